@@ -1,0 +1,5 @@
+"""From a PyTorch module to an ONNX graph in which every attention is one ``crossfuse.FusedAttention`` node.
+
+`sources` finds the module, `census` counts its attentions in eager execution, `capture` traces it, `passes` rewrite,
+`translate` goes to ONNX, and `fuse` tells that story and fills the ledger.
+"""

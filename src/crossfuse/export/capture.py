@@ -1,0 +1,110 @@
+"""``torch.export`` of a :class:`ModelSpec`, with named dynamic dimensions and traced at sizes that hide nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.export import ExportedProgram
+
+from crossfuse.errors import InputError
+from crossfuse.model_spec import ModelSpec
+
+__all__ = ["capture", "named_outputs"]
+
+
+def capture(spec: ModelSpec) -> ExportedProgram:
+    """Trace the module with its dynamic dimensions symbolic.
+
+    The trace uses sizes of at least 2, pairwise different where the ranges allow: a size of 1 or two equal sizes would let
+    a specialised shape pass for a dynamic one.
+
+    Raises:
+        InputError: the module can't be traced, or a dynamic dimension turns out to be fixed.
+    """
+    dims = {
+        name: torch.export.Dim(name, min=d.min, max=d.max) if d.max != d.min else None for name, d in spec.dims.items()
+    }
+    inputs = spec.sample(_trace_sizes(spec), seed=0)
+    shapes = {
+        name: {axis: dims[dim] for axis, dim in spec.axes.get(name, {}).items() if dims[dim] is not None}
+        for name in inputs
+    }
+    try:
+        with torch.no_grad(), quiet_exporter():
+            return torch.export.export(spec.module, (), inputs, dynamic_shapes=shapes, strict=False)
+    except Exception as error:  # torch.export raises many unrelated types, each of which means "can't be traced"
+        raise InputError(
+            f"torch.export can't trace the model: {_first_lines(error)}",
+            where=spec.name,
+            do="Make the named dimensions fit the model (--dynamic INPUT:AXIS=NAME:MIN:MAX), or avoid control flow and "
+            "shapes that depend on tensor values",
+        ) from error
+
+
+def _trace_sizes(spec: ModelSpec) -> dict[str, int]:
+    sizes: dict[str, int] = {}
+    for name, dim in spec.dims.items():
+        size = max(2, dim.min, spec.example_sizes[name])
+        while size in sizes.values():
+            size += 1
+        sizes[name] = size if dim.max is None else max(dim.min, min(size, dim.max))
+    return sizes
+
+
+def named_outputs(result: object) -> dict[str, Tensor]:
+    """Tensors of a module's result by name: a dict's keys, a dataclass's or named tuple's fields, else ``output[_i]``.
+
+    Raises:
+        InputError: the result holds no tensor, or something that is neither a tensor nor a container of tensors.
+    """
+    flat = dict(_walk("", result))
+    if not flat:
+        raise InputError("the model returns no tensor", got=type(result).__name__)
+    return {name or "output": tensor for name, tensor in flat.items()}
+
+
+def _walk(prefix: str, value: object) -> Iterator[tuple[str, Tensor]]:
+    join = f"{prefix}_" if prefix else ""
+    if isinstance(value, Tensor):
+        yield prefix, value
+    elif value is None:
+        return
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _walk(f"{join}{key}", item)
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        for item in dataclasses.fields(value):
+            yield from _walk(f"{join}{item.name}", getattr(value, item.name))
+    elif isinstance(value, tuple) and hasattr(value, "_fields"):
+        for name in value._fields:
+            yield from _walk(f"{join}{name}", getattr(value, name))
+    elif isinstance(value, tuple | list):
+        for i, item in enumerate(value):
+            yield from _walk(f"{prefix or 'output'}_{i}", item)
+    else:
+        raise InputError("the model returns something that is not a tensor", where=prefix, got=type(value).__name__)
+
+
+def _first_lines(error: BaseException, limit: int = 400) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+@contextmanager
+def quiet_exporter() -> Iterator[None]:
+    """Keep PyTorch's exporters from talking about packages that crossfuse doesn't need; errors still raise."""
+    names = ("torch.onnx", "torch.export", "torch.fx", "onnxscript", "onnx_ir")
+    loggers: list[tuple[logging.Logger, Any]] = [(logging.getLogger(n), logging.getLogger(n).level) for n in names]
+    try:
+        for logger, _ in loggers:
+            logger.setLevel(logging.ERROR)
+        yield
+    finally:
+        for logger, level in loggers:
+            logger.setLevel(level)

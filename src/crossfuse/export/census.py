@@ -1,0 +1,181 @@
+"""The census: how many attentions the eager model computes, and where, counted without the passes.
+
+The module runs once, eagerly, under a dispatch mode that sees ATen operators. An attention is
+
+* a call of ``crossfuse::fused_attention`` or of a scaled-dot-product-attention kernel, or
+* a product of two activations (``bmm``, ``mm``, ``baddbmm``) whose result goes through something non-linear along the way
+  to the left side of a second product with an activation: softmax(Q Kᵀ) V and everything that takes softmax's place.
+
+So an attention that no pass knows still has a row in the ledger, with the operators between its two products as evidence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.weak import WeakTensorKeyDictionary
+
+__all__ = ["Sighting", "census"]
+
+_PRODUCTS = {"aten::bmm", "aten::mm", "aten::baddbmm", "aten::addmm"}
+_VIEWS = {
+    "aten::view", "aten::_unsafe_view", "aten::expand", "aten::t", "aten::transpose", "aten::permute", "aten::unsqueeze",
+    "aten::squeeze", "aten::clone", "aten::detach", "aten::slice", "aten::alias", "aten::reshape", "aten::_to_copy",
+    "aten::contiguous", "aten::select", "aten::_reshape_alias", "aten::split", "aten::copy",
+}  # fmt: skip
+_LINEAR = _VIEWS | {
+    "aten::mul", "aten::div", "aten::add", "aten::sub", "aten::where", "aten::masked_fill", "aten::neg",
+    "aten::native_dropout", "aten::bernoulli_", "aten::cat", "aten::stack",
+}  # fmt: skip
+
+
+@dataclass
+class Sighting:
+    """One attention seen in eager execution.
+
+    Attributes:
+        module: path of the innermost module that was running.
+        form: ``operator``, ``sdpa``, or ``products`` for one written out by hand.
+        between: for ``products``, the operators between the two products.
+        returned: the attention's probabilities are an output of the model.
+    """
+
+    module: str
+    form: str
+    between: tuple[str, ...] = ()
+    returned: bool = False
+
+    @property
+    def reason(self) -> str:
+        """Why an attention of this form could not be captured."""
+        if self.returned:
+            return "its attention probabilities are an output of the model, so no fused operator can hide them"
+        if self.form != "products":
+            return "the exported graph does not hold it as one operator"
+        steps = ", ".join(dict.fromkeys(self.between)) or "nothing"
+        if not any("softmax" in step for step in self.between):
+            return f"its scores are not normalised by a softmax (between the two products: {steps})"
+        return (
+            f"it is written out as matmul–softmax–matmul (between the two products: {steps}); call "
+            "F.scaled_dot_product_attention or crossfuse's fused_attention instead"
+        )
+
+
+@dataclass
+class _Scores:
+    """The life of one product's result until a second product consumes it."""
+
+    module: str
+    steps: list[str] = field(default_factory=list)
+    probabilities: list[Tensor] = field(default_factory=list)
+
+    @property
+    def normalised(self) -> bool:
+        return any(f"aten::{step}" not in _LINEAR for step in self.steps)
+
+
+def census(module: nn.Module, inputs: dict[str, Tensor]) -> list[Sighting]:
+    """Run the module once on ``inputs`` and list its attentions in order of execution."""
+    observer = _Observer(module)
+    with torch.no_grad(), observer.watch_modules(), observer:
+        result = module(**inputs)
+    outputs = [t for t in _tensors(result) if isinstance(t, Tensor)]
+    for sighting, scores in observer.by_hand:
+        sighting.returned = any(_same_data(p, out) for p in scores.probabilities for out in outputs)
+    return observer.sightings
+
+
+class _Observer(TorchDispatchMode):
+    def __init__(self, root: nn.Module) -> None:
+        super().__init__()
+        self.root = root
+        self.sightings: list[Sighting] = []
+        self.by_hand: list[tuple[Sighting, _Scores]] = []
+        self.stack: list[str] = [""]
+        self.scores = WeakTensorKeyDictionary()
+        self.weights = WeakTensorKeyDictionary()
+        for tensor in [*root.parameters(), *root.buffers()]:
+            self.weights[tensor] = True
+
+    @contextmanager
+    def watch_modules(self) -> Iterator[None]:
+        names = {m: name for name, m in self.root.named_modules()}
+        handles = []
+
+        def enter(m: nn.Module, _: Any) -> None:
+            self.stack.append(names[m])
+
+        def leave(m: nn.Module, _: Any, __: Any) -> None:
+            self.stack.pop()
+
+        for m in names:
+            handles += [m.register_forward_pre_hook(enter), m.register_forward_hook(leave, always_call=True)]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        name = func._schema.name
+        if name == "crossfuse::fused_attention":
+            self.sightings.append(Sighting(self.stack[-1], "operator"))
+        elif "scaled_dot_product" in name and "backward" not in name:
+            self.sightings.append(Sighting(self.stack[-1], "sdpa"))
+        elif name in _PRODUCTS:
+            self._product(name, args, result)
+        else:
+            self._other(name, tree_leaves((args, kwargs or {})), tree_leaves(result))
+        return result
+
+    def _product(self, name: str, args: Any, result: Tensor) -> None:
+        left, right = args[-2:] if name in ("aten::baddbmm", "aten::addmm") else args[:2]
+        if left in self.weights or right in self.weights:
+            return
+        scores = self.scores.get(left)
+        if scores is not None and scores.normalised and left.shape[-1] == right.shape[-2]:
+            sighting = Sighting(self.stack[-1], "products", tuple(scores.steps))
+            self.sightings.append(sighting)
+            self.by_hand.append((sighting, scores))
+            return
+        self.scores[result] = _Scores(self.stack[-1])
+
+    def _other(self, name: str, inputs: list[Any], outputs: list[Any]) -> None:
+        tensors = [t for t in inputs if isinstance(t, Tensor)]
+        made = [t for t in outputs if isinstance(t, Tensor)]
+        if name in _VIEWS and tensors and tensors[0] in self.weights:
+            for out in made:
+                self.weights[out] = True
+            return
+        scores = next((self.scores[t] for t in tensors if t in self.scores), None)
+        short = name.removeprefix("aten::").removeprefix("_").removesuffix("_")
+        if scores is None:
+            if "softmax" in short and made:
+                scores = _Scores(self.stack[-1])
+            else:
+                return
+        if name not in _VIEWS:
+            scores.steps.append(short)
+        for out in made:
+            self.scores[out] = scores
+            if "softmax" in short:
+                scores.probabilities.append(out)
+
+
+def _tensors(result: object) -> list[Any]:
+    return tree_leaves(dict(result)) if hasattr(result, "to_tuple") else tree_leaves(result)
+
+
+def _same_data(a: Tensor, b: Tensor) -> bool:
+    return a.numel() == b.numel() and (
+        a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr()
+        or torch.equal(a.flatten(), b.flatten().to(a.dtype))
+    )

@@ -1,0 +1,108 @@
+"""``F.scaled_dot_product_attention`` → ``crossfuse.fused_attention``, on the exported program.
+
+Rules:
+
+1. Queries, keys and values are 3-D or 4-D; heads (axis −3) are merged into the width, and the transposes that this adds
+   cancel against the model's own in ONNX (`passes.layout`).
+2. The scale is made explicit: ``1/√D`` where the call gives none.
+3. A bool mask becomes ``mask``, a float mask ``bias``; both are broadcast to four axes. ``is_causal`` is ``upper_left``.
+4. ``enable_gqa`` keeps its fewer key heads; otherwise batches and heads that broadcast are expanded as SDPA does.
+
+It must not fire, and says why, on dropout, on more than four axes, and on a mask of more than four axes.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.export import ExportedProgram
+from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+from crossfuse.operator.torch_op import fused_attention
+
+__all__ = ["fuse_sdpa"]
+
+_SDPA = torch.ops.aten.scaled_dot_product_attention.default
+
+
+def fuse_sdpa(program: ExportedProgram) -> tuple[ExportedProgram, bool, list[str]]:
+    """Replace every call that matches.
+
+    Returns:
+        the program, whether it changed, and a reason for each call that did not match, in order.
+    """
+    calls = [node for node in program.graph.nodes if node.target is _SDPA]
+    if not calls:
+        return program, False, []
+    reasons: list[str] = []
+
+    def decompose(
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attn_mask: Tensor | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        *,
+        scale: float | None = None,
+        enable_gqa: bool = False,
+    ) -> Tensor:
+        why = _mismatch(query, key, value, attn_mask, dropout_p)
+        if why is not None:
+            reasons.append(why)
+            return NotImplemented  # type: ignore[no-any-return]
+        return _sdpa_via_operator(query, key, value, attn_mask, is_causal, scale, enable_gqa)
+
+    program = program.run_decompositions({_SDPA: decompose})
+    return program, len(reasons) < len(calls), reasons
+
+
+def _mismatch(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, dropout_p: float) -> str | None:
+    if dropout_p > 0:
+        return f"scaled_dot_product_attention with dropout_p={dropout_p}: put the model in eval mode"
+    ranks = {query.ndim, key.ndim, value.ndim}
+    if len(ranks) > 1 or query.ndim not in (3, 4):
+        return f"scaled_dot_product_attention over {sorted(ranks)} axes: 3 or 4 are supported"
+    if attn_mask is not None and attn_mask.ndim > 4:
+        return f"scaled_dot_product_attention with a mask of {attn_mask.ndim} axes: up to 4 are supported"
+    return None
+
+
+def _sdpa_via_operator(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None,
+    is_causal: bool,
+    scale: float | None,
+    enable_gqa: bool,
+) -> Tensor:
+    headless = query.ndim == 3
+    if headless:
+        query, key, value = query.unsqueeze(1), key.unsqueeze(1), value.unsqueeze(1)
+    heads = query.shape[1]
+    if not enable_gqa and not statically_known_true(key.shape[1] == heads):
+        key, value = (t.expand(-1, heads, -1, -1) for t in (key, value))
+    batch = key.shape[0] if statically_known_true(query.shape[0] == 1) else query.shape[0]
+    query, key, value = (
+        t if statically_known_true(t.shape[0] == batch) else t.expand(batch, -1, -1, -1) for t in (query, key, value)
+    )
+    mask = bias = None
+    if attn_mask is not None:
+        if headless and attn_mask.ndim == 3:
+            attn_mask = attn_mask.unsqueeze(1)
+        attn_mask = attn_mask.reshape((1,) * (4 - attn_mask.ndim) + tuple(attn_mask.shape))
+        if not statically_known_true(attn_mask.shape[3] == key.shape[2]):
+            attn_mask = attn_mask.expand(-1, -1, -1, key.shape[2])
+        mask, bias = (attn_mask, None) if attn_mask.dtype == torch.bool else (None, attn_mask)
+    out = fused_attention(
+        *(t.transpose(1, 2).flatten(2) for t in (query, key, value)),
+        mask,
+        bias,
+        num_heads=heads,
+        kv_num_heads=key.shape[1],
+        scale=query.shape[-1] ** -0.5 if scale is None else scale,
+        causal="upper_left" if is_causal else "none",
+    )
+    out = out.unflatten(2, (heads, value.shape[-1])).transpose(1, 2)
+    return out.squeeze(1) if headless else out

@@ -1,0 +1,99 @@
+"""An exported program → ``onnx_ir.Model``: names, dimensions and module paths kept, ``fused_attention`` as one node."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Mapping
+
+import onnx_ir as ir
+import torch
+from torch.export import ExportedProgram
+
+from crossfuse.errors import InputError
+from crossfuse.export.capture import quiet_exporter
+from crossfuse.model_spec import ModelSpec
+from crossfuse.operator.onnx_op import translation_table
+
+__all__ = ["IR_VERSION", "OPSET", "module_path", "program_to_onnx"]
+
+OPSET = 20
+"""The opset of every exported graph: the first with ``Gelu``, executed by every runtime in use."""
+
+IR_VERSION = 10
+"""The first IR version with function overloads, which the portable graph's operator body needs."""
+
+
+def program_to_onnx(program: ExportedProgram, spec: ModelSpec, outputs: tuple[str, ...]) -> ir.Model:
+    """Translate with PyTorch's exporter.
+
+    Raises:
+        InputError: an operator that the exporter has no translation for.
+    """
+    try:
+        with quiet_exporter():
+            exported = torch.onnx.export(
+                program,
+                dynamo=True,
+                opset_version=OPSET,
+                input_names=list(spec.inputs),
+                output_names=list(outputs),
+                custom_translation_table=translation_table(),  # type: ignore[arg-type]
+                optimize=True,
+                verbose=False,
+            )
+    except Exception as error:  # the exporter wraps every cause in types of its own
+        raise InputError(
+            f"PyTorch's ONNX exporter can't translate the model: {_cause(error)}",
+            where=spec.name,
+            do="Replace the operator it names with one that has an ONNX translation",
+        ) from error
+    if exported is None:
+        raise InputError("PyTorch's ONNX exporter gave no model", where=spec.name)
+    model = exported.model
+    model.ir_version = IR_VERSION
+    model.graph.name = re.sub(r"\W+", "_", spec.name) or "model"
+    _name_dimensions(model, _symbols(program, spec))
+    return model
+
+
+def module_path(node: ir.Node) -> str:
+    """The path of the PyTorch module that a node came from; empty for the root module or where unknown."""
+    scopes = node.metadata_props.get("pkg.torch.onnx.name_scopes")
+    if not scopes:
+        return ""
+    modules = [scope for scope in ast.literal_eval(scopes)[:-1] if scope]
+    return re.sub(r"@\d+", "", modules[-1]) if modules else ""
+
+
+def _symbols(program: ExportedProgram, spec: ModelSpec) -> dict[str, str]:
+    """torch.export's symbol (``s31``) → the spec's dimension name, read off the program's inputs."""
+    found: dict[str, str] = {}
+    user = set(program.graph_signature.user_inputs)
+    placeholders = [n for n in program.graph.nodes if n.op == "placeholder" and n.name in user]
+    for node, name in zip(placeholders, spec.inputs, strict=True):
+        for axis, dim in spec.axes.get(name, {}).items():
+            symbol = str(node.meta["val"].shape[axis])
+            if not symbol.isdigit():
+                found[symbol] = dim
+    return found
+
+
+def _name_dimensions(model: ir.Model, symbols: Mapping[str, str]) -> None:
+    if not symbols:
+        return
+    pattern = re.compile(r"\b(" + "|".join(map(re.escape, symbols)) + r")\b")
+    values = [*model.graph.inputs, *(v for node in model.graph.all_nodes() for v in node.outputs)]
+    for value in values:
+        if value.shape is None:
+            continue
+        for axis, size in enumerate(value.shape):
+            if isinstance(size, ir.SymbolicDim) and size.value is not None:
+                value.shape[axis] = pattern.sub(lambda m: symbols[m.group(1)], str(size.value))
+
+
+def _cause(error: BaseException) -> str:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    text = " ".join(str(error).split())
+    return text if len(text) <= 400 else text[:399] + "…"

@@ -1,0 +1,69 @@
+"""The zoo's table of contents: name → module, description, sizes. Importing it costs nothing."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from crossfuse.errors import InputError
+
+if TYPE_CHECKING:
+    from crossfuse.model_spec import ModelSpec
+
+__all__ = ["SIZES", "ZOO", "ZooEntry", "zoo_spec"]
+
+SIZES = ("tiny", "published")
+
+
+@dataclass(frozen=True)
+class ZooEntry:
+    """One system of the zoo."""
+
+    name: str
+    summary: str
+    published: str
+    checkpoint: str | None = None
+
+
+ZOO = {
+    entry.name: entry
+    for entry in (
+        ZooEntry(
+            "cross_modal_attention",
+            "the mechanism: tokens of one modality attend to another's, gated into their embeddings",
+            "width 768 over 1024, 12 heads",
+        ),
+        ZooEntry("clip", "text and image towers scored against each other", "ViT-B/32", "CLIPModel"),
+        ZooEntry("vilt", "one transformer over words and image patches", "B/32, 384×384", "ViltModel"),
+        ZooEntry(
+            "qformer",
+            "learned queries and text that read image features",
+            "BLIP-2: 32 queries, 257×1408 features, 12 layers",
+            "Blip2ForImageTextRetrieval, Blip2Model, Blip2ForConditionalGeneration",
+        ),
+        ZooEntry(
+            "dalle",
+            "image tokenizer, text that attends to image codes, decoder to pixels",
+            "128×128 image, 256 codes of 8192, 13 layers",
+        ),
+    )
+}
+
+
+def zoo_spec(name: str, size: str = "tiny", seed: int = 0, checkpoint: str | None = None) -> ModelSpec:
+    """The spec of a zoo system with random weights, or with those of a checkpoint folder.
+
+    Raises:
+        InputError: unknown name or size, or a checkpoint that doesn't fit.
+    """
+    if name not in ZOO:
+        raise InputError("unknown model", got=repr(name), expected=", ".join(ZOO), do="See `crossfuse models`")
+    if size not in SIZES:
+        raise InputError("unknown size", where=name, got=repr(size), expected=" or ".join(SIZES))
+    if checkpoint is not None:
+        from crossfuse.models.checkpoints import checkpoint_spec
+
+        return checkpoint_spec(name, checkpoint)
+    spec: ModelSpec = importlib.import_module(f"crossfuse.models.{name}").spec(size, seed)
+    return spec

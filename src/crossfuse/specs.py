@@ -1,0 +1,113 @@
+"""Names, dtypes and named dimensions of tensors: plain data that every stage shares (NumPy only)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from crossfuse.errors import InputError
+
+__all__ = ["DTYPES", "Dim", "TensorSpec", "collect_dims"]
+
+DTYPES = (
+    "float16", "float32", "float64", "bfloat16", "int8", "int16", "int32", "int64", "uint8", "bool",
+)  # fmt: skip
+"""Tensor element types that a bundle may hold at its boundary, by NumPy's names (bfloat16 by ml_dtypes')."""
+
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*\Z")
+
+
+@dataclass(frozen=True, slots=True)
+class Dim:
+    """A named dynamic dimension and the sizes it may take.
+
+    Args:
+        name: an identifier; the same name on several inputs means the same size.
+        min: smallest size, at least 1.
+        max: largest size, or None for no limit.
+    """
+
+    name: str
+    min: int = 1
+    max: int | None = None
+
+    def __post_init__(self) -> None:
+        if not _NAME.match(self.name):
+            raise InputError("a dimension's name must be an identifier", got=repr(self.name))
+        if self.min < 1 or (self.max is not None and self.max < self.min):
+            raise InputError(
+                "a dimension's range is empty", where=self.name, got=f"{self.min}..{self.max}", expected="1 ≤ min ≤ max"
+            )
+
+    @classmethod
+    def parse(cls, text: str | Dim) -> Dim:
+        """Read ``NAME``, ``NAME:MIN`` or ``NAME:MIN:MAX``."""
+        if isinstance(text, Dim):
+            return text
+        name, *bounds = text.split(":")
+        try:
+            numbers = [int(bound) for bound in bounds]
+        except ValueError:
+            numbers = [0, 0, 0]
+        if len(numbers) > 2:
+            raise InputError("a dynamic dimension can't be read", got=repr(text), expected="NAME[:MIN[:MAX]]")
+        return cls(name, *numbers)
+
+    def __str__(self) -> str:
+        return f"{self.name}={self.min}..{'∞' if self.max is None else self.max}"
+
+    def check(self, size: int, where: str) -> None:
+        """Raise :class:`InputError` if ``size`` is outside the range; ``where`` names the tensor and axis."""
+        if size < self.min or (self.max is not None and size > self.max):
+            upper = "" if self.max is None else f" and at most {self.max}"
+            raise InputError(
+                f"dimension {self.name!r} is outside its range",
+                where=where,
+                got=size,
+                expected=f"at least {self.min}{upper}",
+                do="Give a size in the range, or export again with --dynamic INPUT:AXIS=NAME:MIN:MAX",
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """Name, element type and shape of a tensor; a string in the shape is a dynamic dimension's name."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            raise InputError("a tensor's dtype isn't supported", where=self.name, got=self.dtype, expected=DTYPES)
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.dtype}[{', '.join(map(str, self.shape))}]"
+
+
+def collect_dims(dynamic: Mapping[str, Mapping[int, str | Dim]]) -> dict[str, Dim]:
+    """The named dimensions of a spec, each once; a bare name takes the range given elsewhere.
+
+    Raises:
+        InputError: two different ranges under one name.
+    """
+    found: dict[str, Dim] = {}
+    for axes in dynamic.values():
+        for value in axes.values():
+            _merge(found, Dim.parse(value))
+    return found
+
+
+def _merge(found: dict[str, Dim], dim: Dim) -> None:
+    known = found.get(dim.name)
+    bare = Dim(dim.name)
+    if known is None or known == bare:
+        found[dim.name] = dim
+    elif dim not in (bare, known):
+        raise InputError("a dimension has two ranges", where=dim.name, got=f"{known} and {dim}", expected="one range")
+
+
+def names_of(specs: Iterable[TensorSpec]) -> tuple[str, ...]:
+    """The names, in order."""
+    return tuple(spec.name for spec in specs)
