@@ -1,0 +1,48 @@
+"""Small helpers over ``onnx_ir`` that both export and build use; no knowledge of either."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import onnx_ir as ir
+
+from crossfuse.operator.contract import DOMAIN, NAME
+
+__all__ = ["SITE", "attention_nodes", "clone", "const_array", "dim_of", "same_dim", "site_of"]
+
+SITE = "crossfuse.site"
+"""Metadata key under which a node carries the name of the attention it computes."""
+
+
+def attention_nodes(graph: ir.Graph) -> Iterator[ir.Node]:
+    """The ``FusedAttention`` nodes in the graph's order."""
+    return (node for node in graph if node.domain == DOMAIN and node.op_type == NAME)
+
+
+def site_of(node: ir.Node) -> str | None:
+    """The site that a node computes, in any stage of lowering."""
+    return node.metadata_props.get(SITE)
+
+
+def clone(model: ir.Model) -> ir.Model:
+    """A copy whose graph can be rewritten freely; weights are shared, not copied."""
+    return model.clone()
+
+
+def dim_of(value: ir.Value | None, axis: int) -> int | str | None:
+    """A size of a value's shape: an int, a symbolic expression, or None where unknown."""
+    if value is None or value.shape is None:
+        return None
+    size = value.shape[axis]
+    return size if isinstance(size, int) else size.value
+
+
+def same_dim(a: int | str | None, b: int | str | None) -> bool:
+    """Two sizes are known to be equal."""
+    return a is not None and a == b
+
+
+def const_array(value: ir.Value | None) -> object:
+    """The constant behind a value as a NumPy array, or None."""
+    tensor = None if value is None else ir.convenience.get_const_tensor(value)
+    return None if tensor is None else tensor.numpy()
