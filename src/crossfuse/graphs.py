@@ -8,7 +8,10 @@ import onnx_ir as ir
 
 from crossfuse.operator.contract import DOMAIN, NAME
 
-__all__ = ["SITE", "attention_nodes", "clone", "const_array", "dim_of", "same_dim", "site_of"]
+__all__ = ["MODULE", "SITE", "attention_nodes", "clone", "dim_of", "same_dim", "site_of"]
+
+MODULE = "crossfuse.module"
+"""Metadata key of the PyTorch module path that a node came from."""
 
 SITE = "crossfuse.site"
 """Metadata key under which a node carries the name of the attention it computes."""
@@ -40,9 +43,3 @@ def dim_of(value: ir.Value | None, axis: int) -> int | str | None:
 def same_dim(a: int | str | None, b: int | str | None) -> bool:
     """Two sizes are known to be equal."""
     return a is not None and a == b
-
-
-def const_array(value: ir.Value | None) -> object:
-    """The constant behind a value as a NumPy array, or None."""
-    tensor = None if value is None else ir.convenience.get_const_tensor(value)
-    return None if tensor is None else tensor.numpy()

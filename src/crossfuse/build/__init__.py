@@ -3,3 +3,7 @@
 `targets` names the targets, `attention` holds what every lowering of the operator shares (fan-out folding, masks), and one
 file per engine lowers: `portable` and `onnxruntime`.
 """
+
+from crossfuse.packages import make_callable
+
+make_callable(__name__)

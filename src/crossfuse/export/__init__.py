@@ -3,3 +3,7 @@
 `sources` finds the module, `census` counts its attentions in eager execution, `capture` traces it, `passes` rewrite,
 `translate` goes to ONNX, and `fuse` tells that story and fills the ledger.
 """
+
+from crossfuse.packages import make_callable
+
+make_callable(__name__)

@@ -14,6 +14,7 @@ from crossfuse.export.capture import capture, named_outputs
 from crossfuse.export.census import Sighting, census
 from crossfuse.export.kinds import Dataflow
 from crossfuse.export.passes.layout import cancel_layout_changes
+from crossfuse.export.passes.provenance import trim_metadata
 from crossfuse.export.passes.sdpa import fuse_sdpa
 from crossfuse.export.passes.sites import name_sites, site_name
 from crossfuse.export.translate import module_path, program_to_onnx
@@ -57,6 +58,7 @@ def fuse(spec: ModelSpec, step: Callable[[str], None] = lambda _: None) -> Fused
     CommonSubexpressionEliminationPass()(model)
     model, _ = name_sites(model)
     ledger = _ledger(model, sightings, mismatches, from_sdpa=captured["operator"] == 0)
+    model, _ = trim_metadata(model)
     return FusedGraph(model, ledger, _specs(model.graph.inputs), _specs(model.graph.outputs))
 
 

@@ -24,9 +24,10 @@ def tokens(generator: torch.Generator, vocabulary: int, *shape: int) -> Tensor:
 
 
 def padding(generator: torch.Generator, batch: int, length: int) -> Tensor:
-    """An attention mask ``[batch, length]``, int64: each row keeps a random prefix of at least one, the first row all."""
+    """An attention mask ``[batch, length]``, int64: each row keeps a random prefix of at least one, the last of many all."""
     kept = torch.randint(1, length + 1, (batch,), generator=generator)
-    kept[0] = length
+    if batch > 1:
+        kept[-1] = length
     return (torch.arange(length) < kept[:, None]).long()
 
 

@@ -1,0 +1,250 @@
+"""The way of the data: source → spec → fused graph → targets → bundle, gated by fusion and parity."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from crossfuse.build.targets import lower, require_precision, require_target
+from crossfuse.bundle.manifest import Manifest, StageSpec, TargetEntry
+from crossfuse.bundle.store import Bundle, open_bundle
+from crossfuse.bundle.writer import BundleWriter, write_bundle
+from crossfuse.errors import InputError
+from crossfuse.models.registry import ZOO, zoo_spec
+from crossfuse.runtime.options import SessionOptions
+from crossfuse.runtime.session import open_session
+from crossfuse.verify.check import check_session, verify_bundle
+from crossfuse.verify.parity import ParityReport
+from crossfuse.verify.reference import REFERENCE_FILE, ReferenceSet, load_reference, save_reference
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from crossfuse.model_spec import ModelSpec
+
+__all__ = ["build", "export", "resolve", "verify"]
+
+FUSED_GRAPH = "fused.onnx"
+WEIGHTS = "weights.bin"
+_PRODUCERS = ("torch", "onnx", "onnxscript", "onnx-ir", "onnxruntime-gpu", "onnxruntime")
+
+Step = Callable[[str], None]
+
+
+def export(
+    source: ModelSpec | str,
+    path: str | Path,
+    targets: Iterable[str] = ("ort-cpu",),
+    *,
+    precision: str = "fp32",
+    allow_unfused: bool = False,
+    size: str = "tiny",
+    seed: int = 0,
+    checkpoint: str | None = None,
+    step: Step = lambda _: None,
+) -> Bundle:
+    """Export a model to a bundle.
+
+    Args:
+        source: a :class:`ModelSpec`, a zoo name, ``package.module:factory`` or ``path/file.py:factory``.
+        path: the bundle's folder; an existing bundle there is replaced, at once and only when all is done.
+        targets: ``onnx``, ``ort-cpu``, ``ort-cuda``.
+        precision: ``fp32``.
+        allow_unfused: export even if an attention did not fuse; the ledger says which.
+        size, seed, checkpoint: of a zoo model: ``tiny`` or ``published``, random weights' seed, or a folder with a
+            ``transformers`` checkpoint (safetensors) whose weights to load.
+        step: told what begins, for progress.
+
+    Raises:
+        InputError: a source, target, precision or output folder that can't be used.
+        FusionError: an attention did not fuse (its site and the reason are named).
+        ParityError: a target does not compute what the eager model computes.
+    """
+    names = [require_target(t).name for t in dict.fromkeys(targets)]
+    require_precision(precision)
+    with write_bundle(path) as writer:
+        from crossfuse.build.files import save_graph
+        from crossfuse.export.fuse import fuse
+        from crossfuse.verify.eager import eager_reference
+
+        step("loading the model")
+        spec = resolve(source, size=size, seed=seed, checkpoint=checkpoint)
+        graph = fuse(spec, step)
+        if not allow_unfused:
+            graph.ledger.require_fused([])
+        reference = eager_reference(spec, step=step)
+        save_reference(reference, writer.file(REFERENCE_FILE))
+        step("writing weights")
+        save_graph(graph.model, writer.file(FUSED_GRAPH), writer.file(WEIGHTS))
+        manifest = Manifest(
+            name=spec.name,
+            source=_source(source, size, seed, checkpoint),
+            created_by=f"crossfuse {version('crossfuse')}",
+            dims=spec.dims,
+            stages={"model": StageSpec(graph.inputs, graph.outputs)},
+            context=spec.context,
+            ledger=graph.ledger,
+            fused_graph=FUSED_GRAPH,
+            reference=REFERENCE_FILE,
+        )
+        for name in names:
+            manifest = _add_target(
+                writer, manifest, graph.model, name, reference, precision, allow_unfused=allow_unfused, step=step
+            )
+        step("finishing")
+        return writer.commit(manifest)
+
+
+def build(
+    path: str | Path,
+    target: str,
+    *,
+    precision: str = "fp32",
+    allow_unfused: bool = False,
+    step: Step = lambda _: None,
+) -> Bundle:
+    """Add a target to a bundle (or build it again), from the fused graph and the reference set that the bundle holds.
+
+    Raises:
+        BundleError: no bundle, or a damaged one.
+        InputError, FusionError, ParityError: as `export`.
+    """
+    require_target(target)
+    require_precision(precision)
+    from crossfuse.build.files import load_graph
+
+    old = open_bundle(path)
+    with write_bundle(path) as writer:
+        step("checking the bundle")
+        keep = {name for name, entry in old.manifest.targets.items() if name != target}
+        shared = {FUSED_GRAPH, WEIGHTS, REFERENCE_FILE} & set(old.manifest.files)
+        files = shared | {f for name in keep for f in _files_of(old.manifest.targets[name])}
+        writer.adopt(old, sorted(files))
+        manifest = replace(old.manifest, targets={name: old.manifest.targets[name] for name in keep})
+        staged = Bundle(writer.folder, old.manifest)
+        model = load_graph(staged, old.manifest.fused_graph)
+        reference = load_reference(writer.folder / REFERENCE_FILE)
+        manifest = _add_target(
+            writer, manifest, model, target, reference, precision, allow_unfused=allow_unfused, step=step
+        )
+        return writer.commit(manifest)
+
+
+def verify(
+    path: str | Path,
+    target: str | None = None,
+    *,
+    source: ModelSpec | str | None = None,
+    seed: int = 1,
+    options: SessionOptions | None = None,
+    step: Step = lambda _: None,
+) -> ParityReport:
+    """Check a bundle's target against the eager model's results.
+
+    Args:
+        path: the bundle.
+        target: where omitted, the best that runs here.
+        source: recompute the reference from this model with ``seed``; where omitted, the results that the bundle carries
+            are used, and neither PyTorch nor the model is needed.
+        seed: of the fresh inputs.
+        options: of the session.
+        step: told what begins, for progress.
+
+    Raises:
+        BundleError: no bundle, a damaged one, or one that can't run here.
+    """
+    reference = None
+    if source is not None:
+        from crossfuse.verify.eager import eager_reference
+
+        about = open_bundle(path).manifest.source
+        arguments = {k: about[k] for k in ("size", "seed", "checkpoint") if k in about}
+        reference = eager_reference(resolve(source, **arguments), seed, step)
+    step("running the target")
+    return verify_bundle(path, target, options=options, reference=reference)
+
+
+def resolve(source: ModelSpec | str, *, size: str = "tiny", seed: int = 0, checkpoint: str | None = None) -> ModelSpec:
+    """The spec behind a source.
+
+    Raises:
+        InputError: unknown name, or a factory that fails.
+    """
+    if not isinstance(source, str):
+        return source
+    from crossfuse.export.sources import factory_spec, is_factory
+
+    if is_factory(source):
+        return factory_spec(source)
+    if source not in ZOO:
+        raise InputError(
+            "unknown source",
+            got=repr(source),
+            expected=f"a zoo name ({', '.join(ZOO)}), package.module:factory or path/file.py:factory",
+            do="See `crossfuse models`",
+        )
+    return zoo_spec(source, size, seed, checkpoint)
+
+
+def _add_target(
+    writer: BundleWriter,
+    manifest: Manifest,
+    model: ir.Model,
+    target: str,
+    reference: ReferenceSet,
+    precision: str,
+    *,
+    allow_unfused: bool,
+    step: Step,
+) -> Manifest:
+    """Lower, write, prove fusion, prove parity; the manifest with the target's entry."""
+    from crossfuse.build.files import graph_file, save_graph
+
+    step(f"{target}: lowering")
+    lowered = lower(model, target)
+    file = graph_file("model", target)
+    weights = save_graph(lowered.model, writer.file(file), writer.file(f"weights.{target}.bin"))
+    ledger = manifest.ledger.with_target(target, lowered.kernels, lowered.reasons)
+    if not allow_unfused:
+        ledger.require_fused([target])
+    step(f"{target}: parity")
+    # Without a GPU the CUDA graph is checked on the CPU; the report says where it ran.
+    options = SessionOptions(provider="CPUExecutionProvider")
+    with open_session(target, manifest.stages, manifest.dims, {"model": writer.folder / file}, options) as session:
+        report = check_session(session, reference, precision)
+    report.require_passed()
+    entry = TargetEntry(
+        stages={"model": file},
+        files=tuple(sorted({file, *weights})),
+        precision=precision,
+        producers=_producers(),
+        parity=report.to_json(),
+    )
+    return replace(manifest.with_target(target, entry), ledger=ledger)
+
+
+def _files_of(entry: TargetEntry) -> set[str]:
+    return {*entry.files, *entry.stages.values()}
+
+
+def _source(source: ModelSpec | str, size: str, seed: int, checkpoint: str | None) -> dict[str, Any]:
+    if not isinstance(source, str):
+        return {"kind": "spec", "name": source.name}
+    if source in ZOO:
+        about: dict[str, Any] = {"kind": "zoo", "name": source}
+        return about | ({"checkpoint": checkpoint} if checkpoint else {"size": size, "seed": seed})
+    return {"kind": "factory", "name": source}
+
+
+def _producers() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for package in _PRODUCERS:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found

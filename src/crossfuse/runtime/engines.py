@@ -1,0 +1,75 @@
+"""Which engine executes which target, and whether it is here."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from crossfuse.errors import BundleError
+from crossfuse.runtime.options import SessionOptions
+
+if TYPE_CHECKING:
+    from crossfuse.runtime.ort import OrtStage
+
+__all__ = ["PROVIDERS", "best_target", "open_stage"]
+
+PROVIDERS = {
+    "ort-cuda": "CUDAExecutionProvider",
+    "ort-cpu": "CPUExecutionProvider",
+    "onnx": "CPUExecutionProvider",
+}
+"""Target → ONNX Runtime execution provider, best first."""
+
+
+def best_target(available: Iterable[str]) -> str:
+    """The best of a bundle's targets that can run here.
+
+    Raises:
+        BundleError: none can.
+    """
+    names = set(available)
+    has_ort = importlib.util.find_spec("onnxruntime") is not None
+    for target in PROVIDERS:
+        if target in names and has_ort and (target != "ort-cuda" or _gpu_count() > 0):
+            return target
+    raise BundleError(
+        "no target of the bundle can run here",
+        got=", ".join(sorted(names)) or "no targets",
+        do="Install an engine (pip install 'crossfuse[cpu]' or 'crossfuse[gpu]'), or build another target",
+    )
+
+
+def open_stage(target: str, graph: Path, options: SessionOptions) -> OrtStage:
+    """Open one stage's graph on the target's engine.
+
+    Raises:
+        BundleError: the engine is not installed, or can't execute this graph here.
+    """
+    if target not in PROVIDERS:
+        raise BundleError(
+            "this version of the runtime has no engine for the target", got=repr(target), expected=", ".join(PROVIDERS)
+        )
+    if importlib.util.find_spec("onnxruntime") is None:
+        raise BundleError(
+            f"target {target!r} needs ONNX Runtime, which is not installed",
+            do="pip install 'crossfuse[cpu]', or 'crossfuse[gpu]' for NVIDIA GPUs",
+        )
+    from crossfuse.runtime.ort import OrtStage
+
+    return OrtStage(graph, options.provider or PROVIDERS[target], options)
+
+
+def _gpu_count() -> int:
+    """NVIDIA GPUs that the driver sees; 0 without a driver."""
+    for library in ("libcuda.so.1", "nvcuda.dll"):
+        try:
+            cuda = ctypes.CDLL(library)
+        except OSError:
+            continue
+        count = ctypes.c_int(0)
+        if cuda.cuInit(0) == 0 and cuda.cuDeviceGetCount(ctypes.byref(count)) == 0:
+            return count.value
+    return 0

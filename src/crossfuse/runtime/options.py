@@ -1,0 +1,35 @@
+"""Options of a session."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from crossfuse.errors import InputError
+
+__all__ = ["SessionOptions"]
+
+
+@dataclass(frozen=True)
+class SessionOptions:
+    """How the engine executes.
+
+    Args:
+        threads: threads inside one operator; None for the engine's default (one per core).
+        inter_op_threads: operators executed at the same time; more than 1 turns parallel execution on.
+        spin: keep idle threads spinning between operators; off saves CPU when sessions share cores.
+        provider: ONNX Runtime execution provider to use instead of the target's own (``CPUExecutionProvider`` runs the
+            graph of ``ort-cuda`` on a machine without a GPU, for checks).
+        provider_options: passed to the execution provider.
+    """
+
+    threads: int | None = None
+    inter_op_threads: int = 1
+    spin: bool = True
+    provider: str | None = None
+    provider_options: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, value in (("threads", self.threads), ("inter_op_threads", self.inter_op_threads)):
+            if value is not None and value < 1:
+                raise InputError("a session option is out of range", where=name, got=value, expected="at least 1")

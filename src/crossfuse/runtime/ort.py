@@ -1,0 +1,105 @@
+"""One stage on ONNX Runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from crossfuse.errors import BundleError, InputError
+from crossfuse.runtime.options import SessionOptions
+
+__all__ = ["OrtStage"]
+
+_CPU = "CPUExecutionProvider"
+
+
+class OrtStage:
+    """An ``onnxruntime.InferenceSession`` over one graph. Several threads may run it at once."""
+
+    def __init__(self, graph: Path, provider: str, options: SessionOptions) -> None:
+        import onnxruntime as ort
+
+        if provider not in ort.get_available_providers():
+            raise BundleError(
+                f"this ONNX Runtime has no {provider}",
+                got=", ".join(ort.get_available_providers()),
+                do="pip install 'crossfuse[gpu]' (onnxruntime-gpu), or load target 'ort-cpu'",
+            )
+        settings = ort.SessionOptions()
+        settings.log_severity_level = 3
+        settings.intra_op_num_threads = options.threads or 0
+        settings.inter_op_num_threads = options.inter_op_threads
+        if options.inter_op_threads > 1:
+            settings.execution_mode = ort.ExecutionMode.ORT_PARALLEL
+        settings.add_session_config_entry("session.intra_op.allow_spinning", "1" if options.spin else "0")
+        if provider == "CUDAExecutionProvider" and hasattr(ort, "preload_dlls"):
+            ort.preload_dlls()
+        try:
+            session = ort.InferenceSession(
+                str(graph), settings, providers=[(provider, dict(options.provider_options))]
+            )
+        except Exception as error:  # ONNX Runtime's exceptions have no common base
+            raise BundleError(f"ONNX Runtime can't load the graph: {_brief(error)}", where=graph) from error
+        if session.get_providers()[0] != provider:
+            raise BundleError(
+                f"{provider} can't be used here",
+                where=graph.name,
+                got=f"{session.get_providers()[0]} instead",
+                do="Check the NVIDIA driver and the CUDA and cuDNN libraries, or load target 'ort-cpu'",
+            )
+        self.provider = provider
+        self.version: str = ort.__version__
+        self._ort = ort
+        self._session = session
+        self._outputs = [o.name for o in session.get_outputs()]
+        # The C++ session takes the checked feeds directly; its Python wrapper would check them again.
+        self._run = session._sess.run
+
+    def run(self, feeds: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
+        """Outputs in the graph's order, for host arrays."""
+        try:
+            outputs: list[NDArray[Any]] = self._run(self._outputs, feeds, None)
+        except Exception as error:  # ONNX Runtime's exceptions have no common base
+            raise InputError(
+                f"the engine refused the inputs: {_brief(error)}",
+                do="Check their values (token ids within the vocabulary, masks of zeros and ones)",
+            ) from error
+        return outputs
+
+    def run_on_device(self, feeds: Mapping[str, Any]) -> list[Any]:
+        """Outputs as ``OrtValue`` (which speaks DLPack) on the session's device, for any mix of host and device arrays."""
+        binding = self._session.io_binding()
+        for name, value in feeds.items():
+            if isinstance(value, np.ndarray):
+                ort_value = self._ort.OrtValue.ortvalue_from_numpy(value)
+            else:
+                ort_value = self._ort.OrtValue.from_dlpack(value)
+            binding.bind_ortvalue_input(name, ort_value)
+        device = "cuda" if self.provider == "CUDAExecutionProvider" else "cpu"
+        for name in self._outputs:
+            binding.bind_output(name, device)
+        self._session.run_with_iobinding(binding)
+        outputs: list[Any] = binding.get_outputs()
+        return outputs
+
+    def bind(self, feeds: Mapping[str, NDArray[Any]], outputs: Sequence[NDArray[Any]]) -> Any:
+        """An ONNX Runtime binding of host arrays; `run_bound` executes it in place."""
+        binding = self._session.io_binding()
+        for name, value in feeds.items():
+            binding.bind_cpu_input(name, value)
+        for name, value in zip(self._outputs, outputs, strict=True):
+            binding.bind_output(name, "cpu", 0, value.dtype, value.shape, value.ctypes.data)
+        return binding
+
+    def run_bound(self, binding: Any) -> None:
+        """Execute a binding: reads the bound inputs, writes the bound outputs."""
+        self._session.run_with_iobinding(binding)
+
+
+def _brief(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return text if len(text) <= 300 else text[:299] + "…"

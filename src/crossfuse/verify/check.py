@@ -1,0 +1,62 @@
+"""Verify a bundle's target against the reference set that it carries."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from crossfuse.bundle.store import Bundle, open_bundle
+from crossfuse.errors import BundleError
+from crossfuse.runtime.engines import PROVIDERS, best_target
+from crossfuse.runtime.options import SessionOptions
+from crossfuse.runtime.session import Session, load
+from crossfuse.verify.parity import ParityReport, compare
+from crossfuse.verify.reference import ReferenceSet, load_reference
+
+__all__ = ["check_session", "verify_bundle"]
+
+
+def verify_bundle(
+    path: str | Path,
+    target: str | None = None,
+    *,
+    options: SessionOptions | None = None,
+    reference: ReferenceSet | None = None,
+) -> ParityReport:
+    """Parity of a target on this machine.
+
+    Args:
+        path: the bundle.
+        target: where omitted, the best that runs here.
+        options: of the session; ``SessionOptions(provider="CPUExecutionProvider")`` checks ``ort-cuda`` without a GPU.
+        reference: a fresh reference set instead of the bundle's own.
+
+    Raises:
+        BundleError: the bundle is damaged, or holds no reference set, or can't run here.
+    """
+    bundle = open_bundle(path)
+    name = target or best_target(bundle.targets)
+    precision = bundle.target(name).precision
+    with load(path, name, options) as session:
+        return check_session(session, reference or _reference_of(bundle), precision)
+
+
+def check_session(session: Session, reference: ReferenceSet, precision: str) -> ParityReport:
+    """Parity of an open session."""
+    own = PROVIDERS.get(session.target) == session.provider
+    executed_on = session.provider if own else f"{session.provider} (not the target's own)"
+    return compare(
+        lambda inputs: session.run(**inputs),
+        reference,
+        target=session.target,
+        executed_on=executed_on,
+        precision=precision,
+    )
+
+
+def _reference_of(bundle: Bundle) -> ReferenceSet:
+    name = bundle.manifest.reference
+    if name is None:
+        raise BundleError(
+            "the bundle holds no reference set", where=bundle.path, do="Verify against the model: pass its source"
+        )
+    return load_reference(bundle.verified([name])[0])

@@ -1,0 +1,85 @@
+"""Run the eager module at the shape points: in float64 for the truth, in float32 for the error that float32 has anyway."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from crossfuse.errors import InputError
+from crossfuse.export.capture import named_outputs
+from crossfuse.model_spec import ModelSpec
+from crossfuse.verify.parity import output_error
+from crossfuse.verify.points import shape_points
+from crossfuse.verify.reference import ReferencePoint, ReferenceSet
+
+__all__ = ["eager_reference"]
+
+
+def eager_reference(
+    spec: ModelSpec, seed: int = 1, step: Callable[[str], None] = lambda _: None
+) -> ReferenceSet:
+    """Reference results at every shape point of the spec; ``step`` is told which.
+
+    Raises:
+        InputError: the module can't run at a point, or gives NaN or infinity there.
+    """
+    points = shape_points(spec.dims, spec.example_sizes)
+    samples = [spec.sample(sizes, seed + i) for i, sizes in enumerate(points)]
+    double, dtype = _double_module(spec, samples[0])
+    found = []
+    for i, (sizes, inputs) in enumerate(zip(points, samples, strict=True)):
+        step(f"eager reference {i + 1}/{len(points)}: " + ", ".join(f"{k}={v}" for k, v in sizes.items()))
+        single = _run(spec.module, inputs, spec.name)
+        truth = single if double is None else _run(double, _as_double(inputs), spec.name)
+        for name, array in truth.items():
+            if array.dtype.kind == "f" and not np.isfinite(array).all():
+                raise InputError(
+                    "the eager model gives NaN or infinity, so there is nothing to compare with",
+                    where=f"{name} at {sizes}",
+                    do="Give inputs on which the model is defined (ModelSpec.sampler)",
+                )
+        found.append(
+            ReferencePoint(
+                sizes,
+                seed + i,
+                {name: tensor.numpy() for name, tensor in inputs.items()},
+                truth,
+                {name: output_error(single[name], truth[name]) for name in truth},
+            )
+        )
+    return ReferenceSet(dtype, tuple(found))
+
+
+def _double_module(spec: ModelSpec, inputs: dict[str, Tensor]) -> tuple[nn.Module | None, str]:
+    """The module in float64, or None where it doesn't run in float64 (it fixes a dtype inside, say)."""
+    double = copy.deepcopy(spec.module).double()
+    try:
+        with torch.no_grad():
+            double(**_as_double(inputs))
+    except (RuntimeError, TypeError, ValueError, NotImplementedError):
+        return None, "float32"
+    return double, "float64"
+
+
+def _as_double(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: t.double() if t.is_floating_point() else t for name, t in inputs.items()}
+
+
+def _run(module: nn.Module, inputs: dict[str, Tensor], where: str) -> dict[str, NDArray[Any]]:
+    try:
+        with torch.no_grad():
+            outputs = named_outputs(module(**inputs))
+    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+        sizes = {name: tuple(t.shape) for name, t in inputs.items()}
+        raise InputError(
+            f"the eager model fails: {error}",
+            where=f"{where} on {sizes}",
+            do="Narrow the dynamic ranges to what the model takes (NAME:MIN:MAX)",
+        ) from error
+    return {name: tensor.detach().numpy() for name, tensor in outputs.items()}
