@@ -128,9 +128,7 @@ def build(
         staged = Bundle(writer.folder, old.manifest)
         model = load_graph(staged, old.manifest.fused_graph)
         reference = load_reference(writer.folder / REFERENCE_FILE)
-        manifest = _add_target(
-            writer, manifest, model, target, reference, precision, allow_unfused=allow_unfused, step=step
-        )
+        manifest = _add_target(writer, manifest, model, target, reference, precision, allow_unfused=allow_unfused, step=step)
         return writer.commit(manifest)
 
 

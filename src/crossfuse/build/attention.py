@@ -52,7 +52,9 @@ def read_site(node: ir.Node) -> Site:
     """Read a ``FusedAttention`` node."""
     given = [*node.inputs, *[None] * (6 - len(node.inputs))]
     query, key, value = given[:3]
-    assert query is not None and key is not None and value is not None
+    assert query is not None
+    assert key is not None
+    assert value is not None
     attributes = node.attributes
     return Site(
         node,
@@ -104,9 +106,15 @@ class Emitter:
         return self.constant(values, np.int64)
 
     def size(self, value: ir.Value, axis: int) -> ir.Value:
-        """One size of a value, ``[1]`` int64; a constant where it is known."""
+        """One size of a value, ``[1]`` int64: a constant where it is known, and computed once per named dimension."""
         known = dim_of(value, axis)
-        return self.ints(known) if isinstance(known, int) else self.op("Shape", value, start=axis, end=axis + 1)
+        if isinstance(known, int):
+            return self.ints(known)
+        if known is None:
+            return self.op("Shape", value, start=axis, end=axis + 1)
+        if ("size", known) not in self.made:
+            self.made["size", known] = self.op("Shape", value, start=axis, end=axis + 1)
+        return self.made["size", known]
 
     def concat(self, *parts: ir.Value) -> ir.Value:
         """Join 1-D int64 values."""

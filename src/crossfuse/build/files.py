@@ -55,7 +55,7 @@ def save_graph(model: ir.Model, graph: Path, weights: Path) -> tuple[str, ...]:
             start, length = places[key]
             used.add(weights.name)
             value.const_value = ir.ExternalTensor(
-                weights.name, start, length, tensor.dtype, shape=ir.Shape(tensor.shape), name=value.name or "",
+                weights.name, start, length, tensor.dtype, shape=ir.Shape(tensor.shape.numpy()), name=value.name or "",
                 base_dir=graph.parent,
             )  # fmt: skip
     finally:

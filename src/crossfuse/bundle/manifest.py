@@ -105,9 +105,7 @@ class Manifest:
         try:
             data = json.loads(text, parse_constant=_no_constants)
         except (ValueError, RecursionError) as error:
-            raise BundleError(
-                f"the manifest is not valid JSON: {error}", where=where, do="Export the bundle again"
-            ) from error
+            raise BundleError(f"the manifest is not valid JSON: {error}", where=where, do="Export the bundle again") from error
         version = data.get("schema_version") if isinstance(data, dict) else None
         if isinstance(version, int) and not isinstance(version, bool) and version > SCHEMA_VERSION:
             raise BundleError(
@@ -144,8 +142,7 @@ class _Reader:
         if self.get(top, "schema_version", int) != SCHEMA_VERSION:
             self.fail("schema_version", top["schema_version"], SCHEMA_VERSION)
         dims = {
-            name: self.dim(name, self.mapping(value, f"dims.{name}"))
-            for name, value in self.get(top, "dims", dict).items()
+            name: self.dim(name, self.mapping(value, f"dims.{name}")) for name, value in self.get(top, "dims", dict).items()
         }
         return Manifest(
             name=self.get(top, "name", str),
@@ -153,9 +150,7 @@ class _Reader:
             created_by=self.get(top, "created_by", str),
             dims=dims,
             stages={
-                name: StageSpec(
-                    self.tuple_of(stage, "inputs", self.tensor), self.tuple_of(stage, "outputs", self.tensor)
-                )
+                name: StageSpec(self.tuple_of(stage, "inputs", self.tensor), self.tuple_of(stage, "outputs", self.tensor))
                 for name, stage in self.mappings(top, "stages").items()
             },
             context=self.strings(top, "context"),
@@ -164,8 +159,7 @@ class _Reader:
             targets={name: self.target(value) for name, value in self.mappings(top, "targets").items()},
             reference=self.optional(top, "reference", str),
             files={
-                name: FileEntry(self.size(value), self.digest(value))
-                for name, value in self.mappings(top, "files").items()
+                name: FileEntry(self.size(value), self.digest(value)) for name, value in self.mappings(top, "files").items()
             },
         )
 

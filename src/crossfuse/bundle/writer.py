@@ -99,9 +99,7 @@ def _check_destination(target: Path) -> None:
         raise InputError("the output exists and is not a folder", where=target, do="Choose another output")
     if target.is_dir() and any(target.iterdir()):
         if not (target / MANIFEST).is_file():
-            raise InputError(
-                "the output folder holds something that is not a bundle", where=target, do="Choose another output"
-            )
+            raise InputError("the output folder holds something that is not a bundle", where=target, do="Choose another output")
         open_bundle(target)
 
 

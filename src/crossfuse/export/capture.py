@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -27,13 +28,10 @@ def capture(spec: ModelSpec) -> ExportedProgram:
     Raises:
         InputError: the module can't be traced, or a dynamic dimension turns out to be fixed.
     """
-    dims = {
-        name: torch.export.Dim(name, min=d.min, max=d.max) if d.max != d.min else None for name, d in spec.dims.items()
-    }
+    dims = {name: torch.export.Dim(name, min=d.min, max=d.max) if d.max != d.min else None for name, d in spec.dims.items()}
     inputs = spec.sample(_trace_sizes(spec), seed=0)
     shapes = {
-        name: {axis: dims[dim] for axis, dim in spec.axes.get(name, {}).items() if dims[dim] is not None}
-        for name in inputs
+        name: {axis: dims[dim] for axis, dim in spec.axes.get(name, {}).items() if dims[dim] is not None} for name in inputs
     }
     try:
         with torch.no_grad(), quiet_exporter():
@@ -104,7 +102,9 @@ def quiet_exporter() -> Iterator[None]:
     try:
         for logger, _ in loggers:
             logger.setLevel(logging.ERROR)
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
     finally:
         for logger, level in loggers:
             logger.setLevel(level)

@@ -11,7 +11,7 @@ So an attention that no pass knows still has a row in the ledger, with the opera
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -94,7 +94,7 @@ def census(module: nn.Module, inputs: dict[str, Tensor]) -> list[Sighting]:
 
 class _Observer(TorchDispatchMode):
     def __init__(self, root: nn.Module) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.root = root
         self.sightings: list[Sighting] = []
         self.by_hand: list[tuple[Sighting, _Scores]] = []
@@ -171,11 +171,10 @@ class _Observer(TorchDispatchMode):
 
 
 def _tensors(result: object) -> list[Any]:
-    return tree_leaves(dict(result)) if hasattr(result, "to_tuple") else tree_leaves(result)
+    return tree_leaves(dict(result) if isinstance(result, Mapping) else result)
 
 
 def _same_data(a: Tensor, b: Tensor) -> bool:
     return a.numel() == b.numel() and (
-        a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr()
-        or torch.equal(a.flatten(), b.flatten().to(a.dtype))
+        a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr() or torch.equal(a.flatten(), b.flatten().to(a.dtype))
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -108,7 +108,7 @@ def _row(node: ir.Node, flow: Dataflow, captured: str) -> LedgerRow:
     )
 
 
-def _specs(values: list[ir.Value] | tuple[ir.Value, ...]) -> tuple[TensorSpec, ...]:
+def _specs(values: Sequence[ir.Value]) -> tuple[TensorSpec, ...]:
     specs = []
     for value in values:
         assert value.shape is not None, f"{value.name} has no shape"

@@ -8,6 +8,7 @@ Text is a causal pre-norm transformer, vision a ViT; both use quick-GELU. The pu
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -18,7 +19,7 @@ from crossfuse.models import sampling
 from crossfuse.models.layers import PreNormBlock, key_mask, quick_gelu
 from crossfuse.specs import Dim
 
-__all__ = ["CLIP", "Config", "EXAMPLES", "SIZES", "spec", "spec_of"]
+__all__ = ["CLIP", "EXAMPLES", "SIZES", "Config", "spec", "spec_of"]
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,12 @@ class Config:
     patch_size: int = 32
     projection: int = 512
     eps: float = 1e-5
+    activation: str = "quick_gelu"
+
+    @property
+    def act(self) -> Callable[[Tensor], Tensor]:
+        """The feed-forwards' activation: ``quick_gelu`` in the original, ``gelu`` in some later checkpoints."""
+        return quick_gelu if self.activation == "quick_gelu" else nn.functional.gelu
 
 
 SIZES = {
@@ -61,9 +68,7 @@ class TextTower(nn.Module):
         self.token_embedding = nn.Embedding(config.vocabulary, config.text_width)
         self.position_embedding = nn.Embedding(config.text_length, config.text_width)
         self.layers = nn.ModuleList(
-            PreNormBlock(
-                config.text_width, config.text_heads, config.text_hidden, activation=quick_gelu, eps=config.eps
-            )
+            PreNormBlock(config.text_width, config.text_heads, config.text_hidden, activation=config.act, eps=config.eps)
             for _ in range(config.text_layers)
         )
         self.final_norm = nn.LayerNorm(config.text_width, eps=config.eps)
@@ -74,11 +79,8 @@ class TextTower(nn.Module):
         for layer in self.layers:
             x = layer(x, mask=key_mask(attention_mask), causal="upper_left")
         x = self.final_norm(x)
-        if self.eot_token == 2:
-            # Checkpoints converted before the token id was corrected: the end-of-text token has the highest id.
-            end = input_ids.argmax(dim=-1)
-        else:
-            end = (input_ids == self.eot_token).int().argmax(dim=-1)
+        # Checkpoints converted before the token id was corrected say 2: there, the end-of-text token has the highest id.
+        end = (input_ids if self.eot_token == 2 else (input_ids == self.eot_token).int()).argmax(dim=-1)
         return x[torch.arange(x.shape[0], device=x.device), end]
 
 
@@ -93,7 +95,7 @@ class VisionTower(nn.Module):
         self.position_embedding = nn.Embedding((config.image_size // patch) ** 2 + 1, width)
         self.pre_norm = nn.LayerNorm(width, eps=config.eps)
         self.layers = nn.ModuleList(
-            PreNormBlock(width, config.vision_heads, config.vision_hidden, activation=quick_gelu, eps=config.eps)
+            PreNormBlock(width, config.vision_heads, config.vision_hidden, activation=config.act, eps=config.eps)
             for _ in range(config.vision_layers)
         )
         self.post_norm = nn.LayerNorm(width, eps=config.eps)

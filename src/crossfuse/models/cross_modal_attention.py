@@ -20,7 +20,7 @@ from crossfuse.models import sampling
 from crossfuse.models.layers import Attention, key_mask
 from crossfuse.specs import Dim
 
-__all__ = ["Config", "CrossModalAttention", "EXAMPLES", "SIZES", "spec", "spec_of"]
+__all__ = ["EXAMPLES", "SIZES", "Config", "CrossModalAttention", "spec", "spec_of"]
 
 
 @dataclass(frozen=True)
@@ -67,9 +67,9 @@ def spec_of(module: CrossModalAttention, config: Config, example: dict[str, int]
     batch, length, keys = Dim("batch", 1, 64), Dim("length", 1, 512), Dim("context_length", 1, 4096)
 
     def sample(dims: dict[str, int], generator: torch.Generator) -> dict[str, Tensor]:
-        n, l, s = dims["batch"], dims["length"], dims["context_length"]
+        n, length_a, s = dims["batch"], dims["length"], dims["context_length"]
         return {
-            "a": sampling.features(generator, n, l, config.width),
+            "a": sampling.features(generator, n, length_a, config.width),
             "b": sampling.features(generator, n, s, config.context_width),
             "b_mask": sampling.padding(generator, n, s),
         }

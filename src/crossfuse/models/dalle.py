@@ -21,7 +21,7 @@ from crossfuse.models import sampling
 from crossfuse.models.layers import PreNormBlock, key_mask
 from crossfuse.specs import Dim
 
-__all__ = ["Config", "DALLE", "EXAMPLES", "SIZES", "spec", "spec_of"]
+__all__ = ["DALLE", "EXAMPLES", "SIZES", "Config", "spec", "spec_of"]
 
 
 @dataclass(frozen=True)
@@ -102,9 +102,7 @@ class DALLE(nn.Module):
         self.text_positions = nn.Embedding(config.text_length, width)
         self.code_projection = nn.Linear(config.code_width, width)
         self.image_positions = nn.Embedding(grid * grid, width)
-        self.text_layers = nn.ModuleList(
-            PreNormBlock(width, config.heads, config.hidden) for _ in range(config.text_layers)
-        )
+        self.text_layers = nn.ModuleList(PreNormBlock(width, config.heads, config.hidden) for _ in range(config.text_layers))
         self.cross_layers = nn.ModuleList(
             PreNormBlock(width, config.heads, config.hidden, context_width=width) for _ in range(config.cross_layers)
         )

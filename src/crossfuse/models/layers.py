@@ -42,9 +42,7 @@ class Attention(nn.Module):
         self.value = nn.Linear(context_width or width, width)
         self.out = nn.Linear(width, width)
 
-    def forward(
-        self, x: Tensor, context: Tensor | None = None, mask: Tensor | None = None, causal: str = "none"
-    ) -> Tensor:
+    def forward(self, x: Tensor, context: Tensor | None = None, mask: Tensor | None = None, causal: str = "none") -> Tensor:
         """Attend from ``x [Bq, L, width]`` to ``context [Bk, S, context_width]``; mask as in the operator's contract."""
         source = x if context is None else context
         attended = fused_attention(

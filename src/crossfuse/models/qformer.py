@@ -19,7 +19,7 @@ from crossfuse.models import sampling
 from crossfuse.models.layers import Attention, FeedForward, key_mask
 from crossfuse.specs import Dim
 
-__all__ = ["Config", "EXAMPLES", "QFormer", "SIZES", "spec", "spec_of"]
+__all__ = ["EXAMPLES", "SIZES", "Config", "QFormer", "spec", "spec_of"]
 
 
 @dataclass(frozen=True)
@@ -110,9 +110,7 @@ class QFormer(nn.Module):
             self.words = nn.Embedding(config.vocabulary, config.width)
             self.positions = nn.Embedding(config.text_length, config.width)
         self.norm = nn.LayerNorm(config.width, eps=config.eps)
-        self.layers = nn.ModuleList(
-            QFormerLayer(config, cross=i % config.cross_every == 0) for i in range(config.layers)
-        )
+        self.layers = nn.ModuleList(QFormerLayer(config, cross=i % config.cross_every == 0) for i in range(config.layers))
 
     def forward(
         self,
@@ -148,26 +146,32 @@ def spec(size: str = "tiny", seed: int = 0) -> ModelSpec:
 
 def spec_of(module: QFormer, config: Config, example: dict[str, int]) -> ModelSpec:
     """Export spec of a module with weights of its own; ``example`` gives the sizes of the example inputs."""
-    batch, keys, length = Dim("batch", 1, 64), Dim("image_tokens", 1, 1024), Dim("text", 1, min(config.text_length, 128))
+    batch, keys, length = (
+        Dim("batch", 1, 64),
+        Dim("image_tokens", 1, 1024),
+        Dim("text", 1, min(config.text_length, 128)),
+    )
+    image: dict[str, dict[int, str | Dim]] = {"image_features": {0: batch, 1: keys}, "image_mask": {0: batch, 1: keys}}
+    text: dict[str, dict[int, str | Dim]] = {
+        "input_ids": {0: batch, 1: length},
+        "attention_mask": {0: batch, 1: length},
+    }
 
     def sample(dims: dict[str, int], generator: torch.Generator) -> dict[str, Tensor]:
-        n, s, t = dims["batch"], dims["image_tokens"], dims["text"]
-        return {
+        n, s = dims["batch"], dims["image_tokens"]
+        inputs = {
             "image_features": sampling.features(generator, n, s, config.image_width),
             "image_mask": sampling.padding(generator, n, s),
-            "input_ids": sampling.tokens(generator, config.vocabulary, n, t),
-            "attention_mask": sampling.padding(generator, n, t),
         }
+        if config.text:
+            inputs["input_ids"] = sampling.tokens(generator, config.vocabulary, n, dims["text"])
+            inputs["attention_mask"] = sampling.padding(generator, n, dims["text"])
+        return inputs
 
     return ModelSpec.from_sampler(
         module,
         sample,
-        dynamic={
-            "image_features": {0: batch, 1: keys},
-            "image_mask": {0: batch, 1: keys},
-            "input_ids": {0: batch, 1: length},
-            "attention_mask": {0: batch, 1: length},
-        },
+        dynamic={**image, **(text if config.text else {})},
         example=example,
         context=("image_features", "image_mask"),
         name="qformer",

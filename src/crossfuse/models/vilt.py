@@ -18,7 +18,7 @@ from crossfuse.models import sampling
 from crossfuse.models.layers import PreNormBlock, key_mask
 from crossfuse.specs import Dim
 
-__all__ = ["Config", "EXAMPLES", "SIZES", "ViLT", "spec", "spec_of"]
+__all__ = ["EXAMPLES", "SIZES", "Config", "ViLT", "spec", "spec_of"]
 
 
 @dataclass(frozen=True)
@@ -114,9 +114,7 @@ class ViLT(nn.Module):
         self.final_norm = nn.LayerNorm(config.width, eps=config.eps)
         self.pooler = nn.Linear(config.width, config.width)
 
-    def forward(
-        self, input_ids: Tensor, attention_mask: Tensor, pixel_values: Tensor, pixel_mask: Tensor
-    ) -> dict[str, Tensor]:
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, pixel_values: Tensor, pixel_mask: Tensor) -> dict[str, Tensor]:
         """``input_ids``, ``attention_mask`` ``[B, T]``; ``pixel_values [B, 3, H, W]``, ``pixel_mask [B, H, W]``.
 
         Returns:

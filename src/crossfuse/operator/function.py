@@ -52,9 +52,7 @@ def attention_function(variant: Variant, opset: int) -> ir.Function:
     body = _Body(Tape(), *inputs)
     output = body.build(variant)
     output.name = "output"
-    graph = ir.Graph(
-        inputs, [output], nodes=body.tape.nodes, opset_imports={"": opset}, name=f"{NAME}_{variant.overload}"
-    )
+    graph = ir.Graph(inputs, [output], nodes=body.tape.nodes, opset_imports={"": opset}, name=f"{NAME}_{variant.overload}")
     attributes = [ir.Attr(name, kind, None) for name, kind in _ATTRIBUTES.items()]
     return ir.Function(DOMAIN, NAME, variant.overload, graph=graph, attributes=attributes)
 
@@ -63,7 +61,14 @@ class _Body:
     """Builds the nodes; ``B`` contexts, ``G`` queries each, ``K`` key heads, ``R`` query heads per key head."""
 
     def __init__(
-        self, tape: Tape, query: ir.Value, key: ir.Value, value: ir.Value, mask: ir.Value, bias: ir.Value, lengths: ir.Value
+        self,
+        tape: Tape,
+        query: ir.Value,
+        key: ir.Value,
+        value: ir.Value,
+        mask: ir.Value,
+        bias: ir.Value,
+        lengths: ir.Value,
     ) -> None:
         self.tape = tape
         self.query, self.key, self.value = query, key, value
@@ -85,7 +90,9 @@ class _Body:
         q = split(self.query, contexts, fan_out, length, kv_heads, repeat, order=[0, 1, 3, 4, 2, 5])
         k = split(self.key, contexts, one, keys, kv_heads, one, order=[0, 1, 3, 4, 5, 2])
         v = split(self.value, contexts, one, keys, kv_heads, one, order=[0, 1, 3, 4, 2, 5])
-        scale = self.tape.op("Constant", [], attributes={"value_float": ir.RefAttr("value_float", "scale", ir.AttributeType.FLOAT)})
+        scale = self.tape.op(
+            "Constant", [], attributes={"value_float": ir.RefAttr("value_float", "scale", ir.AttributeType.FLOAT)}
+        )
         scores = self.op("MatMul", self.op("Mul", q, self.op("CastLike", scale, self.query)), k)
         scores = self.op("Reshape", scores, self.concat(contexts, fan_out, heads, length, keys))
 

@@ -55,7 +55,16 @@ def translation_table() -> dict[object, object]:
     opset = onnxscript.values.Opset(DOMAIN, VERSION)
 
     def fused_attention(  # type: ignore[no-untyped-def]
-        query, key, value, mask, bias, key_lengths, num_heads: int, kv_num_heads: int, scale: float, causal: str = "none"
+        query,
+        key,
+        value,
+        mask,
+        bias,
+        key_lengths,
+        num_heads: int,
+        kv_num_heads: int,
+        scale: float,
+        causal: str = "none",
     ):
         return opset.FusedAttention(
             query,

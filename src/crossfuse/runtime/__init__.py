@@ -1,9 +1,9 @@
 """Run bundles with NumPy and one engine; PyTorch and ONNX are never imported.
 
-    from crossfuse import runtime
+from crossfuse import runtime
 
-    with runtime.load("bundle/") as session:
-        outputs = session.run(pixel_values=pixels, input_ids=ids)
+with runtime.load("bundle/") as session:
+    outputs = session.run(pixel_values=pixels, input_ids=ids)
 """
 
 from crossfuse.runtime.engines import best_target

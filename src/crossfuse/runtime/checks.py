@@ -113,6 +113,6 @@ def _as_array(spec: TensorSpec, value: object) -> NDArray[Any]:
             expected="a NumPy array or an object with DLPack",
         )
     try:
-        return np.from_dlpack(value)  # type: ignore[arg-type]
+        return np.from_dlpack(value)
     except (BufferError, RuntimeError, TypeError, ValueError) as error:
         raise InputError(f"an input can't be read through DLPack: {error}", where=spec.name) from error

@@ -39,9 +39,7 @@ class OrtStage:
         if provider == "CUDAExecutionProvider" and hasattr(ort, "preload_dlls"):
             ort.preload_dlls()
         try:
-            session = ort.InferenceSession(
-                str(graph), settings, providers=[(provider, dict(options.provider_options))]
-            )
+            session = ort.InferenceSession(str(graph), settings, providers=[(provider, dict(options.provider_options))])
         except Exception as error:  # ONNX Runtime's exceptions have no common base
             raise BundleError(f"ONNX Runtime can't load the graph: {_brief(error)}", where=graph) from error
         if session.get_providers()[0] != provider:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossfuse.bundle.manifest import StageSpec
-from crossfuse.bundle.store import Bundle, open_bundle
+from crossfuse.bundle.store import open_bundle
 from crossfuse.errors import BundleError, InputError
 from crossfuse.runtime.checks import InputChecker, is_on_device
 from crossfuse.runtime.engines import best_target, open_stage
@@ -57,9 +57,7 @@ def open_session(
 class Session:
     """A target, ready to run. Safe to use from several threads at once; close it, or use it as a context manager."""
 
-    def __init__(
-        self, target: str, stages: Mapping[str, StageSpec], dims: Mapping[str, Dim], engine: OrtStage
-    ) -> None:
+    def __init__(self, target: str, stages: Mapping[str, StageSpec], dims: Mapping[str, Dim], engine: OrtStage) -> None:
         self.target = target
         self.stages: Mapping[str, StageSpec] = MappingProxyType(dict(stages))
         self.inputs: tuple[TensorSpec, ...] = stages["model"].inputs
@@ -109,9 +107,7 @@ class Session:
     def __enter__(self) -> Session:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
     def __repr__(self) -> str:

@@ -21,9 +21,7 @@ from crossfuse.verify.reference import ReferencePoint, ReferenceSet
 __all__ = ["eager_reference"]
 
 
-def eager_reference(
-    spec: ModelSpec, seed: int = 1, step: Callable[[str], None] = lambda _: None
-) -> ReferenceSet:
+def eager_reference(spec: ModelSpec, seed: int = 1, step: Callable[[str], None] = lambda _: None) -> ReferenceSet:
     """Reference results at every shape point of the spec; ``step`` is told which.
 
     Raises:

@@ -1,9 +1,9 @@
 """The parity policy and its report.
 
 A candidate of dtype *t* passes an output when its largest absolute error against the reference is within the absolute floor
-of *t* (scaled down for outputs whose largest magnitude is below 1), or no worse than ``EAGER_MULTIPLE`` times the error that the eager model run in *t* has against the same reference
-(its worst over all shape points). NaN and infinity never pass. Integer outputs are compared by the fraction of elements that
-differ, with a floor of 0.
+of *t* (scaled down for outputs whose largest magnitude is below 1), or no worse than ``EAGER_MULTIPLE`` times the error that
+the eager model run in *t* has against the same reference (its worst over all shape points). NaN and infinity never pass.
+Integer outputs are compared by the fraction of elements that differ, with a floor of 0.
 """
 
 from __future__ import annotations
@@ -114,9 +114,7 @@ class ParityReport:
         }
 
 
-def compare(
-    run: Runner, reference: ReferenceSet, *, target: str, executed_on: str, precision: str = "fp32"
-) -> ParityReport:
+def compare(run: Runner, reference: ReferenceSet, *, target: str, executed_on: str, precision: str = "fp32") -> ParityReport:
     """Run a candidate at every reference point and judge its outputs."""
     results = [run(point.inputs) for point in reference.points]
     outputs = {}

@@ -85,9 +85,7 @@ def load_reference(path: Path) -> ReferenceSet:
                     if index == str(i):
                         part, _, name = rest.partition("/")
                         parts[part][name] = data[key]
-                points.append(
-                    ReferencePoint(point["sizes"], point["seed"], parts["inputs"], parts["outputs"], point["eager"])
-                )
+                points.append(ReferencePoint(point["sizes"], point["seed"], parts["inputs"], parts["outputs"], point["eager"]))
             return ReferenceSet(about["dtype"], tuple(points))
     except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
         raise BundleError(f"the reference set can't be read: {error}", where=path) from error

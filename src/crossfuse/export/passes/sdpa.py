@@ -50,7 +50,7 @@ def fuse_sdpa(program: ExportedProgram) -> tuple[ExportedProgram, bool, list[str
         why = _mismatch(query, key, value, attn_mask, dropout_p)
         if why is not None:
             reasons.append(why)
-            return NotImplemented  # type: ignore[no-any-return]
+            return NotImplemented
         return _sdpa_via_operator(query, key, value, attn_mask, is_causal, scale, enable_gqa)
 
     program = program.run_decompositions({_SDPA: decompose})
@@ -96,7 +96,9 @@ def _sdpa_via_operator(
             attn_mask = attn_mask.expand(-1, -1, -1, key.shape[2])
         mask, bias = (attn_mask, None) if attn_mask.dtype == torch.bool else (None, attn_mask)
     out = fused_attention(
-        *(t.transpose(1, 2).flatten(2) for t in (query, key, value)),
+        query.transpose(1, 2).flatten(2),
+        key.transpose(1, 2).flatten(2),
+        value.transpose(1, 2).flatten(2),
         mask,
         bias,
         num_heads=heads,

@@ -1,0 +1,244 @@
+"""The command line: parses, calls, renders. Exit code 0 when all checks passed, 1 for a failed check, 2 for bad input."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from crossfuse.errors import CrossfuseError, InputError
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Deploy PyTorch cross-attention models, with proof: fused, verified, and run without PyTorch.",
+)
+
+BundlePath = Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle's folder.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
+AllowUnfused = Annotated[
+    bool, typer.Option("--allow-unfused", help="Warn, instead of fail, about attentions that did not fuse.")
+]
+Precision = Annotated[str, typer.Option("--precision", help="fp32.")]
+Threads = Annotated[int | None, typer.Option("--threads", help="Threads inside one operator.")]
+Provider = Annotated[
+    str | None, typer.Option("--provider", help="ONNX Runtime execution provider instead of the target's own.")
+]
+
+
+@app.command()
+def models(as_json: Json = False) -> None:
+    """List the zoo, one line each."""
+    from crossfuse.console import Output
+    from crossfuse.models.registry import SIZES, ZOO
+
+    output = Output(as_json=as_json)
+    width = max(map(len, ZOO))
+
+    def render() -> None:
+        for entry in ZOO.values():
+            output.line(f"{entry.name:{width}}  {entry.summary} ({entry.published})")
+
+    output.result([asdict(entry) | {"sizes": SIZES} for entry in ZOO.values()], render)
+
+
+@app.command()
+def export(
+    source: Annotated[
+        str, typer.Argument(help="A zoo name, package.module:factory, or path/file.py:factory (returns a ModelSpec).")
+    ],
+    out: Annotated[Path, typer.Option("-o", "--output", metavar="BUNDLE", help="The bundle's folder.")],
+    target: Annotated[list[str] | None, typer.Option("--target", help="onnx, ort-cpu, ort-cuda; repeat.")] = None,
+    precision: Precision = "fp32",
+    context: Annotated[list[str] | None, typer.Option("--context", help="An input that changes rarely; repeat.")] = None,
+    dynamic: Annotated[
+        list[str] | None,
+        typer.Option("--dynamic", metavar="INPUT:AXIS=NAME[:MIN:MAX]", help="A dynamic axis; repeat."),
+    ] = None,
+    size: Annotated[str, typer.Option("--size", help="Of a zoo model: tiny or published.")] = "tiny",
+    seed: Annotated[int, typer.Option("--seed", help="Of a zoo model's random weights.")] = 0,
+    checkpoint: Annotated[
+        str | None, typer.Option("--checkpoint", help="Folder of a transformers checkpoint for a zoo model.")
+    ] = None,
+    allow_unfused: AllowUnfused = False,
+    as_json: Json = False,
+) -> None:
+    """Export a model to a bundle: fused, lowered, and checked against eager PyTorch."""
+    from crossfuse import pipeline
+    from crossfuse.console import Output
+
+    output = Output(as_json=as_json)
+    with output.progress() as step:
+        step("loading PyTorch")
+        resolved: Any = source
+        if context or dynamic:
+            spec = pipeline.resolve(source, size=size, seed=seed, checkpoint=checkpoint)
+            resolved = _override(spec, context or [], dynamic or [])
+        bundle = pipeline.export(
+            resolved,
+            out,
+            target or ["ort-cpu"],
+            precision=precision,
+            allow_unfused=allow_unfused,
+            size=size,
+            seed=seed,
+            checkpoint=checkpoint,
+            step=step,
+        )
+    _show(output, bundle)
+
+
+@app.command()
+def build(
+    bundle: BundlePath,
+    target: Annotated[str, typer.Option("--target", help="onnx, ort-cpu, ort-cuda.")],
+    precision: Precision = "fp32",
+    allow_unfused: AllowUnfused = False,
+    as_json: Json = False,
+) -> None:
+    """Add a target to a bundle, checked as at export."""
+    from crossfuse import pipeline
+    from crossfuse.console import Output
+
+    output = Output(as_json=as_json)
+    with output.progress() as step:
+        built = pipeline.build(bundle, target, precision=precision, allow_unfused=allow_unfused, step=step)
+    _show(output, built)
+
+
+@app.command()
+def verify(
+    bundle: BundlePath,
+    target: Annotated[str | None, typer.Option("--target", help="Where omitted, the best that runs here.")] = None,
+    source: Annotated[
+        str | None,
+        typer.Option("--source", help="Recompute the reference from this model, instead of using the bundle's own."),
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", help="Of the fresh inputs; with --source.")] = 1,
+    provider: Provider = None,
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """Check a bundle's numbers on this machine against the eager model's. Needs no PyTorch without --source."""
+    from crossfuse import pipeline
+    from crossfuse.console import Output
+    from crossfuse.runtime.options import SessionOptions
+
+    output = Output(as_json=as_json)
+    options = SessionOptions(threads=threads, provider=provider)
+    with output.progress() as step:
+        report = pipeline.verify(bundle, target, source=source, seed=seed, options=options, step=step)
+    output.result(report.to_json(), lambda: output.parity(report))
+    report.require_passed()
+
+
+@app.command()
+def run(
+    bundle: BundlePath,
+    inputs: Annotated[Path, typer.Option("--input", metavar="FILE.npz", help="Arrays by input name.")],
+    out: Annotated[Path | None, typer.Option("--output", metavar="FILE.npz", help="Where the outputs go.")] = None,
+    target: Annotated[str | None, typer.Option("--target", help="Where omitted, the best that runs here.")] = None,
+    provider: Provider = None,
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """Run a bundle on inputs from a file. Needs no PyTorch."""
+    from crossfuse.arrays import load_arrays, save_arrays
+    from crossfuse.console import Output
+    from crossfuse.runtime import SessionOptions, load
+
+    output = Output(as_json=as_json)
+    with load(bundle, target, SessionOptions(threads=threads, provider=provider)) as session:
+        outputs = session.run(**load_arrays(inputs))
+        used = {"target": session.target, "provider": session.provider}
+    if out is not None:
+        save_arrays(out, outputs)
+    described = {n: {"dtype": str(a.dtype), "shape": list(a.shape)} for n, a in outputs.items()}
+
+    def render() -> None:
+        output.line(f"{used['target']} on {used['provider']}")
+        for name, about in described.items():
+            output.line(f"{name}: {about['dtype']}{about['shape']}")
+        if out is not None:
+            output.line(f"written to {out}")
+
+    output.result({**used, "outputs": described, "written_to": None if out is None else str(out)}, render)
+
+
+@app.command()
+def inspect(bundle: BundlePath, as_json: Json = False) -> None:
+    """Show a bundle: boundary, files, fusion ledger, parity. Checks every file's hash."""
+    from crossfuse.bundle.store import open_bundle
+    from crossfuse.console import Output
+
+    opened = open_bundle(bundle)
+    opened.verified(opened.manifest.files)
+    output = Output(as_json=as_json)
+
+    def render() -> None:
+        output.boundary(opened)
+        output.ledger(opened.ledger, opened.targets)
+        for entry in opened.manifest.targets.values():
+            if entry.parity is not None:
+                output.parity(dict(entry.parity))
+
+    output.result(json.loads(opened.manifest.dumps()), render)
+
+
+def _show(output: Any, bundle: Any) -> None:
+    def render() -> None:
+        output.ledger(bundle.ledger, bundle.targets)
+        for entry in bundle.manifest.targets.values():
+            output.parity(dict(entry.parity))
+        output.line(f"bundle written to {bundle.path}")
+
+    output.result(json.loads(bundle.manifest.dumps()) | {"path": str(bundle.path)}, render)
+
+
+def _override(spec: Any, context: list[str], dynamic: list[str]) -> Any:
+    """The spec with ``--context`` and ``--dynamic`` in place of its own."""
+    from dataclasses import replace
+
+    axes: dict[str, dict[int, str]] = {name: dict(a) for name, a in spec.dynamic.items()}
+    for text in dynamic:
+        where, _, dim = text.partition("=")
+        name, _, axis = where.rpartition(":")
+        if not dim or not axis.isdigit() or not name:
+            raise InputError("--dynamic can't be read", got=repr(text), expected="INPUT:AXIS=NAME[:MIN:MAX]")
+        axes.setdefault(name, {})[int(axis)] = dim
+    return replace(spec, dynamic=axes, context=tuple(context) or spec.context)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line; the entry point of the ``crossfuse`` script."""
+    if os.environ.get("CROSSFUSE_DEBUG") == "1":
+        app(arguments)
+        return
+    try:
+        app(arguments)
+    except CrossfuseError as error:
+        _fail(str(error), error.exit_code)
+    except ImportError as error:
+        _fail(
+            f"a package that this command needs is not installed: {error}. "
+            "Install what it needs: pip install 'crossfuse[cli,export,cpu]'.",
+            2,
+        )
+    except OSError as error:
+        _fail(f"{error.strerror or error} ({error.filename}).", 2)
+
+
+def _fail(paragraph: str, code: int) -> None:
+    from crossfuse.console import Output
+
+    Output(as_json=False).error(paragraph)
+    sys.exit(code)

@@ -1,0 +1,125 @@
+"""What the command line prints: rich tables for people, JSON for machines, progress on long steps."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from crossfuse.bundle.store import Bundle
+from crossfuse.ledger import Ledger
+from crossfuse.verify.parity import ParityReport
+
+__all__ = ["Output"]
+
+
+class Output:
+    """One command's output: results go to stdout, progress and errors to stderr."""
+
+    def __init__(self, *, as_json: bool) -> None:
+        self.as_json = as_json
+        self.console = Console()
+        if not self.console.is_terminal:
+            # Redirected output has no width of its own; tables of sites need this much.
+            self.console.width = max(self.console.width, 132)
+        self.errors = Console(stderr=True)
+
+    def result(self, data: Any, render: Callable[[], None]) -> None:
+        """Print a result: ``data`` as JSON, or what ``render`` prints."""
+        if self.as_json:
+            sys.stdout.write(json.dumps(data, indent=1, allow_nan=False) + "\n")
+        else:
+            render()
+
+    @contextmanager
+    def progress(self) -> Iterator[Callable[[str], None]]:
+        """A function that shows what a long command is doing; a spinner on terminals, lines elsewhere, nothing for JSON."""
+        if self.as_json:
+            yield lambda _: None
+        elif self.errors.is_terminal:
+            with self.errors.status("starting") as status:
+                yield lambda text: status.update(text)
+        else:
+            yield lambda text: self.errors.print(f"· {text}", highlight=False)
+
+    def error(self, paragraph: str) -> None:
+        """An error in one paragraph, on stderr, also for ``--json``."""
+        self.errors.print(f"[bold red]error:[/] {_escape(paragraph)}", highlight=False, soft_wrap=True)
+
+    def warning(self, paragraph: str) -> None:
+        """A warning in one paragraph, on stderr."""
+        self.errors.print(f"[bold yellow]warning:[/] {_escape(paragraph)}", highlight=False, soft_wrap=True)
+
+    def line(self, text: str) -> None:
+        """A line of text."""
+        self.console.print(_escape(text), highlight=False, soft_wrap=True)
+
+    def ledger(self, ledger: Ledger, targets: tuple[str, ...]) -> None:
+        """The ledger as a table, with reasons below it."""
+        table = Table(title=f"Fusion ledger: {_ledger_sentence(ledger, targets)}", title_justify="left")
+        for column in ("site", "kind", "heads", "from", *targets):
+            table.add_column(column, overflow="fold")
+        for row in ledger:
+            heads = "?" if row.num_heads is None else f"{row.num_heads}×{row.head_size}"
+            cells = [row.fused.get(t) or "[bold red]not fused[/]" for t in targets]
+            table.add_row(_escape(row.site), row.kind, heads, row.captured or "[bold red]not captured[/]", *cells)
+        self.console.print(table)
+        for text in ledger.unfused(targets):
+            self.warning(text)
+
+    def parity(self, report: ParityReport | dict[str, Any]) -> None:
+        """A parity report as a table."""
+        data = report if isinstance(report, dict) else report.to_json()
+        verdict = "[bold green]passed[/]" if data["passed"] else "[bold red]failed[/]"
+        table = Table(
+            title=f"Parity of {data['target']} on {data['executed_on']}: {verdict} at {len(data['points'])} shape points, "
+            f"against eager {data['reference_dtype']}",
+            title_justify="left",
+        )
+        for column in ("output", "max abs", "max rel", "cosine", "tolerance", "from"):
+            table.add_column(column, justify="left" if column in ("output", "from") else "right")
+        for name, o in data["outputs"].items():
+            numbers = ("∞" if o[k] is None else f"{o[k]:.3g}" for k in ("max_abs", "max_rel"))
+            cosine = "–" if o["cosine"] is None else f"{o['cosine']:.9f}"
+            style = "" if o["passed"] else "bold red"
+            table.add_row(_escape(name), *numbers, cosine, f"{o['tolerance']:.3g}", o["tolerance_from"], style=style)
+        self.console.print(table)
+
+    def boundary(self, bundle: Bundle) -> None:
+        """Inputs, outputs and files of a bundle."""
+        manifest = bundle.manifest
+        about = ", ".join(f"{k} {v}" for k, v in manifest.source.items())
+        self.line(f"{manifest.name} ({about}), written by {manifest.created_by}")
+        table = Table(title="Boundary", title_justify="left")
+        for column in ("stage", "", "name", "dtype", "shape"):
+            table.add_column(column)
+        for stage, spec in manifest.stages.items():
+            for kind, tensors in (("in", spec.inputs), ("out", spec.outputs)):
+                for t in tensors:
+                    table.add_row(stage, kind, t.name, t.dtype, _escape(f"[{', '.join(map(str, t.shape))}]"))
+        self.console.print(table)
+        if manifest.dims:
+            self.line("Dimensions: " + ", ".join(map(str, manifest.dims.values())))
+        files = Table(title="Files", title_justify="left")
+        files.add_column("file")
+        files.add_column("MB", justify="right")
+        files.add_column("used by")
+        for name, entry in manifest.files.items():
+            users = [t for t, e in manifest.targets.items() if name in (*e.files, *e.stages.values())]
+            files.add_row(name, f"{entry.size / 1e6:.2f}", ", ".join(users) or "build, verify")
+        self.console.print(files)
+
+
+def _ledger_sentence(ledger: Ledger, targets: tuple[str, ...]) -> str:
+    kinds = ", ".join(f"{n} {kind}" for kind, n in ledger.counts().items()) or "none"
+    fused = ", ".join(f"{sum(ledger.counts(t).values())} fused in {t}" for t in targets)
+    return f"{len(ledger)} attentions ({kinds}); {fused}" if targets else f"{len(ledger)} attentions ({kinds})"
+
+
+def _escape(text: str) -> str:
+    return text.replace("[", "\\[")

@@ -1,0 +1,279 @@
+"""Weights of ``transformers`` checkpoints for the zoo: safetensors only, mapped name by name, nothing left over.
+
+Each entry of a mapping is a pattern of the checkpoint's names and the zoo's name for it. A tensor that the model needs and the
+checkpoint lacks, or that is there and not known, is an error.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from crossfuse.errors import InputError
+from crossfuse.model_spec import ModelSpec
+from crossfuse.models import clip, qformer, vilt
+
+__all__ = ["checkpoint_spec", "load_module"]
+
+Rules = tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class _Format:
+    """How one system reads checkpoints: configuration, names, and names of parts that it does not have."""
+
+    configure: Callable[[Mapping[str, Any], Mapping[str, Tensor]], Any]
+    build: Callable[[Any], nn.Module]
+    spec_of: Callable[[Any, Any, dict[str, int]], ModelSpec]
+    example: dict[str, int]
+    rules: Rules
+    ignored: str
+
+
+_CLIP_RULES: Rules = (
+    (r"text_model\.embeddings\.(token|position)_embedding\.weight", r"text.\1_embedding.weight"),
+    (r"(text|vision)_model\.encoder\.layers\.(\d+)\.self_attn\.q_proj\.(\w+)", r"\1.layers.\2.attention.query.\3"),
+    (r"(text|vision)_model\.encoder\.layers\.(\d+)\.self_attn\.k_proj\.(\w+)", r"\1.layers.\2.attention.key.\3"),
+    (r"(text|vision)_model\.encoder\.layers\.(\d+)\.self_attn\.v_proj\.(\w+)", r"\1.layers.\2.attention.value.\3"),
+    (r"(text|vision)_model\.encoder\.layers\.(\d+)\.self_attn\.out_proj\.(\w+)", r"\1.layers.\2.attention.out.\3"),
+    (r"(text|vision)_model\.encoder\.layers\.(\d+)\.layer_norm(1|2)\.(\w+)", r"\1.layers.\2.norm\3.\4"),
+    (r"(text|vision)_model\.encoder\.layers\.(\d+)\.mlp\.fc1\.(\w+)", r"\1.layers.\2.feed_forward.up.\3"),
+    (r"(text|vision)_model\.encoder\.layers\.(\d+)\.mlp\.fc2\.(\w+)", r"\1.layers.\2.feed_forward.down.\3"),
+    (r"text_model\.final_layer_norm\.(\w+)", r"text.final_norm.\1"),
+    (r"vision_model\.embeddings\.class_embedding", r"vision.class_embedding"),
+    (r"vision_model\.embeddings\.(patch|position)_embedding\.weight", r"vision.\1_embedding.weight"),
+    (r"vision_model\.pre_layrnorm\.(\w+)", r"vision.pre_norm.\1"),
+    (r"vision_model\.post_layernorm\.(\w+)", r"vision.post_norm.\1"),
+    (r"(visual_projection|text_projection)\.weight", r"\1.weight"),
+    (r"logit_scale", r"logit_scale"),
+)
+
+_VILT_RULES: Rules = (
+    (r"embeddings\.text_embeddings\.(word|position)_embeddings\.weight", r"text.\1s.weight"),
+    (r"embeddings\.text_embeddings\.token_type_embeddings\.weight", r"text.token_types.weight"),
+    (r"embeddings\.text_embeddings\.LayerNorm\.(\w+)", r"text.norm.\1"),
+    (r"embeddings\.cls_token", r"image.class_token"),
+    (r"embeddings\.position_embeddings", r"image.positions"),
+    (r"embeddings\.patch_embeddings\.projection\.(\w+)", r"image.patches.\1"),
+    (r"embeddings\.token_type_embeddings\.weight", r"modalities.weight"),
+    (r"encoder\.layer\.(\d+)\.attention\.attention\.(query|key|value)\.(\w+)", r"layers.\1.attention.\2.\3"),
+    (r"encoder\.layer\.(\d+)\.attention\.output\.dense\.(\w+)", r"layers.\1.attention.out.\2"),
+    (r"encoder\.layer\.(\d+)\.intermediate\.dense\.(\w+)", r"layers.\1.feed_forward.up.\2"),
+    (r"encoder\.layer\.(\d+)\.output\.dense\.(\w+)", r"layers.\1.feed_forward.down.\2"),
+    (r"encoder\.layer\.(\d+)\.layernorm_before\.(\w+)", r"layers.\1.norm1.\2"),
+    (r"encoder\.layer\.(\d+)\.layernorm_after\.(\w+)", r"layers.\1.norm2.\2"),
+    (r"layernorm\.(\w+)", r"final_norm.\1"),
+    (r"pooler\.dense\.(\w+)", r"pooler.\1"),
+)
+
+_SELF, _CROSS = r"encoder\.layer\.(\d+)\.attention\.", r"encoder\.layer\.(\d+)\.crossattention\."
+_QFORMER_RULES: Rules = (
+    (r"query_tokens", r"query_tokens"),
+    (r"embeddings\.word_embeddings\.weight", r"words.weight"),
+    (r"embeddings\.position_embeddings\.weight", r"positions.weight"),
+    (r"layernorm\.(\w+)", r"norm.\1"),
+    (_SELF + r"attention\.(query|key|value)\.(\w+)", r"layers.\1.self_attention.attention.\2.\3"),
+    (_SELF + r"output\.dense\.(\w+)", r"layers.\1.self_attention.attention.out.\2"),
+    (_SELF + r"output\.LayerNorm\.(\w+)", r"layers.\1.self_attention.norm.\2"),
+    (_CROSS + r"attention\.(query|key|value)\.(\w+)", r"layers.\1.cross_attention.attention.\2.\3"),
+    (_CROSS + r"output\.dense\.(\w+)", r"layers.\1.cross_attention.attention.out.\2"),
+    (_CROSS + r"output\.LayerNorm\.(\w+)", r"layers.\1.cross_attention.norm.\2"),
+    (r"encoder\.layer\.(\d+)\.intermediate_query\.dense\.(\w+)", r"layers.\1.query_feed_forward.feed_forward.up.\2"),
+    (r"encoder\.layer\.(\d+)\.output_query\.dense\.(\w+)", r"layers.\1.query_feed_forward.feed_forward.down.\2"),
+    (r"encoder\.layer\.(\d+)\.output_query\.LayerNorm\.(\w+)", r"layers.\1.query_feed_forward.norm.\2"),
+    (r"encoder\.layer\.(\d+)\.intermediate\.dense\.(\w+)", r"layers.\1.text_feed_forward.feed_forward.up.\2"),
+    (r"encoder\.layer\.(\d+)\.output\.dense\.(\w+)", r"layers.\1.text_feed_forward.feed_forward.down.\2"),
+    (r"encoder\.layer\.(\d+)\.output\.LayerNorm\.(\w+)", r"layers.\1.text_feed_forward.norm.\2"),
+)
+
+
+def checkpoint_spec(name: str, folder: str) -> ModelSpec:
+    """The export spec of a zoo system with a checkpoint's weights.
+
+    Raises:
+        InputError: as `load_module`.
+    """
+    fmt = _format(name)
+    module, config = load_module(name, folder)
+    return fmt.spec_of(module, config, fmt.example | {"text": min(fmt.example["text"], config.text_length)})
+
+
+def load_module(name: str, folder: str) -> tuple[nn.Module, Any]:
+    """The module (in eval mode, float32) and its configuration.
+
+    Raises:
+        InputError: a system without checkpoints, no configuration or safetensors file in the folder, a configuration that
+            the system doesn't cover, or tensors missing or left over.
+    """
+    fmt = _format(name)
+    path = Path(folder)
+    settings = _read_json(path / "config.json")
+    tensors = _read_tensors(path)
+    config = fmt.configure(settings, tensors)
+    module = fmt.build(config)
+    state, unknown = {}, []
+    for key, tensor in tensors.items():
+        target = _translate(key, fmt.rules)
+        if target is not None:
+            state[target] = tensor.float()
+        elif not re.match(fmt.ignored, key):
+            unknown.append(key)
+    missing = sorted(set(module.state_dict()) - set(state))
+    unknown += sorted(set(state) - set(module.state_dict()))
+    if missing or unknown:
+        problems = (("missing", missing), ("unknown", unknown))
+        raise InputError(
+            f"the checkpoint doesn't fit {name!r}",
+            where=path,
+            got="; ".join(f"{len(names)} {what} ({', '.join(names[:3])})" for what, names in problems if names),
+            do="Use a checkpoint of the class that `crossfuse models` names",
+        )
+    try:
+        module.load_state_dict(state)
+    except RuntimeError as error:
+        raise InputError(f"the checkpoint doesn't fit {name!r}: {error}", where=path) from error
+    return module.eval(), config
+
+
+def _format(name: str) -> _Format:
+    formats = {
+        "clip": _Format(
+            _clip_config, clip.CLIP, clip.spec_of, clip.EXAMPLES["published"], _CLIP_RULES, r".*position_ids$"
+        ),
+        "vilt": _Format(
+            _vilt_config, vilt.ViLT, vilt.spec_of, vilt.EXAMPLES["published"], _VILT_RULES,
+            r"classifier\.|mlm_score\.|rank_output\.|.*position_ids$|.*token_type_ids$",
+        ),
+        "qformer": _Format(
+            _qformer_config, qformer.QFormer, qformer.spec_of, qformer.EXAMPLES["published"], _QFORMER_RULES,
+            r"(vision_model|language_model|language_projection|vision_projection|text_projection|itm_head)\.|.*position_ids$",
+        ),
+    }  # fmt: skip
+    if name not in formats:
+        raise InputError("this system loads no checkpoints", got=repr(name), expected=" or ".join(formats))
+    return formats[name]
+
+
+def _translate(key: str, rules: Rules) -> str | None:
+    key = re.sub(r"^(vilt|qformer)\.", "", key)
+    for pattern, target in rules:
+        match = re.fullmatch(pattern, key)
+        if match:
+            return match.expand(target)
+    return None
+
+
+def _clip_config(settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> clip.Config:
+    text, vision = settings.get("text_config", {}), settings.get("vision_config", {})
+    activations = {text.get("hidden_act", "quick_gelu"), vision.get("hidden_act", "quick_gelu")}
+    if len(activations) != 1 or not activations <= {"quick_gelu", "gelu"}:
+        raise InputError("unknown activation", got=", ".join(sorted(activations)), expected="quick_gelu or gelu")
+    epsilons = {text.get("layer_norm_eps", 1e-5), vision.get("layer_norm_eps", 1e-5)}
+    if len(epsilons) != 1:
+        raise InputError("the towers' layer norms differ", got=epsilons, expected="one epsilon")
+    base = clip.Config()
+    return clip.Config(
+        text_width=text.get("hidden_size", base.text_width),
+        text_layers=text.get("num_hidden_layers", base.text_layers),
+        text_heads=text.get("num_attention_heads", base.text_heads),
+        text_hidden=text.get("intermediate_size", base.text_hidden),
+        vocabulary=text.get("vocab_size", base.vocabulary),
+        text_length=text.get("max_position_embeddings", base.text_length),
+        eot_token=text.get("eos_token_id", base.eot_token),
+        vision_width=vision.get("hidden_size", base.vision_width),
+        vision_layers=vision.get("num_hidden_layers", base.vision_layers),
+        vision_heads=vision.get("num_attention_heads", base.vision_heads),
+        vision_hidden=vision.get("intermediate_size", base.vision_hidden),
+        image_size=vision.get("image_size", base.image_size),
+        patch_size=vision.get("patch_size", base.patch_size),
+        projection=settings.get("projection_dim", base.projection),
+        eps=epsilons.pop(),
+        activation=activations.pop(),
+    )
+
+
+def _vilt_config(settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> vilt.Config:
+    _require_gelu(settings)
+    base = vilt.Config()
+    return vilt.Config(
+        width=settings.get("hidden_size", base.width),
+        layers=settings.get("num_hidden_layers", base.layers),
+        heads=settings.get("num_attention_heads", base.heads),
+        hidden=settings.get("intermediate_size", base.hidden),
+        vocabulary=settings.get("vocab_size", base.vocabulary),
+        text_length=settings.get("max_position_embeddings", base.text_length),
+        image_size=settings.get("image_size", base.image_size),
+        patch_size=settings.get("patch_size", base.patch_size),
+        eps=settings.get("layer_norm_eps", base.eps),
+        modality_types=settings.get("modality_type_vocab_size", base.modality_types),
+    )
+
+
+def _qformer_config(settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> qformer.Config:
+    inner = settings.get("qformer_config", settings)
+    _require_gelu(inner)
+    base = qformer.Config()
+    queries = tensors.get("query_tokens")
+    return qformer.Config(
+        width=inner.get("hidden_size", base.width),
+        layers=inner.get("num_hidden_layers", base.layers),
+        heads=inner.get("num_attention_heads", base.heads),
+        hidden=inner.get("intermediate_size", base.hidden),
+        image_width=inner.get("encoder_hidden_size", base.image_width),
+        queries=settings.get("num_query_tokens", base.queries) if queries is None else queries.shape[1],
+        cross_every=inner.get("cross_attention_frequency", base.cross_every),
+        vocabulary=inner.get("vocab_size", base.vocabulary),
+        text_length=inner.get("max_position_embeddings", base.text_length),
+        eps=inner.get("layer_norm_eps", base.eps),
+        text="embeddings.word_embeddings.weight" in tensors,
+    )
+
+
+def _require_gelu(settings: Mapping[str, Any]) -> None:
+    if settings.get("hidden_act", "gelu") != "gelu":
+        raise InputError("unknown activation", got=settings["hidden_act"], expected="gelu")
+
+
+def _read_json(path: Path) -> Mapping[str, Any]:
+    if not path.is_file():
+        raise InputError("the checkpoint folder has no such file", where=path)
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"the file is not valid JSON: {error}", where=path) from error
+    if not isinstance(data, dict):
+        raise InputError("the file holds no JSON object", where=path)
+    return data
+
+
+def _read_tensors(folder: Path) -> dict[str, Tensor]:
+    """All tensors of ``model.safetensors``, or of the shards that its index names."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    index = folder / "model.safetensors.index.json"
+    names = ["model.safetensors"]
+    if index.is_file():
+        names = sorted(set(_read_json(index).get("weight_map", {}).values()))
+    tensors: dict[str, Tensor] = {}
+    for name in names:
+        if Path(name).name != name or not (folder / name).is_file():
+            pickled = any(folder.glob("*.bin")) or any(folder.glob("*.pt"))
+            raise InputError(
+                "the checkpoint has no safetensors file",
+                where=folder / name,
+                do="Pickled weights are never loaded; save them with save_pretrained(safe_serialization=True)"
+                if pickled
+                else None,
+            )
+        try:
+            tensors |= load_file(folder / name)
+        except (SafetensorError, OSError) as error:
+            raise InputError(f"the safetensors file can't be read: {error}", where=folder / name) from error
+    return tensors

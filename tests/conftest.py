@@ -1,0 +1,59 @@
+"""Fixtures: bundles of the tiny zoo (exported once per test process) and the parts they were made of."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+import crossfuse
+from crossfuse.bundle.store import Bundle
+
+TARGETS = ("onnx", "ort-cpu", "ort-cuda")
+
+
+def _has_gpu() -> bool:
+    try:
+        cuda = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False
+    count = ctypes.c_int(0)
+    return bool(cuda.cuInit(0) == 0 and cuda.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if not _has_gpu():
+        skip = pytest.mark.skip(reason="no NVIDIA GPU on this machine")
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(skip)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> None:
+    """Several test processes share the cores."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def zoo_bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Bundle]:
+    """``zoo_bundle(name)``: a tiny bundle with all targets. Tests must not change it; copy it first."""
+    made: dict[str, Bundle] = {}
+
+    def get(name: str) -> Bundle:
+        if name not in made:
+            made[name] = crossfuse.export(name, tmp_path_factory.mktemp("zoo") / name, TARGETS)
+        return made[name]
+
+    return get
+
+
+@pytest.fixture
+def bundle_copy(zoo_bundle: Callable[[str], Bundle], tmp_path: Path) -> Path:
+    """A copy of the tiny cross-modal bundle that a test may damage."""
+    import shutil
+
+    return Path(shutil.copytree(zoo_bundle("cross_modal_attention").path, tmp_path / "bundle"))
