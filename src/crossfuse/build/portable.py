@@ -6,7 +6,7 @@ import onnx_ir as ir
 
 from crossfuse.build.targets import Lowered
 from crossfuse.graphs import attention_nodes, clone, site_of
-from crossfuse.operator.contract import DOMAIN, NAME
+from crossfuse.operator.contract import DOMAIN, INPUTS, NAME
 from crossfuse.operator.function import attention_function, variant_of
 
 __all__ = ["lower_portable"]
@@ -20,6 +20,8 @@ def lower_portable(model: ir.Model) -> Lowered:
     for node in attention_nodes(model.graph):
         variant = variant_of(node)
         node.overload = variant.overload
+        # A function's call lists all of its inputs; absent ones are empty names.
+        node.resize_inputs(len(INPUTS))
         function = attention_function(variant, opset)
         model.functions.setdefault(function.identifier(), function)
         kernels[site_of(node) or ""] = f"{DOMAIN}.{NAME}"

@@ -142,7 +142,9 @@ class _Observer(TorchDispatchMode):
             return
         scores = self.scores.get(left)
         if scores is not None and scores.normalised and left.shape[-1] == right.shape[-2]:
-            sighting = Sighting(self.stack[-1], "products", tuple(scores.steps))
+            # PyTorch's own attention, where it has no kernel for a case, is these products around a softmax of its own.
+            form = "sdpa" if "safe_softmax" in scores.steps else "products"
+            sighting = Sighting(self.stack[-1], form, tuple(scores.steps))
             self.sightings.append(sighting)
             self.by_hand.append((sighting, scores))
             return

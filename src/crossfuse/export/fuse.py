@@ -14,6 +14,7 @@ from crossfuse.export.capture import capture, named_outputs
 from crossfuse.export.census import Sighting, census
 from crossfuse.export.kinds import Dataflow
 from crossfuse.export.passes.layout import cancel_layout_changes
+from crossfuse.export.passes.outputs import separate_outputs
 from crossfuse.export.passes.provenance import trim_metadata
 from crossfuse.export.passes.sdpa import fuse_sdpa
 from crossfuse.export.passes.sites import name_sites, site_name
@@ -56,6 +57,7 @@ def fuse(spec: ModelSpec, step: Callable[[str], None] = lambda _: None) -> Fused
     step("fusing")
     model, _ = cancel_layout_changes(model)
     CommonSubexpressionEliminationPass()(model)
+    model, _ = separate_outputs(model, outputs)
     model, _ = name_sites(model)
     ledger = _ledger(model, sightings, mismatches, from_sdpa=captured["operator"] == 0)
     model, _ = trim_metadata(model)

@@ -38,14 +38,20 @@ def cancel_layout_changes(model: ir.Model) -> tuple[ir.Model, bool]:
 def _drop_idle_reshapes(model: ir.Model) -> None:
     for node in model.graph:
         result = node.outputs[0]
-        if node.op_type != "Reshape" or node.domain or result.is_graph_output():
+        if node.op_type != "Reshape" or node.domain:
             continue
         source = node.inputs[0]
         while source is not None and not _same_shape(source, result):
             producer = source.producer()
             source = producer.inputs[0] if producer is not None and producer.op_type == "Reshape" else None
-        if source is not None:
+        if source is None:
+            continue
+        if not result.is_graph_output():
             result.replace_all_uses_with(source)
+        elif source.producer() is not None and not source.is_graph_output():
+            name, result.name = result.name, f"{result.name}_reshaped"
+            ir.convenience.replace_all_uses_with(result, source, replace_graph_outputs=True)
+            source.name = name
 
 
 def _same_shape(a: ir.Value, b: ir.Value) -> bool:
