@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from crossfuse.errors import InputError
 
-__all__ = ["DTYPES", "Dim", "TensorSpec", "collect_dims"]
+__all__ = ["DTYPES", "Dim", "TensorSpec", "collect_dims", "names_of"]
 
 DTYPES = (
     "float16", "float32", "float64", "bfloat16", "int8", "int16", "int32", "int64", "uint8", "bool",

@@ -55,17 +55,19 @@ def _lower(model: ir.Model, form: Callable[[Emitter, Site], ir.Value]) -> Lowere
         dtype = site.query.dtype
         emit = emitters.setdefault(dtype, Emitter(np.dtype(np.float32 if dtype is None else dtype.numpy())))
         output = form(emit, site)
-        name = site_of(node) or node.name or ""
+        site_name = site_of(node) or node.name or ""
         kernel = _kernel_of(output)
-        kernel.name = name
+        kernel.name = site_name
         kernel.metadata_props.update(node.metadata_props)
-        kernel.metadata_props[SITE] = name
-        kernels[name] = kernel.op_type
+        kernel.metadata_props[SITE] = site_name
+        kernels[site_name] = kernel.op_type
         emit.flush(before=node)
         old = node.outputs[0]
         output.type, output.shape = old.type, old.shape
+        name, old.name = old.name, None
         ir.convenience.replace_all_uses_with(old, output, replace_graph_outputs=True)
         model.graph.remove(node, safe=True)
+        output.name = name
     model.graph.opset_imports.pop("crossfuse", None)
     model.graph.opset_imports[_MICROSOFT] = 1
     RemoveUnusedNodesPass()(model)

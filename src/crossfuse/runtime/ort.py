@@ -54,6 +54,7 @@ class OrtStage:
         self._ort = ort
         self._session = session
         self._outputs = [o.name for o in session.get_outputs()]
+        self.boundary = (tuple(i.name for i in session.get_inputs()), tuple(self._outputs))
         # The C++ session takes the checked feeds directly; its Python wrapper would check them again.
         self._run = session._sess.run
 

@@ -17,7 +17,7 @@ from crossfuse.runtime.checks import InputChecker, is_on_device
 from crossfuse.runtime.engines import best_target, open_stage
 from crossfuse.runtime.options import SessionOptions
 from crossfuse.runtime.ort import OrtStage
-from crossfuse.specs import Dim, TensorSpec
+from crossfuse.specs import Dim, TensorSpec, names_of
 
 __all__ = ["Binding", "Session", "load"]
 
@@ -51,7 +51,12 @@ def open_session(
     options: SessionOptions,
 ) -> Session:
     """A session over graph files that the caller vouches for; `load` is the way in for bundles."""
-    return Session(target, stages, dims, open_stage(target, graphs["model"], options))
+    engine = open_stage(target, graphs["model"], options)
+    stage = stages["model"]
+    expected = (names_of(stage.inputs), names_of(stage.outputs))
+    if engine.boundary != expected:
+        raise BundleError("the graph's inputs and outputs are not the manifest's", got=engine.boundary, expected=expected)
+    return Session(target, stages, dims, engine)
 
 
 class Session:
@@ -63,7 +68,7 @@ class Session:
         self.inputs: tuple[TensorSpec, ...] = stages["model"].inputs
         self.outputs: tuple[TensorSpec, ...] = stages["model"].outputs
         self.provider = engine.provider
-        self._names = tuple(spec.name for spec in self.outputs)
+        self._names = names_of(self.outputs)
         self._check = InputChecker(self.inputs, dims)
         self._engine: OrtStage | None = engine
 
