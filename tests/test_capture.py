@@ -30,8 +30,7 @@ class Block(nn.Module):
         if self.how == "headless":
             return F.scaled_dot_product_attention(self.q(x), self.k(y), self.v(y), mask[:, None, :] > 0)
         q, k, v = (
-            f(t).unflatten(-1, (HEADS, WIDTH // HEADS)).transpose(1, 2)
-            for f, t in ((self.q, x), (self.k, y), (self.v, y))
+            f(t).unflatten(-1, (HEADS, WIDTH // HEADS)).transpose(1, 2) for f, t in ((self.q, x), (self.k, y), (self.v, y))
         )
         options: dict = {}
         if self.how == "bool mask":

@@ -7,10 +7,10 @@ import itertools
 import numpy as np
 import onnx_ir as ir
 import pytest
-from graphs_for_tests import Case, run_model
 
 from crossfuse.build.targets import TARGETS, lower
 from crossfuse.operator.reference import attention_reference
+from graphs_for_tests import Case, run_model
 
 SHAPES = [
     dict(contexts=1, fan_out=1, length=1, keys=7),
@@ -91,7 +91,9 @@ def test_mask_preparation_is_shared() -> None:
     case = Case(mask=True, mask_rows=False)
     model = case.model()
     (first,) = list(model.graph)
-    second = ir.Node(first.domain, first.op_type, [first.outputs[0], *first.inputs[1:]], attributes=list(first.attributes.values()))
+    second = ir.Node(
+        first.domain, first.op_type, [first.outputs[0], *first.inputs[1:]], attributes=list(first.attributes.values())
+    )
     second.name, second.outputs[0].name = "second", "again"
     second.outputs[0].type, second.outputs[0].shape = first.outputs[0].type, ir.Shape(["B", "L", 8])
     first.outputs[0].shape = ir.Shape(["B", "L", 8])

@@ -9,7 +9,6 @@ import onnx
 import pytest
 import torch
 import torch.nn.functional as F
-from graphs_for_tests import Case
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -18,6 +17,7 @@ from crossfuse.operator.contract import check_shapes
 from crossfuse.operator.onnx_op import register_schema
 from crossfuse.operator.reference import attention_reference
 from crossfuse.operator.torch_op import fused_attention
+from graphs_for_tests import Case
 
 CASES = st.builds(
     Case,
@@ -90,9 +90,7 @@ def test_gradients(masked: bool) -> None:
 def test_registration_is_complete() -> None:
     q = torch.randn(4, 3, 8, requires_grad=True)
     k = torch.randn(2, 5, 8)
-    torch.library.opcheck(
-        torch.ops.crossfuse.fused_attention.default, (q, k, k, None, None, None, 2, 2, 0.5, "upper_left")
-    )
+    torch.library.opcheck(torch.ops.crossfuse.fused_attention.default, (q, k, k, None, None, None, 2, 2, 0.5, "upper_left"))
 
 
 def test_runs_in_half_precision() -> None:

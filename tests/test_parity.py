@@ -9,7 +9,6 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 import torch
-from graphs_for_tests import run_model
 
 import crossfuse
 from crossfuse import ParityError
@@ -22,6 +21,7 @@ from crossfuse.verify.eager import eager_reference
 from crossfuse.verify.parity import compare, output_error
 from crossfuse.verify.points import shape_points
 from crossfuse.verify.reference import ReferencePoint, ReferenceSet, load_reference, save_reference
+from graphs_for_tests import run_model
 
 
 def scale_off_by_two_percent(model: ir.Model) -> None:

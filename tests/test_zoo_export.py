@@ -10,9 +10,9 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from conftest import TARGETS
 
 import crossfuse
+from conftest import TARGETS
 from crossfuse import runtime
 from crossfuse.bundle.store import Bundle
 from crossfuse.export.capture import named_outputs

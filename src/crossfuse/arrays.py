@@ -26,9 +26,10 @@ def load_arrays(path: Path) -> dict[str, NDArray[Any]]:
     if not path.is_file():
         raise InputError("the input file doesn't exist", where=path)
     try:
-        with np.load(path, allow_pickle=False) as data:
-            if not isinstance(data, np.lib.npyio.NpzFile):
-                raise InputError("the input file holds one array, not arrays by name", where=path, do="Use np.savez")
+        data = np.load(path, allow_pickle=False)
+        if not isinstance(data, np.lib.npyio.NpzFile):
+            raise InputError("the input file holds one array, not arrays by name", where=path, do="Use np.savez")
+        with data:
             return {name: data[name] for name in data.files}
     except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise InputError(

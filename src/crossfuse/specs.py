@@ -11,9 +11,9 @@ from crossfuse.errors import InputError
 __all__ = ["DTYPES", "Dim", "TensorSpec", "collect_dims", "names_of"]
 
 DTYPES = (
-    "float16", "float32", "float64", "bfloat16", "int8", "int16", "int32", "int64", "uint8", "bool",
+    "float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "bool",
 )  # fmt: skip
-"""Tensor element types that a bundle may hold at its boundary, by NumPy's names (bfloat16 by ml_dtypes')."""
+"""Tensor element types that a bundle may hold at its boundary, by NumPy's names."""
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*\Z")
 
