@@ -1,0 +1,72 @@
+"""What the documentation shows is run: the Python example, the commands, and the demo."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from crossfuse.models.registry import zoo_spec
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def block(language: str) -> str:
+    match = re.search(rf"<!-- tested -->\n```{language}\n(.*?)```", README, re.DOTALL)
+    assert match
+    return match.group(1)
+
+
+def run(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, env=os.environ | {"PATH": path})
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+def test_python_example(tmp_path: Path) -> None:
+    code = block("python")
+    assert len([line for line in code.splitlines() if line.strip()]) <= 16
+    printed = run([sys.executable, "-c", code], tmp_path).stdout.strip()
+    promised = re.search(r"It prints `(.*?)`", README)
+    assert promised
+    assert printed == promised.group(1)
+
+
+def test_commands(tmp_path: Path) -> None:
+    np.savez(tmp_path / "inputs.npz", **{k: v.numpy() for k, v in zoo_spec("qformer").inputs.items()})
+    for line in block("sh").splitlines():
+        run(line.split(), tmp_path)
+    assert (tmp_path / "outputs.npz").exists()
+
+
+@pytest.mark.parametrize("size", ["tiny", pytest.param("published", marks=pytest.mark.slow)])
+def test_demo(tmp_path: Path, size: str) -> None:
+    command = [sys.executable, str(ROOT / "examples" / "demo.py"), "--size", size, "--bundle", str(tmp_path / "b")]
+    printed = run([*command, "--repeats", "2"], tmp_path).stdout
+    assert "of eager's time" in printed
+    if size == "published":
+        assert "18 attentions (12 self, 6 cross); 18 fused in ort-cpu" in printed
+        assert "without PyTorch; input: chelsea.jpg" in printed
+
+
+def test_links_lead_somewhere() -> None:
+    for name in ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md"):
+        for link in re.findall(r"\]\(([^)#]+)\)", (ROOT / name).read_text()):
+            assert link.startswith("http") or (ROOT / link).exists(), f"{name}: {link}"
+
+
+def test_architecture_names_files_that_exist() -> None:
+    source = ROOT / "src" / "crossfuse"
+    text = (ROOT / "ARCHITECTURE.md").read_text()
+    for name in re.findall(r"\b[a-z_]+/[a-z_/]+\.py\b", text):
+        home = ROOT if name.startswith(("tests/", "benchmarks/")) else source
+        assert (home / name).is_file(), name
+    packages = {p.name for p in source.iterdir() if p.is_dir() and not p.name.startswith("__")}
+    assert all(f"`{p}/`" in text for p in packages)
