@@ -105,6 +105,15 @@ def test_torchs_module_is_captured(tmp_path: Path) -> None:
     assert [(r.site, r.kind, r.fused) for r in bundle.ledger] == [("attention.mha", "cross", {"ort-cpu": "Attention"})]
 
 
+def test_torchs_encoder_layer_with_its_fast_path(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(WIDTH, HEADS, 32, batch_first=True).eval()
+    spec = ModelSpec(layer, {"src": torch.randn(2, 5, WIDTH)}, {"src": {0: "batch:1:8", 1: "length:1:32"}})
+    assert [s.module for s in census(spec.module, dict(spec.inputs))] == ["self_attn"]
+    (row,) = crossfuse.export(spec, tmp_path / "b").ledger
+    assert (row.site, row.kind, row.fused) == ("self_attn", "self", {"ort-cpu": "MultiHeadAttention"})
+
+
 class Shared(nn.Module):
     """One module called twice: two sites."""
 

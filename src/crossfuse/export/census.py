@@ -84,12 +84,23 @@ class _Scores:
 def census(module: nn.Module, inputs: dict[str, Tensor]) -> list[Sighting]:
     """Run the module once on ``inputs`` and list its attentions in order of execution."""
     observer = _Observer(module)
-    with torch.no_grad(), observer.watch_modules(), observer:
+    with torch.no_grad(), observer.watch_modules(), _without_fast_path(), observer:
         result = module(**inputs)
     outputs = [t for t in _tensors(result) if isinstance(t, Tensor)]
     for sighting, scores in observer.by_hand:
         sighting.returned = any(_same_data(p, out) for p in scores.probabilities for out in outputs)
     return observer.sightings
+
+
+@contextmanager
+def _without_fast_path() -> Iterator[None]:
+    """PyTorch's transformer modules have a path in eval mode that hides whole layers in one operator."""
+    enabled = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(enabled)
 
 
 class _Observer(TorchDispatchMode):
