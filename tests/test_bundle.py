@@ -188,7 +188,7 @@ def test_verify_against_the_source_with_new_inputs(bundle_copy: Path) -> None:
 
 def test_verify_finds_a_changed_model(bundle_copy: Path) -> None:
     """Weights of another seed, hashes to match: the numbers differ, so parity fails."""
-    other = crossfuse.export("cross_modal_attention", bundle_copy.parent / "other", seed=1)
+    other = crossfuse.export("cross_modal_attention", bundle_copy.parent / "other", size="tiny", seed=1)
     shutil.copy(other.path / "weights.bin", bundle_copy / "weights.bin")
     entry = other.manifest.files["weights.bin"]
     edit(bundle_copy, lambda m: m["files"].update({"weights.bin": {"size": entry.size, "sha256": entry.sha256}}))
@@ -211,21 +211,21 @@ def test_failed_export_leaves_the_old_bundle(bundle_copy: Path) -> None:
 
 
 def test_export_replaces_a_bundle_but_nothing_else(bundle_copy: Path, tmp_path: Path) -> None:
-    assert crossfuse.export("cross_modal_attention", bundle_copy).targets == ("ort-cpu",)
+    assert crossfuse.export("cross_modal_attention", bundle_copy, size="tiny").targets == ("ort-cpu",)
     precious = tmp_path / "documents"
     precious.mkdir()
     (precious / "letter").write_text("dear")
     with pytest.raises(InputError, match="not a bundle"):
-        crossfuse.export("cross_modal_attention", precious)
+        crossfuse.export("cross_modal_attention", precious, size="tiny")
     with pytest.raises(InputError, match="not a folder"):
-        crossfuse.export("cross_modal_attention", precious / "letter")
+        crossfuse.export("cross_modal_attention", precious / "letter", size="tiny")
     assert (precious / "letter").read_text() == "dear"
 
 
 def test_unwritable_output(tmp_path: Path) -> None:
     for parent in ("/proc/nowhere", "/dev/null"):
         with pytest.raises(InputError, match="can't be written"):
-            crossfuse.export("cross_modal_attention", f"{parent}/bundle")
+            crossfuse.export("cross_modal_attention", f"{parent}/bundle", size="tiny")
 
 
 def test_abandoned_folders_are_removed_and_living_ones_kept(tmp_path: Path) -> None:
@@ -243,7 +243,7 @@ def test_a_session_outlives_the_replacement_of_its_bundle(bundle_copy: Path) -> 
     session = runtime.load(bundle_copy, "ort-cpu")
     inputs = dict(a=np.ones((1, 2, 32), "f4"), b=np.ones((1, 3, 24), "f4"), b_mask=np.ones((1, 3), "i8"))
     before = session.run(**inputs)["fused"]
-    crossfuse.export("cross_modal_attention", bundle_copy, seed=5)
+    crossfuse.export("cross_modal_attention", bundle_copy, size="tiny", seed=5)
     np.testing.assert_array_equal(session.run(**inputs)["fused"], before)
     assert not np.array_equal(runtime.load(bundle_copy).run(**inputs)["fused"], before)
 
@@ -286,7 +286,7 @@ def child():
         return pid
     code = 1
     try:
-        crossfuse.export("cross_modal_attention", path, seed=2)
+        crossfuse.export("cross_modal_attention", path, size="tiny", seed=2)
         code = 0
     finally:
         os._exit(code)

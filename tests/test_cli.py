@@ -21,12 +21,12 @@ def crossfuse(*arguments: object, cwd: Path | None = None) -> subprocess.Complet
 
 
 def npz(path: Path, name: str = "cross_modal_attention") -> Path:
-    np.savez(path, **{k: v.numpy() for k, v in zoo_spec(name).inputs.items()})
+    np.savez(path, **{k: v.numpy() for k, v in zoo_spec(name, "tiny").inputs.items()})
     return path
 
 
 def test_export_build_verify_run_inspect(tmp_path: Path) -> None:
-    done = crossfuse("export", "qformer", "-o", tmp_path / "b", "--seed", 3)
+    done = crossfuse("export", "qformer", "-o", tmp_path / "b", "--seed", 3, "--size", "tiny")
     assert done.returncode == 0, done.stderr
     assert "6 attentions (4 self, 2 cross); 6 fused in ort-cpu" in done.stdout
     assert "passed at 6 shape points" in done.stdout
@@ -154,6 +154,10 @@ def workplace(zoo_bundle: Callable[[str], Bundle], tmp_path_factory: pytest.Temp
     return folder
 
 
+def files_in(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.name != "__pycache__")
+
+
 @pytest.mark.parametrize("case", list(BAD))
 def test_bad_input_is_one_paragraph_and_exit_code_2(
     workplace: Path, case: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -165,7 +169,7 @@ def test_bad_input_is_one_paragraph_and_exit_code_2(
 
     arguments, message = BAD[case]
     monkeypatch.chdir(workplace)
-    before = sorted(workplace.iterdir())
+    before = files_in(workplace)
     with pytest.raises(SystemExit) as stop:
         main(arguments)
     shown = capsys.readouterr().err
@@ -174,7 +178,7 @@ def test_bad_input_is_one_paragraph_and_exit_code_2(
     assert len(errors) == 1
     assert re.search(message, errors[0]), errors[0]
     assert shown.splitlines()[-1] == errors[0], "the error is the last line and has no traceback"
-    assert sorted(p for p in workplace.iterdir() if p.name != "__pycache__") == before
+    assert files_in(workplace) == before
 
 
 def test_usage_errors_and_help() -> None:
@@ -196,7 +200,7 @@ def test_debug_shows_the_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_failed_parity_exits_1(zoo_bundle: Callable[[str], Bundle], tmp_path: Path) -> None:
     """A reference of another model: the check runs, fails, and says by how much."""
     other = tmp_path / "mine.py"
-    other.write_text("from crossfuse.models.registry import zoo_spec\ndef make(): return zoo_spec('dalle', seed=9)\n")
+    other.write_text("from crossfuse.models.registry import zoo_spec\ndef make(): return zoo_spec('dalle', 'tiny', seed=9)\n")
     done = crossfuse("verify", zoo_bundle("dalle").path, "--target", "ort-cpu", "--source", f"{other}:make")
     assert done.returncode == 1, done.stderr
     assert "does not compute what the eager model computes" in done.stderr

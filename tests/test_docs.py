@@ -40,7 +40,7 @@ def test_python_example(tmp_path: Path) -> None:
 
 
 def test_commands(tmp_path: Path) -> None:
-    np.savez(tmp_path / "inputs.npz", **{k: v.numpy() for k, v in zoo_spec("qformer").inputs.items()})
+    np.savez(tmp_path / "inputs.npz", **{k: v.numpy() for k, v in zoo_spec("qformer", "tiny").inputs.items()})
     for line in block("sh").splitlines():
         run(line.split(), tmp_path)
     assert (tmp_path / "outputs.npz").exists()

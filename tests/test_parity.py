@@ -53,7 +53,7 @@ def one_head_permuted(model: ir.Model) -> None:
 
 
 def parity_of(name: str, breakage: Callable[[ir.Model], None] | None, target: str):
-    spec = zoo_spec(name)
+    spec = zoo_spec(name, "tiny")
     graph = fuse(spec).model
     if breakage is not None:
         breakage(graph)
@@ -122,7 +122,7 @@ def test_wrong_shape_and_integers() -> None:
 
 
 def test_eager_reference_is_the_eager_model() -> None:
-    spec = zoo_spec("cross_modal_attention")
+    spec = zoo_spec("cross_modal_attention", "tiny")
     reference = eager_reference(spec)
     assert reference.dtype == "float64"
     for point in reference.points:
@@ -134,7 +134,7 @@ def test_eager_reference_is_the_eager_model() -> None:
 
 
 def test_reference_round_trip(tmp_path: Path) -> None:
-    reference = eager_reference(zoo_spec("dalle"))
+    reference = eager_reference(zoo_spec("dalle", "tiny"))
     save_reference(reference, tmp_path / "r.npz")
     again = load_reference(tmp_path / "r.npz")
     assert again.dtype == reference.dtype
@@ -146,7 +146,7 @@ def test_reference_round_trip(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", list(ZOO))
 def test_points_vary_every_dimension_and_pad(name: str) -> None:
-    spec = zoo_spec(name)
+    spec = zoo_spec(name, "tiny")
     points = shape_points(spec.dims, spec.example_sizes)
     assert len(points) >= 4
     for sizes in points:

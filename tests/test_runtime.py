@@ -28,7 +28,7 @@ def session(zoo_bundle: Callable[[str], Bundle]) -> Iterator[Session]:
 
 def inputs(batch: int = 2, length: int = 3, keys: int = 5, seed: int = 0) -> dict[str, np.ndarray]:
     sizes = {"batch": batch, "length": length, "context_length": keys}
-    return {name: tensor.numpy() for name, tensor in zoo_spec(NAME).sample(sizes, seed).items()}
+    return {name: tensor.numpy() for name, tensor in zoo_spec(NAME, "tiny").sample(sizes, seed).items()}
 
 
 FORBIDDEN = ("torch", "onnx", "onnxscript", "onnx_ir", "transformers", "polygraphy", "typer", "rich")
@@ -103,7 +103,7 @@ def test_bad_inputs_are_refused_by_name(session: Session, change: Callable, mess
 
 def test_values_that_the_engine_refuses(zoo_bundle: Callable[[str], Bundle]) -> None:
     with runtime.load(zoo_bundle("clip").path) as session:
-        given = {k: v.numpy() for k, v in zoo_spec("clip").inputs.items()}
+        given = {k: v.numpy() for k, v in zoo_spec("clip", "tiny").inputs.items()}
         given["input_ids"] = given["input_ids"] + 1000
         with pytest.raises(InputError, match="engine refused the inputs"):
             session.run(**given)

@@ -82,7 +82,7 @@ def test_published(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize("name", list(TINY))
 def test_session_equals_eager_on_new_inputs(zoo_bundle: Callable[[str], Bundle], name: str) -> None:
     """Another seed and other sizes than any that the export used; every output, by name and dtype."""
-    spec = zoo_spec(name)
+    spec = zoo_spec(name, "tiny")
     sizes = {dim: min(n + 3, spec.dims[dim].max or n + 3) for dim, n in spec.example_sizes.items()}
     inputs = spec.sample(sizes, seed=99)
     with torch.no_grad():
@@ -99,7 +99,7 @@ def test_session_equals_eager_on_new_inputs(zoo_bundle: Callable[[str], Bundle],
 @pytest.mark.parametrize("name", list(TINY))
 def test_weights_are_stored_once(zoo_bundle: Callable[[str], Bundle], name: str) -> None:
     bundle = zoo_bundle(name)
-    parameters = {p.data_ptr(): p.numel() * p.element_size() for p in zoo_spec(name).module.parameters()}
+    parameters = {p.data_ptr(): p.numel() * p.element_size() for p in zoo_spec(name, "tiny").module.parameters()}
     assert (bundle.path / "weights.bin").stat().st_size <= 1.05 * sum(parameters.values()) + 4096
     for target in TARGETS:
         assert "weights.bin" in bundle.target(target).files
@@ -141,7 +141,7 @@ def test_portable_graph_passes_the_checker_and_runs_on_the_reference_implementat
     bundle = zoo_bundle("cross_modal_attention")
     path = bundle.path / "model.onnx"
     onnx.checker.check_model(str(path))
-    spec = zoo_spec("cross_modal_attention")
+    spec = zoo_spec("cross_modal_attention", "tiny")
     inputs = {k: v.numpy() for k, v in spec.sample(spec.example_sizes, 5).items()}
     with runtime.load(bundle.path, "onnx") as session:
         expected = session.run(**inputs)

@@ -64,7 +64,7 @@ def export(
         list[str] | None,
         typer.Option("--dynamic", metavar="INPUT:AXIS=NAME[:MIN:MAX]", help="A dynamic axis; repeat."),
     ] = None,
-    size: Annotated[str, typer.Option("--size", help="Of a zoo model: tiny or published.")] = "tiny",
+    size: Annotated[str, typer.Option("--size", help="Of a zoo model: tiny or published.")] = "published",
     seed: Annotated[int, typer.Option("--seed", help="Of a zoo model's random weights.")] = 0,
     checkpoint: Annotated[
         str | None, typer.Option("--checkpoint", help="Folder of a transformers checkpoint for a zoo model.")

@@ -42,7 +42,7 @@ def export(
     *,
     precision: str = "fp32",
     allow_unfused: bool = False,
-    size: str = "tiny",
+    size: str = "published",
     seed: int = 0,
     checkpoint: str | None = None,
     step: Step = lambda _: None,
@@ -166,7 +166,7 @@ def verify(
     return verify_bundle(path, target, options=options, reference=reference)
 
 
-def resolve(source: ModelSpec | str, *, size: str = "tiny", seed: int = 0, checkpoint: str | None = None) -> ModelSpec:
+def resolve(source: ModelSpec | str, *, size: str = "published", seed: int = 0, checkpoint: str | None = None) -> ModelSpec:
     """The spec behind a source.
 
     Raises:

@@ -141,7 +141,7 @@ class CLIP(nn.Module):
         }
 
 
-def spec(size: str = "tiny", seed: int = 0) -> ModelSpec:
+def spec(size: str = "published", seed: int = 0) -> ModelSpec:
     """Export spec with seeded random weights; the image is the context."""
     config = SIZES[size]
     return spec_of(sampling.initialised(lambda: CLIP(config), seed), config, EXAMPLES[size])

@@ -56,7 +56,7 @@ class CrossModalAttention(nn.Module):
         return {"fused": a + gate * context, "context": context}
 
 
-def spec(size: str = "tiny", seed: int = 0) -> ModelSpec:
+def spec(size: str = "published", seed: int = 0) -> ModelSpec:
     """Export spec with seeded random weights; ``a``: 20 tokens, ``b``: 197 tokens at the published size."""
     config = SIZES[size]
     return spec_of(sampling.initialised(lambda: CrossModalAttention(config), seed), config, EXAMPLES[size])

@@ -135,7 +135,7 @@ class DALLE(nn.Module):
         }
 
 
-def spec(size: str = "tiny", seed: int = 0) -> ModelSpec:
+def spec(size: str = "published", seed: int = 0) -> ModelSpec:
     """Export spec with seeded random weights; the image is the context, the text the query."""
     config = SIZES[size]
     return spec_of(sampling.initialised(lambda: DALLE(config), seed), config, EXAMPLES[size])

@@ -138,7 +138,7 @@ class QFormer(nn.Module):
         return {"query_states": x[:, :count], "text_states": x[:, count:]}
 
 
-def spec(size: str = "tiny", seed: int = 0) -> ModelSpec:
+def spec(size: str = "published", seed: int = 0) -> ModelSpec:
     """Export spec with seeded random weights; the image is the context, the text the query."""
     config = SIZES[size]
     return spec_of(sampling.initialised(lambda: QFormer(config), seed), config, EXAMPLES[size])

@@ -51,7 +51,7 @@ ZOO = {
 }
 
 
-def zoo_spec(name: str, size: str = "tiny", seed: int = 0, checkpoint: str | None = None) -> ModelSpec:
+def zoo_spec(name: str, size: str = "published", seed: int = 0, checkpoint: str | None = None) -> ModelSpec:
     """The spec of a zoo system with random weights, or with those of a checkpoint folder.
 
     Raises:

@@ -131,7 +131,7 @@ class ViLT(nn.Module):
         return {"last_hidden_state": x, "pooler_output": torch.tanh(self.pooler(x[:, 0]))}
 
 
-def spec(size: str = "tiny", seed: int = 0) -> ModelSpec:
+def spec(size: str = "published", seed: int = 0) -> ModelSpec:
     """Export spec with seeded random weights; samples hold images of different real extents."""
     config = SIZES[size]
     return spec_of(sampling.initialised(lambda: ViLT(config), seed), config, EXAMPLES[size])

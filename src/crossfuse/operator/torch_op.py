@@ -6,6 +6,8 @@ per attention; eager execution goes through ``F.scaled_dot_product_attention``.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -53,7 +55,16 @@ def fused_attention(
     if scale is None:
         scale = float((query.shape[-1] // num_heads) ** -0.5)
     out: Tensor = _fused_attention(
-        query, key, value, mask, bias, key_lengths, num_heads, kv_num_heads or num_heads, scale, causal
+        query,
+        key,
+        value,
+        mask,
+        bias,
+        key_lengths,
+        num_heads=num_heads,
+        kv_num_heads=kv_num_heads or num_heads,
+        scale=scale,
+        causal=causal,
     )
     return out
 
@@ -63,9 +74,10 @@ def _fused_attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    mask: Tensor | None,
-    bias: Tensor | None,
-    key_lengths: Tensor | None,
+    mask: Tensor | None = None,
+    bias: Tensor | None = None,
+    key_lengths: Tensor | None = None,
+    *,
     num_heads: int,
     kv_num_heads: int,
     scale: float,
@@ -82,7 +94,18 @@ def _fused_attention(
         kv_num_heads=kv_num_heads,
         causal=causal,
     )
-    return _compute(query, key, value, mask, bias, key_lengths, num_heads, kv_num_heads, scale, causal)
+    return _compute(
+        query,
+        key,
+        value,
+        mask,
+        bias,
+        key_lengths,
+        num_heads=num_heads,
+        kv_num_heads=kv_num_heads,
+        scale=scale,
+        causal=causal,
+    )
 
 
 @_fused_attention.register_fake
@@ -90,9 +113,10 @@ def _fake(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    mask: Tensor | None,
-    bias: Tensor | None,
-    key_lengths: Tensor | None,
+    mask: Tensor | None = None,
+    bias: Tensor | None = None,
+    key_lengths: Tensor | None = None,
+    *,
     num_heads: int,
     kv_num_heads: int,
     scale: float,
@@ -108,6 +132,7 @@ def _compute(
     mask: Tensor | None,
     bias: Tensor | None,
     key_lengths: Tensor | None,
+    *,
     num_heads: int,
     kv_num_heads: int,
     scale: float,
@@ -171,21 +196,23 @@ def _fold(mask: Tensor, contexts: int, fan_out: int, length: int) -> Tensor:
     return folded.transpose(1, 2).flatten(2, 3)
 
 
-def _setup_context(ctx: torch.autograd.function.FunctionCtx, inputs: tuple[object, ...], output: Tensor) -> None:
-    tensors, ctx.attributes = inputs[:6], inputs[6:]  # type: ignore[attr-defined]
-    ctx.save_for_backward(*tensors)  # type: ignore[arg-type]
+def _setup_context(ctx: Any, inputs: tuple[Tensor | None, ...], keyword_only_inputs: dict[str, Any], output: Tensor) -> None:
+    ctx.attributes = keyword_only_inputs
+    ctx.save_for_backward(*inputs)
 
 
-def _backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     """Gradients by recomputing the attention; mask and lengths have none."""
-    saved: tuple[Tensor | None, ...] = ctx.saved_tensors  # type: ignore[attr-defined]
-    wanted = [i for i in (0, 1, 2, 4) if ctx.needs_input_grad[i]]  # type: ignore[attr-defined]
+    saved: tuple[Tensor | None, ...] = ctx.saved_tensors
+    # Optional tensors that were not passed are saved as None, but have no place among the gradients.
+    passed = len(ctx.needs_input_grad)
+    wanted = [i for i in (0, 1, 2, 4) if i < passed and ctx.needs_input_grad[i]]
     with torch.enable_grad():
         again = [t.detach().requires_grad_(i in wanted) if t is not None else None for i, t in enumerate(saved)]
-        out = _compute(*again, *ctx.attributes)  # type: ignore[attr-defined, arg-type]
-        leaves = [again[i] for i in wanted]
-        grads = torch.autograd.grad(out, leaves, grad)  # type: ignore[arg-type]
-    result: list[Tensor | None] = [None] * 10
+        out = _compute(*again, **ctx.attributes)  # type: ignore[arg-type]
+        leaves = [t for i in wanted if (t := again[i]) is not None]
+        grads = torch.autograd.grad(out, leaves, grad)
+    result: list[Tensor | None] = [None] * passed
     for i, value in zip(wanted, grads, strict=True):
         result[i] = value
     return tuple(result)

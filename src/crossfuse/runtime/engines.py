@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import importlib.util
 from collections.abc import Iterable
 from pathlib import Path
@@ -64,6 +63,8 @@ def open_stage(target: str, graph: Path, options: SessionOptions) -> OrtStage:
 
 def _gpu_count() -> int:
     """NVIDIA GPUs that the driver sees; 0 without a driver."""
+    import ctypes
+
     for library in ("libcuda.so.1", "nvcuda.dll"):
         try:
             cuda = ctypes.CDLL(library)
