@@ -130,6 +130,26 @@ def test_shared_module_has_two_sites(tmp_path: Path) -> None:
     assert [row.site for row in bundle.ledger] == ["attention.block", "attention.block#2"]
 
 
+class Tied(nn.Module):
+    """One module under two names, as in models that share weights across layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        block = Block("plain")
+        self.layers = nn.ModuleList([block, block])
+
+    def forward(self, x: Tensor, y: Tensor, mask: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = layer(x, y, mask)
+        return x
+
+
+def test_module_under_two_names(tmp_path: Path) -> None:
+    rows = crossfuse.export(spec_of(Tied()), tmp_path / "b").ledger
+    assert len({row.site for row in rows}) == len(rows) == 2
+    assert all(row.captured for row in rows)
+
+
 class ByHand(nn.Module):
     """Attention written out, in variants that no fused operator computes."""
 

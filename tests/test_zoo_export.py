@@ -147,3 +147,19 @@ def test_portable_graph_passes_the_checker_and_runs_on_the_reference_implementat
         expected = session.run(**inputs)
     got = ReferenceEvaluator(onnx.load(path)).run(None, inputs)
     np.testing.assert_allclose(got[0], expected["fused"], atol=1e-5)
+
+
+def test_fusions_around_attention(zoo_bundle: Callable[[str], Bundle], tmp_path: Path) -> None:
+    """Pre-norm residuals and their norms are one operator in the CUDA graph; GELUs and biases one after ONNX Runtime's turn."""
+    import onnxruntime as ort
+
+    clip = onnx.load(zoo_bundle("clip").path / "model.ort-cuda.onnx", load_external_data=False).graph
+    assert sum(node.op_type == "SkipLayerNormalization" for node in clip.node) >= 6
+    options = ort.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    options.log_severity_level = 3
+    path = zoo_bundle("qformer").path / "model.ort-cpu.onnx"
+    ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    ops = Counter(n.op_type for n in onnx.load(tmp_path / "optimized.onnx", load_external_data=False).graph.node)
+    assert ops["BiasGelu"] == 8
+    assert ops["SkipLayerNormalization"] == 14

@@ -59,9 +59,14 @@ class Output:
         """A line of text."""
         self.console.print(_escape(text), highlight=False, soft_wrap=True)
 
+    def heading(self, markup: str) -> None:
+        """A line above a table, in rich's markup; a table's own title would wrap to the table's width."""
+        self.console.print(f"[bold]{markup}[/]", highlight=False, soft_wrap=True)
+
     def ledger(self, ledger: Ledger, targets: tuple[str, ...]) -> None:
         """The ledger as a table, with reasons below it."""
-        table = Table(title=f"Fusion ledger: {_ledger_sentence(ledger, targets)}", title_justify="left")
+        self.heading(f"Fusion ledger: {_ledger_sentence(ledger, targets)}")
+        table = Table()
         for column in ("site", "kind", "heads", "from", *targets):
             table.add_column(column, overflow="fold")
         for row in ledger:
@@ -76,11 +81,11 @@ class Output:
         """A parity report as a table."""
         data = report if isinstance(report, dict) else report.to_json()
         verdict = "[bold green]passed[/]" if data["passed"] else "[bold red]failed[/]"
-        table = Table(
-            title=f"Parity of {data['target']} on {data['executed_on']}: {verdict} at {len(data['points'])} shape points, "
-            f"against eager {data['reference_dtype']}",
-            title_justify="left",
+        self.heading(
+            f"Parity of {data['target']} on {data['executed_on']}: {verdict} at {len(data['points'])} shape points, "
+            f"against eager {data['reference_dtype']}"
         )
+        table = Table()
         for column in ("output", "max abs", "max rel", "cosine", "tolerance", "from"):
             table.add_column(column, justify="left" if column in ("output", "from") else "right")
         for name, o in data["outputs"].items():
@@ -95,7 +100,7 @@ class Output:
         manifest = bundle.manifest
         about = ", ".join(f"{k} {v}" for k, v in manifest.source.items())
         self.line(f"{manifest.name} ({about}), written by {manifest.created_by}")
-        table = Table(title="Boundary", title_justify="left")
+        table = Table()
         for column in ("stage", "", "name", "dtype", "shape"):
             table.add_column(column)
         for stage, spec in manifest.stages.items():
@@ -105,7 +110,8 @@ class Output:
         self.console.print(table)
         if manifest.dims:
             self.line("Dimensions: " + ", ".join(map(str, manifest.dims.values())))
-        files = Table(title="Files", title_justify="left")
+        self.heading("Files")
+        files = Table()
         files.add_column("file")
         files.add_column("MB", justify="right")
         files.add_column("used by")

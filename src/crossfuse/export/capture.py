@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import logging
+import re
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import Any
 
 import torch
@@ -34,7 +36,7 @@ def capture(spec: ModelSpec) -> ExportedProgram:
         name: {axis: dims[dim] for axis, dim in spec.axes.get(name, {}).items() if dims[dim] is not None} for name in inputs
     }
     try:
-        with torch.no_grad(), quiet_exporter():
+        with torch.no_grad(), quiet_exporter(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
             return torch.export.export(spec.module, (), inputs, dynamic_shapes=shapes, strict=False)
     except Exception as error:  # torch.export raises many unrelated types, each of which means "can't be traced"
         raise InputError(
@@ -90,7 +92,9 @@ def _walk(prefix: str, value: object) -> Iterator[tuple[str, Tensor]]:
 
 
 def _first_lines(error: BaseException, limit: int = 400) -> str:
+    """The error's message without its advice about PyTorch's own logs."""
     text = " ".join(str(error).split()) or type(error).__name__
+    text = re.sub(r"For more information, run with TORCH_LOGS=\S+ ?|The error above occurred when.*", "", text).strip()
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 

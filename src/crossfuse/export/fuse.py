@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 import torch
 from onnx_ir.passes.common import CommonSubexpressionEliminationPass
+from torch import nn
 
 from crossfuse.export.capture import capture, named_outputs
 from crossfuse.export.census import Sighting, census
@@ -59,19 +60,27 @@ def fuse(spec: ModelSpec, step: Callable[[str], None] = lambda _: None) -> Fused
     CommonSubexpressionEliminationPass()(model)
     model, _ = separate_outputs(model, outputs)
     model, _ = name_sites(model)
-    ledger = _ledger(model, sightings, mismatches, from_sdpa=captured["operator"] == 0)
+    ledger = _ledger(model, sightings, mismatches, _first_names(spec.module), from_sdpa=captured["operator"] == 0)
     model, _ = trim_metadata(model)
     return FusedGraph(model, ledger, _specs(model.graph.inputs), _specs(model.graph.outputs))
 
 
-def _ledger(model: ir.Model, sightings: list[Sighting], mismatches: list[str], *, from_sdpa: bool) -> Ledger:
+def _first_names(module: nn.Module) -> dict[str, str]:
+    """Every path of every module → its first path: a module registered twice is seen under one name by the census."""
+    first = {m: name for name, m in module.named_modules()}
+    return {name: first[m] for name, m in module.named_modules(remove_duplicate=False)}
+
+
+def _ledger(
+    model: ir.Model, sightings: list[Sighting], mismatches: list[str], first_names: dict[str, str], *, from_sdpa: bool
+) -> Ledger:
     """A row per node, then a row per sighting that no node accounts for."""
     flow, per_module = Dataflow(model), defaultdict[str, list[Sighting]](list)
     for sighting in sightings:
         per_module[sighting.module].append(sighting)
     rows, found = [], Counter[str]()
     for node in attention_nodes(model.graph):
-        path = module_path(node)
+        path = first_names.get(module_path(node), module_path(node))
         seen = per_module[path]
         form = seen[found[path]].form if found[path] < len(seen) else ("sdpa" if from_sdpa else "operator")
         found[path] += 1

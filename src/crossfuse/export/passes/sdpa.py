@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.export import ExportedProgram
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
+from crossfuse.export.capture import quiet_exporter
 from crossfuse.operator.torch_op import fused_attention
 
 __all__ = ["fuse_sdpa"]
@@ -53,7 +54,8 @@ def fuse_sdpa(program: ExportedProgram) -> tuple[ExportedProgram, bool, list[str
             return NotImplemented
         return _sdpa_via_operator(query, key, value, attn_mask, is_causal, scale, enable_gqa)
 
-    program = program.run_decompositions({_SDPA: decompose})
+    with quiet_exporter():
+        program = program.run_decompositions({_SDPA: decompose})
     return program, len(reasons) < len(calls), reasons
 
 
