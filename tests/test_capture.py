@@ -170,7 +170,7 @@ class ByHand(nn.Module):
             weights = scores.sigmoid()
         else:
             weights = scores.softmax(-1)
-        out = weights @ y
+        out = (y.mT @ weights.mT).mT if self.how == "transposed" else weights @ y
         return (out, weights) if self.how == "probabilities" else out
 
 
@@ -181,6 +181,7 @@ class ByHand(nn.Module):
         ("sigmoid", "not normalised by a softmax"),
         ("probabilities", "probabilities are an output"),
         ("softmax", "written out as matmul–softmax–matmul"),
+        ("transposed", "written out as matmul–softmax–matmul"),
     ],
 )
 def test_unfusable_attention_fails_by_name(tmp_path: Path, how: str, reason: str) -> None:

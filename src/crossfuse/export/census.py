@@ -80,6 +80,10 @@ class _Scores:
     def normalised(self) -> bool:
         return any(f"aten::{step}" not in _LINEAR for step in self.steps)
 
+    @property
+    def has_softmax(self) -> bool:
+        return any("softmax" in step for step in self.steps)
+
 
 def census(module: nn.Module, inputs: dict[str, Tensor]) -> list[Sighting]:
     """Run the module once on ``inputs`` and list its attentions in order of execution."""
@@ -152,7 +156,11 @@ class _Observer(TorchDispatchMode):
         if left in self.weights or right in self.weights:
             return
         scores = self.scores.get(left)
-        if scores is not None and scores.normalised and left.shape[-1] == right.shape[-2]:
+        if scores is None or not scores.normalised:
+            # The transposed form, Vᵀ softmax(·)ᵀ. Only a softmax counts here: many products have something on their right.
+            mirrored = self.scores.get(right)
+            scores = mirrored if mirrored is not None and mirrored.has_softmax else None
+        if scores is not None:
             # PyTorch's own attention, where it has no kernel for a case, is these products around a softmax of its own.
             form = "sdpa" if "safe_softmax" in scores.steps else "products"
             sighting = Sighting(self.stack[-1], form, tuple(scores.steps))
