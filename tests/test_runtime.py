@@ -222,8 +222,9 @@ for target in (None, "ort-cpu"):
 def test_cuda_parity(zoo_bundle: Callable[[str], Bundle], name: str) -> None:
     import crossfuse
 
-    options = SessionOptions(provider_options={"use_tf32": "0"})
-    assert crossfuse.verify(zoo_bundle(name).path, "ort-cuda", options=options).passed
+    report = crossfuse.verify(zoo_bundle(name).path, "ort-cuda")
+    assert report.passed
+    assert report.executed_on == "CUDAExecutionProvider"
 
 
 @pytest.mark.gpu

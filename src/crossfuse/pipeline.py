@@ -15,6 +15,7 @@ from crossfuse.bundle.store import Bundle, open_bundle
 from crossfuse.bundle.writer import BundleWriter, write_bundle
 from crossfuse.errors import InputError
 from crossfuse.models.registry import ZOO, zoo_spec
+from crossfuse.runtime.engines import runs_here
 from crossfuse.runtime.options import SessionOptions
 from crossfuse.runtime.session import open_session
 from crossfuse.verify.check import check_session, verify_bundle
@@ -210,8 +211,8 @@ def _add_target(
     if not allow_unfused:
         ledger.require_fused([target])
     step(f"{target}: parity")
-    # Without a GPU the CUDA graph is checked on the CPU; the report says where it ran.
-    options = SessionOptions(provider="CPUExecutionProvider")
+    # Where the target can't run, its graph is checked on the CPU provider; the report says where it ran.
+    options = SessionOptions(provider=None if runs_here(target) else "CPUExecutionProvider")
     with open_session(target, manifest.stages, manifest.dims, {"model": writer.folder / file}, options) as session:
         report = check_session(session, reference, precision)
     report.require_passed()

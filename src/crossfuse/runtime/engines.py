@@ -13,7 +13,7 @@ from crossfuse.runtime.options import SessionOptions
 if TYPE_CHECKING:
     from crossfuse.runtime.ort import OrtStage
 
-__all__ = ["PROVIDERS", "best_target", "open_stage"]
+__all__ = ["PROVIDERS", "best_target", "open_stage", "runs_here"]
 
 PROVIDERS = {
     "ort-cuda": "CUDAExecutionProvider",
@@ -30,15 +30,21 @@ def best_target(available: Iterable[str]) -> str:
         BundleError: none can.
     """
     names = set(available)
-    has_ort = importlib.util.find_spec("onnxruntime") is not None
     for target in PROVIDERS:
-        if target in names and has_ort and (target != "ort-cuda" or _gpu_count() > 0):
+        if target in names and runs_here(target):
             return target
     raise BundleError(
         "no target of the bundle can run here",
         got=", ".join(sorted(names)) or "no targets",
         do="Install an engine (pip install 'crossfuse[cpu]' or 'crossfuse[gpu]'), or build another target",
     )
+
+
+def runs_here(target: str) -> bool:
+    """The target's own engine is installed, and the GPU that it needs is there."""
+    if target not in PROVIDERS or importlib.util.find_spec("onnxruntime") is None:
+        return False
+    return target != "ort-cuda" or _gpu_count() > 0
 
 
 def open_stage(target: str, graph: Path, options: SessionOptions) -> OrtStage:

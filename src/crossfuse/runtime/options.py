@@ -20,7 +20,8 @@ class SessionOptions:
         spin: keep idle threads spinning between operators; off saves CPU when sessions share cores.
         provider: ONNX Runtime execution provider to use instead of the target's own (``CPUExecutionProvider`` runs the
             graph of ``ort-cuda`` on a machine without a GPU, for checks).
-        provider_options: passed to the execution provider.
+        provider_options: passed to the execution provider. For CUDA, ``use_tf32`` is ``"0"`` unless given: an fp32 bundle
+            computes in fp32.
     """
 
     threads: int | None = None

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from crossfuse.errors import BundleError, InputError
 from crossfuse.runtime.options import SessionOptions
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 __all__ = ["OrtStage"]
 
@@ -36,10 +38,14 @@ class OrtStage:
         if options.inter_op_threads > 1:
             settings.execution_mode = ort.ExecutionMode.ORT_PARALLEL
         settings.add_session_config_entry("session.intra_op.allow_spinning", "1" if options.spin else "0")
-        if provider == "CUDAExecutionProvider" and hasattr(ort, "preload_dlls"):
-            ort.preload_dlls()
+        provider_options = dict(options.provider_options)
+        if provider == "CUDAExecutionProvider":
+            # ONNX Runtime would round fp32 products to TF32, which has the 10-bit mantissa of fp16.
+            provider_options.setdefault("use_tf32", "0")
+            if hasattr(ort, "preload_dlls"):
+                ort.preload_dlls()
         try:
-            session = ort.InferenceSession(str(graph), settings, providers=[(provider, dict(options.provider_options))])
+            session = ort.InferenceSession(str(graph), settings, providers=[(provider, provider_options)])
         except Exception as error:  # ONNX Runtime's exceptions have no common base
             raise BundleError(f"ONNX Runtime can't load the graph: {_brief(error)}", where=graph) from error
         if session.get_providers()[0] != provider:

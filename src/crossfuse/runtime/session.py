@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType, TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from crossfuse.bundle.manifest import StageSpec
 from crossfuse.bundle.store import open_bundle
@@ -18,6 +17,9 @@ from crossfuse.runtime.engines import best_target, open_stage
 from crossfuse.runtime.options import SessionOptions
 from crossfuse.runtime.ort import OrtStage
 from crossfuse.specs import Dim, TensorSpec, names_of
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 __all__ = ["Binding", "Session", "load"]
 
