@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import platform
 import subprocess
 import sys
 import tempfile
@@ -79,6 +81,7 @@ def main() -> None:
         "session_overhead_us": run["session"] - run["raw"],
         "session_ratio": run["session"] / run["raw"],
         "binding_ratio": run["binding"] / run["raw"],
+        "machine": {"processor": platform.machine(), "cores": os.cpu_count()},
         "versions": {"python": sys.version.split()[0], "numpy": np.__version__, "onnxruntime": ort.__version__},
     }
     print(f"import crossfuse.runtime: {runtime_ms:.0f} ms, of which NumPy {numpy_ms:.0f} ms")

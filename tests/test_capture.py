@@ -130,6 +130,38 @@ def test_shared_module_has_two_sites(tmp_path: Path) -> None:
     assert [row.site for row in bundle.ledger] == ["attention.block", "attention.block#2"]
 
 
+class Positions(nn.Module):
+    """A table of 16 position embeddings limits the length, whether the spec says so or not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(16, WIDTH)
+        self.block = Block("plain")
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        x = x + self.table.weight[: x.shape[1]]
+        return self.block(x, y, y)
+
+
+def test_a_dimension_without_maximum_gets_the_models_limit(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    inputs = {"x": torch.randn(1, 9, WIDTH), "y": torch.randn(1, 5, WIDTH)}
+    dynamic = {"x": {0: "batch", 1: "length"}, "y": {0: "batch", 1: "keys"}}
+    spec = ModelSpec(Positions().eval(), inputs, dynamic)
+    bundle = crossfuse.export(spec, tmp_path / "b")
+    dims = bundle.manifest.dims
+    assert (dims["length"].max, dims["batch"].max, dims["keys"].max) == (16, None, None)
+    assert crossfuse.verify(bundle.path, source=spec).passed
+    with runtime.load(bundle.path) as session:
+        long = {"x": np.ones((3, 16, WIDTH), "f4"), "y": np.ones((3, 40, WIDTH), "f4")}
+        assert session.run(**long)["output"].shape == (3, 16, WIDTH)
+        with pytest.raises(InputError, match="'length' is outside its range.*got 17.*at most 16"):
+            session.run(**(long | {"x": np.ones((3, 17, WIDTH), "f4")}))
+    stated = ModelSpec(spec.module, inputs, {"x": {0: "batch", 1: "length:1:20"}, "y": dynamic["y"]})
+    with pytest.raises(InputError, match="can't trace the model.*length"):
+        crossfuse.export(stated, tmp_path / "c")
+
+
 class Tied(nn.Module):
     """One module under two names, as in models that share weights across layers."""
 

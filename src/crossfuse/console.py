@@ -68,7 +68,7 @@ class Output:
         self.heading(f"Fusion ledger: {_ledger_sentence(ledger, targets)}")
         table = Table()
         for column in ("site", "kind", "heads", "from", *targets):
-            table.add_column(column, overflow="fold")
+            table.add_column(column, overflow="fold", no_wrap=column == "site")
         for row in ledger:
             heads = "?" if row.num_heads is None else f"{row.num_heads}×{row.head_size}"
             cells = [row.fused.get(t) or "[bold red]not fused[/]" for t in targets]

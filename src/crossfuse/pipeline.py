@@ -18,6 +18,7 @@ from crossfuse.models.registry import ZOO, zoo_spec
 from crossfuse.runtime.engines import runs_here
 from crossfuse.runtime.options import SessionOptions
 from crossfuse.runtime.session import open_session
+from crossfuse.specs import Dim
 from crossfuse.verify.check import check_session, verify_bundle
 from crossfuse.verify.parity import ParityReport
 from crossfuse.verify.reference import REFERENCE_FILE, ReferenceSet, load_reference, save_reference
@@ -75,6 +76,7 @@ def export(
         step("loading the model")
         spec = resolve(source, size=size, seed=seed, checkpoint=checkpoint)
         graph = fuse(spec, step)
+        spec = graph.spec
         if not allow_unfused:
             graph.ledger.require_fused([])
         reference = eager_reference(spec, step=step)
@@ -160,9 +162,10 @@ def verify(
     if source is not None:
         from crossfuse.verify.eager import eager_reference
 
-        about = open_bundle(path).manifest.source
+        opened = open_bundle(path).manifest
+        about = opened.source
         arguments = {k: about[k] for k in ("size", "seed", "checkpoint") if k in about}
-        reference = eager_reference(resolve(source, **arguments), seed, step)
+        reference = eager_reference(_within(resolve(source, **arguments), opened), seed, step)
     step("running the target")
     return verify_bundle(path, target, options=options, reference=reference)
 
@@ -187,6 +190,14 @@ def resolve(source: ModelSpec | str, *, size: str = "published", seed: int = 0, 
             do="See `crossfuse models`",
         )
     return zoo_spec(source, size, seed, checkpoint)
+
+
+def _within(spec: ModelSpec, manifest: Manifest) -> ModelSpec:
+    """The spec with the ranges of dynamic dimensions that the bundle was exported with."""
+    axes: dict[str, dict[int, str | Dim]] = {
+        name: {axis: manifest.dims.get(dim, dim) for axis, dim in axes.items()} for name, axes in spec.axes.items()
+    }
+    return replace(spec, dynamic=axes)
 
 
 def _add_target(

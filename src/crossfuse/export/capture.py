@@ -17,34 +17,63 @@ from torch.export import ExportedProgram
 
 from crossfuse.errors import InputError
 from crossfuse.model_spec import ModelSpec
+from crossfuse.specs import Dim
 
-__all__ = ["capture", "named_outputs"]
+__all__ = ["capture", "named_outputs", "quiet_exporter"]
 
 
-def capture(spec: ModelSpec) -> ExportedProgram:
+_SUGGESTION = re.compile(r"(\w+) = Dim\('\1'(?:, min=(\d+))?(?:, max=(\d+))?\)")
+
+
+def capture(spec: ModelSpec) -> tuple[ExportedProgram, ModelSpec]:
     """Trace the module with its dynamic dimensions symbolic.
 
     The trace uses sizes of at least 2, pairwise different where the ranges allow: a size of 1 or two equal sizes would let
-    a specialised shape pass for a dynamic one.
+    a specialised shape pass for a dynamic one. A dimension given without a maximum gets the model's own limit where tracing
+    finds one (the length of a table of position embeddings, say).
+
+    Returns:
+        the program, and the spec with the limits found.
 
     Raises:
-        InputError: the module can't be traced, or a dynamic dimension turns out to be fixed.
+        InputError: the module can't be traced, or a dynamic dimension turns out to be fixed or narrower than its range says.
     """
+    while True:
+        try:
+            return _trace(spec), spec
+        except Exception as error:  # torch.export raises many unrelated types, each of which means "can't be traced"
+            limited = _with_limits(spec, str(error))
+            if limited is None:
+                raise InputError(
+                    f"torch.export can't trace the model: {_first_lines(error)}",
+                    where=spec.name,
+                    do="Make the named dimensions fit the model (--dynamic INPUT:AXIS=NAME:MIN:MAX), or avoid control flow "
+                    "and shapes that depend on tensor values",
+                ) from error
+            spec = limited
+
+
+def _trace(spec: ModelSpec) -> ExportedProgram:
     dims = {name: torch.export.Dim(name, min=d.min, max=d.max) if d.max != d.min else None for name, d in spec.dims.items()}
     inputs = spec.sample(_trace_sizes(spec), seed=0)
     shapes = {
         name: {axis: dims[dim] for axis, dim in spec.axes.get(name, {}).items() if dims[dim] is not None} for name in inputs
     }
-    try:
-        with torch.no_grad(), quiet_exporter(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-            return torch.export.export(spec.module, (), inputs, dynamic_shapes=shapes, strict=False)
-    except Exception as error:  # torch.export raises many unrelated types, each of which means "can't be traced"
-        raise InputError(
-            f"torch.export can't trace the model: {_first_lines(error)}",
-            where=spec.name,
-            do="Make the named dimensions fit the model (--dynamic INPUT:AXIS=NAME:MIN:MAX), or avoid control flow and "
-            "shapes that depend on tensor values",
-        ) from error
+    with torch.no_grad(), quiet_exporter(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+        return torch.export.export(spec.module, (), inputs, dynamic_shapes=shapes, strict=False)
+
+
+def _with_limits(spec: ModelSpec, message: str) -> ModelSpec | None:
+    """The spec with the maxima that torch.export suggests for dimensions that have none; None where it suggests none."""
+    open_ended = {name: dim for name, dim in spec.dims.items() if dim.max is None}
+    found = {name: Dim(name, open_ended[name].min, int(high)) for name, _, high in _SUGGESTION.findall(message)
+             if high and name in open_ended}  # fmt: skip
+    if not found:
+        return None
+    axes = {
+        name: {axis: found.get(Dim.parse(dim).name, dim) for axis, dim in axes.items()} for name, axes in spec.dynamic.items()
+    }
+    return dataclasses.replace(spec, dynamic=axes)
 
 
 def _trace_sizes(spec: ModelSpec) -> dict[str, int]:

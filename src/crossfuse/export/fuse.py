@@ -30,8 +30,12 @@ __all__ = ["FusedGraph", "fuse"]
 
 @dataclass(frozen=True)
 class FusedGraph:
-    """An ONNX graph in which every captured attention is one node, with its ledger and boundary."""
+    """An ONNX graph in which every captured attention is one node, with its ledger and boundary.
 
+    ``spec`` is the one that was fused, with the limits of dynamic dimensions that tracing found.
+    """
+
+    spec: ModelSpec
     model: ir.Model
     ledger: Ledger
     inputs: tuple[TensorSpec, ...]
@@ -50,7 +54,7 @@ def fuse(spec: ModelSpec, step: Callable[[str], None] = lambda _: None) -> Fused
     with torch.no_grad():
         outputs = tuple(named_outputs(spec.module(**inputs)))
     step("tracing with torch.export")
-    program = capture(spec)
+    program, spec = capture(spec)
     captured = Counter(s.form for s in sightings)
     program, _, mismatches = fuse_sdpa(program)
     step("translating to ONNX")
@@ -62,7 +66,7 @@ def fuse(spec: ModelSpec, step: Callable[[str], None] = lambda _: None) -> Fused
     model, _ = name_sites(model)
     ledger = _ledger(model, sightings, mismatches, _first_names(spec.module), from_sdpa=captured["operator"] == 0)
     model, _ = trim_metadata(model)
-    return FusedGraph(model, ledger, _specs(model.graph.inputs), _specs(model.graph.outputs))
+    return FusedGraph(spec, model, ledger, _specs(model.graph.inputs), _specs(model.graph.outputs))
 
 
 def _first_names(module: nn.Module) -> dict[str, str]:
