@@ -54,6 +54,8 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "missing weights": (lambda b: (b / "weights.bin").unlink(), "file of the bundle is missing"),
     "flipped byte in weights": (lambda b: flip_byte(b / "weights.bin"), "was changed"),
     "flipped byte in graph": (lambda b: flip_byte(b / "model.ort-cpu.onnx"), "was changed"),
+    "flipped byte in another target": (lambda b: flip_byte(b / "model.onnx"), "was changed"),
+    "flipped byte in the reference": (lambda b: flip_byte(b / "reference.npz"), "was changed"),
     "truncated weights": (lambda b: truncate(b / "weights.bin"), "wrong size"),
     "weights are a link": (lambda b: link_outside(b / "weights.bin"), "file of the bundle is missing"),
     "manifest is a link": (lambda b: link_outside(b / "manifest.json"), "there is no bundle"),

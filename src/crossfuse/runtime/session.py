@@ -25,7 +25,7 @@ __all__ = ["Binding", "Session", "load"]
 
 
 def load(path: str | Path, target: str | None = None, options: SessionOptions | None = None) -> Session:
-    """Open a bundle for execution. Sizes and hashes of all files that it needs are checked before any of them is parsed.
+    """Open a bundle for execution. Sizes and hashes of all its files are checked before any of them is parsed.
 
     Args:
         path: the bundle's folder.
@@ -40,7 +40,7 @@ def load(path: str | Path, target: str | None = None, options: SessionOptions | 
     entry = bundle.target(name)
     if set(entry.stages) != {"model"} or "model" not in bundle.manifest.stages:
         raise BundleError("this version runs bundles with the single stage 'model'", got=", ".join(entry.stages))
-    bundle.verified({*entry.files, *entry.stages.values()})
+    bundle.verified({*bundle.manifest.files, *entry.files, *entry.stages.values()})
     graphs = {stage: bundle.path / file for stage, file in entry.stages.items()}
     return open_session(name, bundle.manifest.stages, bundle.manifest.dims, graphs, options or SessionOptions())
 
