@@ -38,6 +38,11 @@ class Variant:
         parts = [name for name in ("mask", "bias", "key_lengths") if getattr(self, name)]
         return "_".join([*parts, self.causal])
 
+    @property
+    def may_lack_keys(self) -> bool:
+        """A row may have no key to attend to; an upper-left causal mask always leaves the first."""
+        return self.mask or self.bias or self.key_lengths or self.causal == "lower_right"
+
 
 def variant_of(node: ir.Node) -> Variant:
     """The variant that a ``FusedAttention`` node needs."""
@@ -102,8 +107,7 @@ class _Body:
         if attend is not None:
             infinity = self.op("CastLike", self.constant(float("-inf")), self.query)
             scores = self.op("Where", attend, scores, infinity)
-        weights, has_keys = self.softmax(scores, guarded=variant != Variant(False, False, False, variant.causal)
-                                         or variant.causal == "lower_right")  # fmt: skip
+        weights, has_keys = self.softmax(scores, guarded=variant.may_lack_keys)
         weights = self.op("Reshape", weights, self.concat(contexts, fan_out, kv_heads, repeat, length, keys))
         out = self.op("MatMul", weights, v)
         if has_keys is not None:

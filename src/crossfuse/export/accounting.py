@@ -1,0 +1,88 @@
+"""Open the ledger: match the graph's attention nodes with what the census saw in eager execution.
+
+Per module, nodes and sightings are counted. Each node gets a row. Where a module computed more attentions than it has nodes,
+the difference gets rows too, with the reason why it was not captured: those that no pass can capture come first.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+
+import onnx_ir as ir
+from torch import nn
+
+from crossfuse.export.census import Sighting
+from crossfuse.export.kinds import Dataflow
+from crossfuse.export.passes.sites import site_name
+from crossfuse.export.translate import module_path
+from crossfuse.graphs import attention_nodes
+from crossfuse.ledger import Ledger, LedgerRow
+
+__all__ = ["open_ledger"]
+
+
+def open_ledger(model: ir.Model, module: nn.Module, sightings: Sequence[Sighting], mismatches: Sequence[str]) -> Ledger:
+    """A row per attention of the eager model.
+
+    Args:
+        model: the fused graph, its sites named.
+        module: the eager model.
+        sightings: the census of it.
+        mismatches: why calls of scaled dot-product attention were not captured, in order.
+    """
+    first_names = _first_names(module)
+    per_module = defaultdict[str, list[Sighting]](list)
+    for sighting in sightings:
+        per_module[sighting.module].append(sighting)
+    captured = Counter[str]()
+    rows = []
+    flow = Dataflow(model)
+    for node in attention_nodes(model.graph):
+        path = module_path(node)
+        path = first_names.get(path, path)
+        seen = per_module[path]
+        direct = captured[path] < len(seen) and seen[captured[path]].form == "operator"
+        rows.append(_captured_row(node, flow, "operator" if direct else "sdpa"))
+        captured[path] += 1
+    reasons = iter(mismatches)
+    for path, seen in per_module.items():
+        rows += _missed_rows(path, seen, captured[path], reasons)
+    return Ledger(tuple(rows))
+
+
+def _first_names(module: nn.Module) -> dict[str, str]:
+    """Every path of every module → its first path: a module registered twice is seen under one name by the census."""
+    first = {m: name for name, m in module.named_modules()}
+    return {name: first[m] for name, m in module.named_modules(remove_duplicate=False)}
+
+
+def _missed_rows(path: str, seen: Sequence[Sighting], captured: int, reasons: Iterator[str]) -> Iterator[LedgerRow]:
+    """Rows for a module's attentions that have no node."""
+    by_hand_first = sorted(range(len(seen)), key=lambda i: (seen[i].form != "products", i))
+    missed = sorted(by_hand_first[: max(len(seen) - captured, 0)])
+    for occurrence, index in enumerate(missed, start=captured + 1):
+        sighting = seen[index]
+        why = sighting.reason if sighting.form == "products" else next(reasons, sighting.reason)
+        yield LedgerRow(site_name(path, occurrence), "unknown", None, reasons={"capture": why})
+
+
+def _captured_row(node: ir.Node, flow: Dataflow, captured: str) -> LedgerRow:
+    heads, kv_heads = (int(node.attributes[name].as_int()) for name in ("num_heads", "kv_num_heads"))
+    query, key, value = node.inputs[:3]
+
+    def head_size(tensor: ir.Value | None, count: int) -> int | None:
+        width = None if tensor is None or tensor.shape is None else tensor.shape[2]
+        return width // count if isinstance(width, int) else None
+
+    return LedgerRow(
+        site=node.name or "",
+        kind=flow.kind(node),
+        captured=captured,
+        num_heads=heads,
+        kv_num_heads=kv_heads,
+        head_size=head_size(query, heads),
+        value_size=head_size(value, kv_heads),
+        query_inputs=flow.reaching(query),
+        key_inputs=flow.reaching(key, value),
+    )
