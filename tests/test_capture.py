@@ -239,12 +239,43 @@ def test_dropout_is_not_captured() -> None:
     assert "dropout_p=0.5" in row.reasons["capture"]
 
 
-def test_linear_attention_and_projections_are_no_attentions() -> None:
-    class Linear(nn.Module):
-        def forward(self, x: Tensor, y: Tensor, mask: Tensor) -> Tensor:
-            return F.elu(x) @ (F.elu(y).mT @ y)
+class Lookalike(nn.Module):
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how = how
+        self.mixing = nn.Parameter(torch.randn(WIDTH, WIDTH))
+        self.head = nn.Linear(WIDTH, WIDTH)
 
-    assert fuse(spec_of(Linear())).ledger.rows == ()
+    def forward(self, x: Tensor, y: Tensor, mask: Tensor) -> Tensor:
+        if self.how == "linear attention":
+            return F.elu(x) @ (F.elu(y).mT @ y)
+        if self.how == "learned mixing":
+            return (self.mixing.softmax(-1) @ y.mT).mT
+        if self.how == "classifier":
+            return self.head(self.head(y).softmax(-1))
+        return self.head(F.normalize(x, dim=-1) @ F.normalize(x, dim=-1).mT @ x).relu()
+
+
+@pytest.mark.parametrize("how", ["linear attention", "learned mixing", "classifier", "similarities"])
+def test_lookalikes_are_no_attentions(how: str) -> None:
+    spec = spec_of(Lookalike(how))
+    assert census(spec.module, dict(spec.inputs)) == []
+    assert fuse(spec).ledger.rows == ()
+
+
+def test_mixed_heads_do_not_hide_an_attention() -> None:
+    class TalkingHeads(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.mix = nn.Linear(HEADS, HEADS)
+
+        def forward(self, x: Tensor, y: Tensor, mask: Tensor) -> Tensor:
+            q, k = (t.unflatten(-1, (HEADS, -1)).transpose(1, 2) for t in (x, y))
+            scores = self.mix((q @ k.mT).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+            return (scores.softmax(-1) @ k).transpose(1, 2).flatten(2)
+
+    (row,) = fuse(spec_of(TalkingHeads())).ledger
+    assert row.captured is None
 
 
 def test_census_counts_without_the_passes() -> None:

@@ -179,7 +179,8 @@ class _Observer(TorchDispatchMode):
         scores = next((self.scores[t] for t in tensors if t in self.scores), None)
         short = name.removeprefix("aten::").removeprefix("_").removesuffix("_")
         if scores is None:
-            if "softmax" in short and made:
+            # A softmax of something else than a product (mixed heads, say) may still be attention; one of a weight is not.
+            if "softmax" in short and made and tensors[0] not in self.weights:
                 scores = _Scores(self.stack[-1])
             else:
                 return
