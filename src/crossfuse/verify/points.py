@@ -14,11 +14,11 @@ _LEAST = 4
 def shape_points(dims: Mapping[str, Dim], example: Mapping[str, int]) -> list[dict[str, int]]:
     """At least four points: the example, all at their minimum, beyond the example, and mixtures of small and large.
 
-    Sizes beyond the example stay below twice its size, so that a wide range doesn't make the check slow. A model without
-    dynamic dimensions gets its one shape four times (with other inputs each time).
+    Sizes beyond the example go up to one and a half times its size, so that a wide range doesn't make the check slow. A model
+    without dynamic dimensions gets its one shape four times (with other inputs each time).
     """
     low = {name: dim.min for name, dim in dims.items()}
-    high = {name: _clamp(dim, 2 * example[name] + 1) for name, dim in dims.items()}
+    high = {name: _clamp(dim, example[name] + max(1, example[name] // 2)) for name, dim in dims.items()}
     middle = {name: _clamp(dim, example[name] + 1 | 1) for name, dim in dims.items()}
     names = list(dims)
     points = [
