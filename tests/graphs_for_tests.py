@@ -60,6 +60,8 @@ class Case:
         if self.bias:
             made["bias"] = rng.standard_normal(shape).astype(np.float32)
             made["bias"][-1, -1, -1] = -np.inf
+            # Under an upper-left causal mask the first row has this key alone: bias and causality together leave it none.
+            made["bias"][0, 0, 0, 0] = -np.inf
         if self.lengths:
             made["key_lengths"] = rng.integers(0, self.keys + 1, bk)
             made["key_lengths"][0] = 0

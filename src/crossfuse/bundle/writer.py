@@ -58,8 +58,9 @@ class BundleWriter:
             file.write(manifest.dumps())
             file.flush()
             os.fsync(file.fileno())
-        (self.folder / _LOCK).unlink()
         _put_in_place(self.folder, self.destination)
+        # Until here the lock kept a concurrent write from taking the folder for an abandoned one.
+        (self.destination / _LOCK).unlink(missing_ok=True)
         return Bundle(self.destination, manifest)
 
 
