@@ -130,6 +130,19 @@ def test_shared_module_has_two_sites(tmp_path: Path) -> None:
     assert [row.site for row in bundle.ledger] == ["attention.block", "attention.block#2"]
 
 
+def test_equal_attentions_stay_apart_and_what_prepares_them_merges(tmp_path: Path) -> None:
+    class Twice(Shared):
+        def forward(self, x: Tensor, y: Tensor, mask: Tensor) -> Tensor:
+            return self.block(x, y, mask) + 2 * self.block(x, y, mask)
+
+    graph = fuse(spec_of(Twice()))
+    assert [row.captured for row in graph.ledger] == ["sdpa", "sdpa"]
+    ops = [node.op_type for node in graph.model.graph]
+    assert ops.count("FusedAttention") == 2
+    assert ops.count("MatMul") == 3
+    assert crossfuse.export(spec_of(Twice()), tmp_path / "b").ledger.counts("ort-cpu") == {"cross": 2}
+
+
 class Positions(nn.Module):
     """A table of 16 position embeddings limits the length, whether the spec says so or not."""
 

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 import torch
-from onnx_ir.passes.common import CommonSubexpressionEliminationPass
 
 from crossfuse.export.accounting import open_ledger
 from crossfuse.export.capture import capture, named_outputs
 from crossfuse.export.census import census
+from crossfuse.export.passes.duplicates import merge_duplicates
 from crossfuse.export.passes.layout import cancel_layout_changes
 from crossfuse.export.passes.outputs import separate_outputs
 from crossfuse.export.passes.provenance import trim_metadata
@@ -57,9 +57,9 @@ def fuse(spec: ModelSpec, step: Callable[[str], None] = lambda _: None) -> Fused
     model = program_to_onnx(program, spec, outputs)
     step("fusing")
     model, _ = cancel_layout_changes(model)
-    CommonSubexpressionEliminationPass()(model)
-    model, _ = separate_outputs(model, outputs)
     model, _ = name_sites(model)
+    model, _ = merge_duplicates(model)
+    model, _ = separate_outputs(model, outputs)
     ledger = open_ledger(model, spec.module, sightings, mismatches)
     model, _ = trim_metadata(model)
     return FusedGraph(spec, model, ledger, _specs(model.graph.inputs), _specs(model.graph.outputs))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import onnx
 import onnxscript
 import torch
@@ -9,7 +11,10 @@ from onnx.defs import OpSchema
 
 from crossfuse.operator.contract import DOMAIN, NAME, VERSION
 
-__all__ = ["register_schema", "translation_table"]
+__all__ = ["CALL", "register_schema", "translation_table"]
+
+CALL = "call"
+"""A number that tells one call from the next while graphs are optimised; it is not part of the saved operator."""
 
 _FLOATS = ["tensor(float16)", "tensor(bfloat16)", "tensor(float)", "tensor(double)"]
 
@@ -44,6 +49,9 @@ def register_schema() -> None:
                 attribute("kv_num_heads", OpSchema.AttrType.INT, "Hkv", required=True),
                 attribute("scale", OpSchema.AttrType.FLOAT, "factor on the scores", required=True),
                 attribute("causal", onnx.helper.make_attribute("causal", "none"), "none, upper_left or lower_right"),
+                attribute(
+                    CALL, OpSchema.AttrType.INT, "number of the call while a graph is optimised; never saved", required=False
+                ),
             ],
         )
     )
@@ -53,6 +61,7 @@ def translation_table() -> dict[object, object]:
     """``custom_translation_table`` for ``torch.onnx.export``: the PyTorch operator becomes one opaque node."""
     register_schema()
     opset = onnxscript.values.Opset(DOMAIN, VERSION)
+    calls = itertools.count()
 
     def fused_attention(  # type: ignore[no-untyped-def]
         query,
@@ -78,6 +87,7 @@ def translation_table() -> dict[object, object]:
             kv_num_heads=kv_num_heads,
             scale=scale,
             causal=causal,
+            **{CALL: next(calls)},
         )
 
     return {torch.ops.crossfuse.fused_attention.default: fused_attention}
