@@ -8,10 +8,13 @@ import onnx_ir as ir
 
 from crossfuse.operator.contract import DOMAIN, NAME
 
-__all__ = ["MODULE", "SITE", "attention_nodes", "clone", "dim_of", "same_dim", "site_of"]
+__all__ = ["CAPTURED", "MODULE", "SITE", "attention_nodes", "clone", "dim_of", "same_dim", "site_of"]
 
 MODULE = "crossfuse.module"
 """Metadata key of the PyTorch module path that a node came from."""
+
+CAPTURED = "crossfuse.captured"
+"""Metadata key that says, during export, which pass made an attention node; absent where tracing gave it."""
 
 SITE = "crossfuse.site"
 """Metadata key under which a node carries the name of the attention it computes."""

@@ -20,7 +20,8 @@ class LedgerRow:
     Attributes:
         site: PyTorch module path; ``#2`` and up tell apart several attentions of one module, in order of execution.
         kind: ``self`` or ``cross`` by dataflow; ``unknown`` where it was not captured.
-        captured: ``operator``, ``sdpa``, or None.
+        captured: how: ``operator`` or ``sdpa`` called by the model, ``interface`` of its library, ``pattern`` of written-out
+            products, or None.
         num_heads, kv_num_heads, head_size, value_size: None where not captured.
         query_inputs, key_inputs: the model inputs that reach the queries, and the keys and values.
         fused: target → kernel, or None where it did not fuse.

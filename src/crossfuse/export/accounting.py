@@ -7,7 +7,8 @@ the difference gets rows too, with the reason why it was not captured: those tha
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 import onnx_ir as ir
 from torch import nn
@@ -16,20 +17,35 @@ from crossfuse.export.census import Sighting
 from crossfuse.export.kinds import Dataflow
 from crossfuse.export.passes.sites import site_name
 from crossfuse.export.translate import module_path
-from crossfuse.graphs import attention_nodes
+from crossfuse.graphs import CAPTURED, attention_nodes
 from crossfuse.ledger import Ledger, LedgerRow
 
-__all__ = ["open_ledger"]
+__all__ = ["Missed", "open_ledger"]
 
 
-def open_ledger(model: ir.Model, module: nn.Module, sightings: Sequence[Sighting], mismatches: Sequence[str]) -> Ledger:
+@dataclass(frozen=True)
+class Missed:
+    """An attention that a pass did not match: the path of its module, and why."""
+
+    module: str
+    reason: str
+
+
+def open_ledger(
+    model: ir.Model,
+    module: nn.Module,
+    sightings: Sequence[Sighting],
+    missed: Iterable[Missed] = (),
+    interfaced: Collection[str] = (),
+) -> Ledger:
     """A row per attention of the eager model.
 
     Args:
         model: the fused graph, its sites named.
         module: the eager model.
         sightings: the census of it.
-        mismatches: why calls of scaled dot-product attention were not captured, in order.
+        missed: what passes did not match, per module in order.
+        interfaced: paths of modules that called the operator through an interface of their library while traced.
     """
     first_names = _first_names(module)
     per_module = defaultdict[str, list[Sighting]](list)
@@ -43,11 +59,14 @@ def open_ledger(model: ir.Model, module: nn.Module, sightings: Sequence[Sighting
         path = first_names.get(path, path)
         seen = per_module[path]
         direct = captured[path] < len(seen) and seen[captured[path]].form == "operator"
-        rows.append(_captured_row(node, flow, "operator" if direct else "sdpa"))
+        traced = "operator" if direct else "interface" if path in interfaced else "sdpa"
+        rows.append(_captured_row(node, flow, node.metadata_props.get(CAPTURED, traced)))
         captured[path] += 1
-    reasons = iter(mismatches)
+    reasons = defaultdict[str, list[str]](list)
+    for miss in missed:
+        reasons[first_names.get(miss.module, miss.module)].append(miss.reason)
     for path, seen in per_module.items():
-        rows += _missed_rows(path, seen, captured[path], reasons)
+        rows += _missed_rows(path, seen, captured[path], reasons[path])
     return Ledger(tuple(rows))
 
 
@@ -57,13 +76,13 @@ def _first_names(module: nn.Module) -> dict[str, str]:
     return {name: first[m] for name, m in module.named_modules(remove_duplicate=False)}
 
 
-def _missed_rows(path: str, seen: Sequence[Sighting], captured: int, reasons: Iterator[str]) -> Iterator[LedgerRow]:
+def _missed_rows(path: str, seen: Sequence[Sighting], captured: int, reasons: list[str]) -> Iterator[LedgerRow]:
     """Rows for a module's attentions that have no node."""
     by_hand_first = sorted(range(len(seen)), key=lambda i: (seen[i].form != "products", i))
     missed = sorted(by_hand_first[: max(len(seen) - captured, 0)])
     for occurrence, index in enumerate(missed, start=captured + 1):
         sighting = seen[index]
-        why = sighting.reason if sighting.form == "products" else next(reasons, sighting.reason)
+        why = reasons.pop(0) if reasons and not sighting.returned and sighting.normal else sighting.reason
         yield LedgerRow(site_name(path, occurrence), "unknown", None, reasons={"capture": why})
 
 

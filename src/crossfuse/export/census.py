@@ -53,6 +53,11 @@ class Sighting:
     returned: bool = False
 
     @property
+    def normal(self) -> bool:
+        """There is a softmax, or an operator that has one, between its products."""
+        return self.form != "products" or any("softmax" in step for step in self.between)
+
+    @property
     def reason(self) -> str:
         """Why an attention of this form could not be captured."""
         if self.returned:
@@ -60,10 +65,10 @@ class Sighting:
         if self.form != "products":
             return "the exported graph does not hold it as one operator"
         steps = ", ".join(dict.fromkeys(self.between)) or "nothing"
-        if not any("softmax" in step for step in self.between):
+        if not self.normal:
             return f"its scores are not normalised by a softmax (between the two products: {steps})"
         return (
-            f"it is written out as matmul–softmax–matmul (between the two products: {steps}); call "
+            f"it is written out in a form that is not known (between the two products: {steps}); call "
             "F.scaled_dot_product_attention or crossfuse's fused_attention instead"
         )
 
@@ -115,6 +120,7 @@ class _Observer(TorchDispatchMode):
         self.by_hand: list[tuple[Sighting, _Scores]] = []
         self.stack: list[str] = [""]
         self.scores = WeakTensorKeyDictionary()
+        self.mixed = WeakTensorKeyDictionary()
         self.weights = WeakTensorKeyDictionary()
         for tensor in [*root.parameters(), *root.buffers()]:
             self.weights[tensor] = True
@@ -154,6 +160,8 @@ class _Observer(TorchDispatchMode):
     def _product(self, name: str, args: Any, result: Tensor) -> None:
         left, right = args[-2:] if name in ("aten::baddbmm", "aten::addmm") else args[:2]
         if left in self.weights or right in self.weights:
+            if left in self.scores or right in self.scores:
+                self.mixed[result] = True
             return
         scores = self.scores.get(left)
         if scores is None or not scores.normalised:
@@ -179,11 +187,14 @@ class _Observer(TorchDispatchMode):
         scores = next((self.scores[t] for t in tensors if t in self.scores), None)
         short = name.removeprefix("aten::").removeprefix("_").removesuffix("_")
         if scores is None:
-            # A softmax of something else than a product (mixed heads, say) may still be attention; one of a weight is not.
-            if "softmax" in short and made and tensors[0] not in self.weights:
-                scores = _Scores(self.stack[-1])
-            else:
+            if not any(t in self.mixed for t in tensors):
                 return
+            # Scores mixed by weights (talking heads) are still an attention's once they go through a softmax.
+            if "softmax" not in short:
+                for out in made:
+                    self.mixed[out] = True
+                return
+            scores = _Scores(self.stack[-1])
         if name not in _VIEWS:
             scores.steps.append(short)
         for out in made:

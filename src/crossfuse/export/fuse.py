@@ -12,9 +12,13 @@ from crossfuse.export.accounting import open_ledger
 from crossfuse.export.capture import capture, named_outputs
 from crossfuse.export.census import census
 from crossfuse.export.passes.duplicates import merge_duplicates
+from crossfuse.export.passes.grouped_heads import group_heads
+from crossfuse.export.passes.handwritten import fuse_handwritten
 from crossfuse.export.passes.layout import cancel_layout_changes
 from crossfuse.export.passes.outputs import separate_outputs
+from crossfuse.export.passes.products import unify_products
 from crossfuse.export.passes.provenance import trim_metadata
+from crossfuse.export.passes.scales import absorb_scales
 from crossfuse.export.passes.sdpa import fuse_sdpa
 from crossfuse.export.passes.sites import name_sites
 from crossfuse.export.translate import program_to_onnx
@@ -56,11 +60,15 @@ def fuse(spec: ModelSpec, step: Callable[[str], None] = lambda _: None) -> Fused
     step("translating to ONNX")
     model = program_to_onnx(program, spec, outputs)
     step("fusing")
+    model, _ = unify_products(model)
+    model, _, missed = fuse_handwritten(model)
+    model, _ = absorb_scales(model)
+    model, _ = group_heads(model)
     model, _ = cancel_layout_changes(model)
     model, _ = name_sites(model)
     model, _ = merge_duplicates(model)
     model, _ = separate_outputs(model, outputs)
-    ledger = open_ledger(model, spec.module, sightings, mismatches)
+    ledger = open_ledger(model, spec.module, sightings, [*mismatches, *missed])
     model, _ = trim_metadata(model)
     return FusedGraph(spec, model, ledger, _specs(model.graph.inputs), _specs(model.graph.outputs))
 

@@ -8,16 +8,20 @@ Rules:
 3. A bool mask becomes ``mask``, a float mask ``bias``; both are broadcast to four axes. ``is_causal`` is ``upper_left``.
 4. ``enable_gqa`` keeps its fewer key heads; otherwise batches and heads that broadcast are expanded as SDPA does.
 
-It must not fire, and says why, on dropout, on more than four axes, and on a mask of more than four axes.
+It must not fire, and says why, on more than four axes and on a mask of more than four axes. Dropout is an error.
 """
 
 from __future__ import annotations
+
+import re
 
 import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
+from crossfuse.errors import InputError
+from crossfuse.export.accounting import Missed
 from crossfuse.export.capture import quiet_exporter
 from crossfuse.operator.torch_op import fused_attention
 
@@ -26,16 +30,29 @@ __all__ = ["fuse_sdpa"]
 _SDPA = torch.ops.aten.scaled_dot_product_attention.default
 
 
-def fuse_sdpa(program: ExportedProgram) -> tuple[ExportedProgram, bool, list[str]]:
+def fuse_sdpa(program: ExportedProgram) -> tuple[ExportedProgram, bool, list[Missed]]:
     """Replace every call that matches.
 
     Returns:
-        the program, whether it changed, and a reason for each call that did not match, in order.
+        the program, whether it changed, and the calls that did not match.
+
+    Raises:
+        InputError: a call drops weights at random, as in training.
     """
     calls = [node for node in program.graph.nodes if node.target is _SDPA]
     if not calls:
         return program, False, []
-    reasons: list[str] = []
+    for call in calls:
+        dropout = call.args[4] if len(call.args) > 4 else call.kwargs.get("dropout_p", 0.0)
+        if dropout:
+            raise InputError(
+                "the model drops attention weights at random",
+                where=_module_of(call) or "(root)",
+                got=f"scaled_dot_product_attention with dropout_p={dropout}",
+                do="Put the model in eval mode, and give the call dropout_p=0.0 there",
+            )
+    missed: list[Missed] = []
+    pending = iter(calls)
 
     def decompose(
         query: Tensor,
@@ -48,20 +65,24 @@ def fuse_sdpa(program: ExportedProgram) -> tuple[ExportedProgram, bool, list[str
         scale: float | None = None,
         enable_gqa: bool = False,
     ) -> Tensor:
-        why = _mismatch(query, key, value, attn_mask, dropout_p)
+        why = _mismatch(query, key, value, attn_mask)
+        call = next(pending, None)
         if why is not None:
-            reasons.append(why)
+            missed.append(Missed(_module_of(call), why))
             return NotImplemented
         return _sdpa_via_operator(query, key, value, attn_mask, is_causal, scale, enable_gqa)
 
     with quiet_exporter():
         program = program.run_decompositions({_SDPA: decompose})
-    return program, len(reasons) < len(calls), reasons
+    return program, len(missed) < len(calls), missed
 
 
-def _mismatch(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, dropout_p: float) -> str | None:
-    if dropout_p > 0:
-        return f"scaled_dot_product_attention with dropout_p={dropout_p}: put the model in eval mode"
+def _module_of(call: torch.fx.Node | None) -> str:
+    stack = call.meta.get("nn_module_stack") if call is not None else None
+    return re.sub(r"@\d+", "", list(stack.values())[-1][0]) if stack else ""
+
+
+def _mismatch(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None) -> str | None:
     ranks = {query.ndim, key.ndim, value.ndim}
     if len(ranks) > 1 or query.ndim not in (3, 4):
         return f"scaled_dot_product_attention over {sorted(ranks)} axes: 3 or 4 are supported"

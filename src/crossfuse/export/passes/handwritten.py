@@ -1,0 +1,305 @@
+"""Attention written out as products around a softmax → ``FusedAttention``.
+
+Rules:
+
+1. A softmax whose input goes back to a product of queries and keys, and whose result goes on to a product with values, is an
+   attention (`chains`). Axes may come in any order, be merged, split or moved on the way (`axes`, `readings`).
+2. Numbers that multiply or divide the scores join in the scale; tensors that do, constant along the keys, multiply the queries.
+3. What is added is a bias. A fill of −inf is a mask; a finite one is a bias of that size where hidden, and where it is small
+   (−10⁴, say) the queries of rows without keys become 0, so that such rows average the values, as they do in the original.
+4. A subtracted maximum, limits at ±10⁴ or wider, and a check for NaN behind the softmax fall away.
+5. Heads are the last batch axis of fixed size. Where keys and values lack it, they have fewer heads (grouped, multi-query).
+   Where they lack all other batch axes they are one context for all queries.
+
+It must not fire where the scores or the probabilities are used for something else as well, unless that is another attention
+that fuses; where the softmax runs over another axis than the second product; where scores are mixed, capped or cast to
+integers; or where keys or values are weights. Each such softmax gives a reason.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+from crossfuse.export.accounting import Missed
+from crossfuse.export.arrange import Arranger
+from crossfuse.export.axes import Atom, Axes, Size, leaves, size_of
+from crossfuse.export.chains import Chain, Mismatch, active_values, find_chains
+from crossfuse.export.readings import Operand, Reading, Term, read_chain
+from crossfuse.export.translate import module_path
+from crossfuse.graphs import CAPTURED
+from crossfuse.operator.contract import DOMAIN, NAME, VERSION
+from crossfuse.operator.onnx_op import CALL
+
+__all__ = ["fuse_handwritten"]
+
+_FIRST_CALL = 1 << 20
+_SMALL_FILL = -1e8
+
+
+def fuse_handwritten(model: ir.Model) -> tuple[ir.Model, bool, list[Missed]]:
+    """Replace every chain that matches.
+
+    Returns:
+        the model, whether it changed, and the softmaxes that look like an attention's but did not match.
+    """
+    active = active_values(model.graph)
+    missed: list[Missed] = []
+    found: list[tuple[Chain, Reading]] = []
+    for node in model.graph:
+        if node.op_type != "Softmax" or node.inputs[0] not in active:
+            continue
+        try:
+            found += [(chain, read_chain(chain)) for chain in find_chains(node, active)]
+        except Mismatch as mismatch:
+            missed.append(Missed(module_path(node), str(mismatch)))
+    found, shared = _unshared(found)
+    missed += shared
+    position = {node: i for i, node in enumerate(model.graph)}
+    calls = itertools.count(_FIRST_CALL)
+    for chain, reading in sorted(found, key=lambda item: position[item[0].values.node]):
+        _replace_shapes(model.graph, reading)
+        _replace(model.graph, chain, reading, next(calls))
+    if found:
+        RemoveUnusedNodesPass()(model)
+        model.opset_imports[DOMAIN] = VERSION
+    return model, bool(found), missed
+
+
+def _unshared(found: list[tuple[Chain, Reading]]) -> tuple[list[tuple[Chain, Reading]], list[Missed]]:
+    """Leave out chains with a value inside that something else than a fused chain uses; repeat, as that may unfuse others."""
+    missed: list[Missed] = []
+    while True:
+        gone = {node for chain, _ in found for node in (*chain.interior(), chain.values.node)}
+        kept = []
+        for chain, reading in found:
+            user = _outside_use(chain, gone)
+            if user is None:
+                kept.append((chain, reading))
+            else:
+                missed.append(Missed(module_path(chain.softmax), f"its scores or probabilities are also used by {user}"))
+        if len(kept) == len(found):
+            return kept, missed
+        found = kept
+
+
+def _outside_use(chain: Chain, gone: set[ir.Node]) -> str | None:
+    for node in chain.interior():
+        for value in node.outputs:
+            if value.is_graph_output():
+                return "the model's outputs"
+            for user, _ in value.uses():
+                if user not in gone and user.op_type != "Shape":
+                    return user.op_type
+    return None
+
+
+def _replace(graph: ir.Graph, chain: Chain, reading: Reading, call: int) -> None:
+    arranger = Arranger()
+    roles = _roles(reading)
+    for operand in (reading.query, reading.key, reading.value):
+        arranger.knows(operand.value, operand.axes)
+    query = _multiplied(reading, arranger)
+    terms = [_Mask(term, arranger, roles) for term in reading.terms]
+    rows, keys, size = reading.rows, reading.keys, reading.size
+    operands = [
+        arranger.arrange(query.value, query.axes, [roles.batch, rows, [*roles.heads, *size]]),
+        arranger.arrange(reading.key.value, reading.key.axes, [roles.contexts, keys, [*roles.kv_heads, *size]]),
+        arranger.arrange(
+            reading.value.value, reading.value.axes, [roles.contexts, keys, [*roles.kv_heads, *reading.value_size]]
+        ),
+    ]
+    for term in terms:
+        operands[0] = term.without_empty_rows(operands[0], query, reading)
+    mask = _joined("And", [t.mask() for t in terms], arranger)
+    bias = _joined("Add", [t.bias(operands[0]) for t in terms], arranger)
+    out_axes: Axes = [roles.batch, rows, [*roles.heads, *reading.value_size]]
+    attributes: dict[str, int | float | str] = {
+        "num_heads": size_of(roles.heads).factor,
+        "kv_num_heads": size_of(roles.kv_heads).factor,
+        "scale": reading.scale,
+        "causal": "none",
+        CALL: call,
+    }
+    optional = [mask, bias]
+    while optional and optional[-1] is None:
+        optional.pop()
+    fused = arranger.tape.op(NAME, [*operands, *optional], attributes=attributes, domain=DOMAIN)
+    old = chain.values.node.outputs[0]
+    fused.type = old.type
+    fused.shape = ir.Shape([size_of(leaves(axis)).dim for axis in out_axes])
+    node = fused.producer()
+    assert node is not None
+    result = arranger.arrange(fused, out_axes, reading.output)
+    for new in arranger.tape.nodes:
+        new.metadata_props.update(chain.values.node.metadata_props)
+    node.metadata_props[CAPTURED] = "pattern"
+    graph.insert_before(chain.values.node, arranger.tape.nodes)
+    if result.shape is not None and old.shape is not None:
+        result.shape = old.shape
+    ir.convenience.replace_all_uses_with(old, result, replace_graph_outputs=True)
+    graph.remove(chain.values.node, safe=True)
+
+
+def _replace_shapes(graph: ir.Graph, reading: Reading) -> None:
+    """Read the sizes of scores off the operands: a ``Shape`` of the scores would keep them alive."""
+    for value, axes in reading.states:
+        for node, _ in list(value.uses()):
+            if node.op_type != "Shape":
+                continue
+            arranger = Arranger()
+            for operand in (reading.query, reading.key):
+                arranger.knows(operand.value, operand.axes)
+            start, end = (node.attributes.get_int(name, None) for name in ("start", "end"))
+            sizes = arranger.sizes(axes[start:end])
+            graph.insert_before(node, arranger.tape.nodes)
+            ir.convenience.replace_all_uses_with(node.outputs[0], sizes, replace_graph_outputs=True)
+            graph.remove(node, safe=True)
+
+
+@dataclass(frozen=True)
+class _Roles:
+    """Batch atoms by what they are to the operator."""
+
+    batch: list[Atom]
+    heads: list[Atom]
+    kv_heads: list[Atom]
+    contexts: list[Atom]
+    rows: list[Atom]
+    keys: list[Atom]
+
+
+def _roles(reading: Reading) -> _Roles:
+    if len(reading.batch) == 1:
+        _split_heads(reading)
+    batch = leaves(reading.batch)
+    held = {leaf for operand in (reading.key, reading.value) for axis in operand.axes for leaf in leaves(axis)}
+    static = [atom for atom in batch if atom.size.static is not None]
+    heads = static[-1:]
+    if heads and heads[0] not in held and len(static) > 1 and static[-2] in held:
+        heads = static[-2:]
+    kv_heads = [atom for atom in heads if atom in held]
+    rest = [atom for atom in batch if atom not in heads]
+    contexts = rest if any(atom in held for atom in rest) else []
+    return _Roles(rest, heads, kv_heads, contexts, leaves(reading.rows), leaves(reading.keys))
+
+
+def _split_heads(reading: Reading) -> None:
+    """Find the heads in a merged batch: where the queries' features were split into heads further up."""
+    (merged,), size = reading.batch, size_of(leaves(reading.size)).static
+    node = reading.query.value.producer()
+    while size and node is not None and node.op_type in ("Reshape", "Transpose", "Mul", "Div", "Identity", "Unsqueeze"):
+        source = node.inputs[0]
+        shape = source.shape if source is not None else None
+        width = shape[-1] if shape is not None and len(shape) else None
+        if node.op_type == "Reshape" and isinstance(width, int) and width > size and width % size == 0:
+            heads = Size(width // size)
+            rest = merged.size.over(heads)
+            if rest is not None and rest != Size():
+                merged.split(rest, heads)
+            return
+        node = source.producer() if source is not None else None
+
+
+def _multiplied(reading: Reading, arranger: Arranger) -> Operand:
+    """The queries with the tensors that multiply the scores."""
+    value, axes = reading.query.value, reading.query.axes
+    for operand, divides in reading.multipliers:
+        held = {leaf for axis in operand.axes for leaf in leaves(axis)}
+        flat = [leaf for axis in axes for leaf in leaves(axis)]
+        extra = [leaf for leaf in leaves(reading.batch) if leaf in held and leaf not in flat]
+        target: Axes = [[leaf] for leaf in (*extra, *flat)]
+        value = arranger.arrange(value, axes, target)
+        axes = target
+        factor = arranger.arrange(operand.value, operand.axes, target, expand=False)
+        value = arranger.op("Div" if divides else "Mul", [value, factor], value, [size_of(a).dim for a in axes])
+    return Operand(value, axes)
+
+
+def _joined(name: str, values: Iterable[ir.Value | None], arranger: Arranger) -> ir.Value | None:
+    joined: ir.Value | None = None
+    for value in values:
+        if value is not None and joined is not None:
+            joined = arranger.op(name, [joined, value], joined, _broadcast(joined, value))
+        else:
+            joined = joined if value is None else value
+    return joined
+
+
+def _broadcast(a: ir.Value, b: ir.Value) -> list[int | str]:
+    assert a.shape is not None
+    assert b.shape is not None
+    return [y if x == 1 else x for x, y in zip(_plain(a.shape), _plain(b.shape), strict=True)]
+
+
+def _plain(shape: ir.Shape) -> list[int | str]:
+    return [size if isinstance(size, int) else str(size.value) for size in shape]
+
+
+class _Mask:
+    """A term brought to the operator's four axes."""
+
+    def __init__(self, term: Term, arranger: Arranger, roles: _Roles) -> None:
+        self.term, self.arranger, self.roles = term, arranger, roles
+        held = {leaf for axis in term.operand.axes for leaf in leaves(axis)}
+
+        def whole(atoms: list[Atom]) -> list[Atom]:
+            return atoms if held & set(atoms) else []
+
+        self.axes: Axes = [whole(roles.batch), whole(roles.heads), whole(roles.rows), roles.keys]
+        self.shape = [size_of(axis).dim for axis in self.axes]
+        self.value = arranger.arrange(term.operand.value, term.operand.axes, self.axes)
+
+    def mask(self) -> ir.Value | None:
+        """Bool, True where attended; None where the term is a bias."""
+        if self.term.fill is None or np.isfinite(self.term.fill):
+            return None
+        return self._attended()
+
+    def bias(self, like: ir.Value) -> ir.Value | None:
+        """Float, of the type of ``like``; None where the term is a mask."""
+        term, op = self.term, self.arranger.op
+        if term.fill is None:
+            value = self.value
+            if value.dtype != like.dtype and like.dtype is not None:
+                value = op("Cast", [value], like, self.shape, to=like.dtype)
+            factor = self.arranger.constant(term.factor, _numpy(like))
+            return value if term.factor == 1 else op("Mul", [value, factor], like, self.shape)
+        if not np.isfinite(term.fill):
+            return None
+        fill, zero = (self.arranger.constant(x, _numpy(like)) for x in (term.fill * term.factor, 0))
+        order = [self.value, fill, zero] if term.hidden else [self.value, zero, fill]
+        return op("Where", order, like, self.shape)
+
+    def without_empty_rows(self, query: ir.Value, operand: Operand, reading: Reading) -> ir.Value:
+        """The queries, 0 in rows that a small finite fill hides every key from."""
+        fill = self.term.fill
+        if fill is None or not fill > _SMALL_FILL or not np.isfinite(fill):
+            return query
+        op, roles = self.arranger.op, self.roles
+        attended = op("Cast", [self._attended()], query, self.shape, to=query.dtype)
+        rows = [*self.shape[:3], 1]
+        any_key = op("ReduceMax", [attended, self.arranger.constant([3], np.int64)], query, rows, keepdims=1)
+        axes: Axes = [*self.axes[:3], []]
+        target: Axes = [roles.batch, roles.rows, [*roles.heads, *reading.size]]
+        present = [[a for a in axis if any(a in have for have in axes)] for axis in target[:2]]
+        if self.axes[1]:
+            spread = self.arranger.arrange(any_key, axes, [present[0], present[1], [*roles.heads, *reading.size]])
+        else:
+            spread = self.arranger.arrange(any_key, axes, [present[0], present[1], []])
+        return op("Mul", [query, spread], query, None if query.shape is None else _plain(query.shape))
+
+    def _attended(self) -> ir.Value:
+        if not self.term.hidden:
+            return self.value
+        return self.arranger.op("Not", [self.value], self.value, self.shape)
+
+
+def _numpy(value: ir.Value) -> np.dtype[np.generic]:
+    assert value.dtype is not None
+    return value.dtype.numpy()
