@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from crossfuse import runtime
     from crossfuse.bundle.store import Bundle, open_bundle
     from crossfuse.errors import BundleError, CheckError, CrossfuseError, FusionError, InputError, ParityError
+    from crossfuse.export.huggingface.source import huggingface_spec
     from crossfuse.model_spec import ModelSpec
     from crossfuse.operator.torch_op import fused_attention
     from crossfuse.pipeline import build, export, verify
@@ -32,6 +33,7 @@ __all__ = [
     "build",
     "export",
     "fused_attention",
+    "huggingface_spec",
     "open_bundle",
     "runtime",
     "verify",
@@ -51,6 +53,7 @@ _HOMES = {
     "ParityError": "errors",
     "TensorSpec": "specs",
     "fused_attention": "operator.torch_op",
+    "huggingface_spec": "export.huggingface.source",
     "open_bundle": "bundle.store",
 }
 _PACKAGES = ("build", "export", "runtime", "verify")

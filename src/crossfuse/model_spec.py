@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Collection, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from crossfuse.errors import InputError
 from crossfuse.specs import Dim, collect_dims
@@ -13,10 +15,31 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-__all__ = ["ModelSpec", "Sampler"]
+__all__ = ["ModelSpec", "Sampler", "Tracing"]
+
+Kept = TypeVar("Kept")
 
 Sampler = Callable[[dict[str, int], "torch.Generator"], "dict[str, Tensor]"]
 """Makes inputs of the given sizes of the named dimensions: realistic, seeded by the generator, masks padded."""
+
+
+@dataclass(frozen=True)
+class Tracing:
+    """What a library brings to the tracing and translating of its models.
+
+    Attributes:
+        interfaced: paths of modules whose attention called the operator through the library's interface; filled while tracing.
+        translations: PyTorch operator → its translation to ONNX.
+        defer_guards: relations between sizes that hold but that the tracer can't prove are not errors.
+        fix_program: mends the exported program in place before it is translated.
+        fix_model: mends the ONNX program in place after that.
+    """
+
+    interfaced: Collection[str] = ()
+    translations: Mapping[Any, Any] = field(default_factory=dict)
+    defer_guards: bool = False
+    fix_program: Callable[[Any], None] = lambda _: None
+    fix_model: Callable[[Any], None] = lambda _: None
 
 
 @dataclass(frozen=True)
@@ -29,6 +52,9 @@ class ModelSpec:
         dynamic: axis → dimension per input; a dimension is a :class:`crossfuse.Dim`, or text ``NAME[:MIN[:MAX]]``.
         context: names of inputs that change rarely (an image with many questions, say).
         name: of the model, for reports.
+        drop_outputs: names of outputs to leave out; ``*`` stands for any text. An attention whose probabilities are an output
+            fuses only without that output.
+        tracing: gives the context in which the module is traced and translated; set by sources that need one.
         sampler: makes inputs at other sizes; where omitted, the examples' distributions are imitated: floats by mean and
             deviation, ids within the range seen, masks of zeros and ones as padded prefixes.
 
@@ -42,6 +68,8 @@ class ModelSpec:
     context: tuple[str, ...] = ()
     name: str = "model"
     sampler: Sampler | None = None
+    drop_outputs: tuple[str, ...] = ()
+    tracing: Callable[[], AbstractContextManager[Tracing]] = lambda: nullcontext(Tracing())
 
     def __post_init__(self) -> None:
         known = ", ".join(self.inputs)
@@ -71,6 +99,24 @@ class ModelSpec:
     ) -> ModelSpec:
         """A spec whose examples come from its sampler at the sizes ``example``."""
         return cls(module, sampler(example, _generator(0)), dynamic, context, name, sampler)
+
+    def kept(self, outputs: Mapping[str, Kept]) -> dict[str, Kept]:
+        """The outputs that are not dropped.
+
+        Raises:
+            InputError: none is left, or a name without ``*`` matches none.
+        """
+        for pattern in self.drop_outputs:
+            if "*" not in pattern and pattern not in outputs:
+                raise InputError("an output to drop doesn't exist", got=repr(pattern), expected=", ".join(outputs))
+        left = {n: out for n, out in outputs.items() if not any(fnmatchcase(n, p) for p in self.drop_outputs)}
+        if not left:
+            raise InputError("every output is dropped", where=self.name, got=", ".join(outputs))
+        return left
+
+    def traced_in(self, tracing: Callable[[], AbstractContextManager[Tracing]]) -> ModelSpec:
+        """The spec, traced in a context."""
+        return replace(self, tracing=tracing)
 
     @property
     def dims(self) -> dict[str, Dim]:

@@ -32,6 +32,7 @@ __all__ = ["build", "export", "resolve", "verify"]
 
 FUSED_GRAPH = "fused.onnx"
 WEIGHTS = "weights.bin"
+HUGGING_FACE = "hf:"
 _PRODUCERS = ("torch", "onnx", "onnxscript", "onnx-ir", "onnxruntime-gpu", "onnxruntime")
 
 Step = Callable[[str], None]
@@ -47,6 +48,9 @@ def export(
     size: str = "published",
     seed: int = 0,
     checkpoint: str | None = None,
+    task: str | None = None,
+    trust_remote_code: bool = False,
+    drop_outputs: Iterable[str] = (),
     step: Step = lambda _: None,
 ) -> Bundle:
     """Export a model to a bundle.
@@ -59,6 +63,9 @@ def export(
         allow_unfused: export even if an attention did not fuse; the ledger says which.
         size, seed, checkpoint: of a zoo model: ``tiny`` or ``published``, random weights' seed, or a folder with a
             ``transformers`` checkpoint (safetensors) whose weights to load.
+        task, trust_remote_code: of ``hf:`` sources: which head (a pipeline's task or a class name), and whether code that comes
+            with the checkpoint may run.
+        drop_outputs: names of outputs to leave out, ``*`` for any text.
         step: told what begins, for progress.
 
     Raises:
@@ -74,7 +81,10 @@ def export(
         from crossfuse.verify.eager import eager_reference
 
         step("loading the model")
-        spec = resolve(source, size=size, seed=seed, checkpoint=checkpoint)
+        spec = resolve(
+            source, size=size, seed=seed, checkpoint=checkpoint, task=task, trust_remote_code=trust_remote_code
+        )
+        spec = replace(spec, drop_outputs=(*spec.drop_outputs, *drop_outputs))
         graph = fuse(spec, step)
         spec = graph.spec
         if not allow_unfused:
@@ -85,7 +95,7 @@ def export(
         save_graph(graph.model, writer.file(FUSED_GRAPH), writer.file(WEIGHTS))
         manifest = Manifest(
             name=spec.name,
-            source=_source(source, size, seed, checkpoint),
+            source=_source(source, size, seed, checkpoint, task),
             created_by=f"crossfuse {version('crossfuse')}",
             dims=spec.dims,
             stages={"model": StageSpec(graph.inputs, graph.outputs)},
@@ -164,14 +174,22 @@ def verify(
 
         opened = open_bundle(path).manifest
         about = opened.source
-        arguments = {k: about[k] for k in ("size", "seed", "checkpoint") if k in about}
+        arguments = {k: about[k] for k in ("size", "seed", "checkpoint", "task") if k in about}
         reference = eager_reference(_within(resolve(source, **arguments), opened), seed, step)
     step("running the target")
     return verify_bundle(path, target, options=options, reference=reference)
 
 
-def resolve(source: ModelSpec | str, *, size: str = "published", seed: int = 0, checkpoint: str | None = None) -> ModelSpec:
-    """The spec behind a source.
+def resolve(
+    source: ModelSpec | str,
+    *,
+    size: str = "published",
+    seed: int = 0,
+    checkpoint: str | None = None,
+    task: str | None = None,
+    trust_remote_code: bool = False,
+) -> ModelSpec:
+    """The spec behind a source; the options are those of `export`.
 
     Raises:
         InputError: unknown name, or a factory that fails.
@@ -180,13 +198,17 @@ def resolve(source: ModelSpec | str, *, size: str = "published", seed: int = 0, 
         return source
     from crossfuse.export.sources import factory_spec, is_factory
 
+    if source.startswith(HUGGING_FACE):
+        from crossfuse.export.huggingface.source import huggingface_spec
+
+        return huggingface_spec(source.removeprefix(HUGGING_FACE), task=task, trust_remote_code=trust_remote_code)
     if is_factory(source):
         return factory_spec(source)
     if source not in ZOO:
         raise InputError(
             "unknown source",
             got=repr(source),
-            expected=f"a zoo name ({', '.join(ZOO)}), package.module:factory or path/file.py:factory",
+            expected=f"a zoo name ({', '.join(ZOO)}), hf:FOLDER-OR-ID, package.module:factory, path/file.py:factory or model.onnx",
             do="See `crossfuse models`",
         )
     return zoo_spec(source, size, seed, checkpoint)
@@ -241,12 +263,14 @@ def _files_of(entry: TargetEntry) -> set[str]:
     return {*entry.files, *entry.stages.values()}
 
 
-def _source(source: ModelSpec | str, size: str, seed: int, checkpoint: str | None) -> dict[str, Any]:
+def _source(source: ModelSpec | str, size: str, seed: int, checkpoint: str | None, task: str | None) -> dict[str, Any]:
     if not isinstance(source, str):
         return {"kind": "spec", "name": source.name}
     if source in ZOO:
         about: dict[str, Any] = {"kind": "zoo", "name": source}
         return about | ({"checkpoint": checkpoint} if checkpoint else {"size": size, "seed": seed})
+    if source.startswith(HUGGING_FACE):
+        return {"kind": "huggingface", "name": source} | ({"task": task} if task else {})
     return {"kind": "factory", "name": source}
 
 

@@ -25,7 +25,7 @@ __all__ = ["capture", "named_outputs", "quiet_exporter"]
 _SUGGESTION = re.compile(r"(\w+) = Dim\('\1'(?:, min=(\d+))?(?:, max=(\d+))?\)")
 
 
-def capture(spec: ModelSpec) -> tuple[ExportedProgram, ModelSpec]:
+def capture(spec: ModelSpec, *, defer_guards: bool = False) -> tuple[ExportedProgram, ModelSpec]:
     """Trace the module with its dynamic dimensions symbolic.
 
     The trace uses sizes of at least 2, pairwise different where the ranges allow: a size of 1 or two equal sizes would let
@@ -40,7 +40,7 @@ def capture(spec: ModelSpec) -> tuple[ExportedProgram, ModelSpec]:
     """
     while True:
         try:
-            return _trace(spec), spec
+            return _trace(spec, defer_guards), spec
         except Exception as error:  # torch.export raises many unrelated types, each of which means "can't be traced"
             limited = _with_limits(spec, str(error))
             if limited is None:
@@ -53,14 +53,15 @@ def capture(spec: ModelSpec) -> tuple[ExportedProgram, ModelSpec]:
             spec = limited
 
 
-def _trace(spec: ModelSpec) -> ExportedProgram:
+def _trace(spec: ModelSpec, defer_guards: bool) -> ExportedProgram:
     dims = {name: torch.export.Dim(name, min=d.min, max=d.max) if d.max != d.min else None for name, d in spec.dims.items()}
     inputs = spec.sample(_trace_sizes(spec), seed=0)
     shapes = {
         name: {axis: dims[dim] for axis, dim in spec.axes.get(name, {}).items() if dims[dim] is not None} for name in inputs
     }
     with torch.no_grad(), quiet_exporter(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-        return torch.export.export(spec.module, (), inputs, dynamic_shapes=shapes, strict=False)
+        return torch.export.export(spec.module, (), inputs, dynamic_shapes=shapes, strict=False,
+                                   prefer_deferred_runtime_asserts_over_guards=defer_guards)  # fmt: skip
 
 
 def _with_limits(spec: ModelSpec, message: str) -> ModelSpec | None:

@@ -61,10 +61,11 @@ class Chain:
 
 
 def active_values(graph: ir.Graph) -> set[ir.Value]:
-    """Values that depend on the content of the graph's inputs, rather than on weights or shapes alone."""
+    """Values that depend on the graph's inputs, rather than on weights alone; on their sizes is enough, as in learned queries
+    that are repeated for each sample."""
     active = set(graph.inputs)
     for node in graph:
-        if node.op_type not in ("Shape", "Size") and any(v in active for v in node.inputs if v is not None):
+        if any(v in active for v in node.inputs if v is not None):
             active.update(node.outputs)
     return active
 

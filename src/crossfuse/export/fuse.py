@@ -15,7 +15,7 @@ from crossfuse.export.passes.duplicates import merge_duplicates
 from crossfuse.export.passes.grouped_heads import group_heads
 from crossfuse.export.passes.handwritten import fuse_handwritten
 from crossfuse.export.passes.layout import cancel_layout_changes
-from crossfuse.export.passes.outputs import separate_outputs
+from crossfuse.export.passes.outputs import drop_outputs, separate_outputs
 from crossfuse.export.passes.products import unify_products
 from crossfuse.export.passes.provenance import trim_metadata
 from crossfuse.export.passes.scales import absorb_scales
@@ -53,13 +53,16 @@ def fuse(spec: ModelSpec, step: Callable[[str], None] = lambda _: None) -> Fused
     inputs = spec.sample(spec.example_sizes, seed=0)
     sightings = census(spec.module, inputs)
     with torch.no_grad():
-        outputs = tuple(named_outputs(spec.module(**inputs)))
-    step("tracing with torch.export")
-    program, spec = capture(spec)
-    program, _, mismatches = fuse_sdpa(program)
-    step("translating to ONNX")
-    model = program_to_onnx(program, spec, outputs)
+        every = named_outputs(spec.module(**inputs))
+    outputs = tuple(spec.kept(every))
+    with spec.tracing() as tracing:
+        step("tracing with torch.export")
+        program, spec = capture(spec, defer_guards=tracing.defer_guards)
+        program, _, mismatches = fuse_sdpa(program)
+        step("translating to ONNX")
+        model = program_to_onnx(program, spec, tuple(every), tracing)
     step("fusing")
+    model, _ = drop_outputs(model, tuple(every), outputs)
     model, _ = unify_products(model)
     model, _, missed = fuse_handwritten(model)
     model, _ = absorb_scales(model)
@@ -68,7 +71,7 @@ def fuse(spec: ModelSpec, step: Callable[[str], None] = lambda _: None) -> Fused
     model, _ = name_sites(model)
     model, _ = merge_duplicates(model)
     model, _ = separate_outputs(model, outputs)
-    ledger = open_ledger(model, spec.module, sightings, [*mismatches, *missed])
+    ledger = open_ledger(model, spec.module, sightings, [*mismatches, *missed], tracing.interfaced)
     model, _ = trim_metadata(model)
     return FusedGraph(spec, model, ledger, _specs(model.graph.inputs), _specs(model.graph.outputs))
 

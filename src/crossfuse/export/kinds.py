@@ -8,7 +8,9 @@ works token by token. Rules:
 3. Looking up an embedding follows the ids, adding a weight follows the other side; shapes, conditions and indices are not
    followed. A value made of weights alone (learned queries) has those weights as origins.
 
-An attention is ``self`` where queries and keys share an origin, else ``cross``. In a decoder, self-attention meets its own
+An attention is ``self`` where queries and keys share an origin, else ``cross``. Where keys are projected from a concatenation of
+tokens, one part of which shares nothing with the queries (latents that attend to an image and to themselves), it is ``cross`` as
+well. In a decoder, self-attention meets its own
 embeddings and earlier outputs on both sides, while cross-attention's keys come from an encoder whose tokens never enter the
 decoder's residual stream. Which model inputs *reach* each side, attentions included, is recorded next to it.
 """
@@ -28,6 +30,7 @@ _FIRST_ONLY = {
     "InstanceNormalization", "GroupNormalization", "BatchNormalization",
 }  # fmt: skip
 _PRODUCTS = {"MatMul", "Gemm", "Einsum"}
+_TOKENWISE = _PRODUCTS | {"Reshape", "Transpose", "Add", "Mul", "Div", "Cast", "LayerNormalization", "Identity", "Concat"}
 
 
 class Dataflow:
@@ -48,8 +51,10 @@ class Dataflow:
     def kind(self, attention: ir.Node) -> str:
         """``self`` or ``cross``."""
         query, key, value = attention.inputs[:3]
-        keys = self.origins(key) | self.origins(value)
-        return "self" if self.origins(query) & keys else "cross"
+        own = self.origins(query)
+        if not own & (self.origins(key) | self.origins(value)):
+            return "cross"
+        return "cross" if any(not own & self.origins(part) for part in _joined_tokens(key)) else "self"
 
     def reaching(self, *values: ir.Value | None) -> tuple[str, ...]:
         """Names of the model inputs that reach any of the values, in the model's order."""
@@ -88,3 +93,20 @@ class Dataflow:
         if node.op_type == "Concat" or not active:
             active = followed
         return frozenset[ir.Value]().union(*(self.origins(v) for v in active))
+
+
+def _joined_tokens(value: ir.Value | None) -> list[ir.Value]:
+    """What was concatenated along the tokens before a projection made keys of it; nothing where that was not so."""
+    projected = False
+    node = value.producer() if value is not None else None
+    while node is not None:
+        if node.op_type == "Concat" and projected:
+            axis = node.attributes["axis"].as_int()
+            rank = len(node.outputs[0].shape or ())
+            return [v for v in node.inputs if v is not None] if rank == 3 and axis in (1, -2) else []
+        if node.op_type not in _TOKENWISE:
+            return []
+        projected = projected or node.op_type in _PRODUCTS
+        source = next((v for v in node.inputs if v is not None and v.producer() is not None), None)
+        node = source.producer() if source is not None else None
+    return []

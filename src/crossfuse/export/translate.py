@@ -12,7 +12,7 @@ from torch.export import ExportedProgram
 
 from crossfuse.errors import InputError
 from crossfuse.export.capture import quiet_exporter
-from crossfuse.model_spec import ModelSpec
+from crossfuse.model_spec import ModelSpec, Tracing
 from crossfuse.operator.onnx_op import translation_table
 
 __all__ = ["IR_VERSION", "OPSET", "module_path", "program_to_onnx"]
@@ -24,21 +24,25 @@ IR_VERSION = 10
 """The first IR version with function overloads, which the portable graph's operator body needs."""
 
 
-def program_to_onnx(program: ExportedProgram, spec: ModelSpec, outputs: tuple[str, ...]) -> ir.Model:
+def program_to_onnx(
+    program: ExportedProgram, spec: ModelSpec, outputs: tuple[str, ...], tracing: Tracing | None = None
+) -> ir.Model:
     """Translate with PyTorch's exporter.
 
     Raises:
         InputError: an operator that the exporter has no translation for.
     """
+    tracing = tracing or Tracing()
     try:
         with quiet_exporter():
+            tracing.fix_program(program)
             exported = torch.onnx.export(
                 program,
                 dynamo=True,
                 opset_version=OPSET,
                 input_names=list(spec.inputs),
                 output_names=list(outputs),
-                custom_translation_table=translation_table(),  # type: ignore[arg-type]
+                custom_translation_table={**tracing.translations, **translation_table()},  # type: ignore[arg-type]
                 optimize=True,
                 verbose=False,
             )
@@ -50,6 +54,7 @@ def program_to_onnx(program: ExportedProgram, spec: ModelSpec, outputs: tuple[st
         ) from error
     if exported is None:
         raise InputError("PyTorch's ONNX exporter gave no model", where=spec.name)
+    tracing.fix_model(exported)
     model = exported.model
     model.ir_version = IR_VERSION
     model.graph.name = re.sub(r"\W+", "_", spec.name) or "model"

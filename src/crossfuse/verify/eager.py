@@ -33,8 +33,8 @@ def eager_reference(spec: ModelSpec, seed: int = 1, step: Callable[[str], None] 
     found = []
     for i, (sizes, inputs) in enumerate(zip(points, samples, strict=True)):
         step(f"eager reference {i + 1}/{len(points)}: " + ", ".join(f"{k}={v}" for k, v in sizes.items()))
-        single = _run(spec.module, inputs, spec.name)
-        truth = single if double is None else _run(double, _as_double(inputs), spec.name)
+        single = _run(spec.module, inputs, spec)
+        truth = single if double is None else _run(double, _as_double(inputs), spec)
         for name, array in truth.items():
             if array.dtype.kind == "f" and not np.isfinite(array).all():
                 raise InputError(
@@ -69,15 +69,15 @@ def _as_double(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: t.double() if t.is_floating_point() else t for name, t in inputs.items()}
 
 
-def _run(module: nn.Module, inputs: dict[str, Tensor], where: str) -> dict[str, NDArray[Any]]:
+def _run(module: nn.Module, inputs: dict[str, Tensor], spec: ModelSpec) -> dict[str, NDArray[Any]]:
     try:
         with torch.no_grad():
-            outputs = named_outputs(module(**inputs))
+            outputs = spec.kept(named_outputs(module(**inputs)))
     except (RuntimeError, TypeError, ValueError, IndexError) as error:
         sizes = {name: tuple(t.shape) for name, t in inputs.items()}
         raise InputError(
             f"the eager model fails: {error}",
-            where=f"{where} on {sizes}",
+            where=f"{spec.name} on {sizes}",
             do="Narrow the dynamic ranges to what the model takes (NAME:MIN:MAX)",
         ) from error
     return {name: tensor.detach().numpy() for name, tensor in outputs.items()}

@@ -1,4 +1,4 @@
-"""Give every output of the graph a value and a name of its own.
+"""Leave out outputs that nobody wants, and give every other one of the graph a value and a name of its own.
 
 Rules:
 
@@ -11,9 +11,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import onnx_ir as ir
-from onnx_ir.passes.common import OutputFixPass
+from onnx_ir.passes.common import OutputFixPass, RemoveUnusedNodesPass
 
-__all__ = ["separate_outputs"]
+__all__ = ["drop_outputs", "separate_outputs"]
+
+
+def drop_outputs(model: ir.Model, names: Sequence[str], kept: Sequence[str]) -> tuple[ir.Model, bool]:
+    """Leave out outputs, and what computes nothing else; returns the model and whether it changed."""
+    if len(names) == len(kept):
+        return model, False
+    values = [value for name, value in zip(names, model.graph.outputs, strict=True) if name in kept]
+    model.graph.outputs[:] = values
+    RemoveUnusedNodesPass()(model)
+    return model, True
 
 
 def separate_outputs(model: ir.Model, names: Sequence[str]) -> tuple[ir.Model, bool]:

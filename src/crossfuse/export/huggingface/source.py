@@ -1,0 +1,63 @@
+"""A model of ``transformers`` → :class:`ModelSpec`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING
+
+from crossfuse.export.huggingface.adapters import adapt
+from crossfuse.export.huggingface.inputs import plan_inputs
+from crossfuse.export.huggingface.load import load_model
+from crossfuse.export.huggingface.tracing import tracing
+from crossfuse.model_spec import ModelSpec
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from crossfuse.specs import Dim
+
+__all__ = ["huggingface_spec"]
+
+_UNASKED = ("attentions*", "*_attentions*")
+"""Outputs that some models return without being asked to (``output_attentions`` is off)."""
+
+
+def huggingface_spec(
+    model: nn.Module | str,
+    *,
+    task: str | None = None,
+    inputs: Mapping[str, Tensor] | None = None,
+    dynamic: Mapping[str, Mapping[int, str | Dim]] | None = None,
+    context: Sequence[str] | None = None,
+    trust_remote_code: bool = False,
+) -> ModelSpec:
+    """The spec of a model of ``transformers``.
+
+    Args:
+        model: the model, or a folder or identifier to load it from (safetensors only).
+        task: which head, when loading: a pipeline's task or a class name.
+        inputs, dynamic, context: as in :class:`ModelSpec`; where omitted, made from the model's configuration: seeded inputs
+            with padded masks, and named dimensions for batch and lengths.
+        trust_remote_code: run code that comes with the checkpoint.
+
+    Raises:
+        InputError: the model can't be loaded, or its inputs can't be told from its configuration.
+    """
+    loaded = load_model(model, task, trust_remote_code=trust_remote_code) if isinstance(model, str) else model
+    loaded = adapt(loaded)
+    name = type(loaded).__name__
+    if inputs is not None:
+        spec = ModelSpec(loaded, inputs, dynamic or {}, tuple(context or ()), name)
+    else:
+        plan = plan_inputs(loaded)
+        spec = ModelSpec.from_sampler(
+            loaded,
+            plan.sample,
+            dynamic=dynamic if dynamic is not None else plan.dynamic,
+            example=plan.example,
+            context=tuple(context) if context is not None else plan.context,
+            name=name,
+        )
+    return replace(spec, drop_outputs=_UNASKED).traced_in(partial(tracing, loaded, dict(spec.inputs)))
