@@ -54,7 +54,11 @@ def models(as_json: Json = False) -> None:
 @app.command()
 def export(
     source: Annotated[
-        str, typer.Argument(help="A zoo name, package.module:factory, or path/file.py:factory (returns a ModelSpec).")
+        str,
+        typer.Argument(
+            help="A zoo name, hf:FOLDER-OR-ID, package.module:factory or path/file.py:factory (returns a ModelSpec), or "
+            "model.onnx."
+        ),
     ],
     out: Annotated[Path, typer.Option("-o", "--output", metavar="BUNDLE", help="The bundle's folder.")],
     target: Annotated[list[str] | None, typer.Option("--target", help="onnx, ort-cpu, ort-cuda; repeat.")] = None,
@@ -69,6 +73,19 @@ def export(
     checkpoint: Annotated[
         str | None, typer.Option("--checkpoint", help="Folder of a transformers checkpoint for a zoo model.")
     ] = None,
+    task: Annotated[
+        str | None, typer.Option("--task", help="Of an hf: source: a pipeline's task, or a class name.")
+    ] = None,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run code that comes with an hf: checkpoint.")
+    ] = False,
+    example: Annotated[
+        Path | None, typer.Option("--example", metavar="FILE.npz", help="Example inputs of a model.onnx.")
+    ] = None,
+    drop_output: Annotated[
+        list[str] | None,
+        typer.Option("--drop-output", metavar="NAME", help="An output to leave out, * for any text; repeat."),
+    ] = None,
     allow_unfused: AllowUnfused = False,
     as_json: Json = False,
 ) -> None:
@@ -77,11 +94,19 @@ def export(
     from crossfuse.console import Output
 
     output = Output(as_json=as_json)
+    of_source: dict[str, Any] = {
+        "size": size,
+        "seed": seed,
+        "checkpoint": checkpoint,
+        "task": task,
+        "trust_remote_code": trust_remote_code,
+        "example": example,
+    }
     with output.progress() as step:
         step("loading PyTorch")
         resolved: Any = source
         if context or dynamic:
-            spec = pipeline.resolve(source, size=size, seed=seed, checkpoint=checkpoint)
+            spec = pipeline.resolve(source, **of_source)
             resolved = _override(spec, context or [], dynamic or [])
         bundle = pipeline.export(
             resolved,
@@ -89,10 +114,9 @@ def export(
             target or ["ort-cpu"],
             precision=precision,
             allow_unfused=allow_unfused,
-            size=size,
-            seed=seed,
-            checkpoint=checkpoint,
+            drop_outputs=drop_output or [],
             step=step,
+            **of_source,
         )
     _show(output, bundle)
 

@@ -9,6 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from crossfuse.arrays import load_arrays
 from crossfuse.build.targets import lower, require_precision, require_target
 from crossfuse.bundle.manifest import Manifest, StageSpec, TargetEntry
 from crossfuse.bundle.store import Bundle, open_bundle
@@ -51,6 +52,7 @@ def export(
     task: str | None = None,
     trust_remote_code: bool = False,
     drop_outputs: Iterable[str] = (),
+    example: str | Path | None = None,
     step: Step = lambda _: None,
 ) -> Bundle:
     """Export a model to a bundle.
@@ -65,6 +67,7 @@ def export(
             ``transformers`` checkpoint (safetensors) whose weights to load.
         task, trust_remote_code: of ``hf:`` sources: which head (a pipeline's task or a class name), and whether code that comes
             with the checkpoint may run.
+        example: NPZ file with example inputs of an ONNX file.
         drop_outputs: names of outputs to leave out, ``*`` for any text.
         step: told what begins, for progress.
 
@@ -82,17 +85,24 @@ def export(
 
         step("loading the model")
         spec = resolve(
-            source, size=size, seed=seed, checkpoint=checkpoint, task=task, trust_remote_code=trust_remote_code
+            source,
+            size=size,
+            seed=seed,
+            checkpoint=checkpoint,
+            task=task,
+            trust_remote_code=trust_remote_code,
+            example=example,
         )
         spec = replace(spec, drop_outputs=(*spec.drop_outputs, *drop_outputs))
         graph = fuse(spec, step)
         spec = graph.spec
         if not allow_unfused:
             graph.ledger.require_fused([])
-        reference = eager_reference(spec, step=step)
-        save_reference(reference, writer.file(REFERENCE_FILE))
+        # Weights go to disk first: the graph then holds none while the reference has its copy of the module in float64.
         step("writing weights")
         save_graph(graph.model, writer.file(FUSED_GRAPH), writer.file(WEIGHTS))
+        reference = eager_reference(spec, step=step)
+        save_reference(reference, writer.file(REFERENCE_FILE))
         manifest = Manifest(
             name=spec.name,
             source=_source(source, size, seed, checkpoint, task),
@@ -188,6 +198,7 @@ def resolve(
     checkpoint: str | None = None,
     task: str | None = None,
     trust_remote_code: bool = False,
+    example: str | Path | None = None,
 ) -> ModelSpec:
     """The spec behind a source; the options are those of `export`.
 
@@ -196,12 +207,16 @@ def resolve(
     """
     if not isinstance(source, str):
         return source
-    from crossfuse.export.sources import factory_spec, is_factory
+    from crossfuse.export.sources import factory_spec, is_factory, is_onnx
 
     if source.startswith(HUGGING_FACE):
         from crossfuse.export.huggingface.source import huggingface_spec
 
         return huggingface_spec(source.removeprefix(HUGGING_FACE), task=task, trust_remote_code=trust_remote_code)
+    if is_onnx(source):
+        from crossfuse.export.onnx_files import onnx_spec
+
+        return onnx_spec(source, None if example is None else load_arrays(Path(example)))
     if is_factory(source):
         return factory_spec(source)
     if source not in ZOO:
@@ -271,7 +286,7 @@ def _source(source: ModelSpec | str, size: str, seed: int, checkpoint: str | Non
         return about | ({"checkpoint": checkpoint} if checkpoint else {"size": size, "seed": seed})
     if source.startswith(HUGGING_FACE):
         return {"kind": "huggingface", "name": source} | ({"task": task} if task else {})
-    return {"kind": "factory", "name": source}
+    return {"kind": "onnx" if source.endswith(".onnx") else "factory", "name": source}
 
 
 def _producers() -> dict[str, str]:

@@ -40,10 +40,12 @@ def save_graph(model: ir.Model, graph: Path, weights: Path) -> tuple[str, ...]:
     try:
         for value in model.graph.initializers.values():
             tensor = value.const_value
-            if tensor is None or tensor.nbytes < _INLINE_LIMIT or tensor.dtype == ir.DataType.STRING:
-                continue
             if isinstance(tensor, ir.ExternalTensor) and Path(tensor.base_dir) == graph.parent:
                 used.add(str(tensor.location))
+                continue
+            if tensor is None or tensor.nbytes < _INLINE_LIMIT or tensor.dtype == ir.DataType.STRING:
+                if isinstance(tensor, ir.ExternalTensor):
+                    value.const_value = ir.tensor(tensor.numpy(), name=value.name)
                 continue
             data = tensor.tobytes()
             key = (tensor.dtype.name, hashlib.sha256(data).digest())

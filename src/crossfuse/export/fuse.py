@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
 import torch
 
-from crossfuse.export.accounting import open_ledger
+from crossfuse.export.accounting import Missed, open_ledger
 from crossfuse.export.capture import capture, named_outputs
-from crossfuse.export.census import census
+from crossfuse.export.census import Sighting, census
+from crossfuse.export.graph_census import graph_census
+from crossfuse.export.onnx_files import OnnxModule, load_onnx
 from crossfuse.export.passes.duplicates import merge_duplicates
 from crossfuse.export.passes.grouped_heads import group_heads
 from crossfuse.export.passes.handwritten import fuse_handwritten
@@ -21,12 +23,14 @@ from crossfuse.export.passes.provenance import trim_metadata
 from crossfuse.export.passes.scales import absorb_scales
 from crossfuse.export.passes.sdpa import fuse_sdpa
 from crossfuse.export.passes.sites import name_sites
-from crossfuse.export.translate import program_to_onnx
+from crossfuse.export.translate import name_dimensions, program_to_onnx
 from crossfuse.ledger import Ledger
 from crossfuse.model_spec import ModelSpec
 from crossfuse.specs import TensorSpec
 
 __all__ = ["FusedGraph", "fuse"]
+
+Step = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -43,26 +47,29 @@ class FusedGraph:
     outputs: tuple[TensorSpec, ...]
 
 
-def fuse(spec: ModelSpec, step: Callable[[str], None] = lambda _: None) -> FusedGraph:
-    """Trace a module and fuse its attentions; ``step`` is told what begins.
+@dataclass(frozen=True)
+class _Source:
+    """A graph before its attentions are fused, and what is known about them."""
+
+    spec: ModelSpec
+    model: ir.Model
+    sightings: Sequence[Sighting]
+    outputs: tuple[str, ...]
+    missed: Sequence[Missed] = ()
+    interfaced: Collection[str] = ()
+
+
+def fuse(spec: ModelSpec, step: Step = lambda _: None) -> FusedGraph:
+    """Trace a module, or read a file, and fuse its attentions; ``step`` is told what begins.
 
     Raises:
         InputError: the module can't run, be traced or be translated.
     """
-    step("counting attentions in eager execution")
-    inputs = spec.sample(spec.example_sizes, seed=0)
-    sightings = census(spec.module, inputs)
-    with torch.no_grad():
-        every = named_outputs(spec.module(**inputs))
-    outputs = tuple(spec.kept(every))
-    with spec.tracing() as tracing:
-        step("tracing with torch.export")
-        program, spec = capture(spec, defer_guards=tracing.defer_guards)
-        program, _, mismatches = fuse_sdpa(program)
-        step("translating to ONNX")
-        model = program_to_onnx(program, spec, tuple(every), tracing)
+    source = _read(spec, spec.module, step) if isinstance(spec.module, OnnxModule) else _trace(spec, step)
+    spec, model = source.spec, source.model
+    outputs = tuple(spec.kept(dict.fromkeys(source.outputs)))
     step("fusing")
-    model, _ = drop_outputs(model, tuple(every), outputs)
+    model, _ = drop_outputs(model, source.outputs, outputs)
     model, _ = unify_products(model)
     model, _, missed = fuse_handwritten(model)
     model, _ = absorb_scales(model)
@@ -71,9 +78,37 @@ def fuse(spec: ModelSpec, step: Callable[[str], None] = lambda _: None) -> Fused
     model, _ = name_sites(model)
     model, _ = merge_duplicates(model)
     model, _ = separate_outputs(model, outputs)
-    ledger = open_ledger(model, spec.module, sightings, [*mismatches, *missed], tracing.interfaced)
+    ledger = open_ledger(model, spec.module, source.sightings, [*source.missed, *missed], source.interfaced)
     model, _ = trim_metadata(model)
     return FusedGraph(spec, model, ledger, _specs(model.graph.inputs), _specs(model.graph.outputs))
+
+
+def _trace(spec: ModelSpec, step: Step) -> _Source:
+    step("counting attentions in eager execution")
+    inputs = spec.sample(spec.example_sizes, seed=0)
+    sightings = census(spec.module, inputs)
+    with torch.no_grad():
+        outputs = tuple(named_outputs(spec.module(**inputs)))
+    with spec.tracing() as tracing:
+        step("tracing with torch.export")
+        program, spec = capture(spec, defer_guards=tracing.defer_guards)
+        program, _, missed = fuse_sdpa(program)
+        step("translating to ONNX")
+        model = program_to_onnx(program, spec, outputs, tracing)
+    return _Source(spec, model, sightings, outputs, missed, tracing.interfaced)
+
+
+def _read(spec: ModelSpec, module: OnnxModule, step: Step) -> _Source:
+    step("reading the graph")
+    model = load_onnx(module.path)
+    symbols = {}
+    for value in model.graph.inputs:
+        for axis, dim in spec.axes.get(value.name or "", {}).items():
+            size = value.shape[axis] if value.shape is not None else None
+            if isinstance(size, ir.SymbolicDim):
+                symbols[str(size.value)] = dim
+    name_dimensions(model, symbols)
+    return _Source(spec, model, graph_census(model), tuple(value.name or "" for value in model.graph.outputs))
 
 
 def _specs(values: Sequence[ir.Value]) -> tuple[TensorSpec, ...]:

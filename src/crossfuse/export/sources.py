@@ -11,9 +11,14 @@ from types import ModuleType
 from crossfuse.errors import InputError
 from crossfuse.model_spec import ModelSpec
 
-__all__ = ["factory_spec", "is_factory"]
+__all__ = ["factory_spec", "is_factory", "is_onnx"]
 
 _DO = "A factory is a function without arguments that returns a crossfuse.ModelSpec"
+
+
+def is_onnx(source: str) -> bool:
+    """``path/model.onnx``."""
+    return source.endswith(".onnx")
 
 
 def is_factory(source: str) -> bool:

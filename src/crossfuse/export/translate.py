@@ -15,7 +15,7 @@ from crossfuse.export.capture import quiet_exporter
 from crossfuse.model_spec import ModelSpec, Tracing
 from crossfuse.operator.onnx_op import translation_table
 
-__all__ = ["IR_VERSION", "OPSET", "module_path", "program_to_onnx"]
+__all__ = ["IR_VERSION", "OPSET", "module_path", "name_dimensions", "program_to_onnx"]
 
 OPSET = 20
 """The opset of every exported graph: the first with ``Gelu``, executed by every runtime in use."""
@@ -58,16 +58,22 @@ def program_to_onnx(
     model = exported.model
     model.ir_version = IR_VERSION
     model.graph.name = re.sub(r"\W+", "_", spec.name) or "model"
-    _name_dimensions(model, _symbols(program, spec))
+    name_dimensions(model, _symbols(program, spec))
     return model
 
 
 def module_path(node: ir.Node) -> str:
-    """The path of the PyTorch module that a node came from; empty for the root module or where unknown."""
+    """The path of the PyTorch module that a node came from; empty for the root module or where unknown.
+
+    PyTorch's exporter writes it into the node's metadata; its older one made it the node's name, ``/encoder/layer/Softmax``.
+    """
     scopes = node.metadata_props.get("pkg.torch.onnx.name_scopes")
     if not scopes:
+        return ".".join(node.name[1:].split("/")[:-1]) if node.name and node.name.startswith("/") else ""
+    try:
+        modules = [str(scope) for scope in ast.literal_eval(scopes)[:-1] if scope]
+    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
         return ""
-    modules = [scope for scope in ast.literal_eval(scopes)[:-1] if scope]
     return re.sub(r"@\d+", "", modules[-1]) if modules else ""
 
 
@@ -84,7 +90,8 @@ def _symbols(program: ExportedProgram, spec: ModelSpec) -> dict[str, str]:
     return found
 
 
-def _name_dimensions(model: ir.Model, symbols: Mapping[str, str]) -> None:
+def name_dimensions(model: ir.Model, symbols: Mapping[str, str]) -> None:
+    """Write dimensions' names in place of symbols, in expressions too."""
     if not symbols:
         return
     pattern = re.compile(r"\b(" + "|".join(map(re.escape, symbols)) + r")\b")
@@ -92,9 +99,10 @@ def _name_dimensions(model: ir.Model, symbols: Mapping[str, str]) -> None:
     for value in values:
         if value.shape is None:
             continue
-        for axis, size in enumerate(value.shape):
-            if isinstance(size, ir.SymbolicDim) and size.value is not None:
-                value.shape[axis] = pattern.sub(lambda m: symbols[m.group(1)], str(size.value))
+        value.shape = ir.Shape(
+            [size if isinstance(size, int) or size.value is None
+             else pattern.sub(lambda m: symbols[m.group(1)], str(size.value)) for size in value.shape]
+        )  # fmt: skip
 
 
 def _cause(error: BaseException) -> str:

@@ -41,7 +41,7 @@ def tracing(model: Any, inputs: dict[str, Any]) -> Iterator[Tracing]:
     ):
         yield Tracing(
             interfaced=interfaced,
-            defer_guards=getattr(model.config, "model_type", None) in _UNPROVEN_SIZES,
+            defer_guards=getattr(getattr(model, "config", None), "model_type", None) in _UNPROVEN_SIZES,
             translations=exporter_onnx._ONNX_TRANSLATION_TABLE,
             fix_program=lambda program: utils.apply_fx_node_fixes("onnx", program.graph_module),
             fix_model=exporter_onnx.apply_onnx_ir_fixes,
