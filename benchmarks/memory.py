@@ -30,6 +30,7 @@ class Decoder(nn.Module):
             nn.init.normal_(parameter, std=0.02)
 
     def forward(self, tokens: Tensor, memory: Tensor) -> Tensor:
+        """``[B, L, width]`` and ``[B, S, width]`` → ``[B, L, width]``."""
         return self.decoder(tokens, memory)
 
 
@@ -42,6 +43,7 @@ def resident(field: str) -> int:
 
 
 def main() -> None:
+    """Measure, print, and write where asked."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--billions", type=float, default=1.0)
     parser.add_argument("--json", type=Path)

@@ -9,14 +9,13 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from onnx import TensorProto, helper
 from torch import Tensor, nn
 
 import crossfuse
-from crossfuse import InputError, ModelSpec, runtime
+from coverage.cases import CASES
+from crossfuse import ModelSpec, runtime
 from crossfuse.export.capture import quiet_exporter
 from crossfuse.export.onnx_files import OnnxModule, onnx_spec
-from coverage.cases import CASES
 from test_handwritten import FORMS, Written, spec_of
 from test_torch_modules import perturbed, randn
 

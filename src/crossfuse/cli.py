@@ -73,9 +73,7 @@ def export(
     checkpoint: Annotated[
         str | None, typer.Option("--checkpoint", help="Folder of a transformers checkpoint for a zoo model.")
     ] = None,
-    task: Annotated[
-        str | None, typer.Option("--task", help="Of an hf: source: a pipeline's task, or a class name.")
-    ] = None,
+    task: Annotated[str | None, typer.Option("--task", help="Of an hf: source: a pipeline's task, or a class name.")] = None,
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Run code that comes with an hf: checkpoint.")
     ] = False,

@@ -223,7 +223,8 @@ def resolve(
         raise InputError(
             "unknown source",
             got=repr(source),
-            expected=f"a zoo name ({', '.join(ZOO)}), hf:FOLDER-OR-ID, package.module:factory, path/file.py:factory or model.onnx",
+            expected=f"a zoo name ({', '.join(ZOO)}), hf:FOLDER-OR-ID, package.module:factory, path/file.py:factory or "
+            "model.onnx",
             do="See `crossfuse models`",
         )
     return zoo_spec(source, size, seed, checkpoint)

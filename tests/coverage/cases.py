@@ -12,31 +12,58 @@ from torch import nn
 
 from crossfuse import ModelSpec, huggingface_spec
 
-TEXT: dict[str, Any] = {"vocab_size": 99, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
-        "intermediate_size": 37, "max_position_embeddings": 64}  # fmt: skip
-VISION: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 37,
-          "image_size": 24, "patch_size": 8}  # fmt: skip
-SEQ2SEQ: dict[str, Any] = {"vocab_size": 99, "d_model": 32, "encoder_layers": 2, "decoder_layers": 2,
-           "encoder_attention_heads": 4, "decoder_attention_heads": 4, "encoder_ffn_dim": 37, "decoder_ffn_dim": 37,
-           "max_position_embeddings": 64, "pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2,
-           "decoder_start_token_id": 2}  # fmt: skip
+TEXT: dict[str, Any] = {
+    "vocab_size": 99,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 37,
+    "max_position_embeddings": 64,
+}
+VISION: dict[str, Any] = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 37,
+    "image_size": 24,
+    "patch_size": 8,
+}
+SEQ2SEQ: dict[str, Any] = {
+    "vocab_size": 99,
+    "d_model": 32,
+    "encoder_layers": 2,
+    "decoder_layers": 2,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4,
+    "encoder_ffn_dim": 37,
+    "decoder_ffn_dim": 37,
+    "max_position_embeddings": 64,
+    "pad_token_id": 1,
+    "bos_token_id": 0,
+    "eos_token_id": 2,
+    "decoder_start_token_id": 2,
+}
 
 
 @dataclass(frozen=True)
 class Case:
-    """One model: how to make its spec, and how many attentions of each kind it must have."""
+    """One model: how to make its spec, and how many attentions of each kind it must have; ``unfused`` ones, and why."""
 
     name: str
     make: Callable[[], ModelSpec]
     what: str
     self_attentions: int
     cross_attentions: int
+    unfused: int = 0
+    why: str = ""
 
 
 CASES: dict[str, Case] = {}
 
 
-def case(what: str, *, own: int = 0, cross: int = 0) -> Callable[[Callable[[], Any]], Callable[[], Any]]:
+def case(
+    what: str, *, own: int = 0, cross: int = 0, unfused: int = 0, why: str = ""
+) -> Callable[[Callable[[], Any]], Callable[[], Any]]:
     def keep(build: Callable[[], Any]) -> Callable[[], Any]:
         name = build.__name__
 
@@ -47,7 +74,7 @@ def case(what: str, *, own: int = 0, cross: int = 0) -> Callable[[Callable[[], A
                 return built
             return huggingface_spec(perturbed(built))
 
-        CASES[name] = Case(name, make, what, own, cross)
+        CASES[name] = Case(name, make, what, own, cross, unfused, why)
         return build
 
     return keep
@@ -106,31 +133,27 @@ def blip2_qformer() -> nn.Module:
 
 @case("Blip2ForConditionalGeneration with OPT", own=6, cross=1)
 def blip2() -> nn.Module:
-    text = hf.OPTConfig(vocab_size=99, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, ffn_dim=37,
-                        max_position_embeddings=64, word_embed_proj_dim=32)  # fmt: skip
-    config = hf.Blip2Config(vision_config=VISION, qformer_config=QFORMER, text_config=text.to_dict(), num_query_tokens=4,
-                            image_token_index=98)  # fmt: skip
+    text = hf.OPTConfig(
+        vocab_size=99,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        ffn_dim=37,
+        max_position_embeddings=64,
+        word_embed_proj_dim=32,
+    )
+    config = hf.Blip2Config(
+        vision_config=VISION, qformer_config=QFORMER, text_config=text.to_dict(), num_query_tokens=4, image_token_index=98
+    )
     return hf.Blip2ForConditionalGeneration(config)
 
 
 @case("InstructBlipQFormerModel, queries and an instruction", own=2, cross=1)
-def instructblip_qformer() -> ModelSpec:
+def instructblip_qformer() -> nn.Module:
     from transformers.models.instructblip.configuration_instructblip import InstructBlipQFormerConfig
     from transformers.models.instructblip.modeling_instructblip import InstructBlipQFormerModel
 
-    model = perturbed(InstructBlipQFormerModel(InstructBlipQFormerConfig(**QFORMER)))
-    mask = torch.tensor([[1] * 9, [1] * 5 + [0] * 4])
-    inputs = {
-        "input_ids": torch.randint(0, 99, (2, 5)),
-        "attention_mask": mask,
-        "query_embeds": torch.randn(2, 4, 32),
-        "encoder_hidden_states": torch.randn(2, 7, 32),
-        "encoder_attention_mask": torch.tensor([[1] * 7, [1, 1] + [0] * 5]),
-    }
-    dynamic: dict[str, dict[int, Any]] = {name: {0: "batch"} for name in inputs}
-    for name in ("encoder_hidden_states", "encoder_attention_mask"):
-        dynamic[name][1] = "encoder_length:1:64"
-    return huggingface_spec(model, inputs=inputs, dynamic=dynamic)
+    return InstructBlipQFormerModel(InstructBlipQFormerConfig(**QFORMER))
 
 
 @case("WhisperForConditionalGeneration", own=4, cross=2)
@@ -144,8 +167,15 @@ def bart() -> nn.Module:
     return hf.BartForConditionalGeneration(hf.BartConfig(**SEQ2SEQ))
 
 
-T5: dict[str, Any] = {"vocab_size": 99, "d_model": 32, "d_kv": 8, "d_ff": 37, "num_layers": 2, "num_heads": 4,
-      "decoder_start_token_id": 0}  # fmt: skip
+T5: dict[str, Any] = {
+    "vocab_size": 99,
+    "d_model": 32,
+    "d_kv": 8,
+    "d_ff": 37,
+    "num_layers": 2,
+    "num_heads": 4,
+    "decoder_start_token_id": 0,
+}
 
 
 @case("T5ForConditionalGeneration, relative positions", own=4, cross=2)
@@ -168,8 +198,15 @@ def pegasus() -> nn.Module:
     return hf.PegasusForConditionalGeneration(hf.PegasusConfig(**SEQ2SEQ))
 
 
-TROCR: dict[str, Any] = {"vocab_size": 99, "d_model": 32, "decoder_layers": 2, "decoder_attention_heads": 4, "decoder_ffn_dim": 37,
-         "max_position_embeddings": 64, "cross_attention_hidden_size": 32}  # fmt: skip
+TROCR: dict[str, Any] = {
+    "vocab_size": 99,
+    "d_model": 32,
+    "decoder_layers": 2,
+    "decoder_attention_heads": 4,
+    "decoder_ffn_dim": 37,
+    "max_position_embeddings": 64,
+    "cross_attention_hidden_size": 32,
+}
 
 
 @case("TrOCRForCausalLM over image states", own=2, cross=2)
@@ -184,11 +221,27 @@ def vision_encoder_decoder() -> nn.Module:
     return hf.VisionEncoderDecoderModel(config)
 
 
-SPEECHT5: dict[str, Any] = {"vocab_size": 99, "hidden_size": 32, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 4,
-            "decoder_attention_heads": 4, "encoder_ffn_dim": 37, "decoder_ffn_dim": 37, "conv_dim": [16, 16],
-            "conv_stride": [4, 2], "conv_kernel": [4, 2], "num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 4,
-            "num_mel_bins": 8, "speech_decoder_prenet_units": 16, "speech_decoder_postnet_units": 16,
-            "speaker_embedding_dim": 6, "max_speech_positions": 64, "max_text_positions": 64}  # fmt: skip
+SPEECHT5: dict[str, Any] = {
+    "vocab_size": 99,
+    "hidden_size": 32,
+    "encoder_layers": 2,
+    "decoder_layers": 2,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4,
+    "encoder_ffn_dim": 37,
+    "decoder_ffn_dim": 37,
+    "conv_dim": [16, 16],
+    "conv_stride": [4, 2],
+    "conv_kernel": [4, 2],
+    "num_conv_pos_embeddings": 16,
+    "num_conv_pos_embedding_groups": 4,
+    "num_mel_bins": 8,
+    "speech_decoder_prenet_units": 16,
+    "speech_decoder_postnet_units": 16,
+    "speaker_embedding_dim": 6,
+    "max_speech_positions": 64,
+    "max_text_positions": 64,
+}
 
 
 @case("SpeechT5ForSpeechToText, padded sound", own=4, cross=2)
@@ -198,33 +251,70 @@ def speecht5() -> nn.Module:
 
 @case("MoonshineForConditionalGeneration, padded sound", own=4, cross=2)
 def moonshine() -> nn.Module:
-    config = hf.MoonshineConfig(vocab_size=99, hidden_size=32, intermediate_size=37, encoder_num_hidden_layers=2,
-                                decoder_num_hidden_layers=2, encoder_num_attention_heads=4, decoder_num_attention_heads=4,
-                                max_position_embeddings=64)  # fmt: skip
+    config = hf.MoonshineConfig(
+        vocab_size=99,
+        hidden_size=32,
+        intermediate_size=37,
+        encoder_num_hidden_layers=2,
+        decoder_num_hidden_layers=2,
+        encoder_num_attention_heads=4,
+        decoder_num_attention_heads=4,
+        max_position_embeddings=64,
+    )
     return hf.MoonshineForConditionalGeneration(config)
 
 
 @case("Speech2TextForConditionalGeneration, padded features", own=4, cross=2)
 def speech_to_text() -> nn.Module:
-    config = hf.Speech2TextConfig(**SEQ2SEQ | {"max_source_positions": 64, "max_target_positions": 24, "conv_channels": 16,
-                                  "num_conv_layers": 2, "input_feat_per_channel": 8, "conv_kernel_sizes": (5, 5)})  # fmt: skip
+    config = hf.Speech2TextConfig(
+        **SEQ2SEQ
+        | {
+            "max_source_positions": 64,
+            "max_target_positions": 24,
+            "conv_channels": 16,
+            "num_conv_layers": 2,
+            "input_feat_per_channel": 8,
+            "conv_kernel_sizes": (5, 5),
+        }
+    )
     return hf.Speech2TextForConditionalGeneration(config)
 
 
 @case("MusicgenForCausalLM over text states", own=2, cross=2)
 def musicgen_decoder() -> nn.Module:
-    config = hf.MusicgenDecoderConfig(vocab_size=99, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, ffn_dim=37,
-                                      num_codebooks=2, max_position_embeddings=64)  # fmt: skip
+    config = hf.MusicgenDecoderConfig(
+        vocab_size=99,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        ffn_dim=37,
+        num_codebooks=2,
+        max_position_embeddings=64,
+    )
     return hf.MusicgenForCausalLM(config)
 
 
 def _resnet() -> Any:
-    return hf.ResNetConfig(num_channels=3, embeddings_size=8, hidden_sizes=[8, 12, 16, 20], depths=[1, 1, 1, 1],
-                           out_features=["stage2", "stage3", "stage4"])  # fmt: skip
+    return hf.ResNetConfig(
+        num_channels=3,
+        embeddings_size=8,
+        hidden_sizes=[8, 12, 16, 20],
+        depths=[1, 1, 1, 1],
+        out_features=["stage2", "stage3", "stage4"],
+    )
 
 
-DETR: dict[str, Any] = {"d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 4, "decoder_attention_heads": 4,
-        "encoder_ffn_dim": 37, "decoder_ffn_dim": 37, "num_queries": 6, "num_labels": 5}  # fmt: skip
+DETR: dict[str, Any] = {
+    "d_model": 32,
+    "encoder_layers": 2,
+    "decoder_layers": 2,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4,
+    "encoder_ffn_dim": 37,
+    "decoder_ffn_dim": 37,
+    "num_queries": 6,
+    "num_labels": 5,
+}
 
 
 @case("DetrForObjectDetection, padded images", own=4, cross=2)
@@ -244,27 +334,56 @@ def table_transformer() -> nn.Module:
     return hf.TableTransformerForObjectDetection(config)
 
 
-SWIN: dict[str, Any] = {"image_size": 64, "patch_size": 4, "embed_dim": 8, "depths": [1, 1, 1, 1], "num_heads": [1, 2, 2, 4], "window_size": 4,
-        "out_features": ["stage1", "stage2", "stage3", "stage4"]}  # fmt: skip
+SWIN: dict[str, Any] = {
+    "image_size": 64,
+    "patch_size": 4,
+    "embed_dim": 8,
+    "depths": [1, 1, 1, 1],
+    "num_heads": [1, 2, 2, 4],
+    "window_size": 4,
+    "out_features": ["stage1", "stage2", "stage3", "stage4"],
+}
 
 
 @case("Mask2FormerForUniversalSegmentation with Swin", own=6, cross=2)
 def mask2former() -> nn.Module:
-    config = hf.Mask2FormerConfig(backbone_config=hf.SwinConfig(**SWIN), hidden_dim=32, mask_feature_size=32, feature_size=32,
-                                  encoder_layers=2, decoder_layers=3, num_attention_heads=4, encoder_feedforward_dim=37,
-                                  dim_feedforward=37, num_queries=6, use_timm_backbone=False, num_labels=5)  # fmt: skip
+    config = hf.Mask2FormerConfig(
+        backbone_config=hf.SwinConfig(**SWIN),
+        hidden_dim=32,
+        mask_feature_size=32,
+        feature_size=32,
+        encoder_layers=2,
+        decoder_layers=3,
+        num_attention_heads=4,
+        encoder_feedforward_dim=37,
+        dim_feedforward=37,
+        num_queries=6,
+        use_timm_backbone=False,
+        num_labels=5,
+    )
     return hf.Mask2FormerForUniversalSegmentation(config)
 
 
-@case("GroundingDinoForObjectDetection with Swin and BERT", own=14, cross=8)
+@case("GroundingDinoForObjectDetection with Swin and BERT", own=10, cross=6)
 def grounding_dino() -> nn.Module:
     text = hf.BertConfig(**TEXT)
     config = hf.GroundingDinoConfig(
-        backbone_config=hf.SwinConfig(**SWIN | {"out_features": ["stage2", "stage3", "stage4"], "image_size": 128}), text_config=text,
-        d_model=32, encoder_layers=2, decoder_layers=2, encoder_attention_heads=4, decoder_attention_heads=4,
-        encoder_ffn_dim=37, decoder_ffn_dim=37, num_queries=6, max_text_len=16, use_timm_backbone=False, backbone=None,
-        fusion_dropout=0.0, fusion_droppath=0.0,
-    )  # fmt: skip
+        backbone_config=hf.SwinConfig(**SWIN | {"out_features": ["stage2", "stage3", "stage4"], "image_size": 128}),
+        text_config=text,
+        d_model=32,
+        encoder_layers=2,
+        decoder_layers=2,
+        encoder_attention_heads=4,
+        decoder_attention_heads=4,
+        encoder_ffn_dim=37,
+        decoder_ffn_dim=37,
+        num_queries=6,
+        max_text_len=16,
+        use_timm_backbone=False,
+        backbone=None,
+        fusion_dropout=0.0,
+        fusion_droppath=0.0,
+    )
     return hf.GroundingDinoForObjectDetection(config)
 
 
@@ -275,46 +394,149 @@ def owlvit() -> nn.Module:
 
 @case("SamModel, prompts of points", own=4, cross=5)
 def sam() -> nn.Module:
-    vision = {"hidden_size": 32, "output_channels": 16, "num_hidden_layers": 2, "num_attention_heads": 4, "image_size": 32,
-              "patch_size": 4, "window_size": 4, "global_attn_indexes": [1], "num_pos_feats": 8, "mlp_dim": 37}  # fmt: skip
+    vision = {
+        "hidden_size": 32,
+        "output_channels": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "image_size": 32,
+        "patch_size": 4,
+        "window_size": 4,
+        "global_attn_indexes": [1],
+        "num_pos_feats": 8,
+        "mlp_dim": 37,
+    }
     prompt = {"hidden_size": 16, "image_size": 32, "patch_size": 4, "mask_input_channels": 4}
-    decoder = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4, "mlp_dim": 37, "iou_head_hidden_dim": 16,
-               "attention_downsample_rate": 2}  # fmt: skip
+    decoder = {
+        "hidden_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "mlp_dim": 37,
+        "iou_head_hidden_dim": 16,
+        "attention_downsample_rate": 2,
+    }
     return hf.SamModel(hf.SamConfig(vision_config=vision, prompt_encoder_config=prompt, mask_decoder_config=decoder))
+
+
+class _Sam2MaskDecoder(nn.Module):
+    """The mask decoder, its list of feature maps as two inputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        config = hf.Sam2MaskDecoderConfig(
+            hidden_size=32, num_hidden_layers=2, num_attention_heads=4, mlp_dim=37, iou_head_hidden_dim=32
+        )
+        from transformers.models.sam2.modeling_sam2 import Sam2MaskDecoder
+
+        self.decoder = Sam2MaskDecoder(config)
+
+    def forward(
+        self,
+        image: torch.Tensor,
+        positions: torch.Tensor,
+        points: torch.Tensor,
+        dense: torch.Tensor,
+        fine: torch.Tensor,
+        finer: torch.Tensor,
+    ) -> dict[str, torch.Tensor]:
+        masks, scores, *_ = self.decoder(
+            image_embeddings=image,
+            image_positional_embeddings=positions,
+            sparse_prompt_embeddings=points,
+            dense_prompt_embeddings=dense,
+            multimask_output=True,
+            high_resolution_features=[finer, fine],
+        )
+        return {"masks": masks, "scores": scores}
+
+
+@case("Sam2MaskDecoder, prompts of points", own=2, cross=5)
+def sam2_mask_decoder() -> ModelSpec:
+    shapes = {
+        "image": (2, 32, 4, 4),
+        "positions": (2, 32, 4, 4),
+        "points": (2, 3, 5, 32),
+        "dense": (2, 32, 4, 4),
+        "fine": (2, 8, 8, 8),
+        "finer": (2, 4, 16, 16),
+    }
+    inputs = {name: torch.randn(shape) for name, shape in shapes.items()}
+    dynamic: dict[str, dict[int, Any]] = {name: {0: "batch:1:8"} for name in inputs}
+    dynamic["points"] |= {1: "prompts:1:8", 2: "points:1:16"}
+    return huggingface_spec(perturbed(_Sam2MaskDecoder()), inputs=inputs, dynamic=dynamic)
 
 
 @case("LxmertModel, padded text and regions", own=7, cross=4)
 def lxmert() -> nn.Module:
-    config = hf.LxmertConfig(vocab_size=99, hidden_size=32, num_attention_heads=4, intermediate_size=37, l_layers=2, x_layers=2,
-                             r_layers=1, visual_feat_dim=12, max_position_embeddings=64)  # fmt: skip
+    config = hf.LxmertConfig(
+        vocab_size=99,
+        hidden_size=32,
+        num_attention_heads=4,
+        intermediate_size=37,
+        l_layers=2,
+        x_layers=2,
+        r_layers=1,
+        visual_feat_dim=12,
+        max_position_embeddings=64,
+    )
     return hf.LxmertModel(config)
 
 
-@case("BridgeTowerModel", own=10, cross=4)
+@case("BridgeTowerModel, text and image", own=8, cross=4)
 def bridgetower() -> nn.Module:
     text = TEXT | {"type_vocab_size": 1}
     vision = {"hidden_size": 64, "num_hidden_layers": 2, "image_size": 24, "patch_size": 8}
-    config = hf.BridgeTowerConfig(text_config=text, vision_config=vision, hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
-                                  intermediate_size=37)  # fmt: skip
+    config = hf.BridgeTowerConfig(
+        text_config=text, vision_config=vision, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=37
+    )
     return hf.BridgeTowerModel(config)
 
 
 @case("PerceiverForMaskedLM, padded bytes", own=2, cross=2)
 def perceiver() -> nn.Module:
-    config = hf.PerceiverConfig(num_latents=6, d_latents=32, d_model=16, num_blocks=1, num_self_attends_per_block=2,
-                                num_self_attention_heads=4, num_cross_attention_heads=4, vocab_size=99, max_position_embeddings=16,
-                                qk_channels=32, v_channels=32)  # fmt: skip
+    config = hf.PerceiverConfig(
+        num_latents=6,
+        d_latents=32,
+        d_model=16,
+        num_blocks=1,
+        num_self_attends_per_block=2,
+        num_self_attention_heads=4,
+        num_cross_attention_heads=4,
+        vocab_size=99,
+        max_position_embeddings=16,
+        qk_channels=32,
+        v_channels=32,
+    )
     return hf.PerceiverForMaskedLM(config)
 
 
 @case("MllamaForConditionalGeneration: gated cross layers, grouped heads", own=5, cross=1)
 def mllama() -> nn.Module:
-    text = {"vocab_size": 99, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2,
-            "intermediate_size": 37, "cross_attention_layers": [1], "max_position_embeddings": 64, "pad_token_id": 0,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}}  # fmt: skip
-    vision = {"hidden_size": 16, "num_hidden_layers": 2, "num_global_layers": 1, "attention_heads": 4, "intermediate_size": 37,
-              "image_size": 24, "patch_size": 8, "max_num_tiles": 4, "vision_output_dim": 32, "intermediate_layers_indices": [0],
-              "supported_aspect_ratios": [[1, 1], [1, 2], [2, 1], [2, 2]]}  # fmt: skip
+    text = {
+        "vocab_size": 99,
+        "hidden_size": 32,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "intermediate_size": 37,
+        "cross_attention_layers": [1],
+        "max_position_embeddings": 64,
+        "pad_token_id": 0,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+    }
+    vision = {
+        "hidden_size": 16,
+        "num_hidden_layers": 2,
+        "num_global_layers": 1,
+        "attention_heads": 4,
+        "intermediate_size": 37,
+        "image_size": 24,
+        "patch_size": 8,
+        "max_num_tiles": 4,
+        "vision_output_dim": 32,
+        "intermediate_layers_indices": [0],
+        "supported_aspect_ratios": [[1, 1], [1, 2], [2, 1], [2, 2]],
+    }
     return hf.MllamaForConditionalGeneration(hf.MllamaConfig(text_config=text, vision_config=vision, image_token_index=98))
 
 
@@ -323,8 +545,14 @@ def idefics2_resampler() -> ModelSpec:
     from transformers.models.idefics2.configuration_idefics2 import Idefics2PerceiverConfig
     from transformers.models.idefics2.modeling_idefics2 import Idefics2PerceiverResampler
 
-    config = Idefics2PerceiverConfig(hidden_size=32, resampler_n_latents=4, resampler_depth=2, resampler_n_heads=4,
-                                     resampler_head_dim=8, num_key_value_heads=2)  # fmt: skip
+    config = Idefics2PerceiverConfig(
+        hidden_size=32,
+        resampler_n_latents=4,
+        resampler_depth=2,
+        resampler_n_heads=4,
+        resampler_head_dim=8,
+        num_key_value_heads=2,
+    )
     model = perturbed(Idefics2PerceiverResampler(config))
     inputs = {"context": torch.randn(2, 7, 32), "attention_mask": torch.tensor([[1] * 7, [1, 1] + [0] * 5])}
     dynamic: dict[str, dict[int, Any]] = {name: {0: "batch", 1: "length:1:64"} for name in inputs}
@@ -339,8 +567,16 @@ def flava() -> nn.Module:
 
 @case("XCLIPModel: videos and texts", own=7, cross=2)
 def x_clip() -> nn.Module:
-    vision = VISION | {"mit_hidden_size": 32, "mit_intermediate_size": 37, "mit_num_hidden_layers": 1, "mit_num_attention_heads": 4, "num_frames": 3}
-    config = hf.XCLIPConfig(text_config=TEXT, vision_config=vision, projection_dim=32, prompt_layers=2, prompt_num_attention_heads=4)
+    vision = VISION | {
+        "mit_hidden_size": 32,
+        "mit_intermediate_size": 37,
+        "mit_num_hidden_layers": 1,
+        "mit_num_attention_heads": 4,
+        "num_frames": 3,
+    }
+    config = hf.XCLIPConfig(
+        text_config=TEXT, vision_config=vision, projection_dim=32, prompt_layers=2, prompt_num_attention_heads=4
+    )
     return hf.XCLIPModel(config)
 
 
@@ -351,8 +587,24 @@ def kosmos2() -> nn.Module:
     return hf.Kosmos2ForConditionalGeneration(config)
 
 
-@case("GroupViTModel: grouping blocks, images and texts", own=8)
+@case(
+    "GroupViTModel: grouping blocks, images and texts",
+    own=10,
+    unfused=2,
+    why="its grouping blocks assign each token to one group (the maximum of a softmax over the groups), which is no attention "
+    "that a fused operator computes",
+)
 def groupvit() -> nn.Module:
-    vision = {"hidden_size": 32, "intermediate_size": 37, "depths": [2, 2, 2], "num_group_tokens": [8, 4, 0], "num_output_groups": [8, 4, 2],
-              "num_attention_heads": 4, "image_size": 32, "patch_size": 8}  # fmt: skip
-    return hf.GroupViTModel(hf.GroupViTConfig(text_config=TEXT, vision_config=vision, projection_dim=16, projection_intermediate_dim=32))
+    vision = {
+        "hidden_size": 32,
+        "intermediate_size": 37,
+        "depths": [2, 2, 2],
+        "num_group_tokens": [8, 4, 0],
+        "num_output_groups": [8, 4, 2],
+        "num_attention_heads": 4,
+        "image_size": 32,
+        "patch_size": 8,
+    }
+    return hf.GroupViTModel(
+        hf.GroupViTConfig(text_config=TEXT, vision_config=vision, projection_dim=16, projection_intermediate_dim=32)
+    )

@@ -18,8 +18,8 @@ __all__ = ["graph_census"]
 _PRODUCTS = {"MatMul", "Gemm", "Einsum"}
 _NODES = {"Attention", "MultiHeadAttention", "GroupQueryAttention", "FusedAttention"}
 _LINEAR = {
-    "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Expand", "Identity", "Cast", "Slice", "Split", "Concat", "Gather",
-    "Mul", "Div", "Add", "Sub", "Where", "Neg", "Dropout", "Tile", "Pad",
+    "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Expand", "Identity", "Cast", "Slice", "Split", "Concat",
+    "Gather", "Mul", "Div", "Add", "Sub", "Where", "Neg", "Dropout", "Tile", "Pad",
 }  # fmt: skip
 _SHAPES = {"Shape", "Size"}
 

@@ -8,9 +8,9 @@ works token by token. Rules:
 3. Looking up an embedding follows the ids, adding a weight follows the other side; shapes, conditions and indices are not
    followed. A value made of weights alone (learned queries) has those weights as origins.
 
-An attention is ``self`` where queries and keys share an origin, else ``cross``. Where keys are projected from a concatenation of
-tokens, one part of which shares nothing with the queries (latents that attend to an image and to themselves), it is ``cross`` as
-well. In a decoder, self-attention meets its own
+An attention is ``self`` where queries and keys share an origin, else ``cross``. Where keys are projected from a concatenation
+of tokens, one part of which shares nothing with the queries (latents that attend to an image and to themselves), it is
+``cross`` as well. In a decoder, self-attention meets its own
 embeddings and earlier outputs on both sides, while cross-attention's keys come from an encoder whose tokens never enter the
 decoder's residual stream. Which model inputs *reach* each side, attentions included, is recorded next to it.
 """

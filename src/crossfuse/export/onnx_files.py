@@ -224,9 +224,9 @@ def _in_double(path: Path) -> onnx.ModelProto:
 def _attribute_in_double(attribute: ir.Attr) -> ir.Attr:
     if attribute.type == ir.AttributeType.TENSOR and attribute.as_tensor().dtype == ir.DataType.FLOAT:
         return ir.AttrTensor(attribute.name, ir.tensor(attribute.as_tensor().numpy().astype(np.float64)))
-    if attribute.name in ("to", "dtype") and attribute.type == ir.AttributeType.INT:
-        if attribute.as_int() == ir.DataType.FLOAT:
-            return ir.AttrInt64(attribute.name, int(ir.DataType.DOUBLE))
+    is_dtype = attribute.name in ("to", "dtype") and attribute.type == ir.AttributeType.INT
+    if is_dtype and attribute.as_int() == ir.DataType.FLOAT:
+        return ir.AttrInt64(attribute.name, int(ir.DataType.DOUBLE))
     return attribute
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Mapping
+from typing import Any
 
 import onnx_ir as ir
 import torch
@@ -33,6 +34,7 @@ def program_to_onnx(
         InputError: an operator that the exporter has no translation for.
     """
     tracing = tracing or Tracing()
+    table: dict[Any, Any] = {**tracing.translations, **translation_table()}
     try:
         with quiet_exporter():
             tracing.fix_program(program)
@@ -42,7 +44,7 @@ def program_to_onnx(
                 opset_version=OPSET,
                 input_names=list(spec.inputs),
                 output_names=list(outputs),
-                custom_translation_table={**tracing.translations, **translation_table()},  # type: ignore[arg-type]
+                custom_translation_table=table,
                 optimize=True,
                 verbose=False,
             )

@@ -3,6 +3,8 @@
 * ``BlipForQuestionAnswering`` runs its text decoder only for a loss: here it returns the answer's logits.
 * ``GroundingDinoForObjectDetection`` pads its logits with −∞, and its many other results with both infinities, which no
   comparison of numbers can pass: here it returns logits (−10⁴ in the padding, whose sigmoid is 0 as well) and boxes.
+* ``InstructBlipQFormerModel`` wants one mask for its queries and the instruction: here it is the instruction's, as the queries
+  are never padded.
 """
 
 from __future__ import annotations
@@ -53,7 +55,27 @@ def _grounded_boxes(
     return {"logits": found.logits.clamp(min=-1e4), "pred_boxes": found.pred_boxes}
 
 
+def _instructed_queries(
+    self: Any,
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    query_embeds: Tensor,
+    encoder_hidden_states: Tensor,
+    encoder_attention_mask: Tensor,
+) -> Any:
+    seen = torch.ones(query_embeds.shape[:2], dtype=attention_mask.dtype, device=attention_mask.device)
+    return type(self).forward(
+        self,
+        input_ids,
+        attention_mask=torch.cat([seen, attention_mask], dim=1),
+        query_embeds=query_embeds,
+        encoder_hidden_states=encoder_hidden_states,
+        encoder_attention_mask=encoder_attention_mask,
+    )
+
+
 _FORWARDS: dict[str, Callable[..., Any]] = {
     "BlipForQuestionAnswering": _blip_answer,
+    "InstructBlipQFormerModel": _instructed_queries,
     "GroundingDinoForObjectDetection": _grounded_boxes,
 }

@@ -76,7 +76,7 @@ def _attend(
         mask, bias = (attention_mask, None) if attention_mask.dtype == torch.bool else (None, attention_mask)
     if position_bias is not None:
         bias = position_bias if bias is None else bias + position_bias
-    out = fused_attention(
+    out: Tensor = fused_attention(
         query.transpose(1, 2).flatten(2),
         key.transpose(1, 2).flatten(2),
         value.transpose(1, 2).flatten(2),
@@ -87,4 +87,5 @@ def _attend(
         scale=query.shape[-1] ** -0.5 if scaling is None else scaling,
         causal="upper_left" if causal else "none",
     )
-    return out.unflatten(2, (heads, value.shape[-1]))
+    by_head: Tensor = out.unflatten(2, (heads, value.shape[-1]))
+    return by_head

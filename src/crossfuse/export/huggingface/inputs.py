@@ -1,4 +1,4 @@
-"""Example inputs of a model of ``transformers``, made from its configuration: what its ``forward`` takes, how large, how filled.
+"""Example inputs of a model of ``transformers``, from its configuration: what its ``forward`` takes, how large, how filled.
 
 A plan has one rule per input: a shape of numbers and named dimensions, and a filling. Inputs are seeded; ids avoid the
 special ones and end in the end-of-text id, masks are padded, so that masks matter.
@@ -30,7 +30,10 @@ _LENGTHS = ("max_position_embeddings", "n_positions", "max_target_positions", "m
 
 @dataclass
 class Plan:
-    """Inputs by name, with the ranges and example sizes of their dimensions."""
+    """Inputs by name, with the ranges and example sizes of their dimensions.
+
+    ``fillings`` are run in their order, in which one may look at the ones before; ``shapes`` have the order of the inputs.
+    """
 
     shapes: dict[str, tuple[int | str, ...]] = field(default_factory=dict)
     fillings: dict[str, Filling] = field(default_factory=dict)
@@ -50,6 +53,10 @@ class Plan:
             self.example[name] = max(low, example if high is None else min(example, high))
         return name
 
+    def forget(self, name: str) -> None:
+        """Take a dimension back that no input has."""
+        del self.dims[name], self.example[name]
+
     @property
     def dynamic(self) -> dict[str, dict[int, str | Dim]]:
         """Axes per input, for a spec."""
@@ -61,10 +68,10 @@ class Plan:
     def sample(self, sizes: dict[str, int], generator: torch.Generator) -> dict[str, Tensor]:
         """Inputs of the given sizes."""
         made: dict[str, Tensor] = {}
-        for name, shape in self.shapes.items():
-            concrete = tuple(sizes[size] if isinstance(size, str) else size for size in shape)
-            made[name] = self.fillings[name](concrete, generator, made)
-        return made
+        for name, filling in self.fillings.items():
+            shape = tuple(sizes[size] if isinstance(size, str) else size for size in self.shapes[name])
+            made[name] = filling(shape, generator, made)
+        return {name: made[name] for name in self.shapes}
 
 
 def plan_inputs(model: nn.Module) -> Plan:
@@ -134,13 +141,12 @@ def add_text(
         high = int(found) if isinstance(found, int) and found > 0 else None
         high = high - 2 if high is not None and find(config, "model_type") in _PADDED_POSITIONS else high
     plan.dim(dim, example, low, high)
+    name = f"{prefix}attention_mask"
     if attention_mask:
-        plan.add(f"{prefix}attention_mask", (batch, dim), mask)
-    plan.add(f"{prefix}input_ids", (batch, dim), filling or ids(config, f"{prefix}attention_mask"))
-    # The mask is made first, as the ids follow it, but the ids are the first input.
+        plan.fillings[name] = mask  # made before the ids, which end where it ends
+    plan.add(f"{prefix}input_ids", (batch, dim), filling or ids(config, name))
     if attention_mask:
-        plan.shapes[f"{prefix}attention_mask"] = plan.shapes.pop(f"{prefix}attention_mask")
-        plan.shapes = {**{k: v for k, v in plan.shapes.items()}}
+        plan.shapes[name] = (batch, dim)
 
 
 _PADDED_POSITIONS = ("roberta", "xlm-roberta", "bridgetower_text_model")
@@ -219,7 +225,9 @@ def _parts(config: Any) -> list[Any]:
 
 def sizes_of(config: Any) -> tuple[int, int, int]:
     """Channels, height and width of images."""
-    part = next((p for n in ("vision_config", "image_config", "encoder") if (p := getattr(config, n, None)) is not None), config)
+    part = next(
+        (p for n in ("vision_config", "image_config", "encoder") if (p := getattr(config, n, None)) is not None), config
+    )
     size = find(part, "image_size", "input_image_size")
     if size is None:
         size = 224

@@ -39,9 +39,13 @@ def load_model(source: str, task: str | None = None, *, trust_remote_code: bool 
     try:
         config = transformers.AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
         made_by = _model_class(transformers, config, task, trust_remote_code)
-        model: Any = made_by.from_pretrained(
-            source, config=config, use_safetensors=True, dtype="float32", trust_remote_code=trust_remote_code
-        ) if hasattr(made_by, "_model_mapping") else made_by.from_pretrained(source, config=config, use_safetensors=True, dtype="float32")
+        model: Any = (
+            made_by.from_pretrained(
+                source, config=config, use_safetensors=True, dtype="float32", trust_remote_code=trust_remote_code
+            )
+            if hasattr(made_by, "_model_mapping")
+            else made_by.from_pretrained(source, config=config, use_safetensors=True, dtype="float32")
+        )
     except InputError:
         raise
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
@@ -94,7 +98,8 @@ def _model_class(transformers: Any, config: Any, task: str | None, trust_remote_
     from transformers.pipelines import SUPPORTED_TASKS
 
     if task in SUPPORTED_TASKS:
-        for auto in SUPPORTED_TASKS[task]["pt"]:
+        classes: Any = SUPPORTED_TASKS[task]
+        for auto in classes["pt"]:
             if type(config) in auto._model_mapping:
                 return auto
     raise InputError(

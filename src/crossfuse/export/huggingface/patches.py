@@ -46,7 +46,8 @@ def _vilt_patches(
         """Linear interpolation at y is Σₖ max(0, 1 − |y − k|) · positionₖ."""
         stretch = (grid - 1) / (extent - 1).clamp(min=1)
         at = torch.arange(size, device=x.device).to(x.dtype) * stretch[:, None]
-        return (1 - (at[:, :, None] - torch.arange(grid, device=x.device).to(x.dtype)).abs()).clamp(min=0)
+        weights: Tensor = (1 - (at[:, :, None] - torch.arange(grid, device=x.device).to(x.dtype)).abs()).clamp(min=0)
+        return weights
 
     rows = stretched(real[:, :, 0].sum(dim=1), x.shape[2])
     columns = stretched(real[:, 0, :].sum(dim=1), x.shape[3])

@@ -36,7 +36,7 @@ def _contrastive(plan: Plan, model: Any, takes: set[str]) -> None:
     if "input_ids" in takes:
         plan.dim("texts", 3)
         if "pixel_values" not in takes:
-            plan.dims.pop("batch"), plan.example.pop("batch")
+            plan.forget("batch")
         add_text(plan, text_config(config), "text", batch="texts", attention_mask="attention_mask" in takes)
     if "pixel_values" in takes:
         channels, height, width = sizes_of(config)
@@ -120,7 +120,7 @@ def _waveform(plan: Plan, model: Any, takes: set[str]) -> None:
             plan.add("attention_mask", ("batch", "samples"), _half_mask)
         plan.context = ("input_values",)
     else:
-        plan.dims.pop("samples"), plan.example.pop("samples")
+        plan.forget("samples")
         add_text(plan, config, "text", attention_mask=True, high=config.max_text_positions)
         plan.context = ("input_ids", "attention_mask")
     if "decoder_input_ids" in takes:
@@ -146,15 +146,13 @@ def _cross_decoder(plan: Plan, model: Any, takes: set[str]) -> None:
 def _codebooks(plan: Plan, model: Any, takes: set[str]) -> None:
     """MusicGen: one row of ids per codebook, over states of a text encoder."""
     config = model.config
-    books = config.num_codebooks
     plan.dim("text", 7, 1, find(config, "max_position_embeddings"))
     plan.dim("encoder_length", 9)
-    codes: Filling = lambda shape, g, made: torch.randint(config.vocab_size, (shape[0] * shape[1], shape[2]), generator=g)  # noqa: E731
-    if books == 1:
-        plan.add("input_ids", ("batch", "text"), ids(config))
-    else:
-        plan.dims["batch"] = plan.dims["batch"]
-        plan.add("input_ids", ("batch", books, "text"), lambda s, g, m: codes(s, g, m).reshape(s))
+
+    def codes(shape: tuple[int, ...], generator: torch.Generator, made: dict[str, Tensor]) -> Tensor:
+        return torch.randint(config.vocab_size, shape, generator=generator)
+
+    plan.add("input_ids", ("batch", config.num_codebooks, "text"), codes)
     plan.add("encoder_hidden_states", ("batch", "encoder_length", config.hidden_size), normal)
     plan.add("encoder_attention_mask", ("batch", "encoder_length"), mask)
     plan.context = ("encoder_hidden_states", "encoder_attention_mask")
@@ -210,11 +208,7 @@ def _query_tokens(plan: Plan, model: Any, takes: set[str]) -> None:
         width, queries = config.hidden_size, 4
         plan.add("query_embeds", ("batch", queries, width), normal)
         if "input_ids" in takes:
-            add_text(plan, config, "text")
-            del plan.shapes["input_ids"]
-            plan.add("input_ids", ("batch", "text"), ids(config))
-            plan.dim("tokens", 1)
-            plan.dims.pop("tokens"), plan.example.pop("tokens")
+            add_text(plan, config, "text", attention_mask=True)
         plan.add("encoder_hidden_states", ("batch", "encoder_length", config.encoder_hidden_size), normal)
         plan.add("encoder_attention_mask", ("batch", "encoder_length"), mask)
         plan.context = ("encoder_hidden_states", "encoder_attention_mask")
