@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 import crossfuse
 from coverage.cases import CASES
-from crossfuse import ModelSpec, runtime
+from crossfuse import FusionError, ModelSpec, runtime
 from crossfuse.export.capture import quiet_exporter
 from crossfuse.export.onnx_files import OnnxModule, onnx_spec
-from test_handwritten import FORMS, Written, spec_of
+from test_handwritten import FORMS, LOOKALIKES, Written, spec_of
 from test_torch_modules import perturbed, randn
 
 TARGETS = ["onnx", "ort-cpu", "ort-cuda"]
@@ -104,3 +104,26 @@ def test_plain_exports_are_fused(tmp_path: Path, name: str, opset: int) -> None:
         got = session.run(**{n: t.numpy() for n, t in inputs.items()})
     for output, expected in module(**inputs).items():
         np.testing.assert_allclose(got[output], expected.numpy(), atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["decoder", "bart", "clip", "t5"])
+def test_attention_nodes_of_opset_23(tmp_path: Path, name: str) -> None:
+    """What PyTorch's exporter makes of scaled dot-product attention at opset 23."""
+    make, counts = SOURCES[name]
+    plain_export(make(), tmp_path / "plain.onnx", 23)
+    ops = [node.op_type for node in onnx.load(tmp_path / "plain.onnx", load_external_data=False).graph.node]
+    assert "Attention" in ops
+    assert "Softmax" not in ops
+    bundle = crossfuse.export(str(tmp_path / "plain.onnx"), tmp_path / "b", TARGETS)
+    assert bundle.ledger.counts() == counts
+    assert all(bundle.ledger.counts(target) == counts for target in TARGETS)
+
+
+def test_what_is_no_attention_stays(tmp_path: Path) -> None:
+    """A file whose softmax is over the queries: unfused, with its reason, and exported where that is allowed."""
+    torch.manual_seed(0)
+    plain_export(spec_of(Written(LOOKALIKES["softmax_over_the_queries"][0])), tmp_path / "plain.onnx", 20)
+    with pytest.raises(FusionError, match="attention: its softmax is over another axis"):
+        crossfuse.export(str(tmp_path / "plain.onnx"), tmp_path / "b")
+    bundle = crossfuse.export(str(tmp_path / "plain.onnx"), tmp_path / "b", allow_unfused=True)
+    assert bundle.manifest.targets["ort-cpu"].parity["passed"]

@@ -17,6 +17,7 @@ from crossfuse.export.passes.duplicates import merge_duplicates
 from crossfuse.export.passes.grouped_heads import group_heads
 from crossfuse.export.passes.handwritten import fuse_handwritten
 from crossfuse.export.passes.layout import cancel_layout_changes
+from crossfuse.export.passes.onnx_attention import fuse_onnx_attention
 from crossfuse.export.passes.outputs import drop_outputs, separate_outputs
 from crossfuse.export.passes.products import unify_products
 from crossfuse.export.passes.provenance import trim_metadata
@@ -71,6 +72,7 @@ def fuse(spec: ModelSpec, step: Step = lambda _: None) -> FusedGraph:
     step("fusing")
     model, _ = drop_outputs(model, source.outputs, outputs)
     model, _ = unify_products(model)
+    model, _, nodes_missed = fuse_onnx_attention(model)
     model, _, missed = fuse_handwritten(model)
     model, _ = absorb_scales(model)
     model, _ = group_heads(model)
@@ -78,7 +80,7 @@ def fuse(spec: ModelSpec, step: Step = lambda _: None) -> FusedGraph:
     model, _ = name_sites(model)
     model, _ = merge_duplicates(model)
     model, _ = separate_outputs(model, outputs)
-    ledger = open_ledger(model, spec.module, source.sightings, [*source.missed, *missed], source.interfaced)
+    ledger = open_ledger(model, spec.module, source.sightings, [*source.missed, *nodes_missed, *missed], source.interfaced)
     model, _ = trim_metadata(model)
     return FusedGraph(spec, model, ledger, _specs(model.graph.inputs), _specs(model.graph.outputs))
 

@@ -57,7 +57,8 @@ def fuse_handwritten(model: ir.Model) -> tuple[ir.Model, bool, list[Missed]]:
         try:
             found += [(chain, read_chain(chain)) for chain in find_chains(node, active)]
         except Mismatch as mismatch:
-            missed.append(Missed(module_path(node), str(mismatch)))
+            path = module_path(node) or next((module_path(user) for user, _ in node.outputs[0].uses()), "")
+            missed.append(Missed(path, str(mismatch)))
     found, shared = _unshared(found)
     missed += shared
     position = {node: i for i, node in enumerate(model.graph)}
