@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-all lint clean
+.PHONY: demo test test-all coverage lint clean
 
 demo: $(STAMP)
 	$(BIN)/python examples/demo.py
@@ -14,6 +14,9 @@ test: $(STAMP) lint
 
 test-all: $(STAMP) lint
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+coverage: $(STAMP)
+	$(BIN)/python tests/coverage/table.py
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

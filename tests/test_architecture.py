@@ -92,7 +92,8 @@ def test_modules_are_small() -> None:
 def test_public_surface() -> None:
     assert sorted(crossfuse.__all__) == [
         "Bundle", "BundleError", "CheckError", "CrossfuseError", "Dim", "FusionError", "InputError", "ModelSpec",
-        "ParityError", "TensorSpec", "__version__", "build", "export", "fused_attention", "open_bundle", "runtime",
+        "ParityError", "TensorSpec", "__version__", "build", "export", "fused_attention",
+        "huggingface_spec", "open_bundle", "runtime",
         "verify",
     ]  # fmt: skip
     for name in crossfuse.__all__:

@@ -180,6 +180,17 @@ def _prompts(plan: Plan, model: Any, takes: set[str]) -> None:
     plan.context = ("pixel_values",)
 
 
+def _mask_from(least: int) -> Filling:
+    """As `mask`, with at least so many ones in each row."""
+
+    def fill(shape: tuple[int, ...], generator: torch.Generator, made: dict[str, Tensor]) -> Tensor:
+        kept = torch.randint(least, shape[-1] + 1, (*shape[:-1], 1), generator=generator)
+        kept[0] = shape[-1]
+        return (torch.arange(shape[-1]) < kept).long()
+
+    return fill
+
+
 def _placeholders(count: int, token: int, config: Any) -> Filling:
     """Ids that begin with the places that the image's features take."""
 
@@ -198,6 +209,7 @@ def _behind_placeholders(plan: Plan, model: Any, count: int, token: int, pixels:
     plan.dim("text", count + 7, count + 1, high)
     plan.add("pixel_values", pixels, normal)
     plan.add("input_ids", ("batch", "text"), _placeholders(count, token, config))
+    plan.add("attention_mask", ("batch", "text"), _mask_from(count + 1))
 
 
 def _query_tokens(plan: Plan, model: Any, takes: set[str]) -> None:
@@ -236,6 +248,7 @@ def _kosmos(plan: Plan, model: Any, takes: set[str]) -> None:
         return found
 
     plan.add("image_embeds_position_mask", ("batch", "text"), places)
+    plan.add("attention_mask", ("batch", "text"), _mask_from(count + 1))
 
 
 def _tiles(plan: Plan, model: Any, takes: set[str]) -> None:
