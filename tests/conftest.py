@@ -45,7 +45,7 @@ def zoo_bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Bund
 
     def get(name: str) -> Bundle:
         if name not in made:
-            made[name] = crossfuse.export(name, tmp_path_factory.mktemp("zoo") / name, TARGETS, size="tiny")
+            made[name] = crossfuse.export(name, tmp_path_factory.mktemp("zoo") / name, TARGETS, size="tiny", whole=True)
         return made[name]
 
     return get

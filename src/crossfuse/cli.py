@@ -84,6 +84,7 @@ def export(
         list[str] | None,
         typer.Option("--drop-output", metavar="NAME", help="An output to leave out, * for any text; repeat."),
     ] = None,
+    whole: Annotated[bool, typer.Option("--whole", help="Don't split, although the source names context inputs.")] = False,
     allow_unfused: AllowUnfused = False,
     as_json: Json = False,
 ) -> None:
@@ -113,6 +114,7 @@ def export(
             precision=precision,
             allow_unfused=allow_unfused,
             drop_outputs=drop_output or [],
+            whole=whole,
             step=step,
             **of_source,
         )

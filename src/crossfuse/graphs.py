@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import onnx_ir as ir
 
 from crossfuse.operator.contract import DOMAIN, NAME
+from crossfuse.specs import TensorSpec
 
-__all__ = ["CAPTURED", "MODULE", "SITE", "attention_nodes", "clone", "dim_of", "same_dim", "site_of"]
+__all__ = ["CAPTURED", "MODULE", "SITE", "attention_nodes", "boundary", "clone", "dim_of", "same_dim", "site_of"]
 
 MODULE = "crossfuse.module"
 """Metadata key of the PyTorch module path that a node came from."""
@@ -46,3 +47,14 @@ def dim_of(value: ir.Value | None, axis: int) -> int | str | None:
 def same_dim(a: int | str | None, b: int | str | None) -> bool:
     """Two sizes are known to be equal."""
     return a is not None and a == b
+
+
+def boundary(values: Sequence[ir.Value]) -> tuple[TensorSpec, ...]:
+    """Specs of a graph's inputs or outputs."""
+    specs = []
+    for value in values:
+        assert value.shape is not None, f"{value.name} has no shape"
+        assert value.dtype is not None, f"{value.name} has no type"
+        shape = tuple(s if isinstance(s, int) else str(s.value) for s in value.shape)
+        specs.append(TensorSpec(value.name or "", value.dtype.numpy().name, shape))
+    return tuple(specs)

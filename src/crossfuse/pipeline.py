@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from crossfuse.arrays import load_arrays
 from crossfuse.build.targets import lower, require_precision, require_target
-from crossfuse.bundle.manifest import Manifest, StageSpec, TargetEntry
+from crossfuse.bundle.manifest import Manifest, TargetEntry
 from crossfuse.bundle.store import Bundle, open_bundle
 from crossfuse.bundle.writer import BundleWriter, write_bundle
 from crossfuse.errors import InputError
@@ -53,6 +53,7 @@ def export(
     trust_remote_code: bool = False,
     drop_outputs: Iterable[str] = (),
     example: str | Path | None = None,
+    whole: bool = False,
     step: Step = lambda _: None,
 ) -> Bundle:
     """Export a model to a bundle.
@@ -67,6 +68,7 @@ def export(
             ``transformers`` checkpoint (safetensors) whose weights to load.
         task, trust_remote_code: of ``hf:`` sources: which head (a pipeline's task or a class name), and whether code that comes
             with the checkpoint may run.
+        whole: don't split, although the source names context inputs.
         example: NPZ file with example inputs of an ONNX file.
         drop_outputs: names of outputs to leave out, ``*`` for any text.
         step: told what begins, for progress.
@@ -79,6 +81,7 @@ def export(
     names = [require_target(t).name for t in dict.fromkeys(targets)]
     require_precision(precision)
     with write_bundle(path) as writer:
+        from crossfuse.assembly import assemble
         from crossfuse.build.files import save_graph
         from crossfuse.export.fuse import fuse
         from crossfuse.verify.eager import eager_reference
@@ -101,22 +104,24 @@ def export(
         # Weights go to disk first: the graph then holds none while the reference has its copy of the module in float64.
         step("writing weights")
         save_graph(graph.model, writer.file(FUSED_GRAPH), writer.file(WEIGHTS))
-        reference = eager_reference(spec, step=step)
+        stages = assemble(graph.model, spec.context, spec.dims, spec.example_sizes, whole=whole)
+        reference = eager_reference(spec, step=step, shared_batch=stages.shared_batch)
         save_reference(reference, writer.file(REFERENCE_FILE))
         manifest = Manifest(
             name=spec.name,
             source=_source(source, size, seed, checkpoint, task),
             created_by=f"crossfuse {version('crossfuse')}",
-            dims=spec.dims,
-            stages={"model": StageSpec(graph.inputs, graph.outputs)},
+            dims=stages.dims,
+            stages=stages.specs,
             context=spec.context,
+            shared_batch=stages.shared_batch,
             ledger=graph.ledger,
             fused_graph=FUSED_GRAPH,
             reference=REFERENCE_FILE,
         )
         for name in names:
             manifest = _add_target(
-                writer, manifest, graph.model, name, reference, precision, allow_unfused=allow_unfused, step=step
+                writer, manifest, stages.graphs, name, reference, precision, allow_unfused=allow_unfused, step=step
             )
         step("finishing")
         return writer.commit(manifest)
@@ -138,6 +143,7 @@ def build(
     """
     require_target(target)
     require_precision(precision)
+    from crossfuse.assembly import assemble
     from crossfuse.build.files import load_graph
 
     old = open_bundle(path)
@@ -151,7 +157,11 @@ def build(
         staged = Bundle(writer.folder, old.manifest)
         model = load_graph(staged, old.manifest.fused_graph)
         reference = load_reference(writer.folder / REFERENCE_FILE)
-        manifest = _add_target(writer, manifest, model, target, reference, precision, allow_unfused=allow_unfused, step=step)
+        sizes = reference.points[0].sizes
+        stages = assemble(model, manifest.context, manifest.dims, sizes, whole="model" in manifest.stages)
+        manifest = _add_target(
+            writer, manifest, stages.graphs, target, reference, precision, allow_unfused=allow_unfused, step=step
+        )
         return writer.commit(manifest)
 
 
@@ -185,7 +195,8 @@ def verify(
         opened = open_bundle(path).manifest
         about = opened.source
         arguments = {k: about[k] for k in ("size", "seed", "checkpoint", "task") if k in about}
-        reference = eager_reference(_within(resolve(source, **arguments), opened), seed, step)
+        spec = _within(resolve(source, **arguments), opened)
+        reference = eager_reference(spec, seed, step, shared_batch=opened.shared_batch)
     step("running the target")
     return verify_bundle(path, target, options=options, reference=reference)
 
@@ -241,7 +252,7 @@ def _within(spec: ModelSpec, manifest: Manifest) -> ModelSpec:
 def _add_target(
     writer: BundleWriter,
     manifest: Manifest,
-    model: ir.Model,
+    graphs: Mapping[str, ir.Model],
     target: str,
     reference: ReferenceSet,
     precision: str,
@@ -253,24 +264,29 @@ def _add_target(
     from crossfuse.build.files import graph_file, save_graph
 
     step(f"{target}: lowering")
-    lowered = lower(model, target)
-    file = graph_file("model", target)
-    weights = save_graph(lowered.model, writer.file(file), writer.file(f"weights.{target}.bin"))
-    ledger = manifest.ledger.with_target(target, lowered.kernels, lowered.reasons)
+    kernels: dict[str, str] = {}
+    reasons: dict[str, str] = {}
+    files: dict[str, str] = {}
+    used: set[str] = set()
+    for stage, graph in graphs.items():
+        lowered = lower(graph, target)
+        files[stage] = graph_file(stage, target)
+        own = f"weights.{target}.bin" if stage == "model" else f"weights.{stage}.{target}.bin"
+        used |= {files[stage], *save_graph(lowered.model, writer.file(files[stage]), writer.file(own))}
+        kernels |= lowered.kernels
+        reasons |= lowered.reasons
+    ledger = manifest.ledger.with_target(target, kernels, reasons)
     if not allow_unfused:
         ledger.require_fused([target])
     step(f"{target}: parity")
     # Where the target can't run, its graph is checked on the CPU provider; the report says where it ran.
     options = SessionOptions(provider=None if runs_here(target) else "CPUExecutionProvider")
-    with open_session(target, manifest.stages, manifest.dims, {"model": writer.folder / file}, options) as session:
+    paths = {stage: writer.folder / file for stage, file in files.items()}
+    with open_session(target, manifest.stages, manifest.dims, paths, options, shared_batch=manifest.shared_batch) as session:
         report = check_session(session, reference, precision)
     report.require_passed()
     entry = TargetEntry(
-        stages={"model": file},
-        files=tuple(sorted({file, *weights})),
-        precision=precision,
-        producers=_producers(),
-        parity=report.to_json(),
+        stages=files, files=tuple(sorted(used)), precision=precision, producers=_producers(), parity=report.to_json()
     )
     return replace(manifest.with_target(target, entry), ledger=ledger)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from crossfuse.errors import InputError
 
-__all__ = ["DTYPES", "Dim", "TensorSpec", "collect_dims", "names_of"]
+__all__ = ["CONTEXTS", "DTYPES", "Dim", "TensorSpec", "collect_dims", "names_of"]
 
 DTYPES = (
     "float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "bool",
@@ -16,6 +16,10 @@ DTYPES = (
 """Tensor element types that a bundle may hold at its boundary, by NumPy's names."""
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*\Z")
+
+
+CONTEXTS = "contexts"
+"""The dimension that counts contexts in a split bundle, where the whole model has one batch for contexts and queries."""
 
 
 @dataclass(frozen=True, slots=True)

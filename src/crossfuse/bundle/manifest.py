@@ -28,10 +28,14 @@ class FileEntry:
 
 @dataclass(frozen=True)
 class StageSpec:
-    """One stage's boundary; an unsplit bundle has the single stage ``model``."""
+    """One stage's boundary: of the single stage ``model``, or of ``context`` and ``query``.
+
+    ``flops``: floating-point operations at the example's sizes, or None where not known.
+    """
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    flops: int | None = None
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,11 @@ class TargetEntry:
 
 @dataclass(frozen=True)
 class Manifest:
-    """Everything the bundle says about itself."""
+    """Everything the bundle says about itself.
+
+    ``shared_batch`` is the queries' batch dimension in a split bundle whose contexts have a batch of their own, ``contexts``:
+    the first is a multiple of the second.
+    """
 
     name: str
     source: Mapping[str, Any]
@@ -55,6 +63,7 @@ class Manifest:
     dims: Mapping[str, Dim]
     stages: Mapping[str, StageSpec]
     context: tuple[str, ...]
+    shared_batch: str | None
     ledger: Ledger
     fused_graph: str
     targets: Mapping[str, TargetEntry] = field(default_factory=dict)
@@ -74,10 +83,15 @@ class Manifest:
             "created_by": self.created_by,
             "dims": {d.name: {"min": d.min, "max": d.max} for d in self.dims.values()},
             "stages": {
-                name: {"inputs": [_tensor_json(t) for t in s.inputs], "outputs": [_tensor_json(t) for t in s.outputs]}
+                name: {
+                    "inputs": [_tensor_json(t) for t in s.inputs],
+                    "outputs": [_tensor_json(t) for t in s.outputs],
+                    "flops": s.flops,
+                }
                 for name, s in self.stages.items()
             },
             "context": list(self.context),
+            "shared_batch": self.shared_batch,
             "ledger": [row.to_json() for row in self.ledger],
             "fused_graph": self.fused_graph,
             "targets": {
@@ -150,10 +164,15 @@ class _Reader:
             created_by=self.get(top, "created_by", str),
             dims=dims,
             stages={
-                name: StageSpec(self.tuple_of(stage, "inputs", self.tensor), self.tuple_of(stage, "outputs", self.tensor))
+                name: StageSpec(
+                    self.tuple_of(stage, "inputs", self.tensor),
+                    self.tuple_of(stage, "outputs", self.tensor),
+                    self.optional(stage, "flops", int),
+                )
                 for name, stage in self.mappings(top, "stages").items()
             },
             context=self.strings(top, "context"),
+            shared_batch=self.optional(top, "shared_batch", str),
             ledger=Ledger(self.tuple_of(top, "ledger", self.row)),
             fused_graph=self.get(top, "fused_graph", str),
             targets={name: self.target(value) for name, value in self.mappings(top, "targets").items()},

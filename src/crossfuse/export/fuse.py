@@ -25,6 +25,7 @@ from crossfuse.export.passes.scales import absorb_scales
 from crossfuse.export.passes.sdpa import fuse_sdpa
 from crossfuse.export.passes.sites import name_sites
 from crossfuse.export.translate import name_dimensions, program_to_onnx
+from crossfuse.graphs import boundary
 from crossfuse.ledger import Ledger
 from crossfuse.model_spec import ModelSpec
 from crossfuse.specs import TensorSpec
@@ -82,7 +83,7 @@ def fuse(spec: ModelSpec, step: Step = lambda _: None) -> FusedGraph:
     model, _ = separate_outputs(model, outputs)
     ledger = open_ledger(model, spec.module, source.sightings, [*source.missed, *nodes_missed, *missed], source.interfaced)
     model, _ = trim_metadata(model)
-    return FusedGraph(spec, model, ledger, _specs(model.graph.inputs), _specs(model.graph.outputs))
+    return FusedGraph(spec, model, ledger, boundary(model.graph.inputs), boundary(model.graph.outputs))
 
 
 def _trace(spec: ModelSpec, step: Step) -> _Source:
@@ -111,13 +112,3 @@ def _read(spec: ModelSpec, module: OnnxModule, step: Step) -> _Source:
                 symbols[str(size.value)] = dim
     name_dimensions(model, symbols)
     return _Source(spec, model, graph_census(model), tuple(value.name or "" for value in model.graph.outputs))
-
-
-def _specs(values: Sequence[ir.Value]) -> tuple[TensorSpec, ...]:
-    specs = []
-    for value in values:
-        assert value.shape is not None, f"{value.name} has no shape"
-        assert value.dtype is not None, f"{value.name} has no type"
-        shape = tuple(s if isinstance(s, int) else str(s.value) for s in value.shape)
-        specs.append(TensorSpec(value.name or "", value.dtype.numpy().name, shape))
-    return tuple(specs)

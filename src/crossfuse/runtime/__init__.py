@@ -4,10 +4,15 @@ from crossfuse import runtime
 
 with runtime.load("bundle/") as session:
     outputs = session.run(pixel_values=pixels, input_ids=ids)
+
+    context = session.encode(pixel_values=pixels)              # split bundles: once
+    scores = session.query(context, input_ids=questions)       # many times, many queries per context
 """
 
+from crossfuse.runtime.cache import ContextCache
+from crossfuse.runtime.context import Context
 from crossfuse.runtime.engines import best_target
 from crossfuse.runtime.options import SessionOptions
 from crossfuse.runtime.session import Binding, Session, load
 
-__all__ = ["Binding", "Session", "SessionOptions", "best_target", "load"]
+__all__ = ["Binding", "Context", "ContextCache", "Session", "SessionOptions", "best_target", "load"]

@@ -75,16 +75,21 @@ class OrtStage:
             ) from error
         return outputs
 
-    def run_on_device(self, feeds: Mapping[str, Any]) -> list[Any]:
-        """Outputs as ``OrtValue`` (which speaks DLPack) on the session's device, for any mix of host and device arrays."""
+    def run_on_device(self, feeds: Mapping[str, Any], outputs_on: str | None = None) -> list[Any]:
+        """Outputs as ``OrtValue`` (which speaks DLPack) on the session's device, for any mix of host and device arrays.
+
+        ``outputs_on`` names another device for them.
+        """
         binding = self._session.io_binding()
         for name, value in feeds.items():
-            if isinstance(value, np.ndarray):
+            if isinstance(value, self._ort.OrtValue):
+                ort_value = value
+            elif isinstance(value, np.ndarray):
                 ort_value = self._ort.OrtValue.ortvalue_from_numpy(value)
             else:
                 ort_value = self._ort.OrtValue.from_dlpack(value)
             binding.bind_ortvalue_input(name, ort_value)
-        device = "cuda" if self.provider == "CUDAExecutionProvider" else "cpu"
+        device = outputs_on or ("cuda" if self.provider == "CUDAExecutionProvider" else "cpu")
         for name in self._outputs:
             binding.bind_output(name, device)
         self._session.run_with_iobinding(binding)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType, TracebackType
@@ -13,6 +14,7 @@ from crossfuse.bundle.manifest import StageSpec
 from crossfuse.bundle.store import open_bundle
 from crossfuse.errors import BundleError, InputError
 from crossfuse.runtime.checks import InputChecker, is_on_device
+from crossfuse.runtime.context import Context, frozen
 from crossfuse.runtime.engines import best_target, open_stage
 from crossfuse.runtime.options import SessionOptions
 from crossfuse.runtime.ort import OrtStage
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 __all__ = ["Binding", "Session", "load"]
+
+_STAGES = ({"model"}, {"context", "query"})
 
 
 def load(path: str | Path, target: str | None = None, options: SessionOptions | None = None) -> Session:
@@ -36,13 +40,24 @@ def load(path: str | Path, target: str | None = None, options: SessionOptions | 
         BundleError: no bundle, a damaged or unsafe one, or one that this machine has no engine for.
     """
     bundle = open_bundle(path)
+    manifest = bundle.manifest
     name = target or best_target(bundle.targets)
     entry = bundle.target(name)
-    if set(entry.stages) != {"model"} or "model" not in bundle.manifest.stages:
-        raise BundleError("this version runs bundles with the single stage 'model'", got=", ".join(entry.stages))
-    bundle.verified({*bundle.manifest.files, *entry.files, *entry.stages.values()})
+    if set(entry.stages) not in _STAGES or set(manifest.stages) != set(entry.stages):
+        raise BundleError("the bundle's stages are not known to this version", got=", ".join(entry.stages))
+    bundle.verified({*manifest.files, *entry.files, *entry.stages.values()})
     graphs = {stage: bundle.path / file for stage, file in entry.stages.items()}
-    return open_session(name, bundle.manifest.stages, bundle.manifest.dims, graphs, options or SessionOptions())
+    digests = "".join(manifest.files[file].sha256 for file in (*entry.files, *entry.stages.values()) if file in manifest.files)
+    owner = f"{name} {hashlib.sha256(digests.encode()).hexdigest()}"
+    return open_session(
+        name,
+        manifest.stages,
+        manifest.dims,
+        graphs,
+        options or SessionOptions(),
+        shared_batch=manifest.shared_batch,
+        owner=owner,
+    )
 
 
 def open_session(
@@ -51,35 +66,69 @@ def open_session(
     dims: Mapping[str, Dim],
     graphs: Mapping[str, Path],
     options: SessionOptions,
+    *,
+    shared_batch: str | None = None,
+    owner: str = "",
 ) -> Session:
     """A session over graph files that the caller vouches for; `load` is the way in for bundles."""
-    engine = open_stage(target, graphs["model"], options)
-    stage = stages["model"]
-    expected = (names_of(stage.inputs), names_of(stage.outputs))
-    if engine.boundary != expected:
-        raise BundleError("the graph's inputs and outputs are not the manifest's", got=engine.boundary, expected=expected)
-    return Session(target, stages, dims, engine)
+    engines = {}
+    for name, stage in stages.items():
+        engines[name] = open_stage(target, graphs[name], options)
+        expected = (names_of(stage.inputs), names_of(stage.outputs))
+        if engines[name].boundary != expected:
+            raise BundleError(
+                "the graph's inputs and outputs are not the manifest's",
+                where=name,
+                got=engines[name].boundary,
+                expected=expected,
+            )
+    return Session(target, stages, dims, engines, shared_batch=shared_batch, owner=owner)
 
 
 class Session:
-    """A target, ready to run. Safe to use from several threads at once; close it, or use it as a context manager."""
+    """A target, ready to run. Safe to use from several threads at once; close it, or use it as a context manager.
 
-    def __init__(self, target: str, stages: Mapping[str, StageSpec], dims: Mapping[str, Dim], engine: OrtStage) -> None:
+    A split bundle's session also encodes contexts once (`encode`) and asks them many queries (`query`).
+    """
+
+    def __init__(
+        self,
+        target: str,
+        stages: Mapping[str, StageSpec],
+        dims: Mapping[str, Dim],
+        engines: Mapping[str, OrtStage],
+        *,
+        shared_batch: str | None = None,
+        owner: str = "",
+    ) -> None:
         self.target = target
         self.stages: Mapping[str, StageSpec] = MappingProxyType(dict(stages))
-        self.inputs: tuple[TensorSpec, ...] = stages["model"].inputs
-        self.outputs: tuple[TensorSpec, ...] = stages["model"].outputs
-        self.provider = engine.provider
+        self.split = "context" in stages
+        last = stages["query" if self.split else "model"]
+        given = stages["context"].outputs if self.split else ()
+        self._frontier = names_of(given)
+        self._own = tuple(spec for spec in last.inputs if spec.name not in self._frontier)
+        first = stages["context"].inputs if self.split else ()
+        self.inputs: tuple[TensorSpec, ...] = (*first, *self._own)
+        self.outputs: tuple[TensorSpec, ...] = last.outputs
+        self.provider = next(iter(engines.values())).provider
         self._names = names_of(self.outputs)
         self._check = InputChecker(self.inputs, dims)
-        self._engine: OrtStage | None = engine
+        self._check_context = InputChecker(first, dims)
+        self._check_query = InputChecker(self._own, dims)
+        self._context_names = names_of(first)
+        self._batch = next((s.shape[0] for s in first if s.shape and isinstance(s.shape[0], str)), None)
+        self._shared = shared_batch
+        self._owner = owner or f"{target} {id(self)}"
+        self._engines: Mapping[str, OrtStage] | None = dict(engines)
 
     def run(self, **inputs: Any) -> dict[str, Any]:
         """Run on inputs by name.
 
         Args:
             inputs: NumPy arrays, or anything with DLPack. Host arrays that are contiguous are not copied. Device arrays
-                stay on the device, and then so do the outputs (objects with DLPack).
+                stay on the device, and then so do the outputs (objects with DLPack). In a split bundle the queries' batch may
+                be a multiple of the contexts'.
 
         Returns:
             outputs by name; NumPy arrays for host inputs.
@@ -88,12 +137,78 @@ class Session:
             InputError: names, dtypes or shapes that the specs don't allow, values that the engine refuses, or a closed
                 session.
         """
-        engine = self._open_engine()
+        engines = self._open_engines()
         for value in inputs.values():
             if type(value) is not np.ndarray and is_on_device(value):
-                self._check.check_device(inputs)
-                return dict(zip(self._names, engine.run_on_device(inputs), strict=True))
-        return dict(zip(self._names, engine.run(self._check(inputs)), strict=True))
+                return self._run_on_device(engines, inputs)
+        feeds = self._check(inputs)
+        if not self.split:
+            return dict(zip(self._names, engines["model"].run(feeds), strict=True))
+        self._check_fan_out(feeds, self._count(feeds))
+        first = {name: feeds.pop(name) for name in self._context_names}
+        feeds.update(zip(self._frontier, engines["context"].run(first), strict=True))
+        return dict(zip(self._names, engines["query"].run(feeds), strict=True))
+
+    def encode(self, **inputs: Any) -> Context:
+        """Compute what depends on the context inputs alone, K and V projections included.
+
+        Args:
+            inputs: the context inputs by name, one or more contexts in a batch; host or device arrays.
+
+        Returns:
+            the contexts: on the session's device, immutable, usable from several threads.
+
+        Raises:
+            InputError: as `run`, or the bundle is not split.
+        """
+        engines = self._require_split()
+        specs = self.stages["context"].outputs
+        if any(type(v) is not np.ndarray and is_on_device(v) for v in inputs.values()):
+            self._check_context.check_device(inputs)
+            feeds, tensors = inputs, engines["context"].run_on_device(inputs)
+        else:
+            feeds = self._check_context(inputs)
+            stay = engines["context"].provider == "CUDAExecutionProvider"
+            tensors = engines["context"].run_on_device(feeds) if stay else engines["context"].run(feeds)
+        named = MappingProxyType({n: frozen(t) for n, t in zip(self._frontier, tensors, strict=True)})
+        batch = self._batch if isinstance(self._batch, str) else None
+        return Context(named, specs, self._count(feeds), batch, self._owner)
+
+    def query(self, context: Context, **inputs: Any) -> dict[str, Any]:
+        """Ask contexts that were encoded before.
+
+        Args:
+            context: of this bundle and target.
+            inputs: the query inputs by name. Their batch is a multiple G of the contexts'; queries ``i·G … (i+1)·G-1`` ask
+                context ``i``.
+
+        Returns:
+            outputs by name, as from `run` on the same contexts and queries.
+
+        Raises:
+            InputError: as `run`, a context of another bundle or target, or a batch that is no multiple of the contexts'.
+        """
+        engines = self._require_split()
+        if not isinstance(context, Context):
+            raise InputError(
+                "a query needs an encoded context", got=type(context).__name__, do="Call session.encode(...) first"
+            )
+        if context.owner != self._owner:
+            raise InputError("the context was encoded by another bundle or target", do="Encode it with this session")
+        on_device = any(type(v) is not np.ndarray and is_on_device(v) for v in inputs.values())
+        if on_device:
+            self._check_query.check_device(inputs)
+            feeds = dict(inputs)
+        else:
+            feeds = self._check_query(inputs)
+        self._check_fan_out(feeds, context.count)
+        feeds.update(context.tensors)
+        engine = engines["query"]
+        if on_device:
+            return dict(zip(self._names, engine.run_on_device(feeds), strict=True))
+        if engine.provider == "CUDAExecutionProvider":
+            return dict(zip(self._names, (v.numpy() for v in engine.run_on_device(feeds, "cpu")), strict=True))
+        return dict(zip(self._names, engine.run(feeds), strict=True))
 
     def bind(self, **inputs: NDArray[Any]) -> Binding:
         """Check once, run many times: a binding to these host arrays for hot loops over one shape.
@@ -101,15 +216,20 @@ class Session:
         Raises:
             InputError: as `run`, and for arrays that would have to be copied.
         """
+        engines = self._open_engines()
         feeds = self._check(inputs)
         for name, array in feeds.items():
             if array is not inputs[name]:
                 raise InputError("a bound input must be a contiguous NumPy array", where=name)
-        return Binding(self._open_engine(), feeds, self._names)
+        if not self.split:
+            return Binding([(engines["model"], feeds, self._names)])
+        self._check_fan_out(feeds, self._count(feeds))
+        first = {name: feeds.pop(name) for name in self._context_names}
+        return Binding([(engines["context"], first, self._frontier), (engines["query"], feeds, self._names)])
 
     def close(self) -> None:
-        """Release the engine; running threads finish first. Closing twice is fine."""
-        self._engine = None
+        """Release the engines; running threads finish first. Closing twice is fine."""
+        self._engines = None
 
     def __enter__(self) -> Session:
         return self
@@ -118,14 +238,52 @@ class Session:
         self.close()
 
     def __repr__(self) -> str:
-        state = "closed" if self._engine is None else self.provider
+        state = "closed" if self._engines is None else self.provider
         return f"<crossfuse Session {self.target} on {state}: {', '.join(map(str, self.inputs))}>"
 
-    def _open_engine(self) -> OrtStage:
-        engine = self._engine
-        if engine is None:
+    def _run_on_device(self, engines: Mapping[str, OrtStage], inputs: Mapping[str, Any]) -> dict[str, Any]:
+        self._check.check_device(inputs)
+        if not self.split:
+            return dict(zip(self._names, engines["model"].run_on_device(inputs), strict=True))
+        self._check_fan_out(inputs, self._count(inputs))
+        feeds = dict(inputs)
+        first = {name: feeds.pop(name) for name in self._context_names}
+        feeds.update(zip(self._frontier, engines["context"].run_on_device(first), strict=True))
+        return dict(zip(self._names, engines["query"].run_on_device(feeds), strict=True))
+
+    def _count(self, feeds: Mapping[str, Any]) -> int:
+        """How many contexts the inputs hold."""
+        for spec in self.stages["context"].inputs:
+            if spec.shape and spec.shape[0] == self._batch and isinstance(self._batch, str):
+                return int(feeds[spec.name].shape[0])
+        return 1
+
+    def _check_fan_out(self, feeds: Mapping[str, Any], contexts: int) -> None:
+        if self._shared is None:
+            return
+        for spec in self._own:
+            if spec.shape and spec.shape[0] == self._shared:
+                queries = int(feeds[spec.name].shape[0])
+                if queries % contexts:
+                    raise InputError(
+                        "the number of queries is no multiple of the number of contexts",
+                        where=f"{spec.name}, axis 0",
+                        got=f"{queries} queries, {contexts} contexts",
+                        do="Give each context equally many queries, or select the contexts that you ask",
+                    )
+                return
+
+    def _require_split(self) -> Mapping[str, OrtStage]:
+        if not self.split:
+            raise InputError(
+                "the bundle has no context stage", got=", ".join(self.stages), do="Export it with --context INPUT (context=...)"
+            )
+        return self._open_engines()
+
+    def _open_engines(self) -> Mapping[str, OrtStage]:
+        if self._engines is None:
             raise InputError("the session is closed", do="Load the bundle again")
-        return engine
+        return self._engines
 
 
 class Binding:
@@ -134,14 +292,20 @@ class Binding:
     For one thread at a time; make one binding per thread.
     """
 
-    def __init__(self, engine: OrtStage, feeds: dict[str, NDArray[Any]], names: tuple[str, ...]) -> None:
-        first = [np.ascontiguousarray(array) for array in engine.run(feeds)]
-        self.outputs: Mapping[str, NDArray[Any]] = MappingProxyType(dict(zip(names, first, strict=True)))
-        self._engine = engine
-        self._feeds = feeds
-        self._binding = engine.bind(feeds, first)
+    def __init__(self, stages: list[tuple[OrtStage, dict[str, NDArray[Any]], tuple[str, ...]]]) -> None:
+        self._bound: list[tuple[OrtStage, Any]] = []
+        self._kept: list[dict[str, NDArray[Any]]] = []
+        made: dict[str, NDArray[Any]] = {}
+        for engine, feeds, names in stages:
+            feeds = {**feeds, **made}
+            first = [np.ascontiguousarray(array) for array in engine.run(feeds)]
+            made = dict(zip(names, first, strict=True))
+            self._bound.append((engine, engine.bind(feeds, first)))
+            self._kept += [feeds, made]
+        self.outputs: Mapping[str, NDArray[Any]] = MappingProxyType(made)
 
     def run(self) -> Mapping[str, NDArray[Any]]:
         """Execute; the arrays in ``outputs`` are overwritten."""
-        self._engine.run_bound(self._binding)
+        for engine, binding in self._bound:
+            engine.run_bound(binding)
         return self.outputs

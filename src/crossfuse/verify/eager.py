@@ -14,24 +14,39 @@ from torch import Tensor, nn
 from crossfuse.errors import InputError
 from crossfuse.export.capture import named_outputs
 from crossfuse.model_spec import ModelSpec
+from crossfuse.specs import CONTEXTS
 from crossfuse.verify.parity import output_error
-from crossfuse.verify.points import shape_points
+from crossfuse.verify.points import fan_out_points, shape_points
 from crossfuse.verify.reference import ReferencePoint, ReferenceSet
 
 __all__ = ["eager_reference"]
 
 
-def eager_reference(spec: ModelSpec, seed: int = 1, step: Callable[[str], None] = lambda _: None) -> ReferenceSet:
+def eager_reference(
+    spec: ModelSpec, seed: int = 1, step: Callable[[str], None] = lambda _: None, *, shared_batch: str | None = None
+) -> ReferenceSet:
     """Reference results at every shape point of the spec; ``step`` is told which.
+
+    ``shared_batch``, of a split bundle, adds points with several queries per context, where eager is given each
+    context so many times.
 
     Raises:
         InputError: the module can't run at a point, or gives NaN or infinity there.
     """
-    points = shape_points(spec.dims, spec.example_sizes)
-    samples = [spec.sample(sizes, seed + i) for i, sizes in enumerate(points)]
+    points = [(sizes, 1) for sizes in shape_points(spec.dims, spec.example_sizes)]
+    if shared_batch is not None:
+        points += fan_out_points(spec.dims, spec.example_sizes, shared_batch)
+    samples = [spec.sample(sizes, seed + i) for i, (sizes, _) in enumerate(points)]
     double, dtype = _double_module(spec, samples[0])
     found = []
-    for i, (sizes, inputs) in enumerate(zip(points, samples, strict=True)):
+    for i, ((sizes, fan_out), inputs) in enumerate(zip(points, samples, strict=True)):
+        given = dict(inputs)
+        for name in spec.context if shared_batch is not None else ():
+            if spec.axes.get(name, {}).get(0) == shared_batch:
+                given[name] = inputs[name][::fan_out].contiguous()
+                inputs[name] = given[name].repeat_interleave(fan_out, dim=0)
+        if shared_batch is not None:
+            sizes = sizes | {CONTEXTS: sizes[shared_batch] // fan_out}
         step(f"eager reference {i + 1}/{len(points)}: " + ", ".join(f"{k}={v}" for k, v in sizes.items()))
         single = _run(spec.module, inputs, spec)
         truth = single if double is None else _run(double, _as_double(inputs), spec)
@@ -46,7 +61,7 @@ def eager_reference(spec: ModelSpec, seed: int = 1, step: Callable[[str], None] 
             ReferencePoint(
                 sizes,
                 seed + i,
-                {name: tensor.numpy() for name, tensor in inputs.items()},
+                {name: tensor.numpy() for name, tensor in given.items()},
                 truth,
                 {name: output_error(single[name], truth[name]) for name in truth},
             )

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from crossfuse.specs import Dim
 
-__all__ = ["shape_points"]
+__all__ = ["fan_out_points", "shape_points"]
 
 _LEAST = 4
 
@@ -36,6 +36,16 @@ def shape_points(dims: Mapping[str, Dim], example: Mapping[str, int]) -> list[di
     while len(distinct) < _LEAST:
         distinct.append(dict(example))
     return distinct
+
+
+def fan_out_points(dims: Mapping[str, Dim], example: Mapping[str, int], batch: str) -> list[tuple[dict[str, int], int]]:
+    """Sizes and queries per context: five on one context, four on each of two, where the batch allows it."""
+    points = []
+    for contexts, fan_out in ((1, 5), (2, 4), (1, 2)):
+        limit = dims[batch].max
+        if limit is None or contexts * fan_out <= limit:
+            points.append(({**example, batch: contexts * fan_out}, fan_out))
+    return points[:2]
 
 
 def _clamp(dim: Dim, size: int) -> int:

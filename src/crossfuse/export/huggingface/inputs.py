@@ -98,9 +98,18 @@ def plan_inputs(model: nn.Module) -> Plan:
             got=", ".join(sorted(takes)),
             do="Write a factory that returns crossfuse.huggingface_spec(model, inputs=…, dynamic=…)",
         )
-    if "pixel_values" in plan.shapes and "input_ids" in plan.shapes and not plan.context:
-        plan.context = ("pixel_values",)
+    if not plan.context:
+        plan.context = _context(plan)
     return plan
+
+
+def _context(plan: Plan) -> tuple[str, ...]:
+    """What changes rarely: an image beside text, and otherwise what an encoder takes beside a decoder."""
+    images = tuple(name for name in plan.shapes if name in ("pixel_values", "pixel_mask"))
+    if images and len(images) < len(plan.shapes):
+        return images
+    encoder = tuple(name for name in plan.shapes if not name.startswith("decoder_"))
+    return encoder if len(encoder) < len(plan.shapes) else ()
 
 
 def _plain_inputs(plan: Plan, model: nn.Module, takes: set[str]) -> None:

@@ -1,0 +1,85 @@
+"""`Context`: what a context stage computed, kept for many queries."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from crossfuse.errors import InputError
+from crossfuse.specs import TensorSpec
+
+__all__ = ["Context"]
+
+
+@dataclass(frozen=True)
+class Context:
+    """Encoded contexts: tensors by name, immutable, usable from several threads at once.
+
+    Attributes:
+        tensors: what the query stage takes; read-only NumPy arrays, or arrays on the device.
+        specs: of the tensors.
+        count: how many contexts there are.
+        batch: the dimension that counts them, or None where the context inputs have no batch.
+        owner: which bundle and target computed them; a session of another one refuses them.
+    """
+
+    tensors: Mapping[str, Any]
+    specs: tuple[TensorSpec, ...]
+    count: int
+    batch: str | None
+    owner: str
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the tensors take."""
+        return sum(_nbytes(tensor) for tensor in self.tensors.values())
+
+    def __len__(self) -> int:
+        return self.count
+
+    def select(self, indices: Sequence[int]) -> Context:
+        """The contexts at these positions, in this order, copied; positions may repeat.
+
+        Raises:
+            InputError: no positions, one out of range, contexts without a batch, or contexts on a device.
+        """
+        wanted = np.asarray(indices, dtype=np.int64).reshape(-1)
+        if self.batch is None:
+            raise InputError("these contexts have no batch to select from")
+        if not wanted.size or wanted.min() < -self.count or wanted.max() >= self.count:
+            raise InputError("positions out of range", got=wanted.tolist(), expected=f"0 to {self.count - 1}")
+        taken: dict[str, Any] = {}
+        for spec in self.specs:
+            tensor = self.tensors[spec.name]
+            if not spec.shape or spec.shape[0] != self.batch:
+                if self.batch in " ".join(map(str, spec.shape)):
+                    raise InputError("a context tensor's batch is no axis of its own", where=spec.name, got=spec)
+                taken[spec.name] = tensor
+                continue
+            if not isinstance(tensor, np.ndarray):
+                raise InputError("contexts on a device can't be selected from", where=spec.name, do="Encode them apart")
+            taken[spec.name] = frozen(tensor[wanted])
+        return Context(taken, self.specs, int(wanted.size), self.batch, self.owner)
+
+    def __repr__(self) -> str:
+        return f"<crossfuse Context: {self.count} contexts, {self.nbytes / 1e6:.2f} MB in {len(self.tensors)} tensors>"
+
+
+def frozen(array: Any) -> Any:
+    """The array, made read-only where it is NumPy's."""
+    if isinstance(array, np.ndarray):
+        array.flags.writeable = False
+    return array
+
+
+def _nbytes(tensor: Any) -> int:
+    if isinstance(tensor, np.ndarray):
+        return tensor.nbytes
+    size = int(np.prod(tensor.shape()))
+    return size * _ITEM_SIZES.get(str(tensor.data_type()), 4)
+
+
+_ITEM_SIZES = {"tensor(float16)": 2, "tensor(float)": 4, "tensor(double)": 8, "tensor(int64)": 8, "tensor(bool)": 1}
