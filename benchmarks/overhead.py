@@ -41,7 +41,7 @@ def import_ms(modules: str, repeats: int = 15) -> float:
 def run_us(repeats: int = 5000) -> dict[str, float]:
     """Median microseconds per call, interleaved."""
     with tempfile.TemporaryDirectory() as folder:
-        bundle = crossfuse.export("cross_modal_attention", Path(folder) / "bundle", size="tiny")
+        bundle = crossfuse.export("cross_modal_attention", Path(folder) / "bundle", size="tiny", whole=True)
         sizes = {"batch": 1, "length": 4, "context_length": 8}
         feeds = {name: t.numpy() for name, t in zoo_spec("cross_modal_attention", "tiny").sample(sizes, 0).items()}
         session = runtime.load(bundle.path, "ort-cpu", runtime.SessionOptions(threads=1))

@@ -7,13 +7,17 @@ from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
-from crossfuse.bundle.manifest import StageSpec
+from crossfuse.bundle.manifest import Decode, StageSpec
+from crossfuse.export.decode import decode_stage
 from crossfuse.export.split import split
 from crossfuse.flops import count_flops
-from crossfuse.graphs import boundary
+from crossfuse.graphs import boundary, dim_of
 from crossfuse.specs import CONTEXTS, Dim
 
-__all__ = ["Stages", "assemble"]
+__all__ = ["DEFAULT_LENGTH", "Stages", "assemble"]
+
+DEFAULT_LENGTH = 512
+"""The most tokens of a sequence being decoded, where its dimension has no maximum."""
 
 
 @dataclass(frozen=True)
@@ -24,10 +28,17 @@ class Stages:
     specs: Mapping[str, StageSpec]
     dims: Mapping[str, Dim]
     shared_batch: str | None = None
+    decode: Decode | None = None
 
 
 def assemble(
-    model: ir.Model, context: Sequence[str], dims: Mapping[str, Dim], sizes: Mapping[str, int], *, whole: bool = False
+    model: ir.Model,
+    context: Sequence[str],
+    dims: Mapping[str, Dim],
+    sizes: Mapping[str, int],
+    *,
+    whole: bool = False,
+    decode: str | None = None,
 ) -> Stages:
     """Split the graph where it has context inputs.
 
@@ -37,9 +48,10 @@ def assemble(
         dims: its dimensions.
         sizes: their typical sizes.
         whole: leave it whole all the same.
+        decode: the input of token ids of a model that decodes; gives a stage ``step``.
 
     Raises:
-        InputError: there is nothing to split.
+        InputError: there is nothing to split, or it can't be decoded step by step.
     """
     if not context or whole:
         return Stages({"model": model}, {"model": _spec(model, sizes)}, dims)
@@ -49,7 +61,17 @@ def assemble(
         dims = {**dims, CONTEXTS: replace(shared, name=CONTEXTS)}
         sizes = {**sizes, CONTEXTS: sizes[parts.shared]}
     graphs = {"context": parts.context, "query": parts.query}
-    return Stages(graphs, {name: _spec(graph, sizes) for name, graph in graphs.items()}, dims, parts.shared)
+    steps = None
+    if decode is not None:
+        steps = Decode(decode, _most_tokens(parts.query, decode, dims))
+        graphs["step"] = decode_stage(parts.query, decode, steps.length)
+    return Stages(graphs, {name: _spec(graph, sizes) for name, graph in graphs.items()}, dims, parts.shared, steps)
+
+
+def _most_tokens(query: ir.Model, tokens: str, dims: Mapping[str, Dim]) -> int:
+    value = next((v for v in query.graph.inputs if v.name == tokens), None)
+    size = dim_of(value, 1) if value is not None and value.shape is not None and len(value.shape) > 1 else None
+    return dims[size].max or DEFAULT_LENGTH if isinstance(size, str) and size in dims else DEFAULT_LENGTH
 
 
 def _spec(model: ir.Model, sizes: Mapping[str, int]) -> StageSpec:

@@ -84,6 +84,9 @@ def export(
         list[str] | None,
         typer.Option("--drop-output", metavar="NAME", help="An output to leave out, * for any text; repeat."),
     ] = None,
+    decode: Annotated[
+        str | None, typer.Option("--decode", metavar="INPUT", help="The ids of a model that decodes token by token.")
+    ] = None,
     whole: Annotated[bool, typer.Option("--whole", help="Don't split, although the source names context inputs.")] = False,
     allow_unfused: AllowUnfused = False,
     as_json: Json = False,
@@ -104,9 +107,9 @@ def export(
     with output.progress() as step:
         step("loading PyTorch")
         resolved: Any = source
-        if context or dynamic:
+        if context or dynamic or decode:
             spec = pipeline.resolve(source, **of_source)
-            resolved = _override(spec, context or [], dynamic or [])
+            resolved = _override(spec, context or [], dynamic or [], decode)
         bundle = pipeline.export(
             resolved,
             out,
@@ -228,8 +231,8 @@ def _show(output: Any, bundle: Any) -> None:
     output.result(json.loads(bundle.manifest.dumps()) | {"path": str(bundle.path)}, render)
 
 
-def _override(spec: Any, context: list[str], dynamic: list[str]) -> Any:
-    """The spec with ``--context`` and ``--dynamic`` in place of its own."""
+def _override(spec: Any, context: list[str], dynamic: list[str], decode: str | None) -> Any:
+    """The spec with ``--context``, ``--dynamic`` and ``--decode`` in place of its own."""
     from dataclasses import replace
 
     axes: dict[str, dict[int, str]] = {name: dict(a) for name, a in spec.dynamic.items()}
@@ -239,7 +242,7 @@ def _override(spec: Any, context: list[str], dynamic: list[str]) -> Any:
         if not dim or not axis.isdigit() or not name:
             raise InputError("--dynamic can't be read", got=repr(text), expected="INPUT:AXIS=NAME[:MIN:MAX]")
         axes.setdefault(name, {})[int(axis)] = dim
-    return replace(spec, dynamic=axes, context=tuple(context) or spec.context)
+    return replace(spec, dynamic=axes, context=tuple(context) or spec.context, decode=decode or spec.decode)
 
 
 def main(arguments: list[str] | None = None) -> None:

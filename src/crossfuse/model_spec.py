@@ -52,6 +52,7 @@ class ModelSpec:
         dynamic: axis → dimension per input; a dimension is a :class:`crossfuse.Dim`, or text ``NAME[:MIN[:MAX]]``.
         context: names of inputs that change rarely (an image with many questions, say).
         name: of the model, for reports.
+        decode: the input of token ids, ``[batch, tokens]``, of a model that decodes token by token over its context.
         drop_outputs: names of outputs to leave out; ``*`` stands for any text. An attention whose probabilities are an output
             fuses only without that output.
         tracing: gives the context in which the module is traced and translated; set by sources that need one.
@@ -69,11 +70,13 @@ class ModelSpec:
     name: str = "model"
     sampler: Sampler | None = None
     drop_outputs: tuple[str, ...] = ()
+    decode: str | None = None
     tracing: Callable[[], AbstractContextManager[Tracing]] = lambda: nullcontext(Tracing())
 
     def __post_init__(self) -> None:
         known = ", ".join(self.inputs)
-        for what, names in (("dynamic", self.dynamic), ("context", self.context)):
+        decode = () if self.decode is None else (self.decode,)
+        for what, names in (("dynamic", self.dynamic), ("context", self.context), ("decode", decode)):
             for name in names:
                 if name not in self.inputs:
                     raise InputError(f"{what} names an input that doesn't exist", got=repr(name), expected=known)

@@ -104,7 +104,7 @@ def export(
         # Weights go to disk first: the graph then holds none while the reference has its copy of the module in float64.
         step("writing weights")
         save_graph(graph.model, writer.file(FUSED_GRAPH), writer.file(WEIGHTS))
-        stages = assemble(graph.model, spec.context, spec.dims, spec.example_sizes, whole=whole)
+        stages = assemble(graph.model, spec.context, spec.dims, spec.example_sizes, whole=whole, decode=spec.decode)
         reference = eager_reference(spec, step=step, shared_batch=stages.shared_batch)
         save_reference(reference, writer.file(REFERENCE_FILE))
         manifest = Manifest(
@@ -117,6 +117,7 @@ def export(
             shared_batch=stages.shared_batch,
             ledger=graph.ledger,
             fused_graph=FUSED_GRAPH,
+            decode=stages.decode,
             reference=REFERENCE_FILE,
         )
         for name in names:
@@ -158,7 +159,8 @@ def build(
         model = load_graph(staged, old.manifest.fused_graph)
         reference = load_reference(writer.folder / REFERENCE_FILE)
         sizes = reference.points[0].sizes
-        stages = assemble(model, manifest.context, manifest.dims, sizes, whole="model" in manifest.stages)
+        decode = None if manifest.decode is None else manifest.decode.tokens
+        stages = assemble(model, manifest.context, manifest.dims, sizes, whole="model" in manifest.stages, decode=decode)
         manifest = _add_target(
             writer, manifest, stages.graphs, target, reference, precision, allow_unfused=allow_unfused, step=step
         )

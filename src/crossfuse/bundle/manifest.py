@@ -12,7 +12,7 @@ from crossfuse.errors import BundleError, CrossfuseError
 from crossfuse.ledger import KINDS, Ledger, LedgerRow
 from crossfuse.specs import Dim, TensorSpec
 
-__all__ = ["MANIFEST", "SCHEMA_VERSION", "FileEntry", "Manifest", "StageSpec", "TargetEntry"]
+__all__ = ["MANIFEST", "SCHEMA_VERSION", "Decode", "FileEntry", "Manifest", "StageSpec", "TargetEntry"]
 
 MANIFEST = "manifest.json"
 SCHEMA_VERSION = 1
@@ -36,6 +36,14 @@ class StageSpec:
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     flops: int | None = None
+
+
+@dataclass(frozen=True)
+class Decode:
+    """How a bundle decodes: its input of ids, and the most tokens that one sequence may have."""
+
+    tokens: str
+    length: int
 
 
 @dataclass(frozen=True)
@@ -66,6 +74,7 @@ class Manifest:
     shared_batch: str | None
     ledger: Ledger
     fused_graph: str
+    decode: Decode | None = None
     targets: Mapping[str, TargetEntry] = field(default_factory=dict)
     reference: str | None = None
     files: Mapping[str, FileEntry] = field(default_factory=dict)
@@ -94,6 +103,7 @@ class Manifest:
             "shared_batch": self.shared_batch,
             "ledger": [row.to_json() for row in self.ledger],
             "fused_graph": self.fused_graph,
+            "decode": None if self.decode is None else {"tokens": self.decode.tokens, "length": self.decode.length},
             "targets": {
                 name: {
                     "stages": dict(t.stages),
@@ -175,6 +185,7 @@ class _Reader:
             shared_batch=self.optional(top, "shared_batch", str),
             ledger=Ledger(self.tuple_of(top, "ledger", self.row)),
             fused_graph=self.get(top, "fused_graph", str),
+            decode=self.decode(self.optional(top, "decode", dict)),
             targets={name: self.target(value) for name, value in self.mappings(top, "targets").items()},
             reference=self.optional(top, "reference", str),
             files={
@@ -190,6 +201,12 @@ class _Reader:
             producers=self.string_map(data, "producers"),
             parity=self.optional(data, "parity", dict),
         )
+
+    def decode(self, data: Mapping[str, Any] | None) -> Decode | None:
+        if data is None:
+            return None
+        length = self.get(data, "length", int)
+        return Decode(self.get(data, "tokens", str), length if length > 0 else self.fail("decode.length", length, "1 or more"))
 
     def dim(self, name: str, data: Mapping[str, Any]) -> Dim:
         return Dim(name, self.get(data, "min", int), self.optional(data, "max", int))

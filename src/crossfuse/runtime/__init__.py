@@ -9,10 +9,12 @@ with runtime.load("bundle/") as session:
     scores = session.query(context, input_ids=questions)       # many times, many queries per context
 """
 
+from crossfuse.runtime.binding import Binding
 from crossfuse.runtime.cache import ContextCache
 from crossfuse.runtime.context import Context
+from crossfuse.runtime.decoding import DecodingState
 from crossfuse.runtime.engines import best_target
 from crossfuse.runtime.options import SessionOptions
-from crossfuse.runtime.session import Binding, Session, load
+from crossfuse.runtime.session import Session, load
 
-__all__ = ["Binding", "Context", "ContextCache", "Session", "SessionOptions", "best_target", "load"]
+__all__ = ["Binding", "Context", "ContextCache", "DecodingState", "Session", "SessionOptions", "best_target", "load"]

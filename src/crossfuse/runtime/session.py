@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from crossfuse.bundle.manifest import StageSpec
+from crossfuse.bundle.manifest import Decode, StageSpec
 from crossfuse.bundle.store import open_bundle
 from crossfuse.errors import BundleError, InputError
+from crossfuse.runtime.binding import Binding
 from crossfuse.runtime.checks import InputChecker, is_on_device
 from crossfuse.runtime.context import Context, frozen
+from crossfuse.runtime.decoding import DecodingState
 from crossfuse.runtime.engines import best_target, open_stage
 from crossfuse.runtime.options import SessionOptions
 from crossfuse.runtime.ort import OrtStage
@@ -23,9 +25,9 @@ from crossfuse.specs import Dim, TensorSpec, names_of
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["Binding", "Session", "load"]
+__all__ = ["Session", "load"]
 
-_STAGES = ({"model"}, {"context", "query"})
+_STAGES = ({"model"}, {"context", "query"}, {"context", "query", "step"})
 
 
 def load(path: str | Path, target: str | None = None, options: SessionOptions | None = None) -> Session:
@@ -56,6 +58,7 @@ def load(path: str | Path, target: str | None = None, options: SessionOptions | 
         graphs,
         options or SessionOptions(),
         shared_batch=manifest.shared_batch,
+        decode=manifest.decode,
         owner=owner,
     )
 
@@ -68,6 +71,7 @@ def open_session(
     options: SessionOptions,
     *,
     shared_batch: str | None = None,
+    decode: Decode | None = None,
     owner: str = "",
 ) -> Session:
     """A session over graph files that the caller vouches for; `load` is the way in for bundles."""
@@ -82,7 +86,7 @@ def open_session(
                 got=engines[name].boundary,
                 expected=expected,
             )
-    return Session(target, stages, dims, engines, shared_batch=shared_batch, owner=owner)
+    return Session(target, stages, dims, engines, shared_batch=shared_batch, decode=decode, owner=owner)
 
 
 class Session:
@@ -99,6 +103,7 @@ class Session:
         engines: Mapping[str, OrtStage],
         *,
         shared_batch: str | None = None,
+        decode: Decode | None = None,
         owner: str = "",
     ) -> None:
         self.target = target
@@ -119,6 +124,7 @@ class Session:
         self._context_names = names_of(first)
         self._batch = next((s.shape[0] for s in first if s.shape and isinstance(s.shape[0], str)), None)
         self._shared = shared_batch
+        self._decode = decode
         self._owner = owner or f"{target} {id(self)}"
         self._engines: Mapping[str, OrtStage] | None = dict(engines)
 
@@ -210,6 +216,47 @@ class Session:
             return dict(zip(self._names, (v.numpy() for v in engine.run_on_device(feeds, "cpu")), strict=True))
         return dict(zip(self._names, engine.run(feeds), strict=True))
 
+    def start(self, context: Context, batch: int | None = None) -> DecodingState:
+        """Begin to decode sequences over a context, token by token.
+
+        Args:
+            context: of this bundle and target.
+            batch: how many sequences; a multiple of the contexts, by default one each.
+
+        Raises:
+            InputError: a bundle that can't decode, a context of another one, or a batch that is no multiple.
+        """
+        engines = self._require_split()
+        if self._decode is None:
+            raise InputError(
+                "the bundle has no step stage", got=", ".join(self.stages), do="Export it with --decode INPUT (decode=...)"
+            )
+        self._require_own(context)
+        count = context.count if batch is None else batch
+        if count < 1 or count % context.count:
+            raise InputError("the batch is no multiple of the number of contexts", got=count, expected=context.count)
+        inputs = self.stages["step"].inputs
+        return DecodingState(context, engines["step"], inputs, self._decode.tokens, count, self._decode.length)
+
+    def step(self, state: DecodingState, tokens: NDArray[Any]) -> Mapping[str, NDArray[Any]]:
+        """Give every sequence its next token and compute the outputs at it; the cost doesn't grow with the sequence.
+
+        Args:
+            state: from `start`; changed in place.
+            tokens: ids, ``[batch]`` or ``[batch, 1]``.
+
+        Returns:
+            outputs by name, with a token axis of 1; overwritten by the state's next step.
+
+        Raises:
+            InputError: tokens of another shape, a full state, or values that the engine refuses.
+        """
+        self._open_engines()
+        ids = np.asarray(tokens).reshape(-1, 1)
+        if ids.shape[0] != state.batch or ids.dtype.kind not in "iu":
+            raise InputError("a step takes one id per sequence", got=f"{ids.dtype}{list(ids.shape)}", expected=state.batch)
+        return state.advance(ids)
+
     def bind(self, **inputs: NDArray[Any]) -> Binding:
         """Check once, run many times: a binding to these host arrays for hot loops over one shape.
 
@@ -273,6 +320,13 @@ class Session:
                     )
                 return
 
+    def _require_own(self, context: Context) -> None:
+        if not hasattr(context, "owner"):
+            got = type(context).__name__
+            raise InputError("a query needs an encoded context", got=got, do="Call session.encode(...) first")
+        if context.owner != self._owner:
+            raise InputError("the context was encoded by another bundle or target", do="Encode it with this session")
+
     def _require_split(self) -> Mapping[str, OrtStage]:
         if not self.split:
             raise InputError(
@@ -284,28 +338,3 @@ class Session:
         if self._engines is None:
             raise InputError("the session is closed", do="Load the bundle again")
         return self._engines
-
-
-class Binding:
-    """Inputs and outputs fixed in memory: write into the bound input arrays, call `run`, read ``outputs``.
-
-    For one thread at a time; make one binding per thread.
-    """
-
-    def __init__(self, stages: list[tuple[OrtStage, dict[str, NDArray[Any]], tuple[str, ...]]]) -> None:
-        self._bound: list[tuple[OrtStage, Any]] = []
-        self._kept: list[dict[str, NDArray[Any]]] = []
-        made: dict[str, NDArray[Any]] = {}
-        for engine, feeds, names in stages:
-            feeds = {**feeds, **made}
-            first = [np.ascontiguousarray(array) for array in engine.run(feeds)]
-            made = dict(zip(names, first, strict=True))
-            self._bound.append((engine, engine.bind(feeds, first)))
-            self._kept += [feeds, made]
-        self.outputs: Mapping[str, NDArray[Any]] = MappingProxyType(made)
-
-    def run(self) -> Mapping[str, NDArray[Any]]:
-        """Execute; the arrays in ``outputs`` are overwritten."""
-        for engine, binding in self._bound:
-            engine.run_bound(binding)
-        return self.outputs

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from crossfuse.bundle.store import Bundle, open_bundle
 from crossfuse.errors import BundleError
+from crossfuse.runtime.decoding import NEXT
 from crossfuse.runtime.engines import PROVIDERS, best_target
 from crossfuse.runtime.options import SessionOptions
 from crossfuse.runtime.session import Session, load
+from crossfuse.specs import names_of
 from crossfuse.verify.parity import ParityReport, compare
 from crossfuse.verify.reference import ReferenceSet, load_reference
 
-__all__ = ["check_session", "verify_bundle"]
+__all__ = ["check_session", "check_steps", "verify_bundle"]
 
 
 def verify_bundle(
@@ -50,6 +57,25 @@ def check_session(session: Session, reference: ReferenceSet, precision: str) -> 
         target=session.target,
         executed_on=executed_on,
         precision=precision,
+    )
+
+
+def check_steps(session: Session, reference: ReferenceSet, tokens: str, precision: str) -> ParityReport:
+    """Parity of decoding token by token with the eager model over whole sequences, at the first and the last point."""
+    context_inputs = names_of(session.stages["context"].inputs)
+    kept = [spec.name for spec in session.stages["step"].outputs if not spec.name.startswith(NEXT)]
+
+    def run(inputs: Mapping[str, Any]) -> dict[str, Any]:
+        context = session.encode(**{name: inputs[name] for name in context_inputs})
+        ids = inputs[tokens]
+        state = session.start(context, ids.shape[0])
+        rows = [{n: a.copy() for n, a in session.step(state, ids[:, i]).items()} for i in range(ids.shape[1])]
+        return {name: np.concatenate([row[name] for row in rows], axis=1) for name in kept}
+
+    ends = (reference.points[0], reference.points[-1])
+    points = tuple(replace(point, outputs={name: point.outputs[name] for name in kept}) for point in ends)
+    return compare(
+        run, ReferenceSet(reference.dtype, points), target=session.target, executed_on=session.provider, precision=precision
     )
 
 

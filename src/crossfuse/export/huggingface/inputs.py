@@ -40,6 +40,7 @@ class Plan:
     dims: dict[str, Dim] = field(default_factory=dict)
     example: dict[str, int] = field(default_factory=dict)
     context: tuple[str, ...] = ()
+    decode: str | None = None
 
     def add(self, name: str, shape: tuple[int | str, ...], filling: Filling) -> None:
         """Plan an input; its dimensions must be known."""
@@ -100,6 +101,9 @@ def plan_inputs(model: nn.Module) -> Plan:
         )
     if not plan.context:
         plan.context = _context(plan)
+    encoded = plan.context and set(plan.shapes) - set(plan.context) == {"decoder_input_ids"}
+    if encoded and getattr(config, "is_encoder_decoder", False):
+        plan.decode = "decoder_input_ids"
     return plan
 
 

@@ -31,6 +31,7 @@ def huggingface_spec(
     inputs: Mapping[str, Tensor] | None = None,
     dynamic: Mapping[str, Mapping[int, str | Dim]] | None = None,
     context: Sequence[str] | None = None,
+    decode: str | None = None,
     trust_remote_code: bool = False,
 ) -> ModelSpec:
     """The spec of a model of ``transformers``.
@@ -38,8 +39,8 @@ def huggingface_spec(
     Args:
         model: the model, or a folder or identifier to load it from (safetensors only).
         task: which head, when loading: a pipeline's task or a class name.
-        inputs, dynamic, context: as in :class:`ModelSpec`; where omitted, made from the model's configuration: seeded inputs
-            with padded masks, and named dimensions for batch and lengths.
+        inputs, dynamic, context, decode: as in :class:`ModelSpec`; where omitted, made from the model's configuration: seeded
+            inputs with padded masks, and named dimensions for batch and lengths.
         trust_remote_code: run code that comes with the checkpoint.
 
     Raises:
@@ -49,10 +50,10 @@ def huggingface_spec(
     loaded = adapt(loaded)
     name = type(loaded).__name__
     if inputs is not None:
-        spec = ModelSpec(loaded, inputs, dynamic or {}, tuple(context or ()), name)
+        spec = ModelSpec(loaded, inputs, dynamic or {}, tuple(context or ()), name, decode=decode)
     else:
         plan = plan_inputs(loaded)
-        spec = ModelSpec.from_sampler(
+        made = ModelSpec.from_sampler(
             loaded,
             plan.sample,
             dynamic=dynamic if dynamic is not None else plan.dynamic,
@@ -60,4 +61,5 @@ def huggingface_spec(
             context=tuple(context) if context is not None else plan.context,
             name=name,
         )
+        spec = replace(made, decode=decode if decode is not None or context is not None else plan.decode)
     return replace(spec, drop_outputs=_UNASKED).traced_in(partial(tracing, loaded, dict(spec.inputs)))

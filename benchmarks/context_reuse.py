@@ -1,0 +1,181 @@
+"""Encode once, ask many: BLIP-base's shapes (12 text layers of width 768, 577 image tokens, 20 text tokens), random weights.
+
+    python benchmarks/context_reuse.py [--json FILE] [--repeats N]
+
+One image, G questions. All in one run, interleaved, medians:
+
+* ``crossfuse``: `session.query` on an encoded context: K and V of the image are there, queries are folded.
+* ``fused, states cached``: the same graph, not split, in ONNX Runtime; the image encoder's states are kept by hand and repeated
+  for the G questions.
+* ``onnx, states cached``: the same with PyTorch's plain export at opset 20.
+* ``eager, states cached`` and ``eager``: PyTorch, with the encoder's states kept by hand, and encoding the image each time.
+
+Memory: the peak that G = 64 questions on one context add, against copies of K and V for each (Linux only).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+import torch
+from torch import Tensor, nn
+from transformers import BlipConfig, BlipForImageTextRetrieval
+
+import crossfuse
+from crossfuse import ModelSpec, huggingface_spec, runtime
+
+TOKENS, IMAGE_TOKENS, WIDTH, LAYERS = 20, 577, 768, 12
+QUESTIONS = (1, 4, 16)
+
+
+class Matcher(nn.Module):
+    """The part behind the image encoder, as a user would export it to keep the states by hand."""
+
+    def __init__(self, model: BlipForImageTextRetrieval) -> None:
+        super().__init__()
+        self.text, self.head = model.text_encoder, model.itm_head
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, image_states: Tensor) -> Tensor:
+        """``[B, T]`` twice and ``[B, 577, 768]`` → ``[B, 2]``."""
+        states = self.text(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            encoder_hidden_states=image_states,
+            encoder_attention_mask=torch.ones(image_states.shape[:-1], dtype=torch.long),
+        )[0]
+        return self.head(states[:, 0])
+
+
+def export_all(folder: Path) -> tuple[BlipForImageTextRetrieval, Matcher, dict[str, Path]]:
+    """The model, its text part, and the files of each way."""
+    torch.manual_seed(0)
+    model = BlipForImageTextRetrieval(BlipConfig()).eval().requires_grad_(False)
+    spec = huggingface_spec(model)
+    crossfuse.export(spec, folder / "split", drop_outputs=["last_hidden_state", "question_embeds"])
+    matcher = Matcher(model).eval()
+    inputs = {
+        "input_ids": torch.randint(3, 30000, (2, 7)),
+        "attention_mask": torch.ones(2, 7, dtype=torch.long),
+        "image_states": torch.randn(2, IMAGE_TOKENS, WIDTH),
+    }
+    dynamic = {
+        "input_ids": {0: "batch", 1: "text:1:512"},
+        "attention_mask": {0: "batch", 1: "text"},
+        "image_states": {0: "batch"},
+    }
+    crossfuse.export(ModelSpec(matcher, inputs, dynamic), folder / "whole")
+    dims = {"batch": torch.export.Dim("batch", min=1, max=64), "text": torch.export.Dim("text", min=1, max=512)}
+    shapes = {n: {axis: dims[d.partition(":")[0]] for axis, d in axes.items()} for n, axes in dynamic.items()}
+    plain = folder / "plain.onnx"
+    torch.onnx.export(
+        matcher, (), str(plain), kwargs=inputs, input_names=list(inputs), dynamic_shapes=shapes, opset_version=20, dynamo=True,
+        verbose=False,
+    )  # fmt: skip
+    return model, matcher, {"split": folder / "split", "whole": folder / "whole", "plain": plain}
+
+
+def median_ms(ways: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
+    """Interleaved, so that drift of the machine hits all alike."""
+    samples: dict[str, list[int]] = {name: [] for name in ways}
+    for repeat in range(repeats + 2):
+        for name, call in ways.items():
+            begin = time.perf_counter_ns()
+            call()
+            if repeat >= 2:
+                samples[name].append(time.perf_counter_ns() - begin)
+    return {name: round(float(np.median(times)) / 1e6, 2) for name, times in samples.items()}
+
+
+def peak_bytes() -> int:
+    """The high-water mark of resident memory."""
+    line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith("VmHWM"))
+    return int(line.split()[1]) * 1024
+
+
+def fan_out_memory(session: runtime.Session, pixels: np.ndarray, fan_out: int) -> dict[str, float]:
+    """What ``fan_out`` queries on one context add to the peak beyond as many queries' own needs, against copied K and V."""
+    context = session.encode(pixel_values=pixels)
+    copies = context.nbytes * (fan_out - 1)
+    ids, mask = np.full((fan_out, TOKENS), 5), np.ones((fan_out, TOKENS), np.int64)
+
+    def peak_of(contexts: runtime.Context) -> int:
+        session.query(contexts, input_ids=ids, attention_mask=mask)
+        Path("/proc/self/clear_refs").write_text("5")
+        before = peak_bytes()
+        session.query(contexts, input_ids=ids, attention_mask=mask)
+        return peak_bytes() - before
+
+    many = context.select([0] * fan_out)
+    beyond_own = peak_of(context)
+    copied = peak_of(many) + many.nbytes - context.nbytes
+    return {
+        "queries": fan_out,
+        "context_mb": context.nbytes / 1e6,
+        "copies_would_take_mb": copies / 1e6,
+        "peak_added_mb": beyond_own / 1e6,
+        "peak_added_with_copies_mb": copied / 1e6,
+    }
+
+
+def main() -> None:
+    """Measure, print, and write where asked."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--repeats", type=int, default=9)
+    options = parser.parse_args()
+    result: dict[str, Any] = {
+        "environment": {
+            "torch": torch.__version__,
+            "onnxruntime": ort.__version__,
+            "machine": platform.machine(),
+            "threads": torch.get_num_threads(),
+        },
+        "median_ms": {},
+        "ratio": {},
+    }
+    with tempfile.TemporaryDirectory() as name, torch.inference_mode():
+        model, matcher, files = export_all(Path(name))
+        split, whole = runtime.load(files["split"], "ort-cpu"), runtime.load(files["whole"], "ort-cpu")
+        plain = ort.InferenceSession(str(files["plain"]), providers=["CPUExecutionProvider"])
+        pixels = torch.randn(1, 3, 384, 384)
+        states = model.vision_model(pixel_values=pixels).last_hidden_state
+        begin = time.perf_counter_ns()
+        context = split.encode(pixel_values=pixels.numpy())
+        result["encode_ms"] = round((time.perf_counter_ns() - begin) / 1e6, 1)
+        result["context_mb"] = round(context.nbytes / 1e6, 2)
+        for count in QUESTIONS:
+            ids, mask = torch.randint(3, 30000, (count, TOKENS)), torch.ones(count, TOKENS, dtype=torch.long)
+            repeated = states.expand(count, -1, -1).contiguous()
+            text = {"input_ids": ids.numpy(), "attention_mask": mask.numpy()}
+            feeds = text | {"image_states": repeated.numpy()}
+            many = pixels.expand(count, -1, -1, -1)
+            ways: dict[str, Callable[[], Any]] = {
+                "crossfuse": lambda text=text: split.query(context, **text),
+                "fused, states cached": lambda feeds=feeds: whole.run(**feeds),
+                "onnx, states cached": lambda feeds=feeds: plain.run(None, feeds),
+                "eager, states cached": lambda i=ids, m=mask, s=repeated: matcher(i, m, s),
+                "eager": lambda i=ids, m=mask, p=many: model(input_ids=i, attention_mask=m, pixel_values=p),
+            }
+            got, want = ways["crossfuse"]()["itm_score"], ways["eager, states cached"]().numpy()
+            error = float(np.abs(got - want).max())
+            times = median_ms(ways, options.repeats)
+            result["median_ms"][f"{count} questions"] = times | {"largest difference": error}
+            result["ratio"][f"{count} questions"] = {n: round(t / times["crossfuse"], 2) for n, t in times.items()}
+            print(count, times, result["ratio"][f"{count} questions"], f"error {error:.1e}", flush=True)
+        result["memory"] = {k: round(v, 2) for k, v in fan_out_memory(split, pixels.numpy(), 64).items()}
+    print(json.dumps(result["memory"], indent=1))
+    if options.json:
+        options.json.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

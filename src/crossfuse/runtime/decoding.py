@@ -1,0 +1,103 @@
+"""`DecodingState`: the self-attention keys and values of sequences that grow token by token, in memory of fixed size."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from crossfuse.errors import InputError
+from crossfuse.runtime.context import Context
+from crossfuse.specs import TensorSpec
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from crossfuse.runtime.ort import OrtStage
+
+__all__ = ["NEXT", "POSITION", "STATE", "DecodingState"]
+
+POSITION = "position"
+STATE, NEXT = "state:", "next:"
+
+
+class DecodingState:
+    """Sequences being decoded over a context, by :meth:`Session.step`. For one thread at a time.
+
+    Attributes:
+        context: what the sequences look at.
+        batch: how many sequences there are; a multiple of the contexts.
+        position: how many tokens each sequence has by now.
+        length: the most tokens it can have.
+
+    The state's tensors are made once; a step writes one row of each in place.
+    """
+
+    def __init__(
+        self, context: Context, engine: OrtStage, inputs: tuple[TensorSpec, ...], tokens: str, batch: int, length: int
+    ) -> None:
+        self.context = context
+        self.batch = batch
+        self.length = length
+        self._engine = engine
+        self._position = np.zeros(1, dtype=np.int64)
+        dtype = next(spec.dtype for spec in inputs if spec.name == tokens)
+        self.tokens: NDArray[Any] = np.zeros((batch, 1), dtype=dtype)
+        names = {spec.name for spec in inputs}
+        self._state: dict[str, NDArray[Any]] = {}
+        for spec in inputs:
+            if spec.name.startswith(STATE):
+                shape = tuple(size if isinstance(size, int) else batch for size in spec.shape)
+                self._state[spec.name] = np.zeros(shape, dtype=spec.dtype)
+        given = {name: tensor for name, tensor in context.tensors.items() if name in names}
+        self._feeds = {**given, tokens: self.tokens, POSITION: self._position, **self._state}
+        self._binding: Any = None
+        self._outputs: dict[str, NDArray[Any]] = {}
+
+    @property
+    def position(self) -> int:
+        """How many tokens each sequence has by now."""
+        return int(self._position[0])
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the state's tensors, those of the context not counted."""
+        return sum(array.nbytes for array in self._state.values())
+
+    def reorder(self, indices: Sequence[int]) -> None:
+        """Sequence ``i`` goes on from what was sequence ``indices[i]``; for beams. Contexts keep their order.
+
+        Raises:
+            InputError: other than one position per sequence.
+        """
+        order = np.asarray(indices, dtype=np.int64).reshape(-1)
+        if order.shape != (self.batch,) or order.min() < 0 or order.max() >= self.batch:
+            raise InputError("one position per sequence is needed", got=order.tolist(), expected=f"{self.batch} of them")
+        for array in self._state.values():
+            array[:, : self.position] = array[order, : self.position]
+
+    def rewind(self, position: int = 0) -> None:
+        """Forget all tokens from a position on.
+
+        Raises:
+            InputError: a position beyond the present one.
+        """
+        if not 0 <= position <= self.position:
+            raise InputError("can't rewind there", got=position, expected=f"0 to {self.position}")
+        self._position[0] = position
+
+    def advance(self, tokens: NDArray[Any]) -> Mapping[str, NDArray[Any]]:
+        """Run one step in place; called by the session, which checks the tokens."""
+        if self.position >= self.length:
+            raise InputError("the state is full", got=f"{self.position} tokens", expected=f"at most {self.length}")
+        self.tokens[...] = tokens
+        if self._binding is None:
+            first = dict(zip(self._engine.boundary[1], self._engine.run(self._feeds), strict=True))
+            self._outputs = {n: np.ascontiguousarray(a) for n, a in first.items() if not n.startswith(NEXT)}
+            # A state's next value is written where it is: the engine then changes one row and copies nothing.
+            ends = [self._state[STATE + n.removeprefix(NEXT)] if n.startswith(NEXT) else self._outputs[n] for n in first]
+            self._binding = self._engine.bind(self._feeds, ends)
+        self._engine.run_bound(self._binding)
+        self._position[0] += 1
+        return self._outputs
