@@ -26,10 +26,12 @@ def test_transcript_is_eagers_token_for_token(tmp_path: Path, monkeypatch: pytes
     import whisper
     from transformers import AutoTokenizer, WhisperForConditionalGeneration
 
-    tokens = whisper.transcribe(str(CHECKPOINT), SOUND, tmp_path)
-    for part, counts in (("encoder", {"self": 4}), ("decoder", {"self": 4, "cross": 4})):
-        ledger = crossfuse.open_bundle(tmp_path / part).ledger
-        assert ledger.counts("ort-cpu") == ledger.counts() == counts
+    tokens = whisper.transcribe(str(CHECKPOINT), SOUND, tmp_path)["tokens"]
+    bundle = crossfuse.open_bundle(tmp_path / "bundle")
+    assert bundle.ledger.counts("ort-cpu") == bundle.ledger.counts() == {"self": 8, "cross": 4}
+    assert {row.captured for row in bundle.ledger} == {"interface"}
+    assert set(bundle.manifest.stages) == {"context", "query", "step"}
+    assert bundle.manifest.source == {"kind": "huggingface", "name": f"hf:{CHECKPOINT}"}
     eager = WhisperForConditionalGeneration.from_pretrained(CHECKPOINT, dtype=torch.float32).eval()
     features = torch.from_numpy(whisper.log_mel(str(CHECKPOINT), SOUND))
     with torch.no_grad():
@@ -42,11 +44,3 @@ def test_transcript_is_eagers_token_for_token(tmp_path: Path, monkeypatch: pytes
     text = AutoTokenizer.from_pretrained(CHECKPOINT).decode(tokens, skip_special_tokens=True).strip()
     assert text.startswith("It was the best of times, it was the worst of times")
     assert len(tokens) > 60
-
-
-@pytest.mark.slow
-def test_whole_model_from_its_folder(tmp_path: Path) -> None:
-    bundle = crossfuse.export(f"hf:{CHECKPOINT}", tmp_path / "b", ["ort-cpu", "ort-cuda"])
-    assert bundle.ledger.counts() == {"self": 8, "cross": 4}
-    assert bundle.manifest.source == {"kind": "huggingface", "name": f"hf:{CHECKPOINT}"}
-    assert {row.captured for row in bundle.ledger} == {"interface"}

@@ -10,7 +10,7 @@ Rules:
 4. Where context and queries share a batch dimension, the split releases it: there are ``contexts`` contexts, and a multiple of
    that many queries. Keys, values and their masks stay one per context, as the operator fans out by itself; what meets queries
    elsewhere is repeated inside the query graph.
-5. A result whose batch is no axis of its own, the first one, is kept whole: it is computed with the queries.
+5. A result whose batch is no axis of its own is kept whole: it is computed with the queries.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ import onnx_ir as ir
 from onnx_ir.passes.common import NameFixPass
 
 from crossfuse.errors import InputError
-from crossfuse.export.dependence import Content, Dependence, shape_symbols
+from crossfuse.export.dependence import Content, Dependence
 from crossfuse.export.stages import StageBuilder
 from crossfuse.graphs import attention_nodes, clone, dim_of, site_of
-from crossfuse.sizes import size_at
+from crossfuse.sizes import size_at, symbols_in
 from crossfuse.specs import CONTEXTS
 
 __all__ = ["Split", "split"]
@@ -80,7 +80,7 @@ def split(model: ir.Model, context: Sequence[str], sizes: Mapping[str, int]) -> 
         dependence = Dependence(whole.graph, context, kept_whole)
         frontier = _frontier(whole.graph, dependence, sizes)
         beyond = [*frontier, *_made_again(whole.graph, dependence, frontier)]
-        mixed = [v for v in beyond if shared is not None and not _batch_first(v, shared) and v.producer() is not None]
+        mixed = [v for v in beyond if shared is not None and not _batch_alone(v, shared) and v.producer() is not None]
         if not mixed:
             break
         kept_whole.update(mixed)
@@ -107,13 +107,14 @@ def _shared_batch(graph: ir.Graph, context: Collection[str]) -> str | None:
     return min(both) if both else None
 
 
-def _batch_first(value: ir.Value, shared: str) -> bool:
-    """The batch is the first axis and no part of any other; or the value has none."""
-    if shared not in shape_symbols(value):
-        return True
-    assert value.shape is not None
-    others = [dim_of(value, axis) for axis in range(1, len(value.shape))]
-    return dim_of(value, 0) == shared and not any(isinstance(d, str) and shared in d for d in others)
+def _batch_alone(value: ir.Value, shared: str) -> bool:
+    """The batch is one axis by itself, or known to be none."""
+    if value.shape is None:
+        return False
+    dims = [dim_of(value, axis) for axis in range(len(value.shape))]
+    if any(dim is None for dim in dims):
+        return False
+    return sum(shared in symbols_in(dim) for dim in dims) == dims.count(shared) <= 1
 
 
 def _frontier(graph: ir.Graph, dependence: Dependence, sizes: Mapping[str, int]) -> list[ir.Value]:

@@ -95,9 +95,10 @@ class StageBuilder:
         _finish(model)
         return model
 
-    def is_per_context(self, value: ir.Value | None) -> bool:
-        """The value has one row per context, in the query stage."""
-        return value is not None and value.shape is not None and len(value.shape) > 0 and dim_of(value, 0) == self.contexts
+    def context_axis(self, value: ir.Value | None) -> int | None:
+        """The axis of a value of the query stage that counts contexts, or None."""
+        rank = len(value.shape) if value is not None and value.shape is not None else 0
+        return next((axis for axis in range(rank) if dim_of(value, axis) == self.contexts), None)
 
     def _output(self, graph: ir.Graph, arriving: ir.Value, old: ir.Value) -> ir.Value:
         """An output of the whole graph that depends on the context alone is handed through."""
@@ -143,7 +144,7 @@ class StageBuilder:
 
     def _evaluate_sizes_per_context(self, graph: ir.Graph, arriving: list[ir.Value]) -> None:
         """What late nodes read of batch sizes is the number of contexts: give them copies of the neutral nodes behind it."""
-        source = next((v for v in arriving if self.is_per_context(v)), None)
+        source = next((v for v in arriving if self.context_axis(v) is not None), None)
         if self.shared is None or source is None:
             return
         made: dict[ir.Value, ir.Value] = {}
@@ -166,7 +167,8 @@ class StageBuilder:
         node = value.producer()
         assert node is not None
         if node.op_type == "Shape" and [symbols_in(d) for d in shape_window(node)] == [{self.shared}]:
-            copy = ir.node("Shape", [source], attributes={"start": 0, "end": 1})
+            axis = self.context_axis(source) or 0
+            copy = ir.node("Shape", [source], attributes={"start": axis, "end": axis + 1})
         else:
             inputs = [v if v is None else self._copy(graph, v, before, source, made) for v in node.inputs]
             attributes = list(node.attributes.values())
@@ -184,7 +186,7 @@ class _Repeater:
     def __init__(self, stage: StageBuilder, graph: ir.Graph, queries: list[ir.Value], arriving: list[ir.Value]) -> None:
         self.stage, self.graph = stage, graph
         self.query = next(v for v in queries if dim_of(v, 0) == stage.shared)
-        self.source = next((v for v in arriving if stage.is_per_context(v)), None)
+        self.source = next((v for v in arriving if stage.context_axis(v) is not None), None)
         self.repeated: dict[ir.Value, ir.Value] = {}
 
     def repeat_where_they_meet(self) -> None:
@@ -194,8 +196,9 @@ class _Repeater:
                 continue
             own = self._own_batch(node)
             for index, value in enumerate(node.inputs):
-                if self.stage.is_per_context(value) and index not in own and node.op_type != "Shape":
-                    assert value is not None
+                if value is None or node.op_type == "Shape" or index in own:
+                    continue
+                if self.stage.context_axis(value) is not None:
                     node.replace_input_with(index, self._repeat(value, node))
 
     def _own_batch(self, node: ir.Node) -> set[int]:
@@ -203,36 +206,41 @@ class _Repeater:
         if (node.domain, node.op_type) != (DOMAIN, NAME):
             return set()
         key, value = node.inputs[1:3]
-        if self.stage.is_per_context(key) and self.stage.is_per_context(value):
+        if self.stage.context_axis(key) == self.stage.context_axis(value) == 0:
             return {1, 2, 3, 4, 5}
         return set()
 
     def _repeat(self, value: ir.Value, before: ir.Node) -> ir.Value:
         if value in self.repeated:
             return self.repeated[value]
+        axis = self.stage.context_axis(value)
         assert self.source is not None
         assert value.shape is not None
+        assert axis is not None
         tape = Tape()
-        shared, rest = self.stage.shared, [dim_of(value, axis) for axis in range(1, len(value.shape))]
+        dims = [dim_of(value, i) for i in range(len(value.shape))]
+        counted = self.stage.context_axis(self.source) or 0
         batch = tape.op("Shape", [self.query], attributes={"start": 0, "end": 1})
-        contexts = tape.op("Shape", [self.source], attributes={"start": 0, "end": 1})
+        contexts = tape.op("Shape", [self.source], attributes={"start": counted, "end": counted + 1})
         fan_out = tape.op("Div", [batch, contexts])
-        one = tape.op("Constant", [], attributes={"value": ir.tensor(np.ones(1, np.int64))})
-        apart = tape.op("Unsqueeze", [value, one])
-        ones = tape.op("Constant", [], attributes={"value": ir.tensor(np.ones(max(len(rest), 1), np.int64))})
-        target = [one, fan_out, ones] if rest else [one, fan_out]
-        wide = tape.op("Expand", [apart, tape.op("Concat", target, attributes={"axis": 0})])
-        if rest:
-            inner = tape.op("Shape", [value], attributes={"start": 1})
-            shape = tape.op("Concat", [batch, inner], attributes={"axis": 0})
-        else:
-            shape = batch
+        apart = tape.op("Unsqueeze", [value, _ints(tape, [axis + 1])])
+        ones = [_ints(tape, [1] * (axis + 1)), fan_out, _ints(tape, [1] * (len(dims) - axis - 1))]
+        wide = tape.op("Expand", [apart, tape.op("Concat", ones, attributes={"axis": 0})])
+        before_it = tape.op("Shape", [value], attributes={"start": 0, "end": axis})
+        after_it = tape.op("Shape", [value], attributes={"start": axis + 1})
+        shape = tape.op("Concat", [before_it, batch, after_it], attributes={"axis": 0})
         result = tape.op("Reshape", [wide, shape])
-        result.shape, result.type = ir.Shape([shared, *rest]), value.type
+        dims[axis] = self.stage.shared
+        result.shape, result.type = ir.Shape(dims), value.type
         first = next((node for node in self.graph if value in node.inputs), before)
         self.graph.insert_before(first, tape.nodes)
         self.repeated[value] = result
         return result
+
+
+def _ints(tape: Tape, values: list[int]) -> ir.Value:
+    value: ir.Value = tape.op("Constant", [], attributes={"value": ir.tensor(np.array(values, np.int64))})
+    return value
 
 
 def _by_name(graph: ir.Graph) -> dict[str | None, ir.Value]:

@@ -54,14 +54,14 @@ class Context:
         taken: dict[str, Any] = {}
         for spec in self.specs:
             tensor = self.tensors[spec.name]
-            if not spec.shape or spec.shape[0] != self.batch:
-                if self.batch in " ".join(map(str, spec.shape)):
+            if self.batch not in spec.shape:
+                if any(self.batch in str(size) for size in spec.shape):
                     raise InputError("a context tensor's batch is no axis of its own", where=spec.name, got=spec)
                 taken[spec.name] = tensor
                 continue
             if not isinstance(tensor, np.ndarray):
                 raise InputError("contexts on a device can't be selected from", where=spec.name, do="Encode them apart")
-            taken[spec.name] = frozen(tensor[wanted])
+            taken[spec.name] = frozen(np.take(tensor, wanted, axis=spec.shape.index(self.batch)))
         return Context(taken, self.specs, int(wanted.size), self.batch, self.owner)
 
     def __repr__(self) -> str:
