@@ -18,6 +18,8 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -95,34 +97,40 @@ def median_ms(ways: dict[str, Callable[[], Any]], repeats: int) -> dict[str, flo
     return {name: round(float(np.median(times)) / 1e6, 2) for name, times in samples.items()}
 
 
-def peak_bytes() -> int:
-    """The high-water mark of resident memory."""
-    line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith("VmHWM"))
-    return int(line.split()[1]) * 1024
+PEAK = """
+import sys
+from pathlib import Path
+import numpy as np
+from crossfuse import runtime
+
+def status(field):
+    return int(next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith(field)).split()[1]) * 1024
+
+session = runtime.load(sys.argv[1], "ort-cpu")
+context = session.encode(pixel_values=np.zeros((1, 3, 384, 384), "f4"))
+count = int(sys.argv[2])
+Path("/proc/self/clear_refs").write_text("5")
+before = status("VmRSS")
+session.query(context, input_ids=np.full((count, 20), 5), attention_mask=np.ones((count, 20), np.int64))
+print(status("VmHWM") - before, context.nbytes)
+"""
 
 
-def fan_out_memory(session: runtime.Session, pixels: np.ndarray, fan_out: int) -> dict[str, float]:
-    """What ``fan_out`` queries on one context add to the peak beyond as many queries' own needs, against copied K and V."""
-    context = session.encode(pixel_values=pixels)
-    copies = context.nbytes * (fan_out - 1)
-    ids, mask = np.full((fan_out, TOKENS), 5), np.ones((fan_out, TOKENS), np.int64)
-
-    def peak_of(contexts: runtime.Context) -> int:
-        session.query(contexts, input_ids=ids, attention_mask=mask)
-        Path("/proc/self/clear_refs").write_text("5")
-        before = peak_bytes()
-        session.query(contexts, input_ids=ids, attention_mask=mask)
-        return peak_bytes() - before
-
-    many = context.select([0] * fan_out)
-    beyond_own = peak_of(context)
-    copied = peak_of(many) + many.nbytes - context.nbytes
+def fan_out_memory(bundle: Path, fan_out: int) -> dict[str, float]:
+    """What ``fan_out`` queries on one context add to the peak of one query, in fresh processes, against copies of K and V."""
+    peaks = {}
+    for count in (1, fan_out):
+        command = [sys.executable, "-c", PEAK, str(bundle), str(count)]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        peaks[count], size = map(int, done.stdout.split())
+    copies = size * (fan_out - 1)
+    added = peaks[fan_out] - peaks[1]
     return {
         "queries": fan_out,
-        "context_mb": context.nbytes / 1e6,
+        "context_mb": size / 1e6,
         "copies_would_take_mb": copies / 1e6,
-        "peak_added_mb": beyond_own / 1e6,
-        "peak_added_with_copies_mb": copied / 1e6,
+        "peak_added_mb": added / 1e6,
+        "part_of_copies": added / copies,
     }
 
 
@@ -175,7 +183,7 @@ def main() -> None:
             result["median_ms"][f"{count} questions"] = times | {"largest difference": error}
             result["ratio"][f"{count} questions"] = {n: round(t / times["crossfuse"], 2) for n, t in times.items()}
             print(count, times, result["ratio"][f"{count} questions"], f"error {error:.1e}", flush=True)
-        result["memory"] = {k: round(v, 2) for k, v in fan_out_memory(split, pixels.numpy(), 64).items()}
+        result["memory"] = {k: round(v, 4) for k, v in fan_out_memory(files["split"], 64).items()}
     print(json.dumps(result["memory"], indent=1))
     if options.json:
         options.json.write_text(json.dumps(result, indent=1) + "\n")

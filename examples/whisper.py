@@ -29,7 +29,7 @@ def log_mel(checkpoint: str, sound: Path) -> np.ndarray:
 
 
 TRANSCRIBE = """
-import json, sys, time
+import json, resource, sys, time
 for name in ("torch", "onnx", "onnxscript", "onnx_ir", "transformers", "polygraphy"):
     sys.modules[name] = None
 import numpy as np
@@ -57,6 +57,7 @@ with runtime.load(bundle) as session:
     print(json.dumps({
         "tokens": tokens, "load_s": loaded - begin, "encode_s": encoded - loaded, "decode_s": done - encoded,
         "token_ms": [1e3 * s for s in seconds], "context_bytes": context.nbytes, "state_bytes": state.nbytes,
+        "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     }))
 """
 

@@ -22,11 +22,12 @@ DEFAULT_LENGTH = 512
 
 @dataclass(frozen=True)
 class Stages:
-    """Graphs and specs by stage, the dimensions of all of them, and the batch that queries don't share any more."""
+    """Graphs and specs by stage, their dimensions with typical sizes, and the batch that contexts and queries shared."""
 
     graphs: Mapping[str, ir.Model]
     specs: Mapping[str, StageSpec]
     dims: Mapping[str, Dim]
+    example: Mapping[str, int]
     shared_batch: str | None = None
     decode: Decode | None = None
 
@@ -54,7 +55,7 @@ def assemble(
         InputError: there is nothing to split, or it can't be decoded step by step.
     """
     if not context or whole:
-        return Stages({"model": model}, {"model": _spec(model, sizes)}, dims)
+        return Stages({"model": model}, {"model": _spec(model, sizes)}, dims, sizes)
     parts = split(model, context, sizes)
     if parts.shared is not None:
         shared = dims[parts.shared]
@@ -65,7 +66,7 @@ def assemble(
     if decode is not None:
         steps = Decode(decode, _most_tokens(parts.query, decode, dims))
         graphs["step"] = decode_stage(parts.query, decode, steps.length)
-    return Stages(graphs, {name: _spec(graph, sizes) for name, graph in graphs.items()}, dims, parts.shared, steps)
+    return Stages(graphs, {name: _spec(graph, sizes) for name, graph in graphs.items()}, dims, sizes, parts.shared, steps)
 
 
 def _most_tokens(query: ir.Model, tokens: str, dims: Mapping[str, Dim]) -> int:

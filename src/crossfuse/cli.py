@@ -171,34 +171,51 @@ def verify(
 @app.command()
 def run(
     bundle: BundlePath,
-    inputs: Annotated[Path, typer.Option("--input", metavar="FILE.npz", help="Arrays by input name.")],
-    out: Annotated[Path | None, typer.Option("--output", metavar="FILE.npz", help="Where the outputs go.")] = None,
+    inputs: Annotated[list[Path], typer.Option("--input", metavar="FILE.npz", help="Arrays by input name; repeat.")],
+    out: Annotated[
+        list[Path] | None, typer.Option("--output", metavar="FILE.npz", help="Where the outputs go, one for each --input.")
+    ] = None,
+    context: Annotated[
+        Path | None,
+        typer.Option("--context", metavar="FILE.npz", help="Context inputs, encoded once; each --input then holds queries."),
+    ] = None,
     target: Annotated[str | None, typer.Option("--target", help="Where omitted, the best that runs here.")] = None,
     provider: Provider = None,
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
-    """Run a bundle on inputs from a file. Needs no PyTorch."""
+    """Run a bundle on inputs from files. Needs no PyTorch."""
     from crossfuse.arrays import load_arrays, save_arrays
     from crossfuse.console import Output
     from crossfuse.runtime import SessionOptions, load
 
     output = Output(as_json=as_json)
+    if out and len(out) != len(inputs):
+        raise InputError("each --input needs its own --output", got=f"{len(inputs)} inputs, {len(out)} outputs")
+    results: list[dict[str, Any]] = []
     with load(bundle, target, SessionOptions(threads=threads, provider=provider)) as session:
-        outputs = session.run(**load_arrays(inputs))
+        encoded = None if context is None else session.encode(**load_arrays(context))
+        for i, file in enumerate(inputs):
+            arrays = load_arrays(file)
+            outputs = session.run(**arrays) if encoded is None else session.query(encoded, **arrays)
+            if out:
+                save_arrays(out[i], outputs)
+            described = {n: {"dtype": str(a.dtype), "shape": list(a.shape)} for n, a in outputs.items()}
+            results.append({"input": str(file), "outputs": described, "written_to": str(out[i]) if out else None})
         used = {"target": session.target, "provider": session.provider}
-    if out is not None:
-        save_arrays(out, outputs)
-    described = {n: {"dtype": str(a.dtype), "shape": list(a.shape)} for n, a in outputs.items()}
 
     def render() -> None:
         output.line(f"{used['target']} on {used['provider']}")
-        for name, about in described.items():
-            output.line(f"{name}: {about['dtype']}{about['shape']}")
-        if out is not None:
-            output.line(f"written to {out}")
+        for result in results:
+            if len(results) > 1:
+                output.line(f"{result['input']}:")
+            for name, about in result["outputs"].items():
+                output.line(f"{name}: {about['dtype']}{about['shape']}")
+            if result["written_to"]:
+                output.line(f"written to {result['written_to']}")
 
-    output.result({**used, "outputs": described, "written_to": None if out is None else str(out)}, render)
+    single = {k: v for k, v in results[0].items() if k != "input"} if len(results) == 1 else {"results": results}
+    output.result({**used, **single}, render)
 
 
 @app.command()

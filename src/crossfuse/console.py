@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from crossfuse.bundle.manifest import Manifest
 from crossfuse.bundle.store import Bundle
 from crossfuse.ledger import Ledger
+from crossfuse.sizes import size_at
+from crossfuse.specs import CONTEXTS
 from crossfuse.verify.parity import ParityReport
 
 __all__ = ["Output"]
@@ -108,6 +113,8 @@ class Output:
                 for t in tensors:
                     table.add_row(stage, kind, t.name, t.dtype, _escape(f"[{', '.join(map(str, t.shape))}]"))
         self.console.print(table)
+        if "context" in manifest.stages:
+            self._split(manifest)
         if manifest.dims:
             self.line("Dimensions: " + ", ".join(map(str, manifest.dims.values())))
         self.heading("Files")
@@ -119,6 +126,34 @@ class Output:
             users = [t for t, e in manifest.targets.items() if name in (*e.files, *e.stages.values())]
             files.add_row(name, f"{entry.size / 1e6:.2f}", ", ".join(users) or "build, verify")
         self.console.print(files)
+
+    def _split(self, manifest: Manifest) -> None:
+        """What is computed once, what per query, and what is kept in between."""
+        sizes = manifest.example
+        work = [f"{name} {_flops(stage.flops)}" for name, stage in manifest.stages.items()]
+        at = ", ".join(f"{k}={v}" for k, v in sizes.items())
+        self.heading(f"Context split: {'; '.join(work)} (at {at})")
+        once, again = (manifest.stages[name].flops for name in ("context", "query"))
+        if once is not None and again:
+            self.line(f"{once / (once + again):.0%} of the work is done once per context")
+        table = Table()
+        table.add_column("kept per context", overflow="fold")
+        table.add_column("shape")
+        table.add_column("kB", justify="right")
+        total = 0.0
+        contexts = sizes.get(CONTEXTS, 1)
+        for spec in manifest.stages["context"].outputs:
+            known = [size_at(size, sizes) for size in spec.shape]
+            count = math.prod(size for size in known if size is not None) if None not in known else math.nan
+            kilobytes = count * np.dtype(spec.dtype).itemsize / 1e3 / contexts
+            total += kilobytes
+            table.add_row(_escape(spec.name), _escape(f"[{', '.join(map(str, spec.shape))}]"), f"{kilobytes:.1f}")
+        table.add_row("all", "", f"{total:.1f}", style="bold")
+        self.console.print(table)
+
+
+def _flops(count: int | None) -> str:
+    return "unknown FLOP" if count is None else f"{count / 1e9:.3g} GFLOP"
 
 
 def _ledger_sentence(ledger: Ledger, targets: tuple[str, ...]) -> str:

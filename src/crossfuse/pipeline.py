@@ -17,8 +17,8 @@ from crossfuse.bundle.writer import BundleWriter, write_bundle
 from crossfuse.errors import InputError
 from crossfuse.models.registry import ZOO, zoo_spec
 from crossfuse.runtime.engines import runs_here
+from crossfuse.runtime.loading import open_session
 from crossfuse.runtime.options import SessionOptions
-from crossfuse.runtime.session import open_session
 from crossfuse.specs import Dim
 from crossfuse.verify.check import check_session, verify_bundle
 from crossfuse.verify.parity import ParityReport
@@ -118,6 +118,7 @@ def export(
             ledger=graph.ledger,
             fused_graph=FUSED_GRAPH,
             decode=stages.decode,
+            example=stages.example,
             reference=REFERENCE_FILE,
         )
         for name in names:
@@ -158,9 +159,10 @@ def build(
         staged = Bundle(writer.folder, old.manifest)
         model = load_graph(staged, old.manifest.fused_graph)
         reference = load_reference(writer.folder / REFERENCE_FILE)
-        sizes = reference.points[0].sizes
         decode = None if manifest.decode is None else manifest.decode.tokens
-        stages = assemble(model, manifest.context, manifest.dims, sizes, whole="model" in manifest.stages, decode=decode)
+        stages = assemble(
+            model, manifest.context, manifest.dims, manifest.example, whole="model" in manifest.stages, decode=decode
+        )
         manifest = _add_target(
             writer, manifest, stages.graphs, target, reference, precision, allow_unfused=allow_unfused, step=step
         )
@@ -284,7 +286,9 @@ def _add_target(
     # Where the target can't run, its graph is checked on the CPU provider; the report says where it ran.
     options = SessionOptions(provider=None if runs_here(target) else "CPUExecutionProvider")
     paths = {stage: writer.folder / file for stage, file in files.items()}
-    with open_session(target, manifest.stages, manifest.dims, paths, options, shared_batch=manifest.shared_batch) as session:
+    with open_session(
+        target, manifest.stages, manifest.dims, paths, options, shared_batch=manifest.shared_batch, decode=manifest.decode
+    ) as session:
         report = check_session(session, reference, precision)
     report.require_passed()
     entry = TargetEntry(

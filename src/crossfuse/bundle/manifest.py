@@ -62,7 +62,7 @@ class Manifest:
     """Everything the bundle says about itself.
 
     ``shared_batch`` is the queries' batch dimension in a split bundle whose contexts have a batch of their own, ``contexts``:
-    the first is a multiple of the second.
+    the first is a multiple of the second. ``example`` holds the dimensions' sizes in the example inputs.
     """
 
     name: str
@@ -75,6 +75,7 @@ class Manifest:
     ledger: Ledger
     fused_graph: str
     decode: Decode | None = None
+    example: Mapping[str, int] = field(default_factory=dict)
     targets: Mapping[str, TargetEntry] = field(default_factory=dict)
     reference: str | None = None
     files: Mapping[str, FileEntry] = field(default_factory=dict)
@@ -102,6 +103,7 @@ class Manifest:
             "context": list(self.context),
             "shared_batch": self.shared_batch,
             "ledger": [row.to_json() for row in self.ledger],
+            "example": dict(self.example),
             "fused_graph": self.fused_graph,
             "decode": None if self.decode is None else {"tokens": self.decode.tokens, "length": self.decode.length},
             "targets": {
@@ -185,6 +187,7 @@ class _Reader:
             shared_batch=self.optional(top, "shared_batch", str),
             ledger=Ledger(self.tuple_of(top, "ledger", self.row)),
             fused_graph=self.get(top, "fused_graph", str),
+            example=self.sizes(self.optional(top, "example", dict) or {}),
             decode=self.decode(self.optional(top, "decode", dict)),
             targets={name: self.target(value) for name, value in self.mappings(top, "targets").items()},
             reference=self.optional(top, "reference", str),
@@ -239,6 +242,9 @@ class _Reader:
             fused=fused,
             reasons=self.string_map(data, "reasons"),
         )
+
+    def sizes(self, data: Mapping[str, Any]) -> dict[str, int]:
+        return {name: self.get(data, name, int) for name in data}
 
     def size(self, data: Mapping[str, Any]) -> int:
         size: int = self.get(data, "size", int)

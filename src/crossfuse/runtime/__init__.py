@@ -14,7 +14,8 @@ from crossfuse.runtime.cache import ContextCache
 from crossfuse.runtime.context import Context
 from crossfuse.runtime.decoding import DecodingState
 from crossfuse.runtime.engines import best_target
+from crossfuse.runtime.loading import load
 from crossfuse.runtime.options import SessionOptions
-from crossfuse.runtime.session import Session, load
+from crossfuse.runtime.session import Session
 
 __all__ = ["Binding", "Context", "ContextCache", "DecodingState", "Session", "SessionOptions", "best_target", "load"]

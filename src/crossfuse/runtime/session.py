@@ -1,92 +1,26 @@
-"""`load` and `Session`: a bundle's target, ready to run."""
+"""`Session`: a bundle's target, ready to run."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
-from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from crossfuse.bundle.manifest import Decode, StageSpec
-from crossfuse.bundle.store import open_bundle
-from crossfuse.errors import BundleError, InputError
+from crossfuse.errors import InputError
 from crossfuse.runtime.binding import Binding
 from crossfuse.runtime.checks import InputChecker, is_on_device
 from crossfuse.runtime.context import Context, frozen
 from crossfuse.runtime.decoding import DecodingState
-from crossfuse.runtime.engines import best_target, open_stage
-from crossfuse.runtime.options import SessionOptions
 from crossfuse.runtime.ort import OrtStage
 from crossfuse.specs import Dim, TensorSpec, names_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["Session", "load"]
-
-_STAGES = ({"model"}, {"context", "query"}, {"context", "query", "step"})
-
-
-def load(path: str | Path, target: str | None = None, options: SessionOptions | None = None) -> Session:
-    """Open a bundle for execution. Sizes and hashes of all its files are checked before any of them is parsed.
-
-    Args:
-        path: the bundle's folder.
-        target: a target of the bundle; where omitted, the best that runs here.
-        options: threads and provider options.
-
-    Raises:
-        BundleError: no bundle, a damaged or unsafe one, or one that this machine has no engine for.
-    """
-    bundle = open_bundle(path)
-    manifest = bundle.manifest
-    name = target or best_target(bundle.targets)
-    entry = bundle.target(name)
-    if set(entry.stages) not in _STAGES or set(manifest.stages) != set(entry.stages):
-        raise BundleError("the bundle's stages are not known to this version", got=", ".join(entry.stages))
-    bundle.verified({*manifest.files, *entry.files, *entry.stages.values()})
-    graphs = {stage: bundle.path / file for stage, file in entry.stages.items()}
-    digests = "".join(manifest.files[file].sha256 for file in (*entry.files, *entry.stages.values()) if file in manifest.files)
-    owner = f"{name} {hashlib.sha256(digests.encode()).hexdigest()}"
-    return open_session(
-        name,
-        manifest.stages,
-        manifest.dims,
-        graphs,
-        options or SessionOptions(),
-        shared_batch=manifest.shared_batch,
-        decode=manifest.decode,
-        owner=owner,
-    )
-
-
-def open_session(
-    target: str,
-    stages: Mapping[str, StageSpec],
-    dims: Mapping[str, Dim],
-    graphs: Mapping[str, Path],
-    options: SessionOptions,
-    *,
-    shared_batch: str | None = None,
-    decode: Decode | None = None,
-    owner: str = "",
-) -> Session:
-    """A session over graph files that the caller vouches for; `load` is the way in for bundles."""
-    engines = {}
-    for name, stage in stages.items():
-        engines[name] = open_stage(target, graphs[name], options)
-        expected = (names_of(stage.inputs), names_of(stage.outputs))
-        if engines[name].boundary != expected:
-            raise BundleError(
-                "the graph's inputs and outputs are not the manifest's",
-                where=name,
-                got=engines[name].boundary,
-                expected=expected,
-            )
-    return Session(target, stages, dims, engines, shared_batch=shared_batch, decode=decode, owner=owner)
+__all__ = ["Session"]
 
 
 class Session:
@@ -124,7 +58,7 @@ class Session:
         self._context_names = names_of(first)
         self._batch = next((s.shape[0] for s in first if s.shape and isinstance(s.shape[0], str)), None)
         self._shared = shared_batch
-        self._decode = decode
+        self.decode = decode
         self._owner = owner or f"{target} {id(self)}"
         self._engines: Mapping[str, OrtStage] | None = dict(engines)
 
@@ -227,7 +161,7 @@ class Session:
             InputError: a bundle that can't decode, a context of another one, or a batch that is no multiple.
         """
         engines = self._require_split()
-        if self._decode is None:
+        if self.decode is None:
             raise InputError(
                 "the bundle has no step stage", got=", ".join(self.stages), do="Export it with --decode INPUT (decode=...)"
             )
@@ -236,7 +170,7 @@ class Session:
         if count < 1 or count % context.count:
             raise InputError("the batch is no multiple of the number of contexts", got=count, expected=context.count)
         inputs = self.stages["step"].inputs
-        return DecodingState(context, engines["step"], inputs, self._decode.tokens, count, self._decode.length)
+        return DecodingState(context, engines["step"], inputs, self.decode.tokens, count, self.decode.length)
 
     def step(self, state: DecodingState, tokens: NDArray[Any]) -> Mapping[str, NDArray[Any]]:
         """Give every sequence its next token and compute the outputs at it; the cost doesn't grow with the sequence.

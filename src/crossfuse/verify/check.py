@@ -13,13 +13,14 @@ from crossfuse.bundle.store import Bundle, open_bundle
 from crossfuse.errors import BundleError
 from crossfuse.runtime.decoding import NEXT
 from crossfuse.runtime.engines import PROVIDERS, best_target
+from crossfuse.runtime.loading import load
 from crossfuse.runtime.options import SessionOptions
-from crossfuse.runtime.session import Session, load
+from crossfuse.runtime.session import Session
 from crossfuse.specs import names_of
 from crossfuse.verify.parity import ParityReport, compare
 from crossfuse.verify.reference import ReferenceSet, load_reference
 
-__all__ = ["check_session", "check_steps", "verify_bundle"]
+__all__ = ["check_session", "verify_bundle"]
 
 
 def verify_bundle(
@@ -48,19 +49,23 @@ def verify_bundle(
 
 
 def check_session(session: Session, reference: ReferenceSet, precision: str) -> ParityReport:
-    """Parity of an open session."""
+    """Parity of an open session; of one that decodes, also of decoding step by step."""
     own = PROVIDERS.get(session.target) == session.provider
     executed_on = session.provider if own else f"{session.provider} (not the target's own)"
-    return compare(
+    report = compare(
         lambda inputs: session.run(**inputs),
         reference,
         target=session.target,
         executed_on=executed_on,
         precision=precision,
     )
+    if session.decode is None or session.provider != "CPUExecutionProvider":
+        return report
+    steps = _check_steps(session, reference, session.decode.tokens, precision)
+    return replace(report, outputs={**report.outputs, **{f"{n}, step by step": o for n, o in steps.outputs.items()}})
 
 
-def check_steps(session: Session, reference: ReferenceSet, tokens: str, precision: str) -> ParityReport:
+def _check_steps(session: Session, reference: ReferenceSet, tokens: str, precision: str) -> ParityReport:
     """Parity of decoding token by token with the eager model over whole sequences, at the first and the last point."""
     context_inputs = names_of(session.stages["context"].inputs)
     kept = [spec.name for spec in session.stages["step"].outputs if not spec.name.startswith(NEXT)]

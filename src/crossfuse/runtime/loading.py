@@ -1,0 +1,78 @@
+"""`load`: from a bundle's folder to a session."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+
+from crossfuse.bundle.manifest import Decode, StageSpec
+from crossfuse.bundle.store import open_bundle
+from crossfuse.errors import BundleError
+from crossfuse.runtime.engines import best_target, open_stage
+from crossfuse.runtime.options import SessionOptions
+from crossfuse.runtime.session import Session
+from crossfuse.specs import Dim, names_of
+
+__all__ = ["load", "open_session"]
+
+_STAGES = ({"model"}, {"context", "query"}, {"context", "query", "step"})
+
+
+def load(path: str | Path, target: str | None = None, options: SessionOptions | None = None) -> Session:
+    """Open a bundle for execution. Sizes and hashes of all its files are checked before any of them is parsed.
+
+    Args:
+        path: the bundle's folder.
+        target: a target of the bundle; where omitted, the best that runs here.
+        options: threads and provider options.
+
+    Raises:
+        BundleError: no bundle, a damaged or unsafe one, or one that this machine has no engine for.
+    """
+    bundle = open_bundle(path)
+    manifest = bundle.manifest
+    name = target or best_target(bundle.targets)
+    entry = bundle.target(name)
+    if set(entry.stages) not in _STAGES or set(manifest.stages) != set(entry.stages):
+        raise BundleError("the bundle's stages are not known to this version", got=", ".join(entry.stages))
+    bundle.verified({*manifest.files, *entry.files, *entry.stages.values()})
+    graphs = {stage: bundle.path / file for stage, file in entry.stages.items()}
+    digests = "".join(manifest.files[file].sha256 for file in (*entry.files, *entry.stages.values()) if file in manifest.files)
+    owner = f"{name} {hashlib.sha256(digests.encode()).hexdigest()}"
+    return open_session(
+        name,
+        manifest.stages,
+        manifest.dims,
+        graphs,
+        options or SessionOptions(),
+        shared_batch=manifest.shared_batch,
+        decode=manifest.decode,
+        owner=owner,
+    )
+
+
+def open_session(
+    target: str,
+    stages: Mapping[str, StageSpec],
+    dims: Mapping[str, Dim],
+    graphs: Mapping[str, Path],
+    options: SessionOptions,
+    *,
+    shared_batch: str | None = None,
+    decode: Decode | None = None,
+    owner: str = "",
+) -> Session:
+    """A session over graph files that the caller vouches for; `load` is the way in for bundles."""
+    engines = {}
+    for name, stage in stages.items():
+        engines[name] = open_stage(target, graphs[name], options)
+        expected = (names_of(stage.inputs), names_of(stage.outputs))
+        if engines[name].boundary != expected:
+            raise BundleError(
+                "the graph's inputs and outputs are not the manifest's",
+                where=name,
+                got=engines[name].boundary,
+                expected=expected,
+            )
+    return Session(target, stages, dims, engines, shared_batch=shared_batch, decode=decode, owner=owner)
