@@ -33,7 +33,7 @@ def test_checkpoint_is_exported_and_runs(checkpoint: Path, tmp_path: Path) -> No
     bundle = crossfuse.export(f"hf:{checkpoint}", tmp_path / "b")
     assert bundle.ledger.counts("ort-cpu") == bundle.ledger.counts() == {"self": 4, "cross": 2}
     assert bundle.manifest.context == ("pixel_values",)
-    assert set(bundle.manifest.dims) == {"batch", "text"}
+    assert set(bundle.manifest.dims) == {"batch", "text", "contexts"}
     model = hf.BlipForImageTextRetrieval.from_pretrained(checkpoint).eval()
     ids, mask = torch.randint(3, 98, (3, 9)), torch.tensor([[1] * 9, [1] * 4 + [0] * 5, [1] * 7 + [0] * 2])
     pixels = torch.randn(3, 3, 24, 24)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 import crossfuse
 from coverage.cases import CASES
 from crossfuse import InputError, ModelSpec, runtime
+from crossfuse.cli import main
 from crossfuse.export.capture import named_outputs
 from crossfuse.export.dependence import Content, Dependence
 from crossfuse.models.registry import ZOO, zoo_spec
@@ -189,6 +191,11 @@ def test_binding_of_both_stages(split_bundle: Any) -> None:
         np.testing.assert_allclose(bound.run()[name], array, atol=1e-6)
 
 
+def alive() -> int:
+    gc.collect()
+    return sum(isinstance(o, runtime.Context) for o in gc.get_objects())
+
+
 def test_cache_under_eviction_from_many_threads(split_bundle: Any) -> None:
     """8 threads × 500 queries over 16 contexts, with room for some of them."""
     session, own, queries = qformer(split_bundle, 1, 2)
@@ -198,6 +205,7 @@ def test_cache_under_eviction_from_many_threads(split_bundle: Any) -> None:
     size = session.encode(**inputs[0]).nbytes
     cache = runtime.ContextCache(session, max_bytes=5 * size)
     wrong: list[object] = []
+    before = alive()
 
     def ask(seed: int) -> None:
         choose = np.random.default_rng(seed)
@@ -217,6 +225,7 @@ def test_cache_under_eviction_from_many_threads(split_bundle: Any) -> None:
     assert cache.hits + cache.misses == 8 * 500
     assert cache.misses > 16
     assert cache.nbytes == len(cache) * size <= cache.max_bytes
+    assert alive() - before == len(cache), "what was dropped is gone"
     cache.clear()
     assert (len(cache), cache.nbytes) == (0, 0)
 
@@ -234,6 +243,61 @@ def test_cache_goes_by_content(split_bundle: Any) -> None:
     small = runtime.ContextCache(session, max_bytes=16)
     small.encode(**own)
     assert (len(small), small.nbytes) == (0, 0)
+
+
+def test_single_stream_says_what_it_is(split_bundle: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    """ViLT: image and text meet before the first attention, so only the image's embeddings can be computed once."""
+    _, bundle = split_bundle("vilt")
+    assert not any(tensor.name.endswith(".key") for tensor in bundle.manifest.stages["context"].outputs)
+    exits(0, ["inspect", str(bundle.path)])
+    assert "but no attention's keys and values: the modalities meet before the first one" in capsys.readouterr().out
+
+
+def test_command_line_asks_one_context_many_files(
+    split_bundle: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spec, bundle = split_bundle("qformer")
+    shared = bundle.manifest.shared_batch
+    own, first, _ = sample(spec, shared, 1, 2)
+    second = {name: array[:1] for name, array in first.items()}
+    files = {}
+    for name, arrays in (("image", own), ("a", first), ("b", second)):
+        files[name] = str(tmp_path / f"{name}.npz")
+        np.savez(files[name], **arrays)
+    run = [
+        "run",
+        str(bundle.path),
+        "--target",
+        "ort-cpu",
+        "--context",
+        files["image"],
+        "--input",
+        files["a"],
+        "--input",
+        files["b"],
+    ]
+    outputs = [str(tmp_path / "x.npz"), str(tmp_path / "y.npz")]
+    exits(0, [*run, "--output", outputs[0], "--output", outputs[1]])
+    with runtime.load(bundle.path, "ort-cpu") as session:
+        context = session.encode(**own)
+        for file, queries in zip(outputs, (first, second), strict=True):
+            with np.load(file) as got:
+                for name, array in session.query(context, **queries).items():
+                    np.testing.assert_array_equal(got[name], array)
+    exits(2, [*run, "--output", outputs[0]])
+    assert "each --input needs its own --output" in capsys.readouterr().err
+    exits(0, ["inspect", str(bundle.path)])
+    shown = capsys.readouterr().out
+    assert "of the work is done once per context; so are the keys and values of 2 attentions" in shown
+    assert "keys and values of 2 attentions" in shown
+    assert "context:layers.0.cross_attention.attention.key" in shown
+    assert "GFLOP" in shown
+
+
+def exits(code: int, arguments: list[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == code
 
 
 # ── What can't be split ─────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -241,6 +241,8 @@ def inspect(bundle: BundlePath, as_json: Json = False) -> None:
 def _show(output: Any, bundle: Any) -> None:
     def render() -> None:
         output.ledger(bundle.ledger, bundle.targets)
+        if "context" in bundle.manifest.stages:
+            output.split(bundle.manifest)
         for entry in bundle.manifest.targets.values():
             output.parity(dict(entry.parity))
         output.line(f"bundle written to {bundle.path}")

@@ -114,7 +114,8 @@ class Output:
                     table.add_row(stage, kind, t.name, t.dtype, _escape(f"[{', '.join(map(str, t.shape))}]"))
         self.console.print(table)
         if "context" in manifest.stages:
-            self._split(manifest)
+            self.split(manifest)
+            self._frontier(manifest)
         if manifest.dims:
             self.line("Dimensions: " + ", ".join(map(str, manifest.dims.values())))
         self.heading("Files")
@@ -127,15 +128,23 @@ class Output:
             files.add_row(name, f"{entry.size / 1e6:.2f}", ", ".join(users) or "build, verify")
         self.console.print(files)
 
-    def _split(self, manifest: Manifest) -> None:
-        """What is computed once, what per query, and what is kept in between."""
-        sizes = manifest.example
-        work = [f"{name} {_flops(stage.flops)}" for name, stage in manifest.stages.items()]
-        at = ", ".join(f"{k}={v}" for k, v in sizes.items())
-        self.heading(f"Context split: {'; '.join(work)} (at {at})")
+    def split(self, manifest: Manifest) -> None:
+        """What is computed once, and what per query, in two lines."""
+        work = "; ".join(f"{name} {_flops(stage.flops)}" for name, stage in manifest.stages.items())
+        self.heading(f"Context split: {work} (at {', '.join(f'{k}={v}' for k, v in manifest.example.items())})")
         once, again = (manifest.stages[name].flops for name in ("context", "query"))
-        if once is not None and again:
-            self.line(f"{once / (once + again):.0%} of the work is done once per context")
+        share = (
+            f"{once / (once + again):.0%} of the work is done once per context" if once is not None and again else "The split"
+        )
+        sites = sum(spec.name.endswith(".key") for spec in manifest.stages["context"].outputs)
+        if sites:
+            self.line(f"{share}; so are the keys and values of {sites} attentions over it")
+        else:
+            self.line(f"{share}; but no attention's keys and values: the modalities meet before the first one, or not at all")
+
+    def _frontier(self, manifest: Manifest) -> None:
+        """What is kept between the stages."""
+        sizes = manifest.example
         table = Table()
         table.add_column("kept per context", overflow="fold")
         table.add_column("shape")

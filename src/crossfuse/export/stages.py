@@ -45,6 +45,11 @@ class StageBuilder:
         outputs = []
         for value, name in self.frontier.items():
             made = values[value.name]
+            if not made.is_graph_input():
+                # Not through an Identity: ONNX Runtime 1.31 loses the producer of some values when it removes one.
+                made.name = name
+                outputs.append(made)
+                continue
             identity = ir.node("Identity", [made])
             out = identity.outputs[0]
             out.name, out.shape, out.type = name, made.shape, made.type
