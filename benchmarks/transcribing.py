@@ -34,6 +34,11 @@ def main() -> None:
     options = parser.parse_args()
     eager = WhisperForConditionalGeneration.from_pretrained(options.checkpoint, dtype=torch.float32).eval()
     features = torch.from_numpy(whisper.log_mel(options.checkpoint, options.sound))
+    end = eager.generation_config.eos_token_id
+
+    def words(tokens: list[int]) -> list[int]:
+        return [token for token in tokens if token < end]
+
     ours: list[float] = []
     theirs: list[float] = []
     flat: list[float] = []
@@ -50,7 +55,7 @@ def main() -> None:
             theirs.append(time.perf_counter() - begin)
     result = {
         "tokens": len(done["tokens"]),
-        "same_tokens": [t for t in done["tokens"] if t < 50257] == [t for t in generated if t < 50257],
+        "same_tokens": words(done["tokens"]) == words(generated),
         "median_s": {"crossfuse": round(float(np.median(ours)), 3), "eager generate": round(float(np.median(theirs)), 3)},
         "ratio": round(float(np.median(theirs) / np.median(ours)), 2),
         "encode_s": round(done["encode_s"], 3),
