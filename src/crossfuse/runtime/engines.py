@@ -47,8 +47,8 @@ def runs_here(target: str) -> bool:
     return target != "ort-cuda" or _gpu_count() > 0
 
 
-def open_stage(target: str, graph: Path, options: SessionOptions) -> OrtStage:
-    """Open one stage's graph on the target's engine.
+def open_stage(target: str, graph: Path, options: SessionOptions, *, alone: bool = True) -> OrtStage:
+    """Open one stage's graph on the target's engine; ``alone`` says that the bundle has no other stage.
 
     Raises:
         BundleError: the engine is not installed, or can't execute this graph here.
@@ -64,7 +64,7 @@ def open_stage(target: str, graph: Path, options: SessionOptions) -> OrtStage:
         )
     from crossfuse.runtime.ort import OrtStage
 
-    return OrtStage(graph, options.provider or PROVIDERS[target], options)
+    return OrtStage(graph, options.provider or PROVIDERS[target], options, alone=alone)
 
 
 def _gpu_count() -> int:

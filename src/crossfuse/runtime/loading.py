@@ -66,7 +66,7 @@ def open_session(
     """A session over graph files that the caller vouches for; `load` is the way in for bundles."""
     engines = {}
     for name, stage in stages.items():
-        engines[name] = open_stage(target, graphs[name], options)
+        engines[name] = open_stage(target, graphs[name], options, alone=len(stages) == 1)
         expected = (names_of(stage.inputs), names_of(stage.outputs))
         if engines[name].boundary != expected:
             raise BundleError(

@@ -22,7 +22,7 @@ _CPU = "CPUExecutionProvider"
 class OrtStage:
     """An ``onnxruntime.InferenceSession`` over one graph. Several threads may run it at once."""
 
-    def __init__(self, graph: Path, provider: str, options: SessionOptions) -> None:
+    def __init__(self, graph: Path, provider: str, options: SessionOptions, *, alone: bool = True) -> None:
         import onnxruntime as ort
 
         if provider not in ort.get_available_providers():
@@ -38,6 +38,9 @@ class OrtStage:
         if options.inter_op_threads > 1:
             settings.execution_mode = ort.ExecutionMode.ORT_PARALLEL
         settings.add_session_config_entry("session.intra_op.allow_spinning", "1" if options.spin else "0")
+        if not alone:
+            # Each stage has a pool of threads: one that went on spinning after its run would take the cores from the next.
+            settings.add_session_config_entry("session.force_spinning_stop", "1")
         provider_options = dict(options.provider_options)
         if provider == "CUDAExecutionProvider":
             # ONNX Runtime would round fp32 products to TF32, which has the 10-bit mantissa of fp16.
