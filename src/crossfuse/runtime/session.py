@@ -134,7 +134,7 @@ class Session:
                 "a query needs an encoded context", got=type(context).__name__, do="Call session.encode(...) first"
             )
         if context.owner != self._owner:
-            raise InputError("the context was encoded by another bundle or target", do="Encode it with the session that is asked")
+            raise InputError("the context was encoded by another bundle or target", do="Encode it with the same session")
         on_device = any(type(v) is not np.ndarray and is_on_device(v) for v in inputs.values())
         if on_device:
             self._check_query.check_device(inputs)
@@ -259,7 +259,7 @@ class Session:
             got = type(context).__name__
             raise InputError("a query needs an encoded context", got=got, do="Call session.encode(...) first")
         if context.owner != self._owner:
-            raise InputError("the context was encoded by another bundle or target", do="Encode it with the session that is asked")
+            raise InputError("the context was encoded by another bundle or target", do="Encode it with the same session")
 
     def _require_split(self) -> Mapping[str, OrtStage]:
         if not self.split:
