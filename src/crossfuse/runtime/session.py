@@ -129,12 +129,7 @@ class Session:
             InputError: as `run`, a context of another bundle or target, or a batch that is no multiple of the contexts'.
         """
         engines = self._require_split()
-        if not isinstance(context, Context):
-            raise InputError(
-                "a query needs an encoded context", got=type(context).__name__, do="Call session.encode(...) first"
-            )
-        if context.owner != self._owner:
-            raise InputError("the context was encoded by another bundle or target", do="Encode it with the same session")
+        self._require_own(context)
         on_device = any(type(v) is not np.ndarray and is_on_device(v) for v in inputs.values())
         if on_device:
             self._check_query.check_device(inputs)
