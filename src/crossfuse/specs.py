@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from crossfuse.errors import InputError
 
-__all__ = ["CONTEXTS", "DTYPES", "Dim", "TensorSpec", "collect_dims", "names_of"]
+__all__ = ["CONTEXTS", "DTYPES", "NEXT", "POSITION", "STATE", "Dim", "TensorSpec", "collect_dims", "names_of"]
 
 DTYPES = (
     "float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "bool",
@@ -20,6 +20,12 @@ _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*\Z")
 
 CONTEXTS = "contexts"
 """The dimension that counts contexts in a split bundle, where the whole model has one batch for contexts and queries."""
+
+POSITION = "position"
+"""The step stage's input that says how many tokens there were before, ``[1]`` int64."""
+
+STATE, NEXT = "state:", "next:"
+"""Prefixes of a decoding state's tensor, as an input and as an output of the step stage."""
 
 
 @dataclass(frozen=True, slots=True)

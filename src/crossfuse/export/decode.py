@@ -28,14 +28,9 @@ from crossfuse.export.dependence import shape_symbols, shape_window
 from crossfuse.graphs import attention_nodes, clone, dim_of, site_of
 from crossfuse.operator.contract import DOMAIN, NAME
 from crossfuse.sizes import symbols_in
+from crossfuse.specs import NEXT, POSITION, STATE
 
-__all__ = ["NEXT", "POSITION", "STATE", "decode_stage"]
-
-POSITION = "position"
-"""The step stage's input that says how many tokens there were before, ``[1]`` int64."""
-
-STATE, NEXT = "state:", "next:"
-"""Prefixes of a state's tensor as an input and as an output."""
+__all__ = ["decode_stage"]
 
 
 def decode_stage(query: ir.Model, tokens: str, length: int) -> ir.Model:

@@ -9,17 +9,14 @@ import numpy as np
 
 from crossfuse.errors import InputError
 from crossfuse.runtime.context import Context
-from crossfuse.specs import TensorSpec
+from crossfuse.specs import NEXT, POSITION, STATE, TensorSpec
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from crossfuse.runtime.ort import OrtStage
 
-__all__ = ["NEXT", "POSITION", "STATE", "DecodingState"]
-
-POSITION = "position"
-STATE, NEXT = "state:", "next:"
+__all__ = ["DecodingState"]
 
 
 class DecodingState:

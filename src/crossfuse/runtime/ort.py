@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 
 __all__ = ["OrtStage"]
 
-_CPU = "CPUExecutionProvider"
-
 
 class OrtStage:
     """An ``onnxruntime.InferenceSession`` over one graph. Several threads may run it at once."""

@@ -11,12 +11,11 @@ import numpy as np
 
 from crossfuse.bundle.store import Bundle, open_bundle
 from crossfuse.errors import BundleError
-from crossfuse.runtime.decoding import NEXT
 from crossfuse.runtime.engines import PROVIDERS, best_target
 from crossfuse.runtime.loading import load
 from crossfuse.runtime.options import SessionOptions
 from crossfuse.runtime.session import Session
-from crossfuse.specs import names_of
+from crossfuse.specs import NEXT, names_of
 from crossfuse.verify.parity import ParityReport, compare
 from crossfuse.verify.reference import ReferenceSet, load_reference
 
