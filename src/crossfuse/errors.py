@@ -6,7 +6,7 @@ The command line maps :class:`InputError` to exit code 2 (wrong usage or bad inp
 
 from __future__ import annotations
 
-__all__ = ["BundleError", "CheckError", "CrossfuseError", "FusionError", "InputError", "ParityError"]
+__all__ = ["BundleError", "CheckError", "CrossfuseError", "EngineError", "FusionError", "InputError", "ParityError"]
 
 
 class CrossfuseError(Exception):
@@ -70,6 +70,10 @@ class CheckError(CrossfuseError):
 
 class FusionError(CheckError):
     """At least one attention of the model did not become a fused operator."""
+
+
+class EngineError(CheckError):
+    """An engine builder refused a graph, or crashed."""
 
 
 class ParityError(CheckError):

@@ -2,31 +2,27 @@
 
 from __future__ import annotations
 
-import platform
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import replace
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from crossfuse.arrays import load_arrays
-from crossfuse.build.targets import lower, require_precision, require_target
+from crossfuse.build.targets import require_target
+from crossfuse.building import BuildOptions, add_target, check_options, request_key
 from crossfuse.bundle.manifest import Manifest, TargetEntry
 from crossfuse.bundle.store import Bundle, open_bundle
-from crossfuse.bundle.writer import BundleWriter, write_bundle
-from crossfuse.errors import InputError
+from crossfuse.bundle.writer import write_bundle
+from crossfuse.errors import BundleError, InputError
 from crossfuse.models.registry import ZOO, zoo_spec
-from crossfuse.runtime.engines import runs_here
-from crossfuse.runtime.loading import open_session
 from crossfuse.runtime.options import SessionOptions
 from crossfuse.specs import Dim
-from crossfuse.verify.check import check_session, verify_bundle
+from crossfuse.verify.check import verify_bundle
 from crossfuse.verify.parity import ParityReport
-from crossfuse.verify.reference import REFERENCE_FILE, ReferenceSet, load_reference, save_reference
+from crossfuse.verify.reference import REFERENCE_FILE, load_reference, save_reference
 
 if TYPE_CHECKING:
-    import onnx_ir as ir
-
     from crossfuse.model_spec import ModelSpec
 
 __all__ = ["build", "export", "resolve", "verify"]
@@ -34,7 +30,6 @@ __all__ = ["build", "export", "resolve", "verify"]
 FUSED_GRAPH = "fused.onnx"
 WEIGHTS = "weights.bin"
 HUGGING_FACE = "hf:"
-_PRODUCERS = ("torch", "onnx", "onnxscript", "onnx-ir", "onnxruntime-gpu", "onnxruntime")
 
 Step = Callable[[str], None]
 
@@ -44,7 +39,10 @@ def export(
     path: str | Path,
     targets: Iterable[str] = ("ort-cpu",),
     *,
-    precision: str = "fp32",
+    precision: str | None = None,
+    io_dtype: str | None = None,
+    compute_capabilities: Iterable[str] = (),
+    profile_shapes: Iterable[str] = (),
     allow_unfused: bool = False,
     size: str = "published",
     seed: int = 0,
@@ -61,8 +59,8 @@ def export(
     Args:
         source: a :class:`ModelSpec`, a zoo name, ``package.module:factory`` or ``path/file.py:factory``.
         path: the bundle's folder; an existing bundle there is replaced, at once and only when all is done.
-        targets: ``onnx``, ``ort-cpu``, ``ort-cuda``.
-        precision: ``fp32``.
+        targets: ``onnx``, ``ort-cpu``, ``ort-cuda``, ``tensorrt``, ``tensorrt-rtx``.
+        precision, io_dtype, compute_capabilities, profile_shapes: as `build`, for all the targets.
         allow_unfused: export even if an attention did not fuse; the ledger says which.
         size, seed, checkpoint: of a zoo model: ``tiny`` or ``published``, random weights' seed, or a folder with a
             ``transformers`` checkpoint (safetensors) whose weights to load.
@@ -78,8 +76,14 @@ def export(
         FusionError: an attention did not fuse (its site and the reason are named).
         ParityError: a target does not compute what the eager model computes.
     """
-    names = [require_target(t).name for t in dict.fromkeys(targets)]
-    require_precision(precision)
+    wanted = BuildOptions(
+        precision,
+        io_dtype,
+        allow_unfused=allow_unfused,
+        compute_capabilities=tuple(compute_capabilities),
+        profile_shapes=tuple(profile_shapes),
+    )
+    checked = {t: check_options(t, _of_target(t, wanted)) for t in dict.fromkeys(targets)}
     with write_bundle(path) as writer:
         from crossfuse.assembly import assemble
         from crossfuse.build.files import save_graph
@@ -121,10 +125,8 @@ def export(
             example=stages.example,
             reference=REFERENCE_FILE,
         )
-        for name in names:
-            manifest = _add_target(
-                writer, manifest, stages.graphs, name, reference, precision, allow_unfused=allow_unfused, step=step
-            )
+        for name, options in checked.items():
+            manifest = add_target(writer, manifest, graph.model, stages, name, reference, options, step=step)
         step("finishing")
         return writer.commit(manifest)
 
@@ -133,28 +135,60 @@ def build(
     path: str | Path,
     target: str,
     *,
-    precision: str = "fp32",
+    precision: str | None = None,
+    io_dtype: str | None = None,
+    compute_capabilities: Iterable[str] = (),
+    profile_shapes: Iterable[str] = (),
+    memory_limit: int | None = None,
+    optimization_level: int | None = None,
+    lean: bool = False,
     allow_unfused: bool = False,
     step: Step = lambda _: None,
 ) -> Bundle:
     """Add a target to a bundle (or build it again), from the fused graph and the reference set that the bundle holds.
 
+    Args:
+        path: the bundle.
+        target: its name.
+        precision: ``fp32``, ``fp16``, ``bf16``, or ``mixed`` (fp16, with the fewest nodes in fp32 that parity needs); where
+            omitted, fp16 for engines and fp32 for the others.
+        io_dtype: ``fp16`` for floating inputs and outputs in fp16; otherwise they are what the eager model's are.
+        compute_capabilities: of the GPUs that a TensorRT-RTX engine is for, such as ``8.9``.
+        profile_shapes: one optimization profile each, as ``DIM=SIZE,DIM=MIN:OPT:MAX``; where omitted, one over all sizes.
+        memory_limit, optimization_level, lean: of engine builders; see
+            :class:`~crossfuse.build.tensorrt.engines.BuilderOptions`.
+        allow_unfused: build even if an attention does not fuse.
+        step: told what begins, for progress.
+
     Raises:
         BundleError: no bundle, or a damaged one.
         InputError, FusionError, ParityError: as `export`.
+        EngineError: the engine builder refuses the graph.
     """
-    require_target(target)
-    require_precision(precision)
+    old = open_bundle(path)
+    wanted = BuildOptions(
+        precision,
+        io_dtype,
+        allow_unfused,
+        tuple(compute_capabilities),
+        tuple(profile_shapes),
+        memory_limit,
+        optimization_level,
+        lean,
+    )
+    options = check_options(target, wanted)
+    if _is_built(old, target, options):
+        step(f"{target}: cached: the bundle holds this very build")
+        return old
     from crossfuse.assembly import assemble
     from crossfuse.build.files import load_graph
 
-    old = open_bundle(path)
     with write_bundle(path) as writer:
         step("checking the bundle")
         keep = {name for name, entry in old.manifest.targets.items() if name != target}
         shared = {FUSED_GRAPH, WEIGHTS, REFERENCE_FILE} & set(old.manifest.files)
         files = shared | {f for name in keep for f in _files_of(old.manifest.targets[name])}
-        writer.adopt(old, sorted(files))
+        writer.adopt(old, sorted(files), copied={WEIGHTS})
         manifest = replace(old.manifest, targets={name: old.manifest.targets[name] for name in keep})
         staged = Bundle(writer.folder, old.manifest)
         model = load_graph(staged, old.manifest.fused_graph)
@@ -163,10 +197,27 @@ def build(
         stages = assemble(
             model, manifest.context, manifest.dims, manifest.example, whole="model" in manifest.stages, decode=decode
         )
-        manifest = _add_target(
-            writer, manifest, stages.graphs, target, reference, precision, allow_unfused=allow_unfused, step=step
-        )
+        manifest = add_target(writer, manifest, model, stages, target, reference, options, step=step)
         return writer.commit(manifest)
+
+
+def _is_built(bundle: Bundle, target: str, options: BuildOptions) -> bool:
+    """The bundle's engine was built from the same graph, options and versions, and its files are whole."""
+    entry = bundle.manifest.targets.get(target)
+    if entry is None or entry.engine is None or entry.engine.request != request_key(bundle.manifest, target, options):
+        return False
+    try:
+        bundle.verified(_files_of(entry))
+    except BundleError:
+        return False
+    return True
+
+
+def _of_target(target: str, options: BuildOptions) -> BuildOptions:
+    """Options of an export that builds several targets: GPUs and shapes are for those that have engines."""
+    if require_target(target).engine and target != "tensorrt":
+        return options
+    return replace(options, compute_capabilities=())
 
 
 def verify(
@@ -253,50 +304,6 @@ def _within(spec: ModelSpec, manifest: Manifest) -> ModelSpec:
     return replace(spec, dynamic=axes)
 
 
-def _add_target(
-    writer: BundleWriter,
-    manifest: Manifest,
-    graphs: Mapping[str, ir.Model],
-    target: str,
-    reference: ReferenceSet,
-    precision: str,
-    *,
-    allow_unfused: bool,
-    step: Step,
-) -> Manifest:
-    """Lower, write, prove fusion, prove parity; the manifest with the target's entry."""
-    from crossfuse.build.files import graph_file, save_graph
-
-    step(f"{target}: lowering")
-    kernels: dict[str, str] = {}
-    reasons: dict[str, str] = {}
-    files: dict[str, str] = {}
-    used: set[str] = set()
-    for stage, graph in graphs.items():
-        lowered = lower(graph, target)
-        files[stage] = graph_file(stage, target)
-        own = f"weights.{target}.bin" if stage == "model" else f"weights.{stage}.{target}.bin"
-        used |= {files[stage], *save_graph(lowered.model, writer.file(files[stage]), writer.file(own))}
-        kernels |= lowered.kernels
-        reasons |= lowered.reasons
-    ledger = manifest.ledger.with_target(target, kernels, reasons)
-    if not allow_unfused:
-        ledger.require_fused([target])
-    step(f"{target}: parity")
-    # Where the target can't run, its graph is checked on the CPU provider; the report says where it ran.
-    options = SessionOptions(provider=None if runs_here(target) else "CPUExecutionProvider")
-    paths = {stage: writer.folder / file for stage, file in files.items()}
-    with open_session(
-        target, manifest.stages, manifest.dims, paths, options, shared_batch=manifest.shared_batch, decode=manifest.decode
-    ) as session:
-        report = check_session(session, reference, precision)
-    report.require_passed()
-    entry = TargetEntry(
-        stages=files, files=tuple(sorted(used)), precision=precision, producers=_producers(), parity=report.to_json()
-    )
-    return replace(manifest.with_target(target, entry), ledger=ledger)
-
-
 def _files_of(entry: TargetEntry) -> set[str]:
     return {*entry.files, *entry.stages.values()}
 
@@ -310,13 +317,3 @@ def _source(source: ModelSpec | str, size: str, seed: int, checkpoint: str | Non
     if source.startswith(HUGGING_FACE):
         return {"kind": "huggingface", "name": source} | ({"task": task} if task else {})
     return {"kind": "onnx" if source.endswith(".onnx") else "factory", "name": source}
-
-
-def _producers() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for package in _PRODUCERS:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found

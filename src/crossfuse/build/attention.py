@@ -47,6 +47,17 @@ class Site:
         """Query and key lengths are known to be the same dimension, so both causal kinds mean the same."""
         return same_dim(dim_of(self.query, 1), dim_of(self.key, 1))
 
+    @property
+    def never_empty(self) -> bool:
+        """Every row has a key: nothing but an upper-left causal mask."""
+        only_causal = self.mask is None and self.bias is None and self.key_lengths is None
+        return only_causal and (self.causal != "lower_right" or self.square)
+
+    @property
+    def rows_of_one_head(self) -> bool:
+        """Mask and bias are the same for all heads."""
+        return all(m is None or dim_of(m, 1) == 1 for m in (self.mask, self.bias))
+
 
 def read_site(node: ir.Node) -> Site:
     """Read a ``FusedAttention`` node."""
@@ -132,7 +143,8 @@ class Emitter:
         if not site.folded:
             return output
         batch, length = self.size(site.query, 0), self.size(site.query, 1)
-        return self.op("Reshape", output, self.concat(batch, length, self.ints(-1)))
+        width = dim_of(site.node.outputs[0], 2)
+        return self.op("Reshape", output, self.concat(batch, length, self.ints(width if isinstance(width, int) else -1)))
 
     def attended(self, site: Site, *, skip_causal: bool = False) -> ir.Value | None:
         """The joined bool mask, or None where every key is attended; ``skip_causal`` leaves the causal part out."""

@@ -15,80 +15,28 @@ where each operator is a kernel launch. On the CPU that changed nothing within t
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-import numpy as np
 import onnx_ir as ir
-from onnx_ir.passes.common import RemoveUnusedNodesPass
 from onnxscript.rewriter.ort_fusions.skip_normalization import fuse_skip_layer_normalization
-from onnxscript.version_converter import convert_version
 
-from crossfuse.build.attention import Emitter, Site, read_site
-from crossfuse.build.targets import Lowered
-from crossfuse.errors import CrossfuseError
-from crossfuse.graphs import SITE, attention_nodes, clone, dim_of, site_of
+from crossfuse.build.attention import Emitter, Site
+from crossfuse.build.lowering import ATTENTION_OPSET, Lowered, at_opset, lower_sites, zero_empty_rows
+from crossfuse.graphs import clone
 
 __all__ = ["lower_ort_cpu", "lower_ort_cuda"]
 
 _MICROSOFT = "com.microsoft"
-_ATTENTION_OPSET = 23
 
 
 def lower_ort_cpu(model: ir.Model) -> Lowered:
     """``MultiHeadAttention`` without a mask, ONNX ``Attention`` with one."""
-    model = clone(model)
-    convert_version(model, _ATTENTION_OPSET)
-    if model.graph.opset_imports[""] != _ATTENTION_OPSET:
-        raise CrossfuseError(
-            "the graph can't be converted to the opset that ort-cpu needs",
-            got=model.graph.opset_imports[""],
-            expected=_ATTENTION_OPSET,
-        )
-    return _lower(model, _cpu_form)
+    return lower_sites(at_opset(clone(model), ATTENTION_OPSET, "ort-cpu"), _cpu_form, {_MICROSOFT: 1})
 
 
 def lower_ort_cuda(model: ir.Model) -> Lowered:
     """``MultiHeadAttention`` everywhere, and residual additions joined with the layer norms behind them."""
-    lowered = _lower(clone(model), _multi_head_attention)
+    lowered = lower_sites(clone(model), _multi_head_attention, {_MICROSOFT: 1})
     fuse_skip_layer_normalization(lowered.model)
     return lowered
-
-
-def _lower(model: ir.Model, form: Callable[[Emitter, Site], ir.Value]) -> Lowered:
-    kernels = {}
-    emitters: dict[ir.DataType | None, Emitter] = {}
-    for node in list(attention_nodes(model.graph)):
-        site = read_site(node)
-        dtype = site.query.dtype
-        emit = emitters.setdefault(dtype, Emitter(np.dtype(np.float32 if dtype is None else dtype.numpy())))
-        output = form(emit, site)
-        site_name = site_of(node) or node.name or ""
-        kernel = _kernel_of(output)
-        kernel.name = site_name
-        kernel.metadata_props.update(node.metadata_props)
-        kernel.metadata_props[SITE] = site_name
-        kernels[site_name] = kernel.op_type
-        emit.flush(before=node)
-        old = node.outputs[0]
-        output.type, output.shape = old.type, old.shape
-        name, old.name = old.name, None
-        ir.convenience.replace_all_uses_with(old, output, replace_graph_outputs=True)
-        model.graph.remove(node, safe=True)
-        output.name = name
-    model.graph.opset_imports.pop("crossfuse", None)
-    model.graph.opset_imports[_MICROSOFT] = 1
-    RemoveUnusedNodesPass()(model)
-    return Lowered(model, kernels, {})
-
-
-def _kernel_of(output: ir.Value) -> ir.Node:
-    """The attention kernel behind the (guarded, unfolded) output."""
-    node = output.producer()
-    while node is not None and node.op_type not in ("MultiHeadAttention", "Attention"):
-        data = node.inputs[1] if node.op_type == "Where" else node.inputs[0]
-        node = None if data is None else data.producer()
-    assert node is not None
-    return node
 
 
 def _cpu_form(emit: Emitter, site: Site) -> ir.Value:
@@ -117,7 +65,7 @@ def _onnx_attention(emit: Emitter, site: Site) -> ir.Value:
         },
     )
     if bias is not None:
-        output = _zero_empty_rows(emit, site, mask, output)
+        output = zero_empty_rows(emit, site, mask, output)
     return emit.unfold_output(site, output)
 
 
@@ -136,36 +84,9 @@ def _multi_head_attention(emit: Emitter, site: Site) -> ir.Value:
         attributes={"num_heads": site.num_heads, "scale": site.scale},
         domain=_MICROSOFT,
     )
-    if mask is not None and not _never_empty(site):
-        output = _zero_empty_rows(emit, site, mask, output)
+    if mask is not None and not site.never_empty:
+        output = zero_empty_rows(emit, site, mask, output)
     return emit.unfold_output(site, output)
-
-
-def _never_empty(site: Site) -> bool:
-    """Every row has a key: nothing but an upper-left causal mask."""
-    only_causal = site.mask is None and site.bias is None and site.key_lengths is None
-    return only_causal and (site.causal == "upper_left" or site.square)
-
-
-def _zero_empty_rows(emit: Emitter, site: Site, mask: ir.Value | None, output: ir.Value) -> ir.Value:
-    """Set rows whose mask is −inf for every key to 0, per head."""
-    assert mask is not None
-    zero = emit.constant(0, emit.dtype)
-    peak = emit.op("ReduceMax", mask, emit.ints(-1), keepdims=1)
-    has_keys = emit.op("Greater", peak, emit.constant(-np.inf, emit.dtype))
-    if dim_of(mask, 1) == 1 or _one_head(site):
-        rows = emit.op("Squeeze", has_keys, emit.ints(1))
-        return emit.op("Where", rows, output, zero)
-    heads = emit.constant([0, 0, site.num_heads, -1], np.int64)
-    split = emit.op("Reshape", output, heads)
-    rows = emit.op("Transpose", has_keys, perm=[0, 2, 1, 3])
-    guarded = emit.op("Where", rows, split, zero)
-    return emit.op("Reshape", guarded, emit.ints(0, 0, -1))
-
-
-def _one_head(site: Site) -> bool:
-    """Mask and bias are the same for all heads."""
-    return all(m is None or dim_of(m, 1) == 1 for m in (site.mask, site.bias))
 
 
 def _repeat_heads(emit: Emitter, site: Site, tensor: ir.Value) -> ir.Value:

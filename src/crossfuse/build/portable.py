@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from crossfuse.build.targets import Lowered
+from crossfuse.build.lowering import Lowered
 from crossfuse.graphs import attention_nodes, clone, site_of
 from crossfuse.operator.contract import DOMAIN, INPUTS, NAME
 from crossfuse.operator.function import attention_function, variant_of

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from crossfuse.errors import BundleError, CrossfuseError
-from crossfuse.ledger import KINDS, Ledger, LedgerRow
+from crossfuse.ledger import Ledger
 from crossfuse.specs import Dim, TensorSpec
 
-__all__ = ["MANIFEST", "SCHEMA_VERSION", "Decode", "FileEntry", "Manifest", "StageSpec", "TargetEntry"]
+__all__ = ["MANIFEST", "SCHEMA_VERSION", "Decode", "EngineInfo", "FileEntry", "Manifest", "StageSpec", "TargetEntry"]
 
 MANIFEST = "manifest.json"
 SCHEMA_VERSION = 1
@@ -47,14 +46,42 @@ class Decode:
 
 
 @dataclass(frozen=True)
+class EngineInfo:
+    """What an engine plan was built with, and for.
+
+    Attributes:
+        library: Python module of the builder.
+        version: of the library.
+        compute_capabilities: of the GPUs that it runs on.
+        profiles: dimension → smallest, typical and largest size, one mapping per optimization profile.
+        lean: the lean runtime, and other versions of the same major, can execute it.
+        request: a digest of all that the build depended on.
+    """
+
+    library: str
+    version: str
+    compute_capabilities: tuple[str, ...]
+    profiles: tuple[Mapping[str, tuple[int, ...]], ...]
+    lean: bool = False
+    request: str = ""
+
+
+@dataclass(frozen=True)
 class TargetEntry:
-    """One target: its graph file per stage, the files those need, precision, producers and results."""
+    """One target: its graph or engine file per stage, the files those need, precision, producers and results.
+
+    ``kept`` says which nodes stayed in fp32 and why, ``boundary`` which tensors at the stages' boundaries have another dtype
+    than ``Manifest.stages`` says.
+    """
 
     stages: Mapping[str, str]
     files: tuple[str, ...]
     precision: str
     producers: Mapping[str, str]
     parity: Mapping[str, Any] | None = None
+    kept: Mapping[str, str] = field(default_factory=dict)
+    boundary: Mapping[str, str] = field(default_factory=dict)
+    engine: EngineInfo | None = None
 
 
 @dataclass(frozen=True)
@@ -113,6 +140,9 @@ class Manifest:
                     "precision": t.precision,
                     "producers": dict(t.producers),
                     "parity": t.parity,
+                    "kept": dict(t.kept),
+                    "boundary": dict(t.boundary),
+                    "engine": None if t.engine is None else _engine_json(t.engine),
                 }
                 for name, t in self.targets.items()
             },
@@ -128,6 +158,8 @@ class Manifest:
         Raises:
             BundleError: not JSON, NaN or infinity, a newer schema version, or a field of the wrong type.
         """
+        from crossfuse.bundle.reader import read_manifest
+
         try:
             data = json.loads(text, parse_constant=_no_constants)
         except (ValueError, RecursionError) as error:
@@ -142,7 +174,7 @@ class Manifest:
                 do="Upgrade crossfuse here, or export the bundle with this version",
             )
         try:
-            return _Reader(where).manifest(data)
+            return read_manifest(data, where)
         except CrossfuseError as error:
             if isinstance(error, BundleError):
                 raise
@@ -157,134 +189,12 @@ def _tensor_json(spec: TensorSpec) -> dict[str, Any]:
     return {"name": spec.name, "dtype": spec.dtype, "shape": list(spec.shape)}
 
 
-class _Reader:
-    """Checks types on the way in; an error names the path of the field."""
-
-    def __init__(self, where: str) -> None:
-        self.where = where
-
-    def manifest(self, data: Any) -> Manifest:
-        top = self.mapping(data, "manifest")
-        if self.get(top, "schema_version", int) != SCHEMA_VERSION:
-            self.fail("schema_version", top["schema_version"], SCHEMA_VERSION)
-        dims = {
-            name: self.dim(name, self.mapping(value, f"dims.{name}")) for name, value in self.get(top, "dims", dict).items()
-        }
-        return Manifest(
-            name=self.get(top, "name", str),
-            source=self.get(top, "source", dict),
-            created_by=self.get(top, "created_by", str),
-            dims=dims,
-            stages={
-                name: StageSpec(
-                    self.tuple_of(stage, "inputs", self.tensor),
-                    self.tuple_of(stage, "outputs", self.tensor),
-                    self.optional(stage, "flops", int),
-                )
-                for name, stage in self.mappings(top, "stages").items()
-            },
-            context=self.strings(top, "context"),
-            shared_batch=self.optional(top, "shared_batch", str),
-            ledger=Ledger(self.tuple_of(top, "ledger", self.row)),
-            fused_graph=self.get(top, "fused_graph", str),
-            example=self.sizes(self.optional(top, "example", dict) or {}),
-            decode=self.decode(self.optional(top, "decode", dict)),
-            targets={name: self.target(value) for name, value in self.mappings(top, "targets").items()},
-            reference=self.optional(top, "reference", str),
-            files={
-                name: FileEntry(self.size(value), self.digest(value)) for name, value in self.mappings(top, "files").items()
-            },
-        )
-
-    def target(self, data: Mapping[str, Any]) -> TargetEntry:
-        return TargetEntry(
-            stages=self.string_map(data, "stages"),
-            files=self.strings(data, "files"),
-            precision=self.get(data, "precision", str),
-            producers=self.string_map(data, "producers"),
-            parity=self.optional(data, "parity", dict),
-        )
-
-    def decode(self, data: Mapping[str, Any] | None) -> Decode | None:
-        if data is None:
-            return None
-        length = self.get(data, "length", int)
-        return Decode(self.get(data, "tokens", str), length if length > 0 else self.fail("decode.length", length, "1 or more"))
-
-    def dim(self, name: str, data: Mapping[str, Any]) -> Dim:
-        return Dim(name, self.get(data, "min", int), self.optional(data, "max", int))
-
-    def tensor(self, data: Mapping[str, Any]) -> TensorSpec:
-        shape = self.get(data, "shape", list)
-        for size in shape:
-            if isinstance(size, bool) or not isinstance(size, int | str) or (isinstance(size, int) and size < 0):
-                self.fail("shape", size, "a size or a dimension's name")
-        return TensorSpec(self.get(data, "name", str), self.get(data, "dtype", str), tuple(shape))
-
-    def row(self, data: Mapping[str, Any]) -> LedgerRow:
-        kind = self.get(data, "kind", str)
-        if kind not in KINDS:
-            self.fail("ledger.kind", kind, KINDS)
-        fused = self.get(data, "fused", dict)
-        for value in fused.values():
-            if value is not None and not isinstance(value, str):
-                self.fail("ledger.fused", value, "a kernel's name or null")
-        return LedgerRow(
-            site=self.get(data, "site", str),
-            kind=kind,
-            captured=self.optional(data, "captured", str),
-            num_heads=self.optional(data, "num_heads", int),
-            kv_num_heads=self.optional(data, "kv_num_heads", int),
-            head_size=self.optional(data, "head_size", int),
-            value_size=self.optional(data, "value_size", int),
-            query_inputs=self.strings(data, "query_inputs"),
-            key_inputs=self.strings(data, "key_inputs"),
-            fused=fused,
-            reasons=self.string_map(data, "reasons"),
-        )
-
-    def sizes(self, data: Mapping[str, Any]) -> dict[str, int]:
-        return {name: self.get(data, name, int) for name in data}
-
-    def size(self, data: Mapping[str, Any]) -> int:
-        size: int = self.get(data, "size", int)
-        return size if size >= 0 else self.fail("files.size", size, "a number of bytes")
-
-    def digest(self, data: Mapping[str, Any]) -> str:
-        digest: str = self.get(data, "sha256", str)
-        if len(digest) != 64 or set(digest) - set("0123456789abcdef"):
-            self.fail("files.sha256", digest, "64 hexadecimal digits")
-        return digest
-
-    def fail(self, field: str, got: object, expected: object) -> Any:
-        if isinstance(got, float) and not math.isfinite(got):
-            got = "a number that is not finite"
-        raise BundleError("the manifest is invalid", where=f"{self.where}, {field}", got=repr(got), expected=expected)
-
-    def get(self, data: Mapping[str, Any], key: str, kind: type) -> Any:
-        if key not in data:
-            self.fail(key, "nothing", kind.__name__)
-        value = data[key]
-        if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-            self.fail(key, value, kind.__name__)
-        return value
-
-    def optional(self, data: Mapping[str, Any], key: str, kind: type) -> Any:
-        return None if data.get(key) is None else self.get(data, key, kind)
-
-    def mapping(self, data: Any, name: str) -> Mapping[str, Any]:
-        return data if isinstance(data, dict) else self.fail(name, data, "an object")
-
-    def mappings(self, data: Mapping[str, Any], key: str) -> dict[str, Mapping[str, Any]]:
-        return {name: self.mapping(value, f"{key}.{name}") for name, value in self.get(data, key, dict).items()}
-
-    def tuple_of(self, data: Mapping[str, Any], key: str, read: Callable[[Mapping[str, Any]], Any]) -> tuple[Any, ...]:
-        return tuple(read(self.mapping(item, f"{key}[{i}]")) for i, item in enumerate(self.get(data, key, list)))
-
-    def strings(self, data: Mapping[str, Any], key: str) -> tuple[str, ...]:
-        items = self.get(data, key, list)
-        return tuple(item if isinstance(item, str) else self.fail(key, item, "text") for item in items)
-
-    def string_map(self, data: Mapping[str, Any], key: str) -> dict[str, str]:
-        items = self.get(data, key, dict)
-        return {k: v if isinstance(v, str) else self.fail(f"{key}.{k}", v, "text") for k, v in items.items()}
+def _engine_json(engine: EngineInfo) -> dict[str, Any]:
+    return {
+        "library": engine.library,
+        "version": engine.version,
+        "compute_capabilities": list(engine.compute_capabilities),
+        "profiles": [{name: list(sizes) for name, sizes in profile.items()} for profile in engine.profiles],
+        "lean": engine.lean,
+        "request": engine.request,
+    }

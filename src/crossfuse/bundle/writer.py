@@ -12,7 +12,7 @@ import os
 import secrets
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -41,10 +41,16 @@ class BundleWriter:
         path.unlink(missing_ok=True)
         return path
 
-    def adopt(self, bundle: Bundle, names: list[str]) -> None:
-        """Take over verified files of an existing bundle, by hard link where possible."""
+    def adopt(self, bundle: Bundle, names: list[str], *, copied: Collection[str] = ()) -> None:
+        """Take over verified files of an existing bundle, by hard link where possible.
+
+        ``copied`` names files that are to be read as weights: ONNX's readers refuse those with several links.
+        """
         for path in bundle.verified(names):
             copy = self.folder / path.name
+            if path.name in copied:
+                shutil.copyfile(path, copy)
+                continue
             try:
                 os.link(path, copy)
             except OSError:

@@ -82,4 +82,11 @@ def _nbytes(tensor: Any) -> int:
     return size * _ITEM_SIZES.get(str(tensor.data_type()), 4)
 
 
-_ITEM_SIZES = {"tensor(float16)": 2, "tensor(float)": 4, "tensor(double)": 8, "tensor(int64)": 8, "tensor(bool)": 1}
+_ITEM_SIZES = {
+    "tensor(float16)": 2,
+    "tensor(bfloat16)": 2,
+    "tensor(float)": 4,
+    "tensor(double)": 8,
+    "tensor(int64)": 8,
+    "tensor(bool)": 1,
+}

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from crossfuse.bundle.manifest import EngineInfo
 from crossfuse.errors import BundleError
 from crossfuse.runtime.options import SessionOptions
 
@@ -47,7 +48,9 @@ def runs_here(target: str) -> bool:
     return target != "ort-cuda" or _gpu_count() > 0
 
 
-def open_stage(target: str, graph: Path, options: SessionOptions, *, alone: bool = True) -> OrtStage:
+def open_stage(
+    target: str, graph: Path, options: SessionOptions, *, alone: bool = True, engine: EngineInfo | None = None
+) -> OrtStage:
     """Open one stage's graph on the target's engine; ``alone`` says that the bundle has no other stage.
 
     Raises:

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
-from crossfuse.bundle.manifest import Decode, StageSpec
+from crossfuse.bundle.manifest import Decode, EngineInfo, StageSpec
 from crossfuse.bundle.store import open_bundle
 from crossfuse.errors import BundleError
 from crossfuse.runtime.engines import best_target, open_stage
 from crossfuse.runtime.options import SessionOptions
 from crossfuse.runtime.session import Session
-from crossfuse.specs import Dim, names_of
+from crossfuse.specs import Dim, TensorSpec, names_of
 
-__all__ = ["load", "open_session"]
+__all__ = ["load", "open_session", "with_dtypes"]
 
 _STAGES = ({"model"}, {"context", "query"}, {"context", "query", "step"})
 
@@ -42,14 +43,24 @@ def load(path: str | Path, target: str | None = None, options: SessionOptions | 
     owner = f"{name} {hashlib.sha256(digests.encode()).hexdigest()}"
     return open_session(
         name,
-        manifest.stages,
+        with_dtypes(manifest.stages, entry.boundary),
         manifest.dims,
         graphs,
         options or SessionOptions(),
         shared_batch=manifest.shared_batch,
         decode=manifest.decode,
         owner=owner,
+        engine=entry.engine,
     )
+
+
+def with_dtypes(stages: Mapping[str, StageSpec], dtypes: Mapping[str, str]) -> dict[str, StageSpec]:
+    """The stages with other dtypes for some tensors of their boundaries."""
+
+    def changed(specs: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
+        return tuple(replace(spec, dtype=dtypes.get(spec.name, spec.dtype)) for spec in specs)
+
+    return {n: replace(stage, inputs=changed(stage.inputs), outputs=changed(stage.outputs)) for n, stage in stages.items()}
 
 
 def open_session(
@@ -62,11 +73,12 @@ def open_session(
     shared_batch: str | None = None,
     decode: Decode | None = None,
     owner: str = "",
+    engine: EngineInfo | None = None,
 ) -> Session:
     """A session over graph files that the caller vouches for; `load` is the way in for bundles."""
     engines = {}
     for name, stage in stages.items():
-        engines[name] = open_stage(target, graphs[name], options, alone=len(stages) == 1)
+        engines[name] = open_stage(target, graphs[name], options, alone=len(stages) == 1, engine=engine)
         expected = (names_of(stage.inputs), names_of(stage.outputs))
         if engines[name].boundary != expected:
             raise BundleError(

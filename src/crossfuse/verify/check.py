@@ -51,8 +51,9 @@ def check_session(session: Session, reference: ReferenceSet, precision: str) -> 
     """Parity of an open session; of one that decodes, also of decoding step by step."""
     own = PROVIDERS.get(session.target) == session.provider
     executed_on = session.provider if own else f"{session.provider} (not the target's own)"
+    dtypes = {spec.name: np.dtype(spec.dtype) for spec in session.inputs}
     report = compare(
-        lambda inputs: session.run(**inputs),
+        lambda inputs: session.run(**{name: array.astype(dtypes[name], copy=False) for name, array in inputs.items()}),
         reference,
         target=session.target,
         executed_on=executed_on,

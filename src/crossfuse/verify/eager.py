@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,11 +16,15 @@ from crossfuse.errors import InputError
 from crossfuse.export.capture import named_outputs
 from crossfuse.model_spec import ModelSpec
 from crossfuse.specs import CONTEXTS
+from crossfuse.verify.half import HALF_DTYPES, half_errors
 from crossfuse.verify.parity import output_error
 from crossfuse.verify.points import fan_out_points, shape_points
 from crossfuse.verify.reference import ReferencePoint, ReferenceSet
 
 __all__ = ["eager_reference"]
+
+_HALF_POINTS = (0, 2)
+"""Where the half precisions' own errors are measured: at the example's sizes and at the largest."""
 
 
 def eager_reference(
@@ -66,7 +71,25 @@ def eager_reference(
                 {name: output_error(single[name], truth[name]) for name in truth},
             )
         )
-    return ReferenceSet(dtype, tuple(found))
+    # The copies in float64 and in half precision don't live at the same time.
+    del double, truth, single
+    return ReferenceSet(dtype, _with_half(spec, found, samples, step))
+
+
+def _with_half(
+    spec: ModelSpec, points: list[ReferencePoint], samples: list[dict[str, Tensor]], step: Callable[[str], None]
+) -> tuple[ReferencePoint, ...]:
+    """The points with the eager errors of half precisions at some of them."""
+    some = [i for i in _HALF_POINTS if i < len(points)]
+    errors: dict[int, dict[str, dict[str, float]]] = {i: {} for i in some}
+    for precision in HALF_DTYPES:
+        step(f"eager in {precision}")
+        measured = half_errors(
+            spec.module, precision, [(samples[i], points[i].outputs) for i in some], lambda out: spec.kept(named_outputs(out))
+        )
+        for i, found in zip(some, measured, strict=True):
+            errors[i][precision] = found
+    return tuple(replace(point, half=errors.get(i, {})) for i, point in enumerate(points))
 
 
 def _double_module(spec: ModelSpec, inputs: dict[str, Tensor]) -> tuple[nn.Module | None, str]:

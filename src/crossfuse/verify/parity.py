@@ -20,8 +20,12 @@ from crossfuse.verify.reference import ReferenceSet
 
 __all__ = ["EAGER_MULTIPLE", "FLOORS", "OutputParity", "ParityReport", "compare", "output_error"]
 
-FLOORS = {"fp32": 1e-5}
-"""Absolute error below which a candidate of a precision passes, whatever the eager model's error."""
+FLOORS = {"fp32": 1e-5, "fp16": 5e-3, "bf16": 4e-2}
+"""Absolute error below which a candidate of a precision passes, whatever the eager model's error; in
+half precision about five units in the last place at 1."""
+
+_COMPARED_AS = {"mixed": "fp16"}
+"""Precisions judged by another one's floor and eager error."""
 
 EAGER_MULTIPLE = 4.0
 """How many times the eager model's error in the same dtype a candidate may have: another order of summation, not more."""
@@ -116,6 +120,7 @@ class ParityReport:
 
 def compare(run: Runner, reference: ReferenceSet, *, target: str, executed_on: str, precision: str = "fp32") -> ParityReport:
     """Run a candidate at every reference point and judge its outputs."""
+    judged = _COMPARED_AS.get(precision, precision)
     results = [run(point.inputs) for point in reference.points]
     outputs = {}
     for name in reference.points[0].outputs:
@@ -123,14 +128,14 @@ def compare(run: Runner, reference: ReferenceSet, *, target: str, executed_on: s
         errors = [output_error(got, truth) for got, truth, _ in pairs]
         worst = int(np.argmax(errors))
         magnitude = max(_magnitude(truth) for _, truth, _ in pairs)
-        floor = 0.0 if pairs[0][1].dtype.kind != "f" else FLOORS[precision] * min(1.0, magnitude)
-        allowed = EAGER_MULTIPLE * reference.eager_error(name)
+        floor = 0.0 if pairs[0][1].dtype.kind != "f" else FLOORS[judged] * min(1.0, magnitude)
+        allowed = EAGER_MULTIPLE * reference.eager_error(name, judged)
         outputs[name] = OutputParity(
             max_abs=errors[worst],
             max_rel=max(error / _magnitude(truth) for error, (_, truth, _) in zip(errors, pairs, strict=True)),
             cosine=min(_cosine(got, truth) for got, truth, _ in pairs),
             tolerance=max(floor, allowed),
-            tolerance_from=f"floor of {precision}" if floor >= allowed else f"{EAGER_MULTIPLE:g} × eager {precision} error",
+            tolerance_from=f"floor of {judged}" if floor >= allowed else f"{EAGER_MULTIPLE:g} × eager {judged} error",
             worst_at=pairs[worst][2].sizes,
             finite=all(bool(np.isfinite(got).all()) for got, _, _ in pairs if got.dtype.kind == "f"),
         )

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ class ReferencePoint:
         outputs: the reference's, by name; float64 for floating outputs where the module runs in float64.
         eager: the eager float32 model's outputs' largest absolute error against the reference, by output; for integer
             outputs, the fraction of elements that differ.
+        half: precision → the same of the eager model in that precision; without outputs that are not finite there.
     """
 
     sizes: Mapping[str, int]
@@ -41,6 +42,7 @@ class ReferencePoint:
     inputs: Mapping[str, Array]
     outputs: Mapping[str, Array]
     eager: Mapping[str, float]
+    half: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -50,9 +52,11 @@ class ReferenceSet:
     dtype: str
     points: tuple[ReferencePoint, ...]
 
-    def eager_error(self, output: str) -> float:
-        """The eager float32 model's worst error over all points."""
-        return max((point.eager[output] for point in self.points), default=0.0)
+    def eager_error(self, output: str, precision: str = "fp32") -> float:
+        """The worst error of the eager model in a precision, over the points where it was measured; 0 where it never was."""
+        if precision == "fp32":
+            return max((point.eager[output] for point in self.points), default=0.0)
+        return max((point.half.get(precision, {}).get(output, 0.0) for point in self.points), default=0.0)
 
 
 def save_reference(reference: ReferenceSet, path: Path) -> None:
@@ -60,12 +64,16 @@ def save_reference(reference: ReferenceSet, path: Path) -> None:
     arrays: dict[str, Array] = {}
     about: dict[str, Any] = {"dtype": reference.dtype, "points": []}
     for i, point in enumerate(reference.points):
-        about["points"].append({"sizes": dict(point.sizes), "seed": point.seed, "eager": dict(point.eager)})
+        about["points"].append({"sizes": dict(point.sizes), "seed": point.seed} | _errors(point))
         arrays |= {f"{i}/inputs/{name}": array for name, array in point.inputs.items()}
         arrays |= {f"{i}/outputs/{name}": array for name, array in point.outputs.items()}
     arrays["about"] = np.frombuffer(json.dumps(about, allow_nan=False).encode(), dtype=np.uint8)
     with path.open("wb") as file:
         np.savez(file, allow_pickle=False, **arrays)
+
+
+def _errors(point: ReferencePoint) -> dict[str, Any]:
+    return {"eager": dict(point.eager), "half": {name: dict(errors) for name, errors in point.half.items()}}
 
 
 def load_reference(path: Path) -> ReferenceSet:
@@ -85,7 +93,11 @@ def load_reference(path: Path) -> ReferenceSet:
                     if index == str(i):
                         part, _, name = rest.partition("/")
                         parts[part][name] = data[key]
-                points.append(ReferencePoint(point["sizes"], point["seed"], parts["inputs"], parts["outputs"], point["eager"]))
+                points.append(
+                    ReferencePoint(
+                        point["sizes"], point["seed"], parts["inputs"], parts["outputs"], point["eager"], point.get("half", {})
+                    )
+                )
             return ReferenceSet(about["dtype"], tuple(points))
     except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
         raise BundleError(f"the reference set can't be read: {error}", where=path) from error

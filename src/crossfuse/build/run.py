@@ -1,0 +1,29 @@
+"""Run a graph once on ONNX Runtime's CPU provider, for checks that happen while building."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from crossfuse.build.files import save_graph
+
+__all__ = ["run_once"]
+
+
+def run_once(model: ir.Model, inputs: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
+    """Outputs in the graph's order; the model's weights are written aside for the run, so give a clone."""
+    import onnxruntime as ort
+
+    with tempfile.TemporaryDirectory() as folder:
+        graph = Path(folder) / "graph.onnx"
+        save_graph(model, graph, graph.with_suffix(".bin"))
+        settings = ort.SessionOptions()
+        settings.log_severity_level = 4
+        session = ort.InferenceSession(str(graph), settings, providers=["CPUExecutionProvider"])
+        results: list[NDArray[Any]] = session.run(None, dict(inputs))
+    return results

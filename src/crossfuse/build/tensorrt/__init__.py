@@ -1,0 +1,6 @@
+"""TensorRT and TensorRT-RTX engines, with proof.
+
+`lowering` writes attention so that TensorRT must run it on a fused kernel or fail; `libraries` knows the two libraries and
+`profiles` turns dynamic ranges into optimization profiles; `worker` builds in a process of its own, which `engines` starts;
+`layers` reads from the engine's own layers what each attention became; `cache` keeps engines between builds.
+"""
