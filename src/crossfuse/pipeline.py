@@ -20,10 +20,11 @@ from crossfuse.runtime.options import SessionOptions
 from crossfuse.specs import Dim
 from crossfuse.verify.check import verify_bundle
 from crossfuse.verify.parity import ParityReport
-from crossfuse.verify.reference import REFERENCE_FILE, load_reference, save_reference
+from crossfuse.verify.reference import REFERENCE_FILE, ReferenceSet, load_reference, save_reference
 
 if TYPE_CHECKING:
     from crossfuse.model_spec import ModelSpec
+    from crossfuse.verify.bisect import Fault
 
 __all__ = ["build", "export", "resolve", "verify"]
 
@@ -226,6 +227,7 @@ def verify(
     *,
     source: ModelSpec | str | None = None,
     seed: int = 1,
+    bisect: bool = False,
     options: SessionOptions | None = None,
     step: Step = lambda _: None,
 ) -> ParityReport:
@@ -237,6 +239,7 @@ def verify(
         source: recompute the reference from this model with ``seed``; where omitted, the results that the bundle carries
             are used, and neither PyTorch nor the model is needed.
         seed: of the fresh inputs.
+        bisect: also find the first attention or module where the target leaves its tolerance; the report's ``fault``.
         options: of the session.
         step: told what begins, for progress.
 
@@ -253,7 +256,22 @@ def verify(
         spec = _within(resolve(source, **arguments), opened)
         reference = eager_reference(spec, seed, step, shared_batch=opened.shared_batch)
     step("running the target")
-    return verify_bundle(path, target, options=options, reference=reference)
+    report = verify_bundle(path, target, options=options, reference=reference)
+    return replace(report, fault=_first_fault(path, report, reference, step)) if bisect else report
+
+
+def _first_fault(path: str | Path, report: ParityReport, reference: ReferenceSet | None, step: Step) -> Fault | None:
+    from crossfuse.assembly import assemble
+    from crossfuse.build.files import load_graph
+    from crossfuse.verify.bisect import bisect, stage_candidates
+
+    bundle = open_bundle(path)
+    manifest = bundle.manifest
+    fused = load_graph(bundle, manifest.fused_graph)
+    stages = assemble(fused, manifest.context, manifest.dims, manifest.example, whole="model" in manifest.stages)
+    kept = bundle.target(report.target).kept
+    point = (reference or load_reference(bundle.path / REFERENCE_FILE)).points[0]
+    return bisect(fused, stage_candidates(bundle, report.target, stages.graphs), point, report.precision, kept=kept, step=step)
 
 
 def resolve(

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,14 +18,15 @@ from numpy.typing import NDArray
 from crossfuse.errors import ParityError
 from crossfuse.verify.reference import ReferenceSet
 
-__all__ = ["EAGER_MULTIPLE", "FLOORS", "OutputParity", "ParityReport", "compare", "output_error"]
+if TYPE_CHECKING:
+    from crossfuse.verify.bisect import Fault
+
+__all__ = ["EAGER_MULTIPLE", "FLOORS", "OutputParity", "ParityReport", "compare", "judged_as", "output_error"]
 
 FLOORS = {"fp32": 1e-5, "fp16": 5e-3, "bf16": 4e-2}
 """Absolute error below which a candidate of a precision passes, whatever the eager model's error; in
 half precision about five units in the last place at 1."""
 
-_COMPARED_AS = {"mixed": "fp16"}
-"""Precisions judged by another one's floor and eager error."""
 
 EAGER_MULTIPLE = 4.0
 """How many times the eager model's error in the same dtype a candidate may have: another order of summation, not more."""
@@ -63,7 +64,7 @@ class OutputParity:
 
 @dataclass(frozen=True)
 class ParityReport:
-    """A target against the eager model."""
+    """A target against the eager model; ``fault`` where a bisection was asked for and found one."""
 
     target: str
     executed_on: str
@@ -71,6 +72,7 @@ class ParityReport:
     reference_dtype: str
     points: tuple[Mapping[str, int], ...]
     outputs: Mapping[str, OutputParity]
+    fault: Fault | None = None
 
     @property
     def passed(self) -> bool:
@@ -115,12 +117,12 @@ class ParityReport:
                 }
                 for name, o in self.outputs.items()
             },
-        }
+        } | ({"fault": self.fault.to_json()} if self.fault is not None else {})
 
 
 def compare(run: Runner, reference: ReferenceSet, *, target: str, executed_on: str, precision: str = "fp32") -> ParityReport:
     """Run a candidate at every reference point and judge its outputs."""
-    judged = _COMPARED_AS.get(precision, precision)
+    judged = judged_as(precision)
     results = [run(point.inputs) for point in reference.points]
     outputs = {}
     for name in reference.points[0].outputs:
@@ -141,6 +143,11 @@ def compare(run: Runner, reference: ReferenceSet, *, target: str, executed_on: s
         )
     points = tuple(point.sizes for point in reference.points)
     return ParityReport(target, executed_on, precision, reference.dtype, points, outputs)
+
+
+def judged_as(precision: str) -> str:
+    """The precision whose floor and eager error judge another one: ``mixed`` is fp16 where it isn't fp32."""
+    return "fp16" if precision == "mixed" else precision
 
 
 def output_error(got: NDArray[Any], truth: NDArray[Any]) -> float:

@@ -66,7 +66,8 @@ def search(
     if holds({}):
         return {}
     step("mixed: ranges of activations")
-    keep = overflowing(model, peaks(model, points))
+    islands = cast_graph(model, BASE).kept
+    keep = {node: why for node, why in overflowing(model, peaks(model, points)).items() if node not in islands}
     if keep and holds(keep):
         return keep
     step("mixed: which nodes add the error")
@@ -122,8 +123,7 @@ def _ranked(model: ir.Model, keep: Mapping[str, str], points: Points) -> list[tu
             continue
         given = max((errors.get(v.name or "", 0.0) for v in node.inputs if v is not None), default=0.0)
         added = max((errors.get(v.name or "", 0.0) for v in node.outputs), default=0.0) - given
-        if added > 0 or not np.isfinite(added):
-            found.append((name, added if np.isfinite(added) else float("inf")))
+        found.append((name, added if np.isfinite(added) else 0.0))
     found.sort(key=lambda pair: -pair[1])
     return found
 
