@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
+from crossfuse.cli_options import AllowUnfused, BundlePath, Capabilities, IoDtype, Json, Precision, Profiles, Provider, Threads
 from crossfuse.errors import CrossfuseError, InputError
 
 __all__ = ["app", "main"]
@@ -22,17 +23,6 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Deploy PyTorch cross-attention models, with proof: fused, verified, and run without PyTorch.",
 )
-
-BundlePath = Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle's folder.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
-AllowUnfused = Annotated[
-    bool, typer.Option("--allow-unfused", help="Warn, instead of fail, about attentions that did not fuse.")
-]
-Precision = Annotated[str, typer.Option("--precision", help="fp32.")]
-Threads = Annotated[int | None, typer.Option("--threads", help="Threads inside one operator.")]
-Provider = Annotated[
-    str | None, typer.Option("--provider", help="ONNX Runtime execution provider instead of the target's own.")
-]
 
 
 @app.command()
@@ -61,8 +51,13 @@ def export(
         ),
     ],
     out: Annotated[Path, typer.Option("-o", "--output", metavar="BUNDLE", help="The bundle's folder.")],
-    target: Annotated[list[str] | None, typer.Option("--target", help="onnx, ort-cpu, ort-cuda; repeat.")] = None,
-    precision: Precision = "fp32",
+    target: Annotated[
+        list[str] | None, typer.Option("--target", help="onnx, ort-cpu, ort-cuda, tensorrt, tensorrt-rtx; repeat.")
+    ] = None,
+    precision: Precision = None,
+    io_dtype: IoDtype = None,
+    sm: Capabilities = None,
+    profile_shapes: Profiles = None,
     context: Annotated[list[str] | None, typer.Option("--context", help="An input that changes rarely; repeat.")] = None,
     dynamic: Annotated[
         list[str] | None,
@@ -115,6 +110,9 @@ def export(
             out,
             target or ["ort-cpu"],
             precision=precision,
+            io_dtype=io_dtype,
+            compute_capabilities=sm or [],
+            profile_shapes=profile_shapes or [],
             allow_unfused=allow_unfused,
             drop_outputs=drop_output or [],
             whole=whole,
@@ -127,8 +125,20 @@ def export(
 @app.command()
 def build(
     bundle: BundlePath,
-    target: Annotated[str, typer.Option("--target", help="onnx, ort-cpu, ort-cuda.")],
-    precision: Precision = "fp32",
+    target: Annotated[str, typer.Option("--target", help="onnx, ort-cpu, ort-cuda, tensorrt, tensorrt-rtx.")],
+    precision: Precision = None,
+    io_dtype: IoDtype = None,
+    sm: Capabilities = None,
+    profile_shapes: Profiles = None,
+    memory_limit: Annotated[
+        int | None, typer.Option("--memory-limit", metavar="BYTES", help="Of an engine builder's workspace.")
+    ] = None,
+    optimization_level: Annotated[
+        int | None, typer.Option("--optimization-level", min=0, max=5, help="Of an engine builder.")
+    ] = None,
+    lean: Annotated[
+        bool, typer.Option("--lean", help="A TensorRT engine for the lean runtime and later versions of the same major.")
+    ] = False,
     allow_unfused: AllowUnfused = False,
     as_json: Json = False,
 ) -> None:
@@ -138,7 +148,19 @@ def build(
 
     output = Output(as_json=as_json)
     with output.progress() as step:
-        built = pipeline.build(bundle, target, precision=precision, allow_unfused=allow_unfused, step=step)
+        built = pipeline.build(
+            bundle,
+            target,
+            precision=precision,
+            io_dtype=io_dtype,
+            compute_capabilities=sm or [],
+            profile_shapes=profile_shapes or [],
+            memory_limit=memory_limit,
+            optimization_level=optimization_level,
+            lean=lean,
+            allow_unfused=allow_unfused,
+            step=step,
+        )
     _show(output, built)
 
 
@@ -151,6 +173,9 @@ def verify(
         typer.Option("--source", help="Recompute the reference from this model, instead of using the bundle's own."),
     ] = None,
     seed: Annotated[int, typer.Option("--seed", help="Of the fresh inputs; with --source.")] = 1,
+    bisect: Annotated[
+        bool, typer.Option("--bisect", help="Find the first attention or module where the target leaves its tolerance.")
+    ] = False,
     provider: Provider = None,
     threads: Threads = None,
     as_json: Json = False,
@@ -163,7 +188,7 @@ def verify(
     output = Output(as_json=as_json)
     options = SessionOptions(threads=threads, provider=provider)
     with output.progress() as step:
-        report = pipeline.verify(bundle, target, source=source, seed=seed, options=options, step=step)
+        report = pipeline.verify(bundle, target, source=source, seed=seed, bisect=bisect, options=options, step=step)
     output.result(report.to_json(), lambda: output.parity(report))
     report.require_passed()
 
@@ -231,7 +256,8 @@ def inspect(bundle: BundlePath, as_json: Json = False) -> None:
     def render() -> None:
         output.boundary(opened)
         output.ledger(opened.ledger, opened.targets)
-        for entry in opened.manifest.targets.values():
+        for name, entry in opened.manifest.targets.items():
+            output.target(name, entry)
             if entry.parity is not None:
                 output.parity(dict(entry.parity))
 
@@ -243,7 +269,8 @@ def _show(output: Any, bundle: Any) -> None:
         output.ledger(bundle.ledger, bundle.targets)
         if "context" in bundle.manifest.stages:
             output.split(bundle.manifest)
-        for entry in bundle.manifest.targets.values():
+        for name, entry in bundle.manifest.targets.items():
+            output.target(name, entry)
             output.parity(dict(entry.parity))
         output.line(f"bundle written to {bundle.path}")
 

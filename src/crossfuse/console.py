@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -13,7 +14,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from crossfuse.bundle.manifest import Manifest
+from crossfuse.bundle.manifest import Manifest, TargetEntry
 from crossfuse.bundle.store import Bundle
 from crossfuse.ledger import Ledger
 from crossfuse.sizes import size_at
@@ -21,6 +22,8 @@ from crossfuse.specs import CONTEXTS
 from crossfuse.verify.parity import ParityReport
 
 __all__ = ["Output"]
+
+_MOST_REASONS = 8
 
 
 class Output:
@@ -99,6 +102,25 @@ class Output:
             style = "" if o["passed"] else "bold red"
             table.add_row(_escape(name), *numbers, cosine, f"{o['tolerance']:.3g}", o["tolerance_from"], style=style)
         self.console.print(table)
+        fault = None if isinstance(report, dict) else report.fault
+        if fault is not None:
+            self.warning(fault.sentence())
+
+    def target(self, name: str, entry: TargetEntry) -> None:
+        """Precision and engine of a target, where there is something to say."""
+        if entry.precision != "fp32":
+            reasons = Counter(entry.kept.values())
+            self.line(f"{name} computes in {entry.precision}; {len(entry.kept)} nodes stay in fp32")
+            for why, count in reasons.most_common(_MOST_REASONS):
+                self.line(f"  {count} × {why}")
+            if len(reasons) > _MOST_REASONS:
+                self.line(f"  … and {len(reasons) - _MOST_REASONS} more reasons (--json)")
+        if entry.engine is not None:
+            engine = entry.engine
+            gpus = ", ".join(engine.compute_capabilities) or "the GPU that it was built on"
+            self.line(f"{name}: engine of {engine.library} {engine.version} for compute capability {gpus}")
+            for profile in engine.profiles:
+                self.line("  profile " + ", ".join(f"{dim}={':'.join(map(str, sizes))}" for dim, sizes in profile.items()))
 
     def boundary(self, bundle: Bundle) -> None:
         """Inputs, outputs and files of a bundle."""

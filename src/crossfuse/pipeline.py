@@ -6,16 +6,15 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from crossfuse.arrays import load_arrays
 from crossfuse.build.targets import require_target
 from crossfuse.building import BuildOptions, add_target, check_options, request_key
 from crossfuse.bundle.manifest import Manifest, TargetEntry
 from crossfuse.bundle.store import Bundle, open_bundle
 from crossfuse.bundle.writer import write_bundle
-from crossfuse.errors import BundleError, InputError
-from crossfuse.models.registry import ZOO, zoo_spec
+from crossfuse.errors import BundleError
+from crossfuse.resolving import describe, resolve
 from crossfuse.runtime.options import SessionOptions
 from crossfuse.specs import Dim
 from crossfuse.verify.check import verify_bundle
@@ -30,7 +29,6 @@ __all__ = ["build", "export", "resolve", "verify"]
 
 FUSED_GRAPH = "fused.onnx"
 WEIGHTS = "weights.bin"
-HUGGING_FACE = "hf:"
 
 Step = Callable[[str], None]
 
@@ -114,7 +112,7 @@ def export(
         save_reference(reference, writer.file(REFERENCE_FILE))
         manifest = Manifest(
             name=spec.name,
-            source=_source(source, size, seed, checkpoint, task),
+            source=describe(source, size, seed, checkpoint, task),
             created_by=f"crossfuse {version('crossfuse')}",
             dims=stages.dims,
             stages=stages.specs,
@@ -274,46 +272,6 @@ def _first_fault(path: str | Path, report: ParityReport, reference: ReferenceSet
     return bisect(fused, stage_candidates(bundle, report.target, stages.graphs), point, report.precision, kept=kept, step=step)
 
 
-def resolve(
-    source: ModelSpec | str,
-    *,
-    size: str = "published",
-    seed: int = 0,
-    checkpoint: str | None = None,
-    task: str | None = None,
-    trust_remote_code: bool = False,
-    example: str | Path | None = None,
-) -> ModelSpec:
-    """The spec behind a source; the options are those of `export`.
-
-    Raises:
-        InputError: unknown name, or a factory that fails.
-    """
-    if not isinstance(source, str):
-        return source
-    from crossfuse.export.sources import factory_spec, is_factory, is_onnx
-
-    if source.startswith(HUGGING_FACE):
-        from crossfuse.export.huggingface.source import huggingface_spec
-
-        return huggingface_spec(source.removeprefix(HUGGING_FACE), task=task, trust_remote_code=trust_remote_code)
-    if is_onnx(source):
-        from crossfuse.export.onnx_files import onnx_spec
-
-        return onnx_spec(source, None if example is None else load_arrays(Path(example)))
-    if is_factory(source):
-        return factory_spec(source)
-    if source not in ZOO:
-        raise InputError(
-            "unknown source",
-            got=repr(source),
-            expected=f"a zoo name ({', '.join(ZOO)}), hf:FOLDER-OR-ID, package.module:factory, path/file.py:factory or "
-            "model.onnx",
-            do="See `crossfuse models`",
-        )
-    return zoo_spec(source, size, seed, checkpoint)
-
-
 def _within(spec: ModelSpec, manifest: Manifest) -> ModelSpec:
     """The spec with the ranges of dynamic dimensions that the bundle was exported with."""
     axes: dict[str, dict[int, str | Dim]] = {
@@ -324,14 +282,3 @@ def _within(spec: ModelSpec, manifest: Manifest) -> ModelSpec:
 
 def _files_of(entry: TargetEntry) -> set[str]:
     return {*entry.files, *entry.stages.values()}
-
-
-def _source(source: ModelSpec | str, size: str, seed: int, checkpoint: str | None, task: str | None) -> dict[str, Any]:
-    if not isinstance(source, str):
-        return {"kind": "spec", "name": source.name}
-    if source in ZOO:
-        about: dict[str, Any] = {"kind": "zoo", "name": source}
-        return about | ({"checkpoint": checkpoint} if checkpoint else {"size": size, "seed": seed})
-    if source.startswith(HUGGING_FACE):
-        return {"kind": "huggingface", "name": source} | ({"task": task} if task else {})
-    return {"kind": "onnx" if source.endswith(".onnx") else "factory", "name": source}

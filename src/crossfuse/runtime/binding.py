@@ -11,7 +11,7 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from crossfuse.runtime.ort import OrtStage
+    from crossfuse.runtime.stage import Stage
 
 __all__ = ["Binding"]
 
@@ -22,8 +22,8 @@ class Binding:
     For one thread at a time; make one binding per thread.
     """
 
-    def __init__(self, stages: list[tuple[OrtStage, dict[str, NDArray[Any]], tuple[str, ...]]]) -> None:
-        self._bound: list[tuple[OrtStage, Any]] = []
+    def __init__(self, stages: list[tuple[Stage, dict[str, NDArray[Any]], tuple[str, ...]]]) -> None:
+        self._bound: list[tuple[Stage, Any]] = []
         self._kept: list[dict[str, NDArray[Any]]] = []
         made: dict[str, NDArray[Any]] = {}
         for engine, feeds, names in stages:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from crossfuse.errors import InputError
+from crossfuse.runtime.gpu import DeviceArray
 from crossfuse.specs import TensorSpec
 
 __all__ = ["Context"]
@@ -77,6 +78,8 @@ def frozen(array: Any) -> Any:
 
 def _nbytes(tensor: Any) -> int:
     if isinstance(tensor, np.ndarray):
+        return tensor.nbytes
+    if isinstance(tensor, DeviceArray):
         return tensor.nbytes
     size = int(np.prod(tensor.shape()))
     return size * _ITEM_SIZES.get(str(tensor.data_type()), 4)

@@ -14,7 +14,7 @@ from crossfuse.specs import NEXT, POSITION, STATE, TensorSpec
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from crossfuse.runtime.ort import OrtStage
+    from crossfuse.runtime.stage import Stage
 
 __all__ = ["DecodingState"]
 
@@ -32,7 +32,7 @@ class DecodingState:
     """
 
     def __init__(
-        self, context: Context, engine: OrtStage, inputs: tuple[TensorSpec, ...], tokens: str, batch: int, length: int
+        self, context: Context, engine: Stage, inputs: tuple[TensorSpec, ...], tokens: str, batch: int, length: int
     ) -> None:
         self.context = context
         self.batch = batch
@@ -90,7 +90,7 @@ class DecodingState:
             raise InputError("the state is full", got=f"{self.position} tokens", expected=f"at most {self.length}")
         self.tokens[...] = tokens
         if self._binding is None:
-            first = dict(zip(self._engine.boundary[1], self._engine.run(self._feeds), strict=True))
+            first = dict(zip(self._engine.boundary[1], self._engine.run_mixed(self._feeds), strict=True))
             self._outputs = {n: np.ascontiguousarray(a) for n, a in first.items() if not n.startswith(NEXT)}
             # A state's next value is written where it is: the engine then changes one row and copies nothing.
             ends = [self._state[STATE + n.removeprefix(NEXT)] if n.startswith(NEXT) else self._outputs[n] for n in first]

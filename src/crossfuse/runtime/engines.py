@@ -9,19 +9,23 @@ from typing import TYPE_CHECKING
 
 from crossfuse.bundle.manifest import EngineInfo
 from crossfuse.errors import BundleError
+from crossfuse.runtime.gpu import gpu_count
 from crossfuse.runtime.options import SessionOptions
+from crossfuse.runtime.trt import RUNTIMES, TrtStage, runtime_module
 
 if TYPE_CHECKING:
-    from crossfuse.runtime.ort import OrtStage
+    from crossfuse.runtime.stage import Stage
 
 __all__ = ["PROVIDERS", "best_target", "open_stage", "runs_here"]
 
 PROVIDERS = {
+    "tensorrt": "TensorRT",
+    "tensorrt-rtx": "TensorRT-RTX",
     "ort-cuda": "CUDAExecutionProvider",
     "ort-cpu": "CPUExecutionProvider",
     "onnx": "CPUExecutionProvider",
 }
-"""Target → ONNX Runtime execution provider, best first."""
+"""Target → ONNX Runtime execution provider, or the engine's library, best first."""
 
 
 def best_target(available: Iterable[str]) -> str:
@@ -43,14 +47,16 @@ def best_target(available: Iterable[str]) -> str:
 
 def runs_here(target: str) -> bool:
     """The target's own engine is installed, and the GPU that it needs is there."""
+    if target in RUNTIMES:
+        return runtime_module(target, lean=True) is not None and gpu_count() > 0
     if target not in PROVIDERS or importlib.util.find_spec("onnxruntime") is None:
         return False
-    return target != "ort-cuda" or _gpu_count() > 0
+    return target != "ort-cuda" or gpu_count() > 0
 
 
 def open_stage(
     target: str, graph: Path, options: SessionOptions, *, alone: bool = True, engine: EngineInfo | None = None
-) -> OrtStage:
+) -> Stage:
     """Open one stage's graph on the target's engine; ``alone`` says that the bundle has no other stage.
 
     Raises:
@@ -60,6 +66,10 @@ def open_stage(
         raise BundleError(
             "this version of the runtime has no engine for the target", got=repr(target), expected=", ".join(PROVIDERS)
         )
+    if target in RUNTIMES:
+        if engine is None:
+            raise BundleError("the manifest says nothing about the engine", where=graph.name, do="Build the target again")
+        return TrtStage(graph, target, engine, options)
     if importlib.util.find_spec("onnxruntime") is None:
         raise BundleError(
             f"target {target!r} needs ONNX Runtime, which is not installed",
@@ -68,18 +78,3 @@ def open_stage(
     from crossfuse.runtime.ort import OrtStage
 
     return OrtStage(graph, options.provider or PROVIDERS[target], options, alone=alone)
-
-
-def _gpu_count() -> int:
-    """NVIDIA GPUs that the driver sees; 0 without a driver."""
-    import ctypes
-
-    for library in ("libcuda.so.1", "nvcuda.dll"):
-        try:
-            cuda = ctypes.CDLL(library)
-        except OSError:
-            continue
-        count = ctypes.c_int(0)
-        if cuda.cuInit(0) == 0 and cuda.cuDeviceGetCount(ctypes.byref(count)) == 0:
-            return count.value
-    return 0

@@ -13,6 +13,7 @@ from crossfuse.errors import BundleError
 from crossfuse.runtime.engines import best_target, open_stage
 from crossfuse.runtime.options import SessionOptions
 from crossfuse.runtime.session import Session
+from crossfuse.runtime.stage import Stage
 from crossfuse.specs import Dim, TensorSpec, names_of
 
 __all__ = ["load", "open_session", "with_dtypes"]
@@ -76,7 +77,7 @@ def open_session(
     engine: EngineInfo | None = None,
 ) -> Session:
     """A session over graph files that the caller vouches for; `load` is the way in for bundles."""
-    engines = {}
+    engines: dict[str, Stage] = {}
     for name, stage in stages.items():
         engines[name] = open_stage(target, graphs[name], options, alone=len(stages) == 1, engine=engine)
         expected = (names_of(stage.inputs), names_of(stage.outputs))

@@ -22,6 +22,7 @@ class SessionOptions:
             graph of ``ort-cuda`` on a machine without a GPU, for checks).
         provider_options: passed to the execution provider. For CUDA, ``use_tf32`` is ``"0"`` unless given: an fp32 bundle
             computes in fp32.
+        lanes: calls that an engine executes at once, each with its own buffers; more wait.
     """
 
     threads: int | None = None
@@ -29,8 +30,9 @@ class SessionOptions:
     spin: bool = True
     provider: str | None = None
     provider_options: Mapping[str, str] = field(default_factory=dict)
+    lanes: int = 2
 
     def __post_init__(self) -> None:
-        for name, value in (("threads", self.threads), ("inter_op_threads", self.inter_op_threads)):
+        for name, value in (("threads", self.threads), ("inter_op_threads", self.inter_op_threads), ("lanes", self.lanes)):
             if value is not None and value < 1:
                 raise InputError("a session option is out of range", where=name, got=value, expected="at least 1")

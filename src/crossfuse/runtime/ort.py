@@ -57,6 +57,7 @@ class OrtStage:
                 do="Check the NVIDIA driver and the CUDA and cuDNN libraries, or load target 'ort-cpu'",
             )
         self.provider = provider
+        self.on_device = provider == "CUDAExecutionProvider"
         self.version: str = ort.__version__
         self._ort = ort
         self._session = session
@@ -76,11 +77,18 @@ class OrtStage:
             ) from error
         return outputs
 
-    def run_on_device(self, feeds: Mapping[str, Any], outputs_on: str | None = None) -> list[Any]:
-        """Outputs as ``OrtValue`` (which speaks DLPack) on the session's device, for any mix of host and device arrays.
+    def run_mixed(self, feeds: Mapping[str, Any]) -> list[NDArray[Any]]:
+        """Outputs as host arrays, for any mix of host and device arrays."""
+        return [value.numpy() for value in self._run_with(feeds, "cpu")] if self.on_device else self.run(feeds)
 
-        ``outputs_on`` names another device for them.
-        """
+    def run_on_device(self, feeds: Mapping[str, Any]) -> list[Any]:
+        """Outputs as ``OrtValue`` (which speaks DLPack) on the session's device, for any mix of host and device arrays."""
+        return self._run_with(feeds, "cuda" if self.on_device else "cpu")
+
+    def close(self) -> None:
+        """ONNX Runtime releases its session with the last reference."""
+
+    def _run_with(self, feeds: Mapping[str, Any], outputs_on: str) -> list[Any]:
         binding = self._session.io_binding()
         for name, value in feeds.items():
             if isinstance(value, self._ort.OrtValue):
@@ -90,9 +98,8 @@ class OrtStage:
             else:
                 ort_value = self._ort.OrtValue.from_dlpack(value)
             binding.bind_ortvalue_input(name, ort_value)
-        device = outputs_on or ("cuda" if self.provider == "CUDAExecutionProvider" else "cpu")
         for name in self._outputs:
-            binding.bind_output(name, device)
+            binding.bind_output(name, outputs_on)
         self._session.run_with_iobinding(binding)
         outputs: list[Any] = binding.get_outputs()
         return outputs

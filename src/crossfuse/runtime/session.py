@@ -14,7 +14,7 @@ from crossfuse.runtime.binding import Binding
 from crossfuse.runtime.checks import InputChecker, is_on_device
 from crossfuse.runtime.context import Context, frozen
 from crossfuse.runtime.decoding import DecodingState
-from crossfuse.runtime.ort import OrtStage
+from crossfuse.runtime.stage import Stage
 from crossfuse.specs import Dim, TensorSpec, names_of
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ class Session:
         target: str,
         stages: Mapping[str, StageSpec],
         dims: Mapping[str, Dim],
-        engines: Mapping[str, OrtStage],
+        engines: Mapping[str, Stage],
         *,
         shared_batch: str | None = None,
         decode: Decode | None = None,
@@ -60,7 +60,7 @@ class Session:
         self._shared = shared_batch
         self.decode = decode
         self._owner = owner or f"{target} {id(self)}"
-        self._engines: Mapping[str, OrtStage] | None = dict(engines)
+        self._engines: Mapping[str, Stage] | None = dict(engines)
 
     def run(self, **inputs: Any) -> dict[str, Any]:
         """Run on inputs by name.
@@ -86,8 +86,12 @@ class Session:
             return dict(zip(self._names, engines["model"].run(feeds), strict=True))
         self._check_fan_out(feeds, self._count(feeds))
         first = {name: feeds.pop(name) for name in self._context_names}
-        feeds.update(zip(self._frontier, engines["context"].run(first), strict=True))
-        return dict(zip(self._names, engines["query"].run(feeds), strict=True))
+        context, query = engines["context"], engines["query"]
+        if context.on_device:
+            feeds.update(zip(self._frontier, context.run_on_device(first), strict=True))
+            return dict(zip(self._names, query.run_mixed(feeds), strict=True))
+        feeds.update(zip(self._frontier, context.run(first), strict=True))
+        return dict(zip(self._names, query.run(feeds), strict=True))
 
     def encode(self, **inputs: Any) -> Context:
         """Compute what depends on the context inputs alone, K and V projections included.
@@ -108,8 +112,8 @@ class Session:
             feeds, tensors = inputs, engines["context"].run_on_device(inputs)
         else:
             feeds = self._check_context(inputs)
-            stay = engines["context"].provider == "CUDAExecutionProvider"
-            tensors = engines["context"].run_on_device(feeds) if stay else engines["context"].run(feeds)
+            context = engines["context"]
+            tensors = context.run_on_device(feeds) if context.on_device else context.run(feeds)
         named = MappingProxyType({n: frozen(t) for n, t in zip(self._frontier, tensors, strict=True)})
         batch = self._batch if isinstance(self._batch, str) else None
         return Context(named, specs, self._count(feeds), batch, self._owner)
@@ -141,9 +145,7 @@ class Session:
         engine = engines["query"]
         if on_device:
             return dict(zip(self._names, engine.run_on_device(feeds), strict=True))
-        if engine.provider == "CUDAExecutionProvider":
-            return dict(zip(self._names, (v.numpy() for v in engine.run_on_device(feeds, "cpu")), strict=True))
-        return dict(zip(self._names, engine.run(feeds), strict=True))
+        return dict(zip(self._names, engine.run_mixed(feeds) if engine.on_device else engine.run(feeds), strict=True))
 
     def start(self, context: Context, batch: int | None = None) -> DecodingState:
         """Begin to decode sequences over a context, token by token.
@@ -199,13 +201,17 @@ class Session:
                 raise InputError("a bound input must be a contiguous NumPy array", where=name)
         if not self.split:
             return Binding([(engines["model"], feeds, self._names)])
+        if engines["context"].on_device:
+            raise InputError("a split bundle on a GPU can't be bound", do="Encode the contexts once, and query them")
         self._check_fan_out(feeds, self._count(feeds))
         first = {name: feeds.pop(name) for name in self._context_names}
         return Binding([(engines["context"], first, self._frontier), (engines["query"], feeds, self._names)])
 
     def close(self) -> None:
         """Release the engines; running threads finish first. Closing twice is fine."""
-        self._engines = None
+        engines, self._engines = self._engines, None
+        for engine in (engines or {}).values():
+            engine.close()
 
     def __enter__(self) -> Session:
         return self
@@ -217,7 +223,7 @@ class Session:
         state = "closed" if self._engines is None else self.provider
         return f"<crossfuse Session {self.target} on {state}: {', '.join(map(str, self.inputs))}>"
 
-    def _run_on_device(self, engines: Mapping[str, OrtStage], inputs: Mapping[str, Any]) -> dict[str, Any]:
+    def _run_on_device(self, engines: Mapping[str, Stage], inputs: Mapping[str, Any]) -> dict[str, Any]:
         self._check.check_device(inputs)
         if not self.split:
             return dict(zip(self._names, engines["model"].run_on_device(inputs), strict=True))
@@ -256,14 +262,14 @@ class Session:
         if context.owner != self._owner:
             raise InputError("the context was encoded by another bundle or target", do="Encode it with the same session")
 
-    def _require_split(self) -> Mapping[str, OrtStage]:
+    def _require_split(self) -> Mapping[str, Stage]:
         if not self.split:
             raise InputError(
                 "the bundle has no context stage", got=", ".join(self.stages), do="Export it with --context INPUT (context=...)"
             )
         return self._open_engines()
 
-    def _open_engines(self) -> Mapping[str, OrtStage]:
+    def _open_engines(self) -> Mapping[str, Stage]:
         if self._engines is None:
             raise InputError("the session is closed", do="Load the bundle again")
         return self._engines

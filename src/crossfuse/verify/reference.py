@@ -57,7 +57,7 @@ class ReferenceSet:
     def eager_error(self, output: str, precision: str = "fp32") -> float:
         """The worst error of the eager model in a precision, over the points where it was measured; 0 where it never was.
 
-        Where the eager model overflows in fp16, an eighth of its error in bf16 stands in: the same rounding with three bits more.
+        Where the eager model overflows in fp16, an eighth of its error in bf16 stands in: rounding with three bits more.
         """
         if precision == "fp32":
             return max((point.eager[output] for point in self.points), default=0.0)

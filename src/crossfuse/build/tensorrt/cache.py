@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
@@ -17,18 +16,11 @@ from typing import Any
 
 from filelock import FileLock
 
-__all__ = ["engine_key", "from_cache", "user_cache"]
+from crossfuse.folders import user_cache
+
+__all__ = ["engine_key", "from_cache"]
 
 _BLOCK = 1 << 20
-
-
-def user_cache() -> Path:
-    """``$CROSSFUSE_CACHE``, or ``crossfuse`` in the user's cache folder."""
-    chosen = os.environ.get("CROSSFUSE_CACHE")
-    if chosen:
-        return Path(chosen)
-    base = os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA")
-    return (Path(base) if base else Path.home() / ".cache") / "crossfuse"
 
 
 def engine_key(graph: Path, weights: Mapping[str, Path], settings: Mapping[str, Any]) -> str:

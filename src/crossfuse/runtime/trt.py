@@ -1,0 +1,186 @@
+"""One stage on TensorRT or TensorRT-RTX: its full runtime, or TensorRT's lean one for engines that were built for it."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from crossfuse.bundle.manifest import EngineInfo
+from crossfuse.errors import BundleError
+from crossfuse.folders import user_cache
+from crossfuse.runtime.gpu import DeviceArray, Gpu
+from crossfuse.runtime.lane import Lane
+from crossfuse.runtime.options import SessionOptions
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = ["RUNTIMES", "TrtStage", "check_version", "runtime_module"]
+
+RUNTIMES = {"tensorrt": ("tensorrt", "tensorrt_lean"), "tensorrt-rtx": ("tensorrt_rtx",)}
+"""Target → modules that can execute its engines, the first that is installed."""
+
+_NAMES = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT-RTX"}
+_EXTRAS = {"tensorrt": "gpu", "tensorrt-rtx": "rtx"}
+
+
+class TrtStage:
+    """An engine with as many lanes (execution contexts with streams and buffers) as calls may run at once.
+
+    Several threads may run it; those beyond the lanes wait.
+
+    Args:
+        plan: the engine's file, verified.
+        target: ``tensorrt`` or ``tensorrt-rtx``.
+        engine: what the manifest says about it.
+        options: of the session.
+        library, gpu: instead of the installed runtime and the first GPU.
+
+    Raises:
+        BundleError: no GPU or no runtime, or one that the engine was not built for.
+    """
+
+    on_device = True
+
+    def __init__(
+        self, plan: Path, target: str, engine: EngineInfo, options: SessionOptions, *, library: Any = None, gpu: Any = None
+    ) -> None:
+        if options.provider is not None:
+            raise BundleError("an engine can't be executed by another provider", got=options.provider, do="Leave it out")
+        trt = library or _import(target, engine)
+        self.gpu = gpu or Gpu()
+        _check_gpu(self.gpu, engine, target)
+        self.provider = _NAMES[target]
+        self.version = str(trt.__version__)
+        runtime = trt.Runtime(trt.Logger(trt.Logger.ERROR))
+        if engine.lean:
+            runtime.engine_host_code_allowed = True
+        self._trt = trt
+        self._runtime = runtime
+        self._engine = runtime.deserialize_cuda_engine(plan.read_bytes())
+        if self._engine is None:
+            raise BundleError(
+                f"{self.provider} {self.version} refuses the engine",
+                where=plan.name,
+                got=f"built by {engine.library} {engine.version}",
+                do="Build it again on this machine (crossfuse build)",
+            )
+        self._kernels = user_cache() / "kernels" / f"{plan.name}-{engine.request[:16] or plan.stat().st_size}.bin"
+        self._config = self._runtime_config()
+        names = [self._engine.get_tensor_name(i) for i in range(self._engine.num_io_tensors)]
+        inputs = tuple(n for n in names if self._engine.get_tensor_mode(n) == trt.TensorIOMode.INPUT)
+        self.boundary = (inputs, tuple(n for n in names if n not in inputs))
+        self._free = threading.BoundedSemaphore(options.lanes)
+        self._lock = threading.Lock()
+        self._idle: list[Lane] = []
+
+    def run(self, feeds: Mapping[str, Any]) -> list[NDArray[Any]]:
+        """Outputs in the engine's order as host arrays, for any mix of host and device arrays."""
+        outputs: list[NDArray[Any]] = self._with_lane(lambda lane: lane.run(feeds))
+        return outputs
+
+    def run_mixed(self, feeds: Mapping[str, Any]) -> list[NDArray[Any]]:
+        """As `run`."""
+        return self.run(feeds)
+
+    def run_on_device(self, feeds: Mapping[str, Any]) -> list[Any]:
+        """Outputs as `DeviceArray`, which stay on the GPU."""
+        arrays: list[DeviceArray] = self._with_lane(lambda lane: lane.run_on_device(feeds))
+        return list(arrays)
+
+    def bind(self, feeds: Mapping[str, Any], outputs: Sequence[NDArray[Any]]) -> Any:
+        """Inputs and outputs for `run_bound`."""
+        return dict(feeds), list(outputs)
+
+    def run_bound(self, binding: Any) -> None:
+        """Execute a binding: reads the bound inputs, writes the bound outputs."""
+        feeds, outputs = binding
+        for kept, made in zip(outputs, self.run(feeds), strict=True):
+            np.copyto(kept, made)
+
+    def close(self) -> None:
+        """Keep the kernels that were compiled here for the next process."""
+        cache = None if self._config is None else self._config.get_runtime_cache()
+        if cache is not None:
+            self._kernels.parent.mkdir(parents=True, exist_ok=True)
+            aside = self._kernels.with_suffix(f".{threading.get_ident()}")
+            aside.write_bytes(bytes(cache.serialize()))
+            aside.replace(self._kernels)
+
+    def _with_lane(self, work: Any) -> Any:
+        with self._free:
+            with self._lock:
+                lane = self._idle.pop() if self._idle else None
+            if lane is None:
+                lane = Lane(self._trt, self._engine, self._config, self.gpu, self.boundary)
+            try:
+                return work(lane)
+            finally:
+                with self._lock:
+                    self._idle.append(lane)
+
+    def _runtime_config(self) -> Any:
+        """TensorRT-RTX's: compiled kernels are kept beside the user's other caches; None for TensorRT."""
+        if not hasattr(self._trt, "IRuntimeCache"):
+            return None
+        config = self._engine.create_runtime_config()
+        cache = config.create_runtime_cache()
+        if self._kernels.is_file():
+            cache.deserialize(self._kernels.read_bytes())
+        config.set_runtime_cache(cache)
+        return config
+
+
+def runtime_module(target: str, *, lean: bool) -> str | None:
+    """The installed module that executes a target's engines, or None."""
+    for module in RUNTIMES[target]:
+        spec = importlib.util.find_spec(module)
+        # Type stubs alone leave a folder without code.
+        if spec is not None and spec.origin is not None and (lean or module != "tensorrt_lean"):
+            return module
+    return None
+
+
+def _import(target: str, engine: EngineInfo) -> Any:
+    module = runtime_module(target, lean=engine.lean)
+    if module is None:
+        raise BundleError(
+            f"target {target!r} needs {' or '.join(RUNTIMES[target])}, which is not installed",
+            do=f"pip install 'crossfuse[{_EXTRAS[target]}]'",
+        )
+    library: Any = importlib.import_module(module)
+    check_version(str(library.__version__), engine, target)
+    return library
+
+
+def check_version(installed: str, engine: EngineInfo, target: str) -> None:
+    """Raise :class:`BundleError` if an engine was built by a version whose engines the installed one can't execute."""
+    same_major = installed.split(".")[0] == engine.version.split(".")[0]
+    newer = _numbers(installed) >= _numbers(engine.version)
+    if installed == engine.version or (engine.lean and same_major and newer):
+        return
+    raise BundleError(
+        f"the engine was built by another version of {_NAMES[target]}",
+        got=f"{engine.version}; installed is {installed}",
+        do=f"Build it again here (crossfuse build --target {target}), or install {engine.library} {engine.version}",
+    )
+
+
+def _check_gpu(gpu: Any, engine: EngineInfo, target: str) -> None:
+    if engine.compute_capabilities and gpu.capability not in engine.compute_capabilities:
+        raise BundleError(
+            "the engine was not built for this GPU",
+            got=f"{gpu.name}, compute capability {gpu.capability}",
+            expected=", ".join(engine.compute_capabilities),
+            do=f"crossfuse build --target {target}" + (f" --sm {gpu.capability}" if target == "tensorrt-rtx" else " here"),
+        )
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split(".") if part.isdigit())
