@@ -200,8 +200,7 @@ def _graphs(
         files[stage] = graph_file(stage, target.name)
         own = f"weights.{target.name}.bin" if stage == "model" else f"weights.{stage}.{target.name}.bin"
         used |= {files[stage], *save_graph(lowered.model, writer.file(files[stage]), writer.file(own))}
-        kernels |= lowered.kernels
-        reasons |= lowered.reasons
+        _note(kernels, reasons, lowered.kernels, lowered.reasons)
     return kernels, reasons, files, used
 
 
@@ -233,8 +232,7 @@ def _engines(
         built = build_engine(target.name, stage, lowered, writer.file(files[stage]), shapes, builder, step=step)
         if built.cached:
             step(f"{target.name}: {stage}: cached")
-        kernels |= built.kernels
-        reasons |= built.reasons
+        _note(kernels, reasons, built.kernels, built.reasons)
     info = EngineInfo(
         library=LIBRARIES[target.name],
         version=library_version(target.name),
@@ -244,6 +242,16 @@ def _engines(
         request=request_key(manifest, target.name, options) if manifest.files else "",
     )
     return kernels, reasons, files, set(files.values()), info
+
+
+def _note(kernels: dict[str, str], reasons: dict[str, str], more: Mapping[str, str], refused: Mapping[str, str]) -> None:
+    """Add a stage's fusions: an attention that several stages compute counts as fused if it is in all of them."""
+    reasons |= refused
+    for site, kernel in more.items():
+        known = kernels.get(site, "").split(", ") if site in kernels else []
+        kernels[site] = ", ".join([*known, *([] if kernel in known else [kernel])])
+    for site in reasons:
+        kernels.pop(site, None)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,8 @@
 Every node either takes and gives half floats, or is an *island* and stays as it was; casts stand where the two meet, one per
 value. Islands are, whatever the precision, the reductions and transcendental functions that norms and softmaxes are written
 with, together with the arithmetic that takes their results directly (an epsilon of 1e-6 is no half float), arithmetic whose
-results become integers (buckets of positions), and what the caller asks to keep. Operators that compute in fp32 inside
+results become integers (buckets of positions), what decides a discrete choice before any attention (a quantizer's codes, where
+a rounding error is another code), and what the caller asks to keep. Operators that compute in fp32 inside
 (``LayerNormalization``, attention) take half floats.
 
 Constants beyond fp16's range are clamped to it, as ``torch.finfo(dtype).min`` is when the eager model runs in fp16; infinite
@@ -39,6 +40,7 @@ _DOMAINS = ("", DOMAIN, "com.microsoft")
 _WITHOUT_KERNEL = {"bf16": {"ConvTranspose"}}
 """Operators that TensorRT has no kernel for in a precision."""
 
+_CHOICES = {"ArgMax", "ArgMin"}
 _INDICES = "its results become integers"
 
 _FP32_INPUTS = {"Resize": {1, 2, 3}, "Upsample": {1}}
@@ -133,6 +135,10 @@ class _Caster:
                 found[node] = f"TensorRT has no kernel for {node.op_type} in this precision"
             elif node.op_type in _SENSITIVE and _gives_floats(node):
                 found[node] = f"{node.op_type} loses too much in half precision"
+        for choice in nodes:
+            if choice.op_type in _CHOICES and choice.domain == "":
+                for node in _deciding(choice):
+                    found.setdefault(node, f"an {choice.op_type} inside the model chooses by its results")
         for node in reversed(nodes):
             if node not in found and _makes_indices(node, found):
                 found[node] = _INDICES
@@ -230,6 +236,23 @@ def _constant(value: ir.Value) -> ir.TensorProtocol | None:
         return value.const_value
     producer = value.producer()
     return ir.convenience.get_const_tensor(value) if producer is not None and producer.op_type == "Constant" else None
+
+
+def _deciding(choice: ir.Node) -> set[ir.Node]:
+    """The nodes whose floats a discrete choice depends on; none where an attention is among them."""
+    seen: set[ir.Node] = set()
+    todo = [choice]
+    while todo:
+        node = todo.pop()
+        for value in node.inputs:
+            producer = None if value is None else value.producer()
+            if producer is None or producer in seen or producer.op_type == "Constant":
+                continue
+            if producer.domain == DOMAIN:
+                return set()
+            seen.add(producer)
+            todo.append(producer)
+    return {node for node in seen if _computes_floats(node)}
 
 
 def _makes_indices(node: ir.Node, found: Mapping[ir.Node, str]) -> bool:
