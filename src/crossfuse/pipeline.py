@@ -261,14 +261,14 @@ def verify(
 def _first_fault(path: str | Path, report: ParityReport, reference: ReferenceSet | None, step: Step) -> Fault | None:
     from crossfuse.assembly import assemble
     from crossfuse.build.files import load_graph
-    from crossfuse.verify.bisect import bisect, stage_candidates
+    from crossfuse.verify.bisect import bisect, stage_candidates, telling_point
 
     bundle = open_bundle(path)
     manifest = bundle.manifest
     fused = load_graph(bundle, manifest.fused_graph)
     stages = assemble(fused, manifest.context, manifest.dims, manifest.example, whole="model" in manifest.stages)
     kept = bundle.target(report.target).kept
-    point = (reference or load_reference(bundle.path / REFERENCE_FILE)).points[0]
+    point = telling_point(report, reference or load_reference(bundle.path / REFERENCE_FILE), manifest.shared_batch)
     return bisect(fused, stage_candidates(bundle, report.target, stages.graphs), point, report.precision, kept=kept, step=step)
 
 

@@ -28,10 +28,11 @@ from crossfuse.build.run import run_once
 from crossfuse.build.targets import lower, rehearsal, require_target
 from crossfuse.bundle.store import Bundle
 from crossfuse.graphs import MODULE, attention_nodes, clone, site_of
-from crossfuse.verify.parity import EAGER_MULTIPLE, FLOORS, judged_as, output_error
-from crossfuse.verify.reference import ReferencePoint
+from crossfuse.specs import CONTEXTS
+from crossfuse.verify.parity import EAGER_MULTIPLE, FLOORS, ParityReport, judged_as, output_error
+from crossfuse.verify.reference import ReferencePoint, ReferenceSet
 
-__all__ = ["Fault", "bisect", "stage_candidates"]
+__all__ = ["Fault", "bisect", "stage_candidates", "telling_point"]
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -142,6 +143,14 @@ def stage_candidates(bundle: Bundle, target: str, fused_stages: Mapping[str, ir.
     if entry.precision != "fp32":
         graphs = dict(half_stages(graphs, entry.precision, keep=entry.kept, half_frontier=True).graphs)
     return {stage: rehearsal(graph, known) for stage, graph in graphs.items()}
+
+
+def telling_point(report: ParityReport, reference: ReferenceSet, shared_batch: str | None) -> ReferencePoint:
+    """The first point where parity fails, among those with one query per context; the first of these where it holds."""
+    points = {
+        i: p for i, p in enumerate(reference.points) if shared_batch is None or p.sizes[shared_batch] == p.sizes[CONTEXTS]
+    }
+    return next((points[i] for i in report.failing if i in points), next(iter(points.values())))
 
 
 class _Runner:

@@ -64,7 +64,9 @@ class OutputParity:
 
 @dataclass(frozen=True)
 class ParityReport:
-    """A target against the eager model; ``fault`` where a bisection was asked for and found one."""
+    """A target against the eager model; ``fault`` where a bisection was asked for and found one, ``failing`` the positions
+    of the points where an output is beyond its tolerance.
+    """
 
     target: str
     executed_on: str
@@ -73,6 +75,7 @@ class ParityReport:
     points: tuple[Mapping[str, int], ...]
     outputs: Mapping[str, OutputParity]
     fault: Fault | None = None
+    failing: tuple[int, ...] = ()
 
     @property
     def passed(self) -> bool:
@@ -125,6 +128,7 @@ def compare(run: Runner, reference: ReferenceSet, *, target: str, executed_on: s
     judged = judged_as(precision)
     results = [run(point.inputs) for point in reference.points]
     outputs = {}
+    failing: set[int] = set()
     for name in reference.points[0].outputs:
         pairs = [(got[name], point.outputs[name], point) for got, point in zip(results, reference.points, strict=True)]
         errors = [output_error(got, truth) for got, truth, _ in pairs]
@@ -141,8 +145,9 @@ def compare(run: Runner, reference: ReferenceSet, *, target: str, executed_on: s
             worst_at=pairs[worst][2].sizes,
             finite=all(bool(np.isfinite(got).all()) for got, _, _ in pairs if got.dtype.kind == "f"),
         )
+        failing |= {i for i, error in enumerate(errors) if not error <= outputs[name].tolerance}
     points = tuple(point.sizes for point in reference.points)
-    return ParityReport(target, executed_on, precision, reference.dtype, points, outputs)
+    return ParityReport(target, executed_on, precision, reference.dtype, points, outputs, failing=tuple(sorted(failing)))
 
 
 def judged_as(precision: str) -> str:

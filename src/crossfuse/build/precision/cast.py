@@ -7,8 +7,8 @@ results become integers (buckets of positions), what decides a discrete choice b
 a rounding error is another code), and what the caller asks to keep. Operators that compute in fp32 inside
 (``LayerNormalization``, attention) take half floats.
 
-Constants beyond fp16's range are clamped to it, as ``torch.finfo(dtype).min`` is when the eager model runs in fp16; infinite
-ones stay infinite.
+Constants beyond the half type's range are clamped to it, as ``torch.finfo(dtype).min`` is when the eager model runs in that
+type; infinite ones stay infinite.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ from crossfuse.graphs import clone
 from crossfuse.operator.contract import DOMAIN
 
 __all__ = ["HALF_TYPES", "Cast", "cast_graph", "node_key"]
+
+_LARGEST = {ir.DataType.FLOAT16: 65504.0, ir.DataType.BFLOAT16: float.fromhex("0x1.fep127")}
 
 HALF_TYPES = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
 """Precision → ONNX type."""
@@ -223,9 +225,9 @@ class _Caster:
 def to_half(array: np.ndarray[Any, Any], dtype: ir.DataType) -> np.ndarray[Any, Any]:
     """Round to another float type; finite numbers beyond its range become its largest."""
     target = np.dtype(ml_dtypes.bfloat16) if dtype == ir.DataType.BFLOAT16 else dtype.numpy()
-    if dtype != ir.DataType.FLOAT16:
+    if dtype == ir.DataType.FLOAT:
         return array.astype(target)
-    limit = np.finfo(np.float16).max
+    limit = _LARGEST[dtype]
     clamped = np.where(np.isinf(array), array, np.clip(array, -limit, limit))
     return np.asarray(clamped, dtype=target)
 

@@ -33,6 +33,7 @@ def simulate(model: ir.Model, *, boundary: Iterable[str] = ()) -> ir.Model:
     model = clone(model)
     graph = model.graph
     stay = frozenset(boundary)
+    ends = [value.dtype for value in graph.outputs]
     for node in list(graph):
         _unconstant(graph, node)
     starts = [v for v in (*graph.inputs, *graph.initializers.values()) if v.dtype in _HALF]
@@ -52,8 +53,8 @@ def simulate(model: ir.Model, *, boundary: Iterable[str] = ()) -> ir.Model:
         if producer.op_type not in _EXACT and dtype is not None:
             _convert_uses(graph, value, [dtype, ir.DataType.FLOAT], nodes)
     for i, value in enumerate(graph.outputs):
-        if value.name in stay and value in half:
-            graph.outputs[i] = _end(graph, value, half[value])
+        if value.name in stay and ends[i] in _HALF and value.dtype not in _HALF:
+            graph.outputs[i] = _end(graph, value, ends[i])
     return model
 
 
