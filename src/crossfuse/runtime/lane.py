@@ -17,6 +17,7 @@ from crossfuse.errors import InputError
 from crossfuse.runtime.gpu import DeviceArray, item_size
 
 if TYPE_CHECKING:
+    import tensorrt as trt_types
     from numpy.typing import NDArray
 
 __all__ = ["MAX_GRAPHS", "Lane"]
@@ -36,13 +37,20 @@ class Lane:
         boundary: names of inputs and outputs.
     """
 
-    def __init__(self, trt: Any, engine: Any, config: Any, gpu: Any, boundary: tuple[tuple[str, ...], tuple[str, ...]]) -> None:
+    def __init__(
+        self, trt: Any, engine: trt_types.ICudaEngine, config: Any, gpu: Any, boundary: tuple[tuple[str, ...], tuple[str, ...]]
+    ) -> None:
         gpu.use()
         self.gpu = gpu
         self.engine = engine
         self.inputs, self.outputs = boundary
         self.stream = gpu.stream()
-        self.context = engine.create_execution_context() if config is None else engine.create_execution_context(config)
+        context = engine.create_execution_context() if config is None else engine.create_execution_context(config)
+        if context is None:
+            raise InputError(
+                "the engine has no room for another execution context", do="Use fewer lanes (SessionOptions.lanes)"
+            )
+        self.context: trt_types.IExecutionContext = context
         self.dtypes = {name: _dtype(trt, engine.get_tensor_dtype(name)) for name in (*self.inputs, *self.outputs)}
         self._buffers: dict[str, tuple[Any, int]] = {}
         self._profile = 0
@@ -119,7 +127,7 @@ class Lane:
             if not self.context.set_input_shape(name, shape):
                 raise InputError("the engine refused the shape of an input", where=name, got=shape)
         unknown = self.context.infer_shapes()
-        found = {name: tuple(self.context.get_tensor_shape(name)) for name in self.outputs}
+        found = {name: _sizes(self.context.get_tensor_shape(name)) for name in self.outputs}
         if unknown or any(size < 0 for shape in found.values() for size in shape):
             raise InputError("the shapes of the engine's outputs depend on values", got=", ".join(unknown) or str(found))
         return found
@@ -130,7 +138,7 @@ class Lane:
         for profile in sorted(range(count), key=lambda i: i != self._profile):
             if all(self._within(name, shape, profile) for name, shape in shapes.items()):
                 return int(profile)
-        ranges = {n: [tuple(s) for s in self.engine.get_tensor_profile_shape(n, 0)[::2]] for n in shapes}
+        ranges = {n: [_sizes(s) for s in self.engine.get_tensor_profile_shape(n, 0)[::2]] for n in shapes}
         raise InputError(
             "the inputs' shapes are outside the engine's profiles",
             got=dict(shapes),
@@ -140,7 +148,7 @@ class Lane:
 
     def _within(self, name: str, shape: tuple[int, ...], profile: int) -> bool:
         low, _, high = self.engine.get_tensor_profile_shape(name, profile)
-        return all(a <= size <= b for a, size, b in zip(tuple(low), shape, tuple(high), strict=True))
+        return all(a <= size <= b for a, size, b in zip(_sizes(low), shape, _sizes(high), strict=True))
 
     def _launch(self, addresses: Mapping[str, int], shapes: Mapping[str, tuple[int, ...]]) -> None:
         """Execute: directly at first, captured the second time, replayed from then on."""
@@ -163,6 +171,11 @@ class Lane:
             raise InputError(
                 "the engine could not be executed", do="Check the inputs' values (token ids within the vocabulary)"
             )
+
+
+def _sizes(dims: Any) -> tuple[int, ...]:
+    """TensorRT's ``Dims`` are a sequence, which its stubs don't say."""
+    return tuple(dims)
 
 
 def _dtype(trt: Any, kind: Any) -> str:

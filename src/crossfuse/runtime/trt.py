@@ -19,6 +19,7 @@ from crossfuse.runtime.lane import Lane
 from crossfuse.runtime.options import SessionOptions
 
 if TYPE_CHECKING:
+    import tensorrt as trt_types
     from numpy.typing import NDArray
 
 __all__ = ["RUNTIMES", "TrtStage", "check_version", "runtime_module"]
@@ -58,19 +59,20 @@ class TrtStage:
         _check_gpu(self.gpu, engine, target)
         self.provider = _NAMES[target]
         self.version = str(trt.__version__)
-        runtime = trt.Runtime(trt.Logger(trt.Logger.ERROR))
+        runtime: trt_types.Runtime = trt.Runtime(trt.Logger(trt.Logger.ERROR))
         if engine.lean:
             runtime.engine_host_code_allowed = True
         self._trt = trt
         self._runtime = runtime
-        self._engine = runtime.deserialize_cuda_engine(plan.read_bytes())
-        if self._engine is None:
+        engine_or_none: trt_types.ICudaEngine | None = runtime.deserialize_cuda_engine(plan.read_bytes())
+        if engine_or_none is None:
             raise BundleError(
                 f"{self.provider} {self.version} refuses the engine",
                 where=plan.name,
                 got=f"built by {engine.library} {engine.version}",
                 do="Build it again on this machine (crossfuse build)",
             )
+        self._engine = engine_or_none
         self._kernels = user_cache() / "kernels" / f"{plan.name}-{engine.request[:16] or plan.stat().st_size}.bin"
         self._config = self._runtime_config()
         names = [self._engine.get_tensor_name(i) for i in range(self._engine.num_io_tensors)]
@@ -129,7 +131,7 @@ class TrtStage:
         """TensorRT-RTX's: compiled kernels are kept beside the user's other caches; None for TensorRT."""
         if not hasattr(self._trt, "IRuntimeCache"):
             return None
-        config = self._engine.create_runtime_config()
+        config: Any = self._engine.create_runtime_config()
         cache = config.create_runtime_cache()
         if self._kernels.is_file():
             cache.deserialize(self._kernels.read_bytes())
