@@ -17,8 +17,8 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 
 
-def block(language: str) -> str:
-    match = re.search(rf"<!-- tested -->\n```{language}\n(.*?)```", README, re.DOTALL)
+def block(language: str, text: str = README) -> str:
+    match = re.search(rf"<!-- tested -->\n```{language}\n(.*?)```", text, re.DOTALL)
     assert match
     return match.group(1)
 
@@ -44,6 +44,15 @@ def test_commands(tmp_path: Path) -> None:
     for line in block("sh").splitlines():
         run(line.split(), tmp_path)
     assert (tmp_path / "outputs.npz").exists()
+
+
+def test_tensorrt_commands(tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed (pip install 'crossfuse[rtx]')")
+    printed = [run(line.split(), tmp_path) for line in block("sh", (ROOT / "docs" / "tensorrt.md").read_text()).splitlines()]
+    assert "cached" in printed[2].stderr
+    assert "6 fused in tensorrt-rtx" in printed[1].stdout
+    assert "6 fused in ort-cpu, 6 fused in tensorrt-rtx" in printed[-1].stdout
+    assert "profile batch=1:4:16, image_tokens" in printed[3].stdout
 
 
 @pytest.mark.parametrize("size", ["tiny", pytest.param("published", marks=pytest.mark.slow)])

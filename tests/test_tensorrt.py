@@ -321,6 +321,7 @@ def test_options_are_checked(bundle_copy: Path) -> None:
         ({"compute_capabilities": ["SM89"]}, "can't be read"),
         ({"compute_capabilities": ["8.9"], "precision": "int8"}, "can't be built in this precision"),
         ({"compute_capabilities": ["8.9"], "io_dtype": "bf16"}, "can't have this type"),
+        ({"compute_capabilities": ["8.9"], "lean": True}, "no lean runtime"),
         ({"compute_capabilities": ["8.9"], "profile_shapes": ["batch"]}, "profile shapes can't be read"),
         ({"compute_capabilities": ["8.9"], "profile_shapes": ["rows=2"]}, "unknown dimensions"),
         ({"compute_capabilities": ["8.9"], "profile_shapes": ["batch=4:2:8"]}, "out of order"),

@@ -16,6 +16,7 @@ from crossfuse.build.targets import IO_DTYPES, Target, require_precision, requir
 from crossfuse.bundle.manifest import EngineInfo, Manifest, TargetEntry
 from crossfuse.errors import InputError
 from crossfuse.runtime.engines import runs_here
+from crossfuse.runtime.gpu import Gpu
 from crossfuse.runtime.loading import open_session, with_dtypes
 from crossfuse.runtime.options import SessionOptions
 from crossfuse.verify.check import check_session
@@ -29,7 +30,10 @@ if TYPE_CHECKING:
     from crossfuse.build.precision.choose import Precise
     from crossfuse.bundle.writer import BundleWriter
 
-__all__ = ["BuildOptions", "add_target", "check_options", "request_key"]
+__all__ = ["WEIGHTS", "BuildOptions", "add_target", "check_options", "request_key"]
+
+WEIGHTS = "weights.bin"
+"""The file of the fused graph's weights, which the targets' graphs share."""
 
 _PRODUCERS = ("torch", "onnx", "onnxscript", "onnx-ir", "onnxruntime-gpu", "onnxruntime", "polygraphy")
 _CALIBRATION_POINTS = 3
@@ -72,6 +76,10 @@ def check_options(target: str, options: BuildOptions) -> BuildOptions:
         parse_profile(text)
     capabilities = check_capabilities(target, options.compute_capabilities)
     require_library(target)
+    if target == "tensorrt":
+        capabilities = (Gpu().capability,)
+    elif options.lean:
+        raise InputError("TensorRT-RTX has no lean runtime", do="Leave --lean out")
     return replace(options, compute_capabilities=capabilities)
 
 
@@ -79,8 +87,8 @@ def request_key(manifest: Manifest, target: str, options: BuildOptions) -> str:
     """A digest of all that a target's build depends on: the bundle's graph, weights and reference, options, versions."""
     from crossfuse.build.tensorrt.libraries import LIBRARIES, library_version
 
-    own = {file for entry in manifest.targets.values() for file in (*entry.files, *entry.stages.values())}
-    inputs = {name: entry.sha256 for name, entry in manifest.files.items() if name not in own or name == manifest.fused_graph}
+    given = (manifest.fused_graph, WEIGHTS, manifest.reference)
+    inputs = {name: entry.sha256 for name, entry in manifest.files.items() if name in given}
     about = {
         "files": inputs,
         "target": target,

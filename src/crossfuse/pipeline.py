@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from crossfuse.build.targets import require_target
-from crossfuse.building import BuildOptions, add_target, check_options, request_key
+from crossfuse.building import WEIGHTS, BuildOptions, add_target, check_options, request_key
 from crossfuse.bundle.manifest import Manifest, TargetEntry
 from crossfuse.bundle.store import Bundle, open_bundle
 from crossfuse.bundle.writer import write_bundle
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 __all__ = ["build", "export", "resolve", "verify"]
 
 FUSED_GRAPH = "fused.onnx"
-WEIGHTS = "weights.bin"
 
 Step = Callable[[str], None]
 

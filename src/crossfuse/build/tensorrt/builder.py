@@ -74,7 +74,7 @@ def _config(
         common["builder_optimization_level"] = options["optimization_level"]
     if options.get("lean"):
         common |= {"version_compatible": True, "exclude_lean_runtime": True}
-    if options["compute_capabilities"]:
+    if os.environ[LIBRARY_VARIABLE] == "tensorrt_rtx":
         from polygraphy.backend.tensorrt_rtx import CreateConfigRTX
 
         wanted = [tuple(map(int, c.split("."))) for c in options["compute_capabilities"]]

@@ -31,7 +31,7 @@ class BuilderOptions:
     """How engines are built.
 
     Args:
-        compute_capabilities: for TensorRT-RTX, the GPUs that the engine is for.
+        compute_capabilities: of the GPUs that the engine is for; with TensorRT, the one at hand.
         memory_limit: the builder's workspace, in bytes.
         optimization_level: the builder's, 0 to 5.
         lean: engines for the lean runtime, which other TensorRT versions of the same major can execute too.
