@@ -5,22 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from crossfuse.build.targets import IO_DTYPES, Target, require_precision, require_target
 from crossfuse.bundle.manifest import EngineInfo, Manifest, TargetEntry
 from crossfuse.errors import InputError
+from crossfuse.parity_check import ParityCheck
 from crossfuse.runtime.engines import runs_here
 from crossfuse.runtime.gpu import Gpu
-from crossfuse.runtime.loading import open_session, with_dtypes
-from crossfuse.runtime.options import SessionOptions
-from crossfuse.verify.check import check_session
-from crossfuse.verify.parity import ParityReport
 from crossfuse.verify.reference import ReferenceSet
 
 if TYPE_CHECKING:
@@ -132,7 +127,7 @@ def add_target(
     """
     known = require_target(target)
     precision = require_precision(options.precision, known)
-    checker = _Checker(manifest, stages, reference, precision)
+    checker = ParityCheck(stages, reference, precision)
     precise = _in_precision(model, stages, known, options, checker, step)
     step(f"{target}: lowering")
     if known.engine:
@@ -163,7 +158,7 @@ def add_target(
 
 
 def _in_precision(
-    model: ir.Model, stages: Stages, target: Target, options: BuildOptions, checker: _Checker, step: Step
+    model: ir.Model, stages: Stages, target: Target, options: BuildOptions, checker: ParityCheck, step: Step
 ) -> Precise:
     """The stages' graphs in the target's precision."""
     from crossfuse.build.precision.choose import Precise, half_stages, search_islands
@@ -260,64 +255,6 @@ def _note(kernels: dict[str, str], reasons: dict[str, str], more: Mapping[str, s
         kernels[site] = ", ".join([*known, *([] if kernel in known else [kernel])])
     for site in reasons:
         kernels.pop(site, None)
-
-
-@dataclass(frozen=True)
-class _Checker:
-    """Parity of a target that is being built."""
-
-    manifest: Manifest
-    stages: Stages
-    reference: ReferenceSet
-    precision: str
-
-    def executed(self, target: str, paths: Mapping[str, Path], precise: Precise, engine: EngineInfo | None) -> ParityReport:
-        """Of the artifact itself; an ONNX target that can't run here is executed by the CPU provider."""
-        options = SessionOptions(provider=None if runs_here(target) else "CPUExecutionProvider")
-        return self._check(target, paths, options, precise.boundary, engine)
-
-    def rehearsed(self, target: Target, precise: Precise) -> ParityReport:
-        """Of the graph that a CPU can execute in the target's place."""
-        from crossfuse.build.files import graph_file, save_graph
-        from crossfuse.build.targets import rehearsal
-
-        with tempfile.TemporaryDirectory() as folder:
-            paths = {}
-            for stage, graph in precise.graphs.items():
-                paths[stage] = Path(folder) / graph_file(stage, target.name)
-                save_graph(rehearsal(graph, target), paths[stage], paths[stage].with_suffix(".bin"))
-            report = self._check("ort-cpu", paths, SessionOptions(), {}, None)
-        return replace(report, target=target.name, executed_on=f"CPUExecutionProvider, {self.precision} simulated")
-
-    def passes(self, graphs: Mapping[str, ir.Model]) -> bool:
-        """Whether half graphs pass, executed as the CPU target."""
-        from crossfuse.build.precision.choose import Precise
-
-        try:
-            return self.rehearsed(require_target("ort-cpu"), Precise(graphs)).passed
-        except InputError:
-            return False
-
-    def _check(
-        self,
-        target: str,
-        paths: Mapping[str, Path],
-        options: SessionOptions,
-        boundary: Mapping[str, str],
-        engine: EngineInfo | None,
-    ) -> ParityReport:
-        stages = with_dtypes(self.stages.specs, boundary)
-        with open_session(
-            target,
-            stages,
-            self.stages.dims,
-            paths,
-            options,
-            shared_batch=self.stages.shared_batch,
-            decode=self.stages.decode,
-            engine=engine,
-        ) as session:
-            return check_session(session, self.reference, self.precision)
 
 
 def _producers() -> dict[str, str]:

@@ -8,13 +8,15 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from crossfuse.build.targets import require_target
+from crossfuse.build.targets import TARGETS, require_target
 from crossfuse.building import WEIGHTS, BuildOptions, add_target, check_options, request_key
 from crossfuse.bundle.manifest import Manifest, TargetEntry
 from crossfuse.bundle.store import Bundle, open_bundle
 from crossfuse.bundle.writer import write_bundle
 from crossfuse.errors import BundleError
+from crossfuse.parity_check import rehearse
 from crossfuse.resolving import describe, resolve
+from crossfuse.runtime.engines import runs_here
 from crossfuse.runtime.options import SessionOptions
 from crossfuse.specs import Dim
 from crossfuse.verify.check import verify_bundle
@@ -22,6 +24,9 @@ from crossfuse.verify.parity import ParityReport
 from crossfuse.verify.reference import REFERENCE_FILE, ReferenceSet, load_reference, save_reference
 
 if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from crossfuse.assembly import Stages
     from crossfuse.model_spec import ModelSpec
     from crossfuse.verify.bisect import Fault
 
@@ -178,9 +183,6 @@ def build(
     if _is_built(old, target, options):
         step(f"{target}: cached: the bundle holds this very build")
         return old
-    from crossfuse.assembly import assemble
-    from crossfuse.build.files import load_graph
-
     with write_bundle(path) as writer:
         step("checking the bundle")
         keep = {name for name, entry in old.manifest.targets.items() if name != target}
@@ -189,12 +191,8 @@ def build(
         writer.adopt(old, sorted(files), copied={WEIGHTS})
         manifest = replace(old.manifest, targets={name: old.manifest.targets[name] for name in keep})
         staged = Bundle(writer.folder, old.manifest)
-        model = load_graph(staged, old.manifest.fused_graph)
+        model, stages = _fused_stages(staged)
         reference = load_reference(writer.folder / REFERENCE_FILE)
-        decode = None if manifest.decode is None else manifest.decode.tokens
-        stages = assemble(
-            model, manifest.context, manifest.dims, manifest.example, whole="model" in manifest.stages, decode=decode
-        )
         manifest = add_target(writer, manifest, model, stages, target, reference, options, step=step)
         return writer.commit(manifest)
 
@@ -232,7 +230,8 @@ def verify(
 
     Args:
         path: the bundle.
-        target: where omitted, the best that runs here.
+        target: where omitted, the best that runs here. Of an engine that can't, the graph is executed by the CPU in its place;
+            the report's ``executed_on`` says so.
         source: recompute the reference from this model with ``seed``; where omitted, the results that the bundle carries
             are used, and neither PyTorch nor the model is needed.
         seed: of the fresh inputs.
@@ -252,23 +251,45 @@ def verify(
         arguments = {k: about[k] for k in ("size", "seed", "checkpoint", "task") if k in about}
         spec = _within(resolve(source, **arguments), opened)
         reference = eager_reference(spec, seed, step, shared_batch=opened.shared_batch)
-    step("running the target")
-    report = verify_bundle(path, target, options=options, reference=reference)
+    if target in TARGETS and TARGETS[target].engine and not runs_here(target):
+        report = _rehearse(path, target, reference, step)
+    else:
+        step("running the target")
+        report = verify_bundle(path, target, options=options, reference=reference)
     return replace(report, fault=_first_fault(path, report, reference, step)) if bisect else report
 
 
+def _rehearse(path: str | Path, target: str, reference: ReferenceSet | None, step: Step) -> ParityReport:
+    """Parity of an engine's graph, executed by a CPU in its place."""
+    bundle = open_bundle(path)
+    _, stages = _fused_stages(bundle)
+    step(f"{target} can't run here: executing its graph on the CPU")
+    return rehearse(bundle.manifest, target, stages, reference or load_reference(bundle.verified([REFERENCE_FILE])[0]))
+
+
 def _first_fault(path: str | Path, report: ParityReport, reference: ReferenceSet | None, step: Step) -> Fault | None:
-    from crossfuse.assembly import assemble
-    from crossfuse.build.files import load_graph
     from crossfuse.verify.bisect import bisect, stage_candidates, telling_point
 
     bundle = open_bundle(path)
-    manifest = bundle.manifest
-    fused = load_graph(bundle, manifest.fused_graph)
-    stages = assemble(fused, manifest.context, manifest.dims, manifest.example, whole="model" in manifest.stages)
+    fused, stages = _fused_stages(bundle)
     kept = bundle.target(report.target).kept
-    point = telling_point(report, reference or load_reference(bundle.path / REFERENCE_FILE), manifest.shared_batch)
-    return bisect(fused, stage_candidates(bundle, report.target, stages.graphs), point, report.precision, kept=kept, step=step)
+    references = reference or load_reference(bundle.verified([REFERENCE_FILE])[0])
+    point = telling_point(report, references, bundle.manifest.shared_batch)
+    candidates = stage_candidates(bundle, report.target, stages.graphs)
+    return bisect(fused, candidates, point, report.precision, kept=kept, step=step)
+
+
+def _fused_stages(bundle: Bundle) -> tuple[ir.Model, Stages]:
+    """A bundle's fused graph, and the stages that it was split into."""
+    from crossfuse.assembly import assemble
+    from crossfuse.build.files import load_graph
+
+    manifest = bundle.manifest
+    bundle.verified({manifest.fused_graph, WEIGHTS} & set(manifest.files))
+    model = load_graph(bundle, manifest.fused_graph)
+    decode = None if manifest.decode is None else manifest.decode.tokens
+    whole = "model" in manifest.stages
+    return model, assemble(model, manifest.context, manifest.dims, manifest.example, whole=whole, decode=decode)
 
 
 def _within(spec: ModelSpec, manifest: Manifest) -> ModelSpec:

@@ -93,7 +93,7 @@ def zero_empty_rows(emit: Emitter, site: Site, mask: ir.Value | None, output: ir
     zero = emit.constant(0, emit.dtype)
     found = has_keys(emit, mask, additive=additive)
     if dim_of(mask, 1) == 1 or site.rows_of_one_head:
-        rows = emit.op("Squeeze", found, emit.ints(1))
+        rows = emit.op("Reshape", found, emit.ints(0, -1, 1))
         return emit.op("Where", rows, output, zero)
     heads = emit.constant([0, 0, site.num_heads, -1], np.int64)
     split = emit.op("Reshape", output, heads)

@@ -95,7 +95,7 @@ class ParityReport:
                 f"target {self.target!r} does not compute what the eager model computes",
                 got="; ".join(failed),
                 expected=f"at most {worst:.3g}",
-                do="`crossfuse verify --bisect` says where a bundle's target begins to differ; a failed parity is never shipped",
+                do="`crossfuse verify --bisect` says where a bundle's target begins to differ; failed parity is not shipped",
             )
 
     def to_json(self) -> dict[str, Any]:

@@ -5,8 +5,10 @@ gets wrong, decides the form:
 
 - fp16 or bf16; static head sizes from 16 to 256. Others are padded with zeros, which changes neither scores nor outputs:
   queries, keys and values to one size, a multiple of 8.
-- Lengths, masks and causal kinds join in one bool mask: TensorRT drops ``nonpad_kv_seqlen`` without a word. An upper-left
-  causal kind alone stays an attribute. With a bias, the mask is additive, of the scores' type.
+- Lengths, masks, biases and causal kinds join in one additive mask of the scores' type, which goes straight into the fused
+  kernel. A bool mask would be scattered by eight kernels in front of every attention, one of them a copy from the host;
+  ``nonpad_kv_seqlen`` would be dropped without a word. An upper-left causal kind alone stays an attribute.
+- Masks are finite: a kernel that goes through the keys in blocks may meet a block without any, whose maximum would be −inf.
 - A tensor is an input of one attention only, and as queries or as keys and values (TensorRT-RTX 1.7 crashes otherwise): the
   next use gets a copy, from a maximum with −inf.
 - Rows without keys are set to 0 behind the kernel.
@@ -29,6 +31,8 @@ DECOMPOSABLE = "TRT_decomposable"
 
 _HALF = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 _SMALLEST, _LARGEST, _MULTIPLE = 16, 256, 8
+_LOWEST = -65504.0
+"""Added to the scores of keys that are not attended: the lowest fp16 number; in bf16 too, so that no multiple overflows."""
 
 
 def lower_tensorrt(model: ir.Model, *, executable: bool = False) -> Lowered:
@@ -81,9 +85,13 @@ class _Form:
         native_causal = site.causal != "none" and not site.folded and site.never_empty
         attend = emit.attended(site, skip_causal=native_causal)
         bias = None if site.bias is None else emit.fold_mask(site, site.bias)
-        mask = attend if bias is None else emit.additive(site, attend, bias)
         inputs = [query, key, value]
-        if mask is not None:
+        # −inf says which rows have keys; what the kernel adds is finite.
+        removed = attend if bias is None else emit.additive(site, attend, bias)
+        if removed is not None:
+            lowest = emit.constant(_LOWEST, emit.dtype)
+            zero = emit.constant(0, emit.dtype)
+            mask = emit.op("Where", removed, zero, lowest) if bias is None else emit.op("Max", removed, lowest)
             inputs.append(emit.with_full_rows(site, mask) if self.executable else mask)
         attributes: dict[str, int | float] = {
             "q_num_heads": site.num_heads,
@@ -98,8 +106,8 @@ class _Form:
             split = emit.op("Reshape", output, emit.ints(0, 0, site.num_heads, size))
             cut = emit.op("Slice", split, emit.ints(0), emit.ints(value_head), emit.ints(3))
             output = emit.op("Reshape", cut, emit.ints(0, 0, site.num_heads * value_head))
-        if mask is not None and not site.never_empty:
-            output = zero_empty_rows(emit, site, mask, output, additive=bias is not None)
+        if removed is not None and not site.never_empty:
+            output = zero_empty_rows(emit, site, removed, output, additive=bias is not None)
         return emit.unfold_output(site, output)
 
     def _own(self, emit: Emitter, value: ir.Value) -> ir.Value:
