@@ -117,7 +117,7 @@ BAD: dict[str, tuple[list[str], str]] = {
     "unknown zoo name": (["export", "klip", "-o", "out"], "unknown source: got 'klip'"),
     "unknown size": (["export", "clip", "-o", "out", "--size", "huge"], "unknown size"),
     "unknown target": (["export", "clip", "-o", "out", "--target", "tpu"], "unknown target: got 'tpu'"),
-    "unknown precision": (["export", "clip", "-o", "out", "--precision", "int3"], "precision can't be built"),
+    "unknown precision": (["export", "clip", "-o", "out", "--precision", "int3"], "can't be built in this precision"),
     "unwritable output": (["export", "clip", "-o", "/proc/none/out"], "can't be written"),
     "bad dynamic": (["export", "clip", "-o", "out", "--dynamic", "pixels"], "--dynamic can't be read"),
     "unknown dynamic input": (["export", "clip", "-o", "out", "--dynamic", "x:0=n"], "dynamic names an input"),

@@ -51,7 +51,7 @@ def test_tensorrt_commands(tmp_path: Path) -> None:
     printed = [run(line.split(), tmp_path) for line in block("sh", (ROOT / "docs" / "tensorrt.md").read_text()).splitlines()]
     assert "cached" in printed[2].stderr
     assert "6 fused in tensorrt-rtx" in printed[1].stdout
-    assert "6 fused in ort-cpu, 6 fused in tensorrt-rtx" in printed[-1].stdout
+    assert "6 fused in tensorrt-rtx, 6 fused in ort-cpu" in printed[-1].stdout
     assert "profile batch=1:4:16, image_tokens" in printed[3].stdout
 
 

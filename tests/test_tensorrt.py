@@ -216,6 +216,18 @@ def test_foreign_engines(name: str, tmp_path: Path) -> None:
         check_bundle(built, case.self_attentions + case.cross_attentions)
 
 
+def test_masks_are_additive_and_cost_no_scattering(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bool mask makes the builder put kernels of its own, and a copy from the host, in front of every attention."""
+    seen: list[dict[str, Any]] = []
+    work = engines._work
+    monkeypatch.setattr(engines, "_work", lambda *arguments: seen.append(work(*arguments)) or seen[-1])
+    case = Case(size=16, value_size=16, mask=True, mask_rows=False)
+    build_case(lower_tensorrt(cast_graph(case.model(), "fp16").model), tmp_path)
+    kernels = [layer["kernel"] for layer in seen[0]["layers"]]
+    assert "_gemm_mha_v2" in kernels
+    assert not [k for k in kernels if "Scat" in k or "copy_h2d" in k]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("sm", SMS)
 def test_one_gpu_at_a_time(sm: str, zoo_bundle: Callable[[str], Bundle], tmp_path: Path) -> None:
@@ -262,6 +274,14 @@ def test_a_changed_weight_misses(tmp_path: Path) -> None:
         crossfuse.export("cross_modal_attention", tmp_path / "bundle", size="tiny", seed=seed)
         crossfuse.build(tmp_path / "bundle", "tensorrt-rtx", compute_capabilities=["8.0"], step=said.append)
     assert not any("cached" in text for text in said)
+
+
+def test_engines_are_verified_by_their_graph_where_they_can_not_run(bundle_copy: Path) -> None:
+    crossfuse.build(bundle_copy, "tensorrt-rtx", compute_capabilities=["8.9"], precision="mixed")
+    report = crossfuse.verify(bundle_copy, "tensorrt-rtx", bisect=True)
+    assert report.passed
+    assert report.fault is None
+    assert report.executed_on == "CPUExecutionProvider, mixed simulated"
 
 
 def test_cache_rebuilds_a_damaged_entry_and_builds_once(tmp_path: Path) -> None:
@@ -344,6 +364,10 @@ def test_profiles() -> None:
     assert second == {"batch": (1, 4, 32), "text": (5, 5, 6)}
     shapes = input_shapes([TensorSpec("x", "int64", ("2*batch", "text + 1", 3))], second)
     assert shapes == {"x": ((2, 6, 3), (8, 6, 3), (64, 7, 3))}
+    split = {"batch": Dim("batch", 1, 64), "contexts": Dim("contexts", 1, 64)}
+    both = {"batch": 2, "contexts": 2}
+    followed = profile_sizes(split, both, [parse_profile(t) for t in ("batch=1", "batch=1:4:16", "batch=3")], "batch")
+    assert [profile["contexts"] for profile in followed] == [(1, 1, 1), (1, 2, 16), (1, 1, 3)]
     with pytest.raises(InputError, match="outside the dimension's range"):
         profile_sizes(dims, example, [parse_profile("text=1:5:10")])
 

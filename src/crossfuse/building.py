@@ -221,7 +221,9 @@ def _engines(
     from crossfuse.build.tensorrt.libraries import LIBRARIES, library_version
     from crossfuse.build.tensorrt.profiles import input_shapes, parse_profile, profile_sizes
 
-    profiles = profile_sizes(stages.dims, stages.example, [parse_profile(text) for text in options.profile_shapes])
+    profiles = profile_sizes(
+        stages.dims, stages.example, [parse_profile(text) for text in options.profile_shapes], stages.shared_batch
+    )
     builder = BuilderOptions(
         options.compute_capabilities, options.memory_limit, options.optimization_level, options.lean
     )  # fmt: skip

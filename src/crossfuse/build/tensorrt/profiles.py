@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 
 from crossfuse.errors import InputError
 from crossfuse.sizes import size_at
-from crossfuse.specs import Dim, TensorSpec
+from crossfuse.specs import CONTEXTS, Dim, TensorSpec
 
 __all__ = ["InputShapes", "ProfileSizes", "input_shapes", "parse_profile", "profile_sizes"]
 
@@ -39,12 +40,16 @@ def parse_profile(text: str) -> dict[str, tuple[int, ...]]:
 
 
 def profile_sizes(
-    dims: Mapping[str, Dim], example: Mapping[str, int], wanted: Sequence[Mapping[str, Sequence[int]]] = ()
+    dims: Mapping[str, Dim],
+    example: Mapping[str, int],
+    wanted: Sequence[Mapping[str, Sequence[int]]] = (),
+    shared_batch: str | None = None,
 ) -> list[dict[str, tuple[int, int, int]]]:
     """One profile per wanted one, or a single one over the whole ranges.
 
     A dimension that a profile leaves out takes its range, with the example's size as the typical one; without a maximum, it
-    goes up to four times the example's size, 8 at least. One size given means just this size.
+    goes up to four times the example's size, 8 at least. One size given means just this size. Contexts that are left out
+    follow the queries' batch, ``shared_batch``, which must be a multiple of them.
 
     Raises:
         InputError: an unknown dimension, or sizes outside its range or out of order.
@@ -55,7 +60,11 @@ def profile_sizes(
         if unknown:
             known = ", ".join(dims) or "none"
             raise InputError("a profile names unknown dimensions", got=", ".join(unknown), expected=known)
-        profiles.append({name: _sizes(dim, example.get(name, dim.min), given.get(name)) for name, dim in dims.items()})
+        sizes = {name: _sizes(dim, example.get(name, dim.min), given.get(name)) for name, dim in dims.items()}
+        if shared_batch is not None and CONTEXTS not in given:
+            _, typical, largest = sizes[shared_batch]
+            sizes[CONTEXTS] = (1, math.gcd(typical, example.get(CONTEXTS, 1)), largest)
+        profiles.append(sizes)
     return profiles
 
 
