@@ -197,6 +197,14 @@ def test_mixed_precision_mends_what_fp16_overflows(tmp_path: Path) -> None:
     asked = {node: why for node, why in entry.kept.items() if "fp16 ends at 65504" in why}
     # The four products that overflow, and the additions that carry the residual stream on.
     assert 4 <= len(asked) <= 16
+    # The stages share their half weights, too.
+    seen: dict[bytes, tuple[str, int]] = {}
+    for file in entry.stages.values():
+        for value in ir.load(bundle.path / file).graph.initializers.values():
+            tensor = value.const_value
+            if isinstance(tensor, ir.ExternalTensor):
+                place = (str(tensor.location), tensor.offset or 0)
+                assert seen.setdefault(tensor.tobytes() + str(tensor.dtype).encode(), place) == place
     trials = [text for text in said if text.startswith("mixed: trial")]
     assert len(trials) == 2
     assert crossfuse.build(bundle.path, "ort-cuda", precision="bf16").target("ort-cuda").parity["passed"]  # type: ignore[index]

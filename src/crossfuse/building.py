@@ -189,20 +189,21 @@ def _graphs(
     writer: BundleWriter, precise: Precise, target: Target
 ) -> tuple[dict[str, str], dict[str, str], dict[str, str], set[str]]:
     """Write the graphs of an ONNX target: kernels and reasons by site, file by stage, all files."""
-    from crossfuse.build.files import graph_file, save_graph
+    from crossfuse.build.files import Places, graph_file, save_graph
     from crossfuse.build.precision.simulate import simulate
 
     kernels: dict[str, str] = {}
     reasons: dict[str, str] = {}
     files: dict[str, str] = {}
     used: set[str] = set()
+    places: Places = {}
     for stage, graph in precise.graphs.items():
         if target.simulates:
             graph = simulate(graph, boundary=precise.boundary)
         lowered = target.lower(graph)
         files[stage] = graph_file(stage, target.name)
         own = f"weights.{target.name}.bin" if stage == "model" else f"weights.{stage}.{target.name}.bin"
-        used |= {files[stage], *save_graph(lowered.model, writer.file(files[stage]), writer.file(own))}
+        used |= {files[stage], *save_graph(lowered.model, writer.file(files[stage]), writer.file(own), places)}
         _note(kernels, reasons, lowered.kernels, lowered.reasons)
     return kernels, reasons, files, used
 

@@ -14,7 +14,7 @@ import onnx_ir as ir
 from crossfuse.bundle.store import Bundle, check_name
 from crossfuse.errors import BundleError
 
-__all__ = ["graph_file", "load_graph", "save_graph"]
+__all__ = ["Places", "graph_file", "load_graph", "save_graph"]
 
 _INLINE_LIMIT = 1024
 _ALIGNMENT = 64
@@ -25,17 +25,22 @@ def graph_file(stage: str, target: str) -> str:
     return f"{stage}.onnx" if target == "onnx" else f"{stage}.{target}.onnx"
 
 
-def save_graph(model: ir.Model, graph: Path, weights: Path) -> tuple[str, ...]:
+Places = dict[tuple[str, bytes], tuple[str, int, int]]
+"""Type and SHA-256 of a tensor → file, offset and size."""
+
+
+def save_graph(model: ir.Model, graph: Path, weights: Path, places: Places | None = None) -> tuple[str, ...]:
     """Write a graph beside its weights.
 
     Tensors of at least 1 KiB that are not in a file of this folder yet go to ``weights`` (equal ones once), which is not
-    created where there are none. The model's tensors then refer to the files.
+    created where there are none. The model's tensors then refer to the files. ``places`` remembers what was written, for
+    further graphs of the folder.
 
     Returns:
         names of the weight files that the graph needs.
     """
     used: set[str] = set()
-    places: dict[tuple[str, bytes], tuple[int, int]] = {}
+    places = {} if places is None else places
     offset, handle = 0, None
     try:
         for value in model.graph.initializers.values():
@@ -52,12 +57,12 @@ def save_graph(model: ir.Model, graph: Path, weights: Path) -> tuple[str, ...]:
             if key not in places:
                 handle = handle or weights.open("wb")
                 offset += handle.write(b"\0" * (-offset % _ALIGNMENT))
-                places[key] = (offset, len(data))
+                places[key] = (weights.name, offset, len(data))
                 offset += handle.write(data)
-            start, length = places[key]
-            used.add(weights.name)
+            file, start, length = places[key]
+            used.add(file)
             value.const_value = ir.ExternalTensor(
-                weights.name, start, length, tensor.dtype, shape=ir.Shape(tensor.shape.numpy()), name=value.name or "",
+                file, start, length, tensor.dtype, shape=ir.Shape(tensor.shape.numpy()), name=value.name or "",
                 base_dir=graph.parent,
             )  # fmt: skip
     finally:
