@@ -93,7 +93,7 @@ def test_public_surface() -> None:
     assert sorted(crossfuse.__all__) == [
         "Bundle", "BundleError", "CheckError", "CrossfuseError", "Dim", "FusionError", "InputError", "ModelSpec",
         "ParityError", "TensorSpec", "__version__", "build", "export", "fused_attention",
-        "huggingface_spec", "open_bundle", "runtime",
+        "huggingface_spec", "open_bundle", "profile", "runtime",
         "verify",
     ]  # fmt: skip
     for name in crossfuse.__all__:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from crossfuse.export.huggingface.source import huggingface_spec
     from crossfuse.model_spec import ModelSpec
     from crossfuse.operator.torch_op import fused_attention
-    from crossfuse.pipeline import build, export, verify
+    from crossfuse.pipeline import build, export, profile, verify
     from crossfuse.specs import Dim, TensorSpec
 
 __all__ = [
@@ -35,6 +35,7 @@ __all__ = [
     "fused_attention",
     "huggingface_spec",
     "open_bundle",
+    "profile",
     "runtime",
     "verify",
 ]
@@ -56,7 +57,7 @@ _HOMES = {
     "huggingface_spec": "export.huggingface.source",
     "open_bundle": "bundle.store",
 }
-_PACKAGES = ("build", "export", "runtime", "verify")
+_PACKAGES = ("build", "export", "profile", "runtime", "verify")
 
 
 def __getattr__(name: str) -> Any:

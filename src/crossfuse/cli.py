@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from crossfuse.cli_options import AllowUnfused, BundlePath, Capabilities, IoDtype, Json, Precision, Profiles, Provider, Threads
+from crossfuse.cli_profile import profile
 from crossfuse.errors import CrossfuseError, InputError
 
 __all__ = ["app", "main"]
@@ -241,6 +242,9 @@ def run(
 
     single = {k: v for k, v in results[0].items() if k != "input"} if len(results) == 1 else {"results": results}
     output.result({**used, **single}, render)
+
+
+app.command()(profile)
 
 
 @app.command()

@@ -6,7 +6,7 @@ import json
 import math
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,6 +17,8 @@ from rich.table import Table
 from crossfuse.bundle.manifest import Manifest, TargetEntry
 from crossfuse.bundle.store import Bundle
 from crossfuse.ledger import Ledger
+from crossfuse.profile.compare import Change
+from crossfuse.profile.report import LatencyReport
 from crossfuse.sizes import size_at
 from crossfuse.specs import CONTEXTS
 from crossfuse.verify.parity import ParityReport
@@ -121,6 +123,53 @@ class Output:
             self.line(f"{name}: engine of {engine.library} {engine.version} for compute capability {gpus}")
             for profile in engine.profiles:
                 self.line("  profile " + ", ".join(f"{dim}={':'.join(map(str, sizes))}" for dim, sizes in profile.items()))
+
+    def latency(self, report: LatencyReport) -> None:
+        """A latency report as a table."""
+        self.heading(f"Latency of {report.target} ({report.precision}) on {report.provider}")
+        table = Table()
+        for column in ("what", "sizes", "p50 ms", "95% interval", "p90", "p99", "ratio to crossfuse", "difference"):
+            table.add_column(column, justify="left" if column in ("what", "sizes") else "right")
+        first = report.rows[0].sizes
+        swept = [name for name in first if any(row.sizes[name] != first[name] for row in report.rows)]
+        fixed = ", ".join(f"{name}={size}" for name, size in first.items() if name not in swept)
+        if fixed:
+            self.line(f"at {fixed}")
+        for row in report.rows:
+            sizes = ", ".join(f"{name}={row.sizes[name]}" for name in swept)
+            summary = row.summary
+            if summary is None:
+                table.add_row(row.name, sizes, _escape(f"failed: {row.failure}"), style="red")
+                continue
+            flag = f" ({len(row.samples.unstable)} unstable rounds)" if row.samples and row.samples.unstable else ""
+            median = summary.median
+            cells = [f"{median.value * 1e3:.3g}{flag}", f"{median.low * 1e3:.3g} to {median.high * 1e3:.3g}"]
+            cells += [f"{value * 1e3:.3g}" for value in (summary.p90, summary.p99)]
+            cells.append("" if row.ratio is None else f"{row.ratio.value:.2f} ({row.ratio.low:.2f} to {row.ratio.high:.2f})")
+            cells.append("" if row.error is None else f"{row.error:.1e}")
+            table.add_row(row.name, sizes, *cells)
+        self.console.print(table)
+        if report.break_even is not None:
+            self.line(f"encoding a context once pays from {report.break_even:.1f} queries on")
+        cold = report.cold_start
+        if cold is not None:
+            self.line(
+                f"cold start: {cold.total * 1e3:.0f} ms (process {cold.process * 1e3:.0f}, import {cold.imports * 1e3:.0f}, "
+                f"load {cold.load * 1e3:.0f}, first result {cold.first_result * 1e3:.0f}), "
+                f"peak {cold.peak_bytes / 1e6:.0f} MB, median of {cold.runs} processes"
+            )
+
+    def changes(self, changes: Sequence[Change]) -> None:
+        """Changes between two reports as a table."""
+        table = Table()
+        for column in ("what", "sizes", "after / before", "95% interval", ""):
+            table.add_column(column)
+        for change in changes:
+            sizes = ", ".join(f"{name}={size}" for name, size in change.sizes.items())
+            ratio = change.ratio
+            verdict = "[bold red]slower[/]" if change.regressed else "no regression"
+            table.add_row(change.name, sizes, f"{ratio.value:.3f}", f"{ratio.low:.3f} to {ratio.high:.3f}", verdict)
+        self.console.print(table)
 
     def boundary(self, bundle: Bundle) -> None:
         """Inputs, outputs and files of a bundle."""

@@ -2,35 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from crossfuse.build.targets import TARGETS, require_target
+from crossfuse.build.targets import require_target
 from crossfuse.building import WEIGHTS, BuildOptions, add_target, check_options, request_key
 from crossfuse.bundle.manifest import Manifest, TargetEntry
 from crossfuse.bundle.store import Bundle, open_bundle
 from crossfuse.bundle.writer import write_bundle
-from crossfuse.errors import BundleError
-from crossfuse.parity_check import rehearse
+from crossfuse.errors import BundleError, InputError
 from crossfuse.resolving import describe, resolve
-from crossfuse.runtime.engines import runs_here
 from crossfuse.runtime.options import SessionOptions
-from crossfuse.specs import Dim
-from crossfuse.verify.check import verify_bundle
-from crossfuse.verify.parity import ParityReport
-from crossfuse.verify.reference import REFERENCE_FILE, ReferenceSet, load_reference, save_reference
+from crossfuse.verify.reference import REFERENCE_FILE, load_reference, save_reference
+from crossfuse.verifying import fused_stages, verify
 
 if TYPE_CHECKING:
-    import onnx_ir as ir
-
-    from crossfuse.assembly import Stages
     from crossfuse.model_spec import ModelSpec
-    from crossfuse.verify.bisect import Fault
+    from crossfuse.profile.report import LatencyReport
+    from crossfuse.profile.sampling import Plan
 
-__all__ = ["build", "export", "resolve", "verify"]
+__all__ = ["build", "export", "profile", "resolve", "verify"]
 
 FUSED_GRAPH = "fused.onnx"
 
@@ -191,7 +185,7 @@ def build(
         writer.adopt(old, sorted(files), copied={WEIGHTS})
         manifest = replace(old.manifest, targets={name: old.manifest.targets[name] for name in keep})
         staged = Bundle(writer.folder, old.manifest)
-        model, stages = _fused_stages(staged)
+        model, stages = fused_stages(staged)
         reference = load_reference(writer.folder / REFERENCE_FILE)
         manifest = add_target(writer, manifest, model, stages, target, reference, options, step=step)
         return writer.commit(manifest)
@@ -216,88 +210,56 @@ def _of_target(target: str, options: BuildOptions) -> BuildOptions:
     return replace(options, compute_capabilities=())
 
 
-def verify(
+def profile(
     path: str | Path,
     target: str | None = None,
     *,
+    against: Iterable[str] = (),
     source: ModelSpec | str | None = None,
-    seed: int = 1,
-    bisect: bool = False,
+    sweep: Mapping[str, Sequence[int]] | None = None,
+    plan: Plan | None = None,
     options: SessionOptions | None = None,
+    cold_starts: int = 5,
     step: Step = lambda _: None,
-) -> ParityReport:
-    """Check a bundle's target against the eager model's results.
+) -> LatencyReport:
+    """Measure a bundle's latency, with its rivals in the same rounds.
 
     Args:
         path: the bundle.
-        target: where omitted, the best that runs here. Of an engine that can't, the graph is executed by the CPU in its place;
-            the report's ``executed_on`` says so.
-        source: recompute the reference from this model with ``seed``; where omitted, the results that the bundle carries
-            are used, and neither PyTorch nor the model is needed.
-        seed: of the fresh inputs.
-        bisect: also find the first attention or module where the target leaves its tolerance; the report's ``fault``.
+        target: where omitted, the best that runs here.
+        against: ``eager``, ``compile``, ``onnx``; a rival that fails is a row with its reason.
+        source: the rivals' model, where it is not the zoo's or a checkpoint's that the bundle names.
+        sweep: dimension → sizes; all combinations are measured.
+        plan: how much is sampled.
         options: of the session.
+        cold_starts: how many fresh processes.
         step: told what begins, for progress.
 
     Raises:
         BundleError: no bundle, a damaged one, or one that can't run here.
+        InputError: an unknown rival or dimension.
     """
-    reference = None
-    if source is not None:
-        from crossfuse.verify.eager import eager_reference
+    from crossfuse.profile.rivals import RIVALS
+    from crossfuse.profile.run import profile_bundle
 
-        opened = open_bundle(path).manifest
-        about = opened.source
-        arguments = {k: about[k] for k in ("size", "seed", "checkpoint", "task") if k in about}
-        spec = _within(resolve(source, **arguments), opened)
-        reference = eager_reference(spec, seed, step, shared_batch=opened.shared_batch)
-    if target in TARGETS and TARGETS[target].engine and not runs_here(target):
-        report = _rehearse(path, target, reference, step)
-    else:
-        step("running the target")
-        report = verify_bundle(path, target, options=options, reference=reference)
-    return replace(report, fault=_first_fault(path, report, reference, step)) if bisect else report
-
-
-def _rehearse(path: str | Path, target: str, reference: ReferenceSet | None, step: Step) -> ParityReport:
-    """Parity of an engine's graph, executed by a CPU in its place."""
-    bundle = open_bundle(path)
-    _, stages = _fused_stages(bundle)
-    step(f"{target} can't run here: executing its graph on the CPU")
-    return rehearse(bundle.manifest, target, stages, reference or load_reference(bundle.verified([REFERENCE_FILE])[0]))
-
-
-def _first_fault(path: str | Path, report: ParityReport, reference: ReferenceSet | None, step: Step) -> Fault | None:
-    from crossfuse.verify.bisect import bisect, stage_candidates, telling_point
-
-    bundle = open_bundle(path)
-    fused, stages = _fused_stages(bundle)
-    kept = bundle.target(report.target).kept
-    references = reference or load_reference(bundle.verified([REFERENCE_FILE])[0])
-    point = telling_point(report, references, bundle.manifest.shared_batch)
-    candidates = stage_candidates(bundle, report.target, stages.graphs)
-    return bisect(fused, candidates, point, report.precision, kept=kept, step=step)
-
-
-def _fused_stages(bundle: Bundle) -> tuple[ir.Model, Stages]:
-    """A bundle's fused graph, and the stages that it was split into."""
-    from crossfuse.assembly import assemble
-    from crossfuse.build.files import load_graph
-
-    manifest = bundle.manifest
-    bundle.verified({manifest.fused_graph, WEIGHTS} & set(manifest.files))
-    model = load_graph(bundle, manifest.fused_graph)
-    decode = None if manifest.decode is None else manifest.decode.tokens
-    whole = "model" in manifest.stages
-    return model, assemble(model, manifest.context, manifest.dims, manifest.example, whole=whole, decode=decode)
-
-
-def _within(spec: ModelSpec, manifest: Manifest) -> ModelSpec:
-    """The spec with the ranges of dynamic dimensions that the bundle was exported with."""
-    axes: dict[str, dict[int, str | Dim]] = {
-        name: {axis: manifest.dims.get(dim, dim) for axis, dim in axes.items()} for name, axes in spec.axes.items()
-    }
-    return replace(spec, dynamic=axes)
+    names = list(dict.fromkeys(against))
+    for name in names:
+        if name not in RIVALS:
+            raise InputError("there is no such rival", got=repr(name), expected=", ".join(RIVALS))
+    about = open_bundle(path).manifest.source
+    arguments = {k: about[k] for k in ("size", "seed", "checkpoint", "task") if k in about}
+    named = source or (about["name"] if about.get("kind") in ("zoo", "huggingface") else None)
+    return profile_bundle(
+        path,
+        target,
+        against=names,
+        spec=None if named is None else lambda: resolve(named, **arguments),
+        sweep=sweep,
+        plan=plan,
+        options=options,
+        cold_starts=cold_starts,
+        step=step,
+    )
 
 
 def _files_of(entry: TargetEntry) -> set[str]:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from crossfuse.operator.contract import check_shapes
 
-__all__ = ["OP_NAME", "fused_attention"]
+__all__ = ["OP_NAME", "compute", "fused_attention"]
 
 OP_NAME = "crossfuse::fused_attention"
 
@@ -94,7 +94,7 @@ def _fused_attention(
         kv_num_heads=kv_num_heads,
         causal=causal,
     )
-    return _compute(
+    return compute(
         query,
         key,
         value,
@@ -125,18 +125,18 @@ def _fake(
     return query.new_empty(query.shape[0], query.shape[1], value.shape[2] // kv_num_heads * num_heads)
 
 
-def _compute(
+def compute(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    mask: Tensor | None,
-    bias: Tensor | None,
-    key_lengths: Tensor | None,
+    mask: Tensor | None = None,
+    bias: Tensor | None = None,
+    key_lengths: Tensor | None = None,
     *,
     num_heads: int,
     kv_num_heads: int,
     scale: float,
-    causal: str,
+    causal: str = "none",
 ) -> Tensor:
     """The differentiable implementation: fan-out folded into the query length, every mask in one additive or bool mask."""
     batch, length, _ = query.shape
@@ -209,7 +209,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     wanted = [i for i in (0, 1, 2, 4) if i < passed and ctx.needs_input_grad[i]]
     with torch.enable_grad():
         again = [t.detach().requires_grad_(i in wanted) if t is not None else None for i, t in enumerate(saved)]
-        out = _compute(*again, **ctx.attributes)  # type: ignore[arg-type]
+        out = compute(*again, **ctx.attributes)  # type: ignore[arg-type]
         leaves = [t for i in wanted if (t := again[i]) is not None]
         grads = torch.autograd.grad(out, leaves, grad)
     result: list[Tensor | None] = [None] * passed

@@ -1,0 +1,67 @@
+"""The command ``crossfuse profile``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from crossfuse.cli_options import Json, Provider, Threads
+from crossfuse.errors import InputError
+
+__all__ = ["profile"]
+
+
+def profile(
+    bundle: Annotated[Path | None, typer.Argument(metavar="BUNDLE", help="A bundle's folder.")] = None,
+    target: Annotated[str | None, typer.Option("--target", help="Where omitted, the best that runs here.")] = None,
+    against: Annotated[str, typer.Option("--against", metavar="RIVAL,…", help="eager, compile, onnx.")] = "",
+    source: Annotated[str | None, typer.Option("--source", help="The rivals' model, where the bundle doesn't name it.")] = None,
+    sweep: Annotated[
+        list[str] | None, typer.Option("--sweep", metavar="DIM=SIZE,…", help="Sizes of a dimension to measure at; repeat.")
+    ] = None,
+    rounds: Annotated[int, typer.Option("--rounds", min=3, help="Rounds of samples.")] = 12,
+    seconds: Annotated[float, typer.Option("--seconds", min=0.001, help="Of each callable in each round.")] = 0.3,
+    cold_starts: Annotated[int, typer.Option("--cold-starts", min=0, help="Fresh processes to start.")] = 5,
+    compare: Annotated[
+        tuple[Path, Path] | None, typer.Option("--compare", metavar="BEFORE AFTER", help="Two reports, instead of a bundle.")
+    ] = None,
+    threshold: Annotated[float, typer.Option("--threshold", min=0, help="How much slower is a regression.")] = 0.05,
+    provider: Provider = None,
+    threads: Threads = None,
+    out: Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE.json", help="Write the report's JSON.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Measure latency, against rivals in the same rounds; or compare two reports for regressions."""
+    from crossfuse import pipeline
+    from crossfuse.console import Output
+    from crossfuse.profile.compare import compare_reports
+    from crossfuse.profile.inputs import parse_sweep
+    from crossfuse.profile.sampling import Plan
+    from crossfuse.runtime.options import SessionOptions
+
+    output = Output(as_json=as_json)
+    if compare is not None:
+        changes = compare_reports(*compare, threshold)
+        output.result([change.to_json() for change in changes], lambda: output.changes(changes))
+        raise typer.Exit(int(any(change.regressed for change in changes)))
+    if bundle is None:
+        raise InputError("what to profile is not given", expected="BUNDLE, or --compare BEFORE AFTER")
+    with output.progress() as step:
+        report = pipeline.profile(
+            bundle,
+            target,
+            against=[name for name in against.split(",") if name],
+            source=source,
+            sweep=parse_sweep(sweep or []),
+            plan=Plan(rounds=rounds, seconds=seconds),
+            options=SessionOptions(threads=threads, provider=provider),
+            cold_starts=cold_starts,
+            step=step,
+        )
+    data = report.to_json()
+    if out is not None:
+        out.write_text(json.dumps(data, allow_nan=False))
+    output.result(data, lambda: output.latency(report))

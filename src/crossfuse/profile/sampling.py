@@ -1,0 +1,128 @@
+"""Latency samples of several callables, interleaved round by round, so that drift of the machine hits all alike.
+
+Every sample is kept. A round whose median is far from the other rounds' is unstable: more rounds are run, and it stays
+flagged; nothing is dropped.
+"""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+__all__ = ["Plan", "Samples", "sample", "warm_up"]
+
+Call = Callable[[], object]
+Clock = Callable[[], int]
+
+_STEADY = 0.05
+_FAR = 0.10
+_DEVIATIONS = 5.0
+_MAD_OF_SIGMA = 1.4826
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much is sampled.
+
+    Args:
+        rounds: at least; unstable ones are made up for by up to half as many again.
+        seconds: of each callable in each round.
+        calls: of each callable in each round, at least.
+        warm_up_seconds: the longest that a callable is warmed up.
+    """
+
+    rounds: int = 12
+    seconds: float = 0.3
+    calls: int = 3
+    warm_up_seconds: float = 5.0
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Nanoseconds by round; ``unstable`` numbers the rounds that stick out."""
+
+    rounds: tuple[tuple[int, ...], ...]
+    unstable: tuple[int, ...] = ()
+
+
+def sample(
+    calls: Mapping[str, Call],
+    plan: Plan | None = None,
+    *,
+    clock: Clock = time.perf_counter_ns,
+    step: Callable[[str], None] = lambda _: None,
+) -> dict[str, Samples]:
+    """Warm up, then sample every callable in every round, each round beginning with another one."""
+    plan = plan or Plan()
+    names = list(calls)
+    for name in names:
+        step(f"warming up {name}")
+        warm_up(calls[name], plan, clock)
+    taken: dict[str, list[tuple[int, ...]]] = {name: [] for name in names}
+    wanted, most = plan.rounds, plan.rounds + plan.rounds // 2
+    done = 0
+    while done < wanted:
+        step(f"round {done + 1} of {wanted}")
+        for i in range(len(names)):
+            name = names[(done + i) % len(names)]
+            with _no_collection():
+                taken[name].append(_window(calls[name], plan, clock))
+        done += 1
+        if done == wanted:
+            wanted = min(most, plan.rounds + max((len(unstable_rounds(taken[name])) for name in names), default=0))
+    return {name: Samples(tuple(rounds), unstable_rounds(rounds)) for name, rounds in taken.items()}
+
+
+def warm_up(call: Call, plan: Plan, clock: Clock = time.perf_counter_ns) -> int:
+    """Call until two windows in a row have medians within 5%, or time is up; how many calls it took."""
+    deadline = clock() + int(plan.warm_up_seconds * 1e9)
+    before, count = 0.0, 0
+    while True:
+        window = _window(call, plan, clock)
+        count += len(window)
+        median = statistics.median(window)
+        if before and abs(median - before) <= _STEADY * before:
+            return count
+        if clock() >= deadline:
+            return count
+        before = median
+
+
+def unstable_rounds(rounds: list[tuple[int, ...]]) -> tuple[int, ...]:
+    """Rounds whose medians are far from the middle: by 10%, and by five times the usual deviation."""
+    if len(rounds) < 3:
+        return ()
+    medians = [statistics.median(r) for r in rounds]
+    middle = statistics.median(medians)
+    usual = _MAD_OF_SIGMA * statistics.median(abs(m - middle) for m in medians)
+    limit = max(_FAR * middle, _DEVIATIONS * usual)
+    return tuple(i for i, m in enumerate(medians) if abs(m - middle) > limit)
+
+
+def _window(call: Call, plan: Plan, clock: Clock) -> tuple[int, ...]:
+    taken: list[int] = []
+    end = clock() + int(plan.seconds * 1e9)
+    before = clock()
+    while before < end or len(taken) < plan.calls:
+        call()
+        now = clock()
+        taken.append(now - before)
+        before = now
+    return tuple(taken)
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Python's garbage collector runs between windows, not in them."""
+    gc.collect()
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
