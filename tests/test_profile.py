@@ -19,7 +19,7 @@ from crossfuse.profile.inputs import inputs_at, parse_sweep, sweep_points
 from crossfuse.profile.load import closed_loop, open_loop
 from crossfuse.profile.report import Row
 from crossfuse.profile.sampling import Plan, Samples, sample, warm_up
-from crossfuse.profile.statistics import ratio_of_medians, summarize
+from crossfuse.profile.statistics import paired_ratio, summarize
 from crossfuse.specs import CONTEXTS, Dim, TensorSpec
 
 
@@ -75,7 +75,7 @@ def test_drift_hits_all_and_cancels_in_the_ratio() -> None:
         return call
 
     taken = sample({"a": work(0.01), "b": work(0.02)}, Plan(rounds=20, seconds=1.0), clock=clock)
-    ratio = ratio_of_medians(taken["b"].rounds, taken["a"].rounds)
+    ratio = paired_ratio(taken["b"].rounds, taken["a"].rounds)
     assert ratio.value == pytest.approx(2.0, rel=0.02)
     assert ratio.low > 1.5
     assert ratio.high < 2.5

@@ -17,7 +17,12 @@ __all__ = ["profile"]
 def profile(
     bundle: Annotated[Path | None, typer.Argument(metavar="BUNDLE", help="A bundle's folder.")] = None,
     target: Annotated[str | None, typer.Option("--target", help="Where omitted, the best that runs here.")] = None,
-    against: Annotated[str, typer.Option("--against", metavar="RIVAL,…", help="eager, compile, onnx.")] = "",
+    against: Annotated[
+        str,
+        typer.Option(
+            "--against", metavar="RIVAL,…", help="Any of eager, compile, onnx, hf, openvino; on GPUs eager-fp16, tensorrt."
+        ),
+    ] = "",
     source: Annotated[str | None, typer.Option("--source", help="The rivals' model, where the bundle doesn't name it.")] = None,
     sweep: Annotated[
         list[str] | None, typer.Option("--sweep", metavar="DIM=SIZE,…", help="Sizes of a dimension to measure at; repeat.")
@@ -25,6 +30,10 @@ def profile(
     rounds: Annotated[int, typer.Option("--rounds", min=3, help="Rounds of samples.")] = 12,
     seconds: Annotated[float, typer.Option("--seconds", min=0.001, help="Of each callable in each round.")] = 0.3,
     cold_starts: Annotated[int, typer.Option("--cold-starts", min=0, help="Fresh processes to start.")] = 5,
+    callers: Annotated[str, typer.Option("--callers", metavar="N,…", help="Also with N callers at once.")] = "",
+    rates: Annotated[str, typer.Option("--rates", metavar="R,…", help="Also with R arrivals per second, at random.")] = "",
+    load_seconds: Annotated[float, typer.Option("--load-seconds", min=0.01, help="How long each load lasts.")] = 5.0,
+    trace: Annotated[bool, typer.Option("--trace/--no-trace", help="Tell where the time goes.")] = True,
     compare: Annotated[
         tuple[Path, Path] | None, typer.Option("--compare", metavar="BEFORE AFTER", help="Two reports, instead of a bundle.")
     ] = None,
@@ -32,12 +41,14 @@ def profile(
     provider: Provider = None,
     threads: Threads = None,
     out: Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE.json", help="Write the report's JSON.")] = None,
+    html: Annotated[Path | None, typer.Option("--html", metavar="FILE.html", help="Write the report as a page.")] = None,
     as_json: Json = False,
 ) -> None:
     """Measure latency, against rivals in the same rounds; or compare two reports for regressions."""
     from crossfuse import pipeline
     from crossfuse.console import Output
     from crossfuse.profile.compare import compare_reports
+    from crossfuse.profile.html import render
     from crossfuse.profile.inputs import parse_sweep
     from crossfuse.profile.sampling import Plan
     from crossfuse.runtime.options import SessionOptions
@@ -58,10 +69,26 @@ def profile(
             sweep=parse_sweep(sweep or []),
             plan=Plan(rounds=rounds, seconds=seconds),
             options=SessionOptions(threads=threads, provider=provider),
+            callers=[int(number) for number in _numbers(callers, "--callers")],
+            rates=_numbers(rates, "--rates"),
+            load_seconds=load_seconds,
             cold_starts=cold_starts,
+            trace=trace,
             step=step,
         )
     data = report.to_json()
     if out is not None:
         out.write_text(json.dumps(data, allow_nan=False))
+    if html is not None:
+        html.write_text(render(report), encoding="utf-8")
     output.result(data, lambda: output.latency(report))
+
+
+def _numbers(text: str, where: str) -> list[float]:
+    try:
+        numbers = [float(number) for number in text.split(",") if number]
+    except ValueError:
+        numbers = [0.0]
+    if any(number <= 0 for number in numbers):
+        raise InputError("a list of numbers can't be read", where=where, got=repr(text), expected="positive numbers: 1,4")
+    return numbers

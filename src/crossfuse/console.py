@@ -17,8 +17,11 @@ from rich.table import Table
 from crossfuse.bundle.manifest import Manifest, TargetEntry
 from crossfuse.bundle.store import Bundle
 from crossfuse.ledger import Ledger
+from crossfuse.profile.attribution import group
 from crossfuse.profile.compare import Change
 from crossfuse.profile.report import LatencyReport
+from crossfuse.profile.roofline import attained
+from crossfuse.profile.words import milliseconds, sizes_text
 from crossfuse.sizes import size_at
 from crossfuse.specs import CONTEXTS
 from crossfuse.verify.parity import ParityReport
@@ -125,38 +128,54 @@ class Output:
                 self.line("  profile " + ", ".join(f"{dim}={':'.join(map(str, sizes))}" for dim, sizes in profile.items()))
 
     def latency(self, report: LatencyReport) -> None:
-        """A latency report as a table."""
+        """A latency report: a table of rows, and lines for the rest."""
         self.heading(f"Latency of {report.target} ({report.precision}) on {report.provider}")
         table = Table()
-        for column in ("what", "sizes", "p50 ms", "95% interval", "p90", "p99", "ratio to crossfuse", "difference"):
-            table.add_column(column, justify="left" if column in ("what", "sizes") else "right")
-        first = report.rows[0].sizes
-        swept = [name for name in first if any(row.sizes[name] != first[name] for row in report.rows)]
-        fixed = ", ".join(f"{name}={size}" for name, size in first.items() if name not in swept)
-        if fixed:
-            self.line(f"at {fixed}")
-        for row in report.rows:
-            sizes = ", ".join(f"{name}={row.sizes[name]}" for name in swept)
-            summary = row.summary
-            if summary is None:
-                table.add_row(row.name, sizes, _escape(f"failed: {row.failure}"), style="red")
-                continue
-            flag = f" ({len(row.samples.unstable)} unstable rounds)" if row.samples and row.samples.unstable else ""
-            median = summary.median
-            cells = [f"{median.value * 1e3:.3g}{flag}", f"{median.low * 1e3:.3g} to {median.high * 1e3:.3g}"]
-            cells += [f"{value * 1e3:.3g}" for value in (summary.p90, summary.p99)]
-            cells.append("" if row.ratio is None else f"{row.ratio.value:.2f} ({row.ratio.low:.2f} to {row.ratio.high:.2f})")
-            cells.append("" if row.error is None else f"{row.error:.1e}")
-            table.add_row(row.name, sizes, *cells)
+        for column in ("at", "what", "p50", "95% interval", "p90", "p99", "× crossfuse", "95% interval", "difference"):
+            table.add_column(column, justify="left" if column in ("at", "what") else "right", no_wrap=column != "at")
+        for point in report.points:
+            for i, row in enumerate(report.at(point)):
+                where = sizes_text(point) if i == 0 else ""
+                summary = row.summary
+                if summary is None:
+                    table.add_row(where, row.name, "[red]failed[/]")
+                    continue
+                cells = [f"{milliseconds(summary.median.value)}{' *' if row.samples and row.samples.unstable else ''}"]
+                cells.append(f"{milliseconds(summary.median.low)} to {milliseconds(summary.median.high)}")
+                cells += [milliseconds(value) for value in (summary.p90, summary.p99)]
+                ratio = row.ratio
+                cells += ["", ""] if ratio is None else [f"{ratio.value:.2f}", f"{ratio.low:.2f} to {ratio.high:.2f}"]
+                cells.append("" if row.error is None else f"{row.error:.1e}")
+                table.add_row(where, row.name, *cells)
+            table.add_section()
         self.console.print(table)
+        if any(row.samples and row.samples.unstable for row in report.rows):
+            self.line("* some rounds were unstable; more were run, and none was dropped")
+        for row in report.rows:
+            if row.failure is not None:
+                self.warning(f"{row.name} at {sizes_text(row.sizes)} did not run: {row.failure}")
+        for stage in report.stages:
+            shares = [(kind, sum(n.seconds for n in nodes) / stage.seconds) for kind, nodes in group(stage.nodes, "kind")]
+            text = ", ".join(f"{kind} {share:.0%}" for kind, share in shares if share >= 0.01)
+            roof = "" if report.limits is None else f"; {attained(stage.nodes, report.limits).fraction:.0%} of the roofline"
+            self.line(f"{stage.stage}: {milliseconds(stage.seconds)}, of it {text}{roof}")
+        for result in report.load:
+            what = f"{result.level:g} callers" if result.kind == "closed" else f"{result.level:g} arrivals per second"
+            median, last = (milliseconds(result.percentile(q)) for q in (0.5, 0.99))
+            self.line(f"{what}: {result.throughput:.3g} answers per second, p50 {median}, p99 {last}")
         if report.break_even is not None:
             self.line(f"encoding a context once pays from {report.break_even:.1f} queries on")
         cold = report.cold_start
         if cold is not None:
+            phases = (
+                ("process", cold.process),
+                ("import", cold.imports),
+                ("load", cold.load),
+                ("first result", cold.first_result),
+            )
             self.line(
-                f"cold start: {cold.total * 1e3:.0f} ms (process {cold.process * 1e3:.0f}, import {cold.imports * 1e3:.0f}, "
-                f"load {cold.load * 1e3:.0f}, first result {cold.first_result * 1e3:.0f}), "
-                f"peak {cold.peak_bytes / 1e6:.0f} MB, median of {cold.runs} processes"
+                f"cold start: {milliseconds(cold.total)} ({', '.join(f'{name} {milliseconds(s)}' for name, s in phases)}), "
+                f"peak {cold.peak_bytes / 1e6:.0f} MB, medians of {cold.runs} processes"
             )
 
     def changes(self, changes: Sequence[Change]) -> None:

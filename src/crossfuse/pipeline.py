@@ -218,8 +218,12 @@ def profile(
     source: ModelSpec | str | None = None,
     sweep: Mapping[str, Sequence[int]] | None = None,
     plan: Plan | None = None,
-    options: SessionOptions | None = None,
+    callers: Sequence[int] = (),
+    rates: Sequence[float] = (),
+    load_seconds: float = 5.0,
     cold_starts: int = 5,
+    trace: bool = True,
+    options: SessionOptions | None = None,
     step: Step = lambda _: None,
 ) -> LatencyReport:
     """Measure a bundle's latency, with its rivals in the same rounds.
@@ -227,12 +231,17 @@ def profile(
     Args:
         path: the bundle.
         target: where omitted, the best that runs here.
-        against: ``eager``, ``compile``, ``onnx``; a rival that fails is a row with its reason.
+        against: of ``eager``, ``compile``, ``onnx``, ``hf``, ``openvino``, and on GPUs ``eager-fp16`` and ``tensorrt``; a rival
+            that fails is a row with its reason.
         source: the rivals' model, where it is not the zoo's or a checkpoint's that the bundle names.
         sweep: dimension → sizes; all combinations are measured.
         plan: how much is sampled.
-        options: of the session.
+        callers: closed loops of so many callers at once.
+        rates: open loops of so many arrivals per second.
+        load_seconds: how long each loop lasts.
         cold_starts: how many fresh processes.
+        trace: tell where the time goes, by the engine's profiler, and what the machine attains; on ONNX Runtime.
+        options: of the session.
         step: told what begins, for progress.
 
     Raises:
@@ -240,7 +249,8 @@ def profile(
         InputError: an unknown rival or dimension.
     """
     from crossfuse.profile.rivals import RIVALS
-    from crossfuse.profile.run import profile_bundle
+    from crossfuse.profile.run import Wanted, profile_bundle
+    from crossfuse.profile.sampling import Plan
 
     names = list(dict.fromkeys(against))
     for name in names:
@@ -249,17 +259,9 @@ def profile(
     about = open_bundle(path).manifest.source
     arguments = {k: about[k] for k in ("size", "seed", "checkpoint", "task") if k in about}
     named = source or (about["name"] if about.get("kind") in ("zoo", "huggingface") else None)
-    return profile_bundle(
-        path,
-        target,
-        against=names,
-        spec=None if named is None else lambda: resolve(named, **arguments),
-        sweep=sweep,
-        plan=plan,
-        options=options,
-        cold_starts=cold_starts,
-        step=step,
-    )
+    wanted = Wanted(names, sweep or {}, plan or Plan(), callers, rates, load_seconds, cold_starts, trace)
+    spec = None if named is None else lambda: resolve(named, **arguments)
+    return profile_bundle(path, target, wanted, spec=spec, options=options, step=step)
 
 
 def _files_of(entry: TargetEntry) -> set[str]:

@@ -16,7 +16,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.tape import Tape
 
-from crossfuse.graphs import dim_of, same_dim
+from crossfuse.graphs import MODULE, dim_of, same_dim
 
 __all__ = ["Emitter", "Site", "read_site"]
 
@@ -91,9 +91,12 @@ class Emitter:
     made: dict[Hashable, ir.Value] = field(default_factory=dict)
 
     def flush(self, before: ir.Node) -> None:
-        """Insert what was emitted before a node."""
+        """Insert what was emitted before a node, as parts of that node's module."""
         graph = before.graph
         assert isinstance(graph, ir.Graph)
+        if MODULE in before.metadata_props:
+            for node in self.tape.nodes:
+                node.metadata_props.setdefault(MODULE, before.metadata_props[MODULE])
         graph.insert_before(before, self.tape.nodes)
         self.tape = Tape()
 

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -20,10 +21,33 @@ Call = Callable[[], object]
 
 @dataclass(frozen=True)
 class LoadResult:
-    """Latencies in nanoseconds, in order of completion, and requests per second."""
+    """What came of one load.
 
+    Attributes:
+        kind: ``closed`` or ``open``.
+        level: callers, or requests per second that arrive.
+        latencies: nanoseconds, in order of completion.
+        throughput: requests per second that were answered.
+    """
+
+    kind: str
+    level: float
     latencies: tuple[int, ...]
     throughput: float
+
+    def percentile(self, q: float) -> float:
+        """In seconds; ``q`` from 0 to 1."""
+        return float(np.quantile(self.latencies, q)) * 1e-9
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data."""
+        return {
+            "kind": self.kind,
+            "level": self.level,
+            "throughput": self.throughput,
+            **{f"p{round(q * 100)}": self.percentile(q) for q in (0.5, 0.9, 0.95, 0.99)},
+            "latencies_ns": list(self.latencies),
+        }
 
 
 def closed_loop(call: Call, callers: int, seconds: float, *, clock: Callable[[], int] = time.perf_counter_ns) -> LoadResult:
@@ -41,7 +65,7 @@ def closed_loop(call: Call, callers: int, seconds: float, *, clock: Callable[[],
             before = now
 
     _together(work, callers)
-    return LoadResult(tuple(taken), len(taken) / ((clock() - started) * 1e-9))
+    return LoadResult("closed", callers, tuple(taken), len(taken) / ((clock() - started) * 1e-9))
 
 
 def open_loop(
@@ -76,7 +100,7 @@ def open_loop(
             taken.append(clock() - arrival)
 
     _together(work, servers)
-    return LoadResult(tuple(taken), len(taken) / ((clock() - started) * 1e-9))
+    return LoadResult("open", rate, tuple(taken), len(taken) / ((clock() - started) * 1e-9))
 
 
 def _together(work: Callable[[int], None], count: int) -> None:

@@ -1,13 +1,11 @@
-"""Profile a bundle: the session, its stages and its rivals, interleaved at every point of a sweep."""
+"""Profile a bundle: its session and its rivals in the same rounds at every point of a sweep, and where its time goes."""
 
 from __future__ import annotations
 
-import os
-import platform
 import re
-import sys
-from collections.abc import Callable, Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,13 +13,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossfuse.bundle.store import Bundle, open_bundle
-from crossfuse.errors import BundleError, CrossfuseError
+from crossfuse.errors import BundleError, InputError
+from crossfuse.profile.attribution import StageTimes, trace_stage
 from crossfuse.profile.coldstart import cold_start
+from crossfuse.profile.environment import command_line, environment
+from crossfuse.profile.gpu_meter import GpuMeter
 from crossfuse.profile.inputs import inputs_at, sweep_points
+from crossfuse.profile.load import LoadResult, closed_loop, open_loop
+from crossfuse.profile.machine import measure_limits
 from crossfuse.profile.report import OURS, LatencyReport, Row
-from crossfuse.profile.rivals import Run, make_rival
-from crossfuse.profile.sampling import Plan, sample
-from crossfuse.profile.statistics import ratio_of_medians, summarize
+from crossfuse.profile.rivals import Rivals, Run
+from crossfuse.profile.sampling import Plan, Samples, sample
+from crossfuse.profile.statistics import Interval, paired_ratio
 from crossfuse.runtime.loading import load
 from crossfuse.runtime.options import SessionOptions
 from crossfuse.runtime.session import Session
@@ -32,139 +35,209 @@ from crossfuse.verify.reference import load_reference
 if TYPE_CHECKING:
     from crossfuse.model_spec import ModelSpec
 
-__all__ = ["profile_bundle"]
+__all__ = ["Wanted", "profile_bundle"]
 
-MACHINE = "machine"
+_MACHINE = "machine"
 _MACHINE_SIZE = 384
+_ENERGY_CALLS = 20
 _COLORS = re.compile(r"\x1b\[[0-9;]*m")
-_PACKAGES = ("crossfuse", "numpy", "onnxruntime-gpu", "onnxruntime", "torch", "tensorrt", "tensorrt-rtx-cu13")
 
 Arrays = Mapping[str, NDArray[Any]]
+Step = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What to measure beside the latency of a bundle; see :func:`crossfuse.profile`."""
+
+    against: Sequence[str] = ()
+    sweep: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    plan: Plan = field(default_factory=Plan)
+    callers: Sequence[int] = ()
+    rates: Sequence[float] = ()
+    load_seconds: float = 5.0
+    cold_starts: int = 5
+    trace: bool = True
 
 
 def profile_bundle(
     path: str | Path,
     target: str | None,
+    wanted: Wanted,
     *,
-    against: Sequence[str] = (),
     spec: Callable[[], ModelSpec] | None = None,
-    sweep: Mapping[str, Sequence[int]] | None = None,
-    plan: Plan | None = None,
     options: SessionOptions | None = None,
-    cold_starts: int = 5,
-    step: Callable[[str], None] = lambda _: None,
+    step: Step = lambda _: None,
 ) -> LatencyReport:
     """See :func:`crossfuse.profile`; ``spec`` makes the model for the rivals."""
     bundle = open_bundle(path)
     known = _known_inputs(bundle)
     manifest = bundle.manifest
-    points = sweep_points(sweep or {}, manifest.example, manifest.dims, manifest.shared_batch)
+    settings = options or SessionOptions()
+    points = sweep_points(wanted.sweep, manifest.example, manifest.dims, manifest.shared_batch)
     rows: list[Row] = []
-    model: ModelSpec | None = None
-    with load(path, target, options) as session:
-        if against and spec is not None:
+    with load(path, target, settings) as session, ExitStack() as stack:
+        first = inputs_at(session.inputs, known, points[0])
+        entry = bundle.target(session.target)
+        traced = wanted.trace and session.provider.endswith("ExecutionProvider")
+        limits = None
+        if traced:
+            step("what the machine attains")
+            limits = measure_limits(session.provider, settings)
+        rivals = None
+        if wanted.against and spec is not None:
             step("loading the model")
-            model = spec()
+            rivals = stack.enter_context(Rivals(spec(), _device_of(session), settings.threads))
         for point in points:
-            inputs = inputs_at(session.inputs, known, point)
-            rows += _point(session, inputs, point, against, model, plan, step)
+            rows += _point(session, inputs_at(session.inputs, known, point), point, wanted, rivals, step)
+        stages = tuple(_stages(bundle, session, settings, first, step)) if traced else ()
+        loads = tuple(_loads(session, first, wanted, step))
         cold = None
-        if cold_starts:
+        if wanted.cold_starts:
             step("cold starts")
-            cold = cold_start(bundle.path, session.target, inputs_at(session.inputs, known, points[0]), cold_starts)
+            cold = cold_start(bundle.path, session.target, first, wanted.cold_starts)
         return LatencyReport(
             str(path),
+            manifest.name,
             session.target,
             session.provider,
-            bundle.target(session.target).precision,
+            entry.precision,
             tuple(rows),
+            stages,
+            limits,
+            loads,
             cold,
             _break_even(rows, points[0]),
-            _environment(),
-            " ".join(sys.argv),
+            GpuMeter().used_bytes(),
+            tuple(row.to_json() for row in manifest.ledger),
+            entry.parity,
+            environment(),
+            command_line(),
         )
 
 
 def _point(
-    session: Session,
-    inputs: Arrays,
-    point: Mapping[str, int],
-    against: Sequence[str],
-    spec: ModelSpec | None,
-    plan: Plan | None,
-    step: Callable[[str], None],
+    session: Session, inputs: Arrays, point: Mapping[str, int], wanted: Wanted, rivals: Rivals | None, step: Step
 ) -> list[Row]:
     """The rows at one point, sampled together."""
     where = ", ".join(f"{name}={size}" for name, size in point.items())
     calls: dict[str, Callable[[], object]] = {OURS: lambda: session.run(**inputs)}
     expected = session.run(**inputs)
     if session.split:
-        first = names_of(session.stages["context"].inputs)
-        context_inputs = {name: inputs[name] for name in first}
-        queries = {name: array for name, array in inputs.items() if name not in first}
-        context = session.encode(**context_inputs)
-        calls[f"{OURS} encode"] = lambda: session.encode(**context_inputs)
+        first, queries = _parts(session, inputs)
+        context = session.encode(**first)
+        calls[f"{OURS} encode"] = lambda: session.encode(**first)
         calls[f"{OURS} query"] = lambda: session.query(context, **queries)
     failures: dict[str, str] = {}
-    errors: dict[str, float] = {}
-    for name in against:
+    errors: dict[str, float | None] = {}
+    for name in wanted.against:
         step(f"{name} at {where}")
-        run = _rival(name, spec, inputs, failures)
+        run = _rival(name, rivals, inputs, failures)
         if run is not None:
             calls[name] = run
             errors[name] = _difference(run(), expected)
+    joules = {name: _energy(call) for name, call in calls.items()}
     square = np.random.default_rng(0).standard_normal((_MACHINE_SIZE, _MACHINE_SIZE)).astype(np.float32)
-    calls[MACHINE] = lambda: square @ square
-    taken = sample(calls, plan, step=lambda text: step(f"{where}: {text}"))
-    machine = taken.pop(MACHINE)
+    calls[_MACHINE] = lambda: square @ square
+    taken = sample(calls, wanted.plan, step=lambda text: step(f"{where}: {text}"))
+    machine = taken.pop(_MACHINE)
     rows = [
-        Row(
-            name,
-            dict(point),
-            samples,
-            machine,
-            None if name.startswith(OURS) else ratio_of_medians(samples.rounds, taken[OURS].rounds),
-            errors.get(name),
-        )
+        Row(name, dict(point), samples, machine, _ratio(name, taken), errors.get(name), joules[name])
         for name, samples in taken.items()
     ]
     return [*rows, *(Row(name, dict(point), failure=why) for name, why in failures.items())]
 
 
-def _rival(name: str, spec: ModelSpec | None, inputs: Arrays, failures: dict[str, str]) -> Run | None:
+def _parts(session: Session, inputs: Arrays) -> tuple[dict[str, NDArray[Any]], dict[str, NDArray[Any]]]:
+    """The inputs of the contexts, and those of the queries."""
+    names = names_of(session.stages["context"].inputs)
+    first = {name: inputs[name] for name in names}
+    return first, {name: array for name, array in inputs.items() if name not in first}
+
+
+def _rival(name: str, rivals: Rivals | None, inputs: Arrays, failures: dict[str, str]) -> Run | None:
     """A rival that has run once, or None with its reason among the failures."""
-    if spec is None:
+    if rivals is None:
         failures[name] = "the bundle doesn't say which model it was exported from; give its source"
         return None
     try:
-        run = make_rival(name, spec, inputs)
+        run = rivals.make(name, inputs)
         run()
-    except CrossfuseError:
-        raise
     except Exception as error:  # noqa: BLE001 -- a rival may fail in any way, and its row says how
         text = " ".join(_COLORS.sub("", str(error)).split())
-        failures[name] = f"{type(error).__name__}: {text[:200]}"
+        failures[name] = text if isinstance(error, InputError) else f"{type(error).__name__}: {text[:200]}"
         return None
     return run
 
 
-def _difference(got: Arrays, expected: Arrays) -> float:
-    """The worst output's largest difference, relative to the output's largest magnitude."""
-    worst = 0.0
+def _ratio(name: str, taken: Mapping[str, Samples]) -> Interval | None:
+    return None if name.startswith(OURS) else paired_ratio(taken[name].rounds, taken[OURS].rounds)
+
+
+def _difference(got: Arrays, expected: Arrays) -> float | None:
+    """The worst output's largest difference, relative to the output's largest magnitude; None if no name is in both."""
+    found = []
     for name, array in expected.items():
         if name in got and array.dtype.kind == "f":
             scale = max(float(np.max(np.abs(array), initial=0.0)), 1e-30)
-            worst = max(worst, output_error(np.asarray(got[name]), array) / scale)
-    return worst
+            found.append(output_error(np.asarray(got[name]), array) / scale)
+    return max(found, default=None)
+
+
+def _energy(call: Callable[[], object]) -> float | None:
+    """Joules of one call, by the GPU's counter over several."""
+    meter = GpuMeter()
+    before = meter.joules()
+    if before is None:
+        return None
+    for _ in range(_ENERGY_CALLS):
+        call()
+    after = meter.joules()
+    return None if after is None else (after - before) / _ENERGY_CALLS
+
+
+def _stages(bundle: Bundle, session: Session, options: SessionOptions, inputs: Arrays, step: Step) -> Iterator[StageTimes]:
+    """Where the time of each stage goes."""
+    entry = bundle.target(session.target)
+    feeds: dict[str, Any] = dict(inputs)
+    if session.split:
+        feeds |= session.encode(**_parts(session, inputs)[0]).tensors
+    sites = [row.site for row in bundle.ledger]
+    for name in ("model", "context", "query"):
+        if name in entry.stages:
+            step(f"where the time goes: {name}")
+            given = {spec.name: feeds[spec.name] for spec in session.stages[name].inputs}
+            graph = bundle.path / entry.stages[name]
+            alone = len(entry.stages) == 1
+            yield trace_stage(name, graph, session.provider, options, given, alone=alone, sites=sites)
+
+
+def _loads(session: Session, inputs: Arrays, wanted: Wanted, step: Step) -> Iterator[LoadResult]:
+    """Several callers at once; then arrivals, served by as many threads as there were callers at most."""
+
+    def call() -> object:
+        return session.run(**inputs)
+
+    for callers in wanted.callers:
+        step(f"{callers} callers at once")
+        yield closed_loop(call, callers, wanted.load_seconds)
+    for rate in wanted.rates:
+        step(f"{rate:g} requests per second")
+        yield open_loop(call, rate, wanted.load_seconds, max(wanted.callers, default=1))
 
 
 def _break_even(rows: Sequence[Row], point: Mapping[str, int]) -> float | None:
     """Queries per context from which encoding once is faster than running everything each time."""
-    medians = {row.name: summarize(row.samples.rounds).median.value for row in rows if row.samples and row.sizes == point}
+    medians = {row.name: row.summary.median.value for row in rows if row.summary and row.sizes == point}
     encode, query, whole = (medians.get(name) for name in (f"{OURS} encode", f"{OURS} query", OURS))
     if encode is None or query is None or whole is None or whole <= query:
         return None
     return encode / (whole - query)
+
+
+def _device_of(session: Session) -> str:
+    """Where a session computes, as PyTorch says it."""
+    return "cpu" if session.provider == "CPUExecutionProvider" else "cuda"
 
 
 def _known_inputs(bundle: Bundle) -> dict[str, NDArray[Any]]:
@@ -172,28 +245,3 @@ def _known_inputs(bundle: Bundle) -> dict[str, NDArray[Any]]:
     if name is None:
         raise BundleError("the bundle holds no inputs to profile with", where=bundle.path, do="Export it again")
     return dict(load_reference(bundle.verified([name])[0]).points[0].inputs)
-
-
-def _environment() -> dict[str, Any]:
-    found: dict[str, Any] = {
-        "machine": platform.machine(),
-        "processor": _processor(),
-        "cores": os.cpu_count(),
-        "system": platform.platform(),
-        "python": platform.python_version(),
-        "load_average": list(os.getloadavg()) if hasattr(os, "getloadavg") else None,
-    }
-    for package in _PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor())

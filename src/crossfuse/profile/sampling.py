@@ -104,6 +104,8 @@ def unstable_rounds(rounds: list[tuple[int, ...]]) -> tuple[int, ...]:
 
 
 def _window(call: Call, plan: Plan, clock: Clock) -> tuple[int, ...]:
+    """Samples of so many seconds, after one call that isn't counted: another callable ran before, in the caches and cores."""
+    call()
     taken: list[int] = []
     end = clock() + int(plan.seconds * 1e9)
     before = clock()

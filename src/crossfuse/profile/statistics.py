@@ -1,8 +1,7 @@
 """Percentiles and intervals of latencies.
 
 Samples come in rounds, between which a shared machine drifts, so samples of one round are not independent: intervals are
-bootstrapped over whole rounds. Ratios of two callables that were sampled in the same rounds are bootstrapped over these
-together, so that drift that hits both cancels.
+bootstrapped over whole rounds. Ratios of two callables are taken round by round, so that drift that hits both cancels.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Interval", "Summary", "ratio_of_medians", "summarize"]
+__all__ = ["Interval", "Summary", "paired_ratio", "summarize"]
 
 RESAMPLES = 1000
 CONFIDENCE = 0.95
@@ -77,21 +76,16 @@ def summarize(rounds: Rounds, seed: int = 0) -> Summary:
     return Summary(len(pooled), median, float(p90), float(p95), float(p99), float(pooled.min()), float(pooled.mean()))
 
 
-def ratio_of_medians(numerator: Rounds, denominator: Rounds, seed: int = 0) -> Interval:
-    """How many times the median of one is the other's; both sampled in the same rounds.
+def paired_ratio(numerator: Rounds, denominator: Rounds, seed: int = 0) -> Interval:
+    """How many times one takes the other's time: the median over rounds of the ratio of their medians in a round.
 
     Raises:
         ValueError: different numbers of rounds.
     """
     if len(numerator) != len(denominator):
         raise ValueError(f"{len(numerator)} and {len(denominator)} rounds")
-    a = [np.asarray(r, dtype=np.float64) for r in numerator]
-    b = [np.asarray(r, dtype=np.float64) for r in denominator]
-
-    def ratio(chosen: NDArray[np.int64]) -> float:
-        return float(np.median(np.concatenate([a[i] for i in chosen])) / np.median(np.concatenate([b[i] for i in chosen])))
-
-    return _bootstrap(len(a), ratio, seed)
+    ratios = np.asarray([np.median(a) / np.median(b) for a, b in zip(numerator, denominator, strict=True)])
+    return _bootstrap(len(ratios), lambda chosen: float(np.median(ratios[chosen])), seed)
 
 
 def _bootstrap(count: int, statistic: Callable[[NDArray[np.int64]], float], seed: int) -> Interval:

@@ -16,11 +16,20 @@ if TYPE_CHECKING:
 
 __all__ = ["OrtStage"]
 
+_SLOW_FUSIONS = ("SkipLayerNormFusion", "BiasGeluFusion")
+"""Fusions whose kernels are slower on the CPU than what they replace: `benchmarks/cpu_fusions.py` measures it."""
+
 
 class OrtStage:
-    """An ``onnxruntime.InferenceSession`` over one graph. Several threads may run it at once."""
+    """An ``onnxruntime.InferenceSession`` over one graph. Several threads may run it at once.
 
-    def __init__(self, graph: Path, provider: str, options: SessionOptions, *, alone: bool = True) -> None:
+    With ``trace``, a folder, the engine's profiler writes there until `end_trace`; so does the optimizer: ``optimized.onnx`` is
+    what is executed.
+    """
+
+    def __init__(
+        self, graph: Path, provider: str, options: SessionOptions, *, alone: bool = True, trace: Path | None = None
+    ) -> None:
         import onnxruntime as ort
 
         if provider not in ort.get_available_providers():
@@ -39,14 +48,22 @@ class OrtStage:
         if not alone:
             # Each stage has a pool of threads: one that went on spinning after its run would take the cores from the next.
             settings.add_session_config_entry("session.force_spinning_stop", "1")
+        if trace is not None:
+            settings.enable_profiling = True
+            settings.profile_file_prefix = str(trace / "trace")
+            settings.optimized_model_filepath = str(trace / "optimized.onnx")
+            settings.add_session_config_entry("session.optimized_model_external_initializers_file_name", "optimized.bin")
         provider_options = dict(options.provider_options)
         if provider == "CUDAExecutionProvider":
             # ONNX Runtime would round fp32 products to TF32, which has the 10-bit mantissa of fp16.
             provider_options.setdefault("use_tf32", "0")
             if hasattr(ort, "preload_dlls"):
                 ort.preload_dlls()
+        disabled = _SLOW_FUSIONS if provider == "CPUExecutionProvider" else ()
         try:
-            session = ort.InferenceSession(str(graph), settings, providers=[(provider, provider_options)])
+            session = ort.InferenceSession(
+                str(graph), settings, providers=[(provider, provider_options)], disabled_optimizers=list(disabled)
+            )
         except Exception as error:  # ONNX Runtime's exceptions have no common base
             raise BundleError(f"ONNX Runtime can't load the graph: {_brief(error)}", where=graph) from error
         if session.get_providers()[0] != provider:
@@ -84,6 +101,10 @@ class OrtStage:
     def run_on_device(self, feeds: Mapping[str, Any]) -> list[Any]:
         """Outputs as ``OrtValue`` (which speaks DLPack) on the session's device, for any mix of host and device arrays."""
         return self._run_with(feeds, "cuda" if self.on_device else "cpu")
+
+    def end_trace(self) -> Path:
+        """Stop the engine's profiler and give the file of its events."""
+        return Path(self._session.end_profiling())
 
     def close(self) -> None:
         """ONNX Runtime releases its session with the last reference."""
