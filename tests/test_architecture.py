@@ -47,6 +47,7 @@ def files_of(package: str) -> list[Path]:
         ("models", ["export", "build", "runtime", "verify", "pipeline", "cli", "bundle"]),
         ("runtime", ["export", "build", "models", "verify", "pipeline", "cli", "graphs", "model_spec"]),
         ("bundle", ["export", "build", "models", "verify", "runtime", "pipeline", "cli", "graphs", "model_spec"]),
+        ("profile", ["build", "models", "pipeline", "cli", "console"]),
         ("operator", ["export", "build", "models", "verify", "runtime", "pipeline", "cli", "bundle"]),
     ],
 )

@@ -55,6 +55,14 @@ def test_tensorrt_commands(tmp_path: Path) -> None:
     assert "profile batch=1:4:16, image_tokens" in printed[3].stdout
 
 
+def test_performance_commands(tmp_path: Path) -> None:
+    printed = [run(line.split(), tmp_path) for line in block("sh", (ROOT / "docs" / "performance.md").read_text()).splitlines()]
+    assert "of the roofline" in printed[1].stdout
+    assert "4 callers" in printed[2].stdout
+    assert "no regression" in printed[3].stdout
+    assert (tmp_path / "report.html").exists()
+
+
 @pytest.mark.parametrize("size", ["tiny", pytest.param("published", marks=pytest.mark.slow)])
 def test_demo(tmp_path: Path, size: str) -> None:
     command = [sys.executable, str(ROOT / "examples" / "demo.py"), "--size", size, "--bundle", str(tmp_path / "b")]

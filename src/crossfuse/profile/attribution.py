@@ -30,7 +30,6 @@ _SUFFIX = "_kernel_time"
 _RUN = "model_run"
 _BLOCKED = "_nchwc"
 """ONNX Runtime names a convolution in its blocked layout by the output that it had, and this."""
-MODULE = "crossfuse.module"
 
 
 @dataclass(frozen=True)
@@ -175,6 +174,8 @@ def _executed(graph: Path, optimized: Path) -> tuple[dict[str, str], dict[str, t
     if find_spec("onnx_ir") is None:
         return {}, {}
     import onnx_ir as ir
+
+    from crossfuse.graphs import MODULE
 
     made_by = {o.name: node for node in ir.load(graph).graph for o in node.outputs}
     modules: dict[str, str] = {}

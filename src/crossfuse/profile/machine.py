@@ -21,7 +21,7 @@ __all__ = ["Limits", "measure_limits"]
 
 _PRODUCTS = ((256, 768, 3072), (1024, 1024, 1024), (2048, 1024, 4096))
 _ELEMENTS = 1 << 24
-_SECONDS = 0.5
+_SECONDS = 0.3
 
 
 @dataclass(frozen=True)
