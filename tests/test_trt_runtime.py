@@ -18,6 +18,7 @@ from crossfuse.bundle.store import Bundle
 from crossfuse.errors import BundleError, InputError
 from crossfuse.folders import user_cache
 from crossfuse.models.registry import zoo_spec
+from crossfuse.profile.placing import on_gpu
 from crossfuse.runtime import lane as lanes
 from crossfuse.runtime.gpu import DeviceArray, Gpu, gpu_count
 from crossfuse.runtime.loading import load
@@ -171,6 +172,21 @@ def test_contexts_stay_on_the_device(tmp_path: Path) -> None:
     assert opened["query"][2].uploads == uploads + 2 * len(queries), "only the queries were copied"
     with pytest.raises(InputError, match="can't be bound"):
         session.bind(**inputs)
+
+
+def test_inputs_on_the_device_are_not_copied(bundle: Bundle, tmp_path: Path) -> None:
+    stage, _, gpu = stage_of(bundle, tmp_path)
+    point = load_reference(bundle.path / "reference.npz").points[0]
+    placed = on_gpu(point.inputs, gpu)  # type: ignore[arg-type]
+    uploads = gpu.uploads
+    assert uploads == len(point.inputs)
+    outputs = stage.run_on_device(placed)
+    assert gpu.uploads == uploads
+    with runtime.load(bundle.path, "ort-cpu") as expected:
+        for got, array in zip(outputs, expected.run(**point.inputs).values(), strict=True):
+            host = np.empty(got.shape, got.dtype)
+            gpu.download(got._buffer, host, gpu.stream())
+            np.testing.assert_array_equal(host, array)
 
 
 def test_compiled_kernels_are_kept_for_the_next_process(bundle: Bundle, tmp_path: Path) -> None:

@@ -30,7 +30,8 @@ class Row:
     """One callable at one point.
 
     Attributes:
-        name: ``crossfuse``, ``crossfuse encode`` and ``crossfuse query`` of split bundles, or a rival's.
+        name: ``crossfuse``; ``crossfuse encode`` and ``crossfuse query`` of split bundles; on a GPU ``crossfuse without copies``, inputs
+            and outputs staying there; or a rival's.
         sizes: of the named dimensions.
         samples: None where it failed.
         machine: samples of a fixed product of matrices from the same rounds: how fast the machine was meanwhile.

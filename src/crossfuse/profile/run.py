@@ -21,6 +21,7 @@ from crossfuse.profile.gpu_meter import GpuMeter
 from crossfuse.profile.inputs import inputs_at, sweep_points
 from crossfuse.profile.load import LoadResult, closed_loop, open_loop
 from crossfuse.profile.machine import measure_limits
+from crossfuse.profile.placing import on_gpu
 from crossfuse.profile.report import OURS, LatencyReport, Row
 from crossfuse.profile.rivals import Rivals, Run
 from crossfuse.profile.sampling import Plan, Samples, sample
@@ -128,6 +129,9 @@ def _point(
         context = session.encode(**first)
         calls[f"{OURS} encode"] = lambda: session.encode(**first)
         calls[f"{OURS} query"] = lambda: session.query(context, **queries)
+    if _device_of(session) == "cuda":
+        placed = on_gpu(inputs)
+        calls[f"{OURS} without copies"] = lambda: session.run(**placed)
     failures: dict[str, str] = {}
     errors: dict[str, float | None] = {}
     for name in wanted.against:
