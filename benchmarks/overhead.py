@@ -136,8 +136,9 @@ def lines(result: Mapping[str, object]) -> list[str]:
     def us(name: str) -> str:
         return f"{result[name]:.1f} µs"
 
+    imports = f"{result['import_runtime_ms']:.0f} ms | NumPy alone {result['import_numpy_ms']:.0f} ms"
     return [
-        f"| import `crossfuse.runtime` | {result['import_runtime_ms']:.0f} ms | NumPy alone {result['import_numpy_ms']:.0f} ms |",
+        f"| import `crossfuse.runtime` | {imports} |",
         f"| load | {result['load_ms']:.1f} ms | {result['raw_load_ms']:.1f} ms |",
         f"| `Session.run` | {us('session_run_us')} | {us('raw_run_us')} |",
         f"| `Binding.run` | {us('binding_run_us')} | {us('raw_run_us')} |",

@@ -425,3 +425,53 @@ def test_lookalikes_are_left_alone(tmp_path: Path, name: str) -> None:
         crossfuse.export(spec, tmp_path / "b")
     bundle = crossfuse.export(spec, tmp_path / "b", allow_unfused=True)
     assert bundle.manifest.targets["ort-cpu"].parity["passed"]
+
+
+class Biased(nn.Module):
+    """Attention whose keys are ``keys(self, y)``."""
+
+    def __init__(self, keys: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.keys = keys
+        self.q, self.k, self.v = (nn.Linear(WIDTH, WIDTH) for _ in range(3))
+        self.by_place = nn.Parameter(torch.randn(6, WIDTH))
+
+    def forward(self, x: Tensor, y: Tensor, mask: Tensor) -> dict[str, Tensor]:
+        key = self.keys(self, y)
+        value = key if self.keys is also_values else self.v(y)
+        attended = F.scaled_dot_product_attention(heads(self.q(x)), heads(key), heads(value), attn_mask=mask[:, None] > 0)
+        return {"out": merged(attended)} | ({"key": key} if self.keys is also_an_output else {})
+
+
+def plain_keys(m: Biased, y: Tensor) -> Tensor:
+    return m.k(y)
+
+
+def bias_by_place(m: Biased, y: Tensor) -> Tensor:
+    return y @ m.k.weight.T + m.by_place
+
+
+def also_values(m: Biased, y: Tensor) -> Tensor:
+    return m.k(y)
+
+
+def also_an_output(m: Biased, y: Tensor) -> Tensor:
+    return m.k(y)
+
+
+@pytest.mark.parametrize(
+    ("keys", "left"),
+    [(plain_keys, 2), (bias_by_place, 3), (also_values, 2), (also_an_output, 3)],
+    ids=lambda v: getattr(v, "__name__", v),
+)
+def test_biases_of_keys_go(keys: Callable[..., Tensor], left: int, tmp_path: Path) -> None:
+    """Where softmax doesn't see them; rows without keys are among the parity gate's inputs."""
+    torch.manual_seed(0)
+    mask = torch.ones(2, 5, 6, dtype=torch.int64)
+    mask[0, 1:, 3:] = 0
+    inputs = {"x": torch.randn(2, 5, WIDTH), "y": torch.randn(2, 6, WIDTH), "mask": mask}
+    spec = ModelSpec(Biased(keys).eval(), inputs, {name: {0: "batch:1:8"} for name in inputs})
+    graph = fuse(spec).model.graph
+    assert sum(node.op_type == "Add" for node in graph) == left
+    assert all(value.uses() for value in graph.initializers.values()), "an unused bias isn't kept"
+    assert all(row.fused["ort-cpu"] for row in crossfuse.export(spec, tmp_path / "bundle").ledger)

@@ -16,6 +16,7 @@ from crossfuse.export.onnx_files import OnnxModule, load_onnx
 from crossfuse.export.passes.duplicates import merge_duplicates
 from crossfuse.export.passes.grouped_heads import group_heads
 from crossfuse.export.passes.handwritten import fuse_handwritten
+from crossfuse.export.passes.key_bias import drop_key_bias
 from crossfuse.export.passes.layout import cancel_layout_changes
 from crossfuse.export.passes.onnx_attention import fuse_onnx_attention
 from crossfuse.export.passes.outputs import drop_outputs, separate_outputs
@@ -78,6 +79,7 @@ def fuse(spec: ModelSpec, step: Step = lambda _: None) -> FusedGraph:
     model, _ = absorb_scales(model)
     model, _ = group_heads(model)
     model, _ = cancel_layout_changes(model)
+    model, _ = drop_key_bias(model)
     model, _ = name_sites(model)
     model, _ = merge_duplicates(model)
     model, _ = separate_outputs(model, outputs)

@@ -67,9 +67,7 @@ def _relative(row: Row) -> list[float]:
     """Each round's median, relative to the machine's speed in it."""
     assert row.samples is not None
     medians = [float(np.median(r)) for r in row.samples.rounds]
-    if row.machine is None:
-        return medians
-    return [m / float(np.median(r)) for m, r in zip(medians, row.machine.rounds, strict=True)]
+    return [m / speed for m, speed in zip(medians, row.machine, strict=True)] if row.machine else medians
 
 
 def _ratio(before: list[float], after: list[float], seed: int = 0) -> Interval:

@@ -30,11 +30,11 @@ class Row:
     """One callable at one point.
 
     Attributes:
-        name: ``crossfuse``; ``crossfuse encode`` and ``crossfuse query`` of split bundles; on a GPU ``crossfuse without copies``, inputs
-            and outputs staying there; or a rival's.
+        name: ``crossfuse``; ``crossfuse encode`` and ``crossfuse query`` of split bundles; on a GPU ``crossfuse without
+            copies``, inputs and outputs staying there; or a rival's.
         sizes: of the named dimensions.
         samples: None where it failed.
-        machine: samples of a fixed product of matrices from the same rounds: how fast the machine was meanwhile.
+        machine: median nanoseconds of a fixed product of matrices in each of the rounds: how fast the machine was meanwhile.
         ratio: its time over the bundle's in the same rounds.
         error: largest absolute difference of its outputs from the bundle's, relative to their largest magnitude; None where
             no output has the same name.
@@ -45,7 +45,7 @@ class Row:
     name: str
     sizes: Mapping[str, int]
     samples: Samples | None = None
-    machine: Samples | None = None
+    machine: tuple[int, ...] = ()
     ratio: Interval | None = None
     error: float | None = None
     joules: float | None = None
@@ -68,7 +68,7 @@ class Row:
             "failure": self.failure,
             "unstable_rounds": [] if self.samples is None else list(self.samples.unstable),
             "rounds_ns": [] if self.samples is None else [list(r) for r in self.samples.rounds],
-            "machine_ns": [] if self.machine is None else [list(r) for r in self.machine.rounds],
+            "machine_ns": list(self.machine),
         }
 
 
@@ -162,7 +162,7 @@ def read_rows(path: Path) -> list[Row]:
                 str(row["name"]),
                 {str(name): int(size) for name, size in row["sizes"].items()},
                 _samples(row["rounds_ns"]),
-                _samples(row["machine_ns"]),
+                tuple(int(ns) for ns in row["machine_ns"]),
                 failure=row["failure"],
             )
             for row in data["rows"]

@@ -144,7 +144,7 @@ def _point(
     square = np.random.default_rng(0).standard_normal((_MACHINE_SIZE, _MACHINE_SIZE)).astype(np.float32)
     calls[_MACHINE] = lambda: square @ square
     taken = sample(calls, wanted.plan, step=lambda text: step(f"{where}: {text}"))
-    machine = taken.pop(_MACHINE)
+    machine = tuple(int(np.median(r)) for r in taken.pop(_MACHINE).rounds)
     rows = [
         Row(name, dict(point), samples, machine, _ratio(name, taken), errors.get(name), joules[name])
         for name, samples in taken.items()
