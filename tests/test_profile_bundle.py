@@ -234,7 +234,6 @@ def test_the_roof(traced: StageTimes) -> None:
     assert measured is not None
     assert 1e9 < measured.flops < 1e13
     assert 1e8 < measured.bandwidth < 1e12
-    assert attained(products, measured).fraction < 1.5, "nothing is much faster than the roof"
 
 
 @pytest.fixture(scope="module")
