@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
+from crossfuse.runtime.ort import SLOW_FUSIONS
+
 VERSION = "1.7.1.116"
 _TYPES = {"tensor(float)": "float32", "tensor(int64)": "int64", "tensor(bool)": "bool", "tensor(float16)": "float16"}
 
@@ -152,7 +154,9 @@ class Context:
 
 class Engine:
     def __init__(self, data: dict[str, Any]) -> None:
-        self.session = ort.InferenceSession(data["graph"], providers=["CPUExecutionProvider"])
+        self.session = ort.InferenceSession(
+            data["graph"], providers=["CPUExecutionProvider"], disabled_optimizers=list(SLOW_FUSIONS)
+        )
         self.profiles = data["profiles"]
         self.inputs = [i.name for i in self.session.get_inputs()]
         self.outputs = [o.name for o in self.session.get_outputs()]

@@ -21,7 +21,7 @@ from crossfuse.profile.attribution import group
 from crossfuse.profile.compare import Change
 from crossfuse.profile.report import LatencyReport
 from crossfuse.profile.roofline import attained
-from crossfuse.profile.words import milliseconds, sizes_text
+from crossfuse.profile.words import common_sizes, milliseconds, sizes_text
 from crossfuse.sizes import size_at
 from crossfuse.specs import CONTEXTS
 from crossfuse.verify.parity import ParityReport
@@ -129,16 +129,20 @@ class Output:
 
     def latency(self, report: LatencyReport) -> None:
         """A latency report: a table of rows, and lines for the rest."""
-        self.heading(f"Latency of {report.target} ({report.precision}) on {report.provider}")
+        common, swept = common_sizes(report.points)
+        self.heading(f"Latency of {report.target} ({report.precision}) on {report.provider}, {sizes_text(common)}")
         table = Table()
-        for column in ("at", "what", "p50", "95% interval", "p90", "p99", "× crossfuse", "95% interval", "difference"):
-            table.add_column(column, justify="left" if column in ("at", "what") else "right", no_wrap=column != "at")
-        for point in report.points:
+        columns = ["p50", "95% interval", "p90", "p99"]
+        if any(row.ratio is not None for row in report.rows):
+            columns += ["× crossfuse", "95% interval", "error"]
+        for column in (*(["at"] if any(swept) else []), "what", *columns):
+            table.add_column(column, justify="left" if column in ("at", "what") else "right", no_wrap=True)
+        for point, own in zip(report.points, swept, strict=True):
             for i, row in enumerate(report.at(point)):
-                where = sizes_text(point) if i == 0 else ""
+                where = [] if not any(swept) else [sizes_text(own) if i == 0 else ""]
                 summary = row.summary
                 if summary is None:
-                    table.add_row(where, row.name, "[red]failed[/]")
+                    table.add_row(*where, row.name, "[red]failed[/]")
                     continue
                 cells = [f"{milliseconds(summary.median.value)}{' *' if row.samples and row.samples.unstable else ''}"]
                 cells.append(f"{milliseconds(summary.median.low)} to {milliseconds(summary.median.high)}")
@@ -146,7 +150,7 @@ class Output:
                 ratio = row.ratio
                 cells += ["", ""] if ratio is None else [f"{ratio.value:.2f}", f"{ratio.low:.2f} to {ratio.high:.2f}"]
                 cells.append("" if row.error is None else f"{row.error:.1e}")
-                table.add_row(where, row.name, *cells)
+                table.add_row(*where, row.name, *cells[: len(columns)])
             table.add_section()
         self.console.print(table)
         if any(row.samples and row.samples.unstable for row in report.rows):

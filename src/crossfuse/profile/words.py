@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from crossfuse.profile.figures import short
 from crossfuse.profile.report import LatencyReport, Row
 from crossfuse.profile.roofline import attained
 from crossfuse.specs import CONTEXTS
 
-__all__ = ["milliseconds", "sentences", "sizes_text"]
+__all__ = ["common_sizes", "milliseconds", "sentences", "sizes_text"]
 
 
 def milliseconds(seconds: float) -> str:
@@ -24,6 +24,12 @@ def sizes_text(sizes: Mapping[str, int]) -> str:
     others = [size for name, size in sizes.items() if name != CONTEXTS]
     shown = {name: size for name, size in sizes.items() if name != CONTEXTS or size not in others}
     return ", ".join(f"{name.replace('_', ' ')} {size}" for name, size in shown.items())
+
+
+def common_sizes(points: Sequence[Mapping[str, int]]) -> tuple[dict[str, int], list[dict[str, int]]]:
+    """The sizes that all points share, and for each point the others."""
+    common = {name: size for name, size in points[0].items() if all(point.get(name) == size for point in points)}
+    return common, [{name: size for name, size in point.items() if name not in common} for point in points]
 
 
 def sentences(report: LatencyReport) -> list[str]:

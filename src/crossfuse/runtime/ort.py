@@ -14,9 +14,9 @@ from crossfuse.runtime.options import SessionOptions
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["OrtStage"]
+__all__ = ["SLOW_FUSIONS", "OrtStage"]
 
-_SLOW_FUSIONS = ("SkipLayerNormFusion", "BiasGeluFusion")
+SLOW_FUSIONS = ("SkipLayerNormFusion", "BiasGeluFusion")
 """Fusions whose kernels are slower on the CPU than what they replace: `benchmarks/cpu_fusions.py` measures it."""
 
 
@@ -59,7 +59,7 @@ class OrtStage:
             provider_options.setdefault("use_tf32", "0")
             if hasattr(ort, "preload_dlls"):
                 ort.preload_dlls()
-        disabled = _SLOW_FUSIONS if provider == "CPUExecutionProvider" else ()
+        disabled = SLOW_FUSIONS if provider == "CPUExecutionProvider" else ()
         try:
             session = ort.InferenceSession(
                 str(graph), settings, providers=[(provider, provider_options)], disabled_optimizers=list(disabled)
