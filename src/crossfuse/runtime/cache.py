@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections import OrderedDict
+from collections.abc import Mapping
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ from crossfuse.runtime.context import Context
 if TYPE_CHECKING:
     from crossfuse.runtime.session import Session
 
-__all__ = ["ContextCache"]
+__all__ = ["ContextCache", "content_key"]
 
 
 class ContextCache:
@@ -50,7 +51,23 @@ class ContextCache:
         Raises:
             InputError: as :meth:`Session.encode`.
         """
-        key = content_key(inputs)
+        return self.encode_as(content_key(inputs), inputs)
+
+    def find(self, key: bytes) -> Context | None:
+        """What is kept under a key of `content_key`, or None."""
+        with self._lock:
+            found = self._kept.get(key)
+            if found is not None:
+                self._kept.move_to_end(key)
+                self.hits += 1
+            return found
+
+    def encode_as(self, key: bytes, inputs: Mapping[str, Any]) -> Context:
+        """As `encode`, for a caller who has the inputs' key already.
+
+        Raises:
+            InputError: as :meth:`Session.encode`.
+        """
         with self._lock:
             found = self._kept.get(key)
             if found is not None:
@@ -96,7 +113,7 @@ class ContextCache:
         self.nbytes += size
 
 
-def content_key(inputs: dict[str, Any]) -> bytes:
+def content_key(inputs: Mapping[str, Any]) -> bytes:
     """A digest of names, dtypes, shapes and content of host arrays.
 
     Raises:

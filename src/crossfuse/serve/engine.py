@@ -1,0 +1,203 @@
+"""`Engine`: answers many requests at once over one session, with contexts kept and queries of one context merged."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from crossfuse.errors import CrossfuseError, InputError
+from crossfuse.runtime.cache import ContextCache, content_key
+from crossfuse.runtime.context import Context
+from crossfuse.runtime.session import Session
+from crossfuse.serve.limits import Limits
+from crossfuse.serve.merging import Merging
+from crossfuse.serve.meters import Meter, Totals
+from crossfuse.specs import names_of
+
+__all__ = ["Engine", "Request", "UnknownContextError"]
+
+_MAX_IDS = 100_000
+
+
+class UnknownContextError(InputError):
+    """A request names a context that is not kept here, and doesn't bring its inputs."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """Inputs by name; for contexts that were sent before, ``context_id`` instead of their inputs.
+
+    ``key`` is the digest of the context inputs, where the caller knows it already.
+    """
+
+    inputs: Mapping[str, NDArray[Any]]
+    context_id: str | None = None
+    key: bytes | None = None
+
+
+Answer = dict[str, NDArray[Any]] | CrossfuseError
+
+
+class Engine:
+    """Answers requests over a session. Safe to use from several threads.
+
+    Args:
+        session: of any bundle.
+        cache_bytes: what kept contexts may take; 0 encodes every request's contexts.
+        limits: what a request may be.
+        merge: whether queries may be merged where shapes allow it.
+        max_rows: queries in one merged call.
+        meter: is told what happens.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        *,
+        cache_bytes: int = 1 << 30,
+        limits: Limits | None = None,
+        merge: bool = True,
+        max_rows: int = 64,
+        meter: Meter | None = None,
+    ) -> None:
+        self.session = session
+        self.limits = limits or Limits()
+        self.meter: Meter = meter or Totals()
+        self.max_rows = max_rows
+        self.context_names = names_of(session.stages["context"].inputs) if session.split else ()
+        own = [spec for spec in session.inputs if spec.name not in self.context_names]
+        self.merging = Merging(own, session.outputs)
+        self.merges = merge and self.merging.dim is not None
+        self.cache = ContextCache(session, cache_bytes) if session.split and cache_bytes else None
+        self._ids: OrderedDict[str, bytes] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def prove_merging(self, inputs: Mapping[str, NDArray[Any]]) -> bool:
+        """Try merging on real inputs of one request, and turn it off where answers change."""
+        contexts = {name: inputs[name] for name in self.context_names}
+        queries = {name: array for name, array in inputs.items() if name not in contexts}
+        if self.merges and contexts:
+            context = (
+                self.session.encode(**contexts).select([0]) if _has_batch(self.session) else self.session.encode(**contexts)
+            )
+            self.merges = self.merging.holds(lambda arrays: self.session.query(context, **arrays), queries)
+        elif self.merges:
+            self.merges = self.merging.holds(lambda arrays: self.session.run(**arrays), queries)
+        return self.merges
+
+    def answer(self, requests: Sequence[Request]) -> list[Answer]:
+        """Answers in the requests' order; what is wrong with one is its own answer and touches no other."""
+        answers: list[Answer | None] = [None] * len(requests)
+        groups: dict[object, list[int]] = {}
+        contexts: dict[int, Context] = {}
+        queries: dict[int, dict[str, NDArray[Any]]] = {}
+        for i, request in enumerate(requests):
+            try:
+                self.limits.check(request.inputs)
+                context, queries[i] = self._context_of(request)
+            except CrossfuseError as error:
+                answers[i] = error
+                continue
+            if context is not None:
+                contexts[i] = context
+            signature = self.merging.signature(queries[i]) if self.merges else i
+            groups.setdefault((id(context), signature), []).append(i)
+        for members in groups.values():
+            for chunk in self._chunks(members, queries):
+                asked = [queries[i] for i in chunk]
+                for i, answer in zip(chunk, self._ask(contexts.get(chunk[0]), asked), strict=True):
+                    answers[i] = answer
+        return [answer for answer in answers if answer is not None]
+
+    def _context_of(self, request: Request) -> tuple[Context | None, dict[str, NDArray[Any]]]:
+        inputs = dict(request.inputs)
+        if not self.session.split:
+            if request.context_id is not None:
+                raise InputError("the bundle has no context stage, so contexts have no ids", where="context_id")
+            return None, inputs
+        given = {name: inputs.pop(name) for name in self.context_names if name in inputs}
+        if not given and request.context_id is not None:
+            return self._known(request.context_id), inputs
+        start = time.perf_counter()
+        if self.cache is None:
+            context = self.session.encode(**given)
+            self.meter.stage("context", time.perf_counter() - start)
+            return context, inputs
+        key = request.key or content_key(given)
+        found = self.cache.find(key)
+        context = self.cache.encode_as(key, given) if found is None else found
+        if found is None:
+            self.meter.stage("context", time.perf_counter() - start)
+        self.meter.cache(found is not None, self.cache.nbytes, len(self.cache))
+        if request.context_id is not None:
+            self._name(request.context_id, key)
+        return context, inputs
+
+    def _known(self, context_id: str) -> Context:
+        with self._lock:
+            key = self._ids.get(context_id)
+        context = self.cache.find(key) if self.cache is not None and key is not None else None
+        if context is None:
+            raise UnknownContextError(
+                "the context is not kept here (any more)",
+                where="context_id",
+                got=repr(context_id),
+                do=f"Send its inputs again: {', '.join(self.context_names)}",
+            )
+        assert self.cache is not None
+        self.meter.cache(True, self.cache.nbytes, len(self.cache))
+        return context
+
+    def _name(self, context_id: str, key: bytes) -> None:
+        with self._lock:
+            self._ids[context_id] = key
+            self._ids.move_to_end(context_id)
+            while len(self._ids) > _MAX_IDS:
+                self._ids.popitem(last=False)
+
+    def _chunks(self, members: list[int], queries: Mapping[int, Mapping[str, NDArray[Any]]]) -> list[list[int]]:
+        """Members in runs of at most ``max_rows`` queries."""
+        chunks: list[list[int]] = []
+        total = 0
+        for i in members:
+            rows = self.merging.rows(queries[i])
+            if not chunks or total + rows > self.max_rows:
+                chunks.append([])
+                total = 0
+            chunks[-1].append(i)
+            total += rows
+        return chunks
+
+    def _ask(self, context: Context | None, asked: list[dict[str, NDArray[Any]]]) -> list[Answer]:
+        if len(asked) == 1:
+            try:
+                return [self._run(context, asked[0])]
+            except CrossfuseError as error:
+                return [error]
+        count = 1 if context is None else context.count
+        rows = [self.merging.rows(queries) for queries in asked]
+        try:
+            if any(number % count for number in rows):
+                raise InputError("a number of queries is no multiple of the number of contexts")
+            whole = self._run(context, self.merging.merge(asked, count))
+        except (CrossfuseError, ValueError):
+            return [answer for queries in asked for answer in self._ask(context, [queries])]
+        return list(self.merging.take_apart(whole, rows, count))
+
+    def _run(self, context: Context | None, queries: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        start = time.perf_counter()
+        outputs = self.session.run(**queries) if context is None else self.session.query(context, **queries)
+        self.meter.stage("model" if context is None else "query", time.perf_counter() - start)
+        self.meter.batch(self.merging.rows(queries))
+        return {name: np.asarray(array) for name, array in outputs.items()}
+
+
+def _has_batch(session: Session) -> bool:
+    return any(spec.shape and isinstance(spec.shape[0], str) for spec in session.stages["context"].inputs)

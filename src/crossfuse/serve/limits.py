@@ -1,0 +1,44 @@
+"""What a request may be, at most."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from crossfuse.errors import InputError
+
+__all__ = ["Limits"]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Limits of one request and of a queue.
+
+    Args:
+        max_bytes: of a request's body.
+        max_batch: of the first axis of any input.
+        max_queue: requests that wait for one server; more are refused.
+        allow_nan: whether inputs may hold NaN. Infinity always may: additive masks hold it.
+    """
+
+    max_bytes: int = 64 << 20
+    max_batch: int = 1024
+    max_queue: int = 256
+    allow_nan: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("max_bytes", "max_batch", "max_queue"):
+            if getattr(self, name) < 1:
+                raise InputError("a limit must be positive", where=name, got=getattr(self, name))
+
+    def check(self, inputs: Mapping[str, NDArray[Any]]) -> None:
+        """Raise :class:`InputError` for inputs beyond the limits."""
+        for name, array in inputs.items():
+            if array.ndim and array.shape[0] > self.max_batch:
+                raise InputError("the batch is too large", where=name, got=array.shape[0], expected=f"at most {self.max_batch}")
+            if not self.allow_nan and array.dtype.kind == "f" and array.size and np.isnan(np.min(array)):
+                raise InputError("an input holds NaN", where=name, do="Send numbers, or start the server with --allow-nan")

@@ -1,0 +1,81 @@
+"""How the application is deployed; plain data that fits into a Serve config file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from crossfuse.errors import InputError
+from crossfuse.serve.limits import Limits
+from crossfuse.serve.opening import EngineOptions
+
+__all__ = ["ServeOptions"]
+
+
+@dataclass(frozen=True)
+class ServeOptions:
+    """Options of an application.
+
+    Args:
+        bundle: the folder, at the same place on every node.
+        name: of the model in URLs.
+        engine: how replicas open the bundle.
+        limits: of requests.
+        replicas: processes that hold a session and a cache each.
+        max_replicas: where larger than ``replicas``, Serve scales between the two by load.
+        num_cpus: that a replica reserves, and its threads unless ``engine`` says otherwise.
+        num_gpus: that a replica reserves.
+        batch_size: requests that a replica answers at once.
+        batch_wait_ms: how long a request waits for others.
+        timeout_s: after which the client is told that it took too long.
+        drain_s: how long a replica that is to stop may finish what it has.
+        log_format: ``text`` or ``json``.
+        revision: any text; another one replaces replicas although nothing else has changed.
+    """
+
+    bundle: str
+    name: str
+    engine: EngineOptions = field(default_factory=EngineOptions)
+    limits: Limits = field(default_factory=Limits)
+    replicas: int = 1
+    max_replicas: int = 0
+    num_cpus: float = 1.0
+    num_gpus: float = 0.0
+    batch_size: int = 8
+    batch_wait_ms: float = 2.0
+    timeout_s: float = 60.0
+    drain_s: float = 30.0
+    log_format: str = "json"
+    revision: str = ""
+
+    def __post_init__(self) -> None:
+        for name in ("replicas", "batch_size", "timeout_s"):
+            if getattr(self, name) <= 0:
+                raise InputError("an option must be positive", where=name, got=getattr(self, name))
+        for name in ("num_cpus", "num_gpus", "batch_wait_ms", "drain_s", "max_replicas"):
+            if getattr(self, name) < 0:
+                raise InputError("an option must not be negative", where=name, got=getattr(self, name))
+        if self.log_format not in ("text", "json"):
+            raise InputError("a log format isn't known", got=self.log_format, expected="text or json")
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> ServeOptions:
+        """From plain data.
+
+        Raises:
+            InputError: names that aren't options.
+        """
+        unknown = set(data) - {f.name for f in fields(cls)}
+        if unknown:
+            raise InputError("options aren't known", got=", ".join(sorted(unknown)))
+        given = dict(data)
+        try:
+            engine, limits = EngineOptions(**given.pop("engine", {})), Limits(**given.pop("limits", {}))
+            return cls(**given, engine=engine, limits=limits)
+        except TypeError as error:
+            raise InputError(f"options can't be read: {error}") from error

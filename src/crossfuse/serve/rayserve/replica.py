@@ -1,0 +1,84 @@
+"""A replica: a process with a session, a cache of contexts and a queue that becomes batches."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from ray import serve
+from ray.serve import metrics
+
+from crossfuse.errors import CrossfuseError
+from crossfuse.serve.engine import Answer, Request, UnknownContextError
+from crossfuse.serve.meters import BATCHES, SECONDS
+from crossfuse.serve.opening import open_engine
+from crossfuse.serve.rayserve.options import ServeOptions
+
+__all__ = ["Replica"]
+
+
+class Replica:
+    """Answers requests; several at once where their contexts and shapes allow."""
+
+    def __init__(self, options: Mapping[str, Any]) -> None:
+        chosen = ServeOptions.from_json(options)
+        engine = chosen.engine
+        if engine.threads is None:
+            engine = replace(engine, threads=max(1, round(chosen.num_cpus)))
+        self._engine = open_engine(chosen.bundle, engine, limits=chosen.limits, meter=_Metrics())
+        # One batch at a time: the session's threads are the replica's cores.
+        self._pool = ThreadPoolExecutor(1)
+        self._batch.set_max_batch_size(chosen.batch_size)
+        self._batch.set_batch_wait_timeout_s(chosen.batch_wait_ms / 1000)
+
+    async def answer(
+        self, inputs: Mapping[str, NDArray[Any]], context_id: str | None, key: bytes | None
+    ) -> tuple[int, dict[str, NDArray[Any]] | str]:
+        """Status and outputs, or status and what was wrong."""
+        answer: Answer = await self._batch(Request(inputs, context_id, key))
+        if isinstance(answer, CrossfuseError):
+            return 404 if isinstance(answer, UnknownContextError) else 400, str(answer)
+        return 200, answer
+
+    async def ready(self) -> bool:
+        """Answers once the constructor has: the bundle is loaded and has answered its reference inputs."""
+        return True
+
+    async def statistics(self) -> dict[str, int]:
+        """Of this replica's cache."""
+        cache = self._engine.cache
+        return {} if cache is None else {"hits": cache.hits, "misses": cache.misses, "bytes": cache.nbytes, "kept": len(cache)}
+
+    @serve.batch  # type: ignore[untyped-decorator]
+    async def _batch(self, requests: list[Request]) -> list[Answer]:
+        return await asyncio.get_running_loop().run_in_executor(self._pool, self._engine.answer, requests)
+
+
+class _Metrics:
+    """Ray exports these from every node, tagged with application, deployment and replica."""
+
+    def __init__(self) -> None:
+        about = "Time of a stage's executions"
+        self._seconds = metrics.Histogram("crossfuse_stage_seconds", about, boundaries=list(SECONDS), tag_keys=("stage",))
+        bounds = [float(np.nextafter(size, np.inf)) for size in BATCHES]
+        self._rows = metrics.Histogram("crossfuse_batch_rows", "Queries answered by one call", boundaries=bounds)
+        self._lookups = {
+            True: metrics.Counter("crossfuse_context_cache_hits", "Contexts found in the cache"),
+            False: metrics.Counter("crossfuse_context_cache_misses", "Contexts encoded"),
+        }
+        self._bytes = metrics.Gauge("crossfuse_context_cache_bytes", "Bytes of kept contexts")
+
+    def stage(self, name: str, seconds: float) -> None:
+        self._seconds.observe(seconds, tags={"stage": name})
+
+    def batch(self, rows: int) -> None:
+        self._rows.observe(float(rows))
+
+    def cache(self, hit: bool, nbytes: int, kept: int) -> None:
+        self._lookups[hit].inc()
+        self._bytes.set(nbytes)

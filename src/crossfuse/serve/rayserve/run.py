@@ -1,0 +1,73 @@
+"""``crossfuse serve``: a Ray of its own on this machine, or an existing cluster; until SIGTERM or SIGINT."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import ray
+from ray import serve
+
+from crossfuse.errors import CheckError, InputError
+from crossfuse.serve.rayserve.app import build
+from crossfuse.serve.rayserve.options import ServeOptions
+
+__all__ = ["deploy", "running", "stop", "wait_for_signal"]
+
+
+def deploy(options: ServeOptions, host: str, port: int) -> None:
+    """Start the application, or replace it without a gap where it runs already; returns when it is ready.
+
+    Raises:
+        InputError: the cluster has too few CPUs or GPUs for the replicas.
+        CheckError: a replica did not start.
+    """
+    have = ray.cluster_resources()
+    for resource, each in (("CPU", options.num_cpus), ("GPU", options.num_gpus)):
+        if each * options.replicas > have.get(resource, 0):
+            raise InputError(
+                f"the replicas need more {resource}s than there are",
+                got=f"{options.replicas} × {each:g}",
+                expected=f"at most {have.get(resource, 0):g}",
+                do=f"Ask for fewer --replicas, or less with --num-{resource.lower()}s",
+            )
+    serve.start(
+        proxy_location="EveryNode",
+        http_options={"host": host, "port": port, "request_timeout_s": options.timeout_s + 5},
+    )
+    try:
+        serve.run(build(options.to_json()), name=options.name, route_prefix="/")
+    except RuntimeError as error:
+        raise CheckError(
+            f"the application did not start: {error}", do="The replicas' logs are in /tmp/ray/session_latest/logs/serve"
+        ) from error
+
+
+@contextmanager
+def running(options: ServeOptions, host: str, port: int) -> Iterator[None]:
+    """The application for the time of the context; at its end, what was accepted is answered first."""
+    deploy(options, host, port)
+    try:
+        yield
+    finally:
+        stop(options.name)
+
+
+def stop(name: str) -> None:
+    """Take no more requests, finish those that were taken, and end Serve."""
+    serve.delete(name)
+    serve.shutdown()
+
+
+def wait_for_signal(announce: Callable[[], None]) -> None:
+    """Call `announce`, then sleep until SIGTERM or SIGINT."""
+    asked = threading.Event()
+    before = {number: signal.signal(number, lambda *_: asked.set()) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        announce()
+        asked.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,107 @@
+"""The Python backend's model: Triton's requests to an `Engine`, and back. Imported by the server, where Triton's module is."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+from crossfuse.errors import CrossfuseError, InputError
+from crossfuse.serve.engine import Request, UnknownContextError
+from crossfuse.serve.limits import Limits
+from crossfuse.serve.meters import BATCHES, SECONDS
+from crossfuse.serve.opening import EngineOptions, open_engine
+from crossfuse.specs import names_of
+
+__all__ = ["TritonPythonModel"]
+
+
+class TritonPythonModel:
+    """What Triton's Python backend looks for in ``model.py``."""
+
+    def initialize(self, args: dict[str, str]) -> None:
+        """Load the bundle that lies beside ``model.py``."""
+        config = json.loads(args["model_config"])
+        given = {key: value["string_value"] for key, value in config.get("parameters", {}).items()}
+        folder = Path(args["model_repository"]) / args["model_version"] / "bundle"
+        device = int(args["model_instance_device_id"]) if args["model_instance_kind"] == "GPU" else 0
+        options = EngineOptions(
+            target=given["target"],
+            threads=int(given["threads"]) if given.get("threads") else None,
+            cache_mb=int(given["cache_mb"]),
+            max_rows=int(given["max_rows"]),
+            device=device,
+        )
+        limits = Limits(max_batch=int(given["max_batch"]), allow_nan=given["allow_nan"] == "true")
+        self._engine = open_engine(folder, options, limits=limits, meter=_Metrics(args["model_name"]))
+        self._names = names_of(self._engine.session.inputs)
+
+    def execute(self, requests: Sequence[Any]) -> list[Any]:
+        """Answer all requests that Triton hands over."""
+        asked: list[Request | InputError] = [self._read(request) for request in requests]
+        good = [request for request in asked if isinstance(request, Request)]
+        answers = iter(self._engine.answer(good))
+        return [_respond(next(answers) if isinstance(request, Request) else request) for request in asked]
+
+    def finalize(self) -> None:
+        """Release the engines."""
+        self._engine.session.close()
+
+    def _read(self, request: Any) -> Request | InputError:
+        inputs = {}
+        for name in self._names:
+            tensor = pb_utils.get_input_tensor_by_name(request, name)
+            if tensor is not None:
+                inputs[name] = tensor.as_numpy()
+        parameters = json.loads(request.parameters() or "{}")
+        context_id = parameters.get("context_id")
+        if context_id is not None and not isinstance(context_id, str):
+            return InputError("the request is malformed", where="context_id", expected="str")
+        return Request(inputs, context_id)
+
+
+class _Metrics:
+    """Triton's own metrics endpoint shows what the engine counts."""
+
+    def __init__(self, model: str) -> None:
+        def family(name: str, about: str, kind: Any) -> Any:
+            return pb_utils.MetricFamily(name=f"crossfuse_{name}", description=about, kind=kind)
+
+        counter, gauge, histogram = (getattr(pb_utils.MetricFamily, kind) for kind in ("COUNTER", "GAUGE", "HISTOGRAM"))
+        labels = {"model": model}
+        # A family lives as long as it is referenced.
+        self._families = {
+            "seconds": family("stage_seconds", "Time of a stage's executions", histogram),
+            "rows": family("batch_rows", "Queries answered by one call", histogram),
+            "hits": family("context_cache_hits", "Contexts found in the cache", counter),
+            "misses": family("context_cache_misses", "Contexts encoded", counter),
+            "nbytes": family("context_cache_bytes", "Bytes of kept contexts", gauge),
+        }
+        self._stages = {
+            stage: self._families["seconds"].Metric(labels=labels | {"stage": stage}, buckets=list(SECONDS))
+            for stage in ("context", "query", "model")
+        }
+        self._rows = self._families["rows"].Metric(labels=labels, buckets=[float(bound) for bound in BATCHES])
+        self._counts = {name: self._families[name].Metric(labels=labels) for name in ("hits", "misses", "nbytes")}
+
+    def stage(self, name: str, seconds: float) -> None:
+        self._stages[name].observe(seconds)
+
+    def batch(self, rows: int) -> None:
+        self._rows.observe(float(rows))
+
+    def cache(self, hit: bool, nbytes: int, kept: int) -> None:
+        self._counts["hits" if hit else "misses"].increment(1)
+        self._counts["nbytes"].set(nbytes)
+
+
+def _respond(answer: dict[str, Any] | CrossfuseError) -> Any:
+    if isinstance(answer, CrossfuseError):
+        codes = pb_utils.TritonError
+        code = codes.NOT_FOUND if isinstance(answer, UnknownContextError) else codes.INVALID_ARG
+        return pb_utils.InferenceResponse(error=codes(str(answer), code))
+    return pb_utils.InferenceResponse([pb_utils.Tensor(name, np.ascontiguousarray(array)) for name, array in answer.items()])
