@@ -4,7 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-all coverage lint clean
+TRITON := .venv-triton
+
+.PHONY: demo test test-all coverage lint clean triton
 
 demo: $(STAMP)
 	$(BIN)/python examples/demo.py
@@ -12,7 +14,7 @@ demo: $(STAMP)
 test: $(STAMP) lint
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
 
-test-all: $(STAMP) lint
+test-all: $(STAMP) $(TRITON)/.installed lint
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 coverage: $(STAMP)
@@ -29,5 +31,14 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install -q -c constraints.txt --no-deps tensorrt-stubs
 	touch $@
 
+# The real tritonserver, in an environment of its own: its Python backend wants NumPy 1.
+triton: $(TRITON)/.installed
+
+$(TRITON)/.installed: pyproject.toml
+	test -x $(TRITON)/bin/python || $(PYTHON) -m venv $(TRITON)
+	$(TRITON)/bin/python -m pip install -q "numpy<2" "onnxruntime==1.31.1"
+	$(TRITON)/bin/python -m pip install -q --no-deps -e . "nvidia-pytriton==0.7.0"
+	touch $@
+
 clean:
-	rm -rf $(VENV) demo-bundle .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(TRITON) demo-bundle .pytest_cache .mypy_cache .ruff_cache

@@ -73,6 +73,30 @@ def test_demo(tmp_path: Path, size: str) -> None:
         assert "without PyTorch; input: chelsea.jpg" in printed
 
 
+def test_serving_commands_and_client(tmp_path: Path) -> None:
+    """The commands as documented; the client against the server that the next paragraphs start."""
+    pytest.importorskip("ray", reason="ray is not installed")
+    serving = pytest.importorskip("serving", reason="tritonclient is not installed")
+    text = (ROOT / "docs" / "serving.md").read_text()
+    (tmp_path / "rows").mkdir()
+    one = {k: v.numpy()[:1] for k, v in zoo_spec("qformer", "tiny").inputs.items()}
+    np.savez(tmp_path / "rows" / "first.npz", **one)
+    printed = [run(line.split(), tmp_path) for line in block("sh", text).splitlines()]
+    assert "qformer written to models" in printed[1].stdout
+    assert "1 rows (0 done before), 0 failed" in printed[3].stdout
+    assert (tmp_path / "answers" / "first.npz").exists()
+    port, metrics = serving.free_port(), serving.free_port()
+    command = [sys.executable, "-m", "crossfuse", "serve", "bundle", "--port", str(port), "--metrics-port", str(metrics)]
+    server = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        serving.wait_until_ready(port, "qformer")
+        code = block("python", text).replace("127.0.0.1:8000", f"127.0.0.1:{port}")
+        assert run([sys.executable, "-c", code], tmp_path).stdout == "(2, 5, 32)\n"
+    finally:
+        server.terminate()
+        assert server.wait(120) == 0
+
+
 def test_links_lead_somewhere() -> None:
     for name in ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md"):
         for link in re.findall(r"\]\(([^)#]+)\)", (ROOT / name).read_text()):

@@ -13,6 +13,7 @@ import typer
 
 from crossfuse.cli_options import AllowUnfused, BundlePath, Capabilities, IoDtype, Json, Precision, Profiles, Provider, Threads
 from crossfuse.cli_profile import profile
+from crossfuse.cli_serve import map_command, package, serve
 from crossfuse.errors import CrossfuseError, InputError
 
 __all__ = ["app", "main"]
@@ -245,6 +246,9 @@ def run(
 
 
 app.command()(profile)
+app.command()(package)
+app.command()(serve)
+app.command("map")(map_command)
 
 
 @app.command()

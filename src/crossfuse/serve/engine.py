@@ -19,7 +19,7 @@ from crossfuse.runtime.session import Session
 from crossfuse.serve.limits import Limits
 from crossfuse.serve.merging import Merging
 from crossfuse.serve.meters import Meter, Totals
-from crossfuse.specs import names_of
+from crossfuse.specs import CONTEXTS, names_of
 
 __all__ = ["Engine", "Request", "UnknownContextError"]
 
@@ -78,6 +78,11 @@ class Engine:
         self.cache = ContextCache(session, cache_bytes) if session.split and cache_bytes else None
         self._ids: OrderedDict[str, bytes] = OrderedDict()
         self._lock = threading.Lock()
+
+    @property
+    def batch_dims(self) -> frozenset[str]:
+        """Dimensions that count samples: of queries where those can be counted, and of contexts."""
+        return frozenset({CONTEXTS} if self.merging.dim is None else {CONTEXTS, self.merging.dim})
 
     def prove_merging(self, inputs: Mapping[str, NDArray[Any]]) -> bool:
         """Try merging on real inputs of one request, and turn it off where answers change."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
@@ -50,6 +51,8 @@ class ServeOptions:
     revision: str = ""
 
     def __post_init__(self) -> None:
+        if not re.fullmatch(r"[\w.-]+", self.name):
+            raise InputError("a model's name must fit into a URL", where="--name", got=repr(self.name))
         for name in ("replicas", "batch_size", "timeout_s"):
             if getattr(self, name) <= 0:
                 raise InputError("an option must be positive", where=name, got=getattr(self, name))

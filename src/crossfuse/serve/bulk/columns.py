@@ -1,0 +1,91 @@
+"""Arrow columns to arrays and back: nested lists and tensor types, a row each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import accumulate
+from math import prod
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from crossfuse.errors import InputError
+from crossfuse.specs import TensorSpec
+
+__all__ = ["to_array", "to_column"]
+
+
+def to_array(scalar: pa.Scalar, spec: TensorSpec, shape: Sequence[int | str]) -> NDArray[Any]:
+    """A row's value as an array of a tensor's element type.
+
+    Args:
+        scalar: a number, nested lists of numbers, or a tensor.
+        spec: of the input.
+        shape: that the row must have; one list may stand for it if a single size of it is open.
+
+    Raises:
+        InputError: nothing there, ragged lists, or numbers that the element type can't hold.
+    """
+    if not scalar.is_valid:
+        raise InputError("a value is missing", where=spec.name)
+    sizes: list[int] = []
+    known: tuple[int, ...] | None = None
+    if isinstance(scalar, pa.ExtensionScalar):
+        known = tuple(getattr(scalar.type, "shape", None) or ()) or None
+        scalar = scalar.value
+    values = scalar.values if _is_list(scalar.type) else pa.array([scalar.as_py()], scalar.type)
+    if _is_list(scalar.type):
+        sizes.append(len(values))
+        while _is_list(values.type):
+            lengths = pc.unique(pc.list_value_length(values)).to_pylist()
+            if len(lengths) > 1 or None in lengths:
+                raise InputError("a row's lists are ragged", where=spec.name, got=lengths)
+            sizes.append(lengths[0] if lengths else 0)
+            values = values.flatten()
+    if values.null_count:
+        raise InputError("a value is missing", where=spec.name, got=f"{values.null_count} nulls")
+    array = _cast(values.to_numpy(zero_copy_only=False), spec)
+    return array.reshape(_fitting(known or tuple(sizes), array.size, shape, spec))
+
+
+def to_column(arrays: Sequence[NDArray[Any]]) -> pa.Array:
+    """Rows of one rank as nested lists."""
+    rank = arrays[0].ndim
+    flat = np.concatenate([np.ascontiguousarray(array).reshape(-1) for array in arrays])
+    column = pa.array(flat)
+    for level in range(rank - 1, -1, -1):
+        lengths = [size for array in arrays for size in [array.shape[level]] * prod(array.shape[:level])]
+        column = pa.LargeListArray.from_arrays(pa.array([0, *accumulate(lengths)], pa.int64()), column)
+    return column
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
+
+
+def _cast(values: NDArray[Any], spec: TensorSpec) -> NDArray[Any]:
+    dtype = np.dtype(spec.dtype)
+    if values.dtype == dtype:
+        return values
+    # Wider floats may be narrowed, numbers may become floats; a fraction may not become an integer.
+    allowed = values.dtype.kind in {"f": "iuf", "i": "iu", "u": "iu", "b": "b"}[dtype.kind]
+    if not allowed:
+        raise InputError("a column's type doesn't fit the input", where=spec.name, got=values.dtype, expected=dtype)
+    cast = values.astype(dtype)
+    if dtype.kind in "iu" and not np.array_equal(cast, values):
+        raise InputError("a number is out of the element type's range", where=spec.name, expected=dtype)
+    return cast
+
+
+def _fitting(given: tuple[int, ...], size: int, shape: Sequence[int | str], spec: TensorSpec) -> tuple[int, ...]:
+    """The row's shape: as given, or a flat list arranged where only one size is open."""
+    if len(given) == len(shape):
+        return given
+    known = prod(axis for axis in shape if isinstance(axis, int))
+    unknown = [axis for axis in shape if isinstance(axis, str)]
+    if len(given) <= 1 and len(unknown) <= 1 and known and size % known == 0 and (unknown or size == known):
+        return tuple(size // known if isinstance(axis, str) else axis for axis in shape)
+    raise InputError("a row has the wrong shape", where=spec.name, got=given, expected=f"[{', '.join(map(str, shape))}]")

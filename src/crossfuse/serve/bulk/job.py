@@ -1,0 +1,112 @@
+"""A job's folder: what it is a job of, which shards are done, what failed. Files appear whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from crossfuse.bundle.manifest import MANIFEST
+from crossfuse.errors import InputError
+from crossfuse.serve.bulk.rows import Shard
+
+__all__ = ["FAILED", "Job", "open_job"]
+
+FAILED = "failed.jsonl"
+_JOB = "job.json"
+_SHARDS = ".shards"
+
+
+class Job:
+    """The folder of a job's answers, and of marks of finished shards."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def is_done(self, shard: Shard) -> bool:
+        """Whether the shard's answers are all there."""
+        return self._mark(shard.index).is_file()
+
+    def finish(self, shard: Shard, failed: Mapping[str, str]) -> None:
+        """Mark a shard whose answers were written; ``failed`` has reasons by row."""
+        write_whole(self._mark(shard.index), json.dumps({"rows": shard.rows, "failed": dict(failed)}))
+
+    def result(self, shard: Shard) -> dict[str, Any]:
+        """What was marked: ``rows``, and ``failed`` with reasons by row."""
+        data: dict[str, Any] = json.loads(self._mark(shard.index).read_text(encoding="utf-8"))
+        return data
+
+    def collect_failures(self, shards: Sequence[Shard]) -> int:
+        """Write all failed rows with their reasons to one file; none, no file."""
+        lines = [
+            json.dumps({"row": row, "reason": reason})
+            for shard in shards
+            for row, reason in self.result(shard)["failed"].items()
+        ]
+        if lines:
+            write_whole(self.folder / FAILED, "\n".join(lines) + "\n")
+        else:
+            (self.folder / FAILED).unlink(missing_ok=True)
+        return len(lines)
+
+    def _mark(self, index: int) -> Path:
+        return self.folder / _SHARDS / f"{index:06d}.json"
+
+
+def open_job(folder: Path, bundle: Path, target: str, shards: Sequence[Shard]) -> Job:
+    """Begin a job, or go on with it where the folder holds the same.
+
+    Raises:
+        InputError: the folder holds another job, or anything else.
+    """
+    about = {
+        "bundle": hashlib.sha256((bundle / MANIFEST).read_bytes()).hexdigest(),
+        "target": target,
+        "input": _digest(shards),
+        "shards": len(shards),
+    }
+    known = folder / _JOB
+    if known.is_file():
+        try:
+            was = json.loads(known.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise InputError("the job's description can't be read", where=known, do="Choose another output") from error
+        changed = [name for name in about if not isinstance(was, dict) or was.get(name) != about[name]]
+        if changed:
+            raise InputError(
+                "the output holds another job",
+                where=folder,
+                got=f"another {', another '.join(changed)}",
+                do="Choose another output, or remove this one",
+            )
+    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError("the output exists and holds no job", where=folder, do="Choose another output")
+    try:
+        (folder / _SHARDS).mkdir(parents=True, exist_ok=True)
+        write_whole(known, json.dumps(about, indent=1))
+    except OSError as error:
+        raise InputError(f"the output can't be written: {error.strerror or error}", where=folder) from error
+    return Job(folder)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a text file, whole or not at all, even if the machine dies."""
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    with partial.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)  # noqa: PTH105 - os.replace says what it does
+
+
+def _digest(shards: Sequence[Shard]) -> str:
+    """Of the names, sizes and cuts of the input; contents are too many."""
+    digest = hashlib.sha256()
+    for shard in shards:
+        sizes = [(Path(file).name, Path(file).stat().st_size) for file in shard.files]
+        digest.update(json.dumps([sizes, shard.group, shard.start, shard.stop]).encode())
+    return digest.hexdigest()
