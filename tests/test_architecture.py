@@ -48,6 +48,7 @@ def files_of(package: str) -> list[Path]:
         ("runtime", ["export", "build", "models", "verify", "pipeline", "cli", "graphs", "model_spec"]),
         ("bundle", ["export", "build", "models", "verify", "runtime", "pipeline", "cli", "graphs", "model_spec"]),
         ("profile", ["build", "models", "pipeline", "cli", "console"]),
+        ("serve", ["export", "build", "models", "profile", "pipeline", "cli", "console", "graphs", "model_spec"]),
         ("operator", ["export", "build", "models", "verify", "runtime", "pipeline", "cli", "bundle"]),
     ],
 )

@@ -18,6 +18,8 @@ from crossfuse.errors import CrossfuseError, InputError
 
 __all__ = ["app", "main"]
 
+_EXTRAS = {"ray": "serve", "pyarrow": "serve", "yaml": "serve", "jinja2": "report", "openvino": "rivals", "transformers": "hf"}
+
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
@@ -311,7 +313,7 @@ def main(arguments: list[str] | None = None) -> None:
     except ImportError as error:
         _fail(
             f"a package that this command needs is not installed: {error}. "
-            "Install what it needs: pip install 'crossfuse[cli,export,cpu]'.",
+            f"Install what it needs: pip install 'crossfuse[{_EXTRAS.get((error.name or '').split('.')[0], 'cli,export,cpu')}]'.",
             2,
         )
     except OSError as error:

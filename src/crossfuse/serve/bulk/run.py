@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -91,7 +92,9 @@ def map_rows(
         engine = replace(chosen.engine, target=target, threads=chosen.engine.threads or max(1, round(chosen.num_cpus)))
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
-        rows = ray.data.from_items([{"shard": asdict(shard)} for shard in open_shards], override_num_blocks=len(open_shards))
+        rows = ray.data.from_items(
+            [{"shard": json.dumps(asdict(shard))} for shard in open_shards], override_num_blocks=len(open_shards)
+        )
         finished = rows.map_batches(
             _Worker,
             fn_constructor_args=(str(opened.path), str(output.resolve()), asdict(engine), chosen.batch_size, chosen.allow_nan),
@@ -118,7 +121,8 @@ class _Worker:
         self._batch = batch_size
 
     def __call__(self, batch: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        (data,) = batch["shard"]
+        (text,) = batch["shard"]
+        data = json.loads(text)
         shard = Shard(**{**data, "files": tuple(data["files"])})
         names: list[str] = []
         answers: list[dict[str, NDArray[Any]]] = []

@@ -19,8 +19,11 @@ __all__ = ["build", "config"]
 _ROUTER = "crossfuse.serve.rayserve.router.HomeRouter"
 
 
-def build(arguments: Mapping[str, Any]) -> Application:
-    """The application of `ServeOptions` in plain data; a Serve config file names this function."""
+def build(arguments: Mapping[str, Any], *, draining: bool = False) -> Application:
+    """The application of `ServeOptions` in plain data; a Serve config file names this function.
+
+    ``draining`` makes a running ingress refuse new requests; nothing is restarted for it.
+    """
     options = ServeOptions.from_json(arguments)
     logging = LoggingConfig(encoding=options.log_format.upper(), enable_access_log=True)
     scaling: dict[str, Any] = {"num_replicas": options.replicas}
@@ -48,6 +51,7 @@ def build(arguments: Mapping[str, Any]) -> Application:
         # One more than the limit, so that the ingress itself can refuse.
         max_ongoing_requests=2 * options.limits.max_queue + 64,
         graceful_shutdown_timeout_s=options.drain_s,
+        user_config={"draining": draining},
         logging_config=logging,
         # It needs next to nothing, so the new one may stand beside the old one, which answers until then.
         max_surge_percent=100,

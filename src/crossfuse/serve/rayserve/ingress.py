@@ -59,10 +59,15 @@ class Ingress:
             "outputs": tensor_metadata(last.outputs),
         }
         self._open = 0
+        self._draining = False
         self._requests = metrics.Counter("crossfuse_requests", "Requests by HTTP status", tag_keys=("status",))
         bounds = list(SECONDS)
         self._seconds = metrics.Histogram("crossfuse_request_seconds", "From head to answer", boundaries=bounds)
         self._queue = metrics.Gauge("crossfuse_open_requests", "Requests that are not answered yet")
+
+    def reconfigure(self, config: Mapping[str, Any]) -> None:
+        """Serve calls this at start and whenever the deployment's ``user_config`` changes."""
+        self._draining = bool(config.get("draining"))
 
     async def __call__(self, request: Request) -> Response:
         """Answer one HTTP request; whatever happens, the client gets a status and one paragraph."""
@@ -89,8 +94,8 @@ class Ingress:
                     return await self._counted(request)
         return _refused(404, f"{request.method} {request.url.path} is not known here.")
 
-    async def statistics(self) -> int:
-        """Requests that are not answered yet."""
+    async def open_requests(self) -> int:
+        """How many are not answered yet."""
         return self._open
 
     async def _counted(self, request: Request) -> Response:
@@ -122,6 +127,8 @@ class Ingress:
         return response
 
     async def _infer(self, request: Request) -> Response:
+        if self._draining:
+            raise Refusal(503, "the server is shutting down.")
         if self._open > self._options.limits.max_queue:
             raise Refusal(503, f"the queue is full: {self._options.limits.max_queue} requests wait. Try again later.")
         if request.headers.get("content-encoding", "identity") != "identity":
@@ -178,6 +185,8 @@ class Ingress:
         raise Refusal(503, "the replica that had the request died. Try again later.")
 
     async def _ready(self) -> bool:
+        if self._draining:
+            return False
         try:
             async with asyncio.timeout(5):
                 return bool(await self._replica.ready.remote())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -15,6 +16,8 @@ from crossfuse.serve.rayserve.app import build
 from crossfuse.serve.rayserve.options import ServeOptions
 
 __all__ = ["deploy", "running", "stop", "wait_for_signal"]
+
+_POLL = 0.05
 
 
 def deploy(options: ServeOptions, host: str, port: int) -> None:
@@ -52,12 +55,16 @@ def running(options: ServeOptions, host: str, port: int) -> Iterator[None]:
     try:
         yield
     finally:
-        stop(options.name)
+        stop(options)
 
 
-def stop(name: str) -> None:
-    """Take no more requests, finish those that were taken, and end Serve."""
-    serve.delete(name)
+def stop(options: ServeOptions) -> None:
+    """Refuse new requests, finish those that were taken, and end Serve."""
+    ingress = serve.run(build(options.to_json(), draining=True), name=options.name, route_prefix="/")
+    end = time.monotonic() + options.drain_s
+    while time.monotonic() < end and ingress.open_requests.remote().result():
+        time.sleep(_POLL)
+    serve.delete(options.name)
     serve.shutdown()
 
 
