@@ -311,11 +311,9 @@ def main(arguments: list[str] | None = None) -> None:
     except CrossfuseError as error:
         _fail(str(error), error.exit_code)
     except ImportError as error:
-        _fail(
-            f"a package that this command needs is not installed: {error}. "
-            f"Install what it needs: pip install 'crossfuse[{_EXTRAS.get((error.name or '').split('.')[0], 'cli,export,cpu')}]'.",
-            2,
-        )
+        extra = _EXTRAS.get((error.name or "").split(".")[0], "cli,export,cpu")
+        what = f"a package that this command needs is not installed: {error}."
+        _fail(f"{what} Install what it needs: pip install 'crossfuse[{extra}]'.", 2)
     except OSError as error:
         _fail(f"{error.strerror or error} ({error.filename}).", 2)
 
