@@ -75,7 +75,7 @@ def test_answers_are_those_of_each_alone(blip: Bundle) -> None:
 
 def test_what_is_wrong_with_one_touches_no_other(blip: Bundle) -> None:
     engine = open_engine(blip.path, EngineOptions(), limits=Limits(max_batch=4))
-    good = blip_inputs(engine.session, 0, 2, 5, 1)
+    good = blip_inputs(engine.session, 0, 2, 4, 1)
     ids = "input_ids"
     bad: list[Arrays] = [
         good | {ids: good[ids].astype(np.int32)},
