@@ -130,15 +130,12 @@ def serve(
         output.result(about, lambda: output.line(f"deployed to the cluster at {address}: {url}"))
         return
     with local_ray(cpus=max(1.0, num_cpus * most), metrics_port=metrics_port):
-        from crossfuse.serve.rayserve.run import running, wait_for_signal
+        from crossfuse.serve.rayserve.run import asked_to_stop, running
 
         about["metrics"] = f"http://127.0.0.1:{metrics_port}/metrics"
-        with running(options, host, port):
-            wait_for_signal(
-                lambda: output.result(
-                    about, lambda: output.line(f"serving {url}; metrics on port {metrics_port}; Ctrl-C stops")
-                )
-            )
+        with asked_to_stop() as asked, running(options, host, port):
+            output.result(about, lambda: output.line(f"serving {url}; metrics on port {metrics_port}; Ctrl-C stops"))
+            asked.wait()
 
 
 def map_command(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import ray
@@ -15,7 +15,7 @@ from crossfuse.errors import CheckError, InputError
 from crossfuse.serve.rayserve.app import build
 from crossfuse.serve.rayserve.options import ServeOptions
 
-__all__ = ["deploy", "running", "stop", "wait_for_signal"]
+__all__ = ["asked_to_stop", "deploy", "running", "stop"]
 
 _POLL = 0.05
 
@@ -68,13 +68,13 @@ def stop(options: ServeOptions) -> None:
     serve.shutdown()
 
 
-def wait_for_signal(announce: Callable[[], None]) -> None:
-    """Call `announce`, then sleep until SIGTERM or SIGINT."""
+@contextmanager
+def asked_to_stop() -> Iterator[threading.Event]:
+    """An event that SIGTERM and SIGINT set, instead of ending the process; Ray's own handlers come back afterwards."""
     asked = threading.Event()
     before = {number: signal.signal(number, lambda *_: asked.set()) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        announce()
-        asked.wait()
+        yield asked
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
