@@ -73,6 +73,7 @@ def test_demo(tmp_path: Path, size: str) -> None:
         assert "without PyTorch; input: chelsea.jpg" in printed
 
 
+@pytest.mark.slow
 def test_serving_commands_and_client(tmp_path: Path) -> None:
     """The commands as documented; the client against the server that the next paragraphs start."""
     pytest.importorskip("ray", reason="ray is not installed")

@@ -56,7 +56,8 @@ def answers(out: Path) -> dict[str, dict[str, Any]]:
     return found
 
 
-@pytest.mark.parametrize("rows", [60, pytest.param(2000, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("rows", [60, 2000])
 def test_killed_jobs_go_on(tmp_path: Path, rows: int) -> None:
     rng = np.random.default_rng(0)
     bundle = crossfuse.export("qformer", tmp_path / "bundle", size="tiny")
