@@ -80,7 +80,7 @@ def plain_export(spec: ModelSpec, path: Path, opset: int) -> None:
         )  # fmt: skip
 
 
-@pytest.mark.parametrize("opset", [18, 20])
+@pytest.mark.parametrize("opset", [pytest.param(18, marks=pytest.mark.slow), 20])
 @pytest.mark.parametrize("name", list(SOURCES))
 def test_plain_exports_are_fused(tmp_path: Path, name: str, opset: int) -> None:
     make, counts = SOURCES[name]

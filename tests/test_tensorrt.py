@@ -172,7 +172,7 @@ def test_layers_are_told_from_names_in_inputs_and_helpers() -> None:
     assert attention_kernels(layers, ["a.b#2", "c", "d"]) == {"a.b#2": "_gemm_mha_v2", "c": "_gemv_mha"}
 
 
-MODELS = ["whisper", "bart", "t5", "blip_retrieval", "blip_vqa", "detr", "trocr", "bridgetower"]
+MODELS = ["whisper", "blip_retrieval", "bart", "t5", "blip_vqa", "detr", "trocr", "bridgetower"]
 
 
 def check_bundle(bundle: Bundle, sites: int) -> None:
@@ -204,7 +204,7 @@ def test_whole_zoo_engines(name: str, zoo_bundle: Callable[[str], Bundle], tmp_p
     check_bundle(crossfuse.build(path, **BUILD, precision="fp16"), len(zoo_bundle(name).ledger))  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", [*MODELS[:2], *(pytest.param(name, marks=pytest.mark.slow) for name in MODELS[2:])])
 def test_foreign_engines(name: str, tmp_path: Path) -> None:
     case = CASES[name]
     with warnings.catch_warnings():

@@ -83,6 +83,7 @@ def repaired(line: str) -> str:
     return f"{match[1]}{','.join(made)}{match[3]}"
 
 
+@pytest.mark.slow
 def test_type_checks_against_the_stubs(tmp_path: Path) -> None:
     try:
         stubs = Path(str(distribution("tensorrt-stubs").locate_file("")))

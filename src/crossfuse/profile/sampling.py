@@ -65,15 +65,16 @@ def sample(
     taken: dict[str, list[tuple[int, ...]]] = {name: [] for name in names}
     wanted, most = plan.rounds, plan.rounds + plan.rounds // 2
     done = 0
-    while done < wanted:
-        step(f"round {done + 1} of {wanted}")
-        for i in range(len(names)):
-            name = names[(done + i) % len(names)]
-            with _no_collection():
-                taken[name].append(_window(calls[name], plan, clock))
-        done += 1
-        if done == wanted:
-            wanted = min(most, plan.rounds + max((len(unstable_rounds(taken[name])) for name in names), default=0))
+    with _frozen_heap():
+        while done < wanted:
+            step(f"round {done + 1} of {wanted}")
+            for i in range(len(names)):
+                name = names[(done + i) % len(names)]
+                with _no_collection():
+                    taken[name].append(_window(calls[name], plan, clock))
+            done += 1
+            if done == wanted:
+                wanted = min(most, plan.rounds + max((len(unstable_rounds(taken[name])) for name in names), default=0))
     return {name: Samples(tuple(rounds), unstable_rounds(rounds)) for name, rounds in taken.items()}
 
 
@@ -115,6 +116,20 @@ def _window(call: Call, plan: Plan, clock: Clock) -> tuple[int, ...]:
         taken.append(now - before)
         before = now
     return tuple(taken)
+
+
+@contextmanager
+def _frozen_heap() -> Iterator[None]:
+    """What is there already is not searched for garbage: with PyTorch loaded that takes longer than a window."""
+    gc.collect()
+    ours = gc.get_freeze_count() == 0
+    if ours:
+        gc.freeze()
+    try:
+        yield
+    finally:
+        if ours:
+            gc.unfreeze()
 
 
 @contextmanager
