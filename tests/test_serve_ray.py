@@ -107,20 +107,28 @@ def test_a_killed_replica_costs_no_wrong_answer(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_redeploy_under_load_fails_no_request(tmp_path: Path) -> None:
+    """By the emitted config, as ``serve run`` reads it, then by the command line on the running cluster."""
     from crossfuse.serve.cluster import local_ray
 
     bundle = made("qformer", tmp_path / "bundle")
     port = serving.free_port()
+    command = [sys.executable, "-m", "crossfuse", "serve", str(bundle.path), "--replicas", "2", "--num-cpus", "0.5"]
+    command += ["--name", "m", "--port", str(port)]
+    subprocess.run([*command, "--emit-config", str(tmp_path / "serve.yaml")], check=True)
     with runtime.load(bundle.path) as session, local_ray(cpus=2):
-        from crossfuse.serve.rayserve.run import deploy, running
+        import ray
 
+        address = ray.get_runtime_context().gcs_address
+        environment = os.environ | {"RAY_ADDRESS": address}
+        script = Path(sys.executable).parent / "serve"
+        subprocess.run([script, "run", "--non-blocking", tmp_path / "serve.yaml"], check=True, env=environment)
+        serving.wait_until_ready(port, "m")
         requests = requests_for(session)
         expected = [session.run(**arrays) for arrays in requests]
-        options = ServeOptions(str(bundle.path), "m", replicas=2, num_cpus=0.5)
-        with running(options, "127.0.0.1", port), serving.Load(port, "m", requests, expected) as load:
+        with serving.Load(port, "m", requests, expected) as load:
             wait_for(lambda: load.answers > 50)
             before = set(replicas())
-            deploy(ServeOptions(str(bundle.path), "m", replicas=2, num_cpus=0.5, revision="2"), "127.0.0.1", port)
+            subprocess.run([*command, "--max-rows", "32", "--address", address], check=True)
             at = load.answers
             wait_for(lambda: load.answers > at + 50)
             assert not before & set(replicas())
