@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from ray import serve
@@ -14,17 +13,18 @@ from crossfuse.serve.rayserve.ingress import Ingress
 from crossfuse.serve.rayserve.options import ServeOptions
 from crossfuse.serve.rayserve.replica import Replica
 
-__all__ = ["build", "config"]
+__all__ = ["application", "build", "config"]
 
 _ROUTER = "crossfuse.serve.rayserve.router.HomeRouter"
 
 
-def build(arguments: Mapping[str, Any], *, draining: bool = False) -> Application:
-    """The application of `ServeOptions` in plain data; a Serve config file names this function.
+def build(arguments: dict[str, Any]) -> Application:
+    """The application of `ServeOptions` in plain data; a Serve config file names this function."""
+    return application(ServeOptions.from_json(arguments))
 
-    ``draining`` makes a running ingress refuse new requests; nothing is restarted for it.
-    """
-    options = ServeOptions.from_json(arguments)
+
+def application(options: ServeOptions, *, draining: bool = False) -> Application:
+    """The application; ``draining`` makes a running ingress refuse new requests, and restarts nothing."""
     logging = LoggingConfig(encoding=options.log_format.upper(), enable_access_log=True)
     scaling: dict[str, Any] = {"num_replicas": options.replicas}
     if options.max_replicas > options.replicas:

@@ -12,7 +12,7 @@ import ray
 from ray import serve
 
 from crossfuse.errors import CheckError, InputError
-from crossfuse.serve.rayserve.app import build
+from crossfuse.serve.rayserve.app import application
 from crossfuse.serve.rayserve.options import ServeOptions
 
 __all__ = ["asked_to_stop", "deploy", "running", "stop"]
@@ -41,7 +41,7 @@ def deploy(options: ServeOptions, host: str, port: int) -> None:
         http_options={"host": host, "port": port, "request_timeout_s": options.timeout_s + 5},
     )
     try:
-        serve.run(build(options.to_json()), name=options.name, route_prefix="/")
+        serve.run(application(options), name=options.name, route_prefix="/")
     except RuntimeError as error:
         raise CheckError(
             f"the application did not start: {error}", do="The replicas' logs are in /tmp/ray/session_latest/logs/serve"
@@ -60,7 +60,7 @@ def running(options: ServeOptions, host: str, port: int) -> Iterator[None]:
 
 def stop(options: ServeOptions) -> None:
     """Refuse new requests, finish those that were taken, and end Serve."""
-    ingress = serve.run(build(options.to_json(), draining=True), name=options.name, route_prefix="/")
+    ingress = serve.run(application(options, draining=True), name=options.name, route_prefix="/")
     end = time.monotonic() + options.drain_s
     while time.monotonic() < end and ingress.open_requests.remote().result():
         time.sleep(_POLL)
