@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,9 +17,10 @@ from crossfuse.serve.engine import Engine, Request
 from crossfuse.serve.limits import Limits
 from crossfuse.serve.merging import Merging
 from crossfuse.serve.meters import Meter
+from crossfuse.specs import TensorSpec
 from crossfuse.verify.reference import REFERENCE_FILE, load_reference
 
-__all__ = ["EngineOptions", "example_inputs", "largest_batch", "open_engine"]
+__all__ = ["EngineOptions", "boundary", "example_inputs", "largest_batch", "open_engine"]
 
 
 @dataclass(frozen=True)
@@ -93,15 +93,17 @@ def example_inputs(path: str | Path) -> dict[str, NDArray[Any]] | None:
 
 def largest_batch(manifest: Manifest, otherwise: int) -> int:
     """The largest size of the dimension that queries are merged along."""
-    last = manifest.stages["query" if "query" in manifest.stages else "model"]
-    first = Merging(_own(manifest), last.outputs).dim
+    _, queries, outputs = boundary(manifest)
+    first = Merging(queries, outputs).dim
     dim = manifest.dims.get(first) if first is not None else None
     return otherwise if dim is None or dim.max is None else dim.max
 
 
-def _own(manifest: Manifest) -> list[Any]:
-    stages: Mapping[str, Any] = manifest.stages
-    if "query" not in stages:
-        return list(stages["model"].inputs)
-    given = {spec.name for spec in stages["context"].outputs}
-    return [spec for spec in stages["query"].inputs if spec.name not in given]
+def boundary(manifest: Manifest) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+    """What a server takes and gives: context inputs (none in an unsplit bundle), the other inputs, and outputs."""
+    stages = manifest.stages
+    if "context" not in stages:
+        return (), stages["model"].inputs, stages["model"].outputs
+    frontier = {spec.name for spec in stages["context"].outputs}
+    queries = tuple(spec for spec in stages["query"].inputs if spec.name not in frontier)
+    return stages["context"].inputs, queries, stages["query"].outputs

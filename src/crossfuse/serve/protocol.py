@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -56,7 +56,6 @@ class Call:
     context_id: str | None = None
     wanted: Mapping[str, bool] | None = None
     binary: bool = False
-    parameters: Mapping[str, Any] = field(default_factory=dict)
 
 
 def parse_call(body: bytes | memoryview, header_length: int | None = None) -> Call:
@@ -97,7 +96,6 @@ def parse_call(body: bytes | memoryview, header_length: int | None = None) -> Ca
         None if context_id is None else _of(context_id, str, "parameters.context_id"),
         _wanted(top, binary),
         binary,
-        parameters,
     )
 
 

@@ -21,8 +21,10 @@ from crossfuse.bundle.store import open_bundle
 from crossfuse.errors import CrossfuseError
 from crossfuse.runtime.cache import content_key
 from crossfuse.serve.meters import SECONDS
+from crossfuse.serve.opening import boundary
 from crossfuse.serve.protocol import BINARY_HEADER, Call, encode_outputs, parse_call, tensor_metadata
 from crossfuse.serve.rayserve.options import ServeOptions
+from crossfuse.specs import names_of
 
 __all__ = ["Ingress"]
 
@@ -46,17 +48,14 @@ class Ingress:
         self._options = ServeOptions.from_json(options)
         self._replica = replica
         manifest = open_bundle(self._options.bundle).manifest
-        stages = manifest.stages
-        self._context = [spec.name for spec in stages["context"].inputs] if "context" in stages else []
-        last = stages["query" if self._context else "model"]
-        frontier = {spec.name for spec in stages["context"].outputs} if self._context else set()
-        inputs = [*(stages["context"].inputs if self._context else ()), *(s for s in last.inputs if s.name not in frontier)]
+        context, queries, outputs = boundary(manifest)
+        self._context = names_of(context)
         self._metadata = {
             "name": self._options.name,
             "versions": ["1"],
             "platform": "crossfuse",
-            "inputs": tensor_metadata(inputs),
-            "outputs": tensor_metadata(last.outputs),
+            "inputs": tensor_metadata((*context, *queries)),
+            "outputs": tensor_metadata(outputs),
         }
         self._open = 0
         self._draining = False

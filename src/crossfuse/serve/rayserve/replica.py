@@ -49,11 +49,6 @@ class Replica:
         """Answers once the constructor has: the bundle is loaded and has answered its reference inputs."""
         return True
 
-    async def statistics(self) -> dict[str, int]:
-        """Of this replica's cache."""
-        cache = self._engine.cache
-        return {} if cache is None else {"hits": cache.hits, "misses": cache.misses, "bytes": cache.nbytes, "kept": len(cache)}
-
     @serve.batch  # type: ignore[untyped-decorator]
     async def _batch(self, requests: list[Request]) -> list[Answer]:
         return await asyncio.get_running_loop().run_in_executor(self._pool, self._engine.answer, requests)

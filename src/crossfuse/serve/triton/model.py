@@ -33,6 +33,7 @@ class TritonPythonModel:
             target=given["target"],
             threads=int(given["threads"]) if given.get("threads") else None,
             cache_mb=int(given["cache_mb"]),
+            merge=given["merge"] == "true",
             max_rows=int(given["max_rows"]),
             device=device,
         )

@@ -20,7 +20,7 @@ from crossfuse.errors import InputError
 from crossfuse.runtime.engines import best_target
 from crossfuse.serve.limits import Limits
 from crossfuse.serve.merging import Merging
-from crossfuse.serve.opening import EngineOptions, example_inputs, largest_batch
+from crossfuse.serve.opening import EngineOptions, boundary, example_inputs, largest_batch
 from crossfuse.serve.triton.config import ModelConfig, WarmUp
 from crossfuse.specs import TensorSpec
 
@@ -85,16 +85,14 @@ def write_repository(bundle: str | Path, repository: str | Path, options: Triton
 
 
 def _python_model(bundle: Bundle, name: str, target: str, options: TritonOptions) -> ModelConfig:
-    stages = bundle.manifest.stages
-    context = stages["context"].inputs if "context" in stages else ()
-    last = stages["query" if context else "model"]
-    given = {spec.name for spec in stages["context"].outputs} if context else set()
-    inputs = (*context, *(spec for spec in last.inputs if spec.name not in given))
+    context, queries, outputs = boundary(bundle.manifest)
+    inputs = (*context, *queries)
     engine = options.engine
     parameters = {
         "target": target,
         "threads": "" if engine.threads is None else str(engine.threads),
         "cache_mb": str(engine.cache_mb),
+        "merge": "true" if engine.merge else "false",
         "max_rows": str(engine.max_rows),
         "max_batch": str(options.limits.max_batch),
         "allow_nan": "true" if options.limits.allow_nan else "false",
@@ -103,8 +101,8 @@ def _python_model(bundle: Bundle, name: str, target: str, options: TritonOptions
         name,
         "python",
         inputs,
-        last.outputs,
-        max_batch=0 if context else _max_batch(bundle, inputs, last.outputs, options),
+        outputs,
+        max_batch=0 if context else _max_batch(bundle, inputs, outputs, options),
         optional=[spec.name for spec in context],
         instances=options.instances,
         gpu=target != "ort-cpu",
