@@ -12,6 +12,7 @@ import argparse
 import json
 import tempfile
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -61,15 +62,18 @@ def main() -> None:
             same += compare_reports(before, after)
             with slower(options.slowdown):
                 slow += compare_reports(before, report(bundle, folder / "slow.json"))
-            print(f"pair {i + 1}: same {same[-1].ratio}, slower {slow[-1].ratio}", flush=True)
+            for name, change in (("same", same[-1]), ("slower", slow[-1])):
+                print(f"pair {i + 1}, {name}: {change.ratio}, machine {change.machine:.3f}: {change.verdict}", flush=True)
     result = {
         "pairs": options.pairs,
         "threshold": THRESHOLD,
+        "verdicts": dict(Counter(change.verdict for change in same)),
         "false_alarms": sum(change.regressed for change in same),
         "slowdown": options.slowdown,
         "caught": sum(change.regressed for change in slow),
         "same": [change.ratio.to_json() for change in same],
         "slower": [change.ratio.to_json() for change in slow],
+        "machine": [[change.machine for change in pair] for pair in zip(same, slow, strict=True)],
         "environment": environment(),
     }
     print(f"{result['false_alarms']} false alarms, {result['caught']} of {options.pairs} slowdowns caught")

@@ -138,23 +138,58 @@ def test_closed_loop_counts_every_answer() -> None:
         closed_loop(fails, 3, 1.0)
 
 
-def report_row(seed: int, slower: float = 1.0) -> Row:
-    """A run on a noisy machine: its speed differs by 20% from run to run, by 3% from round to round, and calls by 5%."""
+def report_row(seed: int, slower: float = 1.0, machine: float = 1.0, felt: float = 1.0, name: str = "crossfuse") -> Row:
+    """A run on a noisy machine: two rounds in five are disturbed, by up to 40%, and calls take up to 20% longer than the least.
+
+    The machine takes ``machine`` times as long throughout; the model feels so much of that.
+    """
     rng = np.random.default_rng(seed)
-    speed = rng.uniform(0.9, 1.1)
-    rounds, machine = [], []
+    rounds, fixed = [], []
     for _ in range(12):
-        here = speed * rng.normal(1, 0.03)
-        rounds.append(tuple(int(v) for v in 1e7 * slower * here * rng.normal(1, 0.05, 30)))
-        machine.append(int(np.median(2e6 * here * rng.normal(1, 0.05, 100))))
-    return Row("crossfuse", {"batch": 1}, Samples(tuple(rounds)), tuple(machine))
+        here = 1 + rng.uniform(0, 0.4) * (rng.random() < 0.4)
+        rounds.append(tuple(int(v) for v in 1e7 * slower * machine**felt * here * (1 + rng.exponential(0.05, 30))))
+        fixed.append(int(np.min(2e6 * machine * here * (1 + rng.exponential(0.05, 100)))))
+    return Row(name, {"batch": 1}, Samples(tuple(rounds)), tuple(fixed))
 
 
 def test_compare_does_not_cry_wolf_and_catches_15_percent() -> None:
     same = [compare_rows([report_row(2 * i)], [report_row(2 * i + 1)])[0] for i in range(40)]
     assert sum(change.regressed for change in same) <= 1
+    assert sum(change.verdict == "not slower" for change in same) >= 38
     slower = [compare_rows([report_row(2 * i)], [report_row(2 * i + 1, 1.15)])[0] for i in range(40)]
-    assert sum(change.regressed for change in slower) >= 39
+    assert sum(change.regressed for change in slower) >= 38
+
+
+@pytest.mark.parametrize("felt", [0.0, 0.5, 1.0])
+def test_compare_on_a_machine_that_was_slower_throughout(felt: float) -> None:
+    """The bundle is not blamed for it, and a slowdown of 25% isn't hidden by it; the other way round it may be unknown."""
+    later = [compare_rows([report_row(2 * i)], [report_row(2 * i + 1, 1.0, 1.12, felt)])[0] for i in range(20)]
+    assert not any(change.regressed for change in later)
+    earlier = [compare_rows([report_row(2 * i, 1.0, 1.12, felt)], [report_row(2 * i + 1)])[0] for i in range(20)]
+    assert not any(change.regressed for change in earlier)
+    both = [compare_rows([report_row(2 * i)], [report_row(2 * i + 1, 1.25, 1.12, felt)])[0] for i in range(20)]
+    assert sum(change.regressed for change in both) >= 19
+    hidden = [compare_rows([report_row(2 * i, 1.0, 1.12, felt)], [report_row(2 * i + 1, 1.15)])[0] for i in range(20)]
+    assert all(change.verdict != "not slower" for change in hidden)
+
+
+def test_rivals_are_compared_and_never_blamed() -> None:
+    change = compare_rows([report_row(0, name="eager")], [report_row(1, 1.5, name="eager")])[0]
+    assert change.ratio.value == pytest.approx(1.5, rel=0.05)
+    assert (change.verdict, change.regressed) == ("rival", False)
+
+
+@pytest.mark.parametrize(("spinning", "settled"), [(0.0, 0.02), (0.1, 0.12), (9.0, 0.5)])
+def test_a_window_begins_when_other_threads_are_quiet(spinning: float, settled: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Threads that spin after a call, as a pool's do, are waited for; those that never stop are not waited for long."""
+    clock = Clock()
+    started = []
+    monkeypatch.setattr("crossfuse.profile.sampling.time.perf_counter", lambda: clock.now * 1e-9)
+    monkeypatch.setattr("crossfuse.profile.sampling.time.process_time", lambda: min(clock.now * 1e-9, spinning))
+    monkeypatch.setattr("crossfuse.profile.sampling.time.sleep", clock.sleep)
+    plan = Plan(rounds=1, seconds=0.0, calls=1, warm_up_seconds=0.0)
+    sample({"it": lambda: started.append(clock.now * 1e-9)}, plan, clock=clock)
+    assert started[0] == pytest.approx(settled, abs=0.021)
 
 
 def test_inputs_at_any_size() -> None:

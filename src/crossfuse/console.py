@@ -185,14 +185,16 @@ class Output:
     def changes(self, changes: Sequence[Change]) -> None:
         """Changes between two reports as a table."""
         table = Table()
-        for column in ("what", "sizes", "after / before", "95% interval", ""):
+        for column in ("what", "sizes", "after / before", "95% interval", "machine", ""):
             table.add_column(column)
         for change in changes:
             sizes = ", ".join(f"{name}={size}" for name, size in change.sizes.items())
             ratio = change.ratio
-            verdict = "[bold red]slower[/]" if change.regressed else "no regression"
-            table.add_row(change.name, sizes, f"{ratio.value:.3f}", f"{ratio.low:.3f} to {ratio.high:.3f}", verdict)
+            machine = "–" if change.machine is None else f"{change.machine:.3f}"
+            verdict = f"[bold red]{change.verdict}[/]" if change.regressed else change.verdict
+            table.add_row(change.name, sizes, f"{ratio.value:.3f}", f"{ratio.low:.3f} to {ratio.high:.3f}", machine, verdict)
         self.console.print(table)
+        self.line("Ratios of least times; 'machine' is that of fixed work, which the intervals allow for.")
 
     def boundary(self, bundle: Bundle) -> None:
         """Inputs, outputs and files of a bundle."""

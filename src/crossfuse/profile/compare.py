@@ -1,7 +1,11 @@
 """Regressions between two reports of one thing on one machine.
 
-Between two runs the machine is faster or slower as a whole. Each round also times a fixed product of matrices, and a round's
-samples are taken relative to it. A row has regressed if the whole interval of its ratio lies beyond the threshold.
+What disturbs a measurement (neighbours, interrupts, a cold cache) makes it longer, never shorter, so the least times are the
+most repeatable ones (Chen and Revels, "Robust benchmarking in noisy environments", 2016): a round stands for its least sample,
+a report for its fastest round. The interval is bootstrapped over rounds; it is wide where no other round came near the fastest.
+
+A machine may also be slower for a whole report. Each round times fixed work as well, but a model may be hit less than that, or
+not at all: the interval holds every change that is possible if the model was slowed between not at all and as much as that.
 """
 
 from __future__ import annotations
@@ -15,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossfuse.errors import InputError
-from crossfuse.profile.report import Row, read_rows
+from crossfuse.profile.report import OURS, Row, read_rows
 from crossfuse.profile.statistics import CONFIDENCE, RESAMPLES, Interval
 
 __all__ = ["THRESHOLD", "Change", "compare_reports", "compare_rows"]
@@ -23,19 +27,42 @@ __all__ = ["THRESHOLD", "Change", "compare_reports", "compare_rows"]
 THRESHOLD = 0.05
 """How much slower a row may be."""
 
+_SLOWER = "slower"
+
 
 @dataclass(frozen=True)
 class Change:
-    """How a row's latency changed: the second report's over the first's."""
+    """How a row's latency changed.
+
+    Attributes:
+        name, sizes: of the row.
+        ratio: the second report's least time over the first's.
+        machine: the same of the fixed work; None where a report doesn't tell.
+        verdict: ``slower`` if the whole interval of the ratio is beyond the threshold, ``not slower`` if none of it is,
+            ``can't tell`` otherwise; ``rival`` for what isn't the bundle's.
+    """
 
     name: str
     sizes: dict[str, int]
     ratio: Interval
-    regressed: bool
+    machine: float | None
+    verdict: str
+
+    @property
+    def regressed(self) -> bool:
+        """Whether the bundle is slower."""
+        return self.verdict == _SLOWER
 
     def to_json(self) -> dict[str, Any]:
         """Plain data."""
-        return {"name": self.name, "sizes": self.sizes, "ratio": self.ratio.to_json(), "regressed": self.regressed}
+        return {
+            "name": self.name,
+            "sizes": self.sizes,
+            "ratio": self.ratio.to_json(),
+            "machine": self.machine,
+            "verdict": self.verdict,
+            "regressed": self.regressed,
+        }
 
 
 def compare_reports(before: Path, after: Path, threshold: float = THRESHOLD) -> list[Change]:
@@ -58,25 +85,32 @@ def compare_rows(before: Sequence[Row], after: Sequence[Row], threshold: float =
         old = known.get((row.name, tuple(sorted(row.sizes.items()))))
         if old is None or row.samples is None:
             continue
-        ratio = _ratio(_relative(old), _relative(row))
-        changes.append(Change(row.name, dict(row.sizes), ratio, ratio.low > 1 + threshold))
+        machine = min(row.machine) / min(old.machine) if old.machine and row.machine else None
+        ratio = _ratio(_least(old), _least(row), machine or 1.0)
+        changes.append(Change(row.name, dict(row.sizes), ratio, machine, _verdict(row, ratio, 1 + threshold)))
     return changes
 
 
-def _relative(row: Row) -> list[float]:
-    """Each round's median, relative to the machine's speed in it."""
+def _verdict(row: Row, ratio: Interval, limit: float) -> str:
+    if not row.name.startswith(OURS):
+        return "rival"
+    if ratio.low > limit:
+        return _SLOWER
+    return "not slower" if ratio.high <= limit else "can't tell"
+
+
+def _least(row: Row) -> NDArray[np.int64]:
+    """Of each round."""
     assert row.samples is not None
-    medians = [float(np.median(r)) for r in row.samples.rounds]
-    return [m / speed for m, speed in zip(medians, row.machine, strict=True)] if row.machine else medians
+    return np.asarray([min(r) for r in row.samples.rounds])
 
 
-def _ratio(before: list[float], after: list[float], seed: int = 0) -> Interval:
+def _ratio(before: NDArray[np.int64], after: NDArray[np.int64], machine: float, seed: int = 0) -> Interval:
     generator = np.random.default_rng(seed)
-    a, b = np.asarray(before), np.asarray(after)
 
-    def median(values: NDArray[np.float64]) -> float:
-        return float(np.median(values[generator.integers(0, len(values), len(values))]))
+    def draws(rounds: NDArray[np.int64]) -> NDArray[np.int64]:
+        least: NDArray[np.int64] = rounds[generator.integers(0, len(rounds), (RESAMPLES, len(rounds)))].min(axis=1)
+        return least
 
-    draws = [median(b) / median(a) for _ in range(RESAMPLES)]
-    low, high = np.quantile(draws, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    return Interval(float(np.median(b) / np.median(a)), float(low), float(high))
+    low, high = np.quantile(draws(after) / draws(before), [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return Interval(float(after.min() / before.min()), float(low / max(machine, 1)), float(high / min(machine, 1)))

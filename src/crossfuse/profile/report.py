@@ -34,7 +34,8 @@ class Row:
             copies``, inputs and outputs staying there; or a rival's.
         sizes: of the named dimensions.
         samples: None where it failed.
-        machine: median nanoseconds of a fixed product of matrices in each of the rounds: how fast the machine was meanwhile.
+        machine: least nanoseconds of fixed work in each of the rounds: how fast the machine was meanwhile; empty where the
+            engine is not ONNX Runtime.
         ratio: its time over the bundle's in the same rounds.
         error: largest absolute difference of its outputs from the bundle's, relative to their largest magnitude; None where
             no output has the same name.

@@ -20,7 +20,7 @@ from crossfuse.profile.environment import command_line, environment
 from crossfuse.profile.gpu_meter import GpuMeter
 from crossfuse.profile.inputs import inputs_at, sweep_points
 from crossfuse.profile.load import LoadResult, closed_loop, open_loop
-from crossfuse.profile.machine import measure_limits
+from crossfuse.profile.machine import fixed_work, measure_limits
 from crossfuse.profile.placing import on_gpu
 from crossfuse.profile.report import OURS, LatencyReport, Row
 from crossfuse.profile.rivals import Rivals, Run
@@ -39,7 +39,6 @@ if TYPE_CHECKING:
 __all__ = ["Wanted", "profile_bundle"]
 
 _MACHINE = "machine"
-_MACHINE_SIZE = 384
 _ENERGY_CALLS = 20
 _COLORS = re.compile(r"\x1b\[[0-9;]*m")
 
@@ -80,7 +79,8 @@ def profile_bundle(
     with load(path, target, settings) as session, ExitStack() as stack:
         first = inputs_at(session.inputs, known, points[0])
         entry = bundle.target(session.target)
-        traced = wanted.trace and session.provider.endswith("ExecutionProvider")
+        on_ort = session.provider.endswith("ExecutionProvider")
+        traced = wanted.trace and on_ort
         limits = None
         if traced:
             step("what the machine attains")
@@ -89,8 +89,9 @@ def profile_bundle(
         if wanted.against and spec is not None:
             step("loading the model")
             rivals = stack.enter_context(Rivals(spec(), _device_of(session), settings.threads))
+        fixed = fixed_work(session.provider, settings) if on_ort else None
         for point in points:
-            rows += _point(session, inputs_at(session.inputs, known, point), point, wanted, rivals, step)
+            rows += _point(session, inputs_at(session.inputs, known, point), point, wanted, rivals, fixed, step)
         stages = tuple(_stages(bundle, session, settings, first, step)) if traced else ()
         loads = tuple(_loads(session, first, wanted, step))
         cold = None
@@ -118,7 +119,13 @@ def profile_bundle(
 
 
 def _point(
-    session: Session, inputs: Arrays, point: Mapping[str, int], wanted: Wanted, rivals: Rivals | None, step: Step
+    session: Session,
+    inputs: Arrays,
+    point: Mapping[str, int],
+    wanted: Wanted,
+    rivals: Rivals | None,
+    fixed: Callable[[], object] | None,
+    step: Step,
 ) -> list[Row]:
     """The rows at one point, sampled together."""
     where = ", ".join(f"{name}={size}" for name, size in point.items())
@@ -141,10 +148,10 @@ def _point(
             calls[name] = run
             errors[name] = _difference(run(), expected)
     joules = {name: _energy(call) for name, call in calls.items()}
-    square = np.random.default_rng(0).standard_normal((_MACHINE_SIZE, _MACHINE_SIZE)).astype(np.float32)
-    calls[_MACHINE] = lambda: square @ square
+    if fixed is not None:
+        calls[_MACHINE] = fixed
     taken = sample(calls, wanted.plan, step=lambda text: step(f"{where}: {text}"))
-    machine = tuple(int(np.median(r)) for r in taken.pop(_MACHINE).rounds)
+    machine = () if fixed is None else tuple(min(r) for r in taken.pop(_MACHINE).rounds)
     rows = [
         Row(name, dict(point), samples, machine, _ratio(name, taken), errors.get(name), joules[name])
         for name, samples in taken.items()

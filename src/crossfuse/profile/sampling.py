@@ -1,7 +1,7 @@
 """Latency samples of several callables, interleaved round by round, so that drift of the machine hits all alike.
 
-Every sample is kept. A round whose median is far from the other rounds' is unstable: more rounds are run, and it stays
-flagged; nothing is dropped.
+A window begins when the threads of the library before it have stopped spinning. Every sample is kept. A round whose median is
+far from the other rounds' is unstable: more rounds are run, and it stays flagged; nothing is dropped.
 """
 
 from __future__ import annotations
@@ -19,6 +19,9 @@ Call = Callable[[], object]
 Clock = Callable[[], int]
 
 _STEADY = 0.05
+_NAP = 0.02
+_SPINNING = 0.5
+_LONGEST_SETTLING = 0.5
 _FAR = 0.10
 _DEVIATIONS = 5.0
 _MAD_OF_SIGMA = 1.4826
@@ -105,7 +108,8 @@ def unstable_rounds(rounds: list[tuple[int, ...]]) -> tuple[int, ...]:
 
 
 def _window(call: Call, plan: Plan, clock: Clock) -> tuple[int, ...]:
-    """Samples of so many seconds, after one call that isn't counted: another callable ran before, in the caches and cores."""
+    """Samples of so many seconds, after one call that isn't counted: another callable ran before, in the caches."""
+    _settle()
     call()
     taken: list[int] = []
     end = clock() + int(plan.seconds * 1e9)
@@ -116,6 +120,20 @@ def _window(call: Call, plan: Plan, clock: Clock) -> tuple[int, ...]:
         taken.append(now - before)
         before = now
     return tuple(taken)
+
+
+def _settle() -> None:
+    """Sleep until the process's threads do so too, for half a second at most.
+
+    Threads of a pool spin for a while after a call, waiting for the next: 50 ms in ONNX Runtime, 100 ms in OpenBLAS. Another
+    library's calls would share the cores with them. A nap takes as long as several ticks, by which the system counts time.
+    """
+    end = time.perf_counter() + _LONGEST_SETTLING
+    while time.perf_counter() < end:
+        before, used = time.perf_counter(), time.process_time()
+        time.sleep(_NAP)
+        if time.process_time() - used < _SPINNING * (time.perf_counter() - before):
+            return
 
 
 @contextmanager
