@@ -105,6 +105,7 @@ class Context:
         self.addresses: dict[str, int] = {}
         self.running = threading.Lock()
         self.stream: Stream | None = None
+        self.profiler: Any = None
 
     def set_optimization_profile_async(self, profile: int, stream: int) -> bool:
         self.profile = profile
@@ -133,6 +134,10 @@ class Context:
             addresses, shapes = dict(self.addresses), dict(self.shapes)
             self.engine.executed += 1
             recording = self.engine.recording(self)
+            if self.profiler is not None:
+                assert recording is None, "a profiler and a capture at once"
+                for layer in self.engine.layers:
+                    self.profiler.report_layer_time(layer["Name"], layer["ms"])
             if recording is not None:
                 recording.append(lambda: self._compute(addresses, shapes))
             else:
@@ -167,6 +172,7 @@ class Engine:
         self.contexts: list[Context] = []
         self.executed = 0
         self.streams: dict[int, Stream] = {}
+        self.layers: list[dict[str, Any]] = []
 
     def compute(self, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         return dict(zip(self.outputs, self.session.run(self.outputs, feeds), strict=True))
@@ -193,6 +199,10 @@ class Engine:
             create_runtime_cache=lambda: cache, set_runtime_cache=lambda c: None, get_runtime_cache=lambda: cache, kept=kept
         )
 
+    def create_engine_inspector(self) -> Any:
+        told = [{key: value for key, value in layer.items() if key != "ms"} for layer in self.layers]
+        return SimpleNamespace(get_engine_information=lambda form: json.dumps({"Layers": told, "Bindings": []}))
+
     def create_execution_context(self, config: Any = None) -> Context:
         self.contexts.append(Context(self))
         return self.contexts[-1]
@@ -203,6 +213,8 @@ class Library:
 
     __version__ = VERSION
     IRuntimeCache = object
+    IProfiler = object
+    LayerInformationFormat = SimpleNamespace(JSON="json")
     TensorIOMode = SimpleNamespace(INPUT="input", OUTPUT="output")
     DataType = SimpleNamespace(BF16="bf16")
 

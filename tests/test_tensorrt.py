@@ -22,10 +22,10 @@ from crossfuse.build.precision.cast import HALF_TYPES, cast_graph
 from crossfuse.build.tensorrt import engines
 from crossfuse.build.tensorrt.cache import from_cache
 from crossfuse.build.tensorrt.engines import BuilderOptions, Engine, build_engine
-from crossfuse.build.tensorrt.layers import attention_kernels, read_layers
 from crossfuse.build.tensorrt.lowering import lower_tensorrt
 from crossfuse.build.tensorrt.profiles import input_shapes, parse_profile, profile_sizes
 from crossfuse.bundle.store import Bundle, open_bundle
+from crossfuse.engine_layers import attention_kernels, read_layers
 from crossfuse.errors import EngineError, FusionError, InputError
 from crossfuse.folders import user_cache
 from crossfuse.models.registry import ZOO

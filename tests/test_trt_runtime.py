@@ -18,6 +18,7 @@ from crossfuse.bundle.store import Bundle
 from crossfuse.errors import BundleError, InputError
 from crossfuse.folders import user_cache
 from crossfuse.models.registry import zoo_spec
+from crossfuse.profile.attribution import trace_engine
 from crossfuse.profile.placing import on_gpu
 from crossfuse.runtime import lane as lanes
 from crossfuse.runtime.gpu import DeviceArray, Gpu, gpu_count
@@ -113,6 +114,30 @@ def test_graphs_are_captured_once_per_shape_and_bounded(
         session.run(**sample)
     session.run(**samples[0])
     assert gpu.captured == 1, "the first shape's graph went when the third came; it is seen anew"
+
+
+def test_time_by_layer_is_the_library_s_own(bundle: Bundle, tmp_path: Path) -> None:
+    """The attention's kernel is found by the ONNX node that it came from; a helper of the same node isn't it."""
+    stage, library, gpu = stage_of(bundle, tmp_path)
+    site = bundle.ledger[0].site
+    library.engines[0].layers = [
+        {"Name": "__myl_TranReshMove_myl0_1", "LayerType": "kgen", "Metadata": f"[ONNX Layer: {site}]", "ms": 0.5},
+        {"Name": "_gemm_mha_v2_myl0_2", "LayerType": "kgen", "Metadata": f"[ONNX Layer: q]\x1e[ONNX Layer: {site}]", "ms": 2.0},
+        {"Name": "node_MatMul_myl0_3", "LayerType": "gemm", "Metadata": "[ONNX Layer: node_MatMul]", "ms": 1.0},
+    ]
+    inputs = load_reference(bundle.path / "reference.npz").points[0].inputs
+    times = trace_engine("model", stage, inputs, runs=8, sites=[site])
+    assert [(node.op, node.kind, node.site) for node in times.nodes] == [
+        ("__myl_TranReshMove", "copy", None),
+        ("_gemm_mha_v2", "attention", site),
+        ("node_MatMul", "GEMM", None),
+    ]
+    np.testing.assert_allclose([node.seconds for node in times.nodes], [0.0005, 0.002, 0.001])
+    assert times.seconds == pytest.approx(0.0035)
+    assert times.between == pytest.approx(0)
+    assert gpu.captured == 1, "only what the profiler didn't see"
+    assert session_of(bundle, {"model": stage}).run(**inputs), "lanes without a profiler capture as before"
+    assert gpu.captured == 1
 
 
 def test_profiles_are_chosen_by_shape(bundle: Bundle, tmp_path: Path) -> None:

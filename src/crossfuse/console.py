@@ -194,7 +194,7 @@ class Output:
             verdict = f"[bold red]{change.verdict}[/]" if change.regressed else change.verdict
             table.add_row(change.name, sizes, f"{ratio.value:.3f}", f"{ratio.low:.3f} to {ratio.high:.3f}", machine, verdict)
         self.console.print(table)
-        self.line("Ratios of least times; 'machine' is that of fixed work, which the intervals allow for.")
+        self.line("Ratios of least times; 'machine' is that of fixed work, which is taken out as far as a model may feel it.")
 
     def boundary(self, bundle: Bundle) -> None:
         """Inputs, outputs and files of a bundle."""

@@ -3,7 +3,8 @@
 ONNX Runtime's profiler tells of every executed node its time and the shapes of its inputs and outputs; floating-point
 operations and bytes are counted from those. An attention's kernel bears the name of its site. Nodes that ONNX Runtime fused
 have new names, so the module is found by the *output* that they share with the bundle's graph; that needs `onnx_ir`, and
-without it only sites and kinds are known.
+without it only sites and kinds are known. TensorRT's profiler tells of every layer its time on the GPU and nothing of shapes:
+there, too, only sites and kinds are known.
 """
 
 from __future__ import annotations
@@ -18,13 +19,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from numpy.typing import NDArray
-
+from crossfuse.engine_layers import Layer
 from crossfuse.profile.work import kind_of, work_of
 from crossfuse.runtime.options import SessionOptions
 from crossfuse.runtime.ort import OrtStage
+from crossfuse.runtime.trt import TrtStage
 
-__all__ = ["NodeTime", "StageTimes", "group", "module_pattern", "trace_stage"]
+__all__ = ["NodeTime", "StageTimes", "group", "module_pattern", "trace_engine", "trace_stage"]
 
 _SUFFIX = "_kernel_time"
 _RUN = "model_run"
@@ -111,7 +112,7 @@ def trace_stage(
     graph: Path,
     provider: str,
     options: SessionOptions,
-    feeds: Mapping[str, NDArray[Any]],
+    feeds: Mapping[str, Any],
     *,
     alone: bool,
     runs: int = 20,
@@ -123,7 +124,7 @@ def trace_stage(
         stage: name for the result.
         graph: the stage's file.
         provider, options, alone: as the session that is profiled was opened.
-        feeds: the stage's inputs.
+        feeds: the stage's inputs, arrays of the host or the device.
         runs: traced ones, after three that aren't.
         sites: names of the attentions.
     """
@@ -131,10 +132,45 @@ def trace_stage(
         folder = Path(name)
         engine = OrtStage(graph, provider, options, alone=alone, trace=folder)
         for _ in range(runs + 3):
-            engine.run(feeds)
+            engine.run_mixed(feeds)
         events = json.loads(engine.end_trace().read_text())
         modules, kernels = _executed(graph, folder / "optimized.onnx")
     return _summed(stage, events, modules, kernels, frozenset(sites), runs)
+
+
+def trace_engine(
+    stage: str, engine: TrtStage, feeds: Mapping[str, Any], *, runs: int = 20, sites: Sequence[str] = ()
+) -> StageTimes:
+    """Run a TensorRT engine under its library's profiler.
+
+    A run's seconds are the sum of its layers', which were timed on the GPU; arguments as of :func:`trace_stage`.
+    """
+    times, layers = engine.time_layers(feeds, runs)
+    known = frozenset(sites)
+    each = len(times) // runs
+    taken = [times[i * each : (i + 1) * each] for i in range(runs)]
+    taken.sort(key=lambda run: sum(seconds for _, seconds in run))
+    middle = taken[runs // 4 : runs - runs // 4]
+    nodes = []
+    for i, (name, _) in enumerate(middle[0]):
+        layer = layers.get(name, Layer(name, "", ()))
+        site = next((node for node in layer.nodes if node in known), None) if layer.fused else None
+        seconds = sum(run[i][1] for run in middle) / len(middle)
+        nodes.append(NodeTime(name, layer.kernel, _kind_of_layer(layer), site or "", site, seconds, 0, 0))
+    return StageTimes(stage, sum(node.seconds for node in nodes), tuple(nodes), runs)
+
+
+def _kind_of_layer(layer: Layer) -> str:
+    if layer.fused:
+        return "attention"
+    kinds = (
+        ("GEMM", r"gemm|matmul|matrix"),
+        ("convolution", r"conv"),
+        ("norm", r"norm"),
+        ("copy", r"move|reformat|shuffle|copy"),
+    )
+    text = f"{layer.kernel} {layer.kind}".lower()
+    return next((kind for kind, pattern in kinds if re.search(pattern, text)), "other")
 
 
 def _summed(

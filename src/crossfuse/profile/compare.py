@@ -4,8 +4,8 @@ What disturbs a measurement (neighbours, interrupts, a cold cache) makes it long
 most repeatable ones (Chen and Revels, "Robust benchmarking in noisy environments", 2016): a round stands for its least sample,
 a report for its fastest round. The interval is bootstrapped over rounds; it is wide where no other round came near the fastest.
 
-A machine may also be slower for a whole report. Each round times fixed work as well, but a model may be hit less than that, or
-not at all: the interval holds every change that is possible if the model was slowed between not at all and as much as that.
+A machine may also be slower for a whole report. Each round times fixed work as well, but a model may be hit less than that: the
+interval holds every change that is possible if the model felt between a quarter and all of what the fixed work felt.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ THRESHOLD = 0.05
 """How much slower a row may be."""
 
 _SLOWER = "slower"
+_FELT = (0.25, 1.0)
 
 
 @dataclass(frozen=True)
@@ -36,8 +37,8 @@ class Change:
 
     Attributes:
         name, sizes: of the row.
-        ratio: the second report's least time over the first's.
-        machine: the same of the fixed work; None where a report doesn't tell.
+        ratio: the second report's least time over the first's, without what the machine did.
+        machine: the ratio of the fixed work's least times; None where a report doesn't tell.
         verdict: ``slower`` if the whole interval of the ratio is beyond the threshold, ``not slower`` if none of it is,
             ``can't tell`` otherwise; ``rival`` for what isn't the bundle's.
     """
@@ -113,4 +114,6 @@ def _ratio(before: NDArray[np.int64], after: NDArray[np.int64], machine: float, 
         return least
 
     low, high = np.quantile(draws(after) / draws(before), [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    return Interval(float(after.min() / before.min()), float(low / max(machine, 1)), float(high / min(machine, 1)))
+    felt = [machine**exponent for exponent in _FELT]
+    middle = float(after.min() / before.min() / np.sqrt(np.prod(felt)))
+    return Interval(middle, float(low / max(felt)), float(high / min(felt)))

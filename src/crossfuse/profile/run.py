@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from crossfuse.bundle.store import Bundle, open_bundle
 from crossfuse.errors import BundleError, InputError
-from crossfuse.profile.attribution import StageTimes, trace_stage
+from crossfuse.profile.attribution import StageTimes, trace_engine, trace_stage
 from crossfuse.profile.coldstart import cold_start
 from crossfuse.profile.environment import command_line, environment
 from crossfuse.profile.gpu_meter import GpuMeter
@@ -29,6 +29,7 @@ from crossfuse.profile.statistics import Interval, paired_ratio
 from crossfuse.runtime.loading import load
 from crossfuse.runtime.options import SessionOptions
 from crossfuse.runtime.session import Session
+from crossfuse.runtime.trt import TrtStage
 from crossfuse.specs import names_of
 from crossfuse.verify.parity import output_error
 from crossfuse.verify.reference import load_reference
@@ -80,9 +81,8 @@ def profile_bundle(
         first = inputs_at(session.inputs, known, points[0])
         entry = bundle.target(session.target)
         on_ort = session.provider.endswith("ExecutionProvider")
-        traced = wanted.trace and on_ort
         limits = None
-        if traced:
+        if wanted.trace and on_ort:
             step("what the machine attains")
             limits = measure_limits(session.provider, settings)
         rivals = None
@@ -92,7 +92,7 @@ def profile_bundle(
         fixed = fixed_work(session.provider, settings) if on_ort else None
         for point in points:
             rows += _point(session, inputs_at(session.inputs, known, point), point, wanted, rivals, fixed, step)
-        stages = tuple(_stages(bundle, session, settings, first, step)) if traced else ()
+        stages = tuple(_stages(bundle, session, settings, first, step)) if wanted.trace else ()
         loads = tuple(_loads(session, first, wanted, step))
         cold = None
         if wanted.cold_starts:
@@ -218,9 +218,14 @@ def _stages(bundle: Bundle, session: Session, options: SessionOptions, inputs: A
         if name in entry.stages:
             step(f"where the time goes: {name}")
             given = {spec.name: feeds[spec.name] for spec in session.stages[name].inputs}
-            graph = bundle.path / entry.stages[name]
-            alone = len(entry.stages) == 1
-            yield trace_stage(name, graph, session.provider, options, given, alone=alone, sites=sites)
+            engine = session.engine(name)
+            if isinstance(engine, TrtStage):
+                if engine.times_layers:
+                    yield trace_engine(name, engine, given, sites=sites)
+            else:
+                graph = bundle.path / entry.stages[name]
+                alone = len(entry.stages) == 1
+                yield trace_stage(name, graph, session.provider, options, given, alone=alone, sites=sites)
 
 
 def _loads(session: Session, inputs: Arrays, wanted: Wanted, step: Step) -> Iterator[LoadResult]:

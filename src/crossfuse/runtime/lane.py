@@ -59,10 +59,7 @@ class Lane:
     def run(self, feeds: Mapping[str, Any]) -> list[NDArray[Any]]:
         """Outputs as new host arrays."""
         self.gpu.use()
-        addresses, shapes, alive = self._take(feeds)
-        made = self._prepare(shapes)
-        for name in self.outputs:
-            addresses[name] = int(self._buffer(name, made[name]).handle)
+        addresses, shapes, made, alive = self._buffered(feeds)
         self._launch(addresses, shapes)
         results = [np.empty(made[name], dtype=np.dtype(self.dtypes[name])) for name in self.outputs]
         for name, array in zip(self.outputs, results, strict=True):
@@ -85,6 +82,26 @@ class Lane:
         self.stream.sync()
         del alive
         return arrays
+
+    def time_layers(self, feeds: Mapping[str, Any], profiler: Any, runs: int) -> None:
+        """Execute so many times without CUDA graphs, an ``IProfiler`` listening to every layer. It stays with the lane."""
+        self.gpu.use()
+        addresses, _, _, alive = self._buffered(feeds)
+        self.context.profiler = profiler
+        for _ in range(runs):
+            self._enqueue(addresses)
+            self.stream.sync()
+        del alive
+
+    def _buffered(
+        self, feeds: Mapping[str, Any]
+    ) -> tuple[dict[str, int], dict[str, tuple[int, ...]], dict[str, tuple[int, ...]], list[Any]]:
+        """Addresses of inputs and outputs, the latter in kept buffers; shapes of the inputs and of the outputs."""
+        addresses, shapes, alive = self._take(feeds)
+        made = self._prepare(shapes)
+        for name in self.outputs:
+            addresses[name] = int(self._buffer(name, made[name]).handle)
+        return addresses, shapes, made, alive
 
     def _take(self, feeds: Mapping[str, Any]) -> tuple[dict[str, int], dict[str, tuple[int, ...]], list[Any]]:
         """Addresses and shapes of the inputs; host arrays are copied to their buffers."""

@@ -269,6 +269,10 @@ class Session:
             )
         return self._open_engines()
 
+    def engine(self, stage: str) -> Stage:
+        """What executes a stage, for tools that look inside."""
+        return self._open_engines()[stage]
+
     def _open_engines(self) -> Mapping[str, Stage]:
         if self._engines is None:
             raise InputError("the session is closed", do="Load the bundle again")

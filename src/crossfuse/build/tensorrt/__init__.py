@@ -2,5 +2,6 @@
 
 `lowering` writes attention so that TensorRT must run it on a fused kernel or fail; `libraries` knows the two libraries and
 `profiles` turns dynamic ranges into optimization profiles; `worker` builds in a process of its own, which `engines` starts;
-`layers` reads from the engine's own layers what each attention became; `cache` keeps engines between builds.
+what each attention became is read from the engine's own layers (:mod:`crossfuse.engine_layers`); `cache` keeps engines
+between builds.
 """

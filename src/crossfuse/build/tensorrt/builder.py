@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from polygraphy.backend.trt import CreateConfig, PostprocessConfig, Profile
 
-from crossfuse.build.tensorrt.layers import LISTING, read_layers
 from crossfuse.build.tensorrt.libraries import LIBRARY_VARIABLE, PROGRESS
+from crossfuse.engine_layers import LISTING, read_layers
 
 if TYPE_CHECKING:
     import tensorrt as trt

@@ -15,10 +15,10 @@ from typing import Any
 from crossfuse.build.files import save_graph
 from crossfuse.build.lowering import Lowered
 from crossfuse.build.tensorrt.cache import engine_key, from_cache
-from crossfuse.build.tensorrt.layers import Layer, attention_kernels
 from crossfuse.build.tensorrt.libraries import LIBRARIES, LIBRARY_VARIABLE, PROGRESS, library_version
 from crossfuse.build.tensorrt.lowering import allow_decomposition
 from crossfuse.build.tensorrt.profiles import InputShapes
+from crossfuse.engine_layers import Layer, attention_kernels
 from crossfuse.errors import EngineError
 
 __all__ = ["BuilderOptions", "Engine", "build_engine"]

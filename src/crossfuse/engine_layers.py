@@ -1,17 +1,18 @@
 """What the engine's own layers say: which kernel computes which ONNX node.
 
 A builder with detailed profiling verbosity prints the finished engine's layers, one per line, each with its name, its kind and
-the ONNX nodes that it came from. Only a layer's own name counts: kernels' names also appear among the inputs of others, and
-move and transpose helpers carry an attention's metadata.
+the ONNX nodes that it came from; TensorRT's inspector tells the same of an engine that was loaded. Only a layer's own name
+counts: kernels' names also appear among the inputs of others, and move and transpose helpers carry an attention's metadata.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-__all__ = ["Layer", "attention_kernels", "read_layers"]
+__all__ = ["Layer", "attention_kernels", "read_inspection", "read_layers"]
 
 LISTING = "Layers:"
 """How the builder's message with the layers begins."""
@@ -30,6 +31,11 @@ class Layer:
     kind: str
     nodes: tuple[str, ...]
 
+    @property
+    def fused(self) -> bool:
+        """Whether the kernel is a whole attention."""
+        return _FUSED.search(self.kernel) is not None
+
 
 def read_layers(messages: Iterable[str]) -> list[Layer]:
     """The layers in a builder's messages, in order of execution."""
@@ -40,9 +46,21 @@ def read_layers(messages: Iterable[str]) -> list[Layer]:
         for line in message.splitlines():
             found = _LINE.match(line)
             if found:
-                kernel = _NUMBERING.sub("", found["name"])
-                layers.append(Layer(kernel, found["kind"], tuple(_NODE.findall(found["metadata"]))))
+                layers.append(_layer(found["name"], found["kind"], found["metadata"]))
     return layers
+
+
+def read_inspection(text: str) -> dict[str, Layer]:
+    """The layers of an engine by name, from its inspector's JSON; nothing but names where it was built with less verbosity."""
+    found: dict[str, Layer] = {}
+    for layer in json.loads(text).get("Layers", ()):
+        about = {"Name": layer} if isinstance(layer, str) else layer
+        found[about["Name"]] = _layer(about["Name"], about.get("LayerType", ""), about.get("Metadata", ""))
+    return found
+
+
+def _layer(name: str, kind: str, metadata: str) -> Layer:
+    return Layer(_NUMBERING.sub("", name), kind, tuple(_NODE.findall(metadata)))
 
 
 def attention_kernels(layers: Iterable[Layer], sites: Iterable[str]) -> dict[str, str]:
@@ -50,7 +68,7 @@ def attention_kernels(layers: Iterable[Layer], sites: Iterable[str]) -> dict[str
     wanted = set(sites)
     kernels: dict[str, str] = {}
     for layer in layers:
-        if _FUSED.search(layer.kernel):
+        if layer.fused:
             for node in layer.nodes:
                 if node in wanted:
                     kernels[node] = layer.kernel
