@@ -1,6 +1,6 @@
-"""Which ONNX Runtime form of a masked attention is fastest on the CPU? Interleaved, one process.
+"""Which ONNX Runtime form of a masked attention is fastest on the CPU? In the same rounds of one process.
 
-    python benchmarks/attention_forms.py [--threads 2] [--repeats 40] [--json FILE]
+    python benchmarks/attention_forms.py [--threads 2] [--rounds 9] [--json FILE]
 
 Forms: `mha` (com.microsoft.MultiHeadAttention with the mask as attention_bias), `attention` (ONNX Attention, opset 23, with a
 bool mask), `primitives` (MatMul, Add, Softmax, MatMul), and `unmasked` (MultiHeadAttention without a mask, the floor).
@@ -10,13 +10,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
-import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
 from onnx import TensorProto, helper
+
+from crossfuse.profile.environment import environment
+from crossfuse.profile.sampling import Plan, sample
+from crossfuse.profile.statistics import summarize
 
 CASES = {
     "CLIP text, batch 8": (8, 8, 77, 77, 64),
@@ -88,7 +91,7 @@ def main() -> None:
     """Measure all cases and print a table of medians in ms."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--repeats", type=int, default=40)
+    parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     options = ort.SessionOptions()
@@ -106,18 +109,12 @@ def main() -> None:
         for form in FORMS:
             session = ort.InferenceSession(model(form, heads, size), options, providers=["CPUExecutionProvider"])
             used = {i.name: feeds[i.name] for i in session.get_inputs()}
-            runs[form] = (session, used, [])
-        for repeat in range(arguments.repeats + 5):
-            for session, used, samples in runs.values():
-                start = time.perf_counter_ns()
-                session.run(None, used)
-                if repeat >= 5:
-                    samples.append(time.perf_counter_ns() - start)
-        rows[case] = {form: float(np.median(samples)) / 1e6 for form, (_, _, samples) in runs.items()}
+            runs[form] = partial(session.run, None, used)
+        taken = sample(runs, Plan(rounds=arguments.rounds, seconds=0.1))
+        rows[case] = {form: summarize(samples.rounds).median.value * 1e3 for form, samples in taken.items()}
         print(f"{case:28}" + "".join(f"{rows[case][form]:12.3f}" for form in FORMS))
     if arguments.json:
-        environment = {"onnxruntime": ort.__version__, "machine": platform.machine(), "threads": arguments.threads}
-        arguments.json.write_text(json.dumps({"environment": environment, "median_ms": rows}, indent=1) + "\n")
+        arguments.json.write_text(json.dumps({"environment": environment(), "median_ms": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Encode once, ask many: BLIP-base's shapes (12 text layers of width 768, 577 image tokens, 20 text tokens), random weights.
 
-    python benchmarks/context_reuse.py [--json FILE] [--repeats N]
+    python benchmarks/context_reuse.py [--json FILE] [--rounds N]
 
-One image, G questions. All in one run, interleaved, medians:
+One image, G questions. All in one run, in the same rounds; medians, and ratios round by round with their 95% intervals:
 
 * ``crossfuse``: `session.query` on an encoded context: K and V of the image are there, queries are folded.
 * ``fused, states cached``: the same graph, not split, in ONNX Runtime; the image encoder's states are kept by hand and repeated
@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import subprocess
 import sys
 import tempfile
@@ -34,6 +33,9 @@ from transformers import BlipConfig, BlipForImageTextRetrieval
 
 import crossfuse
 from crossfuse import ModelSpec, huggingface_spec, runtime
+from crossfuse.profile.environment import environment
+from crossfuse.profile.sampling import Plan, sample
+from crossfuse.profile.statistics import paired_ratio, summarize
 
 TOKENS, IMAGE_TOKENS, WIDTH, LAYERS = 20, 577, 768, 12
 QUESTIONS = (1, 4, 16)
@@ -85,18 +87,6 @@ def export_all(folder: Path) -> tuple[BlipForImageTextRetrieval, Matcher, dict[s
     return model, matcher, {"split": folder / "split", "whole": folder / "whole", "plain": plain}
 
 
-def median_ms(ways: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
-    """Interleaved, so that drift of the machine hits all alike."""
-    samples: dict[str, list[int]] = {name: [] for name in ways}
-    for repeat in range(repeats + 2):
-        for name, call in ways.items():
-            begin = time.perf_counter_ns()
-            call()
-            if repeat >= 2:
-                samples[name].append(time.perf_counter_ns() - begin)
-    return {name: round(float(np.median(times)) / 1e6, 2) for name, times in samples.items()}
-
-
 PEAK = """
 import sys
 from pathlib import Path
@@ -138,18 +128,10 @@ def main() -> None:
     """Measure, print, and write where asked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--rounds", type=int, default=9)
     options = parser.parse_args()
-    result: dict[str, Any] = {
-        "environment": {
-            "torch": torch.__version__,
-            "onnxruntime": ort.__version__,
-            "machine": platform.machine(),
-            "threads": torch.get_num_threads(),
-        },
-        "median_ms": {},
-        "ratio": {},
-    }
+    plan = Plan(rounds=options.rounds)
+    result: dict[str, Any] = {"median_ms": {}, "ratio": {}}
     with tempfile.TemporaryDirectory() as name, torch.inference_mode():
         model, matcher, files = export_all(Path(name))
         split, whole = runtime.load(files["split"], "ort-cpu"), runtime.load(files["whole"], "ort-cpu")
@@ -179,12 +161,15 @@ def main() -> None:
             }
             got, want = ways["crossfuse"]()["itm_score"], ways["eager, states cached"]().numpy()
             error = float(np.abs(got - want).max())
-            times = median_ms(ways, options.repeats)
+            taken = sample(ways, plan)
+            times = {name: round(summarize(taken[name].rounds).median.value * 1e3, 2) for name in ways}
+            ratios = {name: paired_ratio(taken[name].rounds, taken["crossfuse"].rounds) for name in ways}
             result["median_ms"][f"{count} questions"] = times | {"largest difference": error}
-            result["ratio"][f"{count} questions"] = {n: round(t / times["crossfuse"], 2) for n, t in times.items()}
+            result["ratio"][f"{count} questions"] = {n: [round(end, 3) for end in r.to_json()] for n, r in ratios.items()}
             print(count, times, result["ratio"][f"{count} questions"], f"error {error:.1e}", flush=True)
         result["memory"] = {k: round(v, 4) for k, v in fan_out_memory(files["split"], 64).items()}
     print(json.dumps(result["memory"], indent=1))
+    result["environment"] = environment()
     if options.json:
         options.json.write_text(json.dumps(result, indent=1) + "\n")
 

@@ -1,26 +1,26 @@
 """Denoising over a fixed context: the split bundle against the unsplit one, 4 steps, in one run.
 
-    python benchmarks/denoising.py [--json FILE] [--repeats N]
+    python benchmarks/denoising.py [--json FILE] [--rounds N]
 
-The action head of `examples/denoising.py` at its published sizes, random weights. Both run in ONNX Runtime, interleaved; the
-split one's time includes encoding the context.
+The action head of `examples/denoising.py` at its published sizes, random weights. Both run in ONNX Runtime, in the same
+rounds; the split one's time includes encoding the context.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import platform
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import numpy as np
-import onnxruntime as ort
 
 import crossfuse
 from crossfuse import runtime
+from crossfuse.profile.environment import environment
+from crossfuse.profile.sampling import Plan, sample
+from crossfuse.profile.statistics import paired_ratio, summarize
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 from denoising import Config, denoise, spec
@@ -30,7 +30,7 @@ def main() -> None:
     """Measure, print, and write where asked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--rounds", type=int, default=9)
     options = parser.parse_args()
     config = Config()
     generator = np.random.default_rng(0)
@@ -49,19 +49,13 @@ def main() -> None:
         def without() -> np.ndarray:
             return denoise(lambda a, t: whole.run(actions=a, time=t, context=context)["output"], noise)
 
-        samples: dict[str, list[float]] = {"split": [], "unsplit": []}
         error = float(np.abs(with_split() - without()).max())
-        for _ in range(options.repeats):
-            for kind, call in (("split", with_split), ("unsplit", without)):
-                begin = time.perf_counter()
-                call()
-                samples[kind].append(1e3 * (time.perf_counter() - begin))
-    medians = {kind: round(float(np.median(times)), 1) for kind, times in samples.items()}
+        taken = sample({"split": with_split, "unsplit": without}, Plan(rounds=options.rounds))
     result = {
-        "median_ms": medians,
-        "ratio": round(medians["unsplit"] / medians["split"], 2),
+        "median_ms": {kind: round(summarize(samples.rounds).median.value * 1e3, 1) for kind, samples in taken.items()},
+        "ratio": [round(end, 3) for end in paired_ratio(taken["unsplit"].rounds, taken["split"].rounds).to_json()],
         "largest difference": error,
-        "environment": {"onnxruntime": ort.__version__, "machine": platform.machine(), "cpus": 2},
+        "environment": environment(),
     }
     print(json.dumps(result, indent=1))
     if options.json:

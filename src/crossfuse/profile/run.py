@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Wanted", "profile_bundle"]
 
-_MACHINE = "machine"
+_MACHINE = "fixed work"
 _ENERGY_CALLS = 20
 _COLORS = re.compile(r"\x1b\[[0-9;]*m")
 
