@@ -233,7 +233,7 @@ def test_unfusable_attention_fails_by_name(tmp_path: Path, how: str, reason: str
     assert list(tmp_path.iterdir()) == []
     bundle = crossfuse.export(spec_of(ByHand(how)), tmp_path / "b", allow_unfused=True)
     fused, unfused = bundle.ledger
-    assert fused.fused == {"ort-cpu": "MultiHeadAttention"}
+    assert fused.fused == {"ort-cpu": "Attention"}
     assert (unfused.site, unfused.captured, unfused.fused) == ("attention", None, {"ort-cpu": None})
     assert reason in unfused.reasons["capture"]
     assert bundle.manifest.targets["ort-cpu"].parity["passed"]

@@ -97,7 +97,7 @@ def test_own_model_from_a_file_with_dynamic_axes(tmp_path: Path) -> None:
     manifest = json.loads(done.stdout)
     assert manifest["dims"]["batch"] == {"min": 1, "max": 8}
     assert manifest["context"] == ["y"]
-    assert [row["fused"]["ort-cpu"] for row in manifest["ledger"]] == ["MultiHeadAttention"]
+    assert [row["fused"]["ort-cpu"] for row in manifest["ledger"]] == ["Attention"]
 
 
 def test_unfused_attention_is_a_failed_check(tmp_path: Path) -> None:

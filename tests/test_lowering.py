@@ -59,7 +59,7 @@ def operators(model: ir.Model) -> list[str]:
 @pytest.mark.parametrize(
     ("case", "target", "kernel"),
     [
-        (Case(), "ort-cpu", "MultiHeadAttention"),
+        (Case(), "ort-cpu", "Attention"),
         (Case(mask=True), "ort-cpu", "Attention"),
         (Case(causal="upper_left"), "ort-cpu", "Attention"),
         (Case(mask=True), "ort-cuda", "MultiHeadAttention"),
@@ -74,7 +74,23 @@ def test_kernel_and_site(case: Case, target: str, kernel: str) -> None:
 
 
 def test_unmasked_attention_needs_one_node() -> None:
-    assert operators(lower(Case().model(), "ort-cpu").model) == ["MultiHeadAttention"]
+    assert operators(lower(Case().model(), "ort-cpu").model) == ["Attention"]
+
+
+@pytest.mark.parametrize(
+    ("queries", "keys", "kernel"),
+    [(8, "S", "Attention"), (577, 577, "Attention"), (1500, 1500, "MultiHeadAttention"), ("L", "L", "MultiHeadAttention")],
+)
+def test_many_queries_without_a_mask_take_the_flash_path(queries: int | str, keys: int | str, kernel: str) -> None:
+    """A length that isn't known, of a self-attention, may be long: scores of all pairs may not fit in memory."""
+    case = Case()
+    model = case.model()
+    for value, size in zip(model.graph.inputs, (queries, keys, keys), strict=True):
+        assert value.shape is not None
+        value.shape = ir.Shape([value.shape[0], size, value.shape[2]])
+    assert lower(model, "ort-cpu").kernels == {"site": kernel}
+    masked = Case(mask=True).model()
+    assert lower(masked, "ort-cpu").kernels == {"site": "Attention"}
 
 
 def test_fan_out_does_not_copy_keys_and_values() -> None:

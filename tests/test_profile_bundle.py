@@ -148,7 +148,7 @@ def test_nodes_add_up_to_the_run(traced: StageTimes) -> None:
 def test_nodes_belong_to_modules_and_sites(traced: StageTimes) -> None:
     modules = dict(group(traced.nodes, "module"))
     assert {"attention", "up", "down"} <= set(modules)
-    assert [(n.site, n.op) for n in traced.nodes if n.site] == [("attention", "MultiHeadAttention")]
+    assert [(n.site, n.op) for n in traced.nodes if n.site] == [("attention", "Attention")]
     by_kind = {kind: sum(n.flops for n in nodes) for kind, nodes in group(traced.nodes, "kind")}
     assert by_kind["attention"] == 2 * 2 * (2 * 200 * 150 * 768)
     projections = 2 * 2 * 768 * 768 * (200 + 150 + 150 + 200)

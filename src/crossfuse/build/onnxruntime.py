@@ -1,9 +1,9 @@
 """Lowering to ONNX Runtime's fused operators.
 
-On the CPU (`benchmarks/attention_forms.py` measures the forms): an attention without mask and bias becomes
-``com.microsoft.MultiHeadAttention``, whose flash path wins over long keys; one with a mask becomes ONNX ``Attention`` with a
-bool mask, which beat MultiHeadAttention with an additive mask, and primitives, in every case measured, and yields 0 for rows
-without keys by itself.
+On the CPU (`benchmarks/attention_forms.py` measures the forms) an attention becomes ONNX ``Attention``: up to some hundred
+queries it takes 0.2 to 0.9 of the time of ``com.microsoft.MultiHeadAttention`` and of primitives, and with a mask it yields 0
+for rows without keys by itself. Without a mask, from some 800 queries on, MultiHeadAttention's flash path is faster, and it
+needs no memory for the scores; so it is taken there, and for self-attention over a length that isn't known and may be long.
 
 For the CUDA provider every attention becomes ``MultiHeadAttention``, masks as ``attention_bias``; rows without keys, where that
 operator gives NaN, are set to 0 behind it.
@@ -20,15 +20,16 @@ from onnxscript.rewriter.ort_fusions.skip_normalization import fuse_skip_layer_n
 
 from crossfuse.build.attention import Emitter, Site
 from crossfuse.build.lowering import ATTENTION_OPSET, Lowered, at_opset, lower_sites, zero_empty_rows
-from crossfuse.graphs import clone
+from crossfuse.graphs import clone, dim_of
 
 __all__ = ["lower_ort_cpu", "lower_ort_cuda"]
 
 _MICROSOFT = "com.microsoft"
+_LONG = 768
 
 
 def lower_ort_cpu(model: ir.Model) -> Lowered:
-    """``MultiHeadAttention`` without a mask, ONNX ``Attention`` with one."""
+    """ONNX ``Attention``; ``MultiHeadAttention`` without a mask for many queries."""
     return lower_sites(at_opset(clone(model), ATTENTION_OPSET, "ort-cpu"), _cpu_form, {_MICROSOFT: 1})
 
 
@@ -40,9 +41,13 @@ def lower_ort_cuda(model: ir.Model) -> Lowered:
 
 
 def _cpu_form(emit: Emitter, site: Site) -> ir.Value:
-    if site.mask is None and site.bias is None and site.key_lengths is None and site.causal == "none":
-        return _multi_head_attention(emit, site)
-    return _onnx_attention(emit, site)
+    masked = site.mask is not None or site.bias is not None or site.key_lengths is not None or site.causal != "none"
+    return _onnx_attention(emit, site) if masked or not _many_queries(site) else _multi_head_attention(emit, site)
+
+
+def _many_queries(site: Site) -> bool:
+    length = dim_of(site.query, 1)
+    return length >= _LONG if isinstance(length, int) else site.square
 
 
 def _onnx_attention(emit: Emitter, site: Site) -> ir.Value:
