@@ -1,9 +1,10 @@
 """Lowering to ONNX Runtime's fused operators.
 
 On the CPU (`benchmarks/attention_forms.py` measures the forms) an attention becomes ONNX ``Attention``: up to some hundred
-queries it takes 0.2 to 0.9 of the time of ``com.microsoft.MultiHeadAttention`` and of primitives, and with a mask it yields 0
-for rows without keys by itself. Without a mask, from some 800 queries on, MultiHeadAttention's flash path is faster, and it
-needs no memory for the scores; so it is taken there, and for self-attention over a length that isn't known and may be long.
+queries it is faster than ``com.microsoft.MultiHeadAttention`` and than primitives, several times for few queries, and with a
+mask it yields 0 for rows without keys by itself. Without a mask, from some 800 queries on, MultiHeadAttention's flash path is
+faster, and it needs no memory for the scores; so it is taken there, and for self-attention over a length that isn't known and
+may be long.
 
 For the CUDA provider every attention becomes ``MultiHeadAttention``, masks as ``attention_bias``; rows without keys, where that
 operator gives NaN, are set to 0 behind it.
