@@ -230,6 +230,11 @@ def test_compare_on_the_command_line(tmp_path: Path) -> None:
     assert compare(str(tmp_path / "none.json")) == 2
     (tmp_path / "other.json").write_text("[1]")
     assert compare(str(tmp_path / "other.json")) == 2
+    data = json.loads(Path(same).read_text())
+    for rounds in ([[]], [[0]], [["x"]], [3]):
+        data["rows"][0]["rounds_ns"] = rounds
+        (tmp_path / "other.json").write_text(json.dumps(data))
+        assert compare(str(tmp_path / "other.json")) == 2
     with pytest.raises(SystemExit) as stop:
         main(["profile"])
     assert stop.value.code == 2

@@ -163,7 +163,7 @@ def read_rows(path: Path) -> list[Row]:
                 str(row["name"]),
                 {str(name): int(size) for name, size in row["sizes"].items()},
                 _samples(row["rounds_ns"]),
-                tuple(int(ns) for ns in row["machine_ns"]),
+                _times(row["machine_ns"]) if row["machine_ns"] else (),
                 failure=row["failure"],
             )
             for row in data["rows"]
@@ -173,4 +173,11 @@ def read_rows(path: Path) -> list[Row]:
 
 
 def _samples(rounds: list[list[int]]) -> Samples | None:
-    return Samples(tuple(tuple(int(ns) for ns in r) for r in rounds)) if rounds else None
+    return Samples(tuple(_times(r) for r in rounds)) if rounds else None
+
+
+def _times(values: list[int]) -> tuple[int, ...]:
+    times = tuple(int(ns) for ns in values)
+    if min(times, default=0) <= 0:
+        raise ValueError("a round without samples, or a time that is not positive")
+    return times
