@@ -121,9 +121,6 @@ class TrtStage:
         times: list[tuple[str, float]] = []
 
         class Listener(self._trt.IProfiler):  # type: ignore[misc, name-defined]  # the library's class, known when it is here
-            def __init__(self) -> None:
-                super().__init__()
-
             def report_layer_time(self, layer_name: str, ms: float) -> None:
                 times.append((layer_name, float(ms) * 1e-3))
 
