@@ -2,31 +2,40 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-STAMP := $(VENV)/.installed
+DEMO := $(VENV)/.demo
+TEST := $(VENV)/.test
 
 TRITON := .venv-triton
 
 .PHONY: demo test test-all coverage lint clean triton
 
-demo: $(STAMP)
+# What the tests need holds all that the demo needs.
+demo: $(if $(wildcard $(TEST)),$(TEST),$(DEMO))
 	$(BIN)/python examples/demo.py
 
-test: $(STAMP) lint
+test: $(TEST) lint
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
 
-test-all: $(STAMP) $(TRITON)/.installed lint
+test-all: $(TEST) $(TRITON)/.installed lint
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
-coverage: $(STAMP)
+coverage: $(TEST)
 	$(BIN)/python tests/coverage/table.py
 
-lint: $(STAMP)
+lint: $(TEST)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-$(STAMP): pyproject.toml constraints.txt
+$(DEMO): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q -c constraints.txt -e ".[demo]"
+	touch $@
+
+# Both packages of ONNX Runtime hold the module `onnxruntime`: the demo's gives way to the tests'.
+$(TEST): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip uninstall -q -y onnxruntime
 	$(BIN)/python -m pip install -q -c constraints.txt -e ".[dev]"
 	$(BIN)/python -m pip install -q -c constraints.txt --no-deps tensorrt-stubs
 	touch $@

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import ctypes
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
+# Read when the library is imported: no test asks a hub for anything.
+os.environ["HF_HUB_OFFLINE"] = "1"
+
 import torch
 
 import crossfuse
 from crossfuse.bundle.store import Bundle
 
 TARGETS = ("onnx", "ort-cpu", "ort-cuda")
+SLOW_SECONDS = 1800
+"""The limit of a slow test; a quick one's is in pyproject.toml."""
 
 
 def _has_gpu() -> bool:
@@ -25,6 +32,9 @@ def _has_gpu() -> bool:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.get_closest_marker("slow") and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(SLOW_SECONDS))
     if not _has_gpu():
         skip = pytest.mark.skip(reason="no NVIDIA GPU on this machine")
         for item in items:

@@ -56,6 +56,7 @@ def test_tensorrt_commands(tmp_path: Path) -> None:
     assert "profile batch=1:4:16, image_tokens" in printed[3].stdout
 
 
+@pytest.mark.slow
 def test_performance_commands(tmp_path: Path) -> None:
     printed = [run(line.split(), tmp_path) for line in block("sh", (ROOT / "docs" / "performance.md").read_text()).splitlines()]
     assert "of the roofline" in printed[1].stdout
