@@ -13,6 +13,7 @@ from torch.export import ExportedProgram
 
 from crossfuse.errors import InputError
 from crossfuse.export.capture import quiet_exporter
+from crossfuse.export.decompose import decompose_locally
 from crossfuse.model_spec import ModelSpec, Tracing
 from crossfuse.operator.onnx_op import translation_table
 
@@ -38,6 +39,7 @@ def program_to_onnx(
     try:
         with quiet_exporter():
             tracing.fix_program(program)
+            decompose_locally(program)
             exported = torch.onnx.export(
                 program,
                 dynamo=True,

@@ -23,6 +23,7 @@ from torch.fx.experimental.symbolic_shapes import statically_known_true
 from crossfuse.errors import InputError
 from crossfuse.export.accounting import Missed
 from crossfuse.export.capture import quiet_exporter
+from crossfuse.export.decompose import decompose
 from crossfuse.operator.torch_op import fused_attention
 
 __all__ = ["fuse_sdpa"]
@@ -54,7 +55,7 @@ def fuse_sdpa(program: ExportedProgram) -> tuple[ExportedProgram, bool, list[Mis
     missed: list[Missed] = []
     pending = iter(calls)
 
-    def decompose(
+    def via_operator(
         query: Tensor,
         key: Tensor,
         value: Tensor,
@@ -73,7 +74,7 @@ def fuse_sdpa(program: ExportedProgram) -> tuple[ExportedProgram, bool, list[Mis
         return _sdpa_via_operator(query, key, value, attn_mask, is_causal, scale, enable_gqa)
 
     with quiet_exporter():
-        program = program.run_decompositions({_SDPA: decompose})
+        program = decompose(program, {_SDPA: via_operator})
     return program, len(missed) < len(calls), missed
 
 
