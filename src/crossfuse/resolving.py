@@ -90,7 +90,7 @@ def resolve_again(
     if size not in SIZES or type(seed) is not int:
         raise InputError("the bundle names a size or seed that no zoo model has", got=f"{size!r}, {seed!r}")
     if source is None:
-        name = about.get("name")
+        name = str(about.get("name"))
         if about.get("kind") != "zoo" or name not in ZOO:
             raise InputError(
                 "the model that the bundle was exported from is loaded again only where it is the zoo's: a bundle may come "
@@ -98,7 +98,7 @@ def resolve_again(
                 got=f"{about.get('kind')} {name}",
                 do="If you trust that, name it yourself: --source SOURCE (source=...)",
             )
-        source = str(name)
+        source = name
     for option, given, matters in (
         ("checkpoint", checkpoint, isinstance(source, str) and source in ZOO and about.get("name") == source),
         ("task", task, isinstance(source, str) and source.startswith(HUGGING_FACE)),

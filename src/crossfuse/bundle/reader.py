@@ -68,7 +68,9 @@ class _Reader:
         size = self.optional(data, "size", str)
         if size is not None and size not in SIZES:
             self.fail("source.size", size, " or ".join(SIZES))
-        self.optional(data, "seed", int)
+        seed = self.optional(data, "seed", int)
+        if seed is not None and not 0 <= seed < 2**63:
+            self.fail("source.seed", seed, "0 or more, in 63 bits")
         return data
 
     def target(self, data: Mapping[str, Any]) -> TargetEntry:
