@@ -288,7 +288,9 @@ def test_queries_under_an_id_are_checked_with_their_context(split: Path) -> None
         assert "length" in str(answer)
 
 
-def test_any_exception_is_the_answer_to_its_own_request(split: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_any_exception_is_the_answer_to_its_own_request(
+    split: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     """A session and inputs that raise what no one foresaw, alone and in a merged call."""
     engine = open_engine(split, EngineOptions(cache_mb=0))
     good = honest(1, 2, 5, 0, 1, 1, seed=1)
@@ -299,7 +301,7 @@ def test_any_exception_is_the_answer_to_its_own_request(split: Path, monkeypatch
 
     def failing(context: Any, inputs: Arrays) -> Any:
         if (inputs["ids"] == poison).any():
-            raise KeyError("a secret\nof the server")
+            raise ValueError("\x1b[2Ja secret\nERROR: forged")
         return query(context, inputs)
 
     monkeypatch.setattr(engine.session, "query", failing)
@@ -310,7 +312,10 @@ def test_any_exception_is_the_answer_to_its_own_request(split: Path, monkeypatch
 
     answers = engine.answer([Request(good), Request(poisoned), Request(Hostile(good)), Request(None), Request(good)])  # type: ignore[arg-type]
     assert isinstance(answers[1], UnexpectedError)
-    assert isinstance(answers[1].__cause__, KeyError)
+    assert isinstance(answers[1].__cause__, ValueError)
+    assert "\x1b" not in str(answers[1]) + caplog.text
+    assert "in failing" in caplog.text
+    assert "\nERROR: forged" not in caplog.text
     assert "\n" not in str(answers[1])
     assert isinstance(answers[2], UnexpectedError)
     assert isinstance(answers[3], UnexpectedError)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-__all__ = ["shown"]
+import traceback
+
+__all__ = ["shown", "shown_traceback"]
 
 
 def shown(text: object) -> str:
@@ -16,3 +18,9 @@ def shown(text: object) -> str:
     if given.isprintable():
         return given
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in given)
+
+
+def shown_traceback(error: BaseException) -> str:
+    """An error's traceback for a log: its lines, each shown, and indented, so that none looks like a record of its own."""
+    lines = "".join(traceback.format_exception(error)).rstrip("\n").split("\n")
+    return "\n".join(f"  {shown(line)}" for line in lines)

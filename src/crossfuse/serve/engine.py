@@ -21,7 +21,7 @@ from crossfuse.serve.limits import Limits
 from crossfuse.serve.merging import Merging
 from crossfuse.serve.meters import Meter, Totals
 from crossfuse.specs import CONTEXTS, names_of
-from crossfuse.terminal import shown
+from crossfuse.terminal import shown, shown_traceback
 
 __all__ = ["Engine", "Request", "UnexpectedError", "UnknownContextError"]
 
@@ -231,7 +231,7 @@ def _failure(error: Exception) -> CrossfuseError:
     """The answer to a request that raised."""
     if isinstance(error, CrossfuseError):
         return error
-    _LOG.error("a request failed unexpectedly", exc_info=error)
+    _LOG.error("a request failed unexpectedly\n%s", shown_traceback(error))
     text = shown(" ".join(str(error).split()))[:200]
     failure = UnexpectedError(f"the request failed unexpectedly: {type(error).__name__}: {text}")
     failure.__cause__ = error
