@@ -113,9 +113,12 @@ def check_refusals(port: int, model: str, session: Session, request: Arrays, flo
         {name: array for name, array in request.items() if name != integer},
         request | {floating: np.full_like(request[floating], np.nan)},
         request | {"more": request[integer]},
+        request | {"self": request[integer]},
+        request | {integer: np.concatenate([request[integer]] * 2)},
+        {name: array[:0] for name, array in request.items()},
     ]
     said = [refused(lambda arrays=arrays: infer(client, model, arrays)) for arrays in bad]
-    for text, name in zip(said, [integer, integer, integer, "NaN", "more"], strict=True):
+    for text, name in zip(said, [integer, integer, integer, "NaN", "more", "self", "", ""], strict=True):
         assert name in text, said
     assert "nothing" in refused(lambda: infer(client, "nothing", request))
     large(port, model)

@@ -57,7 +57,8 @@ def test_steps_equal_whole_sequences(exported: Any, name: str, target: str) -> N
         state = session.start(session.encode(**context), batch=6)
         addresses = {n: a.ctypes.data for n, a in state._state.items()}
         for i in range(ids.shape[1]):
-            got = session.step(state, ids[:, i])["logits"]
+            tokens = ids[:, i] if i % 2 else {IDS: ids[:, i]}
+            got = session.step(state, tokens)["logits"]
             np.testing.assert_allclose(got[:, 0], expected[:, i], atol=5e-5 * max(1, np.abs(expected).max()))
         assert state.position == 20
         assert {n: a.ctypes.data for n, a in state._state.items()} == addresses, "the state stays where it is"
@@ -105,6 +106,11 @@ def test_misuse_is_refused(exported: Any, tmp_path: Path) -> None:
             session.start(encoded, batch=3)
         with pytest.raises(InputError, match="one id per sequence"):
             session.step(state, np.array([1, 2, 3]))
+        for wrong in ({}, {"ids": np.array([1, 2])}, {IDS: np.array([1, 2]), "more": np.array([1])}):
+            with pytest.raises(InputError, match="the ids alone"):
+                session.step(state, wrong)
+        with pytest.raises(InputError, match="the ids alone"):
+            session.step(state)
         with pytest.raises(InputError, match="one id per sequence"):
             session.step(state, np.array([0.5, 1.0]))
         with pytest.raises(InputError, match="one position per sequence"):
@@ -154,4 +160,20 @@ def test_what_cannot_be_decoded_is_refused(tmp_path: Path, how: str, error: str)
         decode="ids",
     )
     with pytest.raises(crossfuse.CrossfuseError, match=error):
+        crossfuse.export(spec, tmp_path / "b")
+
+
+def test_an_input_with_the_positions_name_is_refused(tmp_path: Path) -> None:
+    class Positions(Bidirectional):
+        def forward(self, position: Tensor, memory: Tensor) -> Tensor:
+            return super().forward(position, memory)
+
+    spec = ModelSpec(
+        Positions("in order").eval(),
+        {"position": torch.randint(0, 50, (2, 5)), "memory": torch.randn(2, 7, 16)},
+        {"position": {0: "batch:1:16", 1: "tokens:1:32"}, "memory": {0: "batch", 1: "keys:1:32"}},
+        ("memory",),
+        decode="position",
+    )
+    with pytest.raises(InputError, match="name that the number of tokens takes"):
         crossfuse.export(spec, tmp_path / "b")

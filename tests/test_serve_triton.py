@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import shutil
@@ -9,9 +10,10 @@ import signal
 import subprocess
 import sys
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -176,6 +178,86 @@ def requests_for(session: runtime.Session) -> list[dict[str, np.ndarray]]:
                 arrays[spec.name] = np.random.default_rng(seed).integers(3, 50, shape).astype(spec.dtype)
         made.append(arrays)
     return made
+
+
+class FakeModule:
+    """What the Python backend's module offers, as far as a request goes; an attribute that is missing can't be had."""
+
+    class TritonError(Exception):
+        NOT_FOUND, INVALID_ARG, INTERNAL = range(3)
+
+        def __init__(self, text: str, code: int) -> None:
+            super().__init__(text)
+            self.code = code
+
+    class Tensor:
+        def __init__(self, name: str, array: np.ndarray) -> None:
+            if array.dtype == bool:
+                raise RuntimeError("no such tensor")
+            self._name, self._array = name, array
+
+        def name(self) -> str:
+            return self._name
+
+        def as_numpy(self) -> np.ndarray:
+            if self._name == "broken":
+                raise OSError("gone")
+            return self._array
+
+    class InferenceResponse:
+        def __init__(self, outputs: tuple[Any, ...] = (), error: Any = None) -> None:
+            self.outputs, self.error = outputs, error
+
+    class Request:
+        def __init__(self, arrays: dict[str, np.ndarray], parameters: str = "") -> None:
+            self._tensors = [FakeModule.Tensor(name, array) for name, array in arrays.items()]
+            self._parameters = parameters
+
+        def inputs(self) -> list[FakeModule.Tensor]:
+            return self._tensors
+
+        def parameters(self) -> str:
+            return self._parameters
+
+
+def test_what_the_server_hands_over_is_checked_by_itself(
+    zoo_bundle: Callable[[str], crossfuse.Bundle], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without the server: whatever a request holds, and whatever reading or answering it raises, is its own answer."""
+    from crossfuse.serve.engine import Engine
+
+    monkeypatch.setitem(sys.modules, "triton_python_backend_utils", FakeModule)
+    found = importlib.util.find_spec("crossfuse.serve.triton.model")
+    assert found is not None
+    assert found.loader is not None
+    loaded = importlib.util.module_from_spec(found)
+    found.loader.exec_module(loaded)
+    with runtime.load(zoo_bundle("cross_modal_attention").path, "ort-cpu") as session:
+        model = loaded.TritonPythonModel()
+        model._engine = Engine(session)
+        good = {s.name: np.ones([2 if isinstance(d, str) else d for d in s.shape], s.dtype) for s in session.inputs}
+        first = session.inputs[0].name
+        bad = [
+            FakeModule.Request(good | {"broken": good[first]}),
+            FakeModule.Request(good | {"self": good[first]}),
+            FakeModule.Request({}),
+            FakeModule.Request(good, "{"),
+            FakeModule.Request(good, '{"context_id": 3}'),
+            FakeModule.Request(good, '{"context_id": "cat"}'),
+            FakeModule.Request(good | {first: good[first][:1]}),
+            FakeModule.Request({name: array[:0] for name, array in good.items()}),
+            object(),
+        ]
+        asked = [FakeModule.Request(good), *bad, FakeModule.Request(good, "[]")]
+        got = model.execute(asked)
+        expected = session.run(good)
+    assert len(got) == len(asked)
+    for response in (got[0], got[-1]):
+        assert response.error is None
+        for tensor in response.outputs:
+            np.testing.assert_allclose(tensor.as_numpy(), expected[tensor.name()], rtol=1e-5)
+    assert [response.error.code for response in got[1:-1]] == [FakeModule.TritonError.INVALID_ARG] * len(bad)
+    assert loaded._answered({"y": np.array([True])}).error.code == FakeModule.TritonError.INTERNAL
 
 
 def test_serving_without_triton_needs_no_triton() -> None:

@@ -7,7 +7,7 @@ import secrets
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,8 +46,16 @@ def save_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
     partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
         with partial.open("wb") as file:
-            np.savez(file, allow_pickle=False, **arrays)
+            _write(file, arrays)
         os.replace(partial, path)  # noqa: PTH105 - os.replace says what it does
     except OSError as error:
         partial.unlink(missing_ok=True)
         raise InputError(f"the output file can't be written: {error.strerror or error}", where=path) from error
+
+
+def _write(file: BinaryIO, arrays: Mapping[str, NDArray[Any]]) -> None:
+    """As ``numpy.savez``, whose own parameters are names that no array may have."""
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED, allowZip64=True) as members:
+        for name, array in arrays.items():
+            with members.open(f"{name}.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, np.asanyarray(array), allow_pickle=False)

@@ -11,7 +11,20 @@ from typing import Annotated, Any
 
 import typer
 
-from crossfuse.cli_options import AllowUnfused, BundlePath, Capabilities, IoDtype, Json, Precision, Profiles, Provider, Threads
+from crossfuse.cli_options import (
+    AllowUnfused,
+    BundlePath,
+    Capabilities,
+    IoDtype,
+    Json,
+    Precision,
+    Profiles,
+    Provider,
+    SourceCheckpoint,
+    SourceTask,
+    Threads,
+    override_spec,
+)
 from crossfuse.cli_profile import profile
 from crossfuse.cli_serve import map_command, package, serve
 from crossfuse.errors import CrossfuseError, InputError
@@ -108,7 +121,7 @@ def export(
         resolved: Any = source
         if context or dynamic or decode:
             spec = pipeline.resolve(source, **of_source)
-            resolved = _override(spec, context or [], dynamic or [], decode)
+            resolved = override_spec(spec, context or [], dynamic or [], decode)
         bundle = pipeline.export(
             resolved,
             out,
@@ -176,6 +189,8 @@ def verify(
         str | None,
         typer.Option("--source", help="Recompute the reference from this model, instead of using the bundle's own."),
     ] = None,
+    checkpoint: SourceCheckpoint = None,
+    task: SourceTask = None,
     seed: Annotated[int, typer.Option("--seed", help="Of the fresh inputs; with --source.")] = 1,
     bisect: Annotated[
         bool, typer.Option("--bisect", help="Find the first attention or module where the target leaves its tolerance.")
@@ -191,8 +206,9 @@ def verify(
 
     output = Output(as_json=as_json)
     options = SessionOptions(threads=threads, provider=provider)
+    of_source: dict[str, Any] = {"source": source, "checkpoint": checkpoint, "task": task}
     with output.progress() as step:
-        report = pipeline.verify(bundle, target, source=source, seed=seed, bisect=bisect, options=options, step=step)
+        report = pipeline.verify(bundle, target, seed=seed, bisect=bisect, options=options, step=step, **of_source)
     output.result(report.to_json(), lambda: output.parity(report))
     report.require_passed()
 
@@ -223,10 +239,10 @@ def run(
         raise InputError("each --input needs its own --output", got=f"{len(inputs)} inputs, {len(out)} outputs")
     results: list[dict[str, Any]] = []
     with load(bundle, target, SessionOptions(threads=threads, provider=provider)) as session:
-        encoded = None if context is None else session.encode(**load_arrays(context))
+        encoded = None if context is None else session.encode(load_arrays(context))
         for i, file in enumerate(inputs):
             arrays = load_arrays(file)
-            outputs = session.run(**arrays) if encoded is None else session.query(encoded, **arrays)
+            outputs = session.run(arrays) if encoded is None else session.query(encoded, arrays)
             if out:
                 save_arrays(out[i], outputs)
             described = {n: {"dtype": str(a.dtype), "shape": list(a.shape)} for n, a in outputs.items()}
@@ -285,20 +301,6 @@ def _show(output: Any, bundle: Any) -> None:
         output.line(f"bundle written to {bundle.path}")
 
     output.result(json.loads(bundle.manifest.dumps()) | {"path": str(bundle.path)}, render)
-
-
-def _override(spec: Any, context: list[str], dynamic: list[str], decode: str | None) -> Any:
-    """The spec with ``--context``, ``--dynamic`` and ``--decode`` in place of its own."""
-    from dataclasses import replace
-
-    axes: dict[str, dict[int, str]] = {name: dict(a) for name, a in spec.dynamic.items()}
-    for text in dynamic:
-        where, _, dim = text.partition("=")
-        name, _, axis = where.rpartition(":")
-        if not dim or not axis.isdigit() or not name:
-            raise InputError("--dynamic can't be read", got=repr(text), expected="INPUT:AXIS=NAME[:MIN:MAX]")
-        axes.setdefault(name, {})[int(axis)] = dim
-    return replace(spec, dynamic=axes, context=tuple(context) or spec.context, decode=decode or spec.decode)
 
 
 def main(arguments: list[str] | None = None) -> None:

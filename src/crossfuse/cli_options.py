@@ -1,13 +1,28 @@
-"""Options and arguments that several commands share."""
+"""Options and arguments that several commands share, and what some of them mean."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-__all__ = ["AllowUnfused", "BundlePath", "Capabilities", "IoDtype", "Json", "Precision", "Profiles", "Provider", "Threads"]
+from crossfuse.errors import InputError
+
+__all__ = [
+    "AllowUnfused",
+    "BundlePath",
+    "Capabilities",
+    "IoDtype",
+    "Json",
+    "Precision",
+    "Profiles",
+    "Provider",
+    "SourceCheckpoint",
+    "SourceTask",
+    "Threads",
+    "override_spec",
+]
 
 BundlePath = Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle's folder.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
@@ -26,7 +41,23 @@ Profiles = Annotated[
     list[str] | None,
     typer.Option("--profile-shapes", metavar="DIM=MIN:OPT:MAX,…", help="An engine's optimization profile; repeat."),
 ]
+SourceCheckpoint = Annotated[str | None, typer.Option("--checkpoint", help="Of a zoo model that was exported with one.")]
+SourceTask = Annotated[str | None, typer.Option("--task", help="Of an hf: source that was exported with one.")]
 Threads = Annotated[int | None, typer.Option("--threads", help="Threads inside one operator.")]
 Provider = Annotated[
     str | None, typer.Option("--provider", help="ONNX Runtime execution provider instead of the target's own.")
 ]
+
+
+def override_spec(spec: Any, context: list[str], dynamic: list[str], decode: str | None) -> Any:
+    """The spec with ``--context``, ``--dynamic`` and ``--decode`` in place of its own."""
+    from dataclasses import replace
+
+    axes: dict[str, dict[int, str]] = {name: dict(a) for name, a in spec.dynamic.items()}
+    for text in dynamic:
+        where, _, dim = text.partition("=")
+        name, _, axis = where.rpartition(":")
+        if not dim or not axis.isdigit() or not name:
+            raise InputError("--dynamic can't be read", got=repr(text), expected="INPUT:AXIS=NAME[:MIN:MAX]")
+        axes.setdefault(name, {})[int(axis)] = dim
+    return replace(spec, dynamic=axes, context=tuple(context) or spec.context, decode=decode or spec.decode)

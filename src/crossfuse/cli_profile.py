@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from crossfuse.cli_options import Json, Provider, Threads
+from crossfuse.cli_options import Json, Provider, SourceCheckpoint, SourceTask, Threads
 from crossfuse.errors import InputError
 
 __all__ = ["profile"]
@@ -23,7 +23,11 @@ def profile(
             "--against", metavar="RIVAL,…", help="Any of eager, compile, onnx, hf, openvino; on GPUs eager-fp16, tensorrt."
         ),
     ] = "",
-    source: Annotated[str | None, typer.Option("--source", help="The rivals' model, where the bundle doesn't name it.")] = None,
+    source: Annotated[
+        str | None, typer.Option("--source", help="The rivals' model, where the bundle's isn't the zoo's.")
+    ] = None,
+    checkpoint: SourceCheckpoint = None,
+    task: SourceTask = None,
     sweep: Annotated[
         list[str] | None, typer.Option("--sweep", metavar="DIM=SIZE,…", help="Sizes of a dimension to measure at; repeat.")
     ] = None,
@@ -66,6 +70,8 @@ def profile(
             target,
             against=[name for name in against.split(",") if name],
             source=source,
+            checkpoint=checkpoint,
+            task=task,
             sweep=parse_sweep(sweep or []),
             plan=Plan(rounds=rounds, seconds=seconds),
             options=SessionOptions(threads=threads, provider=provider),

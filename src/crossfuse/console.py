@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from crossfuse.bundle.manifest import Manifest, TargetEntry
 from crossfuse.bundle.store import Bundle
@@ -24,6 +25,7 @@ from crossfuse.profile.roofline import attained
 from crossfuse.profile.words import common_sizes, milliseconds, sizes_text
 from crossfuse.sizes import size_at
 from crossfuse.specs import CONTEXTS
+from crossfuse.terminal import shown
 from crossfuse.verify.parity import ParityReport
 
 __all__ = ["Output"]
@@ -31,16 +33,27 @@ __all__ = ["Output"]
 _MOST_REASONS = 8
 
 
+class _Console(Console):
+    """The one way to a terminal. Every string is plain text, shown: no markup and no control character in it has an effect.
+
+    What has a style is a `Text`, made by `_styled`.
+    """
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """Called by rich for each string that is printed or stands in a table."""
+        return super().render_str(shown(text), **options | {"markup": False, "emoji": False, "highlight": False})
+
+
 class Output:
     """One command's output: results go to stdout, progress and errors to stderr."""
 
     def __init__(self, *, as_json: bool) -> None:
         self.as_json = as_json
-        self.console = Console()
+        self.console = _Console()
         if not self.console.is_terminal:
             # Redirected output has no width of its own; tables of sites need this much.
             self.console.width = max(self.console.width, 132)
-        self.errors = Console(stderr=True)
+        self.errors = _Console(stderr=True)
 
     def result(self, data: Any, render: Callable[[], None]) -> None:
         """Print a result: ``data`` as JSON, or what ``render`` prints."""
@@ -56,25 +69,28 @@ class Output:
             yield lambda _: None
         elif self.errors.is_terminal:
             with self.errors.status("starting") as status:
-                yield lambda text: status.update(text)
+                yield lambda text: status.update(_styled(text))
         else:
-            yield lambda text: self.errors.print(f"· {text}", highlight=False)
+            yield lambda text: self.errors.print(f"· {text}")
 
     def error(self, paragraph: str) -> None:
         """An error in one paragraph, on stderr, also for ``--json``."""
-        self.errors.print(f"[bold red]error:[/] {_escape(paragraph)}", highlight=False, soft_wrap=True)
+        self.errors.print(_styled("error:", "bold red"), paragraph, soft_wrap=True)
 
     def warning(self, paragraph: str) -> None:
         """A warning in one paragraph, on stderr."""
-        self.errors.print(f"[bold yellow]warning:[/] {_escape(paragraph)}", highlight=False, soft_wrap=True)
+        self.errors.print(_styled("warning:", "bold yellow"), paragraph, soft_wrap=True)
 
     def line(self, text: str) -> None:
         """A line of text."""
-        self.console.print(_escape(text), highlight=False, soft_wrap=True)
+        self.console.print(text, soft_wrap=True)
 
-    def heading(self, markup: str) -> None:
-        """A line above a table, in rich's markup; a table's own title would wrap to the table's width."""
-        self.console.print(f"[bold]{markup}[/]", highlight=False, soft_wrap=True)
+    def heading(self, *parts: str | Text) -> None:
+        """A line above a table; a table's own title would wrap to the table's width."""
+        line = Text(style="bold")
+        for part in parts:
+            line.append_text(part if isinstance(part, Text) else _styled(part))
+        self.console.print(line, soft_wrap=True)
 
     def ledger(self, ledger: Ledger, targets: tuple[str, ...]) -> None:
         """The ledger as a table, with reasons below it."""
@@ -84,8 +100,8 @@ class Output:
             table.add_column(column, overflow="fold", no_wrap=column == "site")
         for row in ledger:
             heads = "?" if row.num_heads is None else f"{row.num_heads}×{row.head_size}"
-            cells = [row.fused.get(t) or "[bold red]not fused[/]" for t in targets]
-            table.add_row(_escape(row.site), row.kind, heads, row.captured or "[bold red]not captured[/]", *cells)
+            cells = [row.fused.get(t) or _styled("not fused", "bold red") for t in targets]
+            table.add_row(row.site, row.kind, heads, row.captured or _styled("not captured", "bold red"), *cells)
         self.console.print(table)
         for text in ledger.unfused(targets):
             self.warning(text)
@@ -93,10 +109,11 @@ class Output:
     def parity(self, report: ParityReport | dict[str, Any]) -> None:
         """A parity report as a table."""
         data = report if isinstance(report, dict) else report.to_json()
-        verdict = "[bold green]passed[/]" if data["passed"] else "[bold red]failed[/]"
+        verdict = _styled("passed", "bold green") if data["passed"] else _styled("failed", "bold red")
         self.heading(
-            f"Parity of {data['target']} on {data['executed_on']}: {verdict} at {len(data['points'])} shape points, "
-            f"against eager {data['reference_dtype']}"
+            f"Parity of {data['target']} on {data['executed_on']}: ",
+            verdict,
+            f" at {len(data['points'])} shape points, against eager {data['reference_dtype']}",
         )
         table = Table()
         for column in ("output", "max abs", "max rel", "cosine", "tolerance", "from"):
@@ -105,7 +122,7 @@ class Output:
             numbers = ("∞" if o[k] is None else f"{o[k]:.3g}" for k in ("max_abs", "max_rel"))
             cosine = "–" if o["cosine"] is None else f"{o['cosine']:.9f}"
             style = "" if o["passed"] else "bold red"
-            table.add_row(_escape(name), *numbers, cosine, f"{o['tolerance']:.3g}", o["tolerance_from"], style=style)
+            table.add_row(name, *numbers, cosine, f"{o['tolerance']:.3g}", o["tolerance_from"], style=style)
         self.console.print(table)
         fault = None if isinstance(report, dict) else report.fault
         if fault is not None:
@@ -142,7 +159,7 @@ class Output:
                 where = [] if not any(swept) else [sizes_text(own) if i == 0 else ""]
                 summary = row.summary
                 if summary is None:
-                    table.add_row(*where, row.name, "[red]failed[/]")
+                    table.add_row(*where, row.name, _styled("failed", "red"))
                     continue
                 cells = [f"{milliseconds(summary.median.value)}{' *' if row.samples and row.samples.unstable else ''}"]
                 cells.append(f"{milliseconds(summary.median.low)} to {milliseconds(summary.median.high)}")
@@ -191,7 +208,7 @@ class Output:
             sizes = ", ".join(f"{name}={size}" for name, size in change.sizes.items())
             ratio = change.ratio
             machine = "–" if change.machine is None else f"{change.machine:.3f}"
-            verdict = f"[bold red]{change.verdict}[/]" if change.regressed else change.verdict
+            verdict = _styled(change.verdict, "bold red" if change.regressed else "")
             table.add_row(change.name, sizes, f"{ratio.value:.3f}", f"{ratio.low:.3f} to {ratio.high:.3f}", machine, verdict)
         self.console.print(table)
         self.line("Ratios of least times; 'machine' is that of fixed work, which is taken out as far as a model may feel it.")
@@ -207,7 +224,7 @@ class Output:
         for stage, spec in manifest.stages.items():
             for kind, tensors in (("in", spec.inputs), ("out", spec.outputs)):
                 for t in tensors:
-                    table.add_row(stage, kind, t.name, t.dtype, _escape(f"[{', '.join(map(str, t.shape))}]"))
+                    table.add_row(stage, kind, t.name, t.dtype, f"[{', '.join(map(str, t.shape))}]")
         self.console.print(table)
         if "context" in manifest.stages:
             self.split(manifest)
@@ -252,7 +269,7 @@ class Output:
             count = math.prod(size for size in known if size is not None) if None not in known else math.nan
             kilobytes = count * np.dtype(spec.dtype).itemsize / 1e3 / contexts
             total += kilobytes
-            table.add_row(_escape(spec.name), _escape(f"[{', '.join(map(str, spec.shape))}]"), f"{kilobytes:.1f}")
+            table.add_row(spec.name, f"[{', '.join(map(str, spec.shape))}]", f"{kilobytes:.1f}")
         table.add_row("all", "", f"{total:.1f}", style="bold")
         self.console.print(table)
 
@@ -267,5 +284,6 @@ def _ledger_sentence(ledger: Ledger, targets: tuple[str, ...]) -> str:
     return f"{len(ledger)} attentions ({kinds}); {fused}" if targets else f"{len(ledger)} attentions ({kinds})"
 
 
-def _escape(text: str) -> str:
-    return text.replace("[", "\\[")
+def _styled(text: str, style: str = "") -> Text:
+    """Text with a style, shown as all other."""
+    return Text(shown(text), style=style)

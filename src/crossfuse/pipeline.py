@@ -14,7 +14,7 @@ from crossfuse.bundle.manifest import Manifest, TargetEntry
 from crossfuse.bundle.store import Bundle, open_bundle
 from crossfuse.bundle.writer import write_bundle
 from crossfuse.errors import BundleError, InputError
-from crossfuse.resolving import describe, resolve
+from crossfuse.resolving import describe, resolve, resolve_again
 from crossfuse.runtime.options import SessionOptions
 from crossfuse.verify.reference import REFERENCE_FILE, load_reference, save_reference
 from crossfuse.verifying import fused_stages, verify
@@ -216,6 +216,8 @@ def profile(
     *,
     against: Iterable[str] = (),
     source: ModelSpec | str | None = None,
+    checkpoint: str | None = None,
+    task: str | None = None,
     sweep: Mapping[str, Sequence[int]] | None = None,
     plan: Plan | None = None,
     callers: Sequence[int] = (),
@@ -233,7 +235,8 @@ def profile(
         target: where omitted, the best that runs here.
         against: of ``eager``, ``compile``, ``onnx``, ``hf``, ``openvino``, and on GPUs ``eager-fp16`` and ``tensorrt``; a rival
             that fails is a row with its reason.
-        source: the rivals' model, where it is not the zoo's or a checkpoint's that the bundle names.
+        source: the rivals' model; where omitted, the zoo's that the bundle names. Nothing else that a bundle says is loaded.
+        checkpoint, task: of the source, as for `export`.
         sweep: dimension → sizes; all combinations are measured.
         plan: how much is sampled.
         callers: closed loops of so many callers at once.
@@ -246,7 +249,7 @@ def profile(
 
     Raises:
         BundleError: no bundle, a damaged one, or one that can't run here.
-        InputError: an unknown rival or dimension.
+        InputError: an unknown rival or dimension, or rivals of a bundle that names no zoo model, without a source.
     """
     from crossfuse.profile.rivals import RIVALS
     from crossfuse.profile.run import Wanted, profile_bundle
@@ -256,11 +259,11 @@ def profile(
     for name in names:
         if name not in RIVALS:
             raise InputError("there is no such rival", got=repr(name), expected=", ".join(RIVALS))
-    about = open_bundle(path).manifest.source
-    arguments = {k: about[k] for k in ("size", "seed", "checkpoint", "task") if k in about}
-    named = source or (about["name"] if about.get("kind") in ("zoo", "huggingface") else None)
     wanted = Wanted(names, sweep or {}, plan or Plan(), callers, rates, load_seconds, cold_starts, trace)
-    spec = None if named is None else lambda: resolve(named, **arguments)
+    spec = None
+    if names:
+        step("loading the model")
+        spec = resolve_again(source, open_bundle(path).manifest.source, checkpoint=checkpoint, task=task)
     return profile_bundle(path, target, wanted, spec=spec, options=options, step=step)
 
 

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from crossfuse.arrays import load_arrays
 from crossfuse.errors import InputError
-from crossfuse.models.registry import ZOO, zoo_spec
+from crossfuse.models.registry import SIZES, ZOO, zoo_spec
 
 if TYPE_CHECKING:
     from crossfuse.model_spec import ModelSpec
 
-__all__ = ["describe", "resolve"]
+__all__ = ["describe", "resolve", "resolve_again"]
 
 HUGGING_FACE = "hf:"
 
@@ -67,3 +68,45 @@ def describe(source: ModelSpec | str, size: str, seed: int, checkpoint: str | No
     if source.startswith(HUGGING_FACE):
         return {"kind": "huggingface", "name": source} | ({"task": task} if task else {})
     return {"kind": "onnx" if source.endswith(".onnx") else "factory", "name": source}
+
+
+def resolve_again(
+    source: ModelSpec | str | None, about: Mapping[str, Any], *, checkpoint: str | None = None, task: str | None = None
+) -> ModelSpec:
+    """The spec of the model that a bundle was exported from, for `verify` and `profile`.
+
+    A bundle may come from anywhere, so what it says about its source names no code, file or address here: of it comes the name
+    of a zoo model, with its size and seed, and nothing else. The rest is the caller's to say.
+
+    Args:
+        source: as for `export`; None for the zoo model that the bundle names.
+        about: what the manifest says about the source.
+        checkpoint, task: as for `export`.
+
+    Raises:
+        InputError: the bundle names no zoo model, or was made with a checkpoint or task that isn't given.
+    """
+    size, seed = about.get("size", SIZES[-1]), about.get("seed", 0)
+    if size not in SIZES or type(seed) is not int:
+        raise InputError("the bundle names a size or seed that no zoo model has", got=f"{size!r}, {seed!r}")
+    if source is None:
+        name = str(about.get("name"))
+        if about.get("kind") != "zoo" or name not in ZOO:
+            raise InputError(
+                "the model that the bundle was exported from is loaded again only where it is the zoo's: a bundle may come "
+                "from anywhere, so no code, file or address that it names is used",
+                got=f"{about.get('kind')} {name}",
+                do="If you trust that, name it yourself: --source SOURCE (source=...)",
+            )
+        source = name
+    for option, given, matters in (
+        ("checkpoint", checkpoint, isinstance(source, str) and source in ZOO and about.get("name") == source),
+        ("task", task, isinstance(source, str) and source.startswith(HUGGING_FACE)),
+    ):
+        if matters and given is None and about.get(option) is not None:
+            raise InputError(
+                f"the bundle was exported with a {option}, which is not taken from it: it may come from anywhere",
+                got=about[option],
+                do=f"If you trust that, name it yourself: --{option} (--source too, unless it is the zoo's)",
+            )
+    return resolve(source, size=size, seed=seed, checkpoint=checkpoint, task=task)

@@ -8,12 +8,15 @@ from dataclasses import dataclass
 
 from crossfuse.errors import InputError
 
-__all__ = ["CONTEXTS", "DTYPES", "NEXT", "POSITION", "STATE", "Dim", "TensorSpec", "collect_dims", "names_of"]
+__all__ = ["CONTEXTS", "DTYPES", "NEXT", "POSITION", "SIZES", "STATE", "Dim", "TensorSpec", "collect_dims", "names_of"]
 
 DTYPES = (
     "float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "bool", "bfloat16",
 )  # fmt: skip
 """Tensor element types that a bundle may hold, by NumPy's names; bfloat16, which NumPy lacks, only between its stages."""
+
+SIZES = ("tiny", "published")
+"""Sizes of a zoo model."""
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*\Z")
 

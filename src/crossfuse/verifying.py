@@ -12,7 +12,7 @@ from crossfuse.building import WEIGHTS
 from crossfuse.bundle.manifest import Manifest
 from crossfuse.bundle.store import Bundle, open_bundle
 from crossfuse.parity_check import rehearse
-from crossfuse.resolving import resolve
+from crossfuse.resolving import resolve_again
 from crossfuse.runtime.engines import runs_here
 from crossfuse.runtime.options import SessionOptions
 from crossfuse.specs import Dim
@@ -37,6 +37,8 @@ def verify(
     target: str | None = None,
     *,
     source: ModelSpec | str | None = None,
+    checkpoint: str | None = None,
+    task: str | None = None,
     seed: int = 1,
     bisect: bool = False,
     options: SessionOptions | None = None,
@@ -50,6 +52,7 @@ def verify(
             the report's ``executed_on`` says so.
         source: recompute the reference from this model with ``seed``; where omitted, the results that the bundle carries
             are used, and neither PyTorch nor the model is needed.
+        checkpoint, task: of the source, as for `export`.
         seed: of the fresh inputs.
         bisect: also find the first attention or module where the target leaves its tolerance; the report's ``fault``.
         options: of the session.
@@ -63,9 +66,7 @@ def verify(
         from crossfuse.verify.eager import eager_reference
 
         opened = open_bundle(path).manifest
-        about = opened.source
-        arguments = {k: about[k] for k in ("size", "seed", "checkpoint", "task") if k in about}
-        spec = _within(resolve(source, **arguments), opened)
+        spec = _within(resolve_again(source, opened.source, checkpoint=checkpoint, task=task), opened)
         reference = eager_reference(spec, seed, step, shared_batch=opened.shared_batch)
     if target in TARGETS and TARGETS[target].engine and not runs_here(target):
         report = _rehearse(path, target, reference, step)

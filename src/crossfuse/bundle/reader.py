@@ -9,7 +9,7 @@ from typing import Any
 from crossfuse.bundle.manifest import SCHEMA_VERSION, Decode, EngineInfo, FileEntry, Manifest, StageSpec, TargetEntry
 from crossfuse.errors import BundleError
 from crossfuse.ledger import KINDS, Ledger, LedgerRow
-from crossfuse.specs import DTYPES, Dim, TensorSpec
+from crossfuse.specs import DTYPES, SIZES, Dim, TensorSpec
 
 __all__ = ["read_manifest"]
 
@@ -38,7 +38,7 @@ class _Reader:
         }
         return Manifest(
             name=self.get(top, "name", str),
-            source=self.get(top, "source", dict),
+            source=self.source(self.get(top, "source", dict)),
             created_by=self.get(top, "created_by", str),
             dims=dims,
             stages={
@@ -61,6 +61,17 @@ class _Reader:
                 name: FileEntry(self.size(value), self.digest(value)) for name, value in self.mappings(top, "files").items()
             },
         )
+
+    def source(self, data: Mapping[str, Any]) -> Mapping[str, Any]:
+        for field in ("kind", "name", "checkpoint", "task"):
+            self.optional(data, field, str)
+        size = self.optional(data, "size", str)
+        if size is not None and size not in SIZES:
+            self.fail("source.size", size, " or ".join(SIZES))
+        seed = self.optional(data, "seed", int)
+        if seed is not None and not 0 <= seed < 2**63:
+            self.fail("source.seed", seed, "0 or more, in 63 bits")
+        return data
 
     def target(self, data: Mapping[str, Any]) -> TargetEntry:
         return TargetEntry(
@@ -86,8 +97,14 @@ class _Reader:
             compute_capabilities=self.strings(data, "compute_capabilities"),
             profiles=self.tuple_of(data, "profiles", self.profile),
             lean=self.get(data, "lean", bool),
-            request=self.get(data, "request", str),
+            request=self.request(self.get(data, "request", str)),
         )
+
+    def request(self, digest: str) -> str:
+        # It becomes part of a file's name.
+        if digest and not (digest.isascii() and digest.isalnum()):
+            self.fail("request", digest, "a digest")
+        return digest
 
     def profile(self, data: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
         found = {}

@@ -68,6 +68,8 @@ class _Stepper:
                 expected="[batch, tokens]",
             )
         self.source, self.axis = source, dim
+        if any(value.name == POSITION for value in self.graph.inputs):
+            raise self._cannot("an input has the name that the number of tokens takes", POSITION)
         others = [v.name for v in self.graph.inputs if v is not source and dim in shape_symbols(v)]
         if others:
             raise self._cannot("another input has a token axis", ", ".join(map(str, others)))

@@ -48,7 +48,11 @@ class OnnxModule(nn.Module):
         self._reference = ReferenceEvaluator(_in_double(self.path))
         return self
 
-    def forward(self, **inputs: Tensor) -> dict[str, Tensor]:
+    def __call__(self, /, **inputs: Tensor) -> dict[str, Tensor]:
+        """As `forward`; PyTorch's own call takes no input of the name ``self``, which files may have."""
+        return self.forward(**inputs)
+
+    def forward(self, /, **inputs: Tensor) -> dict[str, Tensor]:
         """Outputs by name.
 
         Raises:

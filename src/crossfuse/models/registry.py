@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from crossfuse.errors import InputError
+from crossfuse.specs import SIZES
 
 if TYPE_CHECKING:
     from crossfuse.model_spec import ModelSpec
 
 __all__ = ["SIZES", "ZOO", "ZooEntry", "zoo_spec"]
-
-SIZES = ("tiny", "published")
 
 
 @dataclass(frozen=True)

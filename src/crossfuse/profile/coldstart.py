@@ -13,9 +13,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
+from crossfuse.arrays import save_arrays
 from crossfuse.errors import InputError
 
 __all__ = ["ColdStart", "cold_start"]
@@ -30,7 +30,7 @@ at["loaded"] = time.time_ns()
 import numpy
 inputs = dict(numpy.load(sys.argv[3], allow_pickle=False))
 before = time.time_ns()
-session.run(**inputs)
+session.run(inputs)
 at["answered"] = time.time_ns() - before
 try:
     # The largest memory of this program; getrusage's includes that of the process that started it.
@@ -77,11 +77,11 @@ def cold_start(bundle: Path, target: str, inputs: Mapping[str, NDArray[Any]], ru
     taken = []
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "inputs.npz"
-        with file.open("wb") as stream:
-            np.savez(stream, allow_pickle=False, **dict(inputs))
+        save_arrays(file, inputs)
         for _ in range(runs):
             before = time.time_ns()
-            command = [sys.executable, "-c", _CHILD, str(bundle), target, str(file)]
+            # -P: the working folder may be a stranger's, and is no place to import from.
+            command = [sys.executable, "-P", "-c", _CHILD, str(bundle), target, str(file)]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode:
                 raise InputError(f"a fresh process failed: {(done.stderr.strip().splitlines() or ['nothing said'])[-1]}")

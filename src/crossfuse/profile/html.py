@@ -16,6 +16,7 @@ from crossfuse.profile.roofline import attained
 from crossfuse.profile.words import milliseconds, sentences, sizes_text
 from crossfuse.profile.work import KINDS
 from crossfuse.specs import CONTEXTS
+from crossfuse.terminal import shown
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -38,7 +39,9 @@ def render(report: LatencyReport) -> str:
     except ImportError as error:
         raise InputError("the HTML report needs jinja2", do="pip install 'crossfuse[report]'") from error
     loader = PackageLoader("crossfuse.profile", "templates")
-    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_shown
+    )
     environment.filters.update(short=short, ms=milliseconds, breakable=_breakable)
     colors = {name: i for i, name in enumerate(dict.fromkeys(row.name for row in report.rows))}
     return environment.get_template("report.html.j2").render(
@@ -289,7 +292,12 @@ def _breakable(path: str) -> Markup:
     """A module's path that may be broken behind dots and underscores."""
     from markupsafe import Markup, escape
 
-    return Markup(re.sub(r"([._])", r"\1<wbr>", str(escape(path))))
+    return Markup(re.sub(r"([._])", r"\1<wbr>", str(escape(shown(path)))))
+
+
+def _shown(value: Any) -> Any:
+    """What stands in the page: text whose marks that reorder or hide are shown; the template then escapes it."""
+    return shown(value) if type(value) is str else value
 
 
 def _plain(value: Any) -> str:

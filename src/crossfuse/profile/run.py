@@ -66,11 +66,11 @@ def profile_bundle(
     target: str | None,
     wanted: Wanted,
     *,
-    spec: Callable[[], ModelSpec] | None = None,
+    spec: ModelSpec | None = None,
     options: SessionOptions | None = None,
     step: Step = lambda _: None,
 ) -> LatencyReport:
-    """See :func:`crossfuse.profile`; ``spec`` makes the model for the rivals."""
+    """See :func:`crossfuse.profile`; ``spec`` is the rivals' model."""
     bundle = open_bundle(path)
     known = _known_inputs(bundle)
     manifest = bundle.manifest
@@ -87,8 +87,7 @@ def profile_bundle(
             limits = measure_limits(session.provider, settings)
         rivals = None
         if wanted.against and spec is not None:
-            step("loading the model")
-            rivals = stack.enter_context(Rivals(spec(), _device_of(session), settings.threads))
+            rivals = stack.enter_context(Rivals(spec, _device_of(session), settings.threads))
         fixed = fixed_work(session.provider, settings) if on_ort else None
         for point in points:
             rows += _point(session, inputs_at(session.inputs, known, point), point, wanted, rivals, fixed, step)
@@ -129,24 +128,25 @@ def _point(
 ) -> list[Row]:
     """The rows at one point, sampled together."""
     where = ", ".join(f"{name}={size}" for name, size in point.items())
-    calls: dict[str, Callable[[], object]] = {OURS: lambda: session.run(**inputs)}
-    expected = session.run(**inputs)
+    calls: dict[str, Callable[[], object]] = {OURS: lambda: session.run(inputs)}
+    expected = session.run(inputs)
     if session.split:
         first, queries = _parts(session, inputs)
-        context = session.encode(**first)
-        calls[f"{OURS} encode"] = lambda: session.encode(**first)
-        calls[f"{OURS} query"] = lambda: session.query(context, **queries)
+        context = session.encode(first)
+        calls[f"{OURS} encode"] = lambda: session.encode(first)
+        calls[f"{OURS} query"] = lambda: session.query(context, queries)
     if _device_of(session) == "cuda":
         placed = on_gpu(inputs)
-        calls[f"{OURS} without copies"] = lambda: session.run(**placed)
+        calls[f"{OURS} without copies"] = lambda: session.run(placed)
     failures: dict[str, str] = {}
     errors: dict[str, float | None] = {}
-    for name in wanted.against:
-        step(f"{name} at {where}")
-        run = _rival(name, rivals, inputs, failures)
-        if run is not None:
-            calls[name] = run
-            errors[name] = _difference(run(), expected)
+    if rivals is not None:
+        for name in wanted.against:
+            step(f"{name} at {where}")
+            run = _rival(name, rivals, inputs, failures)
+            if run is not None:
+                calls[name] = run
+                errors[name] = _difference(run(), expected)
     joules = {name: _energy(call) for name, call in calls.items()}
     if fixed is not None:
         calls[_MACHINE] = fixed
@@ -166,11 +166,8 @@ def _parts(session: Session, inputs: Arrays) -> tuple[dict[str, NDArray[Any]], d
     return first, {name: array for name, array in inputs.items() if name not in first}
 
 
-def _rival(name: str, rivals: Rivals | None, inputs: Arrays, failures: dict[str, str]) -> Run | None:
+def _rival(name: str, rivals: Rivals, inputs: Arrays, failures: dict[str, str]) -> Run | None:
     """A rival that has run once, or None with its reason among the failures."""
-    if rivals is None:
-        failures[name] = "the bundle doesn't say which model it was exported from; give its source"
-        return None
     try:
         run = rivals.make(name, inputs)
         run()
@@ -212,7 +209,7 @@ def _stages(bundle: Bundle, session: Session, options: SessionOptions, inputs: A
     entry = bundle.target(session.target)
     feeds: dict[str, Any] = dict(inputs)
     if session.split:
-        feeds |= session.encode(**_parts(session, inputs)[0]).tensors
+        feeds |= session.encode(_parts(session, inputs)[0]).tensors
     sites = [row.site for row in bundle.ledger]
     for name in ("model", "context", "query"):
         if name in entry.stages:
@@ -232,7 +229,7 @@ def _loads(session: Session, inputs: Arrays, wanted: Wanted, step: Step) -> Iter
     """Several callers at once; then arrivals, served by as many threads as there were callers at most."""
 
     def call() -> object:
-        return session.run(**inputs)
+        return session.run(inputs)
 
     for callers in wanted.callers:
         step(f"{callers} callers at once")

@@ -7,6 +7,8 @@ with runtime.load("bundle/") as session:
 
     context = session.encode(pixel_values=pixels)              # split bundles: once
     scores = session.query(context, input_ids=questions)       # many times, many queries per context
+
+    outputs = session.run({"self": a, "context": b})           # every call also takes one mapping, for names of any kind
 """
 
 from crossfuse.runtime.binding import Binding

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from crossfuse.errors import InputError
+from crossfuse.runtime.checks import given_by_name
 from crossfuse.runtime.context import Context
 
 if TYPE_CHECKING:
@@ -45,13 +46,14 @@ class ContextCache:
     def __len__(self) -> int:
         return len(self._kept)
 
-    def encode(self, **inputs: Any) -> Context:
+    def encode(self, inputs: Mapping[str, Any] | None = None, /, **named: Any) -> Context:
         """As :meth:`Session.encode`, from the cache where equal inputs were encoded before.
 
         Raises:
             InputError: as :meth:`Session.encode`.
         """
-        return self.encode_as(content_key(inputs), inputs)
+        given = given_by_name(inputs, named)
+        return self.encode_as(content_key(given), given)
 
     def find(self, key: bytes) -> Context | None:
         """What is kept under a key of `content_key`, or None."""
@@ -84,7 +86,7 @@ class ContextCache:
         if not mine:
             return coming.result()
         try:
-            context = self.session.encode(**inputs)
+            context = self.session.encode(inputs)
         except BaseException as error:
             with self._lock:
                 del self._coming[key]

@@ -13,7 +13,7 @@ from crossfuse.specs import Dim, TensorSpec
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["InputChecker", "is_on_device"]
+__all__ = ["InputChecker", "given_by_name", "is_on_device"]
 
 
 def is_on_device(value: object) -> bool:
@@ -21,6 +21,25 @@ def is_on_device(value: object) -> bool:
     device = getattr(value, "__dlpack_device__", None)
     # 1 is kDLCPU and 3 kDLCUDAHost in DLPack's device types.
     return device is not None and not isinstance(value, np.ndarray) and device()[0] not in (1, 3)
+
+
+def given_by_name(inputs: object, named: dict[str, Any]) -> Mapping[str, Any]:
+    """A call's inputs: its one mapping, or its keywords.
+
+    Raises:
+        InputError: both, or something else than a mapping.
+    """
+    if inputs is None:
+        return named
+    if not isinstance(inputs, Mapping):
+        got = type(inputs).__name__
+        raise InputError("inputs are given by name", got=got, expected="keywords, or one mapping from names to arrays")
+    if named:
+        raise InputError(
+            "inputs are given twice, in a mapping and as keywords", got=", ".join(named), do="Put all of them into the mapping"
+        )
+    # Another mapping may make its values anew at each access.
+    return inputs if type(inputs) is dict else dict(inputs)
 
 
 class InputChecker:
@@ -36,8 +55,8 @@ class InputChecker:
             )
             self._plan.append((spec, np.dtype(spec.dtype), len(spec.shape), axes))
 
-    def __call__(self, inputs: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
-        """Checked host arrays, without a copy where the input is contiguous.
+    def __call__(self, inputs: Mapping[str, Any], known: Mapping[str, int] | None = None) -> dict[str, NDArray[Any]]:
+        """Checked host arrays, without a copy where the input is contiguous; ``known`` dimensions have these sizes already.
 
         Raises:
             InputError: naming the input, what it got, and what it takes.
@@ -45,7 +64,7 @@ class InputChecker:
         if inputs.keys() != self._names:
             self._wrong_names(inputs)
         feeds: dict[str, NDArray[Any]] = {}
-        sizes: dict[str, int] = {}
+        sizes: dict[str, int] = dict(known) if known else {}
         for spec, dtype, rank, axes in self._plan:
             value = inputs[spec.name]
             array = value if type(value) is np.ndarray else _as_array(spec, value)
@@ -61,11 +80,11 @@ class InputChecker:
             feeds[spec.name] = array if array.flags.c_contiguous else np.ascontiguousarray(array)
         return feeds
 
-    def check_device(self, inputs: Mapping[str, Any]) -> None:
+    def check_device(self, inputs: Mapping[str, Any], known: Mapping[str, int] | None = None) -> None:
         """The same checks but for dtypes, which DLPack leaves to the engine, where some arrays are on a device."""
         if inputs.keys() != self._names:
             self._wrong_names(inputs)
-        sizes: dict[str, int] = {}
+        sizes: dict[str, int] = dict(known) if known else {}
         for spec, _, rank, axes in self._plan:
             self._check_shape(spec, tuple(inputs[spec.name].shape), rank, axes, sizes)
 
@@ -98,7 +117,7 @@ class InputChecker:
 
     def _wrong_names(self, inputs: Mapping[str, Any]) -> None:
         takes = ", ".join(str(spec) for spec, *_ in self._plan)
-        unknown = sorted(set(inputs) - self._names)
+        unknown = sorted(str(name) for name in set(inputs) - self._names)
         missing = sorted(self._names - set(inputs))
         problems = [f"unknown {', '.join(unknown)}"] * bool(unknown) + [f"missing {', '.join(missing)}"] * bool(missing)
         raise InputError("the inputs' names are wrong", got="; ".join(problems), expected=takes)

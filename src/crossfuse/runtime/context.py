@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,7 @@ class Context:
         count: how many contexts there are.
         batch: the dimension that counts them, or None where the context inputs have no batch.
         owner: which bundle and target computed them; a session of another one refuses them.
+        input_sizes: of the context inputs' named dimensions.
     """
 
     tensors: Mapping[str, Any]
@@ -32,6 +33,12 @@ class Context:
     count: int
     batch: str | None
     owner: str
+    input_sizes: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Sizes of the context inputs' named dimensions, which queries have to share."""
+        return {**self.input_sizes, **({} if self.batch is None else {self.batch: self.count})}
 
     @property
     def nbytes(self) -> int:
@@ -63,7 +70,7 @@ class Context:
             if not isinstance(tensor, np.ndarray):
                 raise InputError("contexts on a device can't be selected from", where=spec.name, do="Encode them apart")
             taken[spec.name] = frozen(np.take(tensor, wanted, axis=spec.shape.index(self.batch)))
-        return Context(taken, self.specs, int(wanted.size), self.batch, self.owner)
+        return replace(self, tensors=taken, count=int(wanted.size))
 
     def __repr__(self) -> str:
         return f"<crossfuse Context: {self.count} contexts, {self.nbytes / 1e6:.2f} MB in {len(self.tensors)} tensors>"

@@ -11,7 +11,7 @@ import numpy as np
 from crossfuse.bundle.manifest import Decode, StageSpec
 from crossfuse.errors import InputError
 from crossfuse.runtime.binding import Binding
-from crossfuse.runtime.checks import InputChecker, is_on_device
+from crossfuse.runtime.checks import InputChecker, given_by_name, is_on_device
 from crossfuse.runtime.context import Context, frozen
 from crossfuse.runtime.decoding import DecodingState
 from crossfuse.runtime.stage import Stage
@@ -62,13 +62,14 @@ class Session:
         self._owner = owner or f"{target} {id(self)}"
         self._engines: Mapping[str, Stage] | None = dict(engines)
 
-    def run(self, **inputs: Any) -> dict[str, Any]:
-        """Run on inputs by name.
+    def run(self, inputs: Mapping[str, Any] | None = None, /, **named: Any) -> dict[str, Any]:
+        """Run on inputs by name: as keywords, or as one mapping, which takes any name.
 
         Args:
             inputs: NumPy arrays, or anything with DLPack. Host arrays that are contiguous are not copied. Device arrays
                 stay on the device, and then so do the outputs (objects with DLPack). In a split bundle the queries' batch may
                 be a multiple of the contexts'.
+            named: the same as keywords.
 
         Returns:
             outputs by name; NumPy arrays for host inputs.
@@ -78,10 +79,11 @@ class Session:
                 session.
         """
         engines = self._open_engines()
-        for value in inputs.values():
+        given = given_by_name(inputs, named)
+        for value in given.values():
             if type(value) is not np.ndarray and is_on_device(value):
-                return self._run_on_device(engines, inputs)
-        feeds = self._check(inputs)
+                return self._run_on_device(engines, given)
+        feeds = self._check(given)
         if not self.split:
             return dict(zip(self._names, engines["model"].run(feeds), strict=True))
         self._check_fan_out(feeds, self._count(feeds))
@@ -93,11 +95,35 @@ class Session:
         feeds.update(zip(self._frontier, context.run(first), strict=True))
         return dict(zip(self._names, query.run(feeds), strict=True))
 
-    def encode(self, **inputs: Any) -> Context:
+    def check(self, inputs: Mapping[str, Any], /, context: Context | None = None) -> dict[str, NDArray[Any]]:
+        """Check host inputs as `run` does, or, with a context, as `query` does, and compute nothing.
+
+        Args:
+            inputs: all inputs by name, or the query inputs.
+            context: that the queries are for.
+
+        Returns:
+            the inputs as contiguous arrays.
+
+        Raises:
+            InputError: as `run` and `query`.
+        """
+        if context is None:
+            feeds = self._check(inputs)
+            if self.split:
+                self._check_fan_out(feeds, self._count(feeds))
+            return feeds
+        self._require_own(context)
+        feeds = self._check_query(inputs, context.sizes)
+        self._check_fan_out(feeds, context.count)
+        return feeds
+
+    def encode(self, inputs: Mapping[str, Any] | None = None, /, **named: Any) -> Context:
         """Compute what depends on the context inputs alone, K and V projections included.
 
         Args:
             inputs: the context inputs by name, one or more contexts in a batch; host or device arrays.
+            named: the same as keywords.
 
         Returns:
             the contexts: on the session's device, immutable, usable from several threads.
@@ -106,25 +132,30 @@ class Session:
             InputError: as `run`, or the bundle is not split.
         """
         engines = self._require_split()
-        specs = self.stages["context"].outputs
-        if any(type(v) is not np.ndarray and is_on_device(v) for v in inputs.values()):
-            self._check_context.check_device(inputs)
-            feeds, tensors = inputs, engines["context"].run_on_device(inputs)
+        stage = self.stages["context"]
+        given = given_by_name(inputs, named)
+        feeds: Mapping[str, Any] = given
+        if any(type(v) is not np.ndarray and is_on_device(v) for v in given.values()):
+            self._check_context.check_device(given)
+            tensors = engines["context"].run_on_device(given)
         else:
-            feeds = self._check_context(inputs)
+            feeds = self._check_context(given)
             context = engines["context"]
             tensors = context.run_on_device(feeds) if context.on_device else context.run(feeds)
-        named = MappingProxyType({n: frozen(t) for n, t in zip(self._frontier, tensors, strict=True)})
+        kept = MappingProxyType({n: frozen(t) for n, t in zip(self._frontier, tensors, strict=True)})
         batch = self._batch if isinstance(self._batch, str) else None
-        return Context(named, specs, self._count(feeds), batch, self._owner)
+        axes = [pair for spec in stage.inputs for pair in zip(spec.shape, feeds[spec.name].shape, strict=True)]
+        sizes = {dim: int(size) for dim, size in axes if isinstance(dim, str)}
+        return Context(kept, stage.outputs, self._count(feeds), batch, self._owner, sizes)
 
-    def query(self, context: Context, **inputs: Any) -> dict[str, Any]:
+    def query(self, context: Context, inputs: Mapping[str, Any] | None = None, /, **named: Any) -> dict[str, Any]:
         """Ask contexts that were encoded before.
 
         Args:
             context: of this bundle and target.
             inputs: the query inputs by name. Their batch is a multiple G of the contexts'; queries ``i·G … (i+1)·G-1`` ask
                 context ``i``.
+            named: the same as keywords.
 
         Returns:
             outputs by name, as from `run` on the same contexts and queries.
@@ -134,12 +165,13 @@ class Session:
         """
         engines = self._require_split()
         self._require_own(context)
-        on_device = any(type(v) is not np.ndarray and is_on_device(v) for v in inputs.values())
+        given = given_by_name(inputs, named)
+        on_device = any(type(v) is not np.ndarray and is_on_device(v) for v in given.values())
         if on_device:
-            self._check_query.check_device(inputs)
-            feeds = dict(inputs)
+            self._check_query.check_device(given, context.sizes)
+            feeds = dict(given)
         else:
-            feeds = self._check_query(inputs)
+            feeds = self._check_query(given, context.sizes)
         self._check_fan_out(feeds, context.count)
         feeds.update(context.tensors)
         engine = engines["query"]
@@ -147,7 +179,7 @@ class Session:
             return dict(zip(self._names, engine.run_on_device(feeds), strict=True))
         return dict(zip(self._names, engine.run_mixed(feeds) if engine.on_device else engine.run(feeds), strict=True))
 
-    def start(self, context: Context, batch: int | None = None) -> DecodingState:
+    def start(self, context: Context, /, batch: int | None = None) -> DecodingState:
         """Begin to decode sequences over a context, token by token.
 
         Args:
@@ -169,12 +201,15 @@ class Session:
         inputs = self.stages["step"].inputs
         return DecodingState(context, engines["step"], inputs, self.decode.tokens, count, self.decode.length)
 
-    def step(self, state: DecodingState, tokens: NDArray[Any]) -> Mapping[str, NDArray[Any]]:
+    def step(
+        self, state: DecodingState, tokens: NDArray[Any] | Mapping[str, Any] | None = None, /, **named: Any
+    ) -> Mapping[str, NDArray[Any]]:
         """Give every sequence its next token and compute the outputs at it; the cost doesn't grow with the sequence.
 
         Args:
             state: from `start`; changed in place.
-            tokens: ids, ``[batch]`` or ``[batch, 1]``.
+            tokens: ids, ``[batch]`` or ``[batch, 1]``; or a mapping from the input's name to them.
+            named: the same as a keyword.
 
         Returns:
             outputs by name, with a token axis of 1; overwritten by the state's next step.
@@ -183,21 +218,24 @@ class Session:
             InputError: tokens of another shape, a full state, or values that the engine refuses.
         """
         self._open_engines()
+        if tokens is None or named or isinstance(tokens, Mapping):
+            tokens = self._tokens_in(given_by_name(tokens, named))
         ids = np.asarray(tokens).reshape(-1, 1)
         if ids.shape[0] != state.batch or ids.dtype.kind not in "iu":
             raise InputError("a step takes one id per sequence", got=f"{ids.dtype}{list(ids.shape)}", expected=state.batch)
         return state.advance(ids)
 
-    def bind(self, **inputs: NDArray[Any]) -> Binding:
-        """Check once, run many times: a binding to these host arrays for hot loops over one shape.
+    def bind(self, inputs: Mapping[str, NDArray[Any]] | None = None, /, **named: NDArray[Any]) -> Binding:
+        """Check once, run many times: a binding to these host arrays, by name, for hot loops over one shape.
 
         Raises:
             InputError: as `run`, and for arrays that would have to be copied.
         """
         engines = self._open_engines()
-        feeds = self._check(inputs)
+        given = given_by_name(inputs, named)
+        feeds = self._check(given)
         for name, array in feeds.items():
-            if array is not inputs[name]:
+            if array is not given[name]:
                 raise InputError("a bound input must be a contiguous NumPy array", where=name)
         if not self.split:
             return Binding([(engines["model"], feeds, self._names)])
@@ -232,6 +270,13 @@ class Session:
         first = {name: feeds.pop(name) for name in self._context_names}
         feeds.update(zip(self._frontier, engines["context"].run_on_device(first), strict=True))
         return dict(zip(self._names, engines["query"].run_on_device(feeds), strict=True))
+
+    def _tokens_in(self, inputs: Mapping[str, Any]) -> Any:
+        """The ids among a step's inputs, which are nothing else."""
+        name = "" if self.decode is None else self.decode.tokens
+        if set(inputs) != {name}:
+            raise InputError("a step takes the ids alone", got=", ".join(map(str, inputs)) or "nothing", expected=name)
+        return inputs[name]
 
     def _count(self, feeds: Mapping[str, Any]) -> int:
         """How many contexts the inputs hold."""

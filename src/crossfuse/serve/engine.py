@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections import OrderedDict
@@ -20,14 +21,21 @@ from crossfuse.serve.limits import Limits
 from crossfuse.serve.merging import Merging
 from crossfuse.serve.meters import Meter, Totals
 from crossfuse.specs import CONTEXTS, names_of
+from crossfuse.terminal import shown, shown_traceback
 
-__all__ = ["Engine", "Request", "UnknownContextError"]
+__all__ = ["Engine", "Request", "UnexpectedError", "UnknownContextError"]
 
+_LOG = logging.getLogger(__name__)
 _MAX_IDS = 100_000
+_MAX_ID = 256
 
 
 class UnknownContextError(InputError):
     """A request names a context that is not kept here, and doesn't bring its inputs."""
+
+
+class UnexpectedError(CrossfuseError):
+    """A request failed in a way that is no fault of its inputs; the cause is in the log."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +55,9 @@ Answer = dict[str, NDArray[Any]] | CrossfuseError
 
 class Engine:
     """Answers requests over a session. Safe to use from several threads.
+
+    Each request is checked by itself, whole, before it is merged with any other: names, element types, ranks, and sizes that
+    agree within it. So what stands beside it can't make up for what is wrong with it, and each answer has exactly its rows.
 
     Args:
         session: of any bundle.
@@ -74,7 +85,9 @@ class Engine:
         self.context_names = names_of(session.stages["context"].inputs) if session.split else ()
         own = [spec for spec in session.inputs if spec.name not in self.context_names]
         self.merging = Merging(own, session.outputs)
-        self.merges = merge and self.merging.dim is not None
+        # Queries that have the contexts' own batch can't outnumber them.
+        contexts = {size for spec in session.inputs if spec.name in self.context_names for size in spec.shape}
+        self.merges = merge and self.merging.dim is not None and self.merging.dim not in contexts
         self.cache = ContextCache(session, cache_bytes) if session.split and cache_bytes else None
         self._ids: OrderedDict[str, bytes] = OrderedDict()
         self._lock = threading.Lock()
@@ -89,52 +102,61 @@ class Engine:
         contexts = {name: inputs[name] for name in self.context_names}
         queries = {name: array for name, array in inputs.items() if name not in contexts}
         if self.merges and contexts:
-            context = (
-                self.session.encode(**contexts).select([0]) if _has_batch(self.session) else self.session.encode(**contexts)
-            )
-            self.merges = self.merging.holds(lambda arrays: self.session.query(context, **arrays), queries)
+            context = self.session.encode(contexts).select([0]) if _has_batch(self.session) else self.session.encode(contexts)
+            self.merges = self.merging.holds(lambda arrays: self.session.query(context, arrays), queries)
         elif self.merges:
-            self.merges = self.merging.holds(lambda arrays: self.session.run(**arrays), queries)
+            self.merges = self.merging.holds(self.session.run, queries)
         return self.merges
 
     def answer(self, requests: Sequence[Request]) -> list[Answer]:
-        """Answers in the requests' order; what is wrong with one is its own answer and touches no other."""
-        answers: list[Answer | None] = [None] * len(requests)
+        """Answers in the requests' order; whatever is wrong with one is its own answer and touches no other."""
+        answers: list[Answer] = [UnexpectedError("the request was not answered") for _ in requests]
         groups: dict[object, list[int]] = {}
         contexts: dict[int, Context] = {}
         queries: dict[int, dict[str, NDArray[Any]]] = {}
         for i, request in enumerate(requests):
             try:
-                self.limits.check(request.inputs)
-                context, queries[i] = self._context_of(request)
-            except CrossfuseError as error:
-                answers[i] = error
+                context, queries[i] = self._admit(request)
+                signature = self.merging.signature(queries[i]) if self.merges else i
+            except Exception as error:  # noqa: BLE001 -- whatever it is, it belongs to this request alone
+                answers[i] = _failure(error)
                 continue
             if context is not None:
                 contexts[i] = context
-            signature = self.merging.signature(queries[i]) if self.merges else i
             groups.setdefault((id(context), signature), []).append(i)
         for members in groups.values():
             for chunk in self._chunks(members, queries):
                 asked = [queries[i] for i in chunk]
                 for i, answer in zip(chunk, self._ask(contexts.get(chunk[0]), asked), strict=True):
                     answers[i] = answer
-        return [answer for answer in answers if answer is not None]
+        return answers
 
-    def _context_of(self, request: Request) -> tuple[Context | None, dict[str, NDArray[Any]]]:
-        inputs = dict(request.inputs)
-        if not self.session.split:
-            if request.context_id is not None:
-                raise InputError("the bundle has no context stage, so contexts have no ids", where="context_id")
-            return None, inputs
-        given = {name: inputs.pop(name) for name in self.context_names if name in inputs}
-        if not given and request.context_id is not None:
-            return self._known(request.context_id), inputs
+    def _admit(self, request: Request) -> tuple[Context | None, dict[str, NDArray[Any]]]:
+        """The request's contexts, and its queries, checked by themselves.
+
+        Raises:
+            InputError: what is wrong with the request.
+        """
+        self.limits.check(request.inputs)
+        named = request.context_id
+        if named is not None and not self.session.split:
+            raise InputError("the bundle has no context stage, so contexts have no ids", where="context_id")
+        if named is not None and not 0 < len(named) <= _MAX_ID:
+            raise InputError("a context's id has an impossible length", got=len(named), expected=f"1 to {_MAX_ID} characters")
+        if named is not None and not any(name in request.inputs for name in self.context_names):
+            context = self._known(named)
+            return context, self.session.check(request.inputs, context)
+        checked = self.session.check(request.inputs)
+        return (self._context_of(request, checked) if self.session.split else None), checked
+
+    def _context_of(self, request: Request, inputs: dict[str, NDArray[Any]]) -> Context:
+        """The contexts of a request, from the cache or encoded; takes their inputs away from the queries'."""
+        given = {name: inputs.pop(name) for name in self.context_names}
         start = time.perf_counter()
         if self.cache is None:
-            context = self.session.encode(**given)
+            context = self.session.encode(given)
             self.meter.stage("context", time.perf_counter() - start)
-            return context, inputs
+            return context
         key = request.key or content_key(given)
         found = self.cache.find(key)
         context = self.cache.encode_as(key, given) if found is None else found
@@ -143,7 +165,7 @@ class Engine:
         self.meter.cache(found is not None, self.cache.nbytes, len(self.cache))
         if request.context_id is not None:
             self._name(request.context_id, key)
-        return context, inputs
+        return context
 
     def _known(self, context_id: str) -> Context:
         with self._lock:
@@ -182,26 +204,38 @@ class Engine:
 
     def _ask(self, context: Context | None, asked: list[dict[str, NDArray[Any]]]) -> list[Answer]:
         if len(asked) == 1:
-            try:
-                return [self._run(context, asked[0])]
-            except CrossfuseError as error:
-                return [error]
+            return [self._alone(context, asked[0])]
         count = 1 if context is None else context.count
         rows = [self.merging.rows(queries) for queries in asked]
         try:
-            if any(number % count for number in rows):
-                raise InputError("a number of queries is no multiple of the number of contexts")
             whole = self._run(context, self.merging.merge(asked, count))
-        except (CrossfuseError, ValueError):
-            return [answer for queries in asked for answer in self._ask(context, [queries])]
-        return list(self.merging.take_apart(whole, rows, count))
+            return list(self.merging.take_apart(whole, rows, count))
+        except Exception:  # noqa: BLE001 -- whose fault it is shows when each is asked alone
+            return [self._alone(context, queries) for queries in asked]
+
+    def _alone(self, context: Context | None, queries: dict[str, NDArray[Any]]) -> Answer:
+        try:
+            return self._run(context, queries)
+        except Exception as error:  # noqa: BLE001 -- whatever it is, it belongs to this request alone
+            return _failure(error)
 
     def _run(self, context: Context | None, queries: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         start = time.perf_counter()
-        outputs = self.session.run(**queries) if context is None else self.session.query(context, **queries)
+        outputs = self.session.run(queries) if context is None else self.session.query(context, queries)
         self.meter.stage("model" if context is None else "query", time.perf_counter() - start)
         self.meter.batch(self.merging.rows(queries))
         return {name: np.asarray(array) for name, array in outputs.items()}
+
+
+def _failure(error: Exception) -> CrossfuseError:
+    """The answer to a request that raised."""
+    if isinstance(error, CrossfuseError):
+        return error
+    _LOG.error("a request failed unexpectedly\n%s", shown_traceback(error))
+    text = shown(" ".join(str(error).split()))[:200]
+    failure = UnexpectedError(f"the request failed unexpectedly: {type(error).__name__}: {text}")
+    failure.__cause__ = error
+    return failure
 
 
 def _has_batch(session: Session) -> bool:

@@ -38,6 +38,8 @@ class Limits:
     def check(self, inputs: Mapping[str, NDArray[Any]]) -> None:
         """Raise :class:`InputError` for inputs beyond the limits."""
         for name, array in inputs.items():
+            if not isinstance(array, np.ndarray):
+                raise InputError("an input is not an array", where=name, got=type(array).__name__)
             if array.ndim and array.shape[0] > self.max_batch:
                 raise InputError("the batch is too large", where=name, got=array.shape[0], expected=f"at most {self.max_batch}")
             if not self.allow_nan and array.dtype.kind == "f" and array.size and np.isnan(np.min(array)):

@@ -13,12 +13,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from crossfuse.errors import CrossfuseError
 from crossfuse.specs import TensorSpec
 
 __all__ = ["Merging", "agree"]
 
 Arrays = Mapping[str, NDArray[Any]]
 _RELATIVE, _ABSOLUTE = 1e-3, 1e-4
+_LOUD = 1000
 
 
 class Merging:
@@ -65,7 +67,14 @@ class Merging:
         return merged
 
     def take_apart(self, outputs: Arrays, rows: Sequence[int], contexts: int) -> list[dict[str, NDArray[Any]]]:
-        """Each request's own answer; ``rows`` are their queries."""
+        """Each request's own answer; ``rows`` are their queries.
+
+        Raises:
+            ValueError: an output has other rows than the requests together.
+        """
+        for name, array in outputs.items():
+            if array.shape[:1] != (sum(rows),):
+                raise ValueError(f"output {name!r} has shape {array.shape} for {sum(rows)} rows")
         ends = np.cumsum([count // contexts for count in rows])
         parts: list[dict[str, NDArray[Any]]] = [{} for _ in rows]
         for name, array in outputs.items():
@@ -76,14 +85,28 @@ class Merging:
         return parts
 
     def holds(self, run: Callable[[Arrays], Arrays], inputs: Arrays) -> bool:
-        """Whether merged requests get the answers that they get alone, on these inputs and the same in another order."""
+        """Whether merged requests get the answers that they get alone.
+
+        Tried on these inputs, on the same in another order, and beside a neighbour whose numbers are a thousand times as large:
+        what a stranger sends must not show in another's answer. Not where the model takes no such batch.
+        """
         if self.dim is None:
             return False
         other = {name: np.flip(array, axis=-1).copy() if name in self.batched else array for name, array in inputs.items()}
-        alone = [run(inputs), run(other)]
+        loud = {name: _louder(array) if name in self.batched else array for name, array in other.items()}
         rows = self.rows(inputs)
-        together = self.take_apart(run(self.merge([inputs, other], 1)), [rows, rows], 1)
-        return all(agree(got, expected) for got, expected in zip(together, alone, strict=True))
+        try:
+            alone, others = run(inputs), run(other)
+            first, second = self.take_apart(run(self.merge([inputs, other], 1)), [rows, rows], 1)
+            beside, _ = self.take_apart(run(self.merge([inputs, loud], 1)), [rows, rows], 1)
+        except (CrossfuseError, ValueError):
+            return False
+        return agree(first, alone) and agree(second, others) and agree(beside, alone)
+
+
+def _louder(array: NDArray[Any]) -> NDArray[Any]:
+    with np.errstate(over="ignore"):
+        return array * array.dtype.type(_LOUD) if array.dtype.kind == "f" else array
 
 
 def agree(got: Arrays, expected: Arrays) -> bool:

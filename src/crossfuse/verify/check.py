@@ -53,7 +53,7 @@ def check_session(session: Session, reference: ReferenceSet, precision: str) -> 
     executed_on = session.provider if own else f"{session.provider} (not the target's own)"
     dtypes = {spec.name: np.dtype(spec.dtype) for spec in session.inputs}
     report = compare(
-        lambda inputs: session.run(**{name: array.astype(dtypes[name], copy=False) for name, array in inputs.items()}),
+        lambda inputs: session.run({name: array.astype(dtypes[name], copy=False) for name, array in inputs.items()}),
         reference,
         target=session.target,
         executed_on=executed_on,
@@ -71,7 +71,7 @@ def _check_steps(session: Session, reference: ReferenceSet, tokens: str, precisi
     kept = [spec.name for spec in session.stages["step"].outputs if not spec.name.startswith(NEXT)]
 
     def run(inputs: Mapping[str, Any]) -> dict[str, Any]:
-        context = session.encode(**{name: inputs[name] for name in context_inputs})
+        context = session.encode({name: inputs[name] for name in context_inputs})
         ids = inputs[tokens]
         state = session.start(context, ids.shape[0])
         rows = [{n: a.copy() for n, a in session.step(state, ids[:, i]).items()} for i in range(ids.shape[1])]

@@ -126,7 +126,8 @@ def _work(
     request.write_text(json.dumps({"engines": [job], "options": asdict(options)}))
     library = LIBRARIES[target]
     environment = {**os.environ, LIBRARY_VARIABLE: library, "POLYGRAPHY_USE_TENSORRT_RTX": str(int(target == "tensorrt-rtx"))}
-    command = [sys.executable, "-m", "crossfuse.build.tensorrt.worker", str(request), str(result)]
+    # -P: the working folder may be a stranger's, and is no place to import from.
+    command = [sys.executable, "-P", "-m", "crossfuse.build.tensorrt.worker", str(request), str(result)]
     process = subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
     )

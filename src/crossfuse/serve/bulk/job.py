@@ -36,8 +36,19 @@ class Job:
         write_whole(self._mark(shard.index), json.dumps({"rows": shard.rows, "failed": dict(failed)}))
 
     def result(self, shard: Shard) -> dict[str, Any]:
-        """What was marked: ``rows``, and ``failed`` with reasons by row."""
-        data: dict[str, Any] = json.loads(self._mark(shard.index).read_text(encoding="utf-8"))
+        """What was marked: ``rows``, and ``failed`` with reasons by row.
+
+        Raises:
+            InputError: a mark that no job wrote.
+        """
+        mark = self._mark(shard.index)
+        try:
+            data: dict[str, Any] = json.loads(mark.read_text(encoding="utf-8"))
+            dict(data["failed"])
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            raise InputError(
+                "a shard's mark can't be read", where=mark, do="Remove it: the shard is then done again"
+            ) from error
         return data
 
     def collect_failures(self, shards: Sequence[Shard]) -> int:
@@ -45,7 +56,7 @@ class Job:
         lines = [
             json.dumps({"row": row, "reason": reason})
             for shard in shards
-            for row, reason in self.result(shard)["failed"].items()
+            for row, reason in dict(self.result(shard)["failed"]).items()
         ]
         if lines:
             write_whole(self.folder / FAILED, "\n".join(lines) + "\n")

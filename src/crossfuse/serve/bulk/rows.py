@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -96,10 +97,7 @@ def read_rows(shard: Shard, engine: Engine) -> Iterator[Row]:
     """
     if shard.group < 0:
         for file in shard.files:
-            try:
-                yield Row(Path(file).name, Request(load_arrays(Path(file))))
-            except InputError as error:
-                yield Row(Path(file).name, error)
+            yield _row(Path(file).name, partial(load_arrays, Path(file)))
         return
     (file,) = shard.files
     specs = engine.session.inputs
@@ -107,22 +105,37 @@ def read_rows(shard: Shard, engine: Engine) -> Iterator[Row]:
     with pq.ParquetFile(file) as parquet:
         missing = set(names) - set(parquet.schema_arrow.names)
         first = sum(parquet.metadata.row_group(g).num_rows for g in range(shard.group)) + shard.start
+        unread: InputError | None = None
         if missing:
-            absent = InputError("columns are missing", where=Path(file).name, got=", ".join(sorted(missing)))
-            yield from (Row(f"{Path(file).name}:{first + i}", absent) for i in range(shard.rows))
-            return
-        table = parquet.read_row_group(shard.group, columns=names).slice(shard.start, shard.rows)
+            unread = InputError("columns are missing", where=Path(file).name, got=", ".join(sorted(missing)))
+        else:
+            try:
+                table = parquet.read_row_group(shard.group, columns=names).slice(shard.start, shard.rows)
+            except (pa.ArrowException, OSError) as error:
+                unread = InputError(f"the rows can't be read: {error}", where=Path(file).name)
     for i in range(shard.rows):
         name = f"{Path(file).name}:{first + i}"
-        try:
-            inputs = {}
-            for spec in specs:
-                batched = bool(spec.shape) and spec.shape[0] in engine.batch_dims
-                array = to_array(table.column(spec.name)[i], spec, spec.shape[1:] if batched else spec.shape)
-                inputs[spec.name] = array[None] if batched else array
-            yield Row(name, Request(inputs))
-        except InputError as error:
-            yield Row(name, error)
+        yield Row(name, unread) if unread else _row(name, partial(_inputs_of, table, i, engine))
+
+
+def _row(name: str, read: Callable[[], Arrays]) -> Row:
+    """A row that is read, or what was wrong with it, whatever that is."""
+    try:
+        return Row(name, Request(read()))
+    except InputError as error:
+        return Row(name, error)
+    except Exception as error:  # noqa: BLE001 -- files and columns of strangers fail in ways that no library lists
+        return Row(name, InputError(f"the row can't be read: {type(error).__name__}: {error}"))
+
+
+def _inputs_of(table: pa.Table, row: int, engine: Engine) -> Arrays:
+    """A row's columns as inputs."""
+    inputs = {}
+    for spec in engine.session.inputs:
+        batched = bool(spec.shape) and spec.shape[0] in engine.batch_dims
+        array = to_array(table.column(spec.name)[row], spec, spec.shape[1:] if batched else spec.shape)
+        inputs[spec.name] = array[None] if batched else array
+    return inputs
 
 
 def write_answers(shard: Shard, folder: Path, names: Sequence[str], answers: Sequence[Arrays], engine: Engine) -> None:
@@ -141,13 +154,16 @@ def write_answers(shard: Shard, folder: Path, names: Sequence[str], answers: Seq
         return
     if not names:
         return
-    columns: dict[str, pa.Array] = {"row": pa.array(list(names))}
+    label = "row"
+    while any(spec.name == label for spec in engine.session.outputs):
+        label = f"_{label}"
+    columns: dict[str, pa.Array] = {label: pa.array(list(names))}
     for spec in engine.session.outputs:
         rows = [answer[spec.name] for answer in answers]
         if spec.shape and spec.shape[0] in engine.batch_dims:
             rows = [row[0] for row in rows]
         columns[spec.name] = to_column([np.asarray(row) for row in rows])
     path = folder / f"part-{shard.index:06d}.parquet"
-    partial = path.with_name(f".{path.name}.partial")
-    pq.write_table(pa.table(columns), partial)
-    os.replace(partial, path)  # noqa: PTH105 - os.replace says what it does
+    unfinished = path.with_name(f".{path.name}.partial")
+    pq.write_table(pa.table(columns), unfinished)
+    os.replace(unfinished, path)  # noqa: PTH105 - os.replace says what it does

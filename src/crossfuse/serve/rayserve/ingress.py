@@ -25,6 +25,7 @@ from crossfuse.serve.opening import boundary
 from crossfuse.serve.protocol import BINARY_HEADER, Call, encode_outputs, parse_call, tensor_metadata
 from crossfuse.serve.rayserve.options import ServeOptions
 from crossfuse.specs import names_of
+from crossfuse.terminal import shown_traceback
 
 __all__ = ["Ingress"]
 
@@ -114,9 +115,9 @@ class Ingress:
         except ClientDisconnect:
             response = _refused(400, "the client went away.")
             status = 499
-        except Exception:  # noqa: BLE001
+        except Exception as error:  # noqa: BLE001
             # The last line of defence: the client must not see a traceback, the log must.
-            _LOG.exception("a request failed unexpectedly")
+            _LOG.error("a request failed unexpectedly\n%s", shown_traceback(error))
             response = _refused(500, "the server failed; its log says why.")
         finally:
             self._open -= 1

@@ -14,7 +14,7 @@ from ray import serve
 from ray.serve import metrics
 
 from crossfuse.errors import CrossfuseError
-from crossfuse.serve.engine import Answer, Request, UnknownContextError
+from crossfuse.serve.engine import Answer, Request, UnexpectedError, UnknownContextError
 from crossfuse.serve.meters import BATCHES, SECONDS
 from crossfuse.serve.opening import open_engine
 from crossfuse.serve.rayserve.options import ServeOptions
@@ -41,6 +41,8 @@ class Replica:
     ) -> tuple[int, dict[str, NDArray[Any]] | str]:
         """Status and outputs, or status and what was wrong."""
         answer: Answer = await self._batch(Request(inputs, context_id, key))
+        if isinstance(answer, UnexpectedError):
+            return 500, "the server failed; its log says why."
         if isinstance(answer, CrossfuseError):
             return 404 if isinstance(answer, UnknownContextError) else 400, str(answer)
         return 200, answer

@@ -11,11 +11,10 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from crossfuse.errors import CrossfuseError, InputError
-from crossfuse.serve.engine import Request, UnknownContextError
+from crossfuse.serve.engine import Request, UnexpectedError, UnknownContextError
 from crossfuse.serve.limits import Limits
 from crossfuse.serve.meters import BATCHES, SECONDS
 from crossfuse.serve.opening import EngineOptions, open_engine
-from crossfuse.specs import names_of
 
 __all__ = ["TritonPythonModel"]
 
@@ -39,27 +38,25 @@ class TritonPythonModel:
         )
         limits = Limits(max_batch=int(given["max_batch"]), allow_nan=given["allow_nan"] == "true")
         self._engine = open_engine(folder, options, limits=limits, meter=_Metrics(args["model_name"]))
-        self._names = names_of(self._engine.session.inputs)
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
         """Answer all requests that Triton hands over."""
-        asked: list[Request | InputError] = [self._read(request) for request in requests]
+        asked: list[Request | CrossfuseError] = [self._read(request) for request in requests]
         good = [request for request in asked if isinstance(request, Request)]
         answers = iter(self._engine.answer(good))
-        return [_respond(next(answers) if isinstance(request, Request) else request) for request in asked]
+        return [_answered(next(answers) if isinstance(request, Request) else request) for request in asked]
 
     def finalize(self) -> None:
         """Release the engines."""
         self._engine.session.close()
 
-    def _read(self, request: Any) -> Request | InputError:
-        inputs = {}
-        for name in self._names:
-            tensor = pb_utils.get_input_tensor_by_name(request, name)
-            if tensor is not None:
-                inputs[name] = tensor.as_numpy()
-        parameters = json.loads(request.parameters() or "{}")
-        context_id = parameters.get("context_id")
+    def _read(self, request: Any) -> Request | CrossfuseError:
+        try:
+            inputs = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
+            parameters = json.loads(request.parameters() or "{}")
+        except Exception as error:  # noqa: BLE001 -- whatever the server's module raises, it belongs to this request alone
+            return InputError(f"the request can't be read: {error}")
+        context_id = parameters.get("context_id") if isinstance(parameters, dict) else None
         if context_id is not None and not isinstance(context_id, str):
             return InputError("the request is malformed", where="context_id", expected="str")
         return Request(inputs, context_id)
@@ -100,9 +97,18 @@ class _Metrics:
         self._counts["nbytes"].set(nbytes)
 
 
+def _answered(answer: dict[str, Any] | CrossfuseError) -> Any:
+    try:
+        return _respond(answer)
+    except Exception as error:  # noqa: BLE001 -- whatever the server's module raises, it belongs to this request alone
+        return _respond(UnexpectedError(f"the answer can't be given: {error}"))
+
+
 def _respond(answer: dict[str, Any] | CrossfuseError) -> Any:
     if isinstance(answer, CrossfuseError):
         codes = pb_utils.TritonError
         code = codes.NOT_FOUND if isinstance(answer, UnknownContextError) else codes.INVALID_ARG
+        if isinstance(answer, UnexpectedError):
+            code = codes.INTERNAL
         return pb_utils.InferenceResponse(error=codes(str(answer), code))
     return pb_utils.InferenceResponse([pb_utils.Tensor(name, np.ascontiguousarray(array)) for name, array in answer.items()])
