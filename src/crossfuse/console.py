@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 from collections import Counter
@@ -16,6 +15,7 @@ from rich.table import Table
 
 from crossfuse.bundle.manifest import Manifest, TargetEntry
 from crossfuse.bundle.store import Bundle
+from crossfuse.jsontext import json_text
 from crossfuse.ledger import Ledger
 from crossfuse.profile.attribution import group
 from crossfuse.profile.compare import Change
@@ -31,23 +31,32 @@ __all__ = ["Output"]
 _MOST_REASONS = 8
 
 
+class _Console(Console):
+    """A console that leaves it to the caller what a closed pipe means."""
+
+    def on_broken_pipe(self) -> None:
+        """Raise the error again, in whose handling this is called."""
+        raise
+
+
 class Output:
     """One command's output: results go to stdout, progress and errors to stderr."""
 
     def __init__(self, *, as_json: bool) -> None:
         self.as_json = as_json
-        self.console = Console()
+        self.console = _Console()
         if not self.console.is_terminal:
             # Redirected output has no width of its own; tables of sites need this much.
             self.console.width = max(self.console.width, 132)
-        self.errors = Console(stderr=True)
+        self.errors = _Console(stderr=True)
 
     def result(self, data: Any, render: Callable[[], None]) -> None:
         """Print a result: ``data`` as JSON, or what ``render`` prints."""
         if self.as_json:
-            sys.stdout.write(json.dumps(data, indent=1, allow_nan=False) + "\n")
+            sys.stdout.write(json_text(data, indent=1) + "\n")
         else:
             render()
+        sys.stdout.flush()
 
     @contextmanager
     def progress(self) -> Iterator[Callable[[str], None]]:
@@ -55,13 +64,13 @@ class Output:
         if self.as_json:
             yield lambda _: None
         elif self.errors.is_terminal:
-            with self.errors.status("starting") as status:
+            with self.errors.status("starting", spinner="dots" if self.errors.encoding.startswith("utf") else "line") as status:
                 yield lambda text: status.update(text)
         else:
             yield lambda text: self.errors.print(f"· {text}", highlight=False)
 
     def error(self, paragraph: str) -> None:
-        """An error in one paragraph, on stderr, also for ``--json``."""
+        """An error in one paragraph, on stderr; with ``--json`` also there, beside the object on stdout."""
         self.errors.print(f"[bold red]error:[/] {_escape(paragraph)}", highlight=False, soft_wrap=True)
 
     def warning(self, paragraph: str) -> None:
