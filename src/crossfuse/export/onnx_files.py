@@ -18,6 +18,7 @@ from onnxscript.version_converter import convert_version
 from torch import Tensor, nn
 
 from crossfuse.errors import Advice, InputError, Said
+from crossfuse.export.capture import quiet_exporter
 from crossfuse.export.translate import IR_VERSION, OPSET
 from crossfuse.foreign import blaming
 from crossfuse.model_spec import ModelSpec
@@ -93,7 +94,7 @@ def load_onnx(path: Path) -> ir.Model:
         InputError: not an ONNX file, weights outside its folder, or an opset that can't be read.
     """
     model = _read(path)
-    with blaming("the ONNX file can't be read by ONNX's own tools:", where=path):
+    with quiet_exporter(), blaming("the ONNX file can't be read by ONNX's own tools:", where=path):
         return _prepared(model, path)
 
 
