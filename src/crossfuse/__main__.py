@@ -1,6 +1,6 @@
 """``python -m crossfuse``."""
 
-from crossfuse.cli import main
+from crossfuse.entry import main
 
 if __name__ == "__main__":
     main()

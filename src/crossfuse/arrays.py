@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import zipfile
+import zlib
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -13,28 +16,54 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossfuse.errors import InputError
+from crossfuse.foreign import brief, cause_of
 
 __all__ = ["load_arrays", "save_arrays"]
+
+_NPY = b"\x93NUMPY"
+_WRITE = "Write it with numpy.savez, without Python objects"
 
 
 def load_arrays(path: Path) -> dict[str, NDArray[Any]]:
     """Read all arrays of an NPZ file.
 
     Raises:
-        InputError: no such file, not an NPZ file, or one that holds pickled objects.
+        InputError: no such file, not an NPZ file, a damaged one, one that holds two arrays of one name or pickled objects.
     """
-    if not path.is_file():
+    if path.is_dir():
+        raise InputError("the input file is a folder", where=path, expected="a file that numpy.savez wrote")
+    if not path.exists():
         raise InputError("the input file doesn't exist", where=path)
     try:
-        data = np.load(path, allow_pickle=False)
-        if not isinstance(data, np.lib.npyio.NpzFile):
-            raise InputError("the input file holds one array, not arrays by name", where=path, do="Use np.savez")
-        with data:
-            return {name: data[name] for name in data.files}
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise InputError(
-            f"the input file can't be read: {error}", where=path, do="Write it with numpy.savez, without Python objects"
-        ) from error
+        with path.open("rb") as file:
+            start = file.read(len(_NPY))
+            if not start:
+                raise InputError("the input file is empty", where=path, do=_WRITE)
+            if start == _NPY:
+                raise InputError("the input file holds one array, not arrays by name", where=path, do="Use numpy.savez")
+            file.seek(0)
+            with zipfile.ZipFile(file) as entries:
+                names = [entry.removesuffix(".npy") for entry in entries.namelist()]
+            twice = sorted(name for name, count in Counter(names).items() if count > 1)
+            if twice:
+                raise InputError("the input file holds two arrays of one name", where=path, got=", ".join(twice), do=_WRITE)
+            file.seek(0)
+            with np.load(file, allow_pickle=False) as data:
+                arrays = {name: data[name] for name in data.files}
+    except InputError:
+        raise
+    except Exception as error:  # a damaged file makes NumPy, zipfile and zlib raise anything
+        raise InputError(f"the input file can't be read: {_damage(error)}", where=path, do=_WRITE) from error
+    for name, array in arrays.items():
+        if not isinstance(array, np.ndarray):
+            raise InputError("the input file holds something that is not an array", where=path, got=name, do=_WRITE)
+    return arrays
+
+
+def _damage(error: Exception) -> str:
+    if isinstance(error, zipfile.BadZipFile | zlib.error | EOFError):
+        return f"it is damaged, cut or no NPZ file ({cause_of(error)})"
+    return brief(error) if isinstance(error, ValueError) and str(error) else cause_of(error)
 
 
 def save_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
@@ -48,9 +77,12 @@ def save_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
         with partial.open("wb") as file:
             _write(file, arrays)
         os.replace(partial, path)  # noqa: PTH105 - os.replace says what it does
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise InputError(f"the output file can't be written: {error.strerror or error}", where=path) from error
+    except (OSError, ValueError) as error:  # ValueError for arrays of Python objects
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise InputError(
+            f"the output file can't be written: {getattr(error, 'strerror', None) or error}", where=path
+        ) from error
 
 
 def _write(file: BinaryIO, arrays: Mapping[str, NDArray[Any]]) -> None:

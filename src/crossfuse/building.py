@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import platform
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -12,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from crossfuse.build.targets import IO_DTYPES, Target, require_precision, require_target
 from crossfuse.bundle.manifest import EngineInfo, Manifest, TargetEntry
-from crossfuse.errors import InputError
+from crossfuse.errors import Advice, InputError, Said
+from crossfuse.jsontext import json_text
 from crossfuse.parity_check import ParityCheck
 from crossfuse.runtime.engines import runs_here
 from crossfuse.runtime.gpu import Gpu
@@ -74,7 +74,7 @@ def check_options(target: str, options: BuildOptions) -> BuildOptions:
     if target == "tensorrt":
         capabilities = (Gpu().capability,)
     elif options.lean:
-        raise InputError("TensorRT-RTX has no lean runtime", do="Leave --lean out")
+        raise InputError("TensorRT-RTX has no lean runtime", do=Advice("Leave {} out", Said("--lean", "lean")))
     return replace(options, compute_capabilities=capabilities)
 
 
@@ -91,7 +91,7 @@ def request_key(manifest: Manifest, target: str, options: BuildOptions) -> str:
         "library": library_version(target) if target in LIBRARIES else None,
         "crossfuse": version("crossfuse"),
     }
-    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json_text(about, sort_keys=True).encode()).hexdigest()
 
 
 def add_target(

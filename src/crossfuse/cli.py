@@ -1,10 +1,8 @@
-"""The command line: parses, calls, renders. Exit code 0 when all checks passed, 1 for a failed check, 2 for bad input."""
+"""The command line: parses, calls, renders. `crossfuse.entry` turns what happens here into exit codes and errors."""
 
 from __future__ import annotations
 
 import json
-import os
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -27,19 +25,34 @@ from crossfuse.cli_options import (
 )
 from crossfuse.cli_profile import profile
 from crossfuse.cli_serve import map_command, package, serve
-from crossfuse.errors import CrossfuseError, InputError
+from crossfuse.entry import main
+from crossfuse.errors import Door, InputError
 
 __all__ = ["app", "main"]
-
-_EXTRAS = {"ray": "serve", "pyarrow": "serve", "yaml": "serve", "jinja2": "report", "openvino": "rivals", "transformers": "hf"}
 
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="Deploy PyTorch cross-attention models, with proof: fused, verified, and run without PyTorch.",
 )
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        from crossfuse import __version__
+
+        typer.echo(f"crossfuse {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def crossfuse(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and end.")
+    ] = False,
+) -> None:
+    """Deploy PyTorch cross-attention models, with proof: fused, verified, and run without PyTorch."""
 
 
 @app.command()
@@ -209,8 +222,12 @@ def verify(
     of_source: dict[str, Any] = {"source": source, "checkpoint": checkpoint, "task": task}
     with output.progress() as step:
         report = pipeline.verify(bundle, target, seed=seed, bisect=bisect, options=options, step=step, **of_source)
-    output.result(report.to_json(), lambda: output.parity(report))
-    report.require_passed()
+    failure = report.failure
+    data = report.to_json() | ({} if failure is None else {"error": failure.to_json()})
+    output.result(data, lambda: output.parity(report))
+    if failure is not None:
+        output.error(failure.paragraph(Door.COMMAND_LINE))
+        raise typer.Exit(failure.exit_code)
 
 
 @app.command()
@@ -301,27 +318,3 @@ def _show(output: Any, bundle: Any) -> None:
         output.line(f"bundle written to {bundle.path}")
 
     output.result(json.loads(bundle.manifest.dumps()) | {"path": str(bundle.path)}, render)
-
-
-def main(arguments: list[str] | None = None) -> None:
-    """Run the command line; the entry point of the ``crossfuse`` script."""
-    if os.environ.get("CROSSFUSE_DEBUG") == "1":
-        app(arguments)
-        return
-    try:
-        app(arguments)
-    except CrossfuseError as error:
-        _fail(str(error), error.exit_code)
-    except ImportError as error:
-        extra = _EXTRAS.get((error.name or "").split(".")[0], "cli,export,cpu")
-        what = f"a package that this command needs is not installed: {error}."
-        _fail(f"{what} Install what it needs: pip install 'crossfuse[{extra}]'.", 2)
-    except OSError as error:
-        _fail(f"{error.strerror or error} ({error.filename}).", 2)
-
-
-def _fail(paragraph: str, code: int) -> None:
-    from crossfuse.console import Output
-
-    Output(as_json=False).error(paragraph)
-    sys.exit(code)

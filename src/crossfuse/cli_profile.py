@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +9,7 @@ import typer
 
 from crossfuse.cli_options import Json, Provider, SourceCheckpoint, SourceTask, Threads
 from crossfuse.errors import InputError
+from crossfuse.outputs import require_writable, write_text
 
 __all__ = ["profile"]
 
@@ -51,8 +51,9 @@ def profile(
     """Measure latency, against rivals in the same rounds; or compare two reports for regressions."""
     from crossfuse import pipeline
     from crossfuse.console import Output
+    from crossfuse.jsontext import json_text
     from crossfuse.profile.compare import compare_reports
-    from crossfuse.profile.html import render
+    from crossfuse.profile.html import render, require_html
     from crossfuse.profile.inputs import parse_sweep
     from crossfuse.profile.sampling import Plan
     from crossfuse.runtime.options import SessionOptions
@@ -64,6 +65,11 @@ def profile(
         raise typer.Exit(int(any(change.regressed for change in changes)))
     if bundle is None:
         raise InputError("what to profile is not given", expected="BUNDLE, or --compare BEFORE AFTER")
+    if html is not None:
+        require_html()
+    for file in (out, html):
+        if file is not None:
+            require_writable(file)
     with output.progress() as step:
         report = pipeline.profile(
             bundle,
@@ -84,9 +90,9 @@ def profile(
         )
     data = report.to_json()
     if out is not None:
-        out.write_text(json.dumps(data, allow_nan=False))
+        write_text(out, json_text(data))
     if html is not None:
-        html.write_text(render(report), encoding="utf-8")
+        write_text(html, render(report))
     output.result(data, lambda: output.latency(report))
 
 

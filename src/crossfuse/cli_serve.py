@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from crossfuse.cli_options import BundlePath, Json, Threads
-from crossfuse.errors import InputError
+from crossfuse.errors import unknown
+from crossfuse.outputs import write_text
 
 __all__ = ["map_command", "package", "serve"]
 
@@ -48,7 +49,7 @@ def package(
     from crossfuse.serve.triton.repository import TritonOptions, write_repository
 
     if platform != "triton":
-        raise InputError("a platform isn't known", where="--for", got=platform, expected="triton")
+        raise unknown("a platform isn't known", platform, ["triton"], where="--for")
     engine = EngineOptions(target=target, threads=threads, cache_mb=cache_mb, merge=merge, max_rows=max_rows)
     limits = Limits(max_batch=max_batch, allow_nan=allow_nan)
     options = TritonOptions(name, engine, limits, instances, queue_ms, native)
@@ -116,7 +117,7 @@ def serve(
 
         from crossfuse.serve.rayserve.app import config
 
-        emit_config.write_text(yaml.safe_dump(config(options, host=host, port=port), sort_keys=False), encoding="utf-8")
+        write_text(emit_config, yaml.safe_dump(config(options, host=host, port=port), sort_keys=False))
         output.result({"config": str(emit_config)}, lambda: output.line(f"config written to {emit_config}"))
         return
     most = max(replicas, max_replicas)

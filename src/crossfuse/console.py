@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 from collections import Counter
@@ -17,6 +16,7 @@ from rich.text import Text
 
 from crossfuse.bundle.manifest import Manifest, TargetEntry
 from crossfuse.bundle.store import Bundle
+from crossfuse.jsontext import json_text
 from crossfuse.ledger import Ledger
 from crossfuse.profile.attribution import group
 from crossfuse.profile.compare import Change
@@ -43,6 +43,10 @@ class _Console(Console):
         """Called by rich for each string that is printed or stands in a table."""
         return super().render_str(shown(text), **options | {"markup": False, "emoji": False, "highlight": False})
 
+    def on_broken_pipe(self) -> None:
+        """Raise the error again, in whose handling this is called: the caller knows what a closed pipe means."""
+        raise
+
 
 class Output:
     """One command's output: results go to stdout, progress and errors to stderr."""
@@ -58,9 +62,10 @@ class Output:
     def result(self, data: Any, render: Callable[[], None]) -> None:
         """Print a result: ``data`` as JSON, or what ``render`` prints."""
         if self.as_json:
-            sys.stdout.write(json.dumps(data, indent=1, allow_nan=False) + "\n")
+            sys.stdout.write(json_text(data, indent=1) + "\n")
         else:
             render()
+        sys.stdout.flush()
 
     @contextmanager
     def progress(self) -> Iterator[Callable[[str], None]]:
@@ -68,13 +73,13 @@ class Output:
         if self.as_json:
             yield lambda _: None
         elif self.errors.is_terminal:
-            with self.errors.status("starting") as status:
+            with self.errors.status("starting", spinner="dots" if self.errors.encoding.startswith("utf") else "line") as status:
                 yield lambda text: status.update(_styled(text))
         else:
             yield lambda text: self.errors.print(f"· {text}")
 
     def error(self, paragraph: str) -> None:
-        """An error in one paragraph, on stderr, also for ``--json``."""
+        """An error in one paragraph, on stderr; with ``--json`` also there, beside the object on stdout."""
         self.errors.print(_styled("error:", "bold red"), paragraph, soft_wrap=True)
 
     def warning(self, paragraph: str) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from crossfuse.errors import FusionError
+from crossfuse.errors import Advice, FusionError, Said
 
 __all__ = ["KINDS", "Ledger", "LedgerRow"]
 
@@ -95,23 +96,37 @@ class Ledger(Sequence[LedgerRow]):
         return {kind: n for kind, n in found.items() if n}
 
     def unfused(self, targets: Iterable[str]) -> list[str]:
-        """One line per attention and cause that is not fused in one of the targets."""
-        lines = []
+        """What is not fused in one of the targets: one line per cause, with the attentions that it concerns."""
+        found: dict[str, list[str]] = {}
         targets = tuple(targets)
         for row in self.rows:
             if "capture" in row.reasons:
-                lines.append(f"{row.site}: {row.reasons['capture']}")
+                found.setdefault(row.reasons["capture"], []).append(row.site)
                 continue
             for target in targets:
                 if not row.fused.get(target):
-                    lines.append(f"{row.site} in {target}: {row.reasons.get(target, 'no fused operator')}")
-        return lines
+                    reason = row.reasons.get(target, "no fused operator")
+                    found.setdefault(f"in {target}: {reason}", []).append(row.site)
+        return [f"{_sites(sites)}{' ' if why.startswith('in ') else ': '}{why}" for why, sites in found.items()]
 
     def require_fused(self, targets: Iterable[str]) -> None:
-        """Raise :class:`FusionError` naming every attention that is not fused in one of the targets."""
+        """Raise :class:`FusionError` naming all that is not fused in one of the targets, by reason."""
+        targets = tuple(targets)
         lines = self.unfused(targets)
         if lines:
+            count = sum("capture" in row.reasons or any(not row.fused.get(t) for t in targets) for row in self.rows)
             raise FusionError(
-                f"{len(lines)} of {len(self.rows)} attentions did not fuse: {'; '.join(lines)}",
-                do="Change these attentions, or pass --allow-unfused (allow_unfused=True) to export them as they are",
+                f"{count} of {len(self.rows)} attentions did not fuse: {'; '.join(lines)}",
+                do=Advice(
+                    "Change these attentions, or pass {} to export them as they are",
+                    Said("--allow-unfused", "allow_unfused=True"),
+                ),
             )
+
+
+def _sites(sites: Sequence[str]) -> str:
+    """Names of attentions; those that differ by a layer's number alone are one: ``18 × decoder.layers.*.cross_attn``."""
+    alike: dict[str, list[str]] = {}
+    for site in sites:
+        alike.setdefault(re.sub(r"\d+", "*", site), []).append(site)
+    return ", ".join(f"{len(same)} × {name}" if len(same) > 1 else same[0] for name, same in alike.items())

@@ -8,7 +8,9 @@ from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from crossfuse.errors import InputError
+from crossfuse.errors import InputError, unknown
+from crossfuse.foreign import blaming
+from crossfuse.model_spec_checks import check_fields, check_input
 from crossfuse.specs import Dim, collect_dims
 
 if TYPE_CHECKING:
@@ -60,7 +62,8 @@ class ModelSpec:
             deviation, ids within the range seen, masks of zeros and ones as padded prefixes.
 
     Raises:
-        InputError: an input, axis or context name that doesn't exist, or one dimension with two sizes or ranges.
+        InputError: a field of the wrong type, an input that is no tensor, an input, axis or context name that doesn't exist, or
+            one dimension with two sizes or ranges.
     """
 
     module: nn.Module
@@ -74,12 +77,7 @@ class ModelSpec:
     tracing: Callable[[], AbstractContextManager[Tracing]] = lambda: nullcontext(Tracing())
 
     def __post_init__(self) -> None:
-        known = ", ".join(self.inputs)
-        decode = () if self.decode is None else (self.decode,)
-        for what, names in (("dynamic", self.dynamic), ("context", self.context), ("decode", decode)):
-            for name in names:
-                if name not in self.inputs:
-                    raise InputError(f"{what} names an input that doesn't exist", got=repr(name), expected=known)
+        check_fields(self)
         for name, axes in self.dynamic.items():
             rank = self.inputs[name].ndim
             for axis in axes:
@@ -101,7 +99,9 @@ class ModelSpec:
         name: str = "model",
     ) -> ModelSpec:
         """A spec whose examples come from its sampler at the sizes ``example``."""
-        return cls(module, sampler(example, _generator(0)), dynamic, context, name, sampler)
+        with blaming("the sampler raised", where=name):
+            inputs = sampler(example, _generator(0))
+        return cls(module, inputs, dynamic, context, name, sampler)
 
     def kept(self, outputs: Mapping[str, Kept]) -> dict[str, Kept]:
         """The outputs that are not dropped.
@@ -111,7 +111,7 @@ class ModelSpec:
         """
         for pattern in self.drop_outputs:
             if "*" not in pattern and pattern not in outputs:
-                raise InputError("an output to drop doesn't exist", got=repr(pattern), expected=", ".join(outputs))
+                raise unknown("an output to drop doesn't exist", pattern, outputs)
         left = {n: out for n, out in outputs.items() if not any(fnmatchcase(n, p) for p in self.drop_outputs)}
         if not left:
             raise InputError("every output is dropped", where=self.name, got=", ".join(outputs))
@@ -151,14 +151,19 @@ class ModelSpec:
         """Seeded inputs at the given sizes of the named dimensions.
 
         Raises:
-            InputError: the sampler gives other names or sizes than the spec says.
+            InputError: the sampler fails, or gives other names or sizes than the spec says.
         """
         generator = _generator(seed)
         if self.sampler is None:
             return {name: self._imitate(name, sizes, generator) for name in self.inputs}
-        made = self.sampler(dict(sizes), generator)
+        with blaming("the sampler raised", where=f"{self.name} at {dict(sizes)}"):
+            made = self.sampler(dict(sizes), generator)
+        if not isinstance(made, Mapping):
+            raise InputError("the sampler gives no tensors by name", where=self.name, got=type(made).__name__)
         for name, example in self.inputs.items():
             expected = self._shape(name, sizes)
+            if name in made:
+                check_input(name, made[name])
             if name not in made or tuple(made[name].shape) != expected or made[name].dtype != example.dtype:
                 got = f"{made[name].dtype} {tuple(made[name].shape)}" if name in made else "nothing"
                 raise InputError("the sampler's inputs differ", where=name, got=got, expected=f"{example.dtype} {expected}")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from crossfuse.build.targets import Target, require_target
 from crossfuse.bundle.manifest import EngineInfo, Manifest
-from crossfuse.errors import InputError
+from crossfuse.errors import InputError, ParityError, unknown
 from crossfuse.runtime.engines import runs_here
 from crossfuse.runtime.loading import open_session, with_dtypes
 from crossfuse.runtime.options import SessionOptions
@@ -39,7 +39,7 @@ def rehearse(manifest: Manifest, target: str, stages: Stages, reference: Referen
     from crossfuse.build.precision.choose import Precise, half_stages
 
     if target not in manifest.targets:
-        raise InputError("the bundle has no such target", got=repr(target), expected=", ".join(manifest.targets))
+        raise unknown("the bundle has no such target", target, manifest.targets)
     entry = manifest.targets[target]
     precise = Precise(stages.graphs)
     if entry.precision != "fp32":
@@ -79,7 +79,7 @@ class ParityCheck:
 
         try:
             return self.rehearsed(require_target("ort-cpu"), Precise(graphs)).passed
-        except InputError:
+        except (InputError, ParityError):
             return False
 
     def _check(

@@ -13,7 +13,9 @@ from crossfuse.building import WEIGHTS, BuildOptions, add_target, check_options,
 from crossfuse.bundle.manifest import Manifest, TargetEntry
 from crossfuse.bundle.store import Bundle, open_bundle
 from crossfuse.bundle.writer import write_bundle
-from crossfuse.errors import BundleError, InputError
+from crossfuse.errors import BundleError, InputError, unknown
+from crossfuse.foreign import door
+from crossfuse.onnx_runtime import require_onnxruntime
 from crossfuse.resolving import describe, resolve, resolve_again
 from crossfuse.runtime.options import SessionOptions
 from crossfuse.verify.reference import REFERENCE_FILE, load_reference, save_reference
@@ -31,6 +33,7 @@ FUSED_GRAPH = "fused.onnx"
 Step = Callable[[str], None]
 
 
+@door
 def export(
     source: ModelSpec | str,
     path: str | Path,
@@ -77,10 +80,12 @@ def export(
         precision,
         io_dtype,
         allow_unfused=allow_unfused,
-        compute_capabilities=tuple(compute_capabilities),
-        profile_shapes=tuple(profile_shapes),
+        compute_capabilities=several("compute_capabilities", compute_capabilities),
+        profile_shapes=several("profile_shapes", profile_shapes),
     )
-    checked = {t: check_options(t, _of_target(t, wanted)) for t in dict.fromkeys(targets)}
+    checked = {t: check_options(t, _of_target(t, wanted)) for t in dict.fromkeys(several("targets", targets))}
+    dropped = several("drop_outputs", drop_outputs)
+    require_onnxruntime("the check of a target's numbers")
     with write_bundle(path) as writer:
         from crossfuse.assembly import assemble
         from crossfuse.build.files import save_graph
@@ -97,7 +102,7 @@ def export(
             trust_remote_code=trust_remote_code,
             example=example,
         )
-        spec = replace(spec, drop_outputs=(*spec.drop_outputs, *drop_outputs))
+        spec = replace(spec, drop_outputs=(*spec.drop_outputs, *dropped))
         graph = fuse(spec, step)
         spec = graph.spec
         if not allow_unfused:
@@ -110,7 +115,7 @@ def export(
         save_reference(reference, writer.file(REFERENCE_FILE))
         manifest = Manifest(
             name=spec.name,
-            source=describe(source, size, seed, checkpoint, task),
+            source=describe(source, size, seed, checkpoint, task, dropped),
             created_by=f"crossfuse {version('crossfuse')}",
             dims=stages.dims,
             stages=stages.specs,
@@ -128,6 +133,7 @@ def export(
         return writer.commit(manifest)
 
 
+@door
 def build(
     path: str | Path,
     target: str,
@@ -167,13 +173,14 @@ def build(
         precision,
         io_dtype,
         allow_unfused,
-        tuple(compute_capabilities),
-        tuple(profile_shapes),
+        several("compute_capabilities", compute_capabilities),
+        several("profile_shapes", profile_shapes),
         memory_limit,
         optimization_level,
         lean,
     )
     options = check_options(target, wanted)
+    require_onnxruntime("the check of a target's numbers")
     if _is_built(old, target, options):
         step(f"{target}: cached: the bundle holds this very build")
         return old
@@ -210,6 +217,7 @@ def _of_target(target: str, options: BuildOptions) -> BuildOptions:
     return replace(options, compute_capabilities=())
 
 
+@door
 def profile(
     path: str | Path,
     target: str | None = None,
@@ -255,16 +263,27 @@ def profile(
     from crossfuse.profile.run import Wanted, profile_bundle
     from crossfuse.profile.sampling import Plan
 
-    names = list(dict.fromkeys(against))
+    names = list(dict.fromkeys(several("against", against)))
     for name in names:
         if name not in RIVALS:
-            raise InputError("there is no such rival", got=repr(name), expected=", ".join(RIVALS))
+            raise unknown("there is no such rival", name, RIVALS)
     wanted = Wanted(names, sweep or {}, plan or Plan(), callers, rates, load_seconds, cold_starts, trace)
     spec = None
     if names:
         step("loading the model")
         spec = resolve_again(source, open_bundle(path).manifest.source, checkpoint=checkpoint, task=task)
     return profile_bundle(path, target, wanted, spec=spec, options=options, step=step)
+
+
+def several(argument: str, values: Iterable[str]) -> tuple[str, ...]:
+    """Several texts as they were given.
+
+    Raises:
+        InputError: one text alone, whose letters would be taken for several.
+    """
+    if isinstance(values, str):
+        raise InputError("an argument takes several texts", where=argument, got=repr(values), expected=f"[{values!r}]")
+    return tuple(values)
 
 
 def _files_of(entry: TargetEntry) -> set[str]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from crossfuse.arrays import load_arrays
-from crossfuse.errors import InputError
+from crossfuse.errors import Advice, InputError, Said, unknown
 from crossfuse.models.registry import SIZES, ZOO, zoo_spec
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def resolve(
         InputError: unknown name, or a factory that fails.
     """
     if not isinstance(source, str):
-        return source
+        return _given(source)
     from crossfuse.export.sources import factory_spec, is_factory, is_onnx
 
     if source.startswith(HUGGING_FACE):
@@ -48,18 +48,53 @@ def resolve(
     if is_factory(source):
         return factory_spec(source)
     if source not in ZOO:
-        raise InputError(
+        raise unknown(
             "unknown source",
-            got=repr(source),
+            source,
+            ZOO,
             expected=f"a zoo name ({', '.join(ZOO)}), hf:FOLDER-OR-ID, package.module:factory, path/file.py:factory or "
             "model.onnx",
-            do="See `crossfuse models`",
+            do=_meant(source),
         )
     return zoo_spec(source, size, seed, checkpoint)
 
 
-def describe(source: ModelSpec | str, size: str, seed: int, checkpoint: str | None, task: str | None) -> dict[str, Any]:
+def _given(source: object) -> ModelSpec:
+    from crossfuse.model_spec import ModelSpec
+
+    if isinstance(source, ModelSpec):
+        return source
+    got = type(source).__name__
+    if hasattr(source, "forward"):
+        do = "Give crossfuse.ModelSpec(module, inputs={name: example tensor, ...})"
+        raise InputError("a module alone is no source: its inputs are not known", got=got, do=do)
+    if callable(source):
+        raise InputError("a function is no source", got=got, expected="what it returns: a crossfuse.ModelSpec", do="Call it")
+    raise InputError("a source is a crossfuse.ModelSpec or a text", got=got)
+
+
+def _meant(source: str) -> str | Advice:
+    """Advice about a source that is none: what it may have been meant to be."""
+    folder = Path(source)
+    if (folder / "manifest.json").is_file():
+        build = Said("`crossfuse build`", "crossfuse.build")
+        return Advice("It is a folder with a bundle; {} adds a target to one", build)
+    if folder.is_dir() or source.count("/") == 1:
+        return f"A checkpoint of transformers is named hf:{source}"
+    return "A function in a module is named package.module:factory" if "." in source else _LIST
+
+
+_LIST = Advice("{} lists the zoo", Said("`crossfuse models`", "crossfuse.models.registry.ZOO"))
+
+
+def describe(
+    source: ModelSpec | str, size: str, seed: int, checkpoint: str | None, task: str | None, drop_outputs: tuple[str, ...] = ()
+) -> dict[str, Any]:
     """What the manifest says about a source; the options are those of `export`."""
+    return _described(source, size, seed, checkpoint, task) | ({"drop_outputs": list(drop_outputs)} if drop_outputs else {})
+
+
+def _described(source: ModelSpec | str, size: str, seed: int, checkpoint: str | None, task: str | None) -> dict[str, Any]:
     if not isinstance(source, str):
         return {"kind": "spec", "name": source.name}
     if source in ZOO:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from crossfuse.errors import InputError
+from crossfuse.errors import Advice, InputError, Said
 
 __all__ = ["CONTEXTS", "DTYPES", "NEXT", "POSITION", "SIZES", "STATE", "Dim", "TensorSpec", "collect_dims", "names_of"]
 
@@ -46,8 +46,11 @@ class Dim:
     max: int | None = None
 
     def __post_init__(self) -> None:
-        if not _NAME.match(self.name):
+        if not isinstance(self.name, str) or not _NAME.match(self.name):
             raise InputError("a dimension's name must be an identifier", got=repr(self.name))
+        for bound in (self.min, self.max):
+            if not isinstance(bound, int | None) or isinstance(bound, bool):
+                raise InputError("a dimension's bound is no whole number", where=self.name, got=repr(bound))
         if self.min < 1 or (self.max is not None and self.max < self.min):
             raise InputError(
                 "a dimension's range is empty", where=self.name, got=f"{self.min}..{self.max}", expected="1 ≤ min ≤ max"
@@ -79,7 +82,10 @@ class Dim:
                 where=where,
                 got=size,
                 expected=f"at least {self.min}{upper}",
-                do="Give a size in the range, or export again with --dynamic INPUT:AXIS=NAME:MIN:MAX",
+                do=Advice(
+                    "Give a size in the range, or export again with another one: {}",
+                    Said("--dynamic INPUT:AXIS=NAME:MIN:MAX", "dynamic={INPUT: {AXIS: 'NAME:MIN:MAX'}}"),
+                ),
             )
 
 

@@ -11,11 +11,13 @@ from crossfuse.build.targets import TARGETS
 from crossfuse.building import WEIGHTS
 from crossfuse.bundle.manifest import Manifest
 from crossfuse.bundle.store import Bundle, open_bundle
+from crossfuse.errors import InputError
+from crossfuse.foreign import door
 from crossfuse.parity_check import rehearse
 from crossfuse.resolving import resolve_again
 from crossfuse.runtime.engines import runs_here
 from crossfuse.runtime.options import SessionOptions
-from crossfuse.specs import Dim
+from crossfuse.specs import CONTEXTS, Dim
 from crossfuse.verify.check import verify_bundle
 from crossfuse.verify.parity import ParityReport
 from crossfuse.verify.reference import REFERENCE_FILE, ReferenceSet, load_reference
@@ -31,7 +33,11 @@ __all__ = ["fused_stages", "verify"]
 
 Step = Callable[[str], None]
 
+_OTHER = "the source is not the bundle's model: it has other inputs"
+_SAME = "Give the source that the bundle was exported from"
 
+
+@door
 def verify(
     path: str | Path,
     target: str | None = None,
@@ -60,6 +66,7 @@ def verify(
 
     Raises:
         BundleError: no bundle, a damaged one, or one that can't run here.
+        InputError: a source that is not the bundle's model.
     """
     reference = None
     if source is not None:
@@ -110,8 +117,25 @@ def fused_stages(bundle: Bundle) -> tuple[ir.Model, Stages]:
 
 
 def _within(spec: ModelSpec, manifest: Manifest) -> ModelSpec:
-    """The spec with the ranges of dynamic dimensions that the bundle was exported with."""
-    axes: dict[str, dict[int, str | Dim]] = {
-        name: {axis: manifest.dims.get(dim, dim) for axis, dim in axes.items()} for name, axes in spec.axes.items()
-    }
-    return replace(spec, dynamic=axes)
+    """The spec with the dynamic dimensions, context and dropped outputs that the bundle was exported with.
+
+    Raises:
+        InputError: its inputs are not the bundle's.
+    """
+    given = {tensor.name: tensor for tensor in manifest.inputs}
+    theirs, ours = f"inputs {', '.join(spec.inputs)}", f"inputs {', '.join(given)}"
+    if set(given) != set(spec.inputs):
+        raise InputError(_OTHER, got=theirs, expected=ours, do=_SAME)
+    axes: dict[str, dict[int, str | Dim]] = {}
+    for name, tensor in given.items():
+        shape = tuple(spec.inputs[name].shape)
+        fixed = {axis: size for axis, size in enumerate(tensor.shape) if isinstance(size, int)}
+        if len(shape) != len(tensor.shape) or any(shape[axis] != size for axis, size in fixed.items()):
+            raise InputError(_OTHER, where=name, got=list(shape), expected=tensor, do=_SAME)
+        for axis, size in enumerate(tensor.shape):
+            dim = manifest.dims.get(str(manifest.shared_batch if size == CONTEXTS else size))
+            if dim is not None:
+                axes.setdefault(name, {})[axis] = dim
+    dropped = manifest.source.get("drop_outputs", [])
+    more = [name for name in dropped if isinstance(name, str)] if isinstance(dropped, list) else []
+    return replace(spec, dynamic=axes, context=manifest.context, drop_outputs=(*spec.drop_outputs, *more))

@@ -11,14 +11,14 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from crossfuse.build.files import save_graph
+from crossfuse.onnx_runtime import onnxruntime
 
 __all__ = ["run_once"]
 
 
 def run_once(model: ir.Model, inputs: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
     """Outputs in the graph's order; the model's weights are written aside for the run, so give a clone."""
-    import onnxruntime as ort
-
+    ort = onnxruntime()
     with tempfile.TemporaryDirectory() as folder:
         graph = Path(folder) / "graph.onnx"
         save_graph(model, graph, graph.with_suffix(".bin"))

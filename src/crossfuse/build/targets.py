@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from crossfuse.errors import InputError
+from crossfuse.errors import unknown
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -86,8 +86,8 @@ def require_target(name: str) -> Target:
     Raises:
         InputError: there is none.
     """
-    if name not in TARGETS:
-        raise InputError("unknown target", got=repr(name), expected=", ".join(TARGETS))
+    if not isinstance(name, str) or name not in TARGETS:
+        raise unknown("unknown target", name, TARGETS)
     return TARGETS[name]
 
 
@@ -100,9 +100,7 @@ def require_precision(name: str | None, target: Target) -> str:
     if name is None:
         return target.precisions[0]
     if name not in target.precisions:
-        raise InputError(
-            f"target {target.name!r} can't be built in this precision", got=repr(name), expected=", ".join(target.precisions)
-        )
+        raise unknown(f"target {target.name!r} can't be built in this precision", name, target.precisions)
     return name
 
 

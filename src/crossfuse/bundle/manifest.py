@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from crossfuse.errors import BundleError, CrossfuseError
+from crossfuse.jsontext import json_text
 from crossfuse.ledger import Ledger
 from crossfuse.specs import Dim, TensorSpec
 
@@ -111,6 +112,15 @@ class Manifest:
         """The manifest with one target added or replaced."""
         return replace(self, targets={**self.targets, name: entry})
 
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """What the whole model takes: the only stage's inputs, or the context's and the query's own."""
+        if "model" in self.stages:
+            return self.stages["model"].inputs
+        context, query = self.stages["context"], self.stages["query"]
+        between = {tensor.name for tensor in context.outputs}
+        return (*context.inputs, *(tensor for tensor in query.inputs if tensor.name not in between))
+
     def dumps(self) -> str:
         """JSON text; strict, so that no NaN can enter."""
         data = {
@@ -149,7 +159,7 @@ class Manifest:
             "reference": self.reference,
             "files": {name: {"size": f.size, "sha256": f.sha256} for name, f in self.files.items()},
         }
-        return json.dumps(data, indent=1, allow_nan=False) + "\n"
+        return json_text(data, indent=1) + "\n"
 
     @classmethod
     def loads(cls, text: str, where: str) -> Manifest:

@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from crossfuse.bundle.manifest import MANIFEST, FileEntry, Manifest, TargetEntry
-from crossfuse.errors import BundleError
+from crossfuse.errors import Advice, BundleError, Said, unknown
+from crossfuse.foreign import door
 from crossfuse.ledger import Ledger
 
 __all__ = ["Bundle", "check_name", "entry_of", "open_bundle", "sha256_of"]
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]*\Z")
+_EXPORT = Said("`crossfuse export SOURCE -o FOLDER`", "crossfuse.export(SOURCE, FOLDER)")
 _LARGEST_MANIFEST = 256 << 20
 
 
@@ -41,12 +43,14 @@ class Bundle:
             BundleError: the bundle doesn't hold it.
         """
         if name not in self.manifest.targets:
-            raise BundleError(
+            command = f"`crossfuse build {self.path} --target {name}`"
+            raise unknown(
                 "the bundle has no such target",
+                name,
+                self.targets,
                 where=self.path,
-                got=repr(name),
-                expected=" or ".join(self.targets),
-                do=f"Build it with `crossfuse build {self.path} --target {name}`",
+                do=Advice("Build it with {}", Said(command, f"crossfuse.build({str(self.path)!r}, {name!r})")),
+                kind=BundleError,
             )
         return self.manifest.targets[name]
 
@@ -65,8 +69,13 @@ class Bundle:
         path = self.path / check_name(name, self.path)
         if path.is_symlink() or not path.is_file():
             raise BundleError("a file of the bundle is missing", where=path, do="Copy the whole folder, or export again")
-        size = path.stat().st_size
-        if size != entry.size:
+        try:
+            size, digest = path.stat().st_size, None
+            if size == entry.size:
+                digest = sha256_of(path)
+        except OSError as error:
+            raise BundleError(f"a file of the bundle can't be read: {error.strerror or error}", where=path) from error
+        if digest is None:
             raise BundleError(
                 "a file of the bundle has the wrong size",
                 where=path,
@@ -74,7 +83,6 @@ class Bundle:
                 expected=f"{entry.size} bytes",
                 do="It was truncated or changed: copy it again, or export again",
             )
-        digest = sha256_of(path)
         if digest != entry.sha256:
             raise BundleError(
                 "a file of the bundle was changed",
@@ -86,6 +94,7 @@ class Bundle:
         return path
 
 
+@door
 def open_bundle(path: str | Path) -> Bundle:
     """Read and check a bundle's manifest.
 
@@ -98,7 +107,7 @@ def open_bundle(path: str | Path) -> Bundle:
         raise BundleError(
             "there is no bundle",
             where=folder,
-            do=f"A bundle is a folder with a {MANIFEST}; `crossfuse export SOURCE -o FOLDER` writes one",
+            do=Advice("A bundle is a folder with a {}; {} writes one", MANIFEST, _EXPORT),
         )
     try:
         if file.stat().st_size > _LARGEST_MANIFEST:

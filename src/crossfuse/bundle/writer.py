@@ -95,6 +95,8 @@ def write_bundle(destination: str | Path) -> Iterator[BundleWriter]:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield BundleWriter(folder, target)
     except OSError as error:
+        if error.filename is not None and not str(error.filename).startswith(str(folder)):
+            raise  # not about what is written here
         raise InputError(f"the bundle can't be written: {error.strerror or error}", where=target) from error
     finally:
         lock.close()

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 
-from crossfuse.errors import InputError
+from crossfuse.errors import Advice, InputError, Said
+from crossfuse.foreign import place_of
 from crossfuse.model_spec import ModelSpec
 from crossfuse.specs import Dim
 
@@ -44,11 +45,11 @@ def capture(spec: ModelSpec, *, defer_guards: bool = False) -> tuple[ExportedPro
         except Exception as error:  # torch.export raises many unrelated types, each of which means "can't be traced"
             limited = _with_limits(spec, str(error))
             if limited is None:
+                place = place_of(error)
                 raise InputError(
-                    f"torch.export can't trace the model: {_first_lines(error)}",
-                    where=spec.name,
-                    do="Make the named dimensions fit the model (--dynamic INPUT:AXIS=NAME:MIN:MAX), or avoid control flow "
-                    "and shapes that depend on tensor values",
+                    f"torch.export can't trace the model: {type(error).__name__}: {_first_lines(error)}",
+                    where=spec.name if place is None else f"{spec.name}; {place}",
+                    do=_advice(error),
                 ) from error
             spec = limited
 
@@ -119,6 +120,18 @@ def _walk(prefix: str, value: object) -> Iterator[tuple[str, Tensor]]:
             yield from _walk(f"{prefix or 'output'}_{i}", item)
     else:
         raise InputError("the model returns something that is not a tensor", where=prefix, got=type(value).__name__)
+
+
+def _advice(error: Exception) -> str | Advice:
+    """What to do about what torch.export says."""
+    text = str(error)
+    if any(phrase in text for phrase in ("Constraints violated", "Not all values of", "specialized", "must be divisible")):
+        return Advice(
+            "Make the named dimensions fit the model: {}", Said("--dynamic INPUT:AXIS=NAME:MIN:MAX", "ModelSpec(dynamic=...)")
+        )
+    if any(phrase in text for phrase in ("data-dependent", "Data-dependent", "data dependent", "unbacked")):
+        return "Avoid control flow and shapes that depend on tensor values"
+    return "Make the module traceable: torch.export.export(module, (), inputs, strict=False) has to succeed"
 
 
 def _first_lines(error: BaseException, limit: int = 400) -> str:

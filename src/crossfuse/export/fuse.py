@@ -26,14 +26,19 @@ from crossfuse.export.passes.scales import absorb_scales
 from crossfuse.export.passes.sdpa import fuse_sdpa
 from crossfuse.export.passes.sites import name_sites
 from crossfuse.export.translate import name_dimensions, program_to_onnx
+from crossfuse.foreign import blaming
 from crossfuse.graphs import boundary
 from crossfuse.ledger import Ledger
 from crossfuse.model_spec import ModelSpec
+from crossfuse.model_spec_checks import check_tensors
 from crossfuse.specs import TensorSpec
 
 __all__ = ["FusedGraph", "fuse"]
 
 Step = Callable[[str], None]
+
+_RUN = "Make the module run in PyTorch first: module(**inputs)"
+_WATCH = "Call F.scaled_dot_product_attention or crossfuse's fused_attention instead of the operator that it names"
 
 
 @dataclass(frozen=True)
@@ -90,10 +95,14 @@ def fuse(spec: ModelSpec, step: Step = lambda _: None) -> FusedGraph:
 
 def _trace(spec: ModelSpec, step: Step) -> _Source:
     step("counting attentions in eager execution")
+    check_tensors(spec)
     inputs = spec.sample(spec.example_sizes, seed=0)
-    sightings = census(spec.module, inputs)
-    with torch.no_grad():
+    sizes = {name: tuple(t.shape) for name, t in inputs.items()}
+    where = f"{spec.name} on {sizes}"
+    with blaming("the eager model fails on inputs like its examples:", where=where, do=_RUN), torch.no_grad():
         outputs = tuple(named_outputs(spec.module(**inputs)))
+    with blaming("the model runs, but its operators can't be watched:", where=spec.name, do=_WATCH):
+        sightings = census(spec.module, inputs)
     with spec.tracing() as tracing:
         step("tracing with torch.export")
         program, spec = capture(spec, defer_guards=tracing.defer_guards)

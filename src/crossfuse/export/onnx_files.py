@@ -17,9 +17,12 @@ from onnx_ir.passes.common import InlinePass, LiftConstantsToInitializersPass, S
 from onnxscript.version_converter import convert_version
 from torch import Tensor, nn
 
-from crossfuse.errors import InputError
+from crossfuse.errors import Advice, InputError, Said
+from crossfuse.export.capture import quiet_exporter
 from crossfuse.export.translate import IR_VERSION, OPSET
+from crossfuse.foreign import blaming
 from crossfuse.model_spec import ModelSpec
+from crossfuse.onnx_runtime import onnxruntime
 from crossfuse.specs import Dim
 
 __all__ = ["OnnxModule", "load_onnx", "onnx_spec"]
@@ -77,13 +80,12 @@ class OnnxModule(nn.Module):
     def session(self) -> Any:
         """ONNX Runtime's session, opened when first used."""
         if self._session is None:
-            import onnxruntime
-
-            options = onnxruntime.SessionOptions()
-            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+            ort = onnxruntime()
+            options = ort.SessionOptions()
+            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
             options.log_severity_level = 4
             try:
-                self._session = onnxruntime.InferenceSession(self.path, options, providers=["CPUExecutionProvider"])
+                self._session = ort.InferenceSession(self.path, options, providers=["CPUExecutionProvider"])
             except Exception as error:  # ONNX Runtime's own types share no base but this
                 raise InputError(f"the ONNX file can't be executed: {_short(error)}", where=self.path) from error
         return self._session
@@ -96,6 +98,11 @@ def load_onnx(path: Path) -> ir.Model:
         InputError: not an ONNX file, weights outside its folder, or an opset that can't be read.
     """
     model = _read(path)
+    with quiet_exporter(), blaming("the ONNX file can't be read by ONNX's own tools:", where=path):
+        return _prepared(model, path)
+
+
+def _prepared(model: ir.Model, path: Path) -> ir.Model:
     InlinePass()(model)
     opset = model.graph.opset_imports.get("", model.opset_imports.get("", 0))
     if opset > NEWEST_OPSET or opset < 1:
@@ -139,6 +146,10 @@ def onnx_spec(
                 continue
             dim = _plain_name(str(size.value) if size.value is not None else "", name, axis)
             if example is not None and name in example:
+                if example[name].ndim != len(value.shape or ()):
+                    raise InputError(
+                        "the example has another rank", where=name, got=list(example[name].shape), expected=value.shape
+                    )
                 chosen.setdefault(dim, int(example[name].shape[axis]))
             shape.append(chosen.setdefault(dim, _SIZES[len(chosen) % len(_SIZES)]))
             dynamic.setdefault(name, {})[axis] = dim
@@ -149,12 +160,18 @@ def onnx_spec(
 def _given(example: Mapping[str, NDArray[Any]], name: str) -> Tensor:
     if name not in example:
         raise InputError("the example lacks an input", got=", ".join(example), expected=name)
-    return torch.from_numpy(example[name])
+    with blaming("the example can't be used:", where=name):
+        return torch.from_numpy(example[name])
 
 
 def _made(value: ir.Value, shape: list[int], generator: torch.Generator) -> Tensor:
     if value.dtype is None or value.dtype == ir.DataType.STRING:
-        raise InputError("an input's type can't be made up", where=value.name, got=value.dtype, do="Give --example FILE.npz")
+        raise InputError(
+            "an input's type can't be made up",
+            where=value.name,
+            got=value.dtype,
+            do=Advice("Give {}", Said("--example FILE.npz", "example='FILE.npz'")),
+        )
     dtype = torch.from_numpy(np.zeros((), value.dtype.numpy())).dtype
     if dtype.is_floating_point:
         return torch.randn(shape, generator=generator).to(dtype)

@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from crossfuse.errors import InputError
 from crossfuse.model_spec import ModelSpec
 from crossfuse.models import clip, qformer, vilt
+from crossfuse.models.registry import ZOO
+from crossfuse.safetensors_files import require_whole
 
 __all__ = ["checkpoint_spec", "load_module"]
 
@@ -132,7 +134,7 @@ def load_module(name: str, folder: str) -> tuple[nn.Module, Any]:
             f"the checkpoint doesn't fit {name!r}",
             where=path,
             got="; ".join(f"{len(names)} {what} ({', '.join(names[:3])})" for what, names in problems if names),
-            do="Use a checkpoint of the class that `crossfuse models` names",
+            do=f"Use a checkpoint of {ZOO[name].checkpoint}",
         )
     try:
         module.load_state_dict(state)
@@ -272,6 +274,7 @@ def _read_tensors(folder: Path) -> dict[str, Tensor]:
                 if pickled
                 else None,
             )
+        require_whole(folder / name)
         try:
             tensors |= load_file(folder / name)
         except (SafetensorError, OSError) as error:

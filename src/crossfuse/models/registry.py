@@ -6,7 +6,7 @@ import importlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from crossfuse.errors import InputError
+from crossfuse.errors import unknown
 from crossfuse.specs import SIZES
 
 if TYPE_CHECKING:
@@ -57,9 +57,9 @@ def zoo_spec(name: str, size: str = "published", seed: int = 0, checkpoint: str 
         InputError: unknown name or size, or a checkpoint that doesn't fit.
     """
     if name not in ZOO:
-        raise InputError("unknown model", got=repr(name), expected=", ".join(ZOO), do="See `crossfuse models`")
+        raise unknown("unknown model", name, ZOO)
     if size not in SIZES:
-        raise InputError("unknown size", where=name, got=repr(size), expected=" or ".join(SIZES))
+        raise unknown("unknown size", size, SIZES, where=name)
     if checkpoint is not None:
         from crossfuse.models.checkpoints import checkpoint_spec
 

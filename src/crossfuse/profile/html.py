@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from crossfuse.errors import InputError
+from crossfuse.errors import PackageError
 from crossfuse.profile.attribution import NodeTime, StageTimes, group
 from crossfuse.profile.figures import Axis, density, linear_axis, log_axis, path, short
 from crossfuse.profile.report import OURS, LatencyReport, Row
@@ -28,16 +28,25 @@ _KINDS = (*KINDS, "other")
 _PHASES = (("process", "process start"), ("imports", "import"), ("load", "load"), ("first_result", "first result"))
 
 
+def require_html() -> None:
+    """Raise :class:`PackageError` where `jinja2`, which makes the page, is not installed."""
+    try:
+        import jinja2  # noqa: F401
+    except ImportError as error:
+        raise PackageError(
+            f"the HTML report needs jinja2: {error}", do="Install it: pip install 'crossfuse[report]'"
+        ) from error
+
+
 def render(report: LatencyReport) -> str:
     """The page's HTML.
 
     Raises:
-        InputError: `jinja2` is not installed.
+        PackageError: `jinja2` is not installed.
     """
-    try:
-        from jinja2 import Environment, PackageLoader, StrictUndefined
-    except ImportError as error:
-        raise InputError("the HTML report needs jinja2", do="pip install 'crossfuse[report]'") from error
+    require_html()
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
     loader = PackageLoader("crossfuse.profile", "templates")
     environment = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_shown

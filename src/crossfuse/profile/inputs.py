@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from crossfuse.errors import InputError
+from crossfuse.errors import InputError, unknown
 from crossfuse.sizes import size_at
 from crossfuse.specs import CONTEXTS, Dim, TensorSpec
 
@@ -40,14 +40,14 @@ def sweep_points(
     Raises:
         InputError: an unknown dimension, or a size outside its range.
     """
-    unknown = sorted(set(sweep) - set(dims))
-    if unknown:
-        raise InputError("a sweep names unknown dimensions", got=", ".join(unknown), expected=", ".join(dims) or "none")
+    for name in sweep:
+        if name not in dims:
+            raise unknown("a sweep names an unknown dimension", name, dims)
     points = []
     for sizes in itertools.product(*sweep.values()):
         chosen = dict(zip(sweep, sizes, strict=True))
         for name, size in chosen.items():
-            dims[name].check(size, f"--sweep {name}")
+            dims[name].check(size, f"sweep of {name}")
         point = {**example, **chosen}
         if shared_batch is not None and CONTEXTS not in chosen:
             point[CONTEXTS] = point[shared_batch]

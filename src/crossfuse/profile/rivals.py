@@ -29,6 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossfuse.errors import InputError
+from crossfuse.onnx_runtime import onnxruntime
 
 if TYPE_CHECKING:
     from crossfuse.model_spec import ModelSpec
@@ -170,8 +171,7 @@ class Rivals:
         return run
 
     def _onnxruntime(self, path: Path, names: list[str], inputs: Arrays) -> Run:
-        import onnxruntime as ort
-
+        ort = onnxruntime()
         options = ort.SessionOptions()
         options.log_severity_level = 3
         options.intra_op_num_threads = self._threads or 0

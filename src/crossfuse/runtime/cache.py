@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from crossfuse.errors import InputError
+from crossfuse.foreign import cause_of
 from crossfuse.runtime.checks import given_by_name
 from crossfuse.runtime.context import Context
 
@@ -32,8 +33,8 @@ class ContextCache:
     """
 
     def __init__(self, session: Session, max_bytes: int) -> None:
-        if max_bytes < 1:
-            raise InputError("a cache's budget must be positive", got=max_bytes)
+        if not isinstance(max_bytes, int) or max_bytes < 1:
+            raise InputError("a cache's budget must be a positive number of bytes", got=repr(max_bytes))
         self.session = session
         self.max_bytes = max_bytes
         self.nbytes = 0
@@ -126,8 +127,8 @@ def content_key(inputs: Mapping[str, Any]) -> bytes:
         value = inputs[name]
         try:
             array = np.ascontiguousarray(value if isinstance(value, np.ndarray) else np.from_dlpack(value))
-        except (TypeError, BufferError, RuntimeError, AttributeError) as error:
-            raise InputError(f"a cached context's inputs must be in host memory: {error}", where=name) from error
+        except Exception as error:  # another library's code
+            raise InputError(f"a cached context's inputs must be in host memory: {cause_of(error)}", where=name) from error
         digest.update(f"{name}\0{array.dtype.str}\0{array.shape}\0".encode())
         digest.update(array.view(np.uint8).reshape(-1).data if array.size else b"")
     return digest.digest()

@@ -7,20 +7,29 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from crossfuse.errors import InputError
+from crossfuse.errors import InputError, suggestion
+from crossfuse.foreign import cause_of
 from crossfuse.specs import Dim, TensorSpec
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["InputChecker", "given_by_name", "is_on_device"]
+__all__ = ["InputChecker", "given_by_name", "ids_of", "is_on_device", "positions_of"]
+
+_TAKES = "a NumPy array or an object with DLPack"
 
 
 def is_on_device(value: object) -> bool:
     """A DLPack array that is not in host memory."""
     device = getattr(value, "__dlpack_device__", None)
+    if device is None or isinstance(value, np.ndarray):
+        return False
+    try:
+        kind = device()[0]
+    except Exception as error:  # another library's code
+        raise InputError(f"an input can't be read through DLPack: {cause_of(error)}", got=type(value).__name__) from error
     # 1 is kDLCPU and 3 kDLCUDAHost in DLPack's device types.
-    return device is not None and not isinstance(value, np.ndarray) and device()[0] not in (1, 3)
+    return kind not in (1, 3)
 
 
 def given_by_name(inputs: object, named: dict[str, Any]) -> Mapping[str, Any]:
@@ -86,7 +95,11 @@ class InputChecker:
             self._wrong_names(inputs)
         sizes: dict[str, int] = dict(known) if known else {}
         for spec, _, rank, axes in self._plan:
-            self._check_shape(spec, tuple(inputs[spec.name].shape), rank, axes, sizes)
+            shape = getattr(inputs[spec.name], "shape", None)
+            if shape is None:
+                got = type(inputs[spec.name]).__name__
+                raise InputError("an input is not an array", where=spec.name, got=got, expected=_TAKES)
+            self._check_shape(spec, tuple(shape), rank, axes, sizes)
 
     @staticmethod
     def _check_shape(
@@ -117,10 +130,13 @@ class InputChecker:
 
     def _wrong_names(self, inputs: Mapping[str, Any]) -> None:
         takes = ", ".join(str(spec) for spec, *_ in self._plan)
-        unknown = sorted(str(name) for name in set(inputs) - self._names)
+        unknown = sorted(map(str, set(inputs) - self._names))
         missing = sorted(self._names - set(inputs))
         problems = [f"unknown {', '.join(unknown)}"] * bool(unknown) + [f"missing {', '.join(missing)}"] * bool(missing)
-        raise InputError("the inputs' names are wrong", got="; ".join(problems), expected=takes)
+        near = [suggestion(name, missing) for name in unknown]
+        raise InputError(
+            "the inputs' names are wrong", got="; ".join(problems), expected=takes, do=next(filter(None, near), None)
+        )
 
 
 def _as_array(spec: TensorSpec, value: object) -> NDArray[Any]:
@@ -131,9 +147,33 @@ def _as_array(spec: TensorSpec, value: object) -> NDArray[Any]:
             "an input is not an array",
             where=spec.name,
             got=type(value).__name__,
-            expected="a NumPy array or an object with DLPack",
+            expected=_TAKES,
         )
     try:
         return np.from_dlpack(value)
-    except (BufferError, RuntimeError, TypeError, ValueError) as error:
-        raise InputError(f"an input can't be read through DLPack: {error}", where=spec.name) from error
+    except Exception as error:  # another library's code
+        raise InputError(f"an input can't be read through DLPack: {cause_of(error)}", where=spec.name) from error
+
+
+def positions_of(values: object) -> NDArray[np.int64]:
+    """Whole numbers given as an array or a list, in one row.
+
+    Raises:
+        InputError: nothing of the kind.
+    """
+    found = ids_of(values).reshape(-1)
+    if found.dtype.kind not in "iu" and found.size:
+        raise InputError("positions are no whole numbers", got=found.dtype)
+    return found.astype(np.int64)
+
+
+def ids_of(values: object) -> NDArray[Any]:
+    """Integers given as an array, a list, or anything with DLPack, as a column.
+
+    Raises:
+        InputError: nothing of the kind.
+    """
+    try:
+        return np.asarray(values).reshape(-1, 1)
+    except Exception as error:  # a ragged list, or another library's code
+        raise InputError(f"token ids can't be read: {cause_of(error)}", got=type(values).__name__) from error

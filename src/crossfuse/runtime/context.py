@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from crossfuse.errors import InputError
+from crossfuse.runtime.checks import positions_of
 from crossfuse.runtime.gpu import DeviceArray
 from crossfuse.specs import TensorSpec
 
@@ -54,7 +55,7 @@ class Context:
         Raises:
             InputError: no positions, one out of range, contexts without a batch, or contexts on a device.
         """
-        wanted = np.asarray(indices, dtype=np.int64).reshape(-1)
+        wanted = positions_of(indices)
         if self.batch is None:
             raise InputError("these contexts have no batch to select from")
         if not wanted.size or wanted.min() < -self.count or wanted.max() >= self.count:

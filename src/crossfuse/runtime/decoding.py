@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from crossfuse.errors import InputError
+from crossfuse.runtime.checks import positions_of
 from crossfuse.runtime.context import Context
 from crossfuse.specs import NEXT, POSITION, STATE, TensorSpec
 
@@ -68,7 +69,7 @@ class DecodingState:
         Raises:
             InputError: other than one position per sequence.
         """
-        order = np.asarray(indices, dtype=np.int64).reshape(-1)
+        order = positions_of(indices)
         if order.shape != (self.batch,) or order.min() < 0 or order.max() >= self.batch:
             raise InputError("one position per sequence is needed", got=order.tolist(), expected=f"{self.batch} of them")
         for array in self._state.values():
@@ -80,7 +81,7 @@ class DecodingState:
         Raises:
             InputError: a position beyond the present one.
         """
-        if not 0 <= position <= self.position:
+        if not isinstance(position, int | np.integer) or not 0 <= position <= self.position:
             raise InputError("can't rewind there", got=position, expected=f"0 to {self.position}")
         self._position[0] = position
 

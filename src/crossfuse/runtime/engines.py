@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from crossfuse.bundle.manifest import EngineInfo
 from crossfuse.errors import BundleError
+from crossfuse.onnx_runtime import has_onnxruntime, require_onnxruntime
 from crossfuse.runtime.gpu import gpu_count
 from crossfuse.runtime.options import SessionOptions
 from crossfuse.runtime.trt import RUNTIMES, TrtStage, runtime_module
@@ -49,7 +49,7 @@ def runs_here(target: str) -> bool:
     """The target's own engine is installed, and the GPU that it needs is there."""
     if target in RUNTIMES:
         return runtime_module(target, lean=True) is not None and gpu_count() > 0
-    if target not in PROVIDERS or importlib.util.find_spec("onnxruntime") is None:
+    if target not in PROVIDERS or not has_onnxruntime():
         return False
     return target != "ort-cuda" or gpu_count() > 0
 
@@ -70,11 +70,7 @@ def open_stage(
         if engine is None:
             raise BundleError("the manifest says nothing about the engine", where=graph.name, do="Build the target again")
         return TrtStage(graph, target, engine, options)
-    if importlib.util.find_spec("onnxruntime") is None:
-        raise BundleError(
-            f"target {target!r} needs ONNX Runtime, which is not installed",
-            do="pip install 'crossfuse[cpu]', or 'crossfuse[gpu]' for NVIDIA GPUs",
-        )
+    require_onnxruntime(f"target {target!r}", BundleError)
     from crossfuse.runtime.ort import OrtStage
 
     return OrtStage(graph, options.provider or PROVIDERS[target], options, alone=alone)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from crossfuse.errors import InputError
+from crossfuse.errors import Advice, InputError, Said
 from crossfuse.runtime.gpu import DeviceArray, item_size
 
 if TYPE_CHECKING:
@@ -160,7 +160,7 @@ class Lane:
             "the inputs' shapes are outside the engine's profiles",
             got=dict(shapes),
             expected=f"between {ranges}" + (f" (the first of {count} profiles)" if count > 1 else ""),
-            do="Build the engine with --profile-shapes that hold them",
+            do=Advice("Build the engine with {} that hold them", Said("--profile-shapes", "profile_shapes")),
         )
 
     def _within(self, name: str, shape: tuple[int, ...], profile: int) -> bool:

@@ -10,6 +10,7 @@ from pathlib import Path
 from crossfuse.bundle.manifest import Decode, EngineInfo, StageSpec
 from crossfuse.bundle.store import open_bundle
 from crossfuse.errors import BundleError
+from crossfuse.foreign import door
 from crossfuse.runtime.engines import best_target, open_stage
 from crossfuse.runtime.options import SessionOptions
 from crossfuse.runtime.session import Session
@@ -21,6 +22,7 @@ __all__ = ["load", "open_session", "with_dtypes"]
 _STAGES = ({"model"}, {"context", "query"}, {"context", "query", "step"})
 
 
+@door
 def load(path: str | Path, target: str | None = None, options: SessionOptions | None = None) -> Session:
     """Open a bundle for execution. Sizes and hashes of all its files are checked before any of them is parsed.
 

@@ -34,5 +34,7 @@ class SessionOptions:
 
     def __post_init__(self) -> None:
         for name, value in (("threads", self.threads), ("inter_op_threads", self.inter_op_threads), ("lanes", self.lanes)):
+            if value is not None and (not isinstance(value, int) or isinstance(value, bool)):
+                raise InputError("a session option is no whole number", where=name, got=repr(value))
             if value is not None and value < 1:
                 raise InputError("a session option is out of range", where=name, got=value, expected="at least 1")

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from crossfuse.errors import BundleError, InputError
+from crossfuse.foreign import brief
+from crossfuse.onnx_runtime import onnxruntime
 from crossfuse.runtime.options import SessionOptions
 
 if TYPE_CHECKING:
@@ -30,8 +32,7 @@ class OrtStage:
     def __init__(
         self, graph: Path, provider: str, options: SessionOptions, *, alone: bool = True, trace: Path | None = None
     ) -> None:
-        import onnxruntime as ort
-
+        ort = onnxruntime()
         if provider not in ort.get_available_providers():
             raise BundleError(
                 f"this ONNX Runtime has no {provider}",
@@ -39,7 +40,7 @@ class OrtStage:
                 do="pip install 'crossfuse[gpu]' (onnxruntime-gpu), or load target 'ort-cpu'",
             )
         settings = ort.SessionOptions()
-        settings.log_severity_level = 3
+        settings.log_severity_level = 4  # what fails is raised, not printed beside
         settings.intra_op_num_threads = options.threads or 0
         settings.inter_op_num_threads = options.inter_op_threads
         if options.inter_op_threads > 1:
@@ -65,7 +66,7 @@ class OrtStage:
                 str(graph), settings, providers=[(provider, provider_options)], disabled_optimizers=list(disabled)
             )
         except Exception as error:  # ONNX Runtime's exceptions have no common base
-            raise BundleError(f"ONNX Runtime can't load the graph: {_brief(error)}", where=graph) from error
+            raise BundleError(f"ONNX Runtime can't load the graph: {brief(error)}", where=graph) from error
         if session.get_providers()[0] != provider:
             raise BundleError(
                 f"{provider} can't be used here",
@@ -88,10 +89,7 @@ class OrtStage:
         try:
             outputs: list[NDArray[Any]] = self._run(self._outputs, feeds, None)
         except Exception as error:  # ONNX Runtime's exceptions have no common base
-            raise InputError(
-                f"the engine refused the inputs: {_brief(error)}",
-                do="Check their values (token ids within the vocabulary, masks of zeros and ones)",
-            ) from error
+            raise _refused(error) from error
         return outputs
 
     def run_mixed(self, feeds: Mapping[str, Any]) -> list[NDArray[Any]]:
@@ -110,35 +108,46 @@ class OrtStage:
         """ONNX Runtime releases its session with the last reference."""
 
     def _run_with(self, feeds: Mapping[str, Any], outputs_on: str) -> list[Any]:
-        binding = self._session.io_binding()
-        for name, value in feeds.items():
-            if isinstance(value, self._ort.OrtValue):
-                ort_value = value
-            elif isinstance(value, np.ndarray):
-                ort_value = self._ort.OrtValue.ortvalue_from_numpy(value)
-            else:
-                ort_value = self._ort.OrtValue.from_dlpack(value)
-            binding.bind_ortvalue_input(name, ort_value)
-        for name in self._outputs:
-            binding.bind_output(name, outputs_on)
-        self._session.run_with_iobinding(binding)
-        outputs: list[Any] = binding.get_outputs()
+        try:
+            binding = self._session.io_binding()
+            for name, value in feeds.items():
+                if isinstance(value, self._ort.OrtValue):
+                    ort_value = value
+                elif isinstance(value, np.ndarray):
+                    ort_value = self._ort.OrtValue.ortvalue_from_numpy(value)
+                else:
+                    ort_value = self._ort.OrtValue.from_dlpack(value)
+                binding.bind_ortvalue_input(name, ort_value)
+            for name in self._outputs:
+                binding.bind_output(name, outputs_on)
+            self._session.run_with_iobinding(binding)
+            outputs: list[Any] = binding.get_outputs()
+        except Exception as error:  # ONNX Runtime's exceptions have no common base, and DLPack's can be any
+            raise _refused(error) from error
         return outputs
 
     def bind(self, feeds: Mapping[str, NDArray[Any]], outputs: Sequence[NDArray[Any]]) -> Any:
         """An ONNX Runtime binding of host arrays; `run_bound` executes it in place."""
-        binding = self._session.io_binding()
-        for name, value in feeds.items():
-            binding.bind_cpu_input(name, value)
-        for name, value in zip(self._outputs, outputs, strict=True):
-            binding.bind_output(name, "cpu", 0, value.dtype, value.shape, value.ctypes.data)
+        try:
+            binding = self._session.io_binding()
+            for name, value in feeds.items():
+                binding.bind_cpu_input(name, value)
+            for name, value in zip(self._outputs, outputs, strict=True):
+                binding.bind_output(name, "cpu", 0, value.dtype, value.shape, value.ctypes.data)
+        except Exception as error:  # ONNX Runtime's exceptions have no common base
+            raise _refused(error) from error
         return binding
 
     def run_bound(self, binding: Any) -> None:
         """Execute a binding: reads the bound inputs, writes the bound outputs."""
-        self._session.run_with_iobinding(binding)
+        try:
+            self._session.run_with_iobinding(binding)
+        except Exception as error:  # ONNX Runtime's exceptions have no common base
+            raise _refused(error) from error
 
 
-def _brief(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    return text if len(text) <= 300 else text[:299] + "…"
+def _refused(error: Exception) -> InputError:
+    return InputError(
+        f"the engine refused the inputs: {brief(error)}",
+        do="Check their values (token ids within the vocabulary, masks of zeros and ones)",
+    )

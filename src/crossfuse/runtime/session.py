@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from crossfuse.bundle.manifest import Decode, StageSpec
-from crossfuse.errors import InputError
+from crossfuse.errors import Advice, InputError, Said
 from crossfuse.runtime.binding import Binding
-from crossfuse.runtime.checks import InputChecker, given_by_name, is_on_device
+from crossfuse.runtime.checks import InputChecker, given_by_name, ids_of, is_on_device
 from crossfuse.runtime.context import Context, frozen
 from crossfuse.runtime.decoding import DecodingState
 from crossfuse.runtime.stage import Stage
@@ -192,7 +192,9 @@ class Session:
         engines = self._require_split()
         if self.decode is None:
             raise InputError(
-                "the bundle has no step stage", got=", ".join(self.stages), do="Export it with --decode INPUT (decode=...)"
+                "the bundle has no step stage",
+                got=", ".join(self.stages),
+                do=Advice("Export it with {}", Said("--decode INPUT", "ModelSpec(decode=...)")),
             )
         self._require_own(context)
         count = context.count if batch is None else batch
@@ -220,7 +222,9 @@ class Session:
         self._open_engines()
         if tokens is None or named or isinstance(tokens, Mapping):
             tokens = self._tokens_in(given_by_name(tokens, named))
-        ids = np.asarray(tokens).reshape(-1, 1)
+        if not isinstance(state, DecodingState):
+            raise InputError("a step needs a state", got=type(state).__name__, do="Call session.start(context) first")
+        ids = ids_of(tokens)
         if ids.shape[0] != state.batch or ids.dtype.kind not in "iu":
             raise InputError("a step takes one id per sequence", got=f"{ids.dtype}{list(ids.shape)}", expected=state.batch)
         return state.advance(ids)
@@ -310,7 +314,9 @@ class Session:
     def _require_split(self) -> Mapping[str, Stage]:
         if not self.split:
             raise InputError(
-                "the bundle has no context stage", got=", ".join(self.stages), do="Export it with --context INPUT (context=...)"
+                "the bundle has no context stage",
+                got=", ".join(self.stages),
+                do=Advice("Export it with {}", Said("--context INPUT", "ModelSpec(context=...)")),
             )
         return self._open_engines()
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from crossfuse.bundle.manifest import EngineInfo
 from crossfuse.engine_layers import Layer, read_inspection
-from crossfuse.errors import BundleError
+from crossfuse.errors import Advice, BundleError, Said
 from crossfuse.folders import user_cache
 from crossfuse.runtime.gpu import DeviceArray, Gpu
 from crossfuse.runtime.lane import Lane
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import tensorrt as trt_types
     from numpy.typing import NDArray
 
-__all__ = ["RUNTIMES", "TrtStage", "check_version", "runtime_module"]
+__all__ = ["RUNTIMES", "TrtStage", "build_command", "check_version", "runtime_module"]
 
 RUNTIMES = {"tensorrt": ("tensorrt", "tensorrt_lean"), "tensorrt-rtx": ("tensorrt_rtx",)}
 """Target → modules that can execute its engines, the first that is installed."""
@@ -71,7 +71,7 @@ class TrtStage:
                 f"{self.provider} {self.version} refuses the engine",
                 where=plan.name,
                 got=f"built by {engine.library} {engine.version}",
-                do="Build it again on this machine (crossfuse build)",
+                do=Advice("Build it again on this machine: {}", build_command(target)),
             )
         self._engine = engine_or_none
         self._kernels = user_cache() / "kernels" / f"{plan.name}-{engine.request[:16] or plan.stat().st_size}.bin"
@@ -195,8 +195,15 @@ def check_version(installed: str, engine: EngineInfo, target: str) -> None:
     raise BundleError(
         f"the engine was built by another version of {_NAMES[target]}",
         got=f"{engine.version}; installed is {installed}",
-        do=f"Build it again here (crossfuse build --target {target}), or install {engine.library} {engine.version}",
+        do=Advice("Build it again here ({}), or install {}", build_command(target), f"{engine.library} {engine.version}"),
     )
+
+
+def build_command(target: str, capability: str | None = None) -> Said:
+    """How a target is built, for advice."""
+    flags = "" if capability is None else f" --sm {capability}"
+    argument = "" if capability is None else f", compute_capabilities=[{capability!r}]"
+    return Said(f"crossfuse build BUNDLE --target {target}{flags}", f"crossfuse.build(BUNDLE, {target!r}{argument})")
 
 
 def _check_gpu(gpu: Any, engine: EngineInfo, target: str) -> None:
@@ -205,7 +212,7 @@ def _check_gpu(gpu: Any, engine: EngineInfo, target: str) -> None:
             "the engine was not built for this GPU",
             got=f"{gpu.name}, compute capability {gpu.capability}",
             expected=", ".join(engine.compute_capabilities),
-            do=f"crossfuse build --target {target}" + (f" --sm {gpu.capability}" if target == "tensorrt-rtx" else " here"),
+            do=Advice("Build it for this GPU: {}", build_command(target, gpu.capability if target == "tensorrt-rtx" else None)),
         )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from crossfuse.errors import InputError
+from crossfuse.errors import Advice, InputError, Said
 
 __all__ = ["Limits"]
 
@@ -43,4 +43,8 @@ class Limits:
             if array.ndim and array.shape[0] > self.max_batch:
                 raise InputError("the batch is too large", where=name, got=array.shape[0], expected=f"at most {self.max_batch}")
             if not self.allow_nan and array.dtype.kind == "f" and array.size and np.isnan(np.min(array)):
-                raise InputError("an input holds NaN", where=name, do="Send numbers, or start the server with --allow-nan")
+                raise InputError(
+                    "an input holds NaN",
+                    where=name,
+                    do=Advice("Send numbers, or start the server with {}", Said("--allow-nan", "Limits(allow_nan=True)")),
+                )

@@ -12,8 +12,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from crossfuse.errors import InputError
+from crossfuse.errors import Advice, CrossfuseError, InputError, Said
 from crossfuse.export.capture import named_outputs
+from crossfuse.foreign import cause_of, place_of
 from crossfuse.model_spec import ModelSpec
 from crossfuse.specs import CONTEXTS
 from crossfuse.verify.half import HALF_DTYPES, half_errors
@@ -97,11 +98,11 @@ def _double_module(spec: ModelSpec, inputs: dict[str, Tensor]) -> tuple[nn.Modul
     # Made with its tensors in float64 at once: a copy in float32 first would be half as large again.
     tensors = (*spec.module.parameters(), *spec.module.buffers())
     memo: dict[int, Any] = {id(t): _double_tensor(t) for t in tensors if t.is_floating_point()}
-    double = copy.deepcopy(spec.module, memo).double()
     try:
+        double = copy.deepcopy(spec.module, memo).double()
         with torch.no_grad():
             double(**_as_double(inputs))
-    except (RuntimeError, TypeError, ValueError, NotImplementedError):
+    except Exception:  # noqa: BLE001 -- the user's code, which may refuse a copy or float64 in any way
         return None, "float32"
     return double, "float64"
 
@@ -119,11 +120,20 @@ def _run(module: nn.Module, inputs: dict[str, Tensor], spec: ModelSpec) -> dict[
     try:
         with torch.no_grad():
             outputs = spec.kept(named_outputs(module(**inputs)))
-    except (RuntimeError, TypeError, ValueError, IndexError) as error:
-        sizes = {name: tuple(t.shape) for name, t in inputs.items()}
+    except CrossfuseError:
+        raise
+    except (Exception, SystemExit) as error:  # the user's code
+        shapes = {name: tuple(t.shape) for name, t in inputs.items()}
+        as_given = all(tuple(t.shape) == tuple(spec.inputs[name].shape) for name, t in inputs.items())
+        place = place_of(error)
         raise InputError(
-            f"the eager model fails: {error}",
-            where=f"{spec.name} on {sizes}",
-            do="Narrow the dynamic ranges to what the model takes (NAME:MIN:MAX)",
+            f"the eager model fails: {cause_of(error)}",
+            where=f"{spec.name} on {shapes}" + ("" if place is None else f"; {place}"),
+            do="Make the module run in PyTorch first: module(**inputs)"
+            if as_given
+            else Advice(
+                "If the model does not take these sizes, narrow the range of the dimension: {}",
+                Said("--dynamic INPUT:AXIS=NAME:MIN:MAX", "dynamic={INPUT: {AXIS: 'NAME:MIN:MAX'}}"),
+            ),
         ) from error
     return {name: tensor.detach().numpy() for name, tensor in outputs.items()}

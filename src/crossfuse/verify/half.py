@@ -51,7 +51,10 @@ def half_errors(
     dtype = HALF_DTYPES[precision]
     tensors = (*module.parameters(), *module.buffers())
     memo: dict[int, Any] = {id(t): _in(t, dtype) for t in tensors if t.is_floating_point()}
-    half = copy.deepcopy(module, memo)
+    try:
+        half = copy.deepcopy(module, memo)
+    except Exception:  # noqa: BLE001 -- the user's code, which may refuse to be copied in any way
+        return [{} for _ in points]
     mode = _WideProducts() if precision == "fp16" else contextlib.nullcontext()
     found = []
     for inputs, truth in points:
@@ -59,7 +62,7 @@ def half_errors(
         try:
             with torch.no_grad(), mode:
                 got = outputs(half(**given))
-        except (RuntimeError, TypeError, ValueError, NotImplementedError, IndexError):
+        except Exception:  # noqa: BLE001 -- the user's code, which may refuse half precision in any way
             return [{} for _ in points]
         errors = {name: output_error(_numpy(got[name]), truth[name]) for name in truth}
         found.append({name: error for name, error in errors.items() if np.isfinite(error)})

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from crossfuse.errors import ParityError
+from crossfuse.errors import Advice, ParityError, Said
 from crossfuse.verify.reference import ReferenceSet
 
 if TYPE_CHECKING:
@@ -30,6 +30,9 @@ half precision about five units in the last place at 1."""
 
 EAGER_MULTIPLE = 4.0
 """How many times the eager model's error in the same dtype a candidate may have: another order of summation, not more."""
+
+_BEFORE_WRITING = "Nothing was written. Check that the module gives the same outputs twice (module.eval()), and report it if so"
+_NARROW = Advice("Nothing was written. Take a wider precision, such as {}", Said("--precision mixed", "precision='mixed'"))
 
 Runner = Callable[[Mapping[str, NDArray[Any]]], Mapping[str, NDArray[Any]]]
 
@@ -82,21 +85,32 @@ class ParityReport:
         """Every output passes."""
         return bool(self.outputs) and all(output.passed for output in self.outputs.values())
 
-    def require_passed(self) -> None:
-        """Raise :class:`ParityError` naming the outputs that fail."""
+    @property
+    def failure(self) -> ParityError | None:
+        """The error naming the outputs that fail, or None."""
         failed = [
             f"{name} (error {o.max_abs:.3g} at {dict(o.worst_at)})" if o.finite else f"{name} (NaN or infinity)"
             for name, o in self.outputs.items()
             if not o.passed
         ]
-        if failed:
-            worst = max((o.tolerance for o in self.outputs.values() if not o.passed), default=0.0)
-            raise ParityError(
-                f"target {self.target!r} does not compute what the eager model computes",
-                got="; ".join(failed),
-                expected=f"at most {worst:.3g}",
-                do="`crossfuse verify --bisect` says where a bundle's target begins to differ; failed parity is not shipped",
-            )
+        if not failed:
+            return None
+        worst = max((o.tolerance for o in self.outputs.values() if not o.passed), default=0.0)
+        return ParityError(
+            f"target {self.target!r} does not compute what the eager model computes",
+            got="; ".join(failed),
+            expected=f"at most {worst:.3g}",
+            do=Advice(
+                "{} says where a bundle's target begins to differ; failed parity is not shipped",
+                Said("`crossfuse verify --bisect`", "crossfuse.verify(..., bisect=True)"),
+            ),
+        )
+
+    def require_passed(self) -> None:
+        """Raise the `failure` where there is one: a :class:`ParityError`. For what is not written yet, so can't be bisected."""
+        if (failure := self.failure) is not None:
+            failure.do = _BEFORE_WRITING if self.precision == "fp32" else _NARROW
+            raise failure
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for the manifest and ``--json``."""

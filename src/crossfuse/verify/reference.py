@@ -6,7 +6,6 @@ So a bundle can be verified again on the machine where it will run, without PyTo
 from __future__ import annotations
 
 import json
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossfuse.errors import BundleError
+from crossfuse.foreign import cause_of
+from crossfuse.jsontext import json_text
 
 __all__ = ["REFERENCE_FILE", "ReferencePoint", "ReferenceSet", "load_reference", "save_reference"]
 
@@ -77,7 +78,7 @@ def save_reference(reference: ReferenceSet, path: Path) -> None:
         about["points"].append({"sizes": dict(point.sizes), "seed": point.seed} | _errors(point))
         arrays |= {f"{i}/inputs/{name}": array for name, array in point.inputs.items()}
         arrays |= {f"{i}/outputs/{name}": array for name, array in point.outputs.items()}
-    arrays["about"] = np.frombuffer(json.dumps(about, allow_nan=False).encode(), dtype=np.uint8)
+    arrays["about"] = np.frombuffer(json_text(about).encode(), dtype=np.uint8)
     with path.open("wb") as file:
         np.savez(file, allow_pickle=False, **arrays)
 
@@ -109,5 +110,7 @@ def load_reference(path: Path) -> ReferenceSet:
                     )
                 )
             return ReferenceSet(about["dtype"], tuple(points))
-    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
-        raise BundleError(f"the reference set can't be read: {error}", where=path) from error
+    except Exception as error:  # a damaged file makes NumPy, zipfile and zlib raise anything
+        raise BundleError(
+            f"the reference set can't be read: {cause_of(error)}", where=path, do="Export the bundle again"
+        ) from error

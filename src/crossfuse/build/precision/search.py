@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from crossfuse.build.precision.cast import cast_graph, node_key
 from crossfuse.build.precision.observe import deviations, peaks
 from crossfuse.build.precision.simulate import simulate
-from crossfuse.errors import ParityError
+from crossfuse.errors import Advice, ParityError, Said
 from crossfuse.operator.contract import DOMAIN
 
 __all__ = ["BASE", "MAX_TRIALS", "overflowing", "search"]
@@ -83,7 +83,10 @@ def search(
         raise ParityError(
             "parity doesn't hold in mixed precision, even with all nodes but the attentions in fp32",
             got=f"{len(ranked) + len(keep)} nodes kept",
-            do="Build in bf16 or fp32, or look with `crossfuse verify --bisect` for the first attention that differs",
+            do=Advice(
+                "Build in bf16 or fp32, or look with {} for the first attention that differs",
+                Said("`crossfuse verify --bisect`", "crossfuse.verify(..., bisect=True)"),
+            ),
         )
     for _ in range(_REFINEMENTS):
         middle = (lowest + enough) // 2

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from crossfuse.errors import InputError
+from crossfuse.errors import Advice, InputError, Said
 
 __all__ = [
     "LIBRARIES",
@@ -75,14 +75,16 @@ def check_capabilities(target: str, wanted: Iterable[str]) -> tuple[str, ...]:
     if target == "tensorrt":
         if asked:
             raise InputError(
-                "TensorRT builds for the GPU at hand", got=", ".join(asked), do="Leave --sm out, or use tensorrt-rtx"
+                "TensorRT builds for the GPU at hand",
+                got=", ".join(asked),
+                do=Advice("Leave {} out, or use tensorrt-rtx", Said("--sm", "compute_capabilities")),
             )
         return ()
     if not asked:
         raise InputError(
             "which GPUs to build for is not given",
-            expected=f"--sm with one or more of {', '.join(_CAPABILITIES)}",
-            do="For example --sm 8.0 --sm 8.9 (compute_capabilities=['8.0', '8.9'])",
+            expected=f"one or more of {', '.join(_CAPABILITIES)}",
+            do=Advice("For example {}", Said("--sm 8.0 --sm 8.9", "compute_capabilities=['8.0', '8.9']")),
         )
     unknown = [c for c in asked if c not in _CAPABILITIES]
     if unknown:

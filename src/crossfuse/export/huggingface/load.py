@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from crossfuse.errors import InputError
+from crossfuse.errors import Advice, InputError, Said
+from crossfuse.foreign import brief, cause_of
+from crossfuse.safetensors_files import require_whole
 
 if TYPE_CHECKING:
     from torch import nn
@@ -38,6 +40,8 @@ def load_model(source: str, task: str | None = None, *, trust_remote_code: bool 
         _require_safetensors(folder)
     try:
         config = transformers.AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
+        for file in sorted(folder.glob("*.safetensors")) if folder.is_dir() else ():
+            require_whole(file)
         made_by = _model_class(transformers, config, task, trust_remote_code)
         model: Any = (
             made_by.from_pretrained(
@@ -48,14 +52,14 @@ def load_model(source: str, task: str | None = None, *, trust_remote_code: bool 
         )
     except InputError:
         raise
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
-        text = " ".join(str(error).split())
+    except Exception as error:  # the library's code, its dependencies', and the checkpoint's own
+        text = brief(error) if str(error) else cause_of(error)
         hint = (
-            "Read the checkpoint's code, then pass --trust-remote-code (trust_remote_code=True)"
+            Advice("Read the checkpoint's code, then pass {}", Said("--trust-remote-code", "trust_remote_code=True"))
             if "trust_remote_code" in text
             else "Give a folder with config.json and *.safetensors, or an identifier that can be downloaded"
         )
-        raise InputError(f"the model can't be loaded: {text[:400]}", where=source, do=hint) from error
+        raise InputError(f"the model can't be loaded: {text}", where=source, do=hint) from error
     return _for_inference(model)
 
 
@@ -91,7 +95,11 @@ def _model_class(transformers: Any, config: Any, task: str | None, trust_remote_
         if found is not None:
             return found
         if names and not trust_remote_code and not hasattr(config, "auto_map"):
-            raise InputError("this version of transformers has no such class", got=", ".join(names), do="Pass --task")
+            raise InputError(
+                "this version of transformers has no such class",
+                got=", ".join(names),
+                do=Advice("Pass {}", Said("--task", "task=...")),
+            )
         return transformers.AutoModel
     if hasattr(transformers, task) and hasattr(getattr(transformers, task), "from_pretrained"):
         return getattr(transformers, task)

@@ -11,6 +11,7 @@ from crossfuse.export.huggingface.adapters import adapt
 from crossfuse.export.huggingface.inputs import plan_inputs
 from crossfuse.export.huggingface.load import load_model
 from crossfuse.export.huggingface.tracing import tracing
+from crossfuse.foreign import door
 from crossfuse.model_spec import ModelSpec
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ _UNASKED = ("attentions*", "*_attentions*")
 """Outputs that some models return without being asked to (``output_attentions`` is off)."""
 
 
+@door
 def huggingface_spec(
     model: nn.Module | str,
     *,

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from crossfuse.errors import InputError
+from crossfuse.errors import InputError, Said
 from crossfuse.serve.limits import Limits
 from crossfuse.serve.opening import EngineOptions
 
@@ -52,7 +52,7 @@ class ServeOptions:
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[\w.-]+", self.name):
-            raise InputError("a model's name must fit into a URL", where="--name", got=repr(self.name))
+            raise InputError("a model's name must fit into a URL", where=Said("--name", "name"), got=repr(self.name))
         for name in ("replicas", "batch_size", "timeout_s"):
             if getattr(self, name) <= 0:
                 raise InputError("an option must be positive", where=name, got=getattr(self, name))

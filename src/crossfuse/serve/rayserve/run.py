@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import ray
 from ray import serve
 
-from crossfuse.errors import CheckError, InputError
+from crossfuse.errors import Advice, CheckError, InputError, Said
 from crossfuse.serve.rayserve.app import application
 from crossfuse.serve.rayserve.options import ServeOptions
 
@@ -34,7 +34,11 @@ def deploy(options: ServeOptions, host: str, port: int) -> None:
                 f"the replicas need more {resource}s than there are",
                 got=f"{options.replicas} × {each:g}",
                 expected=f"at most {have.get(resource, 0):g}",
-                do=f"Ask for fewer --replicas, or less with --num-{resource.lower()}s",
+                do=Advice(
+                    "Ask for fewer {}, or less with {}",
+                    Said("--replicas", "replicas"),
+                    Said(f"--num-{resource.lower()}s", f"num_{resource.lower()}s"),
+                ),
             )
     serve.start(
         proxy_location="EveryNode",

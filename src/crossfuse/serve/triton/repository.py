@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from crossfuse.bundle.store import Bundle, open_bundle
 from crossfuse.bundle.writer import write_bundle
-from crossfuse.errors import InputError
+from crossfuse.errors import Advice, InputError, Said
 from crossfuse.runtime.engines import best_target
 from crossfuse.serve.limits import Limits
 from crossfuse.serve.merging import Merging
@@ -145,7 +145,11 @@ def _put_in_place(
     folder = root / config.name
     old = folder / "config.pbtxt"
     if folder.exists() and not (old.is_file() and old.read_text(encoding="utf-8").startswith(_MARK)):
-        raise InputError("the repository holds a model of this name that crossfuse didn't write", where=folder, do="Use --name")
+        raise InputError(
+            "the repository holds a model of this name that crossfuse didn't write",
+            where=folder,
+            do=Advice("Use {}", Said("--name", "name")),
+        )
     partial = root / f".{config.name}.partial-{secrets.token_hex(6)}"
     try:
         _write_model(partial, config, bundle, target, inputs)
