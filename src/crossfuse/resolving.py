@@ -131,7 +131,7 @@ def resolve_again(
                 "the model that the bundle was exported from is loaded again only where it is the zoo's: a bundle may come "
                 "from anywhere, so no code, file or address that it names is used",
                 got=f"{about.get('kind')} {name}",
-                do="If you trust that, name it yourself: --source SOURCE (source=...)",
+                do=Advice("If you trust that, name it yourself: {}", Said("--source SOURCE", "source=...")),
             )
         source = name
     for option, given, matters in (
@@ -142,6 +142,10 @@ def resolve_again(
             raise InputError(
                 f"the bundle was exported with a {option}, which is not taken from it: it may come from anywhere",
                 got=about[option],
-                do=f"If you trust that, name it yourself: --{option} (--source too, unless it is the zoo's)",
+                do=Advice(
+                    "If you trust that, name it yourself: {} ({} too, unless it is the zoo's)",
+                    Said(f"--{option}", f"{option}=..."),
+                    Said("--source", "source=..."),
+                ),
             )
     return resolve(source, size=size, seed=seed, checkpoint=checkpoint, task=task)
