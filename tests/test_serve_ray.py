@@ -29,6 +29,8 @@ from test_serve_triton import requests_for
 pytest.importorskip("ray", reason="ray is not installed")
 serving = pytest.importorskip("serving", reason="tritonclient is not installed")
 
+from crossfuse.serve.rayserve.ingress import home_of  # noqa: E402
+
 
 @contextmanager
 def server(bundle: Path, *options: str, name: str = "m") -> Iterator[tuple[int, subprocess.Popen[str]]]:
@@ -203,6 +205,18 @@ def test_routing_is_stable_and_even() -> None:
     for key, home in homes.items():
         assert order(key, ["c", "b", "a"])[0] == home
         assert order(key, ["a", "b"])[0] == (home if home != "c" else next(n for n in order(key, names) if n != "c"))
+
+
+@pytest.mark.parametrize("name", ["cat", "", "x" * 100_000, "a\nb\x1b[2J", "\ud800", "é"])
+def test_what_routes_is_a_digest(name: str) -> None:
+    """A client's text goes into no header and no log."""
+    home = home_of(name, b"key")
+    assert len(home) == 40
+    assert set(home) <= set("0123456789abcdef")
+    assert home == home_of(name, None)
+    assert home != home_of(name + "x", None)
+    assert home_of(None, b"\x01") == "01"
+    assert home_of(None, None) == ""
 
 
 def test_options_are_checked() -> None:

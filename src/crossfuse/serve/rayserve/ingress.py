@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import logging
 import time
@@ -27,7 +28,7 @@ from crossfuse.serve.rayserve.options import ServeOptions
 from crossfuse.specs import names_of
 from crossfuse.terminal import shown_traceback
 
-__all__ = ["Ingress"]
+__all__ = ["Ingress", "home_of"]
 
 _LOG = logging.getLogger("ray.serve")
 _INLINE = 1 << 16
@@ -168,7 +169,7 @@ class Ingress:
         return call, content_key(given) if given else None
 
     async def _ask(self, call: Call, key: bytes | None) -> tuple[int, Any]:
-        home = call.context_id or (key.hex() if key is not None else "")
+        home = home_of(call.context_id, key)
         handle = self._replica.options(multiplexed_model_id=home) if home else self._replica
         for attempt in (1, 2):
             try:
@@ -192,6 +193,16 @@ class Ingress:
                 return bool(await self._replica.ready.remote())
         except (TimeoutError, RayActorError, BackPressureError, DeploymentUnavailableError):
             return False
+
+
+def home_of(context_id: str | None, key: bytes | None) -> str:
+    """What routes a request: a digest of its context's name, or of the inputs; nothing where it has neither.
+
+    Serve carries it in headers and tells it in logs, so a client's own text isn't it.
+    """
+    if context_id is not None:
+        return hashlib.blake2b(context_id.encode("utf-8", "surrogatepass"), digest_size=20).hexdigest()
+    return "" if key is None else key.hex()
 
 
 def _refused(status: int, text: str) -> Response:
