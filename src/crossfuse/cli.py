@@ -77,7 +77,13 @@ def export(
         bool, typer.Option("--trust-remote-code", help="Run code that comes with an hf: checkpoint.")
     ] = False,
     example: Annotated[
-        Path | None, typer.Option("--example", metavar="FILE.npz", help="Example inputs of a model.onnx.")
+        list[Path] | None,
+        typer.Option(
+            "--example",
+            metavar="FILE.npz",
+            help="Real inputs, arrays by input name: targets are compared and calibrated on them, too. The first gives a "
+            "model.onnx its example inputs; repeat.",
+        ),
     ] = None,
     drop_output: Annotated[
         list[str] | None,
@@ -101,7 +107,7 @@ def export(
         "checkpoint": checkpoint,
         "task": task,
         "trust_remote_code": trust_remote_code,
-        "example": example,
+        "example": example or [],
     }
     with output.progress() as step:
         step("loading PyTorch")
@@ -109,6 +115,7 @@ def export(
         if context or dynamic or decode:
             spec = pipeline.resolve(source, **of_source)
             resolved = _override(spec, context or [], dynamic or [], decode)
+            of_source["example"] = []  # the spec has them
         bundle = pipeline.export(
             resolved,
             out,
@@ -176,7 +183,16 @@ def verify(
         str | None,
         typer.Option("--source", help="Recompute the reference from this model, instead of using the bundle's own."),
     ] = None,
-    seed: Annotated[int, typer.Option("--seed", help="Of the fresh inputs; with --source.")] = 1,
+    inputs: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--input",
+            metavar="FILE.npz",
+            help="Compare on these inputs, arrays by input name; repeat. With --source against the eager model in float64; "
+            "without, against the bundle's fused graph, executed by ONNX Runtime on the CPU in fp32.",
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", help="Of the fresh inputs; with --source and without --input.")] = 1,
     bisect: Annotated[
         bool, typer.Option("--bisect", help="Find the first attention or module where the target leaves its tolerance.")
     ] = False,
@@ -184,7 +200,10 @@ def verify(
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
-    """Check a bundle's numbers on this machine against the eager model's. Needs no PyTorch without --source."""
+    """Check a bundle's numbers on this machine against the eager model's. Needs no PyTorch without --source.
+
+    docs/verify.md tells what it guarantees, and what it can't.
+    """
     from crossfuse import pipeline
     from crossfuse.console import Output
     from crossfuse.runtime.options import SessionOptions
@@ -192,7 +211,9 @@ def verify(
     output = Output(as_json=as_json)
     options = SessionOptions(threads=threads, provider=provider)
     with output.progress() as step:
-        report = pipeline.verify(bundle, target, source=source, seed=seed, bisect=bisect, options=options, step=step)
+        report = pipeline.verify(
+            bundle, target, source=source, inputs=inputs or None, seed=seed, bisect=bisect, options=options, step=step
+        )
     output.result(report.to_json(), lambda: output.parity(report))
     report.require_passed()
 

@@ -25,6 +25,8 @@ from crossfuse.profile.words import common_sizes, milliseconds, sizes_text
 from crossfuse.sizes import size_at
 from crossfuse.specs import CONTEXTS
 from crossfuse.verify.parity import ParityReport
+from crossfuse.verify.points import EXAMPLE
+from crossfuse.verify.reference import EAGER
 
 __all__ = ["Output"]
 
@@ -95,8 +97,8 @@ class Output:
         data = report if isinstance(report, dict) else report.to_json()
         verdict = "[bold green]passed[/]" if data["passed"] else "[bold red]failed[/]"
         self.heading(
-            f"Parity of {data['target']} on {data['executed_on']}: {verdict} at {len(data['points'])} shape points, "
-            f"against eager {data['reference_dtype']}"
+            f"Parity of {data['target']} on {data['executed_on']}: {verdict} at {_points_text(data)}, against "
+            f"{_escape(str(data.get('computed_by', EAGER)))} in {data['reference_dtype']}"
         )
         table = Table()
         for column in ("output", "max abs", "max rel", "cosine", "tolerance", "from"):
@@ -107,6 +109,8 @@ class Output:
             style = "" if o["passed"] else "bold red"
             table.add_row(_escape(name), *numbers, cosine, f"{o['tolerance']:.3g}", o["tolerance_from"], style=style)
         self.console.print(table)
+        for note in data.get("notes", ()):
+            self.line(str(note))
         fault = None if isinstance(report, dict) else report.fault
         if fault is not None:
             self.warning(fault.sentence())
@@ -265,6 +269,11 @@ def _ledger_sentence(ledger: Ledger, targets: tuple[str, ...]) -> str:
     kinds = ", ".join(f"{n} {kind}" for kind, n in ledger.counts().items()) or "none"
     fused = ", ".join(f"{sum(ledger.counts(t).values())} fused in {t}" for t in targets)
     return f"{len(ledger)} attentions ({kinds}); {fused}" if targets else f"{len(ledger)} attentions ({kinds})"
+
+
+def _points_text(parity: dict[str, Any]) -> str:
+    own = list(parity.get("kinds", ())).count(EXAMPLE)
+    return f"{len(parity['points'])} points" + (f", {own} of them given" if own else "")
 
 
 def _escape(text: str) -> str:
