@@ -14,6 +14,7 @@ import typer
 from crossfuse.cli_options import AllowUnfused, BundlePath, Capabilities, IoDtype, Json, Precision, Profiles, Provider, Threads
 from crossfuse.cli_profile import profile
 from crossfuse.cli_serve import map_command, package, serve
+from crossfuse.cli_verify import verify
 from crossfuse.errors import CrossfuseError, InputError
 
 __all__ = ["app", "main"]
@@ -175,47 +176,7 @@ def build(
     _show(output, built)
 
 
-@app.command()
-def verify(
-    bundle: BundlePath,
-    target: Annotated[str | None, typer.Option("--target", help="Where omitted, the best that runs here.")] = None,
-    source: Annotated[
-        str | None,
-        typer.Option("--source", help="Recompute the reference from this model, instead of using the bundle's own."),
-    ] = None,
-    inputs: Annotated[
-        list[Path] | None,
-        typer.Option(
-            "--input",
-            metavar="FILE.npz",
-            help="Compare on these inputs, arrays by input name; repeat. With --source against the eager model in float64; "
-            "without, against the bundle's fused graph, executed by ONNX Runtime on the CPU in fp32.",
-        ),
-    ] = None,
-    seed: Annotated[int, typer.Option("--seed", help="Of the fresh inputs; with --source and without --input.")] = 1,
-    bisect: Annotated[
-        bool, typer.Option("--bisect", help="Find the first attention or module where the target leaves its tolerance.")
-    ] = False,
-    provider: Provider = None,
-    threads: Threads = None,
-    as_json: Json = False,
-) -> None:
-    """Check a bundle's numbers on this machine against the eager model's. Needs no PyTorch without --source.
-
-    docs/verify.md tells what it guarantees, and what it can't.
-    """
-    from crossfuse import pipeline
-    from crossfuse.console import Output
-    from crossfuse.runtime.options import SessionOptions
-
-    output = Output(as_json=as_json)
-    options = SessionOptions(threads=threads, provider=provider)
-    with output.progress() as step:
-        report = pipeline.verify(
-            bundle, target, source=source, inputs=inputs or None, seed=seed, bisect=bisect, options=options, step=step
-        )
-    output.result(report.to_json(), lambda: output.parity(report))
-    report.require_passed()
+app.command()(verify)
 
 
 @app.command()

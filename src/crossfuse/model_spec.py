@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-    from crossfuse.imitation import Draw, Kind
+    from crossfuse.imitation import Draw
+    from crossfuse.input_kinds import Kind
 
 __all__ = ["ModelSpec", "Sampler", "Tracing"]
 
@@ -198,7 +199,7 @@ class ModelSpec:
 
     def kinds(self) -> dict[str, Kind]:
         """What kind each input is, told by all examples."""
-        from crossfuse.imitation import kinds_of
+        from crossfuse.input_kinds import kinds_of
 
         return kinds_of([self.inputs, *self.examples], self.axes)
 

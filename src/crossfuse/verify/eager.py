@@ -16,29 +16,14 @@ from crossfuse.errors import InputError
 from crossfuse.export.capture import named_outputs
 from crossfuse.imitation import Draw, Table
 from crossfuse.model_spec import ModelSpec
-from crossfuse.specs import CONTEXTS
 from crossfuse.verify.half import HALF_DTYPES, half_errors
 from crossfuse.verify.parity import output_error
-from crossfuse.verify.points import EXAMPLE, TAILS, Planned, planned_points
+from crossfuse.verify.points import TAILS, Planned, planned_points
 from crossfuse.verify.reference import ReferencePoint, ReferenceSet
+from crossfuse.verify.samples import Sample, example_sample, given_sample, made_sample
 from crossfuse.verify.tables import tables_seen
 
 __all__ = ["eager_reference", "given_reference"]
-
-_HALF_EXAMPLES = 4
-"""At how many of the user's examples the half precisions' own errors are measured; besides, at the largest sizes and tails."""
-
-
-@dataclass(frozen=True)
-class _Sample:
-    """Inputs for eager, whole, and as a session takes them: with each context once."""
-
-    sizes: Mapping[str, int]
-    whole: dict[str, Tensor]
-    given: dict[str, Tensor]
-    seed: int
-    kind: str
-    half: bool
 
 
 @dataclass(frozen=True)
@@ -68,7 +53,7 @@ def eager_reference(
     Raises:
         InputError: the module can't run at an example or at sizes that its dimensions allow, or gives NaN or infinity there.
     """
-    examples = [_example(spec, inputs, i, shared_batch) for i, inputs in enumerate((spec.inputs, *spec.examples))]
+    examples = [example_sample(spec, inputs, i, shared_batch) for i, inputs in enumerate((spec.inputs, *spec.examples))]
     tables = _tables(spec)
     runner = _Runner(spec, examples[0].whole)
     kinds = spec.kinds()
@@ -116,7 +101,7 @@ def given_reference(
     runner: _Runner | None = None
     for i, (where, inputs) in enumerate(given):
         step(f"eager reference {i + 1}/{len(given)}: {where}")
-        sample = _given_sample(spec, inputs, where, i, shared_batch)
+        sample = given_sample(spec, inputs, where, i, shared_batch)
         runner = runner or _Runner(spec, sample.whole)
         results = runner.run(sample.whole)
         _require_defined(results, where, sample.sizes)
@@ -143,7 +128,7 @@ class _Runner:
 class _Attempt:
     """What became of a planned point; no results where it was dropped."""
 
-    sample: _Sample | None
+    sample: Sample | None
     results: _Results | None
     notes: list[str]
 
@@ -158,7 +143,7 @@ def _attempt(spec: ModelSpec, plan: Planned, seed: int, runner: _Runner, shared_
         if before is not None and all(torch.equal(inputs[name], before[name]) for name in inputs):
             continue
         before = inputs
-        sample = _made_sample(spec, plan, inputs, seed, shared_batch)
+        sample = made_sample(spec, plan, inputs, seed, shared_batch)
         try:
             results = runner.run(sample.whole)
         except InputError as error:
@@ -195,44 +180,7 @@ def _tables(spec: ModelSpec) -> dict[str, Table]:
     return tables | {name: Table(rows) for name, rows in spec.vocabulary.items()}
 
 
-def _example(spec: ModelSpec, inputs: Mapping[str, Tensor], index: int, shared_batch: str | None) -> _Sample:
-    sizes = spec.sizes_of(inputs, f"example {index + 1}")
-    if shared_batch is not None:
-        sizes = sizes | {CONTEXTS: sizes[shared_batch]}
-    # A copy: what a module writes into its input would reach the next run.
-    return _Sample(sizes, dict(inputs), dict(inputs), 0, EXAMPLE, index < _HALF_EXAMPLES)
-
-
-def _made_sample(spec: ModelSpec, plan: Planned, inputs: dict[str, Tensor], seed: int, shared_batch: str | None) -> _Sample:
-    given, sizes = dict(inputs), dict(plan.sizes)
-    if shared_batch is not None:
-        for name in _per_context(spec, shared_batch):
-            given[name] = inputs[name][:: plan.fan_out].contiguous()
-            inputs[name] = given[name].repeat_interleave(plan.fan_out, dim=0)
-        sizes[CONTEXTS] = sizes[shared_batch] // plan.fan_out
-    return _Sample(sizes, inputs, given, seed, plan.kind, plan.half)
-
-
-def _given_sample(spec: ModelSpec, given: Mapping[str, Tensor], where: str, index: int, shared_batch: str | None) -> _Sample:
-    whole, extra = dict(given), {}
-    if shared_batch is not None:
-        repeated = _per_context(spec, shared_batch)
-        queries = next(
-            (int(t.shape[0]) for n, t in given.items() if n not in repeated and spec.axes.get(n, {}).get(0) == shared_batch), 0
-        )
-        for name in repeated:
-            extra[CONTEXTS] = contexts = int(given[name].shape[0])
-            if queries % contexts == 0 and queries:
-                whole[name] = given[name].repeat_interleave(queries // contexts, dim=0)
-    sizes = spec.sizes_of(whole, where) | extra
-    return _Sample(sizes, whole, dict(given), index, EXAMPLE, index < _HALF_EXAMPLES)
-
-
-def _per_context(spec: ModelSpec, shared_batch: str) -> list[str]:
-    return [name for name in spec.context if spec.axes.get(name, {}).get(0) == shared_batch]
-
-
-def _point(sample: _Sample, results: _Results) -> ReferencePoint:
+def _point(sample: Sample, results: _Results) -> ReferencePoint:
     return ReferencePoint(
         sample.sizes,
         sample.seed,
@@ -262,7 +210,7 @@ def _sizes_text(sizes: Mapping[str, int]) -> str:
 
 
 def _with_half(
-    spec: ModelSpec, points: Sequence[ReferencePoint], samples: Sequence[_Sample], step: Callable[[str], None]
+    spec: ModelSpec, points: Sequence[ReferencePoint], samples: Sequence[Sample], step: Callable[[str], None]
 ) -> tuple[ReferencePoint, ...]:
     """The points with the eager errors of half precisions at some of them."""
     some = [i for i, sample in enumerate(samples) if sample.half]

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 from crossfuse.specs import Dim
 
 if TYPE_CHECKING:
-    from crossfuse.imitation import Draw, Kind
+    from crossfuse.imitation import Draw
+    from crossfuse.input_kinds import Kind
 
 __all__ = ["EXAMPLE", "LEAST_POINTS", "MADE", "TAILS", "Planned", "fan_out_points", "planned_points", "shape_points"]
 
