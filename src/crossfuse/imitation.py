@@ -90,11 +90,14 @@ def imitate(
             values = _lengths(kind, shape, name, axes, shapes, patterns, generator)
         elif kind.name == "ids":
             values = torch.randint(kind.low, kind.high + 1, shape, generator=generator)
-            if draw.extremes and name in draw.tables:
-                values = _with_extremes(values, draw.tables[name], generator)
             beyond = kind.ignored if kind.ignored is not None else kind.padding
             if beyond is not None and shape:
-                values = torch.where(patterns.shown(shape, names), values, beyond)
+                another = beyond + 1 if beyond < kind.high else max(beyond - 1, kind.low)
+                shown = patterns.shown(shape, names)
+                values = torch.where(shown, torch.where(values == beyond, another, values), beyond)
+            if draw.extremes and name in draw.tables:
+                among = None if beyond is None else values != beyond
+                values = _with_extremes(values, draw.tables[name], generator, among=among)
         else:
             values = _masked(kind, patterns.shown(shape, names), draw.flipped, generator)
         made[name] = values.to(example.dtype)
