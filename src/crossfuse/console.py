@@ -273,7 +273,8 @@ def _ledger_sentence(ledger: Ledger, targets: tuple[str, ...]) -> str:
 
 def _points_text(parity: dict[str, Any]) -> str:
     own = list(parity.get("kinds", ())).count(EXAMPLE)
-    return f"{len(parity['points'])} points" + (f", {own} of them given" if own else "")
+    count = len(parity["points"])
+    return f"{count} point{'s' if count != 1 else ''}" + (f", {own} of them given" if own else "")
 
 
 def _escape(text: str) -> str:
