@@ -66,6 +66,19 @@ def test_performance_commands(tmp_path: Path) -> None:
     assert (tmp_path / "report.html").exists()
 
 
+def test_verify_commands(tmp_path: Path) -> None:
+    spec = zoo_spec("qformer", "tiny")
+    for name, sizes in (("real", {"text": 3}), ("more", {"batch": 1, "image_tokens": 20})):
+        made = spec.sample(spec.example_sizes | sizes, seed=len(name))
+        np.savez(tmp_path / f"{name}.npz", **{k: v.numpy() for k, v in made.items()})
+    text = (ROOT / "docs" / "verify.md").read_text()
+    printed = [" ".join(run(line.split(), tmp_path).stdout.split()) for line in block("sh", text).splitlines()]
+    assert "10 points, 2 of them given, against the eager model in float64" in printed[1]
+    assert "2 points, 2 of them given, against the bundle's fused graph" in printed[2]
+    assert "1 point, 1 of them given, against the eager model in float64" in printed[3]
+    assert all("passed" in line for line in printed)
+
+
 @pytest.mark.parametrize("size", ["tiny", pytest.param("published", marks=pytest.mark.slow)])
 def test_demo(tmp_path: Path, size: str) -> None:
     command = [sys.executable, str(ROOT / "examples" / "demo.py"), "--size", size, "--bundle", str(tmp_path / "b")]

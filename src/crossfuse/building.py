@@ -16,7 +16,8 @@ from crossfuse.jsontext import json_text
 from crossfuse.parity_check import ParityCheck
 from crossfuse.runtime.engines import runs_here
 from crossfuse.runtime.gpu import Gpu
-from crossfuse.verify.reference import ReferenceSet
+from crossfuse.verify.points import EXAMPLE, MADE, TAILS
+from crossfuse.verify.reference import ReferencePoint, ReferenceSet
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -31,7 +32,8 @@ WEIGHTS = "weights.bin"
 """The file of the fused graph's weights, which the targets' graphs share."""
 
 _PRODUCERS = ("torch", "onnx", "onnxscript", "onnx-ir", "onnxruntime-gpu", "onnxruntime", "polygraphy")
-_CALIBRATION_POINTS = 3
+_CALIBRATION_POINTS = 2
+"""How many of the points made for the check are calibrated on, besides the user's examples and what reaches tails."""
 
 Step = Callable[[str], None]
 
@@ -168,7 +170,7 @@ def _in_precision(
         return Precise(stages.graphs)
     keep: dict[str, str] = {}
     if precision == "mixed":
-        points = [_whole_inputs(point.inputs, model) for point in checker.reference.points[:_CALIBRATION_POINTS]]
+        points = [_whole_inputs(point.inputs, model) for point in _calibration(checker.reference)]
         keep = search_islands(model, stages.graphs, points, checker.passes, step=step)
     step(f"{target.name}: casting to {precision}")
     ends: list[str] = []
@@ -177,6 +179,13 @@ def _in_precision(
             v.name or "" for v in (*model.graph.inputs, *model.graph.outputs) if v.dtype is not None and v.dtype.name == "FLOAT"
         ]
     return half_stages(stages.graphs, precision, keep=keep, half_frontier=not target.simulates, half_ends=ends)
+
+
+def _calibration(reference: ReferenceSet) -> list[ReferencePoint]:
+    """The points whose activations a search looks at: the user's, some made, and tails at which fp16 is judged."""
+    made = [p for p in reference.points if p.kind == MADE]
+    tails = [p for p in reference.points if p.kind == TAILS and set(p.half.get("fp16", {})) == set(p.outputs)]
+    return [*(p for p in reference.points if p.kind == EXAMPLE), *made[:_CALIBRATION_POINTS], *tails]
 
 
 def _whole_inputs(inputs: Mapping[str, Any], model: ir.Model) -> dict[str, Any]:

@@ -18,15 +18,14 @@ from crossfuse.cli_options import (
     Precision,
     Profiles,
     Provider,
-    SourceCheckpoint,
-    SourceTask,
     Threads,
     override_spec,
 )
 from crossfuse.cli_profile import profile
 from crossfuse.cli_serve import map_command, package, serve
+from crossfuse.cli_verify import verify
 from crossfuse.entry import main
-from crossfuse.errors import Door, InputError
+from crossfuse.errors import InputError
 
 __all__ = ["app", "main"]
 
@@ -103,7 +102,13 @@ def export(
         bool, typer.Option("--trust-remote-code", help="Run code that comes with an hf: checkpoint.")
     ] = False,
     example: Annotated[
-        Path | None, typer.Option("--example", metavar="FILE.npz", help="Example inputs of a model.onnx.")
+        list[Path] | None,
+        typer.Option(
+            "--example",
+            metavar="FILE.npz",
+            help="Real inputs, arrays by input name: targets are compared and calibrated on them, too. The first gives a "
+            "model.onnx its example inputs; repeat.",
+        ),
     ] = None,
     drop_output: Annotated[
         list[str] | None,
@@ -127,7 +132,7 @@ def export(
         "checkpoint": checkpoint,
         "task": task,
         "trust_remote_code": trust_remote_code,
-        "example": example,
+        "example": example or [],
     }
     with output.progress() as step:
         step("loading PyTorch")
@@ -135,6 +140,7 @@ def export(
         if context or dynamic or decode:
             spec = pipeline.resolve(source, **of_source)
             resolved = override_spec(spec, context or [], dynamic or [], decode)
+            of_source["example"] = []  # the spec has them
         bundle = pipeline.export(
             resolved,
             out,
@@ -194,40 +200,7 @@ def build(
     _show(output, built)
 
 
-@app.command()
-def verify(
-    bundle: BundlePath,
-    target: Annotated[str | None, typer.Option("--target", help="Where omitted, the best that runs here.")] = None,
-    source: Annotated[
-        str | None,
-        typer.Option("--source", help="Recompute the reference from this model, instead of using the bundle's own."),
-    ] = None,
-    checkpoint: SourceCheckpoint = None,
-    task: SourceTask = None,
-    seed: Annotated[int, typer.Option("--seed", help="Of the fresh inputs; with --source.")] = 1,
-    bisect: Annotated[
-        bool, typer.Option("--bisect", help="Find the first attention or module where the target leaves its tolerance.")
-    ] = False,
-    provider: Provider = None,
-    threads: Threads = None,
-    as_json: Json = False,
-) -> None:
-    """Check a bundle's numbers on this machine against the eager model's. Needs no PyTorch without --source."""
-    from crossfuse import pipeline
-    from crossfuse.console import Output
-    from crossfuse.runtime.options import SessionOptions
-
-    output = Output(as_json=as_json)
-    options = SessionOptions(threads=threads, provider=provider)
-    of_source: dict[str, Any] = {"source": source, "checkpoint": checkpoint, "task": task}
-    with output.progress() as step:
-        report = pipeline.verify(bundle, target, seed=seed, bisect=bisect, options=options, step=step, **of_source)
-    failure = report.failure
-    data = report.to_json() | ({} if failure is None else {"error": failure.to_json()})
-    output.result(data, lambda: output.parity(report))
-    if failure is not None:
-        output.error(failure.paragraph(Door.COMMAND_LINE))
-        raise typer.Exit(failure.exit_code)
+app.command()(verify)
 
 
 @app.command()

@@ -27,6 +27,8 @@ from crossfuse.sizes import size_at
 from crossfuse.specs import CONTEXTS
 from crossfuse.terminal import shown
 from crossfuse.verify.parity import ParityReport
+from crossfuse.verify.points import EXAMPLE
+from crossfuse.verify.reference import EAGER
 
 __all__ = ["Output"]
 
@@ -118,7 +120,7 @@ class Output:
         self.heading(
             f"Parity of {data['target']} on {data['executed_on']}: ",
             verdict,
-            f" at {len(data['points'])} shape points, against eager {data['reference_dtype']}",
+            f" at {_points_text(data)}, against {data.get('computed_by', EAGER)} in {data['reference_dtype']}",
         )
         table = Table()
         for column in ("output", "max abs", "max rel", "cosine", "tolerance", "from"):
@@ -129,6 +131,8 @@ class Output:
             style = "" if o["passed"] else "bold red"
             table.add_row(name, *numbers, cosine, f"{o['tolerance']:.3g}", o["tolerance_from"], style=style)
         self.console.print(table)
+        for note in data.get("notes", ()):
+            self.line(str(note))
         fault = None if isinstance(report, dict) else report.fault
         if fault is not None:
             self.warning(fault.sentence())
@@ -292,3 +296,9 @@ def _ledger_sentence(ledger: Ledger, targets: tuple[str, ...]) -> str:
 def _styled(text: str, style: str = "") -> Text:
     """Text with a style, shown as all other."""
     return Text(shown(text), style=style)
+
+
+def _points_text(parity: dict[str, Any]) -> str:
+    own = list(parity.get("kinds", ())).count(EXAMPLE)
+    count = len(parity["points"])
+    return f"{count} point{'s' if count != 1 else ''}" + (f", {own} of them given" if own else "")

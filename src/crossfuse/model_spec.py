@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
@@ -16,6 +16,9 @@ from crossfuse.specs import Dim, collect_dims
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
+
+    from crossfuse.imitation import Draw
+    from crossfuse.input_kinds import Kind
 
 __all__ = ["ModelSpec", "Sampler", "Tracing"]
 
@@ -58,8 +61,11 @@ class ModelSpec:
         drop_outputs: names of outputs to leave out; ``*`` stands for any text. An attention whose probabilities are an output
             fuses only without that output.
         tracing: gives the context in which the module is traced and translated; set by sources that need one.
-        sampler: makes inputs at other sizes; where omitted, the examples' distributions are imitated: floats by mean and
-            deviation, ids within the range seen, masks of zeros and ones as padded prefixes.
+        sampler: makes inputs at other sizes; where omitted, the examples are imitated, as :mod:`crossfuse.imitation` tells.
+        examples: further real inputs, by the same names and of any sizes that ``dynamic`` allows. They and ``inputs`` are among
+            the points at which every target is compared, and which a search for mixed precision measures.
+        vocabulary: how many rows the table has that an input of ids looks up; where omitted, seen in one eager run where the
+            table is a parameter. Ids are made over all of it.
 
     Raises:
         InputError: a field of the wrong type, an input that is no tensor, an input, axis or context name that doesn't exist, or
@@ -75,6 +81,8 @@ class ModelSpec:
     drop_outputs: tuple[str, ...] = ()
     decode: str | None = None
     tracing: Callable[[], AbstractContextManager[Tracing]] = lambda: nullcontext(Tracing())
+    examples: Sequence[Mapping[str, Tensor]] = ()
+    vocabulary: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -86,6 +94,8 @@ class ModelSpec:
         sizes = self.example_sizes
         for dim in self.dims.values():
             dim.check(sizes[dim.name], "the example inputs")
+        for i, example in enumerate(self.examples):
+            self.sizes_of(example, f"examples[{i}]")
 
     @classmethod
     def from_sampler(
@@ -134,59 +144,93 @@ class ModelSpec:
     @property
     def example_sizes(self) -> dict[str, int]:
         """Sizes of the named dimensions in the example inputs."""
+        return self._sizes(self.inputs, "the example inputs")
+
+    def sizes_of(self, inputs: Mapping[str, Tensor], where: str) -> dict[str, int]:
+        """Sizes of the named dimensions in other inputs, which are checked against the examples.
+
+        Raises:
+            InputError: other names, dtypes, ranks or fixed sizes, one dimension with two sizes, or a size out of its range.
+        """
+        if inputs.keys() != self.inputs.keys():
+            unknown, missing = sorted(inputs.keys() - self.inputs.keys()), sorted(self.inputs.keys() - inputs.keys())
+            got = [f"unknown {', '.join(unknown)}"] * bool(unknown) + [f"missing {', '.join(missing)}"] * bool(missing)
+            raise InputError("the inputs' names are wrong", where=where, got="; ".join(got), expected=", ".join(self.inputs))
+        for name, example in self.inputs.items():
+            tensor, free = inputs[name], self.axes.get(name, {})
+            if tensor.dtype != example.dtype:
+                raise InputError(
+                    "an input has the wrong dtype", where=f"{where}, {name}", got=tensor.dtype, expected=example.dtype
+                )
+            fixed = tensor.ndim == example.ndim and all(
+                n == m for i, (n, m) in enumerate(zip(tensor.shape, example.shape, strict=True)) if i not in free
+            )
+            if not fixed:
+                expected = [free.get(i, n) for i, n in enumerate(example.shape)]
+                raise InputError(
+                    "an input has the wrong shape",
+                    where=f"{where}, {name}",
+                    got=list(tensor.shape),
+                    expected=f"[{', '.join(map(str, expected))}]",
+                )
+        sizes = self._sizes(inputs, where)
+        for dim in self.dims.values():
+            dim.check(sizes[dim.name], where)
+        return sizes
+
+    def _sizes(self, inputs: Mapping[str, Tensor], where: str) -> dict[str, int]:
         sizes: dict[str, int] = {}
         for name, axes in self.axes.items():
             for axis, dim in axes.items():
-                size = int(self.inputs[name].shape[axis])
+                size = int(inputs[name].shape[axis])
                 if sizes.setdefault(dim, size) != size:
                     raise InputError(
-                        f"dimension {dim!r} has two sizes in the example inputs",
+                        f"dimension {dim!r} has two sizes in {where}",
                         where=f"{name}, axis {axis}",
                         got=size,
                         expected=sizes[dim],
                     )
         return sizes
 
-    def sample(self, sizes: Mapping[str, int], seed: int) -> dict[str, Tensor]:
+    def kinds(self) -> dict[str, Kind]:
+        """What kind each input is, told by all examples."""
+        from crossfuse.input_kinds import kinds_of
+
+        return kinds_of([self.inputs, *self.examples], self.axes)
+
+    def sample(self, sizes: Mapping[str, int], seed: int, draw: Draw | None = None) -> dict[str, Tensor]:
         """Seeded inputs at the given sizes of the named dimensions.
+
+        Args:
+            sizes: of the named dimensions.
+            seed: the same gives the same.
+            draw: what they are to reach; where omitted, masks are padded at the end, ids and features as in the examples.
 
         Raises:
             InputError: the sampler fails, or gives other names or sizes than the spec says.
         """
-        generator = _generator(seed)
+        from crossfuse.imitation import Draw, imitate, vary
+
+        generator, draw = _generator(seed), draw or Draw()
+        shapes = {name: self._shape(name, sizes) for name in self.inputs}
         if self.sampler is None:
-            return {name: self._imitate(name, sizes, generator) for name in self.inputs}
+            return imitate(self.kinds(), self.inputs, shapes, self.axes, draw, generator)
         with blaming("the sampler raised", where=f"{self.name} at {dict(sizes)}"):
             made = self.sampler(dict(sizes), generator)
         if not isinstance(made, Mapping):
             raise InputError("the sampler gives no tensors by name", where=self.name, got=type(made).__name__)
         for name, example in self.inputs.items():
-            expected = self._shape(name, sizes)
             if name in made:
                 check_input(name, made[name])
-            if name not in made or tuple(made[name].shape) != expected or made[name].dtype != example.dtype:
+            if name not in made or tuple(made[name].shape) != shapes[name] or made[name].dtype != example.dtype:
                 got = f"{made[name].dtype} {tuple(made[name].shape)}" if name in made else "nothing"
-                raise InputError("the sampler's inputs differ", where=name, got=got, expected=f"{example.dtype} {expected}")
-        return made
+                expected = f"{example.dtype} {shapes[name]}"
+                raise InputError("the sampler's inputs differ", where=name, got=got, expected=expected)
+        return vary(self.kinds(), {name: made[name] for name in self.inputs}, self.axes, draw, generator)
 
     def _shape(self, name: str, sizes: Mapping[str, int]) -> tuple[int, ...]:
         axes = self.axes.get(name, {})
         return tuple(sizes[axes[i]] if i in axes else int(n) for i, n in enumerate(self.inputs[name].shape))
-
-    def _imitate(self, name: str, sizes: Mapping[str, int], generator: torch.Generator) -> Tensor:
-        import torch
-
-        example, shape = self.inputs[name], self._shape(name, sizes)
-        if example.is_floating_point():
-            deviation, mean = torch.std_mean(example.double()) if example.numel() > 1 else (torch.ones(()), example.mean())
-            noise = torch.randn(shape, generator=generator, dtype=torch.float64)
-            return (noise * (deviation if deviation > 0 else 1.0) + mean).to(example.dtype)
-        low, high = (int(example.min()), int(example.max())) if example.numel() else (0, 1)
-        if example.dtype == torch.bool or (low >= 0 and high <= 1 and high != 0):
-            length = shape[-1] if shape else 1
-            kept = torch.randint(1, length + 1, (*shape[:-1], 1), generator=generator)
-            return (torch.arange(length) < kept).reshape(shape).to(example.dtype)
-        return torch.randint(low, high + 1, shape, generator=generator).to(example.dtype)
 
 
 def _generator(seed: int) -> torch.Generator:

@@ -73,6 +73,7 @@ def check_fields(spec: Any) -> None:
         ("dynamic", spec.dynamic),
         ("context", spec.context),
         ("decode", [spec.decode] if spec.decode else []),
+        ("vocabulary", spec.vocabulary),
     ):
         for name in names:
             if name not in spec.inputs:

@@ -16,9 +16,10 @@ from crossfuse.bundle.writer import write_bundle
 from crossfuse.errors import BundleError, InputError, unknown
 from crossfuse.foreign import door
 from crossfuse.onnx_runtime import require_onnxruntime
-from crossfuse.resolving import describe, resolve, resolve_again
+from crossfuse.resolving import Examples, describe, resolve, resolve_again
 from crossfuse.runtime.options import SessionOptions
-from crossfuse.verify.reference import REFERENCE_FILE, load_reference, save_reference
+from crossfuse.verify.check import reference_of
+from crossfuse.verify.reference import REFERENCE_FILE, save_reference
 from crossfuse.verifying import fused_stages, verify
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def export(
     task: str | None = None,
     trust_remote_code: bool = False,
     drop_outputs: Iterable[str] = (),
-    example: str | Path | None = None,
+    example: Examples = (),
     whole: bool = False,
     step: Step = lambda _: None,
 ) -> Bundle:
@@ -67,7 +68,8 @@ def export(
         task, trust_remote_code: of ``hf:`` sources: which head (a pipeline's task or a class name), and whether code that comes
             with the checkpoint may run.
         whole: don't split, although the source names context inputs.
-        example: NPZ file with example inputs of an ONNX file.
+        example: NPZ files of real inputs: every target is compared at them, too. The first gives an ONNX file its example
+            inputs.
         drop_outputs: names of outputs to leave out, ``*`` for any text.
         step: told what begins, for progress.
 
@@ -193,7 +195,7 @@ def build(
         manifest = replace(old.manifest, targets={name: old.manifest.targets[name] for name in keep})
         staged = Bundle(writer.folder, old.manifest)
         model, stages = fused_stages(staged)
-        reference = load_reference(writer.folder / REFERENCE_FILE)
+        reference = reference_of(staged)
         manifest = add_target(writer, manifest, model, stages, target, reference, options, step=step)
         return writer.commit(manifest)
 

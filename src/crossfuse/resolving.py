@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from numpy.typing import NDArray
 
 from crossfuse.arrays import load_arrays
 from crossfuse.errors import Advice, InputError, Said, unknown
 from crossfuse.models.registry import SIZES, ZOO, zoo_spec
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from crossfuse.model_spec import ModelSpec
 
-__all__ = ["describe", "resolve", "resolve_again"]
+__all__ = ["Examples", "describe", "resolve", "resolve_again", "with_tensors"]
+
+Examples = str | Path | Iterable[str | Path] | None
+"""NPZ files of real inputs."""
 
 HUGGING_FACE = "hf:"
 
@@ -26,25 +34,53 @@ def resolve(
     checkpoint: str | None = None,
     task: str | None = None,
     trust_remote_code: bool = False,
-    example: str | Path | None = None,
+    example: Examples = (),
 ) -> ModelSpec:
     """The spec behind a source; the options are those of `export`.
 
     Raises:
-        InputError: unknown name, or a factory that fails.
+        InputError: unknown name, a factory that fails, or examples that the model doesn't take.
     """
+    files = [Path(example)] if isinstance(example, str | Path) else [Path(file) for file in example or ()]
+    arrays = [(str(file), load_arrays(file)) for file in files]
+    if isinstance(source, str) and source.endswith(".onnx"):
+        from crossfuse.export.onnx_files import onnx_spec
+
+        return _with_examples(onnx_spec(source, arrays[0][1] if arrays else None), arrays[1:])
     if not isinstance(source, str):
-        return _given(source)
-    from crossfuse.export.sources import factory_spec, is_factory, is_onnx
+        return _with_examples(_given(source), arrays)
+    return _with_examples(_named(source, size, seed, checkpoint, task, trust_remote_code), arrays)
+
+
+def with_tensors(arrays: Mapping[str, NDArray[Any]]) -> dict[str, Tensor]:
+    """Arrays as tensors."""
+    import numpy as np
+    import torch
+
+    return {name: torch.from_numpy(np.array(array)) for name, array in arrays.items()}
+
+
+def _with_examples(spec: ModelSpec, examples: Sequence[tuple[str, Mapping[str, NDArray[Any]]]]) -> ModelSpec:
+    """The spec with real inputs from files among its examples."""
+    if not examples:
+        return spec
+    tensors = []
+    for where, arrays in examples:
+        for name, array in arrays.items():
+            if array.dtype.kind not in "biuf":
+                raise InputError("an input has a dtype that no tensor has", where=f"{where}, {name}", got=array.dtype)
+        tensors.append(with_tensors(arrays))
+        spec.sizes_of(tensors[-1], where)
+    return replace(spec, examples=(*spec.examples, *tensors))
+
+
+def _named(source: str, size: str, seed: int, checkpoint: str | None, task: str | None, trust_remote_code: bool) -> ModelSpec:
+    from crossfuse.export.sources import factory_spec, is_factory
 
     if source.startswith(HUGGING_FACE):
         from crossfuse.export.huggingface.source import huggingface_spec
 
         return huggingface_spec(source.removeprefix(HUGGING_FACE), task=task, trust_remote_code=trust_remote_code)
-    if is_onnx(source):
-        from crossfuse.export.onnx_files import onnx_spec
-
-        return onnx_spec(source, None if example is None else load_arrays(Path(example)))
     if is_factory(source):
         return factory_spec(source)
     if source not in ZOO:

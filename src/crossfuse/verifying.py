@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,16 +11,17 @@ from crossfuse.build.targets import TARGETS
 from crossfuse.building import WEIGHTS
 from crossfuse.bundle.manifest import Manifest
 from crossfuse.bundle.store import Bundle, open_bundle
-from crossfuse.errors import InputError
+from crossfuse.errors import Advice, InputError, Said
 from crossfuse.foreign import door
 from crossfuse.parity_check import rehearse
-from crossfuse.resolving import resolve_again
-from crossfuse.runtime.engines import runs_here
+from crossfuse.resolving import resolve_again, with_tensors
+from crossfuse.runtime.engines import best_target, runs_here
 from crossfuse.runtime.options import SessionOptions
 from crossfuse.specs import CONTEXTS, Dim
-from crossfuse.verify.check import verify_bundle
+from crossfuse.verify.check import reference_of, verify_bundle
+from crossfuse.verify.given import Given, Inputs, check_given, read_given
 from crossfuse.verify.parity import ParityReport
-from crossfuse.verify.reference import REFERENCE_FILE, ReferenceSet, load_reference
+from crossfuse.verify.reference import ReferenceSet
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -45,6 +46,7 @@ def verify(
     source: ModelSpec | str | None = None,
     checkpoint: str | None = None,
     task: str | None = None,
+    inputs: Inputs | Sequence[Inputs] | None = None,
     seed: int = 1,
     bisect: bool = False,
     options: SessionOptions | None = None,
@@ -59,6 +61,9 @@ def verify(
         source: recompute the reference from this model with ``seed``; where omitted, the results that the bundle carries
             are used, and neither PyTorch nor the model is needed.
         checkpoint, task: of the source, as for `export`.
+        inputs: compare on these instead: paths of NPZ files, or arrays by name; one set or a list. With ``source`` the
+            reference is the eager model in float64; without, the bundle's fused graph, executed by ONNX Runtime on the CPU in
+            fp32 (``onnx_ir`` is needed): that compares the target with this graph, not with the eager model.
         seed: of the fresh inputs.
         bisect: also find the first attention or module where the target leaves its tolerance; the report's ``fault``.
         options: of the session.
@@ -66,15 +71,14 @@ def verify(
 
     Raises:
         BundleError: no bundle, a damaged one, or one that can't run here.
-        InputError: a source that is not the bundle's model.
+        InputError: a source that is not the bundle's model, or inputs that the bundle doesn't take.
     """
     reference = None
+    given = read_given(inputs)
     if source is not None:
-        from crossfuse.verify.eager import eager_reference
-
-        opened = open_bundle(path).manifest
-        spec = _within(resolve_again(source, opened.source, checkpoint=checkpoint, task=task), opened)
-        reference = eager_reference(spec, seed, step, shared_batch=opened.shared_batch)
+        reference = _recomputed(path, source, given, seed, step, checkpoint=checkpoint, task=task)
+    elif given:
+        reference = _of_fused_graph(path, target, given, step)
     if target in TARGETS and TARGETS[target].engine and not runs_here(target):
         report = _rehearse(path, target, reference, step)
     else:
@@ -83,12 +87,52 @@ def verify(
     return replace(report, fault=_first_fault(path, report, reference, step)) if bisect else report
 
 
+def _recomputed(
+    path: str | Path,
+    source: ModelSpec | str,
+    given: list[Given],
+    seed: int,
+    step: Step,
+    *,
+    checkpoint: str | None,
+    task: str | None,
+) -> ReferenceSet:
+    """The eager model's results at fresh inputs, or at the user's."""
+    manifest = open_bundle(path).manifest
+    checked = check_given(given, manifest)
+    from crossfuse.verify.eager import eager_reference, given_reference
+
+    spec = _within(resolve_again(source, manifest.source, checkpoint=checkpoint, task=task), manifest)
+    if not checked:
+        return eager_reference(spec, seed, step, shared_batch=manifest.shared_batch)
+    tensors = [(where, with_tensors(arrays)) for where, arrays in checked]
+    return given_reference(spec, tensors, step, shared_batch=manifest.shared_batch)
+
+
+def _of_fused_graph(path: str | Path, target: str | None, given: list[Given], step: Step) -> ReferenceSet:
+    """The fused graph's results at the user's inputs."""
+    from crossfuse.verify.fused import fused_reference
+
+    bundle = open_bundle(path)
+    name = target or best_target(bundle.targets)
+    if name == "onnx" and bundle.target(name).precision == "fp32":
+        raise InputError(
+            "there is nothing to compare this target with on inputs of your own: it is the portable graph itself",
+            where=name,
+            do=Advice("Give the model as well ({}), or another target", Said("--source", "source=...")),
+        )
+    checked = check_given(given, bundle.manifest)
+    own = None if bundle.manifest.reference is None else reference_of(bundle)
+    model, _ = fused_stages(bundle)
+    return fused_reference(model, bundle.manifest, checked, own, step)
+
+
 def _rehearse(path: str | Path, target: str, reference: ReferenceSet | None, step: Step) -> ParityReport:
     """Parity of an engine's graph, executed by a CPU in its place."""
     bundle = open_bundle(path)
     _, stages = fused_stages(bundle)
     step(f"{target} can't run here: executing its graph on the CPU")
-    return rehearse(bundle.manifest, target, stages, reference or load_reference(bundle.verified([REFERENCE_FILE])[0]))
+    return rehearse(bundle.manifest, target, stages, reference or reference_of(bundle))
 
 
 def _first_fault(path: str | Path, report: ParityReport, reference: ReferenceSet | None, step: Step) -> Fault | None:
@@ -97,7 +141,7 @@ def _first_fault(path: str | Path, report: ParityReport, reference: ReferenceSet
     bundle = open_bundle(path)
     fused, stages = fused_stages(bundle)
     kept = bundle.target(report.target).kept
-    references = reference or load_reference(bundle.verified([REFERENCE_FILE])[0])
+    references = reference or reference_of(bundle)
     point = telling_point(report, references, bundle.manifest.shared_batch)
     candidates = stage_candidates(bundle, report.target, stages.graphs)
     return bisect(fused, candidates, point, report.precision, kept=kept, step=step)

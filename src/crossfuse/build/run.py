@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,20 @@ from numpy.typing import NDArray
 from crossfuse.build.files import save_graph
 from crossfuse.onnx_runtime import onnxruntime
 
-__all__ = ["run_once"]
+__all__ = ["opened", "run_once"]
+
+Runner = Callable[[Mapping[str, NDArray[Any]]], list[NDArray[Any]]]
 
 
 def run_once(model: ir.Model, inputs: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
     """Outputs in the graph's order; the model's weights are written aside for the run, so give a clone."""
+    with opened(model) as run:
+        return run(inputs)
+
+
+@contextmanager
+def opened(model: ir.Model) -> Iterator[Runner]:
+    """A function that runs the graph; the model's weights are written aside meanwhile, so give a clone."""
     ort = onnxruntime()
     with tempfile.TemporaryDirectory() as folder:
         graph = Path(folder) / "graph.onnx"
@@ -25,5 +35,9 @@ def run_once(model: ir.Model, inputs: Mapping[str, NDArray[Any]]) -> list[NDArra
         settings = ort.SessionOptions()
         settings.log_severity_level = 4
         session = ort.InferenceSession(str(graph), settings, providers=["CPUExecutionProvider"])
-        results: list[NDArray[Any]] = session.run(None, dict(inputs))
-    return results
+
+        def run(inputs: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
+            results: list[NDArray[Any]] = session.run(None, dict(inputs))
+            return results
+
+        yield run

@@ -154,7 +154,9 @@ def onnx_spec(
             shape.append(chosen.setdefault(dim, _SIZES[len(chosen) % len(_SIZES)]))
             dynamic.setdefault(name, {})[axis] = dim
         inputs[name] = _given(example, name) if example is not None else _made(value, shape, generator)
-    return ModelSpec(OnnxModule(path).eval(), inputs, dynamic, name=path.stem)
+    rows = {value.name or "": _table_rows(value) for value in model.graph.inputs}
+    vocabulary = {name: count for name, count in rows.items() if count is not None}
+    return ModelSpec(OnnxModule(path).eval(), inputs, dynamic, name=path.stem, vocabulary=vocabulary)
 
 
 def _given(example: Mapping[str, NDArray[Any]], name: str) -> Tensor:

@@ -17,10 +17,11 @@ from crossfuse.runtime.loading import load
 from crossfuse.runtime.options import SessionOptions
 from crossfuse.runtime.session import Session
 from crossfuse.specs import NEXT, names_of
+from crossfuse.verify.given import whole_boundary
 from crossfuse.verify.parity import ParityReport, compare
-from crossfuse.verify.reference import ReferenceSet, load_reference
+from crossfuse.verify.reference import ReferenceSet, check_reference, load_reference
 
-__all__ = ["check_session", "verify_bundle"]
+__all__ = ["check_session", "reference_of", "verify_bundle"]
 
 
 def verify_bundle(
@@ -45,7 +46,7 @@ def verify_bundle(
     name = target or best_target(bundle.targets)
     precision = bundle.target(name).precision
     with load(path, name, options) as session:
-        return check_session(session, reference or _reference_of(bundle), precision)
+        return check_session(session, reference or reference_of(bundle), precision)
 
 
 def check_session(session: Session, reference: ReferenceSet, precision: str) -> ParityReport:
@@ -120,10 +121,18 @@ def _check_steps(session: Session, reference: ReferenceSet, tokens: str, precisi
     )
 
 
-def _reference_of(bundle: Bundle) -> ReferenceSet:
+def reference_of(bundle: Bundle) -> ReferenceSet:
+    """The reference set that a bundle carries, checked against its graphs.
+
+    Raises:
+        BundleError: it holds none, or a damaged one, or one that leaves something out.
+    """
     name = bundle.manifest.reference
     if name is None:
         raise BundleError(
             "the bundle holds no reference set", where=bundle.path, do="Verify against the model: pass its source"
         )
-    return load_reference(bundle.verified([name])[0])
+    (file,) = bundle.verified([name])
+    reference = load_reference(file)
+    check_reference(reference, *whole_boundary(bundle.manifest), file)
+    return reference

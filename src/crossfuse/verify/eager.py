@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,78 +15,214 @@ from torch import Tensor, nn
 from crossfuse.errors import Advice, CrossfuseError, InputError, Said
 from crossfuse.export.capture import named_outputs
 from crossfuse.foreign import cause_of, place_of
+from crossfuse.imitation import Draw, Table
 from crossfuse.model_spec import ModelSpec
-from crossfuse.specs import CONTEXTS
 from crossfuse.verify.half import HALF_DTYPES, half_errors
 from crossfuse.verify.parity import output_error
-from crossfuse.verify.points import fan_out_points, shape_points
+from crossfuse.verify.points import TAILS, Planned, planned_points
 from crossfuse.verify.reference import ReferencePoint, ReferenceSet
+from crossfuse.verify.samples import Sample, example_sample, given_sample, made_sample
+from crossfuse.verify.tables import tables_seen
 
-__all__ = ["eager_reference"]
+__all__ = ["eager_reference", "given_reference"]
 
-_HALF_POINTS = (0, 2)
-"""Where the half precisions' own errors are measured: at the example's sizes and at the largest."""
+
+@dataclass(frozen=True)
+class _Results:
+    """What the eager model gives at a sample."""
+
+    single: dict[str, NDArray[Any]]
+    truth: dict[str, NDArray[Any]]
+
+    def undefined(self) -> list[str]:
+        """Names of outputs with NaN or infinity."""
+        return [name for name in self.truth if not (_is_finite(self.truth[name]) and _is_finite(self.single[name]))]
+
+
+def _is_finite(array: NDArray[Any]) -> bool:
+    return array.dtype.kind != "f" or bool(np.isfinite(array).all())
 
 
 def eager_reference(
     spec: ModelSpec, seed: int = 1, step: Callable[[str], None] = lambda _: None, *, shared_batch: str | None = None
 ) -> ReferenceSet:
-    """Reference results at every shape point of the spec; ``step`` is told which.
+    """Reference results at the user's examples and at inputs made; ``step`` is told which.
 
     ``shared_batch``, of a split bundle, adds points with several queries per context, where eager is given each
     context so many times.
 
     Raises:
-        InputError: the module can't run at a point, or gives NaN or infinity there.
+        InputError: the module can't run at an example or at sizes that its dimensions allow, or gives NaN or infinity there.
     """
-    points = [(sizes, 1) for sizes in shape_points(spec.dims, spec.example_sizes)]
-    if shared_batch is not None:
-        points += fan_out_points(spec.dims, spec.example_sizes, shared_batch)
-    samples = [spec.sample(sizes, seed + i) for i, (sizes, _) in enumerate(points)]
-    double, dtype = _double_module(spec, samples[0])
-    found = []
-    for i, ((sizes, fan_out), inputs) in enumerate(zip(points, samples, strict=True)):
-        given = dict(inputs)
-        for name in spec.context if shared_batch is not None else ():
-            if spec.axes.get(name, {}).get(0) == shared_batch:
-                given[name] = inputs[name][::fan_out].contiguous()
-                inputs[name] = given[name].repeat_interleave(fan_out, dim=0)
-        if shared_batch is not None:
-            sizes = sizes | {CONTEXTS: sizes[shared_batch] // fan_out}
-        step(f"eager reference {i + 1}/{len(points)}: " + ", ".join(f"{k}={v}" for k, v in sizes.items()))
-        single = _run(spec.module, inputs, spec)
-        truth = single if double is None else _run(double, _as_double(inputs), spec)
-        for name, array in truth.items():
-            if array.dtype.kind == "f" and not np.isfinite(array).all():
-                raise InputError(
-                    "the eager model gives NaN or infinity, so there is nothing to compare with",
-                    where=f"{name} at {sizes}",
-                    do="Give inputs on which the model is defined (ModelSpec.sampler)",
-                )
-        found.append(
-            ReferencePoint(
-                sizes,
-                seed + i,
-                {name: tensor.numpy() for name, tensor in given.items()},
-                truth,
-                {name: output_error(single[name], truth[name]) for name in truth},
-            )
-        )
+    examples = [example_sample(spec, inputs, i, shared_batch) for i, inputs in enumerate((spec.inputs, *spec.examples))]
+    tables = _tables(spec)
+    runner = _Runner(spec, examples[0].whole)
+    kinds = spec.kinds()
+    planned = planned_points(spec.dims, spec.example_sizes, kinds.values(), Draw(tables=tables), shared_batch)
+    found, samples, notes = [], [], []
+    for i, sample in enumerate(examples):
+        step(f"eager reference {i + 1}/{len(examples) + len(planned)}: example {_sizes_text(sample.sizes)}")
+        results = runner.run(sample.whole)
+        _require_defined(results, f"example {i + 1}" if len(examples) > 1 else "the example", sample.sizes)
+        found.append(_point(sample, results))
+        samples.append(sample)
+    for i, plan in enumerate(planned):
+        step(f"eager reference {len(examples) + i + 1}/{len(examples) + len(planned)}: {_sizes_text(plan.sizes)}")
+        attempt = _attempt(spec, plan, seed + 1 + i, runner, shared_batch)
+        notes += attempt.notes
+        if attempt.results is not None and attempt.sample is not None:
+            found.append(_point(attempt.sample, attempt.results))
+            samples.append(attempt.sample)
+    dtype = runner.dtype
     # The copies in float64 and in half precision don't live at the same time.
-    del double, truth, single
+    del runner
+    return ReferenceSet(dtype, _with_half(spec, found, samples, step), tuple(notes))
+
+
+def given_reference(
+    spec: ModelSpec,
+    given: Sequence[tuple[str, Mapping[str, Tensor]]],
+    step: Callable[[str], None] = lambda _: None,
+    *,
+    shared_batch: str | None = None,
+) -> ReferenceSet:
+    """Reference results at the user's inputs alone.
+
+    Args:
+        spec: of the model.
+        given: where each set of inputs is from, and the inputs as a session takes them: in a split bundle each context may have
+            several queries.
+        step: told what begins.
+        shared_batch: of a split bundle.
+
+    Raises:
+        InputError: the module can't run on them, or gives NaN or infinity.
+    """
+    found, samples = [], []
+    runner: _Runner | None = None
+    for i, (where, inputs) in enumerate(given):
+        step(f"eager reference {i + 1}/{len(given)}: {where}")
+        sample = given_sample(spec, inputs, where, i, shared_batch)
+        runner = runner or _Runner(spec, sample.whole)
+        results = runner.run(sample.whole)
+        _require_defined(results, where, sample.sizes)
+        found.append(_point(sample, results))
+        samples.append(sample)
+    dtype = "float64" if runner is None else runner.dtype
+    del runner
     return ReferenceSet(dtype, _with_half(spec, found, samples, step))
 
 
+class _Runner:
+    """The module in float32 and in float64."""
+
+    def __init__(self, spec: ModelSpec, first: dict[str, Tensor]) -> None:
+        self.spec = spec
+        self.double, self.dtype = _double_module(spec, first)
+
+    def run(self, inputs: dict[str, Tensor]) -> _Results:
+        single = _run(self.spec.module, inputs, self.spec)
+        return _Results(single, single if self.double is None else _run(self.double, _as_double(inputs), self.spec))
+
+
+@dataclass(frozen=True)
+class _Attempt:
+    """What became of a planned point; no results where it was dropped."""
+
+    sample: Sample | None
+    results: _Results | None
+    notes: list[str]
+
+
+def _attempt(spec: ModelSpec, plan: Planned, seed: int, runner: _Runner, shared_batch: str | None) -> _Attempt:
+    """The planned point with the most demanding draw on which the model is defined."""
+    before: dict[str, Tensor] | None = None
+    refused: list[tuple[Draw, str]] = []
+    failure: InputError | None = None
+    for draw in plan.draws:
+        inputs = spec.sample(plan.sizes, seed, draw)
+        if before is not None and all(torch.equal(inputs[name], before[name]) for name in inputs):
+            continue
+        before = inputs
+        sample = made_sample(spec, plan, inputs, seed, shared_batch)
+        try:
+            results = runner.run(sample.whole)
+        except InputError as error:
+            failure = error
+            refused.append((draw, "fails"))
+            continue
+        undefined = results.undefined()
+        if not undefined:
+            return _Attempt(sample, results, _notes(plan, refused, draw))
+        failure = _undefined_error(undefined, sample.sizes)
+        refused.append((draw, f"gives NaN or infinity in {', '.join(undefined)}"))
+    if plan.kind != TAILS and failure is not None:
+        raise failure
+    return _Attempt(None, None, _notes(plan, refused, None))
+
+
+def _notes(plan: Planned, refused: list[tuple[Draw, str]], used: Draw | None) -> list[str]:
+    """What was not tried at a point: nothing where the first draw was."""
+    if not refused:
+        return []
+    told = "; ".join(f"with {draw.words()} the eager model {why}" for draw, why in refused)
+    instead = "the point is left out" if used is None else f"{used.words()} instead"
+    return [f"not checked at {_sizes_text(plan.sizes) or 'the fixed sizes'}: {told}; {instead}"]
+
+
+def _tables(spec: ModelSpec) -> dict[str, Table]:
+    """What ids look up: as the spec says, or as one eager run shows."""
+    try:
+        with torch.no_grad(), tables_seen(spec.module, spec.inputs) as tables:
+            spec.module(**spec.inputs)
+    except (RuntimeError, TypeError, ValueError, IndexError, NotImplementedError, AssertionError, AttributeError):
+        # A module that can't be watched; whether it can be run is told at the first point.
+        tables = {}
+    return tables | {name: Table(rows) for name, rows in spec.vocabulary.items()}
+
+
+def _point(sample: Sample, results: _Results) -> ReferencePoint:
+    return ReferencePoint(
+        sample.sizes,
+        sample.seed,
+        {name: tensor.numpy() for name, tensor in sample.given.items()},
+        results.truth,
+        {name: output_error(results.single[name], truth) for name, truth in results.truth.items()},
+        kind=sample.kind,
+    )
+
+
+def _require_defined(results: _Results, where: str, sizes: Mapping[str, int]) -> None:
+    undefined = results.undefined()
+    if undefined:
+        raise _undefined_error(undefined, sizes, where)
+
+
+def _undefined_error(undefined: Sequence[str], sizes: Mapping[str, int], where: str = "made inputs") -> InputError:
+    return InputError(
+        "the eager model gives NaN or infinity, so there is nothing to compare with",
+        where=f"{', '.join(undefined)} on {where} at {dict(sizes)}",
+        do="Give inputs on which the model is defined (the example inputs, and ModelSpec.sampler)",
+    )
+
+
+def _sizes_text(sizes: Mapping[str, int]) -> str:
+    return ", ".join(f"{name}={size}" for name, size in sizes.items())
+
+
 def _with_half(
-    spec: ModelSpec, points: list[ReferencePoint], samples: list[dict[str, Tensor]], step: Callable[[str], None]
+    spec: ModelSpec, points: Sequence[ReferencePoint], samples: Sequence[Sample], step: Callable[[str], None]
 ) -> tuple[ReferencePoint, ...]:
     """The points with the eager errors of half precisions at some of them."""
-    some = [i for i in _HALF_POINTS if i < len(points)]
+    some = [i for i, sample in enumerate(samples) if sample.half]
     errors: dict[int, dict[str, dict[str, float]]] = {i: {} for i in some}
     for precision in HALF_DTYPES:
         step(f"eager in {precision}")
         measured = half_errors(
-            spec.module, precision, [(samples[i], points[i].outputs) for i in some], lambda out: spec.kept(named_outputs(out))
+            spec.module,
+            precision,
+            [(samples[i].whole, points[i].outputs) for i in some],
+            lambda out: spec.kept(named_outputs(out)),
         )
         for i, found in zip(some, measured, strict=True):
             errors[i][precision] = found

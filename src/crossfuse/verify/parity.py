@@ -1,22 +1,29 @@
 """The parity policy and its report.
 
-A candidate of dtype *t* passes an output when its largest absolute error against the reference is within the absolute floor
-of *t* (scaled down for outputs whose largest magnitude is below 1), or no worse than ``EAGER_MULTIPLE`` times the error that
-the eager model run in *t* has against the same reference (its worst over all shape points). NaN and infinity never pass.
-Integer outputs are compared by the fraction of elements that differ, with a floor of 0.
+A candidate of dtype *t* passes an output when at each point its largest absolute error against the reference is within the
+absolute floor of *t* (scaled down for outputs whose largest magnitude is below 1), or no worse than ``EAGER_MULTIPLE`` times
+the error that the eager model run in *t* has against the same reference (its worst over all points). NaN and infinity never
+pass. Integer outputs are compared by the fraction of elements that differ, with a floor of 0.
+
+Points made to reach tails are judged among themselves: there the eager model's error says nothing about other points, and the
+floor is relative to the output's magnitude. Where the eager model in half precision overflows on them, they are not judged
+in it.
+
+An eager error that a bundle states is believed up to ``BELIEVED`` times the output's magnitude at the point.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from crossfuse.errors import Advice, ParityError, Said
-from crossfuse.verify.reference import ReferenceSet
+from crossfuse.errors import Advice, BundleError, ParityError, Said
+from crossfuse.verify.points import TAILS
+from crossfuse.verify.reference import EAGER, ReferencePoint, ReferenceSet
 
 if TYPE_CHECKING:
     from crossfuse.verify.bisect import Fault
@@ -33,21 +40,27 @@ EAGER_MULTIPLE = 4.0
 
 _BEFORE_WRITING = "Nothing was written. Check that the module gives the same outputs twice (module.eval()), and report it if so"
 _NARROW = Advice("Nothing was written. Take a wider precision, such as {}", Said("--precision mixed", "precision='mixed'"))
+BELIEVED = {"fp32": 1e-3, "fp16": 5e-2, "bf16": 2e-1}
+"""The largest error of the eager model that is believed, relative to an output's largest magnitude: more would be no
+proof of anything, whoever says it."""
+
+_BELIEVED_FRACTION = 0.05
+"""The same of integer outputs: the fraction of elements that differ; always one element."""
 
 Runner = Callable[[Mapping[str, NDArray[Any]]], Mapping[str, NDArray[Any]]]
 
 
 @dataclass(frozen=True)
 class OutputParity:
-    """One output's worst case over all points.
+    """One output's worst case over all points: the point that is furthest beyond, or nearest to, its tolerance.
 
     Attributes:
-        max_abs: largest absolute error (for integers, the largest fraction of differing elements).
-        max_rel: largest error relative to the reference's largest magnitude at that point.
-        cosine: smallest cosine similarity with the reference.
+        max_abs: largest absolute error there (for integers, the fraction of differing elements).
+        max_rel: largest error relative to the reference's largest magnitude at the same point, over all points.
+        cosine: smallest cosine similarity with the reference, over all points.
         tolerance: what ``max_abs`` may be.
         tolerance_from: where that comes from.
-        worst_at: the shape point of the largest error.
+        worst_at: the sizes there.
         finite: no NaN or infinity anywhere.
     """
 
@@ -67,8 +80,15 @@ class OutputParity:
 
 @dataclass(frozen=True)
 class ParityReport:
-    """A target against the eager model; ``fault`` where a bisection was asked for and found one, ``failing`` the positions
-    of the points where an output is beyond its tolerance.
+    """A target against a reference.
+
+    Attributes:
+        points: sizes of the named dimensions.
+        fault: where a bisection was asked for and found one.
+        failing: positions of the points where an output is beyond its tolerance.
+        kinds: of the points: ``example`` for the user's own inputs, ``made``, or ``tails``.
+        notes: what was not tried or judged, and why.
+        computed_by: what computed the reference.
     """
 
     target: str
@@ -79,6 +99,9 @@ class ParityReport:
     outputs: Mapping[str, OutputParity]
     fault: Fault | None = None
     failing: tuple[int, ...] = ()
+    kinds: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    computed_by: str = EAGER
 
     @property
     def passed(self) -> bool:
@@ -97,7 +120,7 @@ class ParityReport:
             return None
         worst = max((o.tolerance for o in self.outputs.values() if not o.passed), default=0.0)
         return ParityError(
-            f"target {self.target!r} does not compute what the eager model computes",
+            f"target {self.target!r} does not compute what {self.computed_by} computes",
             got="; ".join(failed),
             expected=f"at most {worst:.3g}",
             do=Advice(
@@ -120,7 +143,10 @@ class ParityReport:
             "executed_on": self.executed_on,
             "precision": self.precision,
             "reference_dtype": self.reference_dtype,
+            "computed_by": self.computed_by,
             "points": [dict(p) for p in self.points],
+            "kinds": list(self.kinds),
+            "notes": list(self.notes),
             "outputs": {
                 name: {
                     "passed": o.passed,
@@ -138,30 +164,103 @@ class ParityReport:
 
 
 def compare(run: Runner, reference: ReferenceSet, *, target: str, executed_on: str, precision: str = "fp32") -> ParityReport:
-    """Run a candidate at every reference point and judge its outputs."""
+    """Run a candidate at every reference point and judge its outputs.
+
+    Raises:
+        BundleError: a precision that there is no policy for, or outputs that are not the reference's.
+    """
     judged = judged_as(precision)
+    if judged not in FLOORS:
+        raise BundleError("there is no parity policy for a precision", got=repr(precision), expected=", ".join(FLOORS))
     results = [run(point.inputs) for point in reference.points]
+    names = list(reference.points[0].outputs) if reference.points else []
+    for point, got in zip(reference.points, results, strict=True):
+        if set(point.outputs) != set(got) or set(point.outputs) != set(names):
+            raise BundleError(
+                "the target's outputs are not the reference's", got=", ".join(got), expected=", ".join(point.outputs)
+            )
     outputs = {}
     failing: set[int] = set()
-    for name in reference.points[0].outputs:
-        pairs = [(got[name], point.outputs[name], point) for got, point in zip(results, reference.points, strict=True)]
-        errors = [output_error(got, truth) for got, truth, _ in pairs]
-        worst = int(np.argmax(errors))
-        magnitude = max(_magnitude(truth) for _, truth, _ in pairs)
-        floor = 0.0 if pairs[0][1].dtype.kind != "f" else FLOORS[judged] * min(1.0, magnitude)
-        allowed = EAGER_MULTIPLE * reference.eager_error(name, judged)
+    unjudged: dict[int, list[str]] = {}
+    for name in names:
+        chosen = [i for i, point in enumerate(reference.points) if _is_judged(point, name, judged)]
+        for i in set(range(len(results))) - set(chosen):
+            unjudged.setdefault(i, []).append(name)
+        if not chosen:
+            continue
+        pairs = [(np.asarray(results[i][name]), reference.points[i].outputs[name]) for i in chosen]
+        errors = [output_error(got, truth) for got, truth in pairs]
+        allowed = _tolerances([reference.points[i] for i in chosen], name, reference, judged)
+        shares = [_share(error, tolerance) for error, (tolerance, _) in zip(errors, allowed, strict=True)]
+        worst = int(np.argmax(shares))
         outputs[name] = OutputParity(
             max_abs=errors[worst],
-            max_rel=max(error / _magnitude(truth) for error, (_, truth, _) in zip(errors, pairs, strict=True)),
-            cosine=min(_cosine(got, truth) for got, truth, _ in pairs),
-            tolerance=max(floor, allowed),
-            tolerance_from=f"floor of {judged}" if floor >= allowed else f"{EAGER_MULTIPLE:g} × eager {judged} error",
-            worst_at=pairs[worst][2].sizes,
-            finite=all(bool(np.isfinite(got).all()) for got, _, _ in pairs if got.dtype.kind == "f"),
+            max_rel=max(error / _magnitude(truth) for error, (_, truth) in zip(errors, pairs, strict=True)),
+            cosine=min(_cosine(got, truth) for got, truth in pairs),
+            tolerance=allowed[worst][0],
+            tolerance_from=allowed[worst][1],
+            worst_at=reference.points[chosen[worst]].sizes,
+            finite=all(bool(np.isfinite(got).all()) for got, _ in pairs if got.dtype.kind == "f"),
         )
-        failing |= {i for i, error in enumerate(errors) if not error <= outputs[name].tolerance}
-    points = tuple(point.sizes for point in reference.points)
-    return ParityReport(target, executed_on, precision, reference.dtype, points, outputs, failing=tuple(sorted(failing)))
+        failing |= {i for i, share in zip(chosen, shares, strict=True) if not share <= 1.0}
+    return ParityReport(
+        target,
+        executed_on,
+        precision,
+        reference.dtype,
+        tuple(point.sizes for point in reference.points),
+        outputs,
+        failing=tuple(sorted(failing)),
+        kinds=tuple(point.kind for point in reference.points),
+        notes=(
+            *reference.notes,
+            *(_unjudged_note(reference.points[i], names, judged) for i, names in sorted(unjudged.items())),
+        ),
+        computed_by=reference.computed_by,
+    )
+
+
+def _is_judged(point: ReferencePoint, name: str, judged: str) -> bool:
+    """Tails are, unless the eager model in a half precision is not finite there."""
+    return (
+        point.kind != TAILS or judged == "fp32" or point.outputs[name].dtype.kind != "f" or name in point.half.get(judged, {})
+    )
+
+
+def _unjudged_note(point: ReferencePoint, names: list[str], judged: str) -> str:
+    where = f"not judged at {dict(point.sizes)}, {point.kind}, {', '.join(names)}"
+    return f"{where}: the eager model in {judged} is not finite there"
+
+
+def _tolerances(
+    points: Sequence[ReferencePoint], name: str, reference: ReferenceSet, judged: str
+) -> list[tuple[float, str]]:  # fmt: skip
+    """What an output's error may be at each point, and where that comes from."""
+    found = []
+    magnitudes = {
+        tails: max((_magnitude(p.outputs[name]) for p in points if (p.kind == TAILS) is tails), default=1.0)
+        for tails in (False, True)
+    }
+    for point in points:
+        truth, tails = point.outputs[name], point.kind == TAILS
+        own = _magnitude(truth)
+        if truth.dtype.kind == "f":
+            floor = FLOORS[judged] * (own if tails else min(1.0, magnitudes[False]))
+            believed = BELIEVED[judged] * own
+        else:
+            floor, believed = 0.0, max(_BELIEVED_FRACTION, 1.0 / max(truth.size, 1))
+        eager = reference.eager_error(name, judged, tails=tails)
+        allowed = EAGER_MULTIPLE * min(eager, believed)
+        cause = f"{EAGER_MULTIPLE:g} × eager {judged} error" + (", as far as believed" if eager > believed else "")
+        found.append((floor, f"floor of {judged}") if floor >= allowed else (allowed, cause))
+    return found
+
+
+def _share(error: float, tolerance: float) -> float:
+    """An error as a share of its tolerance."""
+    if error == 0:
+        return 0.0
+    return error / tolerance if tolerance > 0 else float("inf")
 
 
 def judged_as(precision: str) -> str:

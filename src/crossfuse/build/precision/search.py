@@ -31,6 +31,10 @@ MAX_TRIALS = 12
 _HEADROOM = 2.0
 """How far below fp16's largest number the calibration's largest value must stay."""
 
+_FILL = 1e30
+"""From here on a value is a mask's fill, which the cast clamps: kept in fp32 it would become infinite on its way to fp16, and
+a row without keys another one."""
+
 _SHARES = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
 _REFINEMENTS = 4
 
@@ -102,7 +106,7 @@ def search(
 def overflowing(model: ir.Model, largest: Mapping[str, float]) -> dict[str, str]:
     """Nodes that give, or take, a value beyond what fp16 holds → why they stay."""
     limit = float(np.finfo(np.float16).max) / _HEADROOM
-    beyond = {name for name, peak in largest.items() if limit < peak < float("inf")}
+    beyond = {name for name, peak in largest.items() if limit < peak < _FILL}
     keep: dict[str, str] = {}
     for node in model.graph:
         if node.domain == DOMAIN:

@@ -171,10 +171,12 @@ def ids(config: Any, mask_name: str = "") -> Filling:
     special = {find(config, f"{name}_token_id") for name in ("bos", "eos", "pad", "decoder_start", "image", "sep", "cls")}
     end, pad = find(config, "eos_token_id"), find(config, "pad_token_id")
     end = end[0] if isinstance(end, list) else end
+    usable = torch.ones(vocabulary, dtype=torch.bool)
+    usable[[i for i in special if isinstance(i, int) and 0 <= i < vocabulary]] = False
+    plain = usable.nonzero().reshape(-1) if bool(usable.any()) else torch.zeros(1, dtype=torch.long)
 
     def fill(shape: tuple[int, ...], generator: torch.Generator, made: dict[str, Tensor]) -> Tensor:
-        usable = torch.tensor([i for i in range(min(vocabulary, 5000)) if i not in special] or [0])
-        values = usable[torch.randint(len(usable), shape, generator=generator)]
+        values = plain[torch.randint(len(plain), shape, generator=generator)]
         if mask_name in made:
             lengths = made[mask_name].sum(-1, keepdim=True)
             positions = torch.arange(shape[-1])
