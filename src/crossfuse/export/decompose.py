@@ -62,6 +62,8 @@ def decompose(program: ExportedProgram, table: Table) -> ExportedProgram:
     for node in list(graph.nodes):
         if node.op != "call_function" or sizes.shared(node) is not node:
             continue
+        if "val" not in node.meta:  # put there by a library's own patch
+            node.meta["val"] = _value(node)
         if not restrided.isdisjoint(node.all_input_nodes) and _restride(node):
             restrided.add(node)
         if not isinstance(node.target, OpOverload):
@@ -80,19 +82,21 @@ def _restride(node: fx.Node) -> bool:
     """Compute the node's fake value again; whether its strides changed."""
     before = _strides(node)
 
-    def compute() -> Any:
-        args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: n.meta["val"])
-        return node.target(*args, **kwargs)  # type: ignore[operator]
-
-    with torch.no_grad():
-        try:
-            node.meta["val"] = compute()
-        except (RuntimeError, ValueError):
-            if node.target is not torch.ops.aten.view.default:
-                raise
-            node.target = torch.ops.aten.reshape.default
-            node.meta["val"] = compute()
+    try:
+        node.meta["val"] = _value(node)
+    except (RuntimeError, ValueError):
+        if node.target is not torch.ops.aten.view.default:
+            raise
+        node.target = torch.ops.aten.reshape.default
+        node.meta["val"] = _value(node)
     return _strides(node) != before
+
+
+def _value(node: fx.Node) -> Any:
+    """The node's fake value, from those of its inputs."""
+    args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: n.meta["val"])
+    with torch.no_grad():
+        return node.target(*args, **kwargs)  # type: ignore[operator]
 
 
 def _strides(node: fx.Node) -> list[str]:
@@ -221,6 +225,8 @@ def _inline(program: ExportedProgram, node: fx.Node, table: Table, sizes: _Sizes
             if inner.op == "call_function":
                 copy = _copy(graph, inner, places, sizes)
                 copy.meta |= {key: node.meta[key] for key in _KEPT_METADATA if key in node.meta}
+                if "val" not in copy.meta:
+                    copy.meta["val"] = _value(copy)
                 places[inner] = sizes.shared(copy)
     (result,) = body.output_node().args
     replacement = fx.node.map_arg(result, places.__getitem__)
