@@ -24,6 +24,7 @@ from crossfuse.export.passes.products import unify_products
 from crossfuse.export.passes.provenance import trim_metadata
 from crossfuse.export.passes.scales import absorb_scales
 from crossfuse.export.passes.sdpa import fuse_sdpa
+from crossfuse.export.passes.sigmoids import compute_sigmoids_exactly
 from crossfuse.export.passes.sites import name_sites
 from crossfuse.export.translate import name_dimensions, program_to_onnx
 from crossfuse.graphs import boundary
@@ -76,6 +77,7 @@ def fuse(spec: ModelSpec, step: Step = lambda _: None) -> FusedGraph:
     model, _ = unify_products(model)
     model, _, nodes_missed = fuse_onnx_attention(model)
     model, _, missed = fuse_handwritten(model)
+    model, _ = compute_sigmoids_exactly(model)
     model, _ = absorb_scales(model)
     model, _ = group_heads(model)
     model, _ = cancel_layout_changes(model)
