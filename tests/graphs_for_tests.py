@@ -59,9 +59,6 @@ class Case:
             made["mask"][0, 0, 0] = False
         if self.bias:
             made["bias"] = rng.standard_normal(shape).astype(np.float32)
-            # The lowest number is a bias like any other: such a row averages its values.
-            made["bias"][0, -1, -1] = np.finfo(np.float32).min
-            made["bias"][-1, 0, shape[2] // 2, 1:] = np.finfo(np.float32).min
             made["bias"][-1, -1, -1] = -np.inf
             # Under an upper-left causal mask the first row has this key alone: bias and causality together leave it none.
             made["bias"][0, 0, 0, 0] = -np.inf

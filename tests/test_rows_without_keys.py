@@ -16,8 +16,13 @@ from torch import Tensor, nn
 
 import crossfuse
 from crossfuse import FusionError, ModelSpec, runtime
+from crossfuse.build.lowering import Lowered
+from crossfuse.build.onnxruntime import lower_ort_cpu, lower_ort_cuda
+from crossfuse.build.portable import lower_portable
 from crossfuse.bundle.store import Bundle
+from crossfuse.operator.reference import attention_reference
 from crossfuse.runtime.options import SessionOptions
+from graphs_for_tests import Case, run_model
 
 HEADS, SIZE = 2, 4
 WIDTH = HEADS * SIZE
@@ -156,3 +161,17 @@ def test_rows_without_keys_are_as_in_eager(exported: tuple[Bundle, ModelSpec], t
 def test_what_would_mix_scores_and_fills_is_refused_by_its_site(form: Form, tmp_path: Path) -> None:
     with pytest.raises(FusionError, match=r"1 of 1 attentions did not fuse.*replaced by (-\d.*|other values) where masked"):
         crossfuse.export(spec_of({"form": form}), tmp_path / "b")
+
+
+@pytest.mark.parametrize("lower", [lower_portable, lower_ort_cpu, lower_ort_cuda])
+@pytest.mark.parametrize("fan_out", [1, 2])
+def test_the_lowest_number_is_a_bias_like_any_other(lower: Callable[..., Lowered], fan_out: int) -> None:
+    """A row of it averages its values; beside −inf, which removes keys, those that are left."""
+    case = Case(bias=True, mask_heads=True, fan_out=fan_out, mask_batch="q")
+    inputs = case.inputs()
+    inputs["query"] *= 5
+    inputs["bias"][0, :, 1:3] = LOW
+    inputs["bias"][0, 0, 2, :3] = -np.inf
+    truth = attention_reference(**inputs, **case.attributes)
+    (got,) = run_model(lower(case.model()).model, inputs)
+    np.testing.assert_allclose(got, truth, atol=3e-6)

@@ -12,6 +12,7 @@ from crossfuse.export.accounting import Missed, open_ledger
 from crossfuse.export.capture import capture, named_outputs
 from crossfuse.export.census import Sighting, census
 from crossfuse.export.graph_census import graph_census
+from crossfuse.export.indices import index_ranges, note_ranges
 from crossfuse.export.onnx_files import OnnxModule, load_onnx
 from crossfuse.export.passes.duplicates import merge_duplicates
 from crossfuse.export.passes.grouped_heads import group_heads
@@ -99,9 +100,11 @@ def _trace(spec: ModelSpec, step: Step) -> _Source:
     with spec.tracing() as tracing:
         step("tracing with torch.export")
         program, spec = capture(spec, defer_guards=tracing.defer_guards)
+        ranges = index_ranges(program, spec)
         program, _, missed = fuse_sdpa(program)
         step("translating to ONNX")
         model = program_to_onnx(program, spec, outputs, tracing)
+        note_ranges(model, ranges)
     return _Source(spec, model, sightings, outputs, missed, tracing.interfaced)
 
 

@@ -91,7 +91,7 @@ class _Form:
         if removed is not None:
             lowest = emit.constant(_LOWEST, emit.dtype)
             zero = emit.constant(0, emit.dtype)
-            mask = emit.op("Where", removed, zero, lowest) if bias is None else self._finite(emit, removed, lowest)
+            mask = emit.op("Where", removed, zero, lowest) if bias is None else emit.op("Max", removed, lowest)
             inputs.append(emit.with_full_rows(site, mask) if self.executable else mask)
         attributes: dict[str, int | float] = {
             "q_num_heads": site.num_heads,
@@ -109,12 +109,6 @@ class _Form:
         if removed is not None and not site.never_empty:
             output = zero_empty_rows(emit, site, removed, output, additive=bias is not None)
         return emit.unfold_output(site, output)
-
-    @staticmethod
-    def _finite(emit: Emitter, bias: ir.Value, lowest: ir.Value) -> ir.Value:
-        """A bias without −inf; what it removes stays below what it lowers as far as its type goes."""
-        infinite = emit.op("Equal", bias, emit.constant(-np.inf, emit.dtype))
-        return emit.op("Where", infinite, lowest, emit.op("Max", bias, emit.constant(_LOWEST / 2, emit.dtype)))
 
     def _own(self, emit: Emitter, value: ir.Value) -> ir.Value:
         """The value, or a copy of it where an attention takes it already."""
