@@ -175,3 +175,26 @@ def test_the_lowest_number_is_a_bias_like_any_other(lower: Callable[..., Lowered
     truth = attention_reference(**inputs, **case.attributes)
     (got,) = run_model(lower(case.model()).model, inputs)
     np.testing.assert_allclose(got, truth, atol=3e-6)
+
+
+def test_a_position_bias_is_filled_as_the_library_fills_it(tmp_path: Path) -> None:
+    """T5 with a sample without any key, and one with holes."""
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 30, "d_model": 16, "d_kv": 4, "d_ff": 16, "num_heads": 2, "num_layers": 1, "num_decoder_layers": 1}
+    model = T5ForConditionalGeneration(T5Config(**sizes, decoder_start_token_id=0)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.2)
+    model.save_pretrained(tmp_path / "t5")
+    bundle = crossfuse.export(f"hf:{tmp_path / 't5'}", tmp_path / "b", whole=True)
+    inputs = {
+        "input_ids": torch.randint(0, 30, (3, 6)),
+        "attention_mask": torch.tensor([[1] * 6, [0] * 6, [0, 0, 1, 1, 0, 1]]),
+        "decoder_input_ids": torch.randint(0, 30, (3, 4)),
+    }
+    with torch.no_grad():
+        truth = model.double()(**inputs).logits.numpy()
+    with runtime.load(bundle.path) as session:
+        np.testing.assert_allclose(session.run(**{n: v.numpy() for n, v in inputs.items()})["logits"], truth, atol=3e-5)
