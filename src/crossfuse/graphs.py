@@ -9,7 +9,7 @@ import onnx_ir as ir
 from crossfuse.operator.contract import DOMAIN, NAME
 from crossfuse.specs import TensorSpec
 
-__all__ = ["CAPTURED", "MODULE", "SITE", "attention_nodes", "boundary", "clone", "dim_of", "same_dim", "site_of"]
+__all__ = ["CAPTURED", "MODULE", "RANGE", "SITE", "attention_nodes", "boundary", "clone", "dim_of", "same_dim", "site_of"]
 
 MODULE = "crossfuse.module"
 """Metadata key of the PyTorch module path that a node came from."""
@@ -19,6 +19,10 @@ CAPTURED = "crossfuse.captured"
 
 SITE = "crossfuse.site"
 """Metadata key under which a node carries the name of the attention it computes."""
+
+
+RANGE = "crossfuse.range"
+"""Metadata key of an input that holds indices: ``LOW:HIGH``, the highest left out where it isn't known."""
 
 
 def attention_nodes(graph: ir.Graph) -> Iterator[ir.Node]:
@@ -56,5 +60,12 @@ def boundary(values: Sequence[ir.Value]) -> tuple[TensorSpec, ...]:
         assert value.shape is not None, f"{value.name} has no shape"
         assert value.dtype is not None, f"{value.name} has no type"
         shape = tuple(s if isinstance(s, int) else str(s.value) for s in value.shape)
-        specs.append(TensorSpec(value.name or "", value.dtype.numpy().name, shape))
+        specs.append(TensorSpec(value.name or "", value.dtype.numpy().name, shape, _range_of(value)))
     return tuple(specs)
+
+
+def _range_of(value: ir.Value) -> tuple[int, int | None] | None:
+    if RANGE not in value.metadata_props:
+        return None
+    low, high = value.metadata_props[RANGE].split(":")
+    return int(low), int(high) if high else None

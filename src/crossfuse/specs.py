@@ -91,11 +91,15 @@ class Dim:
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """Name, element type and shape of a tensor; a string in the shape is a dynamic dimension's name."""
+    """Name, element type and shape of a tensor; a string in the shape is a dynamic dimension's name.
+
+    ``range``: of an input that holds indices, the lowest and the highest that the model takes (None: not known).
+    """
 
     name: str
     dtype: str
     shape: tuple[int | str, ...]
+    range: tuple[int, int | None] | None = None
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:

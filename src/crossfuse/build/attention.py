@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -200,6 +201,18 @@ class Emitter:
         infinity = self.constant(-np.inf, self.dtype)
         return self.op("Where", attend, self.constant(0, self.dtype) if bias is None else bias, infinity)
 
+    def above_lowest(self, bias: ir.Value) -> ir.Value:
+        """A bias whose lowest finite numbers are one step up, for a kernel that takes exactly those for removed keys."""
+        if self.dtype.kind != "f":
+            return bias
+        limits: Any = np.finfo(self.dtype)
+        if not _may_be(bias, float(limits.min)):
+            return bias
+        found = self.op("Equal", bias, self.constant(limits.min, self.dtype))
+        step = self.op("Where", found, self.constant(np.nextafter(limits.min, limits.dtype.type(0)), self.dtype), bias)
+        step.shape, step.type = bias.shape, bias.type
+        return step
+
     def _positions(self, count: ir.Value) -> ir.Value:
         scalar = self.op("Squeeze", count)
         return self.op("Range", self.constant(0, np.int64), scalar, self.constant(1, np.int64))
@@ -215,3 +228,23 @@ class Emitter:
             fan_out = self.op("Div", self.size(site.query, 0), self.size(site.key, 0))
             rows = self.op("Tile", rows, self.concat(fan_out, self.ints(1)))
         return self.op("Unsqueeze", self.op("LessOrEqual", self._positions(keys), rows), self.ints(0, 1))
+
+
+def _may_be(bias: ir.Value, lowest: float) -> bool:
+    """The bias comes from outside, or from a constant as low as this."""
+    seen, pending = {bias}, [bias]
+    while pending:
+        value = pending.pop()
+        tensor = ir.convenience.get_const_tensor(value)
+        node = value.producer()
+        if tensor is not None:
+            if tensor.dtype.is_floating_point() and tensor.size and bool((np.abs(tensor.numpy()) >= -lowest).any()):
+                return True
+        elif node is None:
+            if value.dtype is None or value.dtype.is_floating_point():
+                return True
+        elif node.op_type not in ("Shape", "MatMul", "Gemm"):
+            found = [v for v in node.inputs if v is not None and v not in seen]
+            seen.update(found)
+            pending += found
+    return False

@@ -55,7 +55,7 @@ def _onnx_attention(emit: Emitter, site: Site) -> ir.Value:
     """ONNX ``Attention`` (opset 23): bool or additive mask with all rows; grouped heads natively."""
     native_causal = site.causal != "none" and not site.folded and (site.causal == "upper_left" or site.square)
     attend = emit.attended(site, skip_causal=native_causal)
-    bias = None if site.bias is None else emit.fold_mask(site, site.bias)
+    bias = None if site.bias is None else emit.fold_mask(site, emit.above_lowest(site.bias))
     mask = attend if bias is None else emit.additive(site, attend, bias)
     inputs = [emit.fold_query(site), site.key, site.value]
     if mask is not None:

@@ -196,7 +196,8 @@ def _no_constants(name: str) -> float:
 
 
 def _tensor_json(spec: TensorSpec) -> dict[str, Any]:
-    return {"name": spec.name, "dtype": spec.dtype, "shape": list(spec.shape)}
+    known = {} if spec.range is None else {"range": list(spec.range)}
+    return {"name": spec.name, "dtype": spec.dtype, "shape": list(spec.shape), **known}
 
 
 def _engine_json(engine: EngineInfo) -> dict[str, Any]:

@@ -129,7 +129,16 @@ class _Reader:
         for size in shape:
             if isinstance(size, bool) or not isinstance(size, int | str) or (isinstance(size, int) and size < 0):
                 self.fail("shape", size, "a size or a dimension's name")
-        return TensorSpec(self.get(data, "name", str), self.get(data, "dtype", str), tuple(shape))
+        return TensorSpec(self.get(data, "name", str), self.get(data, "dtype", str), tuple(shape), self.range(data))
+
+    def range(self, data: Mapping[str, Any]) -> tuple[int, int | None] | None:
+        ends = self.optional(data, "range", list)
+        if ends is None:
+            return None
+        if len(ends) == 2 and type(ends[0]) is int and (ends[1] is None or (type(ends[1]) is int and ends[1] >= ends[0])):
+            return ends[0], ends[1]
+        self.fail("range", ends, "the lowest index, and the highest or null")
+        return None
 
     def row(self, data: Mapping[str, Any]) -> LedgerRow:
         kind = self.get(data, "kind", str)

@@ -21,11 +21,13 @@ import math
 import operator
 import types
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, cast
 
 import torch
 from torch import Tensor, fx
 from torch._ops import OpOverload
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.export import ExportedProgram
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_leaves
@@ -215,7 +217,8 @@ def _inline(program: ExportedProgram, node: fx.Node, table: Table, sizes: _Sizes
         return result
 
     try:
-        with torch.no_grad():
+        # What a body makes out of nothing (a number as a tensor) belongs to the program's mode, as all else does.
+        with torch.no_grad(), _fake_mode(program):
             body = _trace(call, [n.meta["val"] for n in inputs], table)
     except _KeptError:
         return None
@@ -232,6 +235,11 @@ def _inline(program: ExportedProgram, node: fx.Node, table: Table, sizes: _Sizes
     replacement = fx.node.map_arg(result, places.__getitem__)
     _replace(program, node, replacement)
     return replacement if isinstance(replacement, fx.Node) else None
+
+
+def _fake_mode(program: ExportedProgram) -> AbstractContextManager[Any]:
+    values = (value for node in program.graph.nodes for value in tree_leaves(node.meta.get("val")))
+    return next((v.fake_mode for v in values if isinstance(v, FakeTensor)), nullcontext())
 
 
 def _trace(call: Callable[..., Any], values: list[Any], table: Table) -> fx.Graph:

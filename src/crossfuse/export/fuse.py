@@ -12,6 +12,7 @@ from crossfuse.export.accounting import Missed, open_ledger
 from crossfuse.export.capture import capture, named_outputs
 from crossfuse.export.census import Sighting, census
 from crossfuse.export.graph_census import graph_census
+from crossfuse.export.indices import index_ranges, note_ranges
 from crossfuse.export.onnx_files import OnnxModule, load_onnx
 from crossfuse.export.passes.duplicates import merge_duplicates
 from crossfuse.export.passes.grouped_heads import group_heads
@@ -24,6 +25,7 @@ from crossfuse.export.passes.products import unify_products
 from crossfuse.export.passes.provenance import trim_metadata
 from crossfuse.export.passes.scales import absorb_scales
 from crossfuse.export.passes.sdpa import fuse_sdpa
+from crossfuse.export.passes.sigmoids import compute_sigmoids_exactly
 from crossfuse.export.passes.sites import name_sites
 from crossfuse.export.translate import name_dimensions, program_to_onnx
 from crossfuse.foreign import blaming
@@ -81,6 +83,7 @@ def fuse(spec: ModelSpec, step: Step = lambda _: None) -> FusedGraph:
     model, _ = unify_products(model)
     model, _, nodes_missed = fuse_onnx_attention(model)
     model, _, missed = fuse_handwritten(model)
+    model, _ = compute_sigmoids_exactly(model)
     model, _ = absorb_scales(model)
     model, _ = group_heads(model)
     model, _ = cancel_layout_changes(model)
@@ -106,9 +109,11 @@ def _trace(spec: ModelSpec, step: Step) -> _Source:
     with spec.tracing() as tracing:
         step("tracing with torch.export")
         program, spec = capture(spec, defer_guards=tracing.defer_guards)
+        ranges = index_ranges(program, spec)
         program, _, missed = fuse_sdpa(program)
         step("translating to ONNX")
         model = program_to_onnx(program, spec, outputs, tracing)
+        note_ranges(model, ranges)
     return _Source(spec, model, sightings, outputs, missed, tracing.interfaced)
 
 

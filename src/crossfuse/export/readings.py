@@ -4,12 +4,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import numpy as np
 import onnx_ir as ir
 
 from crossfuse.export.axes import LAYOUT_OPS, Atom, Axes, axes_of, follow, leaves, size_of
 from crossfuse.export.chains import WIDE, Chain, Mismatch, Step, scalar_of
 
 __all__ = ["Operand", "Reading", "Term", "read_chain"]
+
+_HIDES = 1e3
+"""A score this far below others weighs nothing."""
+
+_ABSORBS = 1e30
+"""Beside a number this large a score is nothing, in any float type that holds it."""
+
+_BOUNDED = frozenset({"MatMul", "Gemm", "Softmax", "LayerNormalization", "Tanh", "Sigmoid", "Shape", "Size", "Less", "Equal",
+                      "Greater", "LessOrEqual", "GreaterOrEqual", "And", "Or", "Not", "FusedAttention"})  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -22,23 +32,41 @@ class Operand:
 
 @dataclass
 class Term:
-    """A bias on the scores: ``factor · operand``; where ``fill`` is given, a mask: ``fill`` where the operand is ``hidden``."""
+    """A bias on the scores: ``factor · operand``; where ``fill`` is given, a mask: ``fill`` where the operand is ``hidden``.
+
+    Attributes:
+        operand, factor, hidden: as above.
+        fill: what replaces the scores, before the factor.
+        may_hide: a bias that may be as low as what hides keys, as one that comes from outside may.
+    """
 
     operand: Operand
     factor: float = 1.0
     fill: float | None = None
     hidden: bool = True
+    may_hide: bool = False
+
+    @property
+    def finite(self) -> bool:
+        """A fill that leaves a row without keys something to average."""
+        return self.fill is not None and np.isfinite(self.fill)
+
+    @property
+    def score(self) -> float:
+        """A fill's final score."""
+        assert self.fill is not None
+        return self.fill * self.factor
 
 
 @dataclass
 class Reading:
-    """An attention: ``softmax(scale · ∏ multipliers · query keyᵀ + Σ terms) value``.
+    """An attention: ``softmax(scale · ∏ multipliers · query keyᵀ + terms) value``.
 
     Attributes:
         query, key, value: operands of the two products, with axes such as ``[batch…, rows, size]`` in any order.
         batch, rows, keys, size, value_size: the atoms of each role.
         multipliers: tensors that multiply the scores, constant along the keys; with True where they divide.
-        terms: biases and masks.
+        terms: biases and masks, in order: a mask replaces what was before it.
         output: axes of the second product's result.
         states: values between the products, with their axes.
     """
@@ -79,6 +107,7 @@ def read_chain(chain: Chain) -> Reading:
         state = _pass(step.node, state)
         reading.states.append((step.node.outputs[0], state))
     _read_values(chain.values, state, reading)
+    _check_fills(reading.terms)
     for operand, _ in reading.multipliers:
         if {leaf for axis in operand.axes for leaf in leaves(axis)} & set(leaves(reading.keys)):
             raise Mismatch("its scores are multiplied by a tensor that differs from key to key")
@@ -143,6 +172,10 @@ def _absorb(step: Step, state: Axes, reading: Reading) -> Axes:
         limits = [scalar_of(v) for i, v in enumerate(node.inputs) if i != step.operand and v is not None]
         if any(limit is None or abs(limit) < WIDE for limit in limits):
             raise Mismatch(f"its scores are limited by {name}")
+        for term in reading.terms:
+            for limit in limits:
+                if term.fill is not None and limit is not None and name != "Min" and term.score < limit < 0:
+                    term.fill = limit / term.factor
         return state
     other = node.inputs[1 - step.operand]
     assert other is not None
@@ -162,7 +195,10 @@ def _absorb(step: Step, state: Axes, reading: Reading) -> Axes:
     if name == "Sub" and _is_row_maximum(other):
         return state
     if constant is None:  # one number on all scores changes no softmax
-        reading.terms.append(Term(_beside(other, state), -1.0 if name == "Sub" else 1.0))
+        bias = Term(_beside(other, state), -1.0 if name == "Sub" else 1.0)
+        levels, outside = _hiding_levels(other)
+        bias.may_hide = outside or bool(levels)
+        reading.terms.append(bias)
     return state
 
 
@@ -174,6 +210,45 @@ def _read_fill(step: Step, state: Axes, reading: Reading) -> None:
     if fill > -WIDE:
         raise Mismatch(f"its scores are replaced by {fill:g} where masked, which doesn't hide them")
     reading.terms.append(Term(_beside(condition, state), 1.0, fill, hidden=step.operand == 2))
+
+
+def _check_fills(terms: list[Term]) -> None:
+    """Finite fills must hide, and must not come to lie beside what a bias hides with: such rows mix scores and fills."""
+    for term in terms:
+        if not term.finite:
+            continue
+        if term.score > -_HIDES:
+            raise Mismatch(f"its scores are replaced by {term.score:g} where masked, which doesn't hide them")
+        for bias in terms:
+            levels = _hiding_levels(bias.operand.value)[0] if bias.fill is None else set()
+            for level in (abs(x * bias.factor) for x in levels):
+                if term.score > -_ABSORBS and level / 2 <= -term.score <= level * 2:
+                    raise Mismatch(
+                        f"its scores are replaced by {term.score:g} where masked, and biased by {-level:g}: "
+                        "rows where both hide every key mix scores and fills"
+                    )
+
+
+def _hiding_levels(value: ir.Value) -> tuple[set[float], bool]:
+    """Numbers behind a bias that are large enough to hide keys, and whether it comes from outside, where it may hold any."""
+    levels: set[float] = set()
+    outside = False
+    seen, pending = {value}, [value]
+    while pending:
+        current = pending.pop()
+        tensor = ir.convenience.get_const_tensor(current)
+        node = current.producer()
+        if tensor is not None:
+            if tensor.dtype.is_floating_point() and tensor.size > 0:
+                largest = float(np.abs(tensor.numpy().astype(np.float64)).max())
+                levels |= {largest} if largest >= _HIDES else set()
+        elif node is None:
+            outside |= current.dtype is not None and current.dtype.is_floating_point()
+        elif node.op_type not in _BOUNDED:
+            found = [v for v in node.inputs if v is not None and v not in seen]
+            seen.update(found)
+            pending += found
+    return levels, outside
 
 
 def _is_row_maximum(value: ir.Value) -> bool:

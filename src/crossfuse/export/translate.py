@@ -14,6 +14,7 @@ from torch.export import ExportedProgram
 from crossfuse.errors import InputError
 from crossfuse.export.capture import quiet_exporter
 from crossfuse.export.decompose import decompose_locally
+from crossfuse.export.operators import stable_translations
 from crossfuse.model_spec import ModelSpec, Tracing
 from crossfuse.operator.onnx_op import translation_table
 
@@ -35,7 +36,7 @@ def program_to_onnx(
         InputError: an operator that the exporter has no translation for.
     """
     tracing = tracing or Tracing()
-    table: dict[Any, Any] = {**tracing.translations, **translation_table()}
+    table: dict[Any, Any] = {**stable_translations(), **tracing.translations, **translation_table()}
     try:
         with quiet_exporter():
             tracing.fix_program(program)
@@ -62,6 +63,8 @@ def program_to_onnx(
     model = exported.model
     model.ir_version = IR_VERSION
     model.graph.name = re.sub(r"\W+", "_", spec.name) or "model"
+    _adopt_constants(model.graph)
+    _tell_apart(model.graph)
     name_dimensions(model, _symbols(program, spec))
     return model
 
@@ -79,6 +82,40 @@ def module_path(node: ir.Node) -> str:
     except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
         return ""
     return re.sub(r"@\d+", "", modules[-1]) if modules else ""
+
+
+def _adopt_constants(graph: ir.Graph) -> None:
+    """Make initializers of constants that nodes use and the graph doesn't hold: those whose name another took when two equal
+    operators were optimized (two clamps of one value, say)."""
+    for node in graph.all_nodes():
+        for value in node.inputs:
+            if value is None or value.const_value is None or value.producer() is not None or value.is_initializer():
+                continue
+            name = value.name or "constant"
+            while name in graph.initializers:
+                name += "_"
+            value.name = name
+            graph.register_initializer(value)
+
+
+def _tell_apart(graph: ir.Graph) -> None:
+    """Rename values inside that are called as an output is: an output may have any name, ``mean`` or ``clamp`` too."""
+    outputs = {value.name: value for value in graph.outputs}
+    inner = [*graph.initializers.values(), *(v for node in graph.all_nodes() for v in node.outputs)]
+    taken = {value.name for value in (*graph.inputs, *inner)}
+    for value in inner:
+        if value.name not in outputs or outputs[value.name] is value:
+            continue
+        name = f"{value.name}_"
+        while name in taken:
+            name += "_"
+        taken.add(name)
+        if value.is_initializer():
+            del graph.initializers[str(value.name)]
+            value.name = name
+            graph.register_initializer(value)
+        else:
+            value.name = name
 
 
 def _symbols(program: ExportedProgram, spec: ModelSpec) -> dict[str, str]:

@@ -14,9 +14,10 @@ from crossfuse.specs import Dim, TensorSpec
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["InputChecker", "given_by_name", "ids_of", "is_on_device", "positions_of"]
+__all__ = ["InputChecker", "check_indices", "given_by_name", "ids_of", "is_on_device", "positions_of"]
 
 _TAKES = "a NumPy array or an object with DLPack"
+_UNSIGNED: dict[int, Any] = {4: np.dtype(np.uint32), 8: np.dtype(np.uint64)}
 
 
 def is_on_device(value: object) -> bool:
@@ -86,11 +87,14 @@ class InputChecker:
                     do=f"Convert it, for example with .astype('{dtype}')",
                 )
             self._check_shape(spec, array.shape, rank, axes, sizes)
+            if spec.range is not None:
+                check_indices(spec, array)
             feeds[spec.name] = array if array.flags.c_contiguous else np.ascontiguousarray(array)
         return feeds
 
     def check_device(self, inputs: Mapping[str, Any], known: Mapping[str, int] | None = None) -> None:
-        """The same checks but for dtypes, which DLPack leaves to the engine, where some arrays are on a device."""
+        """The same checks where some arrays are on a device: not of dtypes, which DLPack leaves to the engine, nor of indices
+        on the device, which would have to be copied to be seen."""
         if inputs.keys() != self._names:
             self._wrong_names(inputs)
         sizes: dict[str, int] = dict(known) if known else {}
@@ -100,6 +104,8 @@ class InputChecker:
                 got = type(inputs[spec.name]).__name__
                 raise InputError("an input is not an array", where=spec.name, got=got, expected=_TAKES)
             self._check_shape(spec, tuple(shape), rank, axes, sizes)
+            if spec.range is not None and not is_on_device(inputs[spec.name]):
+                check_indices(spec, _as_array(spec, inputs[spec.name]))
 
     @staticmethod
     def _check_shape(
@@ -137,6 +143,35 @@ class InputChecker:
         raise InputError(
             "the inputs' names are wrong", got="; ".join(problems), expected=takes, do=next(filter(None, near), None)
         )
+
+
+def check_indices(spec: TensorSpec, array: NDArray[Any]) -> None:
+    """Refuse indices outside the spec's range, in one pass: as unsigned numbers, those below the range are above it.
+
+    Raises:
+        InputError: naming the first index outside, and the range.
+    """
+    if spec.range is None or not array.size or array.dtype.kind not in "iu":
+        return
+    low, high = spec.range
+    if array.itemsize < 4:  # numbers that may be smaller than the table
+        array = array.astype(np.int64)
+    # `argmax` is several times faster than `max` for the sizes that ids have.
+    if high is not None:
+        places = (array if low == 0 else array - low).view(_UNSIGNED[array.itemsize])
+        if places.item(places.argmax()) <= high - low:
+            return
+    elif array.item(array.argmin()) >= low:
+        return
+    outside = (array < low) if high is None else (array < low) | (array > high)
+    place = tuple(int(i) for i in np.argwhere(outside)[0])
+    raise InputError(
+        "an input holds an index outside its table",
+        where=spec.name + (f"[{', '.join(map(str, place))}]" if place else ""),
+        got=int(array[place]),
+        expected=f"at least {low}" + ("" if high is None else f" and at most {high}"),
+        do="Give indices within the table; what pads must be within it as well, and be masked",
+    )
 
 
 def _as_array(spec: TensorSpec, value: object) -> NDArray[Any]:

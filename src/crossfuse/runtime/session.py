@@ -11,7 +11,7 @@ import numpy as np
 from crossfuse.bundle.manifest import Decode, StageSpec
 from crossfuse.errors import Advice, InputError, Said
 from crossfuse.runtime.binding import Binding
-from crossfuse.runtime.checks import InputChecker, given_by_name, ids_of, is_on_device
+from crossfuse.runtime.checks import InputChecker, check_indices, given_by_name, ids_of, is_on_device
 from crossfuse.runtime.context import Context, frozen
 from crossfuse.runtime.decoding import DecodingState
 from crossfuse.runtime.stage import Stage
@@ -59,6 +59,7 @@ class Session:
         self._batch = next((s.shape[0] for s in first if s.shape and isinstance(s.shape[0], str)), None)
         self._shared = shared_batch
         self.decode = decode
+        self._token = next((s for s in self._own if decode is not None and s.name == decode.tokens), None)
         self._owner = owner or f"{target} {id(self)}"
         self._engines: Mapping[str, Stage] | None = dict(engines)
 
@@ -227,6 +228,8 @@ class Session:
         ids = ids_of(tokens)
         if ids.shape[0] != state.batch or ids.dtype.kind not in "iu":
             raise InputError("a step takes one id per sequence", got=f"{ids.dtype}{list(ids.shape)}", expected=state.batch)
+        if self._token is not None:
+            check_indices(self._token, ids)
         return state.advance(ids)
 
     def bind(self, inputs: Mapping[str, NDArray[Any]] | None = None, /, **named: NDArray[Any]) -> Binding:

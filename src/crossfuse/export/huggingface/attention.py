@@ -70,11 +70,15 @@ def _attend(
     if key.shape[0] != query.shape[0]:
         batch = max(key.shape[0], query.shape[0])
         query, key, value = (t.expand(batch, -1, -1, -1) for t in (query, key, value))
-    mask = bias = None
+    mask: Tensor | None = None
+    bias: Tensor | None = None
     if attention_mask is not None:
         attention_mask = attention_mask[..., :keys]
         mask, bias = (attention_mask, None) if attention_mask.dtype == torch.bool else (None, attention_mask)
-    if position_bias is not None:
+    if position_bias is not None and mask is not None:
+        # The library fills the bias where the mask hides, so that rows without keys average the values.
+        bias, mask = torch.where(mask, position_bias, torch.finfo(key.dtype).min), None
+    elif position_bias is not None:
         bias = position_bias if bias is None else bias + position_bias
     out: Tensor = fused_attention(
         query.transpose(1, 2).flatten(2),

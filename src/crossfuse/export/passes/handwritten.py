@@ -5,8 +5,10 @@ Rules:
 1. A softmax whose input goes back to a product of queries and keys, and whose result goes on to a product with values, is an
    attention (`chains`). Axes may come in any order, be merged, split or moved on the way (`axes`, `readings`).
 2. Numbers that multiply or divide the scores join in the scale; tensors that do, constant along the keys, multiply the queries.
-3. What is added is a bias. A fill of −inf is a mask; a finite one is a bias of that size where hidden, and where it is small
-   (−10⁴, say) the queries of rows without keys become 0, so that such rows average the values, as they do in the original.
+3. What is added is a bias. A fill of −inf is a mask; a finite one is a bias of that size where hidden, in place of the biases
+   before it. Where fills alone decide a row (they hide all its keys, or what they leave is biased lower), its queries become 0:
+   the row then averages the values, or attends by the biases behind the fill, as in the original. That holds in every
+   precision, as a fill that absorbs the scores would not: in fp16 none does.
 4. A subtracted maximum, limits at ±10⁴ or wider, and a check for NaN behind the softmax fall away.
 5. Heads are the last batch axis of fixed size. Where keys and values lack it, they have fewer heads (grouped, multi-query).
    Where they lack all other batch axes they are one context for all queries.
@@ -19,7 +21,7 @@ integers; or where keys or values are weights. Each such softmax gives a reason.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,7 +41,6 @@ from crossfuse.operator.onnx_op import CALL
 __all__ = ["fuse_handwritten"]
 
 _FIRST_CALL = 1 << 20
-_SMALL_FILL = -1e8
 
 
 def fuse_handwritten(model: ir.Model) -> tuple[ir.Model, bool, list[Missed]]:
@@ -115,10 +116,9 @@ def _replace(graph: ir.Graph, chain: Chain, reading: Reading, call: int) -> None
             reading.value.value, reading.value.axes, [roles.contexts, keys, [*roles.kv_heads, *reading.value_size]]
         ),
     ]
-    for term in terms:
-        operands[0] = term.without_empty_rows(operands[0], query, reading)
-    mask = _joined("And", [t.mask() for t in terms], arranger)
-    bias = _joined("Add", [t.bias(operands[0]) for t in terms], arranger)
+    mask, bias, kept = _combined(terms, operands[0], arranger)
+    if kept is not None:
+        operands[0] = _zeroed(operands[0], kept, roles, reading, arranger)
     out_axes: Axes = [roles.batch, rows, [*roles.heads, *reading.value_size]]
     attributes: dict[str, int | float | str] = {
         "num_heads": size_of(roles.heads).factor,
@@ -242,11 +242,76 @@ def _plain(shape: ir.Shape) -> list[int | str]:
     return [size if isinstance(size, int) else str(size.value) for size in shape]
 
 
+@dataclass(frozen=True)
+class _Rows:
+    """What is said of rows: a value ``[1|batch, 1|heads, 1|rows, 1]``, and its axes."""
+
+    value: ir.Value
+    axes: Axes
+
+
+def _combined(
+    terms: Sequence[_Mask], like: ir.Value, arranger: Arranger
+) -> tuple[ir.Value | None, ir.Value | None, _Rows | None]:
+    """The terms, in order, as one mask and one bias of the type of ``like``; and in which rows scores count, if not in all."""
+    mask: ir.Value | None = None
+    bias: ir.Value | None = None
+    for item in terms:
+        if item.term.fill is None:
+            bias = _joined("Add", [bias, item.bias(like)], arranger)
+        elif not item.term.finite:
+            mask = _joined("And", [mask, item.attended()], arranger)
+        else:
+            if mask is not None:  # what an earlier mask removed is there again, with the fill as its score
+                mask = _joined("Or", [mask, item.hidden()], arranger)
+            bias = item.filled(bias, like, item.term.score)
+    if not any(t.term.finite for t in terms):
+        return mask, bias, None
+    attended = _joined("And", [t.attended() for t in terms if t.term.fill is not None], arranger)
+    assert attended is not None
+    last = arranger.constant([3], np.int64)
+    if not any(t.term.may_hide for t in terms):
+        count = arranger.op("Cast", [attended], like, _shape(attended), to=like.dtype)
+        peak = arranger.op("ReduceMax", [count, last], like, [*_shape(attended)[:3], 1], keepdims=1)
+        return mask, bias, _Rows(peak, _joint_axes([t for t in terms if t.term.fill is not None]))
+    assert bias is not None
+    nothing = arranger.constant(-np.inf, _numpy(like))
+    filled = arranger.op("Not", [attended], attended, _shape(attended))
+    if mask is not None:
+        filled = _joined("And", [filled, mask], arranger) or filled
+    peaks = []
+    for where in (attended, filled):
+        shape = _broadcast(where, bias)
+        part = arranger.op("Where", [where, bias, nothing], like, shape)
+        peaks.append(arranger.op("ReduceMax", [part, last], like, [*shape[:3], 1], keepdims=1))
+    counts = arranger.op("Greater", peaks, attended, _shape(peaks[0]))
+    return mask, bias, _Rows(arranger.op("Cast", [counts], like, _shape(counts), to=like.dtype), _joint_axes(terms))
+
+
+def _zeroed(query: ir.Value, rows: _Rows, roles: _Roles, reading: Reading, arranger: Arranger) -> ir.Value:
+    """The queries ``[batch, rows, heads·size]``, 0 in rows where scores don't count."""
+    target: Axes = [roles.batch, roles.rows, [*roles.heads, *reading.size]]
+    present = [[a for a in axis if any(a in have for have in rows.axes)] for axis in target[:2]]
+    width = [*roles.heads, *reading.size] if rows.axes[1] else []
+    spread = arranger.arrange(rows.value, rows.axes, [present[0], present[1], width])
+    return arranger.op("Mul", [query, spread], query, None if query.shape is None else _plain(query.shape))
+
+
+def _shape(value: ir.Value) -> list[int | str]:
+    assert value.shape is not None
+    return _plain(value.shape)
+
+
+def _joint_axes(terms: Sequence[_Mask]) -> Axes:
+    """Of what the terms have in common, the keys reduced."""
+    return [*(next((t.axes[i] for t in terms if t.axes[i]), []) for i in range(3)), []]
+
+
 class _Mask:
     """A term brought to the operator's four axes."""
 
     def __init__(self, term: Term, arranger: Arranger, roles: _Roles) -> None:
-        self.term, self.arranger, self.roles = term, arranger, roles
+        self.term, self.arranger = term, arranger
         held = {leaf for axis in term.operand.axes for leaf in leaves(axis)}
 
         def whole(atoms: list[Atom]) -> list[Atom]:
@@ -256,48 +321,31 @@ class _Mask:
         self.shape = [size_of(axis).dim for axis in self.axes]
         self.value = arranger.arrange(term.operand.value, term.operand.axes, self.axes)
 
-    def mask(self) -> ir.Value | None:
-        """Bool, True where attended; None where the term is a bias."""
-        if self.term.fill is None or np.isfinite(self.term.fill):
-            return None
-        return self._attended()
+    def bias(self, like: ir.Value) -> ir.Value:
+        """What a bias adds to the scores, of the type of ``like``."""
+        value, op = self.value, self.arranger.op
+        if value.dtype != like.dtype and like.dtype is not None:
+            value = op("Cast", [value], like, self.shape, to=like.dtype)
+        factor = self.arranger.constant(self.term.factor, _numpy(like))
+        return value if self.term.factor == 1 else op("Mul", [value, factor], like, self.shape)
 
-    def bias(self, like: ir.Value) -> ir.Value | None:
-        """Float, of the type of ``like``; None where the term is a mask."""
-        term, op = self.term, self.arranger.op
-        if term.fill is None:
-            value = self.value
-            if value.dtype != like.dtype and like.dtype is not None:
-                value = op("Cast", [value], like, self.shape, to=like.dtype)
-            factor = self.arranger.constant(term.factor, _numpy(like))
-            return value if term.factor == 1 else op("Mul", [value, factor], like, self.shape)
-        if not np.isfinite(term.fill):
-            return None
-        fill, zero = (self.arranger.constant(x, _numpy(like)) for x in (term.fill * term.factor, 0))
-        order = [self.value, fill, zero] if term.hidden else [self.value, zero, fill]
-        return op("Where", order, like, self.shape)
+    def filled(self, bias: ir.Value | None, like: ir.Value, score: float) -> ir.Value:
+        """The bias so far, replaced by a score where the term hides."""
+        fill, zero = (self.arranger.constant(x, _numpy(like)) for x in (score, 0))
+        before = zero if bias is None else bias
+        order = [self.value, fill, before] if self.term.hidden else [self.value, before, fill]
+        shape = self.shape if bias is None else _broadcast(self.value, bias)
+        return self.arranger.op("Where", order, like, shape)
 
-    def without_empty_rows(self, query: ir.Value, operand: Operand, reading: Reading) -> ir.Value:
-        """The queries, 0 in rows that a small finite fill hides every key from."""
-        fill = self.term.fill
-        if fill is None or not fill > _SMALL_FILL or not np.isfinite(fill):
-            return query
-        op, roles = self.arranger.op, self.roles
-        attended = op("Cast", [self._attended()], query, self.shape, to=query.dtype)
-        rows = [*self.shape[:3], 1]
-        any_key = op("ReduceMax", [attended, self.arranger.constant([3], np.int64)], query, rows, keepdims=1)
-        axes: Axes = [*self.axes[:3], []]
-        target: Axes = [roles.batch, roles.rows, [*roles.heads, *reading.size]]
-        present = [[a for a in axis if any(a in have for have in axes)] for axis in target[:2]]
-        if self.axes[1]:
-            spread = self.arranger.arrange(any_key, axes, [present[0], present[1], [*roles.heads, *reading.size]])
-        else:
-            spread = self.arranger.arrange(any_key, axes, [present[0], present[1], []])
-        return op("Mul", [query, spread], query, None if query.shape is None else _plain(query.shape))
+    def attended(self) -> ir.Value:
+        """Bool, True where a mask lets a key be attended."""
+        return self._negated() if self.term.hidden else self.value
 
-    def _attended(self) -> ir.Value:
-        if not self.term.hidden:
-            return self.value
+    def hidden(self) -> ir.Value:
+        """Bool, True where a mask hides."""
+        return self.value if self.term.hidden else self._negated()
+
+    def _negated(self) -> ir.Value:
         return self.arranger.op("Not", [self.value], self.value, self.shape)
 
 

@@ -3,7 +3,8 @@
 PyTorch's exporter attaches stack traces with the paths of the user's files. Rules:
 
 1. Each node keeps ``crossfuse.module`` (the path of its PyTorch module) and ``crossfuse.site``.
-2. All other metadata and doc strings, of nodes, values, the graph and the model, are removed.
+2. Inputs keep the range of the indices that they hold.
+3. All other metadata and doc strings, of nodes, values, the graph and the model, are removed.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from crossfuse.export.translate import module_path
-from crossfuse.graphs import MODULE, SITE
+from crossfuse.graphs import MODULE, RANGE, SITE
 
 __all__ = ["trim_metadata"]
 
@@ -26,7 +27,11 @@ def trim_metadata(model: ir.Model) -> tuple[ir.Model, bool]:
         node.metadata_props.update(kept)
         for value in node.outputs:
             _clear(value)
-    for value in [*model.graph.inputs, *model.graph.initializers.values()]:
+    for value in model.graph.inputs:
+        kept = {RANGE: value.metadata_props[RANGE]} if RANGE in value.metadata_props else {}
+        _clear(value)
+        value.metadata_props.update(kept)
+    for value in model.graph.initializers.values():
         _clear(value)
     model.graph.doc_string = model.doc_string = None
     model.graph.metadata_props.clear()
