@@ -157,10 +157,7 @@ def rehearse_stages(graphs: Mapping[str, ir.Model], target: Target) -> dict[str,
     """`rehearsal` of all stages of a bundle, so that they fit each other."""
     if target.name != ORT_CUDA:
         return {stage: rehearsal(graph, target) for stage, graph in graphs.items()}
-    from crossfuse.build.cuda.padding import pad_contexts
-
-    fitted, padded = pad_contexts(graphs)
-    return {stage: _rehearsed_cuda(graph, padded) for stage, graph in fitted.items()}
+    return _rehearsed_cuda(graphs)
 
 
 def rehearsal(model: ir.Model, target: Target) -> ir.Model:
@@ -173,7 +170,7 @@ def rehearsal(model: ir.Model, target: Target) -> ir.Model:
     from crossfuse.build.precision.simulate import simulate
 
     if target.name == ORT_CUDA:
-        return _rehearsed_cuda(model, frozenset())
+        return _rehearsed_cuda({"model": model})["model"]
     simulated = simulate(model)
     if target.engine:
         from crossfuse.build.tensorrt.lowering import lower_tensorrt
@@ -182,11 +179,13 @@ def rehearsal(model: ir.Model, target: Target) -> ir.Model:
     return target.lower(simulated).model
 
 
-def _rehearsed_cuda(model: ir.Model, padded: frozenset[str]) -> ir.Model:
+def _rehearsed_cuda(graphs: Mapping[str, ir.Model]) -> dict[str, ir.Model]:
     """In fp32 with rounding, attentions in the forms that they have in the target's precision."""
     from crossfuse.build.cuda.lowering import is_half, lower_ort_cuda
+    from crossfuse.build.cuda.padding import pad_contexts
     from crossfuse.build.precision.simulate import simulate
     from crossfuse.graphs import attention_nodes, site_of
 
-    half = {site_of(node) or node.name or "" for node in attention_nodes(model.graph) if is_half(node)}
-    return lower_ort_cuda(simulate(model), padded, half).model
+    half = {s: {site_of(n) or n.name or "" for n in attention_nodes(g.graph) if is_half(n)} for s, g in graphs.items()}
+    fitted, padded = pad_contexts({stage: simulate(graph) for stage, graph in graphs.items()})
+    return {stage: lower_ort_cuda(graph, padded, half[stage]).model for stage, graph in fitted.items()}

@@ -5,7 +5,7 @@ up, ONNX Runtime 1.31:
 
 ==========================================  ===========================================================================
 head sizes that are no multiples of 8       ``math``: scores in memory, as several kernels
-grouped heads in fp32                       ``math``
+grouped heads in fp32, or of two sizes      ``math``
 mask, keys no multiple of 4                 ``math``
 mask                                        ``efficient`` (memory-efficient attention)
 no mask, lengths or causal; fp32            ``efficient``
@@ -59,7 +59,9 @@ def runs(form: Form, queries: int, keys: int) -> str:
     """``flash``, ``efficient`` or ``math``: the kernel at these lengths (queries of one context, fan-out included)."""
     if form.size is None or form.value_size is None:
         return _UNFUSED
-    if form.size % SIZE_MULTIPLE or form.value_size % SIZE_MULTIPLE or (form.grouped and not form.half):
+    if form.size % SIZE_MULTIPLE or form.value_size % SIZE_MULTIPLE:
+        return _UNFUSED
+    if form.grouped and not (form.half and form.size == form.value_size):
         return _UNFUSED
     if form.masked:
         return _UNFUSED if keys % KEYS_MULTIPLE else "efficient"

@@ -8,9 +8,9 @@ What the kernels ask for (`kernels`) decides the rest:
 2. Masks, biases and what else removes keys join in one additive mask, prepared once for all attentions that use it. Keys,
    values and the mask are padded to a multiple of 8 keys, unless their number is one; the mask is −inf there. A split bundle's
    context stage does it for the keys and values that it hands over (`padding`).
-3. Removed keys are −inf where there is a bias, whose finite numbers are arithmetic, and finite otherwise: a kernel that goes
-   through the keys in blocks may meet a block without any.
-4. Head sizes are padded with zeros to a multiple of 8, and to one size where that makes it flash attention.
+3. Removed keys are −inf where there is a bias, whose finite numbers are arithmetic (the lowest ones are raised to −1e30: kernels
+   multiply by log2(e)), and finite otherwise: a kernel that goes through the keys in blocks may meet a block without any.
+4. Head sizes are padded with zeros to a multiple of 8, and to one size where flash attention or grouped heads need it.
 5. Grouped heads stay grouped, except in fp32, where they are repeated.
 6. Rows without keys are set to 0 behind the kernel.
 
@@ -107,12 +107,13 @@ class _Form:
         head, value_head = _head_size(site.query, site.num_heads), _head_size(site.value, site.kv_num_heads)
         size, value_size = head, value_head
         if head is not None and value_head is not None:
-            size, value_size = _sizes(head, value_head, flash=half and not masked)
+            grouped = site.kv_num_heads != site.num_heads
+            size, value_size = _sizes(head, value_head, one=half and (grouped or not masked))
             query = _wider(emit, query, site.num_heads, head, size)
             key = _wider(emit, key, site.kv_num_heads, head, size)
             value = _wider(emit, value, site.kv_num_heads, value_head, value_size)
         kv_num_heads = site.kv_num_heads
-        if not half and kv_num_heads != site.num_heads:
+        if kv_num_heads != site.num_heads and (not half or size != value_size):
             key, value = repeat_heads(emit, site, key), repeat_heads(emit, site, value)
             kv_num_heads = site.num_heads
         causal = _native_causal(site)
@@ -163,12 +164,20 @@ class _Form:
         """What says which keys are removed, and the additive mask; both without rows that it doesn't need."""
         bias = None if site.bias is None else emit.fold_mask(site, site.bias)
         if bias is not None:
-            both = emit.additive(site, attend, bias)
+            both = emit.additive(site, attend, self._bounded(emit, bias))
             assert both is not None
             return both, both
         assert attend is not None
         lowest = emit.constant(_LOWEST[emit.dtype.name], emit.dtype)
         return attend, emit.op("Where", attend, emit.constant(0, emit.dtype), lowest)
+
+    def _bounded(self, emit: Emitter, bias: ir.Value) -> ir.Value:
+        """The bias, its finite numbers no lower than what kernels can multiply by log2(e); −inf stays."""
+        if emit.dtype == np.float16:
+            return bias
+        wide = bias if emit.dtype == np.float32 else emit.op("Cast", bias, to=ir.DataType.FLOAT)
+        finite = emit.op("Greater", wide, emit.constant(-np.inf, np.float32))
+        return emit.op("Where", finite, emit.op("Max", bias, emit.constant(_LOWEST[emit.dtype.name], emit.dtype)), bias)
 
     def _lengths(self, emit: Emitter, site: Site) -> ir.Value:
         lengths = emit.op("Cast", site.key_lengths, to=ir.DataType.INT64)
@@ -180,11 +189,11 @@ def _head_size(value: ir.Value, heads: int) -> int | None:
     return width // heads if isinstance(width, int) else None
 
 
-def _sizes(head: int, value_head: int, *, flash: bool) -> tuple[int, int]:
-    """What head sizes are padded to: multiples of 8, and one size where that gives flash attention."""
+def _sizes(head: int, value_head: int, *, one: bool) -> tuple[int, int]:
+    """What head sizes are padded to: multiples of 8, and one size where that is asked for and flash attention takes it."""
     size, value_size = (-(-n // SIZE_MULTIPLE) * SIZE_MULTIPLE for n in (head, value_head))
     largest = max(size, value_size)
-    return (largest, largest) if flash and largest <= FLASH_LIMIT else (size, value_size)
+    return (largest, largest) if one and largest <= FLASH_LIMIT else (size, value_size)
 
 
 def _wider(emit: Emitter, value: ir.Value, heads: int, size: int, wanted: int) -> ir.Value:

@@ -136,7 +136,8 @@ def _max_pool(tape: Tape, node: ir.Node) -> ir.Value | None:
     dilations = attributes.get_ints("dilations") or [1] * rank
     pads = attributes.get_ints("pads") or [0] * (2 * rank)
     automatic = attributes.get_string("auto_pad", "NOTSET") not in ("NOTSET", "VALID")
-    if len(node.outputs) > 1 or automatic or attributes.get_int("ceil_mode", False):
+    rounds_up = "ceil_mode" in attributes and attributes["ceil_mode"].as_int() == 1
+    if len(node.outputs) > 1 or automatic or rounds_up:
         return None
     if any(pads):
         around = _ints(tape, 0, 0, *pads[:rank], 0, 0, *pads[rank:])
