@@ -235,6 +235,7 @@ CHANNELS = np.random.default_rng(1).standard_normal((2, 3)).astype(np.float32)
         ("MaxPool", {"x": X[:, :, 0]}, dict(kernel_shape=[4])),
         ("InstanceNormalization", {"x": X + 50, "s": CHANNELS[0], "b": CHANNELS[1]}, dict(epsilon=1e-3)),
         ("InstanceNormalization", {"x": X[:, :, 0], "s": CHANNELS[0], "b": CHANNELS[1]}, {}),
+        ("GroupNormalization", {"x": np.tile(X, (1, 2, 1, 1)), "s": CHANNELS[0], "b": CHANNELS[1]}, dict(num_groups=3)),
         ("Elu", {"x": X}, dict(alpha=0.7)),
         ("Celu", {"x": X}, dict(alpha=1.7)),
         ("Selu", {"x": X}, {}),
@@ -255,6 +256,20 @@ def test_operators_in_others(op: str, inputs: dict[str, np.ndarray], attributes:
     assert op not in operators(model)
     (got,) = run_model(model, inputs)
     np.testing.assert_allclose(got, expected, rtol=2e-5, atol=1e-5)
+
+
+def test_groups_scaled_per_channel() -> None:
+    """As GroupNormalization has been since opset 21."""
+    scale, shift = CHANNELS
+    inputs = {"x": np.tile(X, (1, 2, 1, 1)), "s": np.tile(scale, 2), "b": np.tile(shift, 2)}
+    model = single("GroupNormalization", inputs, num_groups=2)
+    model.graph.opset_imports[""] = 21
+    groups = inputs["x"].astype(np.float64).reshape(2, 2, -1)
+    normal = (groups - groups.mean(-1, keepdims=True)) / np.sqrt(groups.var(-1, keepdims=True) + 1e-5)
+    expected = normal.reshape(inputs["x"].shape) * inputs["s"][:, None, None] + inputs["b"][:, None, None]
+    replace_operators(model)
+    (got,) = run_model(model, inputs)
+    np.testing.assert_allclose(got, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,14 @@ import onnxruntime as ort
 from crossfuse.sizes import size_at
 
 FLOATS = {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16, onnx.TensorProto.DOUBLE}
+INT, BOOL = onnx.TensorProto.INT64, onnx.TensorProto.BOOL
+RESULTS = dict.fromkeys(("Shape", "Size", "NonZero", "ArgMax", "ArgMin"), INT)
+RESULTS |= dict.fromkeys(
+    ("Equal", "Less", "LessOrEqual", "Greater", "GreaterOrEqual", "IsNaN", "IsInf", "Not", "And", "Or"), BOOL
+)
+DATA = {"Where": 1, "OneHot": 2, "CastLike": 1}
+"""Which input has the type of the output, where it isn't the first."""
+
 TYPES = {
     "tensor(float)": np.float32,
     "tensor(float16)": np.float16,
@@ -43,7 +51,7 @@ class Log:
     """What C code prints to the standard output, which is a file from now on."""
 
     def __init__(self) -> None:
-        self.file = tempfile.TemporaryFile()
+        self.file = tempfile.TemporaryFile()  # noqa: SIM115 (it lives as long as the process)
         self.at = 0
         self.c = ctypes.CDLL(None)
         os.dup2(self.file.fileno(), 1)
@@ -72,13 +80,30 @@ def session_of(graph: Path, optimized: Path) -> ort.InferenceSession:
     return session
 
 
+def types_in(graph: onnx.GraphProto) -> dict[str, int]:
+    """Element types of all values; the optimized graph doesn't tell them. Without a rule an output has its first input's."""
+    types = {v.name: v.type.tensor_type.elem_type for v in (*graph.input, *graph.output)}
+    types.update({t.name: t.data_type for t in graph.initializer})
+    for node in graph.node:
+        attributes = {a.name: a for a in node.attribute}
+        if node.op_type == "Cast":
+            made = attributes["to"].i
+        elif node.op_type in ("Constant", "ConstantOfShape"):
+            made = attributes["value"].t.data_type if "value" in attributes else onnx.TensorProto.FLOAT
+        elif node.op_type in RESULTS:
+            made = RESULTS[node.op_type]
+        else:
+            made = types[node.input[DATA.get(node.op_type, 0)]]
+        for i, name in enumerate(node.output):
+            types.setdefault(name, onnx.TensorProto.INT64 if (node.op_type, i) == ("TopK", 1) else made)
+    return types
+
+
 def floats_on_cpu(session: ort.InferenceSession, optimized: Path) -> tuple[list[str], dict[str, int]]:
     """``operator name`` of each node that computes floats on the CPU, and the nodes on the GPU by operator."""
     model = onnx.load(optimized, load_external_data=False)
-    graph = model.graph
-    types = {v.name: v.type.tensor_type.elem_type for v in (*graph.value_info, *graph.output, *graph.input)}
-    types.update({t.name: t.data_type for t in graph.initializer})
-    by_name = {node.name: node for node in graph.node}
+    types = types_in(model.graph)
+    by_name = {node.name: node for node in model.graph.node}
     floats, cuda = [], collections.Counter()
     for part in session.get_provider_graph_assignment_info():
         for found in part.get_nodes():
@@ -87,7 +112,7 @@ def floats_on_cpu(session: ort.InferenceSession, optimized: Path) -> tuple[list[
                 continue
             node = by_name.get(found.name)
             names = [] if node is None else [*node.output] if node.op_type != "Cast" else [*node.input]
-            if node is None or any(types.get(name) in FLOATS for name in names):
+            if node is None or any(name and types[name] in FLOATS for name in names):
                 floats.append(f"{found.op_type} {found.name}" + ("" if node is not None else " (not in the optimized graph)"))
     return floats, dict(cuda)
 
@@ -110,7 +135,7 @@ def do(job: dict[str, Any], log: Log, folder: Path) -> dict[str, Any]:
     optimized = folder / "optimized.onnx"
     try:
         session = session_of(Path(job["graph"]), optimized)
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 (ONNX Runtime's exceptions have no common base)
         return {"failed": " ".join(str(error).split())[-400:]}
     floats, cuda = floats_on_cpu(session, optimized)
     runs = []
@@ -119,7 +144,7 @@ def do(job: dict[str, Any], log: Log, folder: Path) -> dict[str, Any]:
         error = None
         try:
             session.run_with_iobinding(inputs_at(session, sizes))
-        except Exception as raised:
+        except Exception as raised:  # noqa: BLE001 (as above)
             error = " ".join(str(raised).split())[-400:]
         kernels = [NAMES.get(k, k) for k in re.findall(r"SdpaKernel=(\w+)", log.new())]
         runs.append({"sizes": sizes, "kernels": kernels, "error": error})

@@ -137,7 +137,9 @@ def test_rules_are_the_providers(provider: Provider, capability: str) -> None:
 
 def test_words_say_what_the_rules_say() -> None:
     assert kernel_text(Form(True, 64, 64), padded=True) == "flash"
-    assert kernel_text(Form(True, 64, 64, causal=True), padded=True) == "flash; efficient where queries and keys differ in number"
+    assert (
+        kernel_text(Form(True, 64, 64, causal=True), padded=True) == "flash; efficient where queries and keys differ in number"
+    )
     assert kernel_text(Form(True, 64, 64, causal=True, square=True), padded=True) == "flash"
     assert kernel_text(Form(False, 64, 64, grouped=True), padded=True) is None
     assert kernel_text(Form(True, 44, 44), padded=True) is None

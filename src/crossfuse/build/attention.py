@@ -211,7 +211,7 @@ class Emitter:
         return self.op("Mod", self.op("Neg", self.size(value, axis)), self.ints(multiple))
 
     def longer(self, value: ir.Value, axis: int, more: ir.Value, fill: float) -> ir.Value:
-        """The value with ``more`` (``[1]`` int64) elements behind an axis (the last, if its rank is unknown), equal to ``fill``."""
+        """The value, with ``more`` (``[1]`` int64) elements ``fill`` behind an axis, the last one if the rank is unknown."""
         rank = axis + 1 if value.shape is None else len(value.shape)
         sizes = [more if a == axis else self.size(value, a) for a in range(rank)]
         block = self.op("Expand", self.constant(fill, self.dtype), self.concat(*sizes))

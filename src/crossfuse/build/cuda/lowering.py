@@ -1,15 +1,15 @@
 """Lowering to the forms that ONNX Runtime's CUDA provider computes with a fused kernel at every length.
 
-Every attention becomes ONNX ``Attention`` (opset 24). ``com.microsoft.MultiHeadAttention`` computes the scores in memory where a
-mask meets queries that are no multiple of 8, in fp32 and bf16 at small sizes too, and fails where a mask's rows are not aligned.
-What the kernels ask for (`kernels`) decides the rest:
+Every attention becomes ONNX ``Attention`` (opset 24). ``com.microsoft.MultiHeadAttention`` computes the scores in memory where
+a mask meets queries that are no multiple of 8, in fp32 and bf16 at small sizes too, and fails where a mask's rows are not
+aligned. What the kernels ask for (`kernels`) decides the rest:
 
 1. Without a mask nothing is added. Key lengths stay lengths (``nonpad_kv_seqlen``), held between 1 and the number of keys.
 2. Masks, biases and what else removes keys join in one additive mask, prepared once for all attentions that use it. Keys,
    values and the mask are padded to a multiple of 8 keys, unless their number is one; the mask is −inf there. A split bundle's
    context stage does it for the keys and values that it hands over (`padding`).
-3. Removed keys are −inf where there is a bias, whose finite numbers are arithmetic (the lowest ones are raised to −1e30: kernels
-   multiply by log2(e)), and finite otherwise: a kernel that goes through the keys in blocks may meet a block without any.
+3. Removed keys are −inf where there is a bias, whose finite numbers are arithmetic (raised to −1e30 at least: kernels multiply
+   by log2(e)), and finite otherwise: a kernel that goes through the keys in blocks may meet a block without any.
 4. Head sizes are padded with zeros to a multiple of 8, and to one size where flash attention or grouped heads need it.
 5. Grouped heads stay grouped, except in fp32, where they are repeated.
 6. Rows without keys are set to 0 behind the kernel.

@@ -5,6 +5,7 @@ Otherwise they would go to the CPU, with copies both ways:
 ==========================  ===========================================================================================
 ``MaxPool``                 maxima of strided slices, axis by axis; without ceil mode and indices
 ``InstanceNormalization``   moments over the positions, in the input's type
+``GroupNormalization``      moments over each group
 ``Elu``, ``Celu``, ``Selu`` ``max(x, 0) + α·(exp(min(x, 0)/α′) − 1)``
 ``ThresholdedRelu``         ``Where``
 ``Mean``                    ``Sum`` times a constant
@@ -15,7 +16,8 @@ Otherwise they would go to the CPU, with copies both ways:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 
 import numpy as np
 import onnx_ir as ir
@@ -26,8 +28,14 @@ __all__ = ["replace_operators"]
 
 def replace_operators(model: ir.Model) -> None:
     """Write operators without a CUDA kernel in others that have one, in place."""
+    # From opset 21 on, scale and shift are per channel, before per group.
+    per_channel = model.graph.opset_imports.get("", 0) >= 21
+    forms: dict[str, Callable[[Tape, ir.Node], ir.Value | None]] = {
+        **_FORMS,
+        "GroupNormalization": partial(_group_norm, per_channel=per_channel),
+    }
     for node in list(model.graph):
-        form = _FORMS.get(node.op_type) if node.domain == "" else None
+        form = forms.get(node.op_type) if node.domain == "" else None
         if form is None:
             continue
         tape = Tape()
@@ -118,13 +126,35 @@ def _instance_norm(tape: Tape, node: ir.Node) -> ir.Value | None:
     x, scale, shift = node.inputs[:3]
     if x is None or x.shape is None or len(x.shape) < 3:
         return None
-    axes = _ints(tape, *range(2, len(x.shape)))
-    column = _ints(tape, -1, *[1] * (len(x.shape) - 2))
+    normal = _normal(tape, node, x, range(2, len(x.shape)))
+    return _scaled(tape, normal, scale, shift, len(x.shape) - 2)
+
+
+def _group_norm(tape: Tape, node: ir.Node, *, per_channel: bool) -> ir.Value | None:
+    x, scale, shift = node.inputs[:3]
+    if x is None or x.shape is None:
+        return None
+    groups = tape.op("Reshape", [x, _ints(tape, 0, node.attributes["num_groups"].as_int(), -1)])
+    normal = _normal(tape, node, groups, (2,))
+    if not per_channel:
+        normal = _scaled(tape, normal, scale, shift, 1)
+    whole = tape.op("Reshape", [normal, tape.op("Shape", [x])])
+    return _scaled(tape, whole, scale, shift, len(x.shape) - 2) if per_channel else whole
+
+
+def _normal(tape: Tape, node: ir.Node, x: ir.Value, over: Iterable[int]) -> ir.Value:
+    """``(x − mean) / sqrt(variance + ε)`` over axes."""
+    axes = _ints(tape, *over)
     centred = tape.op("Sub", [x, tape.op("ReduceMean", [x, axes], attributes={"keepdims": 1})])
     variance = tape.op("ReduceMean", [tape.op("Mul", [centred, centred]), axes], attributes={"keepdims": 1})
     epsilon = _number(tape, node, node.attributes.get_float("epsilon", 1e-5))
-    normal = tape.op("Div", [centred, tape.op("Sqrt", [tape.op("Add", [variance, epsilon])])])
-    scaled = tape.op("Mul", [normal, tape.op("Reshape", [scale, column])])
+    return tape.op("Div", [centred, tape.op("Sqrt", [tape.op("Add", [variance, epsilon])])])
+
+
+def _scaled(tape: Tape, x: ir.Value, scale: ir.Value | None, shift: ir.Value | None, behind: int) -> ir.Value:
+    """Times a scale and plus a shift along axis 1, which has so many axes behind it."""
+    column = _ints(tape, -1, *[1] * behind)
+    scaled = tape.op("Mul", [x, tape.op("Reshape", [scale, column])])
     return tape.op("Add", [scaled, tape.op("Reshape", [shift, column])])
 
 
@@ -153,7 +183,7 @@ def _max_pool(tape: Tape, node: ir.Node) -> ir.Value | None:
     return x if x is not node.inputs[0] else tape.op("Identity", [x])
 
 
-_FORMS: dict[str, Callable[[Tape, ir.Node], ir.Value | None]] = {
+_FORMS: Mapping[str, Callable[[Tape, ir.Node], ir.Value | None]] = {
     "MaxPool": _max_pool,
     "InstanceNormalization": _instance_norm,
     "Elu": _elu,
