@@ -1,5 +1,5 @@
-/* Stand-in for cuDNN. Descriptors of the backend API keep the attributes that they are given; heuristics know one engine, which
-   supports every operation graph and needs no workspace. CUDNN_STANDIN_TRACE=1 tells each call on stderr. */
+/* Stand-in for cuDNN. Descriptors of the backend API keep the attributes that they are given; heuristics know three engines, which
+   support every operation graph and need no workspace. CUDNN_STANDIN_TRACE=1 tells each call on stderr. */
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -41,7 +41,7 @@ int cudnnFindConvolutionForwardAlgorithmEx(void *h, void *x, const void *xd, voi
 int cudnnGetConvolutionForwardWorkspaceSize(void *h, void *x, void *w, void *c, void *y, int algorithm, size_t *size) { *size = 0; return SUCCESS; }
 
 /* The backend API. */
-enum { ENGINE = 2, ENGINE_CONFIG = 3 };
+enum { ENGINES = 3 };
 enum { HEURISTIC_RESULTS = 202, CONFIG_ENGINE = 300, CONFIG_SHARED_MEMORY = 304, PLAN_WORKSPACE = 402, GRAPH_ENGINES = 802, ENGINE_INDEX = 1301, ENGINE_NOTES = 1303, ENGINE_BEHAVIORS = 1305 };
 enum { TYPE_BOOLEAN = 2, TYPE_DESCRIPTOR = 15, TYPE_CHAR = 24, TYPE_FRACTION = 27 };
 
@@ -79,7 +79,7 @@ int cudnnBackendSetAttribute(void *made, int name, int type, int64_t count, cons
     struct descriptor *descriptor = made;
     struct attribute *a = calloc(1, sizeof *a);
     size_t size = width(type) * (size_t)count;
-    if (tracing()) fprintf(stderr, "cudnn: set %d of %d: %lld of type %d\n", name, descriptor->type, (long long)count, type);
+    if (tracing()) fprintf(stderr, "cudnn: set %d of %d: %lld of type %d, first %d\n", name, descriptor->type, (long long)count, type, *(const int *)data);
     *a = (struct attribute){name, type, count, malloc(size + 1), descriptor->attributes};
     if (size) memcpy(a->data, data, size);
     descriptor->attributes = a;
@@ -97,7 +97,7 @@ int cudnnBackendGetAttribute(void *made, int name, int type, int64_t asked, int6
     if (!count) count = &ignored;
     if (tracing()) fprintf(stderr, "cudnn: get %d of %d: %lld of type %d\n", name, descriptor->type, (long long)asked, type);
     if (name == HEURISTIC_RESULTS || name == CONFIG_ENGINE) { /* fills descriptors that the caller made */
-        *count = 1;
+        *count = name == CONFIG_ENGINE ? 1 : asked && asked < ENGINES ? asked : ENGINES;
         return SUCCESS;
     }
     for (struct attribute *a = descriptor->attributes; a; a = a->next) {
