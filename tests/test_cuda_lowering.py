@@ -7,11 +7,15 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
+import torch
 
+import crossfuse
 from crossfuse.assembly import Stages, assemble
 from crossfuse.build.attention import read_site
 from crossfuse.build.cuda.lowering import lower_ort_cuda, needs_padded_keys
@@ -192,10 +196,10 @@ def two_stages(*, extra_use: bool = False, mask: bool = True, value_from_query: 
 
 
 def test_what_is_not_padded_in_the_context_stage() -> None:
-    assert pad_contexts(two_stages())[1] == {"key", "value"}
-    assert pad_contexts(two_stages(extra_use=True))[1] == set()
-    assert pad_contexts(two_stages(mask=False))[1] == set()
-    assert pad_contexts(two_stages(value_from_query=True))[1] == set()
+    assert pad_contexts(two_stages())[1].padded == {"key", "value"}
+    assert pad_contexts(two_stages(extra_use=True))[1].padded == set()
+    assert pad_contexts(two_stages(mask=False))[1].padded == set()
+    assert pad_contexts(two_stages(value_from_query=True))[1].padded == set()
     before = two_stages()
     pad_contexts(before)
     assert operators(before["context"]) == ["Neg", "Neg"]
@@ -209,6 +213,64 @@ def test_rehearsal_has_the_forms_of_half_precision() -> None:
     rehearsed = rehearse_stages({"model": graph}, TARGETS["ort-cuda"])["model"]
     (node,) = [n for n in rehearsed.graph if n.op_type == "Attention"]
     assert node.attributes["kv_num_heads"].as_int() == 2
+
+
+class Padded(torch.nn.Module):
+    """Attention over a memory of which each sample has a length; ``spelling`` says how the mask is made."""
+
+    def __init__(self, spelling: str) -> None:
+        super().__init__()
+        self.spelling = spelling
+        self.query, self.key, self.value = (torch.nn.Linear(16, 16) for _ in range(3))
+
+    def forward(self, tokens: torch.Tensor, memory: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        at = torch.arange(memory.shape[1])
+        mask = {
+            "less": lambda: at[None, :] < lengths[:, None],
+            "greater": lambda: lengths.unsqueeze(-1) > at.unsqueeze(0),
+            "at most": lambda: at[None, None, :] <= lengths[:, None, None] - 1,
+            "not": lambda: ~(at >= lengths[:, None]),
+            "suffix": lambda: at[None, :] >= memory.shape[1] - lengths[:, None],
+            "steps": lambda: 2 * at[None, :] < lengths[:, None],
+            "one for all": lambda: (at < lengths.max())[None, :].expand(lengths.shape[0], -1),
+        }[self.spelling]()
+        mask = mask.reshape(memory.shape[0], 1, 1, memory.shape[1])
+        q, k, v = (
+            layer(x).unflatten(-1, (2, 8)).transpose(1, 2)
+            for layer, x in ((self.query, tokens), (self.key, memory), (self.value, memory))
+        )
+        return torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(-2)
+
+
+@pytest.mark.parametrize(
+    ("spelling", "context", "inputs"),
+    [
+        ("less", False, 7),
+        ("greater", True, 7),
+        pytest.param("at most", False, 7, marks=pytest.mark.slow),
+        pytest.param("not", True, 7, marks=pytest.mark.slow),
+        ("suffix", False, 4),
+        pytest.param("steps", False, 4, marks=pytest.mark.slow),
+        pytest.param("one for all", True, 4, marks=pytest.mark.slow),
+    ],
+)
+def test_masks_made_from_lengths_are_lengths_again(tmp_path: Path, spelling: str, context: bool, inputs: int) -> None:
+    """Where the graph proves it, in one stage or across two; parity is checked by the export."""
+    torch.manual_seed(0)
+    spec = crossfuse.ModelSpec(
+        Padded(spelling).eval(),
+        inputs={
+            "tokens": torch.randn(2, 3, 16),
+            "memory": torch.randn(2, 7, 16),
+            "lengths": torch.tensor([7, 2]),
+        },
+        dynamic={"tokens": {0: "batch:1:4", 1: "text:1:9"}, "memory": {0: "batch", 1: "image:1:9"}, "lengths": {0: "batch"}},
+        context=("memory", "lengths") if context else (),
+    )
+    bundle = crossfuse.export(spec, tmp_path / "b", ["ort-cuda"])
+    graph = onnx.load(bundle.path / list(bundle.target("ort-cuda").stages.values())[-1], load_external_data=False).graph
+    (node,) = [n for n in graph.node if n.op_type == "Attention"]
+    assert len(node.input) == inputs
 
 
 def single(op: str, inputs: dict[str, np.ndarray], **attributes: object) -> ir.Model:

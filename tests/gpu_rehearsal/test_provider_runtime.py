@@ -1,4 +1,4 @@
-"""The runtime's session over the CUDA provider on stand-ins: it opens, runs at several sizes, and asks cuDNN for what it should."""
+"""The runtime's session over the CUDA provider on stand-ins: it opens, runs at several sizes, and asks cuDNN for fast plans."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ with runtime.load(sys.argv[1], "ort-cuda") as session:
     for batch in (1, 3, 1):
         feeds = {}
         for spec in session.inputs:
-            shape = [batch if d == "batch" else d if isinstance(d, int) else 5 for d in spec.shape]
+            shape = [batch if i == 0 else d if isinstance(d, int) else 5 for i, d in enumerate(spec.shape)]
             feeds[spec.name] = np.zeros(shape, spec.dtype)
         shapes.append({name: list(array.shape) for name, array in session.run(**feeds).items()})
 print(json.dumps([session.provider, shapes]))

@@ -149,8 +149,8 @@ def lower_stages(graphs: Mapping[str, ir.Model], target: Target) -> dict[str, Lo
     from crossfuse.build.cuda.lowering import lower_ort_cuda
     from crossfuse.build.cuda.padding import pad_contexts
 
-    fitted, padded = pad_contexts(graphs)
-    return {stage: lower_ort_cuda(graph, padded) for stage, graph in fitted.items()}
+    fitted, handed = pad_contexts(graphs)
+    return {stage: lower_ort_cuda(graph, handed) for stage, graph in fitted.items()}
 
 
 def rehearse_stages(graphs: Mapping[str, ir.Model], target: Target) -> dict[str, ir.Model]:
@@ -187,5 +187,5 @@ def _rehearsed_cuda(graphs: Mapping[str, ir.Model]) -> dict[str, ir.Model]:
     from crossfuse.graphs import attention_nodes, site_of
 
     half = {s: {site_of(n) or n.name or "" for n in attention_nodes(g.graph) if is_half(n)} for s, g in graphs.items()}
-    fitted, padded = pad_contexts({stage: simulate(graph) for stage, graph in graphs.items()})
-    return {stage: lower_ort_cuda(graph, padded, half[stage]).model for stage, graph in fitted.items()}
+    fitted, handed = pad_contexts({stage: simulate(graph) for stage, graph in graphs.items()})
+    return {stage: lower_ort_cuda(graph, handed, half[stage]).model for stage, graph in fitted.items()}

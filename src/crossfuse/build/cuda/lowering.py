@@ -4,7 +4,8 @@ Every attention becomes ONNX ``Attention`` (opset 24). ``com.microsoft.MultiHead
 a mask meets queries that are no multiple of 8, in fp32 and bf16 at small sizes too, and fails where a mask's rows are not
 aligned. What the kernels ask for (`kernels`) decides the rest:
 
-1. Without a mask nothing is added. Key lengths stay lengths (``nonpad_kv_seqlen``), held between 1 and the number of keys.
+1. Without a mask nothing is added. Key lengths stay lengths (``nonpad_kv_seqlen``), held between 1 and the number of keys; a
+   mask that is proven to keep the first keys (`prefix`) becomes lengths.
 2. Masks, biases and what else removes keys join in one additive mask, prepared once for all attentions that use it. Keys,
    values and the mask are padded to a multiple of 8 keys, unless their number is one; the mask is −inf there. A split bundle's
    context stage does it for the keys and values that it hands over (`padding`).
@@ -20,7 +21,7 @@ Padding is ``Concat`` with zeros, not ``Pad``, which has no bf16 kernel.
 from __future__ import annotations
 
 from collections.abc import Container
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
@@ -29,10 +30,11 @@ from onnxscript.rewriter.ort_fusions.skip_normalization import fuse_skip_layer_n
 from crossfuse.build.attention import Emitter, Site
 from crossfuse.build.cuda.kernels import FLASH_LIMIT, SIZE_MULTIPLE, Form, kernel_text
 from crossfuse.build.cuda.operators import replace_operators
+from crossfuse.build.cuda.prefix import is_prefix, masks_keys
 from crossfuse.build.lowering import Lowered, at_opset, lower_sites, repeat_heads, zero_empty_rows
 from crossfuse.graphs import clone, dim_of, site_of
 
-__all__ = ["KEYS_PADDED_TO", "OPSET", "is_half", "lower_ort_cuda", "needs_padded_keys"]
+__all__ = ["KEYS_PADDED_TO", "OPSET", "Handed", "is_half", "lower_ort_cuda", "needs_padded_keys"]
 
 OPSET = 24
 """The first opset whose ``Attention`` takes lengths."""
@@ -47,17 +49,30 @@ _LOWEST = {"float16": -65504.0, "bfloat16": -1e30, "float32": -1e30}
 _NO_KERNEL = "ONNX Runtime's CUDA provider has no fused kernel for it (it would compute the scores in memory): "
 
 
-def lower_ort_cuda(model: ir.Model, padded: Container[str] = (), half: Container[str] | None = None) -> Lowered:
+@dataclass(frozen=True)
+class Handed:
+    """What is known of tensors that the context stage hands over: names.
+
+    Attributes:
+        padded: keys and values with rows behind the last one, up to a multiple of `KEYS_PADDED_TO`.
+        prefixes: masks that keep the first keys of each context.
+    """
+
+    padded: frozenset[str] = frozenset()
+    prefixes: frozenset[str] = frozenset()
+
+
+def lower_ort_cuda(model: ir.Model, handed: Handed | None = None, half: Container[str] | None = None) -> Lowered:
     """``Attention`` nodes with fused kernels, and residual additions joined with the layer norms behind them.
 
     Args:
         model: the fused graph, in any precision.
-        padded: names of inputs that hold keys or values with rows behind the last one, up to a multiple of `KEYS_PADDED_TO`.
+        handed: what is known of inputs that the context stage made.
         half: sites to treat as if they computed in half precision; where omitted, by their types.
     """
     model = clone(model)
     replace_operators(model)
-    form = _Form(padded, half)
+    form = _Form(handed or Handed(), half)
     lowered = lower_sites(at_opset(model, OPSET, "ort-cuda"), form, {"com.microsoft": 1})
     fuse_skip_layer_normalization(lowered.model)
     kernels = {site: f"{name} ({form.kernels[site]})" for site, name in lowered.kernels.items() if site in form.kernels}
@@ -70,7 +85,7 @@ def is_half(node: ir.Node) -> bool:
 
 
 def needs_padded_keys(site: Site) -> bool:
-    """Keys and values of this attention have to be padded."""
+    """Keys and values of this attention have to be padded; its mask is known to be no prefix."""
     keys = dim_of(*site.keys)
     return _is_masked(site) and not (isinstance(keys, int) and keys % KEYS_PADDED_TO == 0)
 
@@ -87,8 +102,9 @@ def _native_causal(site: Site) -> bool:
 
 
 class _Form:
-    def __init__(self, padded: Container[str], half: Container[str] | None) -> None:
-        self.padded = padded
+    def __init__(self, handed: Handed, half: Container[str] | None) -> None:
+        self.padded = handed.padded
+        self.prefixes = handed.prefixes
         self.half = half
         self.kernels: dict[str, str] = {}
         self.reasons: dict[str, str] = {}
@@ -96,6 +112,8 @@ class _Form:
     def __call__(self, emit: Emitter, site: Site) -> ir.Value:
         name = site_of(site.node) or site.node.name or ""
         half = is_half(site.node) if self.half is None else name in self.half
+        if masks_keys(site) and site.mask is not None and (site.mask.name in self.prefixes or is_prefix(site.mask)):
+            site = _with_lengths(emit, site, site.mask)
         masked = _is_masked(site)
         counted = site.mask if site.mask is not None else site.bias
         if counted is not None and site.key.name in self.padded:
@@ -182,6 +200,15 @@ class _Form:
     def _lengths(self, emit: Emitter, site: Site) -> ir.Value:
         lengths = emit.op("Cast", site.key_lengths, to=ir.DataType.INT64)
         return emit.op("Min", emit.op("Max", lengths, emit.ints(1)), emit.size(site.key, 1))
+
+
+def _with_lengths(emit: Emitter, site: Site, mask: ir.Value) -> Site:
+    """The site with the number of keys that its mask, a prefix, keeps of each context."""
+    counts = emit.op("Reshape", emit.op("Cast", mask, to=ir.DataType.INT64), emit.concat(emit.size(mask, 0), emit.ints(-1)))
+    lengths = emit.op("ReduceSum", counts, emit.ints(1), keepdims=0)
+    if site.key_lengths is not None:
+        lengths = emit.op("Min", lengths, emit.op("Cast", site.key_lengths, to=ir.DataType.INT64))
+    return replace(site, mask=None, key_lengths=lengths)
 
 
 def _head_size(value: ir.Value, heads: int) -> int | None:

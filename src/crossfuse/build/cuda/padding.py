@@ -1,4 +1,4 @@
-"""Keys and values that a context stage hands over, with rows behind the last one where a mask will meet them.
+"""What a context stage hands over for the queries: keys and values with rows behind the last one where a mask meets them.
 
 Masked attention has a fused kernel only for a multiple of 4 keys (`kernels`). Padding keys and values with the queries would
 copy them at every call; the context stage does it once. It must not happen where
@@ -6,6 +6,8 @@ copy them at every call; the context stage does it once. It must not happen wher
 1. anything but attentions takes the tensor, or takes it as something else than keys and values,
 2. one of these attentions has neither mask nor bias, whose last axis tells how many keys there are, or
 3. only one of an attention's keys and values comes from the context stage as it is.
+
+Masks that are proven to keep the first keys of each context need no padding: the queries count what they keep.
 """
 
 from __future__ import annotations
@@ -16,8 +18,9 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.tape import Tape
 
-from crossfuse.build.attention import Emitter, read_site
-from crossfuse.build.cuda.lowering import KEYS_PADDED_TO, needs_padded_keys
+from crossfuse.build.attention import Emitter, Site, read_site
+from crossfuse.build.cuda.lowering import KEYS_PADDED_TO, Handed, needs_padded_keys
+from crossfuse.build.cuda.prefix import is_prefix, masks_keys
 from crossfuse.graphs import attention_nodes, clone, dim_of
 
 __all__ = ["pad_contexts"]
@@ -25,21 +28,22 @@ __all__ = ["pad_contexts"]
 _CONTEXT = "context"
 
 
-def pad_contexts(graphs: Mapping[str, ir.Model]) -> tuple[dict[str, ir.Model], frozenset[str]]:
+def pad_contexts(graphs: Mapping[str, ir.Model]) -> tuple[dict[str, ir.Model], Handed]:
     """Pad what the context stage hands over.
 
     Args:
         graphs: stages, fused, in the target's precision; left as they are.
 
     Returns:
-        copies of the stages that changed, and the names of the padded tensors.
+        copies of the stages that changed, and what is known of the tensors.
     """
     made = dict(graphs)
     others = [stage for stage in graphs if stage != _CONTEXT]
     if _CONTEXT not in graphs:
-        return made, frozenset()
+        return made, Handed()
+    prefixes = frozenset(v.name or "" for v in graphs[_CONTEXT].graph.outputs if is_prefix(v))
     names = frozenset(v.name or "" for v in graphs[_CONTEXT].graph.outputs)
-    given = [names - _refused(graphs[stage].graph, names) for stage in others]
+    given = [names - _refused(graphs[stage].graph, names, prefixes) for stage in others]
     used = frozenset(v.name or "" for stage in others for v in graphs[stage].graph.inputs if v.uses()) & names
     padded = used.intersection(*given)
     while True:
@@ -48,7 +52,7 @@ def pad_contexts(graphs: Mapping[str, ir.Model]) -> tuple[dict[str, ir.Model], f
             break
         padded -= split
     if not padded:
-        return made, padded
+        return made, Handed(padded, prefixes)
     for stage in others:
         made[stage] = clone(graphs[stage])
         for value in made[stage].graph.inputs:
@@ -56,10 +60,10 @@ def pad_contexts(graphs: Mapping[str, ir.Model]) -> tuple[dict[str, ir.Model], f
                 _lengthen(value)
     made[_CONTEXT] = clone(graphs[_CONTEXT])
     _pad_outputs(made[_CONTEXT].graph, padded)
-    return made, padded
+    return made, Handed(padded, prefixes)
 
 
-def _refused(graph: ir.Graph, names: frozenset[str]) -> set[str]:
+def _refused(graph: ir.Graph, names: frozenset[str], prefixes: frozenset[str]) -> set[str]:
     """Inputs that rules 1 and 2 leave out."""
     refused = set()
     for value in graph.inputs:
@@ -69,11 +73,16 @@ def _refused(graph: ir.Graph, names: frozenset[str]) -> set[str]:
         fine = rank == 3 and not value.is_graph_output() and value.dtype is not None
         for node, index in value.uses():
             site = read_site(node) if node in set(attention_nodes(graph)) else None
-            told = site is not None and (site.mask is not None or site.bias is not None)
+            told = site is not None and (site.mask is not None or site.bias is not None) and not _is_counted(site, prefixes)
             fine = fine and site is not None and told and index in (1, 2) and needs_padded_keys(site)
         if not fine:
             refused.add(value.name or "")
     return refused
+
+
+def _is_counted(site: Site, prefixes: frozenset[str]) -> bool:
+    """Its mask becomes lengths."""
+    return masks_keys(site) and site.mask is not None and (site.mask.name in prefixes or is_prefix(site.mask))
 
 
 def _halves(graph: ir.Graph, padded: frozenset[str]) -> set[str]:
