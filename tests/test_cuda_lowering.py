@@ -73,6 +73,19 @@ def test_graphs_in_fp16(use: dict[str, bool]) -> None:
     np.testing.assert_allclose(got, expected, atol=2e-2)
 
 
+@pytest.mark.parametrize("use", [USES[0], USES[1], USES[3]], ids=["plain", "mask", "bias"])
+def test_padding_without_pad(use: dict[str, bool], monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in bf16, which the CPU can't execute."""
+    monkeypatch.setattr("crossfuse.build.attention.WITHOUT_PAD", {"float32"})
+    for shape, known in itertools.product(SHAPES, (True, False)):
+        case = Case(**shape, **use, known_shapes=known)
+        inputs = case.inputs()
+        model = lower_ort_cuda(case.model(), half={"site"}).model
+        assert "Pad" not in operators(model)
+        (got,) = run_model(model, inputs)
+        np.testing.assert_allclose(got, attention_reference(**inputs, **case.attributes), atol=3e-6, err_msg=str(case))
+
+
 def test_lengths_beyond_the_keys_mean_all_of_them() -> None:
     case = Case(size=8, value_size=8, lengths=True)
     inputs = case.inputs()

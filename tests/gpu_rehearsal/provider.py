@@ -40,7 +40,7 @@ class Provider:
     libraries: Path
 
     def run(self, jobs: Sequence[Job], capability: str = "9.0") -> list[dict[str, Any]]:
-        """Each job's result: ``failed``, or ``on_cpu``, ``on_cuda`` and ``runs`` (see `provider_process`)."""
+        """Each job's result: ``failed``, or ``on_cpu``, ``on_cuda``, ``to_host`` and ``runs`` (see `provider_process`)."""
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             asked = []

@@ -8,13 +8,13 @@ that the provider's log names and the error, if any. Inputs are zeros, and what 
 
 from __future__ import annotations
 
-import collections
 import ctypes
 import json
 import os
 import re
 import sys
 import tempfile
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +104,7 @@ def floats_on_cpu(session: ort.InferenceSession, optimized: Path) -> tuple[list[
     model = onnx.load(optimized, load_external_data=False)
     types = types_in(model.graph)
     by_name = {node.name: node for node in model.graph.node}
-    floats, cuda = [], collections.Counter()
+    floats, cuda = [], Counter()
     for part in session.get_provider_graph_assignment_info():
         for found in part.get_nodes():
             if part.ep_name != "CPUExecutionProvider":
@@ -148,7 +148,8 @@ def do(job: dict[str, Any], log: Log, folder: Path) -> dict[str, Any]:
             error = " ".join(str(raised).split())[-400:]
         kernels = [NAMES.get(k, k) for k in re.findall(r"SdpaKernel=(\w+)", log.new())]
         runs.append({"sizes": sizes, "kernels": kernels, "error": error})
-    return {"on_cpu": floats, "on_cuda": cuda, "runs": runs}
+    copies = Counter(node.op_type for node in onnx.load(optimized, load_external_data=False).graph.node)
+    return {"on_cpu": floats, "on_cuda": cuda, "to_host": copies["MemcpyToHost"], "runs": runs}
 
 
 def main() -> None:

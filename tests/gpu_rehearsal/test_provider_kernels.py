@@ -68,7 +68,7 @@ def check(provider: Provider, capability: str, precision: str, grid: tuple[int, 
     for (name, case), result in zip(cases.items(), provider.run(jobs, capability), strict=True):
         where = f"{name}, {precision}, {capability}"
         assert "failed" not in result, f"{where}: {result['failed']}"
-        assert result["on_cpu"] == [], where
+        assert (result["on_cpu"], result["to_host"]) == ([], 0), where
         promised = lowered[name].kernels["site"]
         for run in result["runs"]:
             assert run["error"] is None, f"{where}: {run}"

@@ -20,6 +20,9 @@ from crossfuse.graphs import MODULE, dim_of, same_dim
 
 __all__ = ["Emitter", "Site", "read_site"]
 
+WITHOUT_PAD = frozenset({"bfloat16"})
+"""Types for which ONNX Runtime's CUDA provider has no ``Pad``."""
+
 
 @dataclass(frozen=True)
 class Site:
@@ -213,6 +216,9 @@ class Emitter:
     def longer(self, value: ir.Value, axis: int, more: ir.Value, fill: float) -> ir.Value:
         """The value, with ``more`` (``[1]`` int64) elements ``fill`` behind an axis, the last one if the rank is unknown."""
         rank = axis + 1 if value.shape is None else len(value.shape)
+        if self.dtype.name not in WITHOUT_PAD:
+            amounts = self.ints(*[0] * (rank + axis)), more, self.ints(*[0] * (rank - axis - 1))
+            return self.op("Pad", value, self.concat(*amounts[: 2 if axis == rank - 1 else 3]), self.constant(fill, self.dtype))
         sizes = [more if a == axis else self.size(value, a) for a in range(rank)]
         block = self.op("Expand", self.constant(fill, self.dtype), self.concat(*sizes))
         return self.op("Concat", value, block, axis=axis)

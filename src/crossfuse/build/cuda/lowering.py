@@ -15,7 +15,7 @@ aligned. What the kernels ask for (`kernels`) decides the rest:
 5. Grouped heads stay grouped, except in fp32, where they are repeated.
 6. Rows without keys are set to 0 behind the kernel.
 
-Padding is ``Concat`` with zeros, not ``Pad``, which has no bf16 kernel.
+Padding is ``Pad``, except in bf16, where that has no kernel: there it is ``Concat`` with zeros.
 """
 
 from __future__ import annotations
