@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -51,35 +52,65 @@ def pairs_of(dims: Mapping[str, Dim], example: Mapping[str, int]) -> Iterator[di
             yield {**example, **dict(zip(lengths, pair, strict=True))}
 
 
-def check(provider: Provider, stages: Stages, precision: str, capability: str, grid: tuple[int, ...] = GRID) -> None:
+@dataclass(frozen=True)
+class Found:
+    """What one precision of a model gave: graphs, runs and their errors, nodes with floats on the CPU, copies from the device
+    to integer nodes on the CPU, and the kernels that ran.
+    """
+
+    graphs: int
+    runs: int
+    errors: tuple[str, ...]
+    on_cpu: tuple[str, ...]
+    to_host: int
+    kernels: frozenset[str]
+
+
+def check(
+    provider: Provider, stages: Stages, precision: str, capability: str, grid: tuple[int, ...] = GRID, *, pairs: bool = False
+) -> Found:
+    """Run all stages at all sizes; graphs that don't load or kernels that the ledger doesn't promise are errors."""
     graphs = stages.graphs
     if precision != "fp32":
         graphs = half_stages(graphs, precision, half_frontier=True, without_bf16=TARGET.without_bf16).graphs
     lowered = lower_stages(graphs, TARGET)
-    runs = [*sizes_of(stages.dims, stages.example, grid), *(pairs_of(stages.dims, stages.example) if grid is GRID else ())]
+    runs = [*sizes_of(stages.dims, stages.example, grid), *(pairs_of(stages.dims, stages.example) if pairs else ())]
     # No fan-out: as many queries as contexts.
     batch = stages.example.get("batch", 2)
     runs = [{**sizes, **dict.fromkeys(sizes.keys() & {CONTEXTS, "batch"}, batch)} for sizes in runs]
     results = provider.run([Job(low.model, runs) for low in lowered.values()], capability)
+    errors, on_cpu, kernels, executed, to_host = [], [], set(), 0, 0
     for (stage, low), result in zip(lowered.items(), results, strict=True):
         where = f"{stage} in {precision} on {capability}"
-        assert "failed" not in result, f"{where}: {result['failed']}"
-        assert result["on_cpu"] == [], where
-        assert low.reasons == {}
-        assert result["on_cuda"].get("Attention", 0) == len(low.kernels)
+        if "failed" in result:
+            errors.append(f"{where}: {result['failed']}")
+            continue
+        on_cpu += result["on_cpu"]
+        errors += [f"{where}: {site}: {reason}" for site, reason in low.reasons.items()]
+        to_host += result["to_host"]
+        if result["on_cuda"].get("Attention", 0) != len(low.kernels):
+            errors.append(f"{where}: {result['on_cuda']}")
+        promised = Counter(kernels_promised(text, 1, 1) for text in low.kernels.values())
+        unequal = Counter(kernels_promised(text, 1, 2) for text in low.kernels.values())
         for run in result["runs"]:
-            assert run["error"] is None, f"{where}: {run}"
-            promised = Counter(kernels_promised(text, 1, 1) for text in low.kernels.values())
-            unequal = Counter(kernels_promised(text, 1, 2) for text in low.kernels.values())
-            assert Counter(run["kernels"]) in (promised, unequal), f"{where}: {run}"
-            assert "math" not in run["kernels"]
+            executed += 1
+            kernels |= set(run["kernels"])
+            if run["error"] is not None or Counter(run["kernels"]) not in (promised, unequal):
+                errors.append(f"{where}: {run}")
+    return Found(len(lowered), executed, tuple(errors), tuple(on_cpu), to_host, frozenset(kernels))
+
+
+def require(found: Found) -> None:
+    assert found.errors == ()
+    assert found.on_cpu == ()
+    assert "math" not in found.kernels
 
 
 @pytest.mark.parametrize("name", ZOO)
 def test_zoo(provider: Provider, zoo_bundle: Callable[[str], Bundle], name: str) -> None:
     stages = stages_of(zoo_bundle(name))
     for precision in PRECISIONS:
-        check(provider, stages, precision, "8.0", (7, 8, 257))
+        require(check(provider, stages, precision, "8.0", (7, 8, 257)))
 
 
 @pytest.mark.slow
@@ -88,7 +119,7 @@ def test_zoo(provider: Provider, zoo_bundle: Callable[[str], Bundle], name: str)
 def test_zoo_on_every_device(provider: Provider, zoo_bundle: Callable[[str], Bundle], name: str, capability: str) -> None:
     stages = stages_of(zoo_bundle(name))
     for precision in PRECISIONS:
-        check(provider, stages, precision, capability)
+        require(check(provider, stages, precision, capability, pairs=True))
 
 
 @pytest.mark.slow
@@ -98,7 +129,7 @@ def test_coverage(provider: Provider, tmp_path: Path, name: str) -> None:
     bundle = crossfuse.export(case.make(), tmp_path / "b", ["onnx"], allow_unfused=bool(case.unfused))
     stages = stages_of(bundle)
     for precision in PRECISIONS:
-        check(provider, stages, precision, "9.0")
+        require(check(provider, stages, precision, "9.0"))
 
 
 def test_a_target_runs_at_every_size_of_its_ranges(provider: Provider, zoo_bundle: Callable[[str], Bundle]) -> None:

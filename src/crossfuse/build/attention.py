@@ -218,10 +218,16 @@ class Emitter:
         rank = axis + 1 if value.shape is None else len(value.shape)
         if self.dtype.name not in WITHOUT_PAD:
             amounts = self.ints(*[0] * (rank + axis)), more, self.ints(*[0] * (rank - axis - 1))
-            return self.op("Pad", value, self.concat(*amounts[: 2 if axis == rank - 1 else 3]), self.constant(fill, self.dtype))
-        sizes = [more if a == axis else self.size(value, a) for a in range(rank)]
-        block = self.op("Expand", self.constant(fill, self.dtype), self.concat(*sizes))
-        return self.op("Concat", value, block, axis=axis)
+            made = self.op("Pad", value, self.concat(*amounts[: 2 if axis == rank - 1 else 3]), self.constant(fill, self.dtype))
+        else:
+            sizes = [more if a == axis else self.size(value, a) for a in range(rank)]
+            block = self.op("Expand", self.constant(fill, self.dtype), self.concat(*sizes))
+            made = self.op("Concat", value, block, axis=axis)
+        if value.shape is not None:
+            # Engines don't infer it where the amount is computed, and ONNX then takes an Attention's width for 0.
+            made.shape = ir.Shape([None if a == axis else value.shape[a] for a in range(rank)])
+            made.type = value.type or ir.TensorType(ir.DataType.from_numpy(self.dtype))
+        return made
 
     def additive(self, site: Site, attend: ir.Value | None, bias: ir.Value | None) -> ir.Value | None:
         """Mask and bias as one float tensor, −inf where a key is not attended."""
