@@ -20,8 +20,8 @@ from gpu_rehearsal.build_standins import build_provider_standins
 from gpu_rehearsal.provider import Provider
 from gpu_rehearsal.test_provider_models import PRECISIONS, ZOO, check, stages_of
 
-HEAD = """| Model | Graphs | Attentions | Runs | Failed | Floats on the CPU | Copies to the host | Kernels in fp32 | in fp16 | in bf16 |
-|---|---|---|---|---|---|---|---|---|---|"""
+COLUMNS = "Model, Graphs, Attentions, Runs, Failed, Floats on the CPU, Copies to the host, Kernels in fp32, in fp16, in bf16"
+HEAD = f"| {COLUMNS.replace(', ', ' | ')} |\n{'|---' * 10}|"
 
 
 def bundles(folder: Path | None, made: Path) -> Iterator[tuple[str, Path]]:
