@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import re
 import struct
 from dataclasses import dataclass
@@ -31,7 +32,11 @@ def imports_of(path: Path) -> Imports:
     Raises:
         ValueError: not such a file.
     """
-    data = path.read_bytes()
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        return _imports(path, data)
+
+
+def _imports(path: Path, data: mmap.mmap) -> Imports:
     if data[:6] != b"\x7fELF\x02\x01":
         raise ValueError(f"{path} is no 64-bit little-endian ELF file")
     offset, size, count = struct.unpack_from("<Q", data, 40)[0], *struct.unpack_from("<HH", data, 58)
@@ -40,7 +45,7 @@ def imports_of(path: Path) -> Imports:
 
     def name_at(table: int, position: int) -> str:
         start = sections[table][4] + position
-        return data[start : data.index(b"\0", start)].decode()
+        return data[start : data.find(b"\0", start)].decode()
 
     dynamic = by_type[_DYNAMIC]
     entries = [struct.unpack_from("<QQ", data, dynamic[4] + at) for at in range(0, dynamic[5], 16)]

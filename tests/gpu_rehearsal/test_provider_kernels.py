@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import itertools
+import shutil
 
 import onnx
 import onnx_ir as ir
@@ -13,6 +14,8 @@ from onnx import TensorProto, helper
 from crossfuse.build.cuda.kernels import Form, kernel_text, runs
 from crossfuse.build.cuda.lowering import lower_ort_cuda
 from crossfuse.build.precision.cast import cast_graph
+from gpu_rehearsal import build_standins
+from gpu_rehearsal.build_standins import missing_for_provider
 from gpu_rehearsal.provider import CAPABILITIES, GRID, Job, Provider, kernels_promised
 from graphs_for_tests import Case
 
@@ -163,6 +166,13 @@ def test_the_stand_in_device_is_laid_out_as_its_readers_expect(
     assert (device.warpSize, device.maxThreadsPerBlock, device.concurrentKernels) == (32, 1024, 1)
     assert device.sharedMemPerBlockOptin == (227 if capability == "9.0" else 163 if capability == "8.0" else 99) * 1024
     assert (device.maxBlocksPerMultiProcessor, device.reservedSharedMemPerBlock) == (32, 1024)
+
+
+def test_without_a_compiler_the_rehearsal_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "which", lambda _: None)
+    assert missing_for_provider() == "there is no C compiler (cc) on this machine"
+    monkeypatch.setattr(build_standins, "provider_library", lambda: None)
+    assert missing_for_provider() == "the installed ONNX Runtime has no CUDA provider for Linux"
 
 
 def test_convolutions_get_a_plan(provider: Provider) -> None:
