@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
-from crossfuse.build.targets import IO_DTYPES, Target, require_precision, require_target
+from crossfuse.build.targets import IO_DTYPES, Target, lower_stages, require_precision, require_target
 from crossfuse.bundle.manifest import EngineInfo, Manifest, TargetEntry
 from crossfuse.errors import Advice, InputError, Said
 from crossfuse.jsontext import json_text
@@ -178,7 +178,14 @@ def _in_precision(
         ends = [
             v.name or "" for v in (*model.graph.inputs, *model.graph.outputs) if v.dtype is not None and v.dtype.name == "FLOAT"
         ]
-    return half_stages(stages.graphs, precision, keep=keep, half_frontier=not target.simulates, half_ends=ends)
+    return half_stages(
+        stages.graphs,
+        precision,
+        keep=keep,
+        half_frontier=not target.simulates,
+        half_ends=ends,
+        without_bf16=target.without_bf16,
+    )
 
 
 def _calibration(reference: ReferenceSet) -> list[ReferencePoint]:
@@ -206,10 +213,10 @@ def _graphs(
     files: dict[str, str] = {}
     used: set[str] = set()
     places: Places = {}
-    for stage, graph in precise.graphs.items():
-        if target.simulates:
-            graph = simulate(graph, boundary=precise.boundary)
-        lowered = target.lower(graph)
+    graphs = precise.graphs
+    if target.simulates:
+        graphs = {stage: simulate(graph, boundary=precise.boundary) for stage, graph in graphs.items()}
+    for stage, lowered in lower_stages(graphs, target).items():
         files[stage] = graph_file(stage, target.name)
         own = f"weights.{target.name}.bin" if stage == "model" else f"weights.{stage}.{target.name}.bin"
         used |= {files[stage], *save_graph(lowered.model, writer.file(files[stage]), writer.file(own), places)}

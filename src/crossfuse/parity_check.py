@@ -43,7 +43,8 @@ def rehearse(manifest: Manifest, target: str, stages: Stages, reference: Referen
     entry = manifest.targets[target]
     precise = Precise(stages.graphs)
     if entry.precision != "fp32":
-        precise = half_stages(stages.graphs, entry.precision, keep=entry.kept, half_frontier=True)
+        missing = require_target(target).without_bf16
+        precise = half_stages(stages.graphs, entry.precision, keep=entry.kept, half_frontier=True, without_bf16=missing)
     return ParityCheck(stages, reference, entry.precision).rehearsed(require_target(target), precise)
 
 
@@ -63,13 +64,13 @@ class ParityCheck:
     def rehearsed(self, target: Target, precise: Precise) -> ParityReport:
         """Of the graph that a CPU can execute in the target's place."""
         from crossfuse.build.files import graph_file, save_graph
-        from crossfuse.build.targets import rehearsal
+        from crossfuse.build.targets import rehearse_stages
 
         with tempfile.TemporaryDirectory() as folder:
             paths = {}
-            for stage, graph in precise.graphs.items():
+            for stage, graph in rehearse_stages(precise.graphs, target).items():
                 paths[stage] = Path(folder) / graph_file(stage, target.name)
-                save_graph(rehearsal(graph, target), paths[stage], paths[stage].with_suffix(".bin"))
+                save_graph(graph, paths[stage], paths[stage].with_suffix(".bin"))
             report = self._check("ort-cpu", paths, SessionOptions(), {}, None)
         return replace(report, target=target.name, executed_on=f"CPUExecutionProvider, {self.precision} simulated")
 

@@ -21,6 +21,9 @@ from crossfuse.graphs import MODULE, dim_of, same_dim
 
 __all__ = ["Emitter", "Site", "read_site"]
 
+WITHOUT_PAD = frozenset({"bfloat16"})
+"""Types for which ONNX Runtime's CUDA provider has no ``Pad``."""
+
 
 @dataclass(frozen=True)
 class Site:
@@ -37,6 +40,13 @@ class Site:
     kv_num_heads: int
     scale: float
     causal: str
+    counted: tuple[ir.Value, int] | None = None
+    """The value and axis that say how many keys there are, where that isn't axis 1 of the key: it has rows behind the last."""
+
+    @property
+    def keys(self) -> tuple[ir.Value, int]:
+        """The value and axis that say how many keys there are."""
+        return self.counted or (self.key, 1)
 
     @property
     def folded(self) -> bool:
@@ -158,7 +168,7 @@ class Emitter:
         if site.key_lengths is not None:
             lengths = self.op("Cast", site.key_lengths, to=ir.DataType.INT64)
             column = self.op("Reshape", lengths, self.ints(-1, 1, 1, 1))
-            parts.append(self.op("Less", self._positions(self.size(site.key, 1)), column))
+            parts.append(self.op("Less", self._positions(self.size(*site.keys)), column))
         if site.causal != "none" and not skip_causal:
             parts.append(self._causal(site))
         attend = None
@@ -185,14 +195,40 @@ class Emitter:
         merged = self.concat(self.ints(0, 0, -1), keys)
         return self.op("Reshape", rows, merged)
 
-    def with_full_rows(self, site: Site, mask: ir.Value) -> ir.Value:
-        """Broadcast a mask's query axis to the (folded) query length, which ONNX Runtime's operators ask for."""
+    def with_full_rows(self, site: Site, mask: ir.Value, keys: ir.Value | None = None) -> ir.Value:
+        """Broadcast a mask's query axis to the (folded) query length, which ONNX Runtime's operators ask for.
+
+        ``keys`` is the size of its last axis, ``[1]``, where that isn't the number of keys.
+        """
         length = self.size(site.query, 1)
         if site.folded:
             fan_out = self.op("Div", self.size(site.query, 0), self.size(site.key, 0))
             length = self.op("Mul", fan_out, length)
         # Expand works both ways, so a mask that has all rows already, or all keys, keeps them.
-        return self.op("Expand", mask, self.concat(self.ints(1, 1), length, self.size(site.key, 1)))
+        return self.op("Expand", mask, self.concat(self.ints(1, 1), length, self.size(*site.keys) if keys is None else keys))
+
+    def rest(self, value: ir.Value, axis: int, multiple: int) -> ir.Value:
+        """How much an axis lacks of a multiple, ``[1]`` int64."""
+        known = dim_of(value, axis)
+        if isinstance(known, int):
+            return self.ints(-known % multiple)
+        return self.op("Mod", self.op("Neg", self.size(value, axis)), self.ints(multiple))
+
+    def longer(self, value: ir.Value, axis: int, more: ir.Value, fill: float) -> ir.Value:
+        """The value, with ``more`` (``[1]`` int64) elements ``fill`` behind an axis, the last one if the rank is unknown."""
+        rank = axis + 1 if value.shape is None else len(value.shape)
+        if self.dtype.name not in WITHOUT_PAD:
+            amounts = self.ints(*[0] * (rank + axis)), more, self.ints(*[0] * (rank - axis - 1))
+            made = self.op("Pad", value, self.concat(*amounts[: 2 if axis == rank - 1 else 3]), self.constant(fill, self.dtype))
+        else:
+            sizes = [more if a == axis else self.size(value, a) for a in range(rank)]
+            block = self.op("Expand", self.constant(fill, self.dtype), self.concat(*sizes))
+            made = self.op("Concat", value, block, axis=axis)
+        if value.shape is not None:
+            # Engines don't infer it where the amount is computed, and ONNX then takes an Attention's width for 0.
+            made.shape = ir.Shape([None if a == axis else value.shape[a] for a in range(rank)])
+            made.type = value.type or ir.TensorType(ir.DataType.from_numpy(self.dtype))
+        return made
 
     def additive(self, site: Site, attend: ir.Value | None, bias: ir.Value | None) -> ir.Value | None:
         """Mask and bias as one float tensor, −inf where a key is not attended."""
@@ -219,7 +255,7 @@ class Emitter:
 
     def _causal(self, site: Site) -> ir.Value:
         """Bool ``[1, 1, L|G·L, S]``."""
-        length, keys = self.size(site.query, 1), self.size(site.key, 1)
+        length, keys = self.size(site.query, 1), self.size(*site.keys)
         last = self._positions(length)
         if site.causal == "lower_right":
             last = self.op("Add", last, self.op("Sub", keys, length))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
@@ -14,7 +15,7 @@ from crossfuse.build.attention import Emitter, Site, read_site
 from crossfuse.errors import CrossfuseError
 from crossfuse.graphs import SITE, attention_nodes, dim_of, site_of
 
-__all__ = ["ATTENTION_OPSET", "Lowered", "at_opset", "has_keys", "lower_sites", "zero_empty_rows"]
+__all__ = ["ATTENTION_OPSET", "Lowered", "at_opset", "has_keys", "lower_sites", "repeat_heads", "zero_empty_rows"]
 
 ATTENTION_OPSET = 23
 """The first opset with an ``Attention`` operator."""
@@ -79,12 +80,15 @@ def lower_sites(
 
 
 def has_keys(emit: Emitter, mask: ir.Value, *, additive: bool) -> ir.Value:
-    """Which rows of a mask have any key, ``[…, 1]`` bool; ``additive`` masks hold −inf where a key is not attended."""
-    if not additive:
+    """Which rows of a mask have any key, ``[…, 1]`` bool; ``additive`` masks hold −inf where a key is not attended.
+
+    Computed in fp32 for bool and bf16 masks: ONNX Runtime has no bf16 kernel for maxima and comparisons.
+    """
+    wide = not additive or emit.dtype == ml_dtypes.bfloat16
+    if wide:
         mask = emit.op("Cast", mask, to=ir.DataType.FLOAT)
-        return emit.op("Greater", emit.op("ReduceMax", mask, emit.ints(-1), keepdims=1), emit.constant(0, np.float32))
     peak = emit.op("ReduceMax", mask, emit.ints(-1), keepdims=1)
-    return emit.op("Greater", peak, emit.constant(-np.inf, emit.dtype))
+    return emit.op("Greater", peak, emit.constant(-np.inf if additive else 0, np.float32 if wide else emit.dtype))
 
 
 def zero_empty_rows(emit: Emitter, site: Site, mask: ir.Value | None, output: ir.Value, *, additive: bool = True) -> ir.Value:
@@ -100,6 +104,16 @@ def zero_empty_rows(emit: Emitter, site: Site, mask: ir.Value | None, output: ir
     rows = emit.op("Transpose", found, perm=[0, 2, 1, 3])
     guarded = emit.op("Where", rows, split, zero)
     return emit.op("Reshape", guarded, emit.ints(0, 0, -1))
+
+
+def repeat_heads(emit: Emitter, site: Site, tensor: ir.Value) -> ir.Value:
+    """``[B, S, Hkv·D]`` → ``[B, S, Hq·D]``, each key head repeated for the query heads that share it."""
+    if site.kv_num_heads == site.num_heads:
+        return tensor
+    repeat = site.num_heads // site.kv_num_heads
+    split = emit.op("Reshape", tensor, emit.ints(0, 0, site.kv_num_heads, 1, -1))
+    full = emit.op("Expand", split, emit.ints(1, 1, 1, repeat, 1))
+    return emit.op("Reshape", full, emit.ints(0, 0, -1))
 
 
 def _kernel_of(output: ir.Value) -> ir.Node:

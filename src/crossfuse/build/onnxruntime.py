@@ -1,29 +1,25 @@
-"""Lowering to ONNX Runtime's fused operators.
+"""Lowering to ONNX Runtime's fused operators for the CPU.
 
-On the CPU (`benchmarks/attention_forms.py` measures the forms) an attention becomes ONNX ``Attention``: up to some hundred
+As `benchmarks/attention_forms.py` measured, an attention becomes ONNX ``Attention``: up to some hundred
 queries it is faster than ``com.microsoft.MultiHeadAttention`` and than primitives, several times for few queries, and with a
 mask it yields 0 for rows without keys by itself. Without a mask, from some 800 queries on, MultiHeadAttention's flash path is
 faster, and it needs no memory for the scores; so it is taken there, and for self-attention over a length that isn't known and
 may be long.
 
-For the CUDA provider every attention becomes ``MultiHeadAttention``, masks as ``attention_bias``; rows without keys, where that
-operator gives NaN, are set to 0 behind it.
-
-GELU with its bias, quick-GELU and layer norms behind one addition are fused by ONNX Runtime itself when it loads a graph, on
-both. Additions whose sum is used again (pre-norm residuals) it leaves; onnxscript's fusion joins those for the CUDA provider,
-where each operator is a kernel launch. On the CPU that changed nothing within the noise (CLIP and ViLT at published sizes).
+GELU with its bias, quick-GELU and layer norms behind one addition are fused by ONNX Runtime itself when it loads a graph.
+Additions whose sum is used again (pre-norm residuals) it leaves: joining those changed nothing within the noise (CLIP and ViLT
+at published sizes).
 """
 
 from __future__ import annotations
 
 import onnx_ir as ir
-from onnxscript.rewriter.ort_fusions.skip_normalization import fuse_skip_layer_normalization
 
 from crossfuse.build.attention import Emitter, Site
-from crossfuse.build.lowering import ATTENTION_OPSET, Lowered, at_opset, lower_sites, zero_empty_rows
+from crossfuse.build.lowering import ATTENTION_OPSET, Lowered, at_opset, lower_sites, repeat_heads, zero_empty_rows
 from crossfuse.graphs import clone, dim_of
 
-__all__ = ["lower_ort_cpu", "lower_ort_cuda"]
+__all__ = ["lower_ort_cpu"]
 
 _MICROSOFT = "com.microsoft"
 _LONG = 768
@@ -32,13 +28,6 @@ _LONG = 768
 def lower_ort_cpu(model: ir.Model) -> Lowered:
     """ONNX ``Attention``; ``MultiHeadAttention`` without a mask for many queries."""
     return lower_sites(at_opset(clone(model), ATTENTION_OPSET, "ort-cpu"), _cpu_form, {_MICROSOFT: 1})
-
-
-def lower_ort_cuda(model: ir.Model) -> Lowered:
-    """``MultiHeadAttention`` everywhere, and residual additions joined with the layer norms behind them."""
-    lowered = lower_sites(clone(model), _multi_head_attention, {_MICROSOFT: 1})
-    fuse_skip_layer_normalization(lowered.model)
-    return lowered
 
 
 def _cpu_form(emit: Emitter, site: Site) -> ir.Value:
@@ -80,7 +69,7 @@ def _multi_head_attention(emit: Emitter, site: Site) -> ir.Value:
     attend = emit.attended(site)
     bias = None if site.bias is None else emit.fold_mask(site, site.bias)
     mask = emit.additive(site, attend, bias)
-    key, value = _repeat_heads(emit, site, site.key), _repeat_heads(emit, site, site.value)
+    key, value = repeat_heads(emit, site, site.key), repeat_heads(emit, site, site.value)
     inputs: list[ir.Value | None] = [emit.fold_query(site), key, value]
     if mask is not None:
         inputs += [None, None, emit.with_full_rows(site, mask)]
@@ -93,13 +82,3 @@ def _multi_head_attention(emit: Emitter, site: Site) -> ir.Value:
     if mask is not None and not site.never_empty:
         output = zero_empty_rows(emit, site, mask, output)
     return emit.unfold_output(site, output)
-
-
-def _repeat_heads(emit: Emitter, site: Site, tensor: ir.Value) -> ir.Value:
-    """``[B, S, Hkv·D]`` → ``[B, S, Hq·D]``, each key head repeated for the query heads that share it."""
-    if site.kv_num_heads == site.num_heads:
-        return tensor
-    repeat = site.num_heads // site.kv_num_heads
-    split = emit.op("Reshape", tensor, emit.ints(0, 0, site.kv_num_heads, 1, -1))
-    full = emit.op("Expand", split, emit.ints(1, 1, 1, repeat, 1))
-    return emit.op("Reshape", full, emit.ints(0, 0, -1))

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from crossfuse.build.cuda.missing import NO_BF16
 from crossfuse.errors import unknown
 
 if TYPE_CHECKING:
@@ -13,7 +14,18 @@ if TYPE_CHECKING:
 
     from crossfuse.build.lowering import Lowered
 
-__all__ = ["IO_DTYPES", "PRECISIONS", "TARGETS", "Target", "lower", "rehearsal", "require_precision", "require_target"]
+__all__ = [
+    "IO_DTYPES",
+    "PRECISIONS",
+    "TARGETS",
+    "Target",
+    "lower",
+    "lower_stages",
+    "rehearsal",
+    "rehearse_stages",
+    "require_precision",
+    "require_target",
+]
 
 PRECISIONS = ("fp32", "fp16", "bf16", "mixed")
 """What targets compute in; ``mixed`` is fp16 with as few nodes in fp32 as parity needs."""
@@ -32,6 +44,7 @@ class Target:
         precisions: that it can be built in, the default first.
         simulates: it executes half precision as fp32 that is rounded to it; so does the rehearsal of the others.
         engine: the artifact is an engine plan.
+        without_bf16: operators that it has no bf16 kernel for; they stay in fp32.
     """
 
     name: str
@@ -40,6 +53,7 @@ class Target:
     precisions: tuple[str, ...] = PRECISIONS
     simulates: bool = False
     engine: bool = False
+    without_bf16: frozenset[str] = frozenset()
 
 
 def _portable(model: ir.Model) -> Lowered:
@@ -55,7 +69,7 @@ def _ort_cpu(model: ir.Model) -> Lowered:
 
 
 def _ort_cuda(model: ir.Model) -> Lowered:
-    from crossfuse.build.onnxruntime import lower_ort_cuda
+    from crossfuse.build.cuda.lowering import lower_ort_cuda
 
     return lower_ort_cuda(model)
 
@@ -66,6 +80,9 @@ def _tensorrt(model: ir.Model) -> Lowered:
     return lower_tensorrt(model)
 
 
+ORT_CUDA = "ort-cuda"
+
+_TENSORRT_NO_BF16 = frozenset({"ConvTranspose"})
 _HALF_FIRST = ("fp16", "bf16", "mixed", "fp32")
 
 TARGETS = {
@@ -73,9 +90,23 @@ TARGETS = {
     for target in (
         Target("onnx", "portable ONNX with the operator as a function", _portable, ("fp32",)),
         Target("ort-cpu", "ONNX Runtime's fused operators for the CPU", _ort_cpu, simulates=True),
-        Target("ort-cuda", "ONNX Runtime's fused operators for NVIDIA GPUs", _ort_cuda),
-        Target("tensorrt", "TensorRT engine for the GPU at hand", _tensorrt, _HALF_FIRST, engine=True),
-        Target("tensorrt-rtx", "TensorRT-RTX engine, built without a GPU", _tensorrt, _HALF_FIRST, engine=True),
+        Target(ORT_CUDA, "ONNX Runtime's fused operators for NVIDIA GPUs", _ort_cuda, without_bf16=NO_BF16),
+        Target(
+            "tensorrt",
+            "TensorRT engine for the GPU at hand",
+            _tensorrt,
+            _HALF_FIRST,
+            engine=True,
+            without_bf16=_TENSORRT_NO_BF16,
+        ),
+        Target(
+            "tensorrt-rtx",
+            "TensorRT-RTX engine, built without a GPU",
+            _tensorrt,
+            _HALF_FIRST,
+            engine=True,
+            without_bf16=_TENSORRT_NO_BF16,
+        ),
     )
 }
 
@@ -109,6 +140,24 @@ def lower(model: ir.Model, target: str) -> Lowered:
     return require_target(target).lower(model)
 
 
+def lower_stages(graphs: Mapping[str, ir.Model], target: Target) -> dict[str, Lowered]:
+    """Lower all stages of a bundle, in the target's precision, so that they fit each other."""
+    if target.name != ORT_CUDA:
+        return {stage: target.lower(graph) for stage, graph in graphs.items()}
+    from crossfuse.build.cuda.lowering import lower_ort_cuda
+    from crossfuse.build.cuda.padding import pad_contexts
+
+    fitted, handed = pad_contexts(graphs)
+    return {stage: lower_ort_cuda(graph, handed) for stage, graph in fitted.items()}
+
+
+def rehearse_stages(graphs: Mapping[str, ir.Model], target: Target) -> dict[str, ir.Model]:
+    """`rehearsal` of all stages of a bundle, so that they fit each other."""
+    if target.name != ORT_CUDA:
+        return {stage: rehearsal(graph, target) for stage, graph in graphs.items()}
+    return _rehearsed_cuda(graphs)
+
+
 def rehearsal(model: ir.Model, target: Target) -> ir.Model:
     """What the target's graph computes, as a graph that ONNX Runtime's CPU provider executes: for checks without a GPU.
 
@@ -118,9 +167,23 @@ def rehearsal(model: ir.Model, target: Target) -> ir.Model:
     """
     from crossfuse.build.precision.simulate import simulate
 
+    if target.name == ORT_CUDA:
+        return _rehearsed_cuda({"model": model})["model"]
     simulated = simulate(model)
     if target.engine:
         from crossfuse.build.tensorrt.lowering import lower_tensorrt
 
         return lower_tensorrt(simulated, executable=True).model
     return target.lower(simulated).model
+
+
+def _rehearsed_cuda(graphs: Mapping[str, ir.Model]) -> dict[str, ir.Model]:
+    """In fp32 with rounding, attentions in the forms that they have in the target's precision."""
+    from crossfuse.build.cuda.lowering import is_half, lower_ort_cuda
+    from crossfuse.build.cuda.padding import pad_contexts
+    from crossfuse.build.precision.simulate import simulate
+    from crossfuse.graphs import attention_nodes, site_of
+
+    half = {s: {site_of(n) or n.name or "" for n in attention_nodes(g.graph) if is_half(n)} for s, g in graphs.items()}
+    fitted, handed = pad_contexts({stage: simulate(graph) for stage, graph in graphs.items()})
+    return {stage: lower_ort_cuda(graph, handed, half[stage]).model for stage, graph in fitted.items()}

@@ -21,7 +21,7 @@ class SessionOptions:
         provider: ONNX Runtime execution provider to use instead of the target's own (``CPUExecutionProvider`` runs the
             graph of ``ort-cuda`` on a machine without a GPU, for checks).
         provider_options: passed to the execution provider. For CUDA, ``use_tf32`` is ``"0"`` unless given: an fp32 bundle
-            computes in fp32.
+            computes in fp32; ``cudnn_conv_algo_search`` is ``"HEURISTIC"``: each new shape of a convolution is planned anew.
         lanes: calls that an engine executes at once, each with its own buffers; more wait.
     """
 

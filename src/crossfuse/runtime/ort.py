@@ -58,6 +58,8 @@ class OrtStage:
         if provider == "CUDAExecutionProvider":
             # ONNX Runtime would round fp32 products to TF32, which has the 10-bit mantissa of fp16.
             provider_options.setdefault("use_tf32", "0")
+            # Each new shape of a convolution gets a new plan: by the heuristics that are meant to be fast.
+            provider_options.setdefault("cudnn_conv_algo_search", "HEURISTIC")
             if hasattr(ort, "preload_dlls"):
                 ort.preload_dlls()
         disabled = SLOW_FUSIONS if provider == "CPUExecutionProvider" else ()

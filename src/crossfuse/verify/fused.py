@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from crossfuse.errors import InputError
+from crossfuse.errors import Advice, InputError, Said
 from crossfuse.specs import CONTEXTS, names_of
 from crossfuse.verify.given import Given, fan_out_of, sizes_given, whole_boundary
 from crossfuse.verify.points import EXAMPLE, TAILS
@@ -74,7 +74,10 @@ def fused_reference(
                 raise InputError(
                     "the fused graph gives NaN or infinity, so there is nothing to compare with",
                     where=f"{where}, {', '.join(bad)}",
-                    do="Give inputs on which the model is defined; --source says what the model itself gives",
+                    do=Advice(
+                        "Give inputs on which the model is defined; {} says what the model itself gives",
+                        Said("--source", "source=..."),
+                    ),
                 )
             eager = {name: _expected_error(own, name, "fp32", array) for name, array in truth.items()}
             half = {p: {n: _expected_error(own, n, p, a) for n, a in truth.items()} for p in ("fp16", "bf16")}

@@ -13,7 +13,7 @@ type; infinite ones stay infinite.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,9 +39,6 @@ _SENSITIVE = {
 }  # fmt: skip
 _ARITHMETIC = {"Add", "Sub", "Mul", "Div", "Max", "Clip", "Neg"}
 _DOMAINS = ("", DOMAIN, "com.microsoft")
-_WITHOUT_KERNEL = {"bf16": {"ConvTranspose"}}
-"""Operators that TensorRT has no kernel for in a precision."""
-
 _CHOICES = {"ArgMax", "ArgMin"}
 _INDICES = "its results become integers"
 
@@ -68,6 +65,7 @@ def cast_graph(
     *,
     keep: Mapping[str, str] | None = None,
     boundary: Iterable[str] = (),
+    without_bf16: Collection[str] = (),
 ) -> Cast:
     """Cast a copy of an fp32 graph; weights are converted when they are written.
 
@@ -76,6 +74,7 @@ def cast_graph(
         precision: ``fp16`` or ``bf16``.
         keep: names of nodes that stay in fp32 → why.
         boundary: names of fp32 inputs and outputs that become half floats too; the others keep their type.
+        without_bf16: operators that the target has no bf16 kernel for; they stay in fp32.
 
     Raises:
         InputError: another precision.
@@ -83,16 +82,19 @@ def cast_graph(
     if precision not in HALF_TYPES:
         raise InputError("no half precision of that name", got=repr(precision), expected=" or ".join(HALF_TYPES))
     model = clone(model)
-    caster = _Caster(model.graph, precision, dict(keep or {}), frozenset(boundary))
+    missing = without_bf16 if precision == "bf16" else ()
+    caster = _Caster(model.graph, precision, dict(keep or {}), frozenset(boundary), frozenset(missing))
     caster.run()
     return Cast(model, caster.kept)
 
 
 class _Caster:
-    def __init__(self, graph: ir.Graph, precision: str, keep: dict[str, str], boundary: frozenset[str]) -> None:
+    def __init__(
+        self, graph: ir.Graph, precision: str, keep: dict[str, str], boundary: frozenset[str], missing: frozenset[str]
+    ) -> None:
         self.graph = graph
         self.half = HALF_TYPES[precision]
-        self.without_kernel = _WITHOUT_KERNEL.get(precision, set())
+        self.missing = missing
         self.keep = keep
         self.boundary = boundary
         self.kept: dict[str, str] = {}
@@ -133,8 +135,8 @@ class _Caster:
                 found[node] = "it has a body of its own"
             elif node.domain not in _DOMAINS:
                 found[node] = f"the operator {node.domain}.{node.op_type} is not known to take half floats"
-            elif node.op_type in self.without_kernel:
-                found[node] = f"TensorRT has no kernel for {node.op_type} in this precision"
+            elif node.op_type in self.missing and node.domain == "":
+                found[node] = f"the target has no bf16 kernel for {node.op_type}"
             elif node.op_type in _SENSITIVE and _gives_floats(node):
                 found[node] = f"{node.op_type} loses too much in half precision"
         for choice in nodes:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,6 +37,7 @@ def half_stages(
     keep: Mapping[str, str] | None = None,
     half_frontier: bool = False,
     half_ends: Sequence[str] = (),
+    without_bf16: Collection[str] = (),
 ) -> Precise:
     """Cast every stage.
 
@@ -46,12 +47,13 @@ def half_stages(
         keep: nodes that stay in fp32 → why.
         half_frontier: what the context stage hands over is kept in half precision where it is computed so.
         half_ends: inputs and outputs of the whole that become half floats.
+        without_bf16: operators that the target has no bf16 kernel for.
     """
     base = BASE if precision == "mixed" else precision
     half = set(half_ends)
     if half_frontier and "context" in graphs:
         context = graphs["context"]
-        islands = cast_graph(context, base, keep=keep).kept
+        islands = cast_graph(context, base, keep=keep, without_bf16=without_bf16).kept
         for value in context.graph.outputs:
             producer = value.producer()
             if value.dtype == ir.DataType.FLOAT and producer is not None and node_key(producer) not in islands:
@@ -59,7 +61,7 @@ def half_stages(
     found: dict[str, ir.Model] = {}
     kept: dict[str, str] = {}
     for stage, graph in graphs.items():
-        cast = cast_graph(graph, base, keep=keep, boundary=half)
+        cast = cast_graph(graph, base, keep=keep, boundary=half, without_bf16=without_bf16)
         found[stage] = cast.model
         kept |= cast.kept
     dtype = HALF_TYPES[base].numpy().name
