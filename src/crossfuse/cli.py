@@ -76,6 +76,10 @@ def export(
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Run code that comes with an hf: checkpoint.")
     ] = False,
+    allow_missing: Annotated[
+        bool,
+        typer.Option("--allow-missing", help="Let weights that a checkpoint lacks stay random; the bundle says which."),
+    ] = False,
     example: Annotated[
         Path | None, typer.Option("--example", metavar="FILE.npz", help="Example inputs of a model.onnx.")
     ] = None,
@@ -101,6 +105,7 @@ def export(
         "checkpoint": checkpoint,
         "task": task,
         "trust_remote_code": trust_remote_code,
+        "allow_missing": allow_missing,
         "example": example,
     }
     with output.progress() as step:
@@ -283,6 +288,7 @@ def _show(output: Any, bundle: Any) -> None:
             output.target(name, entry)
             output.parity(dict(entry.parity))
         output.line(f"bundle written to {bundle.path}")
+        output.weights(bundle.manifest)
 
     output.result(json.loads(bundle.manifest.dumps()) | {"path": str(bundle.path)}, render)
 

@@ -16,6 +16,7 @@ from rich.table import Table
 
 from crossfuse.bundle.manifest import Manifest, TargetEntry
 from crossfuse.bundle.store import Bundle
+from crossfuse.checkpoint_weights import weights_words
 from crossfuse.ledger import Ledger
 from crossfuse.profile.attribution import group
 from crossfuse.profile.compare import Change
@@ -199,7 +200,7 @@ class Output:
     def boundary(self, bundle: Bundle) -> None:
         """Inputs, outputs and files of a bundle."""
         manifest = bundle.manifest
-        about = ", ".join(f"{k} {v}" for k, v in manifest.source.items())
+        about = ", ".join(f"{k} {v}" for k, v in manifest.source.items() if not isinstance(v, list))
         self.line(f"{manifest.name} ({about}), written by {manifest.created_by}")
         table = Table()
         for column in ("stage", "", "name", "dtype", "shape"):
@@ -209,6 +210,7 @@ class Output:
                 for t in tensors:
                     table.add_row(stage, kind, t.name, t.dtype, _escape(f"[{', '.join(map(str, t.shape))}]"))
         self.console.print(table)
+        self.weights(manifest)
         if "context" in manifest.stages:
             self.split(manifest)
             self._frontier(manifest)
@@ -223,6 +225,11 @@ class Output:
             users = [t for t, e in manifest.targets.items() if name in (*e.files, *e.stages.values())]
             files.add_row(name, f"{entry.size / 1e6:.2f}", ", ".join(users) or "build, verify")
         self.console.print(files)
+
+    def weights(self, manifest: Manifest) -> None:
+        """Warnings of weights that a checkpoint lacked, or had too many."""
+        for text in weights_words(manifest.source):
+            self.warning(text)
 
     def split(self, manifest: Manifest) -> None:
         """What is computed once, and what per query, in two lines."""

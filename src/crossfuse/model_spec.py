@@ -58,6 +58,7 @@ class ModelSpec:
         tracing: gives the context in which the module is traced and translated; set by sources that need one.
         sampler: makes inputs at other sizes; where omitted, the examples' distributions are imitated: floats by mean and
             deviation, ids within the range seen, masks of zeros and ones as padded prefixes.
+        about: what the manifest adds about the source, as plain data; set by sources that load weights.
 
     Raises:
         InputError: an input, axis or context name that doesn't exist, or one dimension with two sizes or ranges.
@@ -72,6 +73,7 @@ class ModelSpec:
     drop_outputs: tuple[str, ...] = ()
     decode: str | None = None
     tracing: Callable[[], AbstractContextManager[Tracing]] = lambda: nullcontext(Tracing())
+    about: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         known = ", ".join(self.inputs)

@@ -13,8 +13,9 @@ from crossfuse.building import WEIGHTS, BuildOptions, add_target, check_options,
 from crossfuse.bundle.manifest import Manifest, TargetEntry
 from crossfuse.bundle.store import Bundle, open_bundle
 from crossfuse.bundle.writer import write_bundle
+from crossfuse.checkpoint_weights import weights_words
 from crossfuse.errors import BundleError, InputError
-from crossfuse.resolving import describe, resolve
+from crossfuse.resolving import describe, options_of, resolve
 from crossfuse.runtime.options import SessionOptions
 from crossfuse.verify.reference import REFERENCE_FILE, load_reference, save_reference
 from crossfuse.verifying import fused_stages, verify
@@ -46,6 +47,7 @@ def export(
     checkpoint: str | None = None,
     task: str | None = None,
     trust_remote_code: bool = False,
+    allow_missing: bool = False,
     drop_outputs: Iterable[str] = (),
     example: str | Path | None = None,
     whole: bool = False,
@@ -63,6 +65,7 @@ def export(
             ``transformers`` checkpoint (safetensors) whose weights to load.
         task, trust_remote_code: of ``hf:`` sources: which head (a pipeline's task or a class name), and whether code that comes
             with the checkpoint may run.
+        allow_missing: let weights that a checkpoint lacks, or has in another shape, stay random; the manifest says which.
         whole: don't split, although the source names context inputs.
         example: NPZ file with example inputs of an ONNX file.
         drop_outputs: names of outputs to leave out, ``*`` for any text.
@@ -95,9 +98,12 @@ def export(
             checkpoint=checkpoint,
             task=task,
             trust_remote_code=trust_remote_code,
+            allow_missing=allow_missing,
             example=example,
         )
         spec = replace(spec, drop_outputs=(*spec.drop_outputs, *drop_outputs))
+        for warning in weights_words(spec.about):
+            step(warning)
         graph = fuse(spec, step)
         spec = graph.spec
         if not allow_unfused:
@@ -110,7 +116,7 @@ def export(
         save_reference(reference, writer.file(REFERENCE_FILE))
         manifest = Manifest(
             name=spec.name,
-            source=describe(source, size, seed, checkpoint, task),
+            source=describe(source, size, seed, checkpoint, task) | dict(spec.about),
             created_by=f"crossfuse {version('crossfuse')}",
             dims=stages.dims,
             stages=stages.specs,
@@ -257,7 +263,7 @@ def profile(
         if name not in RIVALS:
             raise InputError("there is no such rival", got=repr(name), expected=", ".join(RIVALS))
     about = open_bundle(path).manifest.source
-    arguments = {k: about[k] for k in ("size", "seed", "checkpoint", "task") if k in about}
+    arguments = options_of(about)
     named = source or (about["name"] if about.get("kind") in ("zoo", "huggingface") else None)
     wanted = Wanted(names, sweep or {}, plan or Plan(), callers, rates, load_seconds, cold_starts, trace)
     spec = None if named is None else lambda: resolve(named, **arguments)

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from crossfuse.arrays import load_arrays
+from crossfuse.checkpoint_weights import MISSING
 from crossfuse.errors import InputError
 from crossfuse.models.registry import ZOO, zoo_spec
 
 if TYPE_CHECKING:
     from crossfuse.model_spec import ModelSpec
 
-__all__ = ["describe", "resolve"]
+__all__ = ["describe", "options_of", "resolve"]
 
 HUGGING_FACE = "hf:"
 
@@ -25,6 +27,7 @@ def resolve(
     checkpoint: str | None = None,
     task: str | None = None,
     trust_remote_code: bool = False,
+    allow_missing: bool = False,
     example: str | Path | None = None,
 ) -> ModelSpec:
     """The spec behind a source; the options are those of `export`.
@@ -39,7 +42,9 @@ def resolve(
     if source.startswith(HUGGING_FACE):
         from crossfuse.export.huggingface.source import huggingface_spec
 
-        return huggingface_spec(source.removeprefix(HUGGING_FACE), task=task, trust_remote_code=trust_remote_code)
+        return huggingface_spec(
+            source.removeprefix(HUGGING_FACE), task=task, trust_remote_code=trust_remote_code, allow_missing=allow_missing
+        )
     if is_onnx(source):
         from crossfuse.export.onnx_files import onnx_spec
 
@@ -54,7 +59,13 @@ def resolve(
             "model.onnx",
             do="See `crossfuse models`",
         )
-    return zoo_spec(source, size, seed, checkpoint)
+    return zoo_spec(source, size, seed, checkpoint, allow_missing=allow_missing)
+
+
+def options_of(about: Mapping[str, Any]) -> dict[str, Any]:
+    """Options with which a manifest's source is resolved again; weights that were missing then may be missing now."""
+    found = {key: about[key] for key in ("size", "seed", "checkpoint", "task") if key in about}
+    return found | ({"allow_missing": True} if about.get(MISSING) else {})
 
 
 def describe(source: ModelSpec | str, size: str, seed: int, checkpoint: str | None, task: str | None) -> dict[str, Any]:
