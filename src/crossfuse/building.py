@@ -190,7 +190,7 @@ def _graphs(
 ) -> tuple[dict[str, str], dict[str, str], dict[str, str], set[str]]:
     """Write the graphs of an ONNX target: kernels and reasons by site, file by stage, all files."""
     from crossfuse.build.files import Places, graph_file, save_graph
-    from crossfuse.build.precision.simulate import simulate
+    from crossfuse.build.precision.simulate import half_inputs, simulate
 
     kernels: dict[str, str] = {}
     reasons: dict[str, str] = {}
@@ -199,7 +199,7 @@ def _graphs(
     places: Places = {}
     for stage, graph in precise.graphs.items():
         if target.simulates:
-            graph = simulate(graph, boundary=precise.boundary)
+            graph = simulate(graph, boundary=[*precise.boundary, *half_inputs(graph)])
         lowered = target.lower(graph)
         files[stage] = graph_file(stage, target.name)
         own = f"weights.{target.name}.bin" if stage == "model" else f"weights.{stage}.{target.name}.bin"

@@ -45,11 +45,11 @@ def require_plain(folder: Path, *, complete: bool = True) -> None:
         InputError: naming the file or entry that can't be used.
     """
     _refuse_other_kinds(folder)
-    if not (folder / CONFIG).is_file():
-        raise InputError("the folder holds no model", where=folder, expected=f"{CONFIG} and *.safetensors")
     for path in sorted(folder.iterdir()):
         if path.name.endswith(_READ):
             _require_inside(path, folder)
+    if not (folder / CONFIG).is_file():
+        raise InputError("the folder holds no model", where=folder, expected=f"{CONFIG} and *.safetensors")
     settings = read_json(folder / CONFIG)
     _require_own_code(settings, folder / CONFIG)
     for index in sorted(folder.glob("*.safetensors.index.json")):

@@ -1,4 +1,4 @@
-"""What a checkpoint lacks, and what it has too much: refused or reported by name, before a random weight passes for a trained one."""
+"""What a checkpoint lacks and what it has too much, by name: before a random weight passes for a trained one."""
 
 from __future__ import annotations
 
@@ -59,7 +59,10 @@ def weights_about(missing: Sequence[str], left_over: Sequence[str]) -> dict[str,
 
 def weights_words(about: Mapping[str, Any]) -> list[str]:
     """The same as warnings."""
-    words = ((MISSING, "weights are random, as the checkpoint lacks them"), (LEFT_OVER, "tensors of the checkpoint are not used"))
+    words = (
+        (MISSING, "weights are random, as the checkpoint lacks them"),
+        (LEFT_OVER, "tensors of the checkpoint are not used"),
+    )
     found = {key: [str(name) for name in about[key]] for key, _ in words if isinstance(about.get(key), list)}
     return [f"{len(found[key])} {text}: {_listed(found[key])}" for key, text in words if found.get(key)]
 

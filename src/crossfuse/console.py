@@ -99,6 +99,8 @@ class Output:
             f"Parity of {data['target']} on {data['executed_on']}: {verdict} at {len(data['points'])} shape points, "
             f"against eager {data['reference_dtype']}"
         )
+        if data.get("reference_reason"):
+            self.line(f"The reference: {data['reference_reason']}")
         table = Table()
         for column in ("output", "max abs", "max rel", "cosine", "tolerance", "from"):
             table.add_column(column, justify="left" if column in ("output", "from") else "right")

@@ -67,9 +67,10 @@ class ParityCheck:
 
         with tempfile.TemporaryDirectory() as folder:
             paths = {}
+            half = [t.name for spec in self.stages.specs.values() for t in spec.inputs if t.dtype in ("float16", "bfloat16")]
             for stage, graph in precise.graphs.items():
                 paths[stage] = Path(folder) / graph_file(stage, target.name)
-                save_graph(rehearsal(graph, target), paths[stage], paths[stage].with_suffix(".bin"))
+                save_graph(rehearsal(graph, target, half), paths[stage], paths[stage].with_suffix(".bin"))
             report = self._check("ort-cpu", paths, SessionOptions(), {}, None)
         return replace(report, target=target.name, executed_on=f"CPUExecutionProvider, {self.precision} simulated")
 

@@ -15,7 +15,7 @@ from crossfuse.bundle.store import Bundle, open_bundle
 from crossfuse.bundle.writer import write_bundle
 from crossfuse.checkpoint_weights import weights_words
 from crossfuse.errors import BundleError, InputError
-from crossfuse.resolving import describe, options_of, resolve
+from crossfuse.resolving import accepted, describe, options_of, resolve
 from crossfuse.runtime.options import SessionOptions
 from crossfuse.verify.reference import REFERENCE_FILE, load_reference, save_reference
 from crossfuse.verifying import fused_stages, verify
@@ -104,6 +104,7 @@ def export(
         spec = replace(spec, drop_outputs=(*spec.drop_outputs, *drop_outputs))
         for warning in weights_words(spec.about):
             step(warning)
+        spec = accepted(spec, step)
         graph = fuse(spec, step)
         spec = graph.spec
         if not allow_unfused:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ from crossfuse.models.registry import ZOO, zoo_spec
 if TYPE_CHECKING:
     from crossfuse.model_spec import ModelSpec
 
-__all__ = ["describe", "options_of", "resolve"]
+__all__ = ["accepted", "describe", "options_of", "resolve"]
 
 HUGGING_FACE = "hf:"
 
@@ -60,6 +60,20 @@ def resolve(
             do="See `crossfuse models`",
         )
     return zoo_spec(source, size, seed, checkpoint, allow_missing=allow_missing)
+
+
+def accepted(spec: ModelSpec, step: Callable[[str], None] = lambda _: None) -> ModelSpec:
+    """The spec as an export takes it: of a module whose results depend on its inputs alone, its half floats widened.
+
+    Raises:
+        InputError: the module is random, or in half precision and can't be widened.
+    """
+    from crossfuse.export.half_sources import widened
+    from crossfuse.verify.repeatable import require_repeatable
+
+    step("running the model twice")
+    require_repeatable(spec)
+    return widened(spec)
 
 
 def options_of(about: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from crossfuse.building import WEIGHTS
 from crossfuse.bundle.manifest import Manifest
 from crossfuse.bundle.store import Bundle, open_bundle
 from crossfuse.parity_check import rehearse
-from crossfuse.resolving import options_of, resolve
+from crossfuse.resolving import accepted, options_of, resolve
 from crossfuse.runtime.engines import runs_here
 from crossfuse.runtime.options import SessionOptions
 from crossfuse.specs import Dim
@@ -63,7 +63,7 @@ def verify(
         from crossfuse.verify.eager import eager_reference
 
         opened = open_bundle(path).manifest
-        spec = _within(resolve(source, **options_of(opened.source)), opened)
+        spec = _within(accepted(resolve(source, **options_of(opened.source)), step), opened)
         reference = eager_reference(spec, seed, step, shared_batch=opened.shared_batch)
     if target in TARGETS and TARGETS[target].engine and not runs_here(target):
         report = _rehearse(path, target, reference, step)

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from crossfuse.errors import InputError
 from crossfuse.export.capture import named_outputs
 from crossfuse.model_spec import ModelSpec
 from crossfuse.specs import CONTEXTS
+from crossfuse.verify.eager_module import EagerModule
 from crossfuse.verify.half import HALF_DTYPES, half_errors
 from crossfuse.verify.parity import output_error
 from crossfuse.verify.points import fan_out_points, shape_points
@@ -42,7 +39,7 @@ def eager_reference(
     if shared_batch is not None:
         points += fan_out_points(spec.dims, spec.example_sizes, shared_batch)
     samples = [spec.sample(sizes, seed + i) for i, (sizes, _) in enumerate(points)]
-    double, dtype = _double_module(spec, samples[0])
+    eager = EagerModule(spec, samples[0])
     found = []
     for i, ((sizes, fan_out), inputs) in enumerate(zip(points, samples, strict=True)):
         given = dict(inputs)
@@ -53,8 +50,8 @@ def eager_reference(
         if shared_batch is not None:
             sizes = sizes | {CONTEXTS: sizes[shared_batch] // fan_out}
         step(f"eager reference {i + 1}/{len(points)}: " + ", ".join(f"{k}={v}" for k, v in sizes.items()))
-        single = _run(spec.module, inputs, spec)
-        truth = single if double is None else _run(double, _as_double(inputs), spec)
+        results = eager.run(inputs)
+        single, truth = results.single, results.truth
         for name, array in truth.items():
             if array.dtype.kind == "f" and not np.isfinite(array).all():
                 raise InputError(
@@ -71,9 +68,10 @@ def eager_reference(
                 {name: output_error(single[name], truth[name]) for name in truth},
             )
         )
+    dtype, reason = eager.dtype, eager.reason
     # The copies in float64 and in half precision don't live at the same time.
-    del double, truth, single
-    return ReferenceSet(dtype, _with_half(spec, found, samples, step))
+    del eager
+    return ReferenceSet(dtype, _with_half(spec, found, samples, step), reason=reason)
 
 
 def _with_half(
@@ -90,40 +88,3 @@ def _with_half(
         for i, found in zip(some, measured, strict=True):
             errors[i][precision] = found
     return tuple(replace(point, half=errors.get(i, {})) for i, point in enumerate(points))
-
-
-def _double_module(spec: ModelSpec, inputs: dict[str, Tensor]) -> tuple[nn.Module | None, str]:
-    """The module in float64, or None where it doesn't run in float64 (it fixes a dtype inside, say)."""
-    # Made with its tensors in float64 at once: a copy in float32 first would be half as large again.
-    tensors = (*spec.module.parameters(), *spec.module.buffers())
-    memo: dict[int, Any] = {id(t): _double_tensor(t) for t in tensors if t.is_floating_point()}
-    double = copy.deepcopy(spec.module, memo).double()
-    try:
-        with torch.no_grad():
-            double(**_as_double(inputs))
-    except (RuntimeError, TypeError, ValueError, NotImplementedError):
-        return None, "float32"
-    return double, "float64"
-
-
-def _double_tensor(tensor: Tensor) -> Tensor:
-    double = tensor.detach().double()
-    return nn.Parameter(double, requires_grad=False) if isinstance(tensor, nn.Parameter) else double
-
-
-def _as_double(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: t.double() if t.is_floating_point() else t for name, t in inputs.items()}
-
-
-def _run(module: nn.Module, inputs: dict[str, Tensor], spec: ModelSpec) -> dict[str, NDArray[Any]]:
-    try:
-        with torch.no_grad():
-            outputs = spec.kept(named_outputs(module(**inputs)))
-    except (RuntimeError, TypeError, ValueError, IndexError) as error:
-        sizes = {name: tuple(t.shape) for name, t in inputs.items()}
-        raise InputError(
-            f"the eager model fails: {error}",
-            where=f"{spec.name} on {sizes}",
-            do="Narrow the dynamic ranges to what the model takes (NAME:MIN:MAX)",
-        ) from error
-    return {name: tensor.detach().numpy() for name, tensor in outputs.items()}

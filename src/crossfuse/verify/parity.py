@@ -65,7 +65,7 @@ class OutputParity:
 @dataclass(frozen=True)
 class ParityReport:
     """A target against the eager model; ``fault`` where a bisection was asked for and found one, ``failing`` the positions
-    of the points where an output is beyond its tolerance.
+    of the points where an output is beyond its tolerance, ``reference_reason`` why the reference is not plain float64.
     """
 
     target: str
@@ -76,6 +76,7 @@ class ParityReport:
     outputs: Mapping[str, OutputParity]
     fault: Fault | None = None
     failing: tuple[int, ...] = ()
+    reference_reason: str = ""
 
     @property
     def passed(self) -> bool:
@@ -106,6 +107,7 @@ class ParityReport:
             "executed_on": self.executed_on,
             "precision": self.precision,
             "reference_dtype": self.reference_dtype,
+            "reference_reason": self.reference_reason,
             "points": [dict(p) for p in self.points],
             "outputs": {
                 name: {
@@ -147,7 +149,16 @@ def compare(run: Runner, reference: ReferenceSet, *, target: str, executed_on: s
         )
         failing |= {i for i, error in enumerate(errors) if not error <= outputs[name].tolerance}
     points = tuple(point.sizes for point in reference.points)
-    return ParityReport(target, executed_on, precision, reference.dtype, points, outputs, failing=tuple(sorted(failing)))
+    return ParityReport(
+        target,
+        executed_on,
+        precision,
+        reference.dtype,
+        points,
+        outputs,
+        failing=tuple(sorted(failing)),
+        reference_reason=reference.reason,
+    )
 
 
 def judged_as(precision: str) -> str:

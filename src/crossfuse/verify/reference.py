@@ -49,10 +49,14 @@ class ReferencePoint:
 
 @dataclass(frozen=True)
 class ReferenceSet:
-    """All points, and the dtype that the reference was computed in (``float64`` or ``float32``)."""
+    """All points, and the dtype that the reference was computed in (``float64`` or ``float32``).
+
+    ``reason`` says why it is not plain float64 of a float32 model; empty where it is.
+    """
 
     dtype: str
     points: tuple[ReferencePoint, ...]
+    reason: str = ""
 
     def eager_error(self, output: str, precision: str = "fp32") -> float:
         """The worst error of the eager model in a precision, over the points where it was measured; 0 where it never was.
@@ -72,7 +76,7 @@ class ReferenceSet:
 def save_reference(reference: ReferenceSet, path: Path) -> None:
     """Write as NPZ: arrays by ``POINT/inputs|outputs/NAME``, and a JSON text as bytes under ``about``."""
     arrays: dict[str, Array] = {}
-    about: dict[str, Any] = {"dtype": reference.dtype, "points": []}
+    about: dict[str, Any] = {"dtype": reference.dtype, "reason": reference.reason, "points": []}
     for i, point in enumerate(reference.points):
         about["points"].append({"sizes": dict(point.sizes), "seed": point.seed} | _errors(point))
         arrays |= {f"{i}/inputs/{name}": array for name, array in point.inputs.items()}
@@ -108,6 +112,6 @@ def load_reference(path: Path) -> ReferenceSet:
                         point["sizes"], point["seed"], parts["inputs"], parts["outputs"], point["eager"], point.get("half", {})
                     )
                 )
-            return ReferenceSet(about["dtype"], tuple(points))
+            return ReferenceSet(about["dtype"], tuple(points), reason=str(about.get("reason", "")))
     except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
         raise BundleError(f"the reference set can't be read: {error}", where=path) from error

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Loaded", "load_model"]
 
+
 @dataclass(frozen=True)
 class Loaded:
     """A model with a checkpoint's weights.
@@ -31,9 +32,7 @@ class Loaded:
     left_over: tuple[str, ...] = ()
 
 
-def load_model(
-    source: str, task: str | None = None, *, trust_remote_code: bool = False, allow_missing: bool = False
-) -> Loaded:
+def load_model(source: str, task: str | None = None, *, trust_remote_code: bool = False, allow_missing: bool = False) -> Loaded:
     """The model behind a folder or an identifier of a model hub.
 
     Args:
@@ -90,7 +89,7 @@ def _load(made_by: Any, source: str, **given: Any) -> tuple[Any, Mapping[str, An
     from transformers.utils import logging
 
     verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # its table of weights says what our error and the manifest say
+    logging.set_verbosity(40)  # errors: its table of weights says what our error and the manifest say
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
@@ -102,7 +101,7 @@ def _load(made_by: Any, source: str, **given: Any) -> tuple[Any, Mapping[str, An
 
 def _checked_revision(source: str) -> str | None:
     """The revision of a hub's model whose configuration and index were checked, as far as they are known before its weights."""
-    from transformers.utils import cached_file
+    from transformers.utils.hub import cached_file
 
     snapshots = [
         Path(found).parent
