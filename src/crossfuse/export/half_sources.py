@@ -6,7 +6,7 @@ float32.
 
 1. Inputs declared in fp16 stay so in the bundle and are widened first; those in bf16, which NumPy lacks, become float32.
 2. Outputs are what is computed: float32.
-3. In the float64 copy of this copy, half floats become float64; in a copy in half precision, nothing is widened.
+3. In the float64 copy of this copy, half floats and float32 become float64; in a copy in half precision, nothing is widened.
 4. A module in float32 or float64 is left as it is, and so is the user's own in any case.
 """
 
@@ -27,10 +27,11 @@ from crossfuse.errors import InputError
 from crossfuse.export.copies import copied
 from crossfuse.model_spec import ModelSpec
 
-__all__ = ["half_source", "widened"]
+__all__ = ["cause_of", "half_source", "widened"]
 
 _HALF = (torch.float16, torch.bfloat16)
 _NARROW, _SOURCE = "_crossfuse_narrow_forward", "_crossfuse_half_source"
+_CONVERSIONS = {Tensor.half: torch.float16, Tensor.bfloat16: torch.bfloat16, Tensor.float: torch.float32}
 _NAMES = {torch.float16: "float16", torch.bfloat16: "bfloat16"}
 
 
@@ -50,7 +51,7 @@ def widened(spec: ModelSpec) -> ModelSpec:
         wide = copied(module, lambda tensor: torch.float32 if tensor.dtype in _HALF else None, attributes=True)
     except Exception as error:  # the user's code, which may refuse a copy in any way
         raise InputError(
-            f"the module is in half precision, and no copy of it can be made in float32: {type(error).__name__}: {error}",
+            f"the module is in half precision, and no copy of it can be made in float32: {cause_of(error)}",
             where=spec.name,
             got=" and ".join(kinds),
             do="Call module.float() before it is given to crossfuse: its weights keep their values",
@@ -79,7 +80,7 @@ def _require_running(spec: ModelSpec, wide: nn.Module, kinds: str) -> None:
             wide(**{name: tensor.clone() for name, tensor in _without_bf16(spec.inputs).items()})
     except Exception as error:  # the user's code, which may refuse float32 in any way
         raise InputError(
-            f"the module is in half precision and does not run in float32: {type(error).__name__}: {error}",
+            f"the module is in half precision and does not run in float32: {cause_of(error)}",
             where=spec.name,
             got=kinds,
             do="Make its forward take float32 as well: what precision a target computes in is asked with --precision",
@@ -119,19 +120,27 @@ def _dtype(module: nn.Module) -> torch.dtype:
 
 
 class _WideFloats(TorchFunctionMode):
-    """Half dtypes that a call names become another one."""
+    """Narrower float dtypes that a call names become this one."""
 
     def __init__(self, dtype: torch.dtype) -> None:
         super().__init__()
         self.dtype = dtype
+        self.narrower = {*_HALF, torch.float32} - {dtype}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in (Tensor.half, Tensor.bfloat16):
+        if _CONVERSIONS.get(func) in self.narrower:
             return args[0].to(self.dtype)
-        wide = tree_map(
-            lambda value: self.dtype if isinstance(value, torch.dtype) and value in _HALF else value, (args, kwargs or {})
-        )
+        wide = tree_map(self._wide, (args, kwargs or {}))
         return func(*wide[0], **wide[1])
+
+    def _wide(self, value: Any) -> Any:
+        return self.dtype if isinstance(value, torch.dtype) and value in self.narrower else value
+
+
+def cause_of(error: Exception) -> str:
+    """Type and message of a user's exception, on one line."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:300]}" if text else type(error).__name__
 
 
 def _widen(value: Any, dtype: torch.dtype) -> Any:

@@ -19,7 +19,7 @@ from crossfuse.errors import CrossfuseError, InputError
 from crossfuse.export.capture import named_outputs
 from crossfuse.export.copies import copied
 from crossfuse.export.fast_paths import without_fast_paths
-from crossfuse.export.half_sources import half_source
+from crossfuse.export.half_sources import cause_of, half_source
 from crossfuse.model_spec import ModelSpec
 from crossfuse.verify.wide_products import WideProducts
 
@@ -53,7 +53,7 @@ class EagerModule:
         try:
             self._double = copied(spec.module, lambda _: torch.float64, attributes=True).double()
         except Exception as error:  # noqa: BLE001 -- the user's code, which may refuse a copy in any way
-            self._give_up(f"can't be copied to float64: {_cause(error)}")
+            self._give_up(f"can't be copied to float64: {cause_of(error)}")
         else:
             self._in_double(first)
         half = half_source(spec.module)
@@ -88,7 +88,7 @@ class EagerModule:
         except Exception as error:  # the user's code
             sizes = {name: tuple(t.shape) for name, t in inputs.items()}
             raise InputError(
-                f"the eager model fails: {_cause(error)}",
+                f"the eager model fails: {cause_of(error)}",
                 where=f"{self.spec.name} on {sizes}",
                 do="Narrow the dynamic ranges to what the model takes (NAME:MIN:MAX)",
             ) from error
@@ -101,7 +101,7 @@ class EagerModule:
         try:
             return _arrays(self._call(self._double, given))
         except Exception as error:  # noqa: BLE001 -- the user's code, which may refuse float64 in any way
-            self._give_up(f"does not run in float64: {_cause(error)}")
+            self._give_up(f"does not run in float64: {cause_of(error)}")
             return None
 
     def _give_up(self, why: str) -> None:
@@ -126,8 +126,3 @@ def _array(tensor: Tensor) -> NDArray[Any]:
     tensor = tensor.detach()
     found: NDArray[Any] = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).cpu().numpy()
     return found
-
-
-def _cause(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:300]}" if text else type(error).__name__

@@ -6,8 +6,8 @@ difference would let anything pass. The module runs twice on the same inputs, se
 1. Results differ, and with the first seed again they don't: it is random. Results that differ although nothing was drawn are
    refused too, unless they differ in their last bits only, as sums in threads do.
 2. Results are equal although something was drawn: a rare event may not have happened (a layer dropped once in a hundred runs).
-   So the draws that decide are forced to both their ends; where that changes nothing, no draw reaches the results. Draws that
-   are the same in both runs are seeded inside and belong to the function.
+   So the draws that decide are forced to both their ends; where that changes nothing, no draw reaches the results. Draws whose
+   generator is in the same state in both runs are seeded inside and belong to the function.
 3. Modules in training mode whose tensors change at each run (statistics of a batch) are refused, whatever they return.
 
 Random operators are seen by PyTorch's own tag; Python's and NumPy's global generators by their states. All of them, and the
@@ -85,7 +85,7 @@ def require_repeatable(spec: ModelSpec) -> None:
 def _rare_event(spec: ModelSpec, before: _Before, first: _Run, second: _Run) -> _Apart:
     """How far results come apart when draws that decide are forced, of two runs that gave the same results."""
     same = zip(first.draws, second.draws, strict=False)
-    seeded = frozenset(i for i, (a, b) in enumerate(same) if a.digest == b.digest)
+    seeded = frozenset(i for i, (a, b) in enumerate(same) if a.state == b.state)
     results = [first.outputs]
     for end in (_LOW, _HIGH):
         results.append(_run(spec, before, _extreme_seeds(end), _Force(end, seeded)).outputs)
@@ -145,11 +145,11 @@ def _listed(names: Sequence[str]) -> str:
 
 @dataclass(frozen=True)
 class _Draw:
-    """One call of a random operator: which, in which module, and a digest of its numbers."""
+    """One call of a random operator: which, in which module, and a digest of its generator's state before."""
 
     operator: str
     module: str
-    digest: int
+    state: int
 
 
 @dataclass
@@ -213,7 +213,7 @@ def _drawn(first: _Run, second: _Run) -> list[str]:
     found = [
         f"{draw.module or 'the model'}: {draw.operator}"
         for i, draw in enumerate(second.draws)
-        if not same or draw.digest != first.draws[i].digest
+        if not same or draw.state != first.draws[i].state
     ]
     for name, (used, state) in second.others.items():
         if used and first.others[name] != (used, state):
@@ -253,11 +253,12 @@ class _Watch(TorchDispatchMode):
         generator = values.get("generator")
         if generator is not None and all(known is not generator for known, _ in self.start.generators):
             self.start.generators.append((generator, generator.get_state()))
+        state = hash(_bytes((generator or torch.default_generator).get_state()))
         result = func(*args, **kwargs)
         name = func.name().removeprefix("aten::").partition(".")[0]
         if self.force is not None and len(self.run.draws) not in self.force.seeded:
             _decide(name, values, result, self.force.end)
-        self.run.draws.append(_Draw(name, self.stack[-1], _digest(result)))
+        self.run.draws.append(_Draw(name, self.stack[-1], state))
         return result
 
 
@@ -279,15 +280,12 @@ def _decide(name: str, values: Mapping[str, Any], result: Any, end: str) -> None
         return
     kind = name.removesuffix("_").removesuffix("_like")
     if kind == "bernoulli":
-        result.fill_(0 if end == _LOW else 1)
+        given = values.get("p")
+        likely = torch.as_tensor(values["self"] if given is None else given)
+        result.masked_fill_((likely > 0) & (likely < 1), 0 if end == _LOW else 1)
     elif kind in ("rand", "uniform"):
         low, high = float(values.get("from", 0.0)), float(values.get("to", 1.0))
         result.fill_(low if end == _LOW else high - (high - low) * 1e-6)
-
-
-def _digest(result: Any) -> int:
-    tensors = result if isinstance(result, tuple | list) else (result,)
-    return hash(tuple(_bytes(t) for t in tensors if isinstance(t, Tensor)))
 
 
 def _bytes(tensor: Tensor) -> bytes:
