@@ -206,7 +206,7 @@ def _graphs(
 ) -> tuple[dict[str, str], dict[str, str], dict[str, str], set[str]]:
     """Write the graphs of an ONNX target: kernels and reasons by site, file by stage, all files."""
     from crossfuse.build.files import Places, graph_file, save_graph
-    from crossfuse.build.precision.simulate import simulate
+    from crossfuse.build.precision.simulate import half_inputs, simulate
 
     kernels: dict[str, str] = {}
     reasons: dict[str, str] = {}
@@ -215,7 +215,7 @@ def _graphs(
     places: Places = {}
     graphs = precise.graphs
     if target.simulates:
-        graphs = {stage: simulate(graph, boundary=precise.boundary) for stage, graph in graphs.items()}
+        graphs = {stage: simulate(graph, boundary=[*precise.boundary, *half_inputs(graph)]) for stage, graph in graphs.items()}
     for stage, lowered in lower_stages(graphs, target).items():
         files[stage] = graph_file(stage, target.name)
         own = f"weights.{target.name}.bin" if stage == "model" else f"weights.{stage}.{target.name}.bin"

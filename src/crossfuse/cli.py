@@ -101,6 +101,10 @@ def export(
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Run code that comes with an hf: checkpoint.")
     ] = False,
+    allow_missing: Annotated[
+        bool,
+        typer.Option("--allow-missing", help="Let weights that a checkpoint lacks stay random; the bundle says which."),
+    ] = False,
     example: Annotated[
         list[Path] | None,
         typer.Option(
@@ -132,6 +136,7 @@ def export(
         "checkpoint": checkpoint,
         "task": task,
         "trust_remote_code": trust_remote_code,
+        "allow_missing": allow_missing,
         "example": example or [],
     }
     with output.progress() as step:
@@ -289,5 +294,6 @@ def _show(output: Any, bundle: Any) -> None:
             output.target(name, entry)
             output.parity(dict(entry.parity))
         output.line(f"bundle written to {bundle.path}")
+        output.weights(bundle.manifest)
 
     output.result(json.loads(bundle.manifest.dumps()) | {"path": str(bundle.path)}, render)

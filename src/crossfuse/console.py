@@ -16,6 +16,7 @@ from rich.text import Text
 
 from crossfuse.bundle.manifest import Manifest, TargetEntry
 from crossfuse.bundle.store import Bundle
+from crossfuse.checkpoint_weights import weights_words
 from crossfuse.jsontext import json_text
 from crossfuse.ledger import Ledger
 from crossfuse.profile.attribution import group
@@ -122,6 +123,8 @@ class Output:
             verdict,
             f" at {_points_text(data)}, against {data.get('computed_by', EAGER)} in {data['reference_dtype']}",
         )
+        if data.get("reference_reason"):
+            self.line(f"The reference: {data['reference_reason']}")
         table = Table()
         for column in ("output", "max abs", "max rel", "cosine", "tolerance", "from"):
             table.add_column(column, justify="left" if column in ("output", "from") else "right")
@@ -225,7 +228,7 @@ class Output:
     def boundary(self, bundle: Bundle) -> None:
         """Inputs, outputs and files of a bundle."""
         manifest = bundle.manifest
-        about = ", ".join(f"{k} {v}" for k, v in manifest.source.items())
+        about = ", ".join(f"{k} {v}" for k, v in manifest.source.items() if not isinstance(v, list))
         self.line(f"{manifest.name} ({about}), written by {manifest.created_by}")
         table = Table()
         for column in ("stage", "", "name", "dtype", "shape"):
@@ -235,6 +238,7 @@ class Output:
                 for t in tensors:
                     table.add_row(stage, kind, t.name, t.dtype, f"[{', '.join(map(str, t.shape))}]")
         self.console.print(table)
+        self.weights(manifest)
         if "context" in manifest.stages:
             self.split(manifest)
             self._frontier(manifest)
@@ -249,6 +253,11 @@ class Output:
             users = [t for t, e in manifest.targets.items() if name in (*e.files, *e.stages.values())]
             files.add_row(name, f"{entry.size / 1e6:.2f}", ", ".join(users) or "build, verify")
         self.console.print(files)
+
+    def weights(self, manifest: Manifest) -> None:
+        """Warnings of weights that a checkpoint lacked, or had too many."""
+        for text in weights_words(manifest.source):
+            self.warning(text)
 
     def split(self, manifest: Manifest) -> None:
         """What is computed once, and what per query, in two lines."""

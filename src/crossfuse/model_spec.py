@@ -66,6 +66,7 @@ class ModelSpec:
             the points at which every target is compared, and which a search for mixed precision measures.
         vocabulary: how many rows the table has that an input of ids looks up; where omitted, seen in one eager run where the
             table is a parameter. Ids are made over all of it.
+        about: what the manifest adds about the source, as plain data; set by sources that load weights.
 
     Raises:
         InputError: a field of the wrong type, an input that is no tensor, an input, axis or context name that doesn't exist, or
@@ -83,6 +84,7 @@ class ModelSpec:
     tracing: Callable[[], AbstractContextManager[Tracing]] = lambda: nullcontext(Tracing())
     examples: Sequence[Mapping[str, Tensor]] = ()
     vocabulary: Mapping[str, int] = field(default_factory=dict)
+    about: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_fields(self)

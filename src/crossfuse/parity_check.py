@@ -68,7 +68,8 @@ class ParityCheck:
 
         with tempfile.TemporaryDirectory() as folder:
             paths = {}
-            for stage, graph in rehearse_stages(precise.graphs, target).items():
+            half = [t.name for spec in self.stages.specs.values() for t in spec.inputs if t.dtype in ("float16", "bfloat16")]
+            for stage, graph in rehearse_stages(precise.graphs, target, half).items():
                 paths[stage] = Path(folder) / graph_file(stage, target.name)
                 save_graph(graph, paths[stage], paths[stage].with_suffix(".bin"))
             report = self._check("ort-cpu", paths, SessionOptions(), {}, None)

@@ -13,10 +13,11 @@ from crossfuse.building import WEIGHTS, BuildOptions, add_target, check_options,
 from crossfuse.bundle.manifest import Manifest, TargetEntry
 from crossfuse.bundle.store import Bundle, open_bundle
 from crossfuse.bundle.writer import write_bundle
+from crossfuse.checkpoint_weights import weights_words
 from crossfuse.errors import BundleError, InputError, unknown
 from crossfuse.foreign import door
 from crossfuse.onnx_runtime import require_onnxruntime
-from crossfuse.resolving import Examples, describe, resolve, resolve_again
+from crossfuse.resolving import Examples, accepted, describe, resolve, resolve_again
 from crossfuse.runtime.options import SessionOptions
 from crossfuse.verify.check import reference_of
 from crossfuse.verify.reference import REFERENCE_FILE, save_reference
@@ -50,6 +51,7 @@ def export(
     checkpoint: str | None = None,
     task: str | None = None,
     trust_remote_code: bool = False,
+    allow_missing: bool = False,
     drop_outputs: Iterable[str] = (),
     example: Examples = (),
     whole: bool = False,
@@ -67,6 +69,7 @@ def export(
             ``transformers`` checkpoint (safetensors) whose weights to load.
         task, trust_remote_code: of ``hf:`` sources: which head (a pipeline's task or a class name), and whether code that comes
             with the checkpoint may run.
+        allow_missing: let weights that a checkpoint lacks, or has in another shape, stay random; the manifest says which.
         whole: don't split, although the source names context inputs.
         example: NPZ files of real inputs: every target is compared at them, too. The first gives an ONNX file its example
             inputs.
@@ -102,9 +105,13 @@ def export(
             checkpoint=checkpoint,
             task=task,
             trust_remote_code=trust_remote_code,
+            allow_missing=allow_missing,
             example=example,
         )
         spec = replace(spec, drop_outputs=(*spec.drop_outputs, *dropped))
+        for warning in weights_words(spec.about):
+            step(warning)
+        spec = accepted(spec, step)
         graph = fuse(spec, step)
         spec = graph.spec
         if not allow_unfused:
@@ -117,7 +124,7 @@ def export(
         save_reference(reference, writer.file(REFERENCE_FILE))
         manifest = Manifest(
             name=spec.name,
-            source=describe(source, size, seed, checkpoint, task, dropped),
+            source=describe(source, size, seed, checkpoint, task, dropped) | dict(spec.about),
             created_by=f"crossfuse {version('crossfuse')}",
             dims=stages.dims,
             stages=stages.specs,

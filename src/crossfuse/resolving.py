@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from numpy.typing import NDArray
 
 from crossfuse.arrays import load_arrays
+from crossfuse.checkpoint_weights import MISSING
 from crossfuse.errors import Advice, InputError, Said, unknown
 from crossfuse.models.registry import SIZES, ZOO, zoo_spec
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
     from crossfuse.model_spec import ModelSpec
 
-__all__ = ["Examples", "describe", "resolve", "resolve_again", "with_tensors"]
+__all__ = ["Examples", "accepted", "describe", "resolve", "resolve_again", "with_tensors"]
 
 Examples = str | Path | Iterable[str | Path] | None
 """NPZ files of real inputs."""
@@ -34,6 +35,7 @@ def resolve(
     checkpoint: str | None = None,
     task: str | None = None,
     trust_remote_code: bool = False,
+    allow_missing: bool = False,
     example: Examples = (),
 ) -> ModelSpec:
     """The spec behind a source; the options are those of `export`.
@@ -49,7 +51,7 @@ def resolve(
         return _with_examples(onnx_spec(source, arrays[0][1] if arrays else None), arrays[1:])
     if not isinstance(source, str):
         return _with_examples(_given(source), arrays)
-    return _with_examples(_named(source, size, seed, checkpoint, task, trust_remote_code), arrays)
+    return _with_examples(_named(source, size, seed, checkpoint, task, trust_remote_code, allow_missing), arrays)
 
 
 def with_tensors(arrays: Mapping[str, NDArray[Any]]) -> dict[str, Tensor]:
@@ -74,13 +76,23 @@ def _with_examples(spec: ModelSpec, examples: Sequence[tuple[str, Mapping[str, N
     return replace(spec, examples=(*spec.examples, *tensors))
 
 
-def _named(source: str, size: str, seed: int, checkpoint: str | None, task: str | None, trust_remote_code: bool) -> ModelSpec:
+def _named(
+    source: str,
+    size: str,
+    seed: int,
+    checkpoint: str | None,
+    task: str | None,
+    trust_remote_code: bool,
+    allow_missing: bool,
+) -> ModelSpec:
     from crossfuse.export.sources import factory_spec, is_factory
 
     if source.startswith(HUGGING_FACE):
         from crossfuse.export.huggingface.source import huggingface_spec
 
-        return huggingface_spec(source.removeprefix(HUGGING_FACE), task=task, trust_remote_code=trust_remote_code)
+        return huggingface_spec(
+            source.removeprefix(HUGGING_FACE), task=task, trust_remote_code=trust_remote_code, allow_missing=allow_missing
+        )
     if is_factory(source):
         return factory_spec(source)
     if source not in ZOO:
@@ -92,7 +104,21 @@ def _named(source: str, size: str, seed: int, checkpoint: str | None, task: str 
             "model.onnx",
             do=_meant(source),
         )
-    return zoo_spec(source, size, seed, checkpoint)
+    return zoo_spec(source, size, seed, checkpoint, allow_missing=allow_missing)
+
+
+def accepted(spec: ModelSpec, step: Callable[[str], None] = lambda _: None) -> ModelSpec:
+    """The spec as an export takes it: of a module whose results depend on its inputs alone, its half floats widened.
+
+    Raises:
+        InputError: the module is random, or in half precision and can't be widened.
+    """
+    from crossfuse.export.half_sources import widened
+    from crossfuse.verify.repeatable import require_repeatable
+
+    step("running the model twice")
+    require_repeatable(spec)
+    return widened(spec)
 
 
 def _given(source: object) -> ModelSpec:
@@ -184,4 +210,5 @@ def resolve_again(
                     Said("--source", "source=..."),
                 ),
             )
-    return resolve(source, size=size, seed=seed, checkpoint=checkpoint, task=task)
+    # Weights that were missing then may be missing now.
+    return resolve(source, size=size, seed=seed, checkpoint=checkpoint, task=task, allow_missing=bool(about.get(MISSING)))

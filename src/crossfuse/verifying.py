@@ -14,7 +14,7 @@ from crossfuse.bundle.store import Bundle, open_bundle
 from crossfuse.errors import Advice, InputError, Said
 from crossfuse.foreign import door
 from crossfuse.parity_check import rehearse
-from crossfuse.resolving import resolve_again, with_tensors
+from crossfuse.resolving import accepted, resolve_again, with_tensors
 from crossfuse.runtime.engines import best_target, runs_here
 from crossfuse.runtime.options import SessionOptions
 from crossfuse.specs import CONTEXTS, Dim
@@ -102,7 +102,7 @@ def _recomputed(
     checked = check_given(given, manifest)
     from crossfuse.verify.eager import eager_reference, given_reference
 
-    spec = _within(resolve_again(source, manifest.source, checkpoint=checkpoint, task=task), manifest)
+    spec = _within(accepted(resolve_again(source, manifest.source, checkpoint=checkpoint, task=task), step), manifest)
     if not checked:
         return eager_reference(spec, seed, step, shared_batch=manifest.shared_batch)
     tensors = [(where, with_tensors(arrays)) for where, arrays in checked]

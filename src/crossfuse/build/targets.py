@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -151,25 +151,27 @@ def lower_stages(graphs: Mapping[str, ir.Model], target: Target) -> dict[str, Lo
     return {stage: lower_ort_cuda(graph, handed) for stage, graph in fitted.items()}
 
 
-def rehearse_stages(graphs: Mapping[str, ir.Model], target: Target) -> dict[str, ir.Model]:
+def rehearse_stages(graphs: Mapping[str, ir.Model], target: Target, half_inputs: Iterable[str] = ()) -> dict[str, ir.Model]:
     """`rehearsal` of all stages of a bundle, so that they fit each other."""
+    half = frozenset(half_inputs)
     if target.name != ORT_CUDA:
-        return {stage: rehearsal(graph, target) for stage, graph in graphs.items()}
-    return _rehearsed_cuda(graphs)
+        return {stage: rehearsal(graph, target, half) for stage, graph in graphs.items()}
+    return _rehearsed_cuda(graphs, half)
 
 
-def rehearsal(model: ir.Model, target: Target) -> ir.Model:
+def rehearsal(model: ir.Model, target: Target, half_inputs: Iterable[str] = ()) -> ir.Model:
     """What the target's graph computes, as a graph that ONNX Runtime's CPU provider executes: for checks without a GPU.
 
     Args:
         model: the fused graph in the target's precision.
         target: the target.
+        half_inputs: inputs that the model itself has in half precision; the check gives them so.
     """
     from crossfuse.build.precision.simulate import simulate
 
     if target.name == ORT_CUDA:
-        return _rehearsed_cuda({"model": model})["model"]
-    simulated = simulate(model)
+        return _rehearsed_cuda({"model": model}, half_inputs)["model"]
+    simulated = simulate(model, boundary=half_inputs)
     if target.engine:
         from crossfuse.build.tensorrt.lowering import lower_tensorrt
 
@@ -177,7 +179,7 @@ def rehearsal(model: ir.Model, target: Target) -> ir.Model:
     return target.lower(simulated).model
 
 
-def _rehearsed_cuda(graphs: Mapping[str, ir.Model]) -> dict[str, ir.Model]:
+def _rehearsed_cuda(graphs: Mapping[str, ir.Model], half_inputs: Iterable[str]) -> dict[str, ir.Model]:
     """In fp32 with rounding, attentions in the forms that they have in the target's precision."""
     from crossfuse.build.cuda.lowering import is_half, lower_ort_cuda
     from crossfuse.build.cuda.padding import pad_contexts
@@ -185,5 +187,5 @@ def _rehearsed_cuda(graphs: Mapping[str, ir.Model]) -> dict[str, ir.Model]:
     from crossfuse.graphs import attention_nodes, site_of
 
     half = {s: {site_of(n) or n.name or "" for n in attention_nodes(g.graph) if is_half(n)} for s, g in graphs.items()}
-    fitted, handed = pad_contexts({stage: simulate(graph) for stage, graph in graphs.items()})
+    fitted, handed = pad_contexts({stage: simulate(graph, boundary=half_inputs) for stage, graph in graphs.items()})
     return {stage: lower_ort_cuda(graph, handed, half[stage]).model for stage, graph in fitted.items()}

@@ -11,8 +11,7 @@ So an attention that no pass knows still has a row in the ledger, with the opera
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +20,9 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
+
+from crossfuse.export.fast_paths import without_fast_paths
+from crossfuse.export.module_paths import module_stack
 
 __all__ = ["Sighting", "census"]
 
@@ -90,59 +92,30 @@ class _Scores:
         return any("softmax" in step for step in self.steps)
 
 
+@without_fast_paths()
 def census(module: nn.Module, inputs: dict[str, Tensor]) -> list[Sighting]:
     """Run the module once on ``inputs`` and list its attentions in order of execution."""
-    observer = _Observer(module)
-    with torch.no_grad(), observer.watch_modules(), _without_fast_path(), observer:
-        result = module(**inputs)
+    with torch.no_grad(), module_stack(module) as stack:
+        observer = _Observer(module, stack)
+        with observer:
+            result = module(**inputs)
     outputs = [t for t in _tensors(result) if isinstance(t, Tensor)]
     for sighting, scores in observer.by_hand:
         sighting.returned = any(_same_data(p, out) for p in scores.probabilities for out in outputs)
     return observer.sightings
 
 
-@contextmanager
-def _without_fast_path() -> Iterator[None]:
-    """PyTorch's transformer modules have a path in eval mode that hides whole layers in one operator."""
-    enabled = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(enabled)
-
-
 class _Observer(TorchDispatchMode):
-    def __init__(self, root: nn.Module) -> None:
+    def __init__(self, root: nn.Module, stack: list[str]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.root = root
         self.sightings: list[Sighting] = []
         self.by_hand: list[tuple[Sighting, _Scores]] = []
-        self.stack: list[str] = [""]
+        self.stack = stack
         self.scores = WeakTensorKeyDictionary()
         self.mixed = WeakTensorKeyDictionary()
         self.weights = WeakTensorKeyDictionary()
         for tensor in [*root.parameters(), *root.buffers()]:
             self.weights[tensor] = True
-
-    @contextmanager
-    def watch_modules(self) -> Iterator[None]:
-        names = {m: name for name, m in self.root.named_modules()}
-        handles = []
-
-        def enter(m: nn.Module, _: Any) -> None:
-            self.stack.append(names[m])
-
-        def leave(m: nn.Module, _: Any, __: Any) -> None:
-            self.stack.pop()
-
-        for m in names:
-            handles += [m.register_forward_pre_hook(enter), m.register_forward_hook(leave, always_call=True)]
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))

@@ -11,6 +11,7 @@ import torch
 from crossfuse.export.accounting import Missed, open_ledger
 from crossfuse.export.capture import capture, named_outputs
 from crossfuse.export.census import Sighting, census
+from crossfuse.export.fast_paths import without_fast_paths
 from crossfuse.export.graph_census import graph_census
 from crossfuse.export.indices import index_ranges, note_ranges
 from crossfuse.export.onnx_files import OnnxModule, load_onnx
@@ -69,6 +70,7 @@ class _Source:
     interfaced: Collection[str] = ()
 
 
+@without_fast_paths()
 def fuse(spec: ModelSpec, step: Step = lambda _: None) -> FusedGraph:
     """Trace a module, or read a file, and fuse its attentions; ``step`` is told what begins.
 

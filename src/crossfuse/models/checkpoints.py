@@ -1,27 +1,28 @@
-"""Weights of ``transformers`` checkpoints for the zoo: safetensors only, mapped name by name, nothing left over.
+"""Weights of ``transformers`` checkpoints for the zoo: safetensors only, mapped name by name.
 
 Each entry of a mapping is a pattern of the checkpoint's names and the zoo's name for it. A tensor that the model needs and the
-checkpoint lacks, or that is there and not known, is an error.
+checkpoint lacks, or has in another shape, is an error; one that is there and not known is reported.
 """
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from crossfuse.checkpoint_folder import CONFIG, read_json, weight_files
+from crossfuse.checkpoint_weights import require_weights, weights_about
 from crossfuse.errors import InputError
 from crossfuse.model_spec import ModelSpec
 from crossfuse.models import clip, qformer, vilt
-from crossfuse.models.registry import ZOO
 from crossfuse.safetensors_files import require_whole
 
-__all__ = ["checkpoint_spec", "load_module"]
+__all__ = ["Loaded", "checkpoint_spec", "load_module"]
 
 Rules = tuple[tuple[str, str], ...]
 
@@ -95,52 +96,71 @@ _QFORMER_RULES: Rules = (
 )
 
 
-def checkpoint_spec(name: str, folder: str) -> ModelSpec:
+@dataclass(frozen=True)
+class Loaded:
+    """A module with a checkpoint's weights.
+
+    Attributes:
+        module: in eval mode, float32.
+        config: its configuration.
+        missing: weights that the checkpoint lacks, or has in another shape; they are random, from a fixed seed.
+        left_over: the checkpoint's tensors that the module has no place for.
+    """
+
+    module: nn.Module
+    config: Any
+    missing: tuple[str, ...] = ()
+    left_over: tuple[str, ...] = ()
+
+
+def checkpoint_spec(name: str, folder: str, *, allow_missing: bool = False) -> ModelSpec:
     """The export spec of a zoo system with a checkpoint's weights.
 
     Raises:
         InputError: as `load_module`.
     """
     fmt = _format(name)
-    module, config = load_module(name, folder)
-    return fmt.spec_of(module, config, fmt.example | {"text": min(fmt.example["text"], config.text_length)})
+    loaded = load_module(name, folder, allow_missing=allow_missing)
+    config = loaded.config
+    spec = fmt.spec_of(loaded.module, config, fmt.example | {"text": min(fmt.example["text"], config.text_length)})
+    return replace(spec, about=weights_about(loaded.missing, loaded.left_over))
 
 
-def load_module(name: str, folder: str) -> tuple[nn.Module, Any]:
-    """The module (in eval mode, float32) and its configuration.
+def load_module(name: str, folder: str, *, allow_missing: bool = False) -> Loaded:
+    """The module and its configuration.
+
+    Args:
+        name: of the system.
+        folder: with ``config.json`` and safetensors files.
+        allow_missing: let weights that the checkpoint lacks, or has in another shape, stay random (from a fixed seed).
 
     Raises:
         InputError: a system without checkpoints, no configuration or safetensors file in the folder, a configuration that
-            the system doesn't cover, or tensors missing or left over.
+            the system doesn't cover, tensors that are missing, have other shapes, or whose names are not known.
     """
     fmt = _format(name)
     path = Path(folder)
-    settings = _read_json(path / "config.json")
+    settings = read_json(path / CONFIG)
     tensors = _read_tensors(path)
     config = fmt.configure(settings, tensors)
-    module = fmt.build(config)
-    state, unknown = {}, []
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        module = fmt.build(config)
+    wanted = {key: tuple(tensor.shape) for key, tensor in module.state_dict().items()}
+    state: dict[str, Tensor] = {}
+    left_over: list[str] = []
     for key, tensor in tensors.items():
         target = _translate(key, fmt.rules)
-        if target is not None:
+        if target in wanted:
             state[target] = tensor.float()
         elif not re.match(fmt.ignored, key):
-            unknown.append(key)
-    missing = sorted(set(module.state_dict()) - set(state))
-    unknown += sorted(set(state) - set(module.state_dict()))
-    if missing or unknown:
-        problems = (("missing", missing), ("unknown", unknown))
-        raise InputError(
-            f"the checkpoint doesn't fit {name!r}",
-            where=path,
-            got="; ".join(f"{len(names)} {what} ({', '.join(names[:3])})" for what, names in problems if names),
-            do=f"Use a checkpoint of {ZOO[name].checkpoint}",
-        )
-    try:
-        module.load_state_dict(state)
-    except RuntimeError as error:
-        raise InputError(f"the checkpoint doesn't fit {name!r}: {error}", where=path) from error
-    return module.eval(), config
+            left_over.append(key)
+    missing = sorted(set(wanted) - set(state))
+    shapes = {key: (tuple(state[key].shape), shape) for key, shape in wanted.items() if key in state}
+    other = {key: pair for key, pair in shapes.items() if pair[0] != pair[1]}
+    require_weights(path, f"the checkpoint doesn't fit {name!r}", missing, other, left_over, allow_missing=allow_missing)
+    module.load_state_dict({key: tensor for key, tensor in state.items() if key not in other}, strict=False)
+    return Loaded(module.eval(), config, tuple(sorted([*missing, *other])), tuple(sorted(left_over)))
 
 
 def _format(name: str) -> _Format:
@@ -242,41 +262,16 @@ def _require_gelu(settings: Mapping[str, Any]) -> None:
         raise InputError("unknown activation", got=settings["hidden_act"], expected="gelu")
 
 
-def _read_json(path: Path) -> Mapping[str, Any]:
-    if not path.is_file():
-        raise InputError("the checkpoint folder has no such file", where=path)
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"the file is not valid JSON: {error}", where=path) from error
-    if not isinstance(data, dict):
-        raise InputError("the file holds no JSON object", where=path)
-    return data
-
-
 def _read_tensors(folder: Path) -> dict[str, Tensor]:
-    """All tensors of ``model.safetensors``, or of the shards that its index names."""
+    """All tensors of the folder's safetensors files."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    index = folder / "model.safetensors.index.json"
-    names = ["model.safetensors"]
-    if index.is_file():
-        names = sorted(set(_read_json(index).get("weight_map", {}).values()))
     tensors: dict[str, Tensor] = {}
-    for name in names:
-        if Path(name).name != name or not (folder / name).is_file():
-            pickled = any(folder.glob("*.bin")) or any(folder.glob("*.pt"))
-            raise InputError(
-                "the checkpoint has no safetensors file",
-                where=folder / name,
-                do="Pickled weights are never loaded; save them with save_pretrained(safe_serialization=True)"
-                if pickled
-                else None,
-            )
-        require_whole(folder / name)
+    for path in weight_files(folder):
+        require_whole(path)
         try:
-            tensors |= load_file(folder / name)
+            tensors |= load_file(path)
         except (SafetensorError, OSError) as error:
-            raise InputError(f"the safetensors file can't be read: {error}", where=folder / name) from error
+            raise InputError(f"the safetensors file can't be read: {error}", where=path) from error
     return tensors

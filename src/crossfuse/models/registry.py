@@ -50,8 +50,12 @@ ZOO = {
 }
 
 
-def zoo_spec(name: str, size: str = "published", seed: int = 0, checkpoint: str | None = None) -> ModelSpec:
+def zoo_spec(
+    name: str, size: str = "published", seed: int = 0, checkpoint: str | None = None, *, allow_missing: bool = False
+) -> ModelSpec:
     """The spec of a zoo system with random weights, or with those of a checkpoint folder.
+
+    ``allow_missing`` lets weights that the checkpoint lacks stay random.
 
     Raises:
         InputError: unknown name or size, or a checkpoint that doesn't fit.
@@ -63,6 +67,6 @@ def zoo_spec(name: str, size: str = "published", seed: int = 0, checkpoint: str 
     if checkpoint is not None:
         from crossfuse.models.checkpoints import checkpoint_spec
 
-        return checkpoint_spec(name, checkpoint)
+        return checkpoint_spec(name, checkpoint, allow_missing=allow_missing)
     spec: ModelSpec = importlib.import_module(f"crossfuse.models.{name}").spec(size, seed)
     return spec

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,13 +9,14 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
-from crossfuse.errors import Advice, CrossfuseError, InputError, Said
+from crossfuse.errors import InputError
 from crossfuse.export.capture import named_outputs
-from crossfuse.foreign import cause_of, place_of
+from crossfuse.export.fast_paths import without_fast_paths
 from crossfuse.imitation import Draw, Table
 from crossfuse.model_spec import ModelSpec
+from crossfuse.verify.eager_module import EagerModule, EagerResults
 from crossfuse.verify.half import HALF_DTYPES, half_errors
 from crossfuse.verify.parity import output_error
 from crossfuse.verify.points import TAILS, Planned, planned_points
@@ -25,22 +25,6 @@ from crossfuse.verify.samples import Sample, example_sample, given_sample, made_
 from crossfuse.verify.tables import tables_seen
 
 __all__ = ["eager_reference", "given_reference"]
-
-
-@dataclass(frozen=True)
-class _Results:
-    """What the eager model gives at a sample."""
-
-    single: dict[str, NDArray[Any]]
-    truth: dict[str, NDArray[Any]]
-
-    def undefined(self) -> list[str]:
-        """Names of outputs with NaN or infinity."""
-        return [name for name in self.truth if not (_is_finite(self.truth[name]) and _is_finite(self.single[name]))]
-
-
-def _is_finite(array: NDArray[Any]) -> bool:
-    return array.dtype.kind != "f" or bool(np.isfinite(array).all())
 
 
 def eager_reference(
@@ -56,7 +40,7 @@ def eager_reference(
     """
     examples = [example_sample(spec, inputs, i, shared_batch) for i, inputs in enumerate((spec.inputs, *spec.examples))]
     tables = _tables(spec)
-    runner = _Runner(spec, examples[0].whole)
+    runner = EagerModule(spec, examples[0].whole)
     kinds = spec.kinds()
     planned = planned_points(spec.dims, spec.example_sizes, kinds.values(), Draw(tables=tables), shared_batch)
     found, samples, notes = [], [], []
@@ -73,10 +57,10 @@ def eager_reference(
         if attempt.results is not None and attempt.sample is not None:
             found.append(_point(attempt.sample, attempt.results))
             samples.append(attempt.sample)
-    dtype = runner.dtype
+    dtype, reason = runner.dtype, runner.reason
     # The copies in float64 and in half precision don't live at the same time.
     del runner
-    return ReferenceSet(dtype, _with_half(spec, found, samples, step), tuple(notes))
+    return ReferenceSet(dtype, _with_half(spec, found, samples, step), tuple(notes), reason=reason)
 
 
 def given_reference(
@@ -99,30 +83,18 @@ def given_reference(
         InputError: the module can't run on them, or gives NaN or infinity.
     """
     found, samples = [], []
-    runner: _Runner | None = None
+    runner: EagerModule | None = None
     for i, (where, inputs) in enumerate(given):
         step(f"eager reference {i + 1}/{len(given)}: {where}")
         sample = given_sample(spec, inputs, where, i, shared_batch)
-        runner = runner or _Runner(spec, sample.whole)
+        runner = runner or EagerModule(spec, sample.whole)
         results = runner.run(sample.whole)
         _require_defined(results, where, sample.sizes)
         found.append(_point(sample, results))
         samples.append(sample)
-    dtype = "float64" if runner is None else runner.dtype
+    dtype, reason = ("float64", "") if runner is None else (runner.dtype, runner.reason)
     del runner
-    return ReferenceSet(dtype, _with_half(spec, found, samples, step))
-
-
-class _Runner:
-    """The module in float32 and in float64."""
-
-    def __init__(self, spec: ModelSpec, first: dict[str, Tensor]) -> None:
-        self.spec = spec
-        self.double, self.dtype = _double_module(spec, first)
-
-    def run(self, inputs: dict[str, Tensor]) -> _Results:
-        single = _run(self.spec.module, inputs, self.spec)
-        return _Results(single, single if self.double is None else _run(self.double, _as_double(inputs), self.spec))
+    return ReferenceSet(dtype, _with_half(spec, found, samples, step), reason=reason)
 
 
 @dataclass(frozen=True)
@@ -130,11 +102,11 @@ class _Attempt:
     """What became of a planned point; no results where it was dropped."""
 
     sample: Sample | None
-    results: _Results | None
+    results: EagerResults | None
     notes: list[str]
 
 
-def _attempt(spec: ModelSpec, plan: Planned, seed: int, runner: _Runner, shared_batch: str | None) -> _Attempt:
+def _attempt(spec: ModelSpec, plan: Planned, seed: int, runner: EagerModule, shared_batch: str | None) -> _Attempt:
     """The planned point with the most demanding draw on which the model is defined."""
     before: dict[str, Tensor] | None = None
     refused: list[tuple[Draw, str]] = []
@@ -151,7 +123,7 @@ def _attempt(spec: ModelSpec, plan: Planned, seed: int, runner: _Runner, shared_
             failure = error
             refused.append((draw, "fails"))
             continue
-        undefined = results.undefined()
+        undefined = _undefined(results)
         if not undefined:
             return _Attempt(sample, results, _notes(plan, refused, draw))
         failure = _undefined_error(undefined, sample.sizes)
@@ -173,7 +145,7 @@ def _notes(plan: Planned, refused: list[tuple[Draw, str]], used: Draw | None) ->
 def _tables(spec: ModelSpec) -> dict[str, Table]:
     """What ids look up: as the spec says, or as one eager run shows."""
     try:
-        with torch.no_grad(), tables_seen(spec.module, spec.inputs) as tables:
+        with torch.no_grad(), without_fast_paths(), tables_seen(spec.module, spec.inputs) as tables:
             spec.module(**spec.inputs)
     except (RuntimeError, TypeError, ValueError, IndexError, NotImplementedError, AssertionError, AttributeError):
         # A module that can't be watched; whether it can be run is told at the first point.
@@ -181,7 +153,7 @@ def _tables(spec: ModelSpec) -> dict[str, Table]:
     return tables | {name: Table(rows) for name, rows in spec.vocabulary.items()}
 
 
-def _point(sample: Sample, results: _Results) -> ReferencePoint:
+def _point(sample: Sample, results: EagerResults) -> ReferencePoint:
     return ReferencePoint(
         sample.sizes,
         sample.seed,
@@ -192,8 +164,17 @@ def _point(sample: Sample, results: _Results) -> ReferencePoint:
     )
 
 
-def _require_defined(results: _Results, where: str, sizes: Mapping[str, int]) -> None:
-    undefined = results.undefined()
+def _undefined(results: EagerResults) -> list[str]:
+    """Names of outputs with NaN or infinity."""
+    return [name for name in results.truth if not (_is_finite(results.truth[name]) and _is_finite(results.single[name]))]
+
+
+def _is_finite(array: NDArray[Any]) -> bool:
+    return array.dtype.kind != "f" or bool(np.isfinite(array).all())
+
+
+def _require_defined(results: EagerResults, where: str, sizes: Mapping[str, int]) -> None:
+    undefined = _undefined(results)
     if undefined:
         raise _undefined_error(undefined, sizes, where)
 
@@ -227,49 +208,3 @@ def _with_half(
         for i, found in zip(some, measured, strict=True):
             errors[i][precision] = found
     return tuple(replace(point, half=errors.get(i, {})) for i, point in enumerate(points))
-
-
-def _double_module(spec: ModelSpec, inputs: dict[str, Tensor]) -> tuple[nn.Module | None, str]:
-    """The module in float64, or None where it doesn't run in float64 (it fixes a dtype inside, say)."""
-    # Made with its tensors in float64 at once: a copy in float32 first would be half as large again.
-    tensors = (*spec.module.parameters(), *spec.module.buffers())
-    memo: dict[int, Any] = {id(t): _double_tensor(t) for t in tensors if t.is_floating_point()}
-    try:
-        double = copy.deepcopy(spec.module, memo).double()
-        with torch.no_grad():
-            double(**_as_double(inputs))
-    except Exception:  # noqa: BLE001 -- the user's code, which may refuse a copy or float64 in any way
-        return None, "float32"
-    return double, "float64"
-
-
-def _double_tensor(tensor: Tensor) -> Tensor:
-    double = tensor.detach().double()
-    return nn.Parameter(double, requires_grad=False) if isinstance(tensor, nn.Parameter) else double
-
-
-def _as_double(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: t.double() if t.is_floating_point() else t for name, t in inputs.items()}
-
-
-def _run(module: nn.Module, inputs: dict[str, Tensor], spec: ModelSpec) -> dict[str, NDArray[Any]]:
-    try:
-        with torch.no_grad():
-            outputs = spec.kept(named_outputs(module(**inputs)))
-    except CrossfuseError:
-        raise
-    except (Exception, SystemExit) as error:  # the user's code
-        shapes = {name: tuple(t.shape) for name, t in inputs.items()}
-        as_given = all(tuple(t.shape) == tuple(spec.inputs[name].shape) for name, t in inputs.items())
-        place = place_of(error)
-        raise InputError(
-            f"the eager model fails: {cause_of(error)}",
-            where=f"{spec.name} on {shapes}" + ("" if place is None else f"; {place}"),
-            do="Make the module run in PyTorch first: module(**inputs)"
-            if as_given
-            else Advice(
-                "If the model does not take these sizes, narrow the range of the dimension: {}",
-                Said("--dynamic INPUT:AXIS=NAME:MIN:MAX", "dynamic={INPUT: {AXIS: 'NAME:MIN:MAX'}}"),
-            ),
-        ) from error
-    return {name: tensor.detach().numpy() for name, tensor in outputs.items()}

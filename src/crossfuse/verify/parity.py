@@ -89,6 +89,7 @@ class ParityReport:
         kinds: of the points: ``example`` for the user's own inputs, ``made``, or ``tails``.
         notes: what was not tried or judged, and why.
         computed_by: what computed the reference.
+        reference_reason: why the reference is not plain float64 of a float32 model; empty where it is.
     """
 
     target: str
@@ -102,6 +103,7 @@ class ParityReport:
     kinds: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     computed_by: str = EAGER
+    reference_reason: str = ""
 
     @property
     def passed(self) -> bool:
@@ -144,6 +146,7 @@ class ParityReport:
             "precision": self.precision,
             "reference_dtype": self.reference_dtype,
             "computed_by": self.computed_by,
+            "reference_reason": self.reference_reason,
             "points": [dict(p) for p in self.points],
             "kinds": list(self.kinds),
             "notes": list(self.notes),
@@ -217,6 +220,7 @@ def compare(run: Runner, reference: ReferenceSet, *, target: str, executed_on: s
             *(_unjudged_note(reference.points[i], names, judged) for i, names in sorted(unjudged.items())),
         ),
         computed_by=reference.computed_by,
+        reference_reason=reference.reason,
     )
 
 

@@ -66,12 +66,14 @@ class ReferenceSet:
         points: inputs and results.
         notes: what was not tried, and why, for people.
         computed_by: what computed the reference.
+        reason: why it is not plain float64 of a float32 model; empty where it is.
     """
 
     dtype: str
     points: tuple[ReferencePoint, ...]
     notes: tuple[str, ...] = ()
     computed_by: str = EAGER
+    reason: str = ""
 
     def eager_error(self, output: str, precision: str = "fp32", *, tails: bool = False) -> float:
         """The worst error of the eager model in a precision, over the points where it was measured; 0 where it never was.
@@ -97,7 +99,7 @@ class ReferenceSet:
 def save_reference(reference: ReferenceSet, path: Path) -> None:
     """Write as NPZ: arrays by ``POINT/inputs|outputs/NAME``, and a JSON text as bytes under ``about``."""
     arrays: dict[str, Array] = {}
-    about: dict[str, Any] = {"dtype": reference.dtype, "notes": list(reference.notes), "points": []}
+    about: dict[str, Any] = {"dtype": reference.dtype, "reason": reference.reason, "points": []}
     for i, point in enumerate(reference.points):
         about["points"].append({"sizes": dict(point.sizes), "seed": point.seed, "kind": point.kind} | _errors(point))
         arrays |= {f"{i}/inputs/{name}": array for name, array in point.inputs.items()}
@@ -131,7 +133,8 @@ def load_reference(path: Path) -> ReferenceSet:
             raise ValueError(f"{len(points)} points are described and {len(parts)} are there")
         if about["dtype"] not in ("float64", "float32"):
             raise ValueError(f"the dtype {about['dtype']!r} is not one that a reference is computed in")
-        return ReferenceSet(about["dtype"], points, tuple(str(note) for note in about.get("notes", ())))
+        notes = tuple(str(note) for note in about.get("notes", ()))
+        return ReferenceSet(about["dtype"], points, notes, reason=str(about.get("reason", "")))
     except Exception as error:  # a damaged file makes NumPy, zipfile and zlib raise anything
         raise BundleError(
             f"the reference set can't be read: {cause_of(error)}", where=path, do="Export the bundle again"

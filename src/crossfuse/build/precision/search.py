@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from crossfuse.build.precision.cast import cast_graph, node_key
 from crossfuse.build.precision.observe import deviations, peaks
-from crossfuse.build.precision.simulate import simulate
+from crossfuse.build.precision.simulate import half_inputs, simulate
 from crossfuse.errors import Advice, ParityError, Said
 from crossfuse.operator.contract import DOMAIN
 
@@ -122,7 +122,7 @@ def overflowing(model: ir.Model, largest: Mapping[str, float]) -> dict[str, str]
 def _ranked(model: ir.Model, keep: Mapping[str, str], points: Points) -> list[tuple[str, float]]:
     """Nodes by the error that each adds to its inputs', largest first."""
     candidate = cast_graph(model, BASE, keep=keep)
-    errors = deviations(model, simulate(candidate.model), points)
+    errors = deviations(model, simulate(candidate.model, boundary=half_inputs(model)), points)
     found = []
     for node in model.graph:
         name = node_key(node)

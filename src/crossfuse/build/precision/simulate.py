@@ -13,7 +13,7 @@ import onnx_ir as ir
 
 from crossfuse.graphs import clone
 
-__all__ = ["simulate"]
+__all__ = ["half_inputs", "simulate"]
 
 _HALF = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 _EXACT = {
@@ -56,6 +56,11 @@ def simulate(model: ir.Model, *, boundary: Iterable[str] = ()) -> ir.Model:
         if value.name in stay and ends[i] in _HALF and value.dtype not in _HALF:
             graph.outputs[i] = _end(graph, value, ends[i])
     return model
+
+
+def half_inputs(model: ir.Model) -> tuple[str, ...]:
+    """Names of the graph's inputs that are half floats."""
+    return tuple(value.name or "" for value in model.graph.inputs if value.dtype in _HALF)
 
 
 def _unconstant(graph: ir.Graph, node: ir.Node) -> None:

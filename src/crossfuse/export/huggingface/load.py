@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from crossfuse.checkpoint_folder import CONFIG, INDEX, require_plain, weight_files
+from crossfuse.checkpoint_weights import require_weights
 from crossfuse.errors import Advice, InputError, Said
 from crossfuse.foreign import brief, cause_of
 from crossfuse.safetensors_files import require_whole
@@ -12,22 +16,37 @@ from crossfuse.safetensors_files import require_whole
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["load_model"]
-
-_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+__all__ = ["Loaded", "load_model"]
 
 
-def load_model(source: str, task: str | None = None, *, trust_remote_code: bool = False) -> nn.Module:
-    """The model behind a folder or an identifier of a model hub, in float32 and evaluation mode.
+@dataclass(frozen=True)
+class Loaded:
+    """A model with a checkpoint's weights.
+
+    Attributes:
+        module: in float32 and evaluation mode.
+        missing: weights that the checkpoint lacks, or has in another shape; they are random, from a fixed seed.
+        left_over: the checkpoint's tensors that the model has no place for.
+    """
+
+    module: nn.Module
+    missing: tuple[str, ...] = ()
+    left_over: tuple[str, ...] = ()
+
+
+def load_model(source: str, task: str | None = None, *, trust_remote_code: bool = False, allow_missing: bool = False) -> Loaded:
+    """The model behind a folder or an identifier of a model hub.
 
     Args:
         source: the folder, or an identifier ``organisation/name``.
         task: a task of the library's pipelines, or the name of one of its classes; where omitted, the class that the
             configuration names.
         trust_remote_code: run code that comes with the checkpoint.
+        allow_missing: let weights that the checkpoint lacks, or has in another shape, stay random (from a fixed seed).
 
     Raises:
-        InputError: no such model, no safetensors, an unknown task, or code that would have to be trusted.
+        InputError: no such model, no safetensors, files that lead elsewhere, an unknown task, weights that are missing or have
+            other shapes, or code that would have to be trusted.
     """
     try:
         import transformers
@@ -37,19 +56,17 @@ def load_model(source: str, task: str | None = None, *, trust_remote_code: bool 
         ) from error
     folder = Path(source)
     if folder.is_dir():
-        _require_safetensors(folder)
+        require_plain(folder)
     try:
-        config = transformers.AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
-        for file in sorted(folder.glob("*.safetensors")) if folder.is_dir() else ():
-            require_whole(file)
+        revision = None if folder.is_dir() else _checked_revision(source)
+        given: dict[str, Any] = {} if revision is None else {"revision": revision}
+        config = transformers.AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code, **given)
         made_by = _model_class(transformers, config, task, trust_remote_code)
-        model: Any = (
-            made_by.from_pretrained(
-                source, config=config, use_safetensors=True, dtype="float32", trust_remote_code=trust_remote_code
-            )
-            if hasattr(made_by, "_model_mapping")
-            else made_by.from_pretrained(source, config=config, use_safetensors=True, dtype="float32")
-        )
+        for file in weight_files(folder) if folder.is_dir() else ():
+            require_whole(file)
+        if hasattr(made_by, "_model_mapping"):
+            given["trust_remote_code"] = trust_remote_code
+        model, info = _load(made_by, source, config=config, use_safetensors=True, dtype="float32", **given)
     except InputError:
         raise
     except Exception as error:  # the library's code, its dependencies', and the checkpoint's own
@@ -60,7 +77,43 @@ def load_model(source: str, task: str | None = None, *, trust_remote_code: bool 
             else "Give a folder with config.json and *.safetensors, or an identifier that can be downloaded"
         )
         raise InputError(f"the model can't be loaded: {text}", where=source, do=hint) from error
-    return _for_inference(model)
+    missing, left_over = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
+    shapes = {name: (tuple(got), tuple(wanted)) for name, got, wanted in sorted(info["mismatched_keys"])}
+    missing = [name for name in missing if name not in shapes]
+    what = f"the checkpoint doesn't fit {type(model).__name__}"
+    require_weights(source, what, missing, shapes, left_over, allow_missing=allow_missing)
+    return Loaded(_for_inference(model), tuple(sorted([*missing, *shapes])), tuple(left_over))
+
+
+def _load(made_by: Any, source: str, **given: Any) -> tuple[Any, Mapping[str, Any]]:
+    """The model, and what the library says about its weights; random ones are the same each time."""
+    import torch
+    from transformers.utils import logging
+
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(40)  # errors: its table of weights says what our error and the manifest say
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            model, info = made_by.from_pretrained(source, output_loading_info=True, ignore_mismatched_sizes=True, **given)
+    finally:
+        logging.set_verbosity(verbosity)
+    return model, info
+
+
+def _checked_revision(source: str) -> str | None:
+    """The revision of a hub's model whose configuration and index were checked, as far as they are known before its weights."""
+    from transformers.utils.hub import cached_file
+
+    snapshots = [
+        Path(found).parent
+        for name in (CONFIG, INDEX, "adapter_config.json")
+        if (found := cached_file(source, name, _raise_exceptions_for_missing_entries=name == CONFIG)) is not None
+    ]
+    if len(set(snapshots)) > 1:
+        raise InputError("the model changed while it was looked at", where=source, do="Try again")
+    require_plain(snapshots[0], complete=False)
+    return snapshots[0].name if snapshots[0].parent.name == "snapshots" else None
 
 
 def _for_inference(model: Any) -> nn.Module:
@@ -71,21 +124,6 @@ def _for_inference(model: Any) -> nn.Module:
         if getattr(config, "use_cache", None):
             config.use_cache = False
     return model  # type: ignore[no-any-return]
-
-
-def _require_safetensors(folder: Path) -> None:
-    if not (folder / "config.json").is_file():
-        raise InputError("the folder holds no model", where=folder, expected="config.json and *.safetensors")
-    if any(folder.glob("*.safetensors")):
-        return
-    pickles = sorted({path.name for pattern in _PICKLES for path in folder.glob(pattern)})
-    raise InputError(
-        "the checkpoint holds no safetensors, and pickles are never loaded: they can run any code",
-        where=folder,
-        got=", ".join(pickles) or "no weights",
-        expected="*.safetensors",
-        do="Where you trust it, load it with transformers and save it again with save_pretrained, which writes safetensors",
-    )
 
 
 def _model_class(transformers: Any, config: Any, task: str | None, trust_remote_code: bool) -> Any:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from crossfuse.checkpoint_weights import weights_about
 from crossfuse.export.huggingface.adapters import adapt
 from crossfuse.export.huggingface.inputs import plan_inputs
 from crossfuse.export.huggingface.load import load_model
@@ -35,6 +36,7 @@ def huggingface_spec(
     context: Sequence[str] | None = None,
     decode: str | None = None,
     trust_remote_code: bool = False,
+    allow_missing: bool = False,
 ) -> ModelSpec:
     """The spec of a model of ``transformers``.
 
@@ -44,12 +46,16 @@ def huggingface_spec(
         inputs, dynamic, context, decode: as in :class:`ModelSpec`; where omitted, made from the model's configuration: seeded
             inputs with padded masks, and named dimensions for batch and lengths.
         trust_remote_code: run code that comes with the checkpoint.
+        allow_missing: let weights that the checkpoint lacks stay random; the manifest says which.
 
     Raises:
-        InputError: the model can't be loaded, or its inputs can't be told from its configuration.
+        InputError: the model can't be loaded, weights are missing, or its inputs can't be told from its configuration.
     """
-    loaded = load_model(model, task, trust_remote_code=trust_remote_code) if isinstance(model, str) else model
-    loaded = adapt(loaded)
+    about: dict[str, Any] = {}
+    if isinstance(model, str):
+        found = load_model(model, task, trust_remote_code=trust_remote_code, allow_missing=allow_missing)
+        model, about = found.module, weights_about(found.missing, found.left_over)
+    loaded = adapt(model)
     name = type(loaded).__name__
     if inputs is not None:
         spec = ModelSpec(loaded, inputs, dynamic or {}, tuple(context or ()), name, decode=decode)
@@ -64,4 +70,4 @@ def huggingface_spec(
             name=name,
         )
         spec = replace(made, decode=decode if decode is not None or context is not None else plan.decode)
-    return replace(spec, drop_outputs=_UNASKED).traced_in(partial(tracing, loaded, dict(spec.inputs)))
+    return replace(spec, drop_outputs=_UNASKED, about=about).traced_in(partial(tracing, loaded, dict(spec.inputs)))
