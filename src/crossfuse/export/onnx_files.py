@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,24 +16,41 @@ import torch
 from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
 from onnx_ir.passes.common import InlinePass, LiftConstantsToInitializersPass, ShapeInferencePass
-from onnxscript.version_converter import convert_version
 from torch import Tensor, nn
 
 from crossfuse.errors import InputError
+from crossfuse.export.microsoft.expand import (
+    ATTENTION_OPSET,
+    expand_microsoft,
+    has_microsoft,
+    needs_attention_opset,
+    own_strays,
+)
+from crossfuse.export.passes.module_names import note_modules
+from crossfuse.export.passes.opset import NEWEST_OPSET, lower_opset, opset_of, raise_opset
+from crossfuse.export.passes.retype import DOUBLE, SINGLE, has_types, retype
 from crossfuse.export.translate import IR_VERSION, OPSET
 from crossfuse.model_spec import ModelSpec
 from crossfuse.specs import Dim
 
 __all__ = ["OnnxModule", "load_onnx", "onnx_spec"]
 
-NEWEST_OPSET = 23
+NEWEST_FUSED = 23
+"""The newest opset of a graph whose attentions are fused; newer ones are lowered to it."""
+
+NEWEST_IR = 13
+"""The newest IR version that ONNX Runtime reads."""
+
+_AGREEMENT = 1e-3
 _SIZES = (2, 7, 5, 9, 11, 6, 8, 10, 12, 13)
 
 
 class OnnxModule(nn.Module):
     """An ONNX file that is called like a module; ONNX Runtime executes it as it is, without optimisation.
 
-    In float64 (`double`), and where ONNX Runtime refuses the file, ONNX's reference implementation executes it instead.
+    Files of half precision are executed with the same weights in float32. In float64 (`double`), and where ONNX Runtime refuses the
+    file, ONNX's reference implementation executes it instead; operators of ONNX Runtime's own are then written out in ONNX's.
+    Where the written-out graph does not agree with what ONNX Runtime makes of the file, it is not used.
     """
 
     def __init__(self, path: Path) -> None:
@@ -39,35 +58,59 @@ class OnnxModule(nn.Module):
         self.path = path
         self._session: Any = None
         self._reference: Any = None
+        self._double = False
+        self._to_confirm = False
 
     def __deepcopy__(self, memo: dict[int, Any]) -> OnnxModule:
         return OnnxModule(self.path)
 
     def double(self) -> OnnxModule:
-        """The same graph with float64 in place of float32."""
-        self._reference = ReferenceEvaluator(_in_double(self.path))
+        """The same graph with float64 in place of every other floating type."""
+        self._double = True
+        self._reference, self._to_confirm = _evaluator(self.path, DOUBLE)
         return self
 
     def forward(self, **inputs: Tensor) -> dict[str, Tensor]:
-        """Outputs by name.
+        """Outputs by name; inputs may be of any floating type.
 
         Raises:
             RuntimeError: the graph can't be executed.
         """
-        feeds = {name: tensor.detach().numpy() for name, tensor in inputs.items()}
+        floating = np.float64 if self._double else np.float32
+        feeds = {n: (t.double().numpy().astype(floating) if t.is_floating_point() else t.numpy()) for n, t in inputs.items()}
         if self._reference is None:
-            names = [output.name for output in self.session.get_outputs()]
             try:
-                results = self.session.run(names, feeds)
+                return self._executed(feeds)
             except Exception:  # noqa: BLE001 -- ONNX Runtime's own types share no base but this; its Attention takes few masks
-                self._reference = ReferenceEvaluator(onnx.load(self.path))
-            else:
-                return {name: torch.from_numpy(array) for name, array in zip(names, results, strict=True)}
+                self._reference, _ = _evaluator(self.path, SINGLE)
         try:
             results = self._reference.run(None, dict(feeds))
         except Exception as error:  # whatever an operator of the reference implementation raises
             raise RuntimeError(str(error)) from error
-        return {n: torch.from_numpy(np.asarray(r)) for n, r in zip(self._reference.output_names, results, strict=True)}
+        found = {n: torch.from_numpy(np.asarray(r)) for n, r in zip(self._reference.output_names, results, strict=True)}
+        if self._to_confirm:
+            self._confirm(feeds, found)
+        return found
+
+    def _executed(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, Tensor]:
+        names = [output.name for output in self.session.get_outputs()]
+        results = self.session.run(names, dict(feeds))
+        return {name: torch.from_numpy(array) for name, array in zip(names, results, strict=True)}
+
+    def _confirm(self, feeds: Mapping[str, NDArray[Any]], found: Mapping[str, Tensor]) -> None:
+        """Compare with the file as ONNX Runtime executes it, where it does."""
+        single = {n: a.astype(np.float32) if a.dtype == np.float64 else a for n, a in feeds.items()}
+        try:
+            executed = self._executed(single)
+        except Exception:  # noqa: BLE001 -- ONNX Runtime's own types share no base but this; some forms only run on GPUs
+            return
+        finally:
+            self._to_confirm = False
+        for name, truth in executed.items():
+            if truth.is_floating_point() and truth.numel():
+                error = float((found[name].double() - truth.double()).abs().max())
+                if not error <= _AGREEMENT * max(1.0, float(truth.double().abs().max())):
+                    raise RuntimeError(f"{name}: the written-out graph differs by {error:.3g} from the file")
 
     @property
     def session(self) -> Any:
@@ -79,31 +122,42 @@ class OnnxModule(nn.Module):
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
             options.log_severity_level = 4
             try:
-                self._session = onnxruntime.InferenceSession(self.path, options, providers=["CPUExecutionProvider"])
+                with _in_single(self.path) as path:
+                    self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
             except Exception as error:  # ONNX Runtime's own types share no base but this
                 raise InputError(f"the ONNX file can't be executed: {_short(error)}", where=self.path) from error
         return self._session
 
 
 def load_onnx(path: Path) -> ir.Model:
-    """Read a graph, its functions inlined, at an opset that the passes know, with the shapes that can be inferred.
+    """Read a graph in float32, its functions inlined, in operators and at an opset that the passes know, with inferred shapes.
 
     Raises:
-        InputError: not an ONNX file, weights outside its folder, or an opset that can't be read.
+        InputError: not an ONNX file, weights outside its folder, an opset that can't be read, or operators that can't be taken in.
     """
     model = _read(path)
     InlinePass()(model)
-    opset = model.graph.opset_imports.get("", model.opset_imports.get("", 0))
+    opset = opset_of(model)
     if opset > NEWEST_OPSET or opset < 1:
-        raise InputError("the opset can't be read", where=path, got=opset, expected=f"1 to {NEWEST_OPSET}")
-    if opset < OPSET:
-        convert_version(model, OPSET, fallback=True)
-        if model.opset_imports.get("") != OPSET:
-            raise InputError("the graph can't be converted", where=path, got=f"opset {opset}", expected=f"opset {OPSET}",
-                             do="Export it again at a newer opset")  # fmt: skip
+        raise InputError("the opset can't be read", where=path, got=opset, expected=f"1 to {NEWEST_OPSET}",
+                         do=f"Export it at opset {NEWEST_FUSED} or an older one")  # fmt: skip
+    if has_types(model, SINGLE):
+        _widen(model)
+    try:
+        note_modules(model)
+        microsoft = has_microsoft(model)
+        raise_opset(model, ATTENTION_OPSET if microsoft and needs_attention_opset(model) else OPSET)
+        if opset > NEWEST_FUSED:
+            ShapeInferencePass(data_prop=True)(model)
+            lower_opset(model, NEWEST_FUSED)
+        if microsoft:
+            expand_microsoft(model)
+    except InputError as error:
+        raise InputError(error.what, where=path, got=error.got, expected=error.expected, do=error.do) from error
     LiftConstantsToInitializersPass(lift_all_constants=False)(model)
     ShapeInferencePass(data_prop=True)(model)
-    model.ir_version = max(model.ir_version, IR_VERSION)
+    note_modules(model)
+    model.ir_version = min(max(model.ir_version, IR_VERSION), NEWEST_IR)
     return model
 
 
@@ -185,9 +239,16 @@ def _read(path: Path) -> ir.Model:
         raise InputError("the ONNX file doesn't exist", where=path)
     try:
         model = ir.load(path)
-        onnx.checker.check_model(str(path))
+        if own_strays(model, opset_of(model)):
+            onnx.checker.check_model(_without_weights(model))
+        else:
+            onnx.checker.check_model(str(path))
     except Exception as error:  # protobuf's and onnx's errors share no base but this
         raise InputError(f"the ONNX file can't be read: {_short(error)}", where=path) from error
+    for value in list(model.graph.inputs):
+        # Before IR version 4 every weight was listed as an input.
+        if value.name in model.graph.initializers:
+            model.graph.inputs.remove(value)
     folder = path.parent.resolve()
     for value in model.graph.initializers.values():
         tensor = value.const_value
@@ -196,35 +257,58 @@ def _read(path: Path) -> ir.Model:
     return model
 
 
-def _in_double(path: Path) -> onnx.ModelProto:
-    """The graph with every float32 turned into float64."""
-    model = _read(path)
-    for value in model.graph.initializers.values():
+def _widen(model: ir.Model) -> None:
+    """Half precision in float32; inputs of float16 stay what they are, and are cast. (NumPy has no bfloat16.)"""
+    half = [value for value in model.graph.inputs if value.dtype == ir.DataType.FLOAT16]
+    retype(model, SINGLE)
+    first = next(iter(model.graph), None)
+    for value in half:
+        value.type = ir.TensorType(ir.DataType.FLOAT16)
+        cast = ir.node("Cast", [value], {"to": ir.DataType.FLOAT})
+        wide = cast.outputs[0]
+        wide.name, wide.shape, wide.type = f"{value.name}_in_float32", value.shape, ir.TensorType(ir.DataType.FLOAT)
+        value.replace_all_uses_with(wide)
+        cast.replace_input_with(0, value)
+        if first is not None:
+            model.graph.insert_before(first, [cast])
+
+
+def _without_weights(model: ir.Model) -> onnx.ModelProto:
+    """For the checker: what has a weight's size is an input."""
+    bare = model.clone()
+    for name, value in list(bare.graph.initializers.items()):
         tensor = value.const_value
-        if isinstance(tensor, ir.ExternalTensor):
-            value.const_value = tensor = ir.tensor(tensor.numpy(), name=value.name)
-        if tensor is not None and tensor.dtype == ir.DataType.FLOAT:
-            value.const_value = ir.tensor(tensor.numpy().astype(np.float64), name=value.name)
-            value.type = ir.TensorType(ir.DataType.DOUBLE)
-    for graph in (model.graph, *(f.graph for f in model.functions.values())):
-        for node in graph.all_nodes():
-            for name, attribute in list(node.attributes.items()):
-                node.attributes[name] = _attribute_in_double(attribute)
-            for value in node.outputs:
-                value.type = None
-    for value in model.graph.inputs:
-        if value.dtype == ir.DataType.FLOAT:
-            value.type = ir.TensorType(ir.DataType.DOUBLE)
-    return copy.deepcopy(ir.to_proto(model))
+        if tensor is None:
+            continue
+        value.type, value.shape, value.const_value = ir.TensorType(tensor.dtype), ir.Shape(tensor.shape), None
+        bare.graph.initializers.pop(name)
+        if value not in bare.graph.inputs:
+            bare.graph.inputs.append(value)
+    return ir.to_proto(bare)
 
 
-def _attribute_in_double(attribute: ir.Attr) -> ir.Attr:
-    if attribute.type == ir.AttributeType.TENSOR and attribute.as_tensor().dtype == ir.DataType.FLOAT:
-        return ir.AttrTensor(attribute.name, ir.tensor(attribute.as_tensor().numpy().astype(np.float64)))
-    is_dtype = attribute.name in ("to", "dtype") and attribute.type == ir.AttributeType.INT
-    if is_dtype and attribute.as_int() == ir.DataType.FLOAT:
-        return ir.AttrInt64(attribute.name, int(ir.DataType.DOUBLE))
-    return attribute
+def _evaluator(path: Path, types: Mapping[ir.DataType, ir.DataType]) -> tuple[ReferenceEvaluator, bool]:
+    """ONNX's reference implementation over the file in other types; and whether the graph had to be written out for it."""
+    model = _read(path)
+    written_out = has_microsoft(model)
+    if written_out:
+        model = load_onnx(path)
+    retype(model, types)
+    return ReferenceEvaluator(copy.deepcopy(ir.to_proto(model))), written_out
+
+
+@contextmanager
+def _in_single(path: Path) -> Iterator[Path]:
+    """The file, or one with its half precision in float32, that ONNX Runtime reads."""
+    model = _read(path)
+    if not has_types(model, SINGLE) and model.ir_version <= NEWEST_IR:
+        yield path
+        return
+    retype(model, SINGLE)
+    model.ir_version = min(model.ir_version, NEWEST_IR)
+    with tempfile.TemporaryDirectory() as folder:
+        ir.save(model, Path(folder) / "single.onnx", external_data="single.weights")
+        yield Path(folder) / "single.onnx"
 
 
 def _short(error: BaseException) -> str:
