@@ -6,6 +6,7 @@ import copy
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,14 @@ import onnx_ir as ir
 import torch
 from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
+from onnx_ir.tape import Tape
 from onnx_ir.passes.common import InlinePass, LiftConstantsToInitializersPass, ShapeInferencePass
 from torch import Tensor, nn
 
 from crossfuse.errors import InputError
 from crossfuse.export.microsoft.expand import (
     ATTENTION_OPSET,
+    UNDEFINED_ROWS,
     expand_microsoft,
     has_microsoft,
     needs_attention_opset,
@@ -50,7 +53,8 @@ class OnnxModule(nn.Module):
 
     Files of half precision are executed with the same weights in float32. In float64 (`double`), and where ONNX Runtime refuses the
     file, ONNX's reference implementation executes it instead; operators of ONNX Runtime's own are then written out in ONNX's.
-    Where the written-out graph does not agree with what ONNX Runtime makes of the file, it is not used.
+    Where the written-out graph does not agree with what ONNX Runtime makes of the file, it is not used. (`GroupQueryAttention` is always
+    written out.)
     """
 
     def __init__(self, path: Path) -> None:
@@ -67,7 +71,8 @@ class OnnxModule(nn.Module):
     def double(self) -> OnnxModule:
         """The same graph with float64 in place of every other floating type."""
         self._double = True
-        self._reference, self._to_confirm = _evaluator(self.path, DOUBLE)
+        self._reference, written_out = _evaluator(self.path, DOUBLE)
+        self._to_confirm = written_out and not self._undefined_rows
         return self
 
     def forward(self, **inputs: Tensor) -> dict[str, Tensor]:
@@ -78,6 +83,8 @@ class OnnxModule(nn.Module):
         """
         floating = np.float64 if self._double else np.float32
         feeds = {n: (t.double().numpy().astype(floating) if t.is_floating_point() else t.numpy()) for n, t in inputs.items()}
+        if self._reference is None and self._undefined_rows:
+            self._reference, _ = _evaluator(self.path, SINGLE)
         if self._reference is None:
             try:
                 return self._executed(feeds)
@@ -91,6 +98,11 @@ class OnnxModule(nn.Module):
         if self._to_confirm:
             self._confirm(feeds, found)
         return found
+
+    @cached_property
+    def _undefined_rows(self) -> bool:
+        """ONNX Runtime leaves rows behind the end of a sample to chance: what they hold can't be compared."""
+        return any(node.op_type in UNDEFINED_ROWS for node in _read(self.path).graph.all_nodes())
 
     def _executed(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, Tensor]:
         names = [output.name for output in self.session.get_outputs()]
@@ -294,7 +306,25 @@ def _evaluator(path: Path, types: Mapping[ir.DataType, ir.DataType]) -> tuple[Re
     if written_out:
         model = load_onnx(path)
     retype(model, types)
+    _spread_masks(model)
     return ReferenceEvaluator(copy.deepcopy(ir.to_proto(model))), written_out
+
+
+def _spread_masks(model: ir.Model) -> None:
+    """Give the masks of causal ``Attention`` nodes a row per query: the reference implementation reads the rows off them."""
+    for graph in (model.graph, *model.graph.subgraphs()):
+        for node in list(graph):
+            if node.op_type != "Attention" or not node.attributes.get_int("is_causal", 0) or len(node.inputs) < 4:
+                continue
+            mask = node.inputs[3]
+            if mask is None:
+                continue
+            axis = 1 if "q_num_heads" in node.attributes else 2
+            tape = Tape()
+            rows = tape.op("Shape", [node.inputs[0]], {"start": axis, "end": axis + 1})
+            one = tape.op("Constant", [], {"value": ir.tensor(np.array([1], np.int64))})
+            node.replace_input_with(3, tape.op("Expand", [mask, tape.op("Concat", [rows, one], {"axis": 0})]))
+            graph.insert_before(node, tape.nodes)
 
 
 @contextmanager

@@ -25,10 +25,13 @@ from crossfuse.export.microsoft.emit import DOMAIN, NotYetError, Operator, Untak
 from crossfuse.export.microsoft.operators import OPERATORS
 from crossfuse.export.microsoft.quantized import QUANTIZED
 
-__all__ = ["ATTENTION_OPSET", "expand_microsoft", "has_microsoft", "needs_attention_opset", "own_strays"]
+__all__ = ["ATTENTION_OPSET", "UNDEFINED_ROWS", "expand_microsoft", "has_microsoft", "needs_attention_opset", "own_strays"]
 
 ATTENTION_OPSET = 23
 """ONNX's opset that the expansions of attentions, and of quantizers of 16 and 4 bits, are in."""
+
+UNDEFINED_ROWS = {"GroupQueryAttention"}
+"""Operators whose rows behind the end of a sample hold whatever was in memory."""
 
 _EXPANSIONS = {**OPERATORS, **QUANTIZED, **ATTENTIONS}
 _STRAYS = {"LayerNormalization": 17, "SimplifiedLayerNormalization": 1 << 30}
