@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
 from onnx_ir.tape import Tape
-from onnx_ir.passes.common import InlinePass, LiftConstantsToInitializersPass, ShapeInferencePass
+from onnx_ir.passes.common import InlinePass, LiftConstantsToInitializersPass, RemoveUnusedNodesPass, ShapeInferencePass
 from torch import Tensor, nn
 
 from crossfuse.errors import InputError
@@ -29,6 +29,7 @@ from crossfuse.export.microsoft.expand import (
     needs_attention_opset,
     own_strays,
 )
+from crossfuse.export.passes.computed_shapes import compute_shapes
 from crossfuse.export.passes.module_names import note_modules
 from crossfuse.export.passes.opset import NEWEST_OPSET, lower_opset, opset_of, raise_opset
 from crossfuse.export.passes.retype import DOUBLE, SINGLE, has_types, retype
@@ -167,7 +168,9 @@ def load_onnx(path: Path) -> ir.Model:
     except InputError as error:
         raise InputError(error.what, where=path, got=error.got, expected=error.expected, do=error.do) from error
     LiftConstantsToInitializersPass(lift_all_constants=False)(model)
-    ShapeInferencePass(data_prop=True)(model)
+    compute_shapes(model)
+    RemoveUnusedNodesPass()(model)
+    LiftConstantsToInitializersPass(lift_all_constants=False)(model)
     note_modules(model)
     model.ir_version = min(max(model.ir_version, IR_VERSION), NEWEST_IR)
     return model
