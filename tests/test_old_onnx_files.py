@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
-import onnx
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 import crossfuse
-from crossfuse import runtime
-from onnx_building import normal
+from crossfuse import InputError, runtime
+from crossfuse.build.onnxruntime import lower_ort_cpu
+from crossfuse.export.fuse import fuse
+from crossfuse.export.onnx_files import load_onnx, onnx_spec
+from graphs_for_tests import run_model
+from onnx_building import BOOL, INT64, Graph, attention, normal, run
 
 W, H = 16, 4
 
@@ -169,3 +172,147 @@ def test_older_exporter(tmp_path: Path, name: str, opset: int) -> None:
     assert bundle.ledger.counts("ort-cpu") == counts
     assert {row.site for row in bundle.ledger} == sites
     compared(bundle.path, module)
+
+
+COERCED: dict[str, tuple[str, list[int | str], int | None]] = {
+    "last_of_four": ("Softmax", ["b", 3, "n", "m"], 3),
+    "over_three_of_four": ("Softmax", ["b", 3, "n", "m"], 1),
+    "over_two_of_three": ("LogSoftmax", ["b", "n", "m"], 1),
+    "over_all": ("Softmax", ["b", "n", "m"], 0),
+    "by_default": ("Softmax", ["b", "n", "m"], None),
+    "default_of_two": ("Hardmax", ["b", "m"], None),
+}
+
+
+@pytest.mark.parametrize("name", COERCED)
+def test_softmax_of_old(tmp_path: Path, name: str) -> None:
+    """Over all axes from one on, as ONNX Runtime computes the file; over the last axis without a detour."""
+    kind, shape, axis = COERCED[name]
+    g = Graph()
+    g.input("x", shape)
+    g.op("Neg", g.op(kind, "x", **({} if axis is None else {"axis": axis})), outputs=["y"])
+    g.output("y", [f"y{i}" for i in range(len(shape))])
+    path = g.save(tmp_path / "old.onnx", 11, 6)
+    model = load_onnx(Path(path))
+    feeds = {"x": normal(*(5 if isinstance(n, str) else n for n in shape))}
+    np.testing.assert_allclose(run_model(model, feeds)[0], run(path, feeds)[0], atol=1e-6)
+    assert ("Flatten" in {n.op_type for n in model.graph}) == (name not in ("last_of_four", "default_of_two"))
+
+
+def test_weights_listed_as_inputs(tmp_path: Path) -> None:
+    """As in files before IR version 4."""
+    g = Graph()
+    q, k = g.input("q", ["b", "n", 8]), g.input("k", ["b", "m", 8])
+    weight = normal(8, 8)
+    projected = g.op("MatMul", q, g.weight(weight))
+    scores = g.op("MatMul", projected, g.op("Transpose", k, perm=[0, 2, 1]))
+    g.op("MatMul", g.op("Softmax", scores, axis=2), k, outputs=["y"])
+    g.output("y", ["b", "n", 8])
+    g.input("w0", [8, 8])
+    bundle = crossfuse.export(g.save(tmp_path / "old.onnx", 9, 3), tmp_path / "b")
+    assert [t.name for t in next(iter(bundle.manifest.stages.values())).inputs] == ["q", "k"]
+    assert bundle.ledger.counts("ort-cpu") == {"cross": 1}
+    feeds = {"q": normal(3, 4, 8), "k": normal(3, 6, 8, seed=1)}
+    with runtime.load(bundle.path) as session:
+        expected = attention(feeds["q"].astype(float) @ weight, feeds["k"], feeds["k"], 1, scale=1.0)
+        np.testing.assert_allclose(session.run(**feeds)["y"], expected, atol=1e-5)
+
+
+def lengths_mask(f: Mapping[str, np.ndarray]) -> np.ndarray:
+    return np.arange(f["k"].shape[1]) < f["n"][:, None, None, None]
+
+
+def rows(f: Mapping[str, np.ndarray], *, offset: bool) -> np.ndarray:
+    places = np.arange(f["q"].shape[1])[:, None]
+    return places + (f["n"][:, None, None, None] - f["q"].shape[1] if offset else 0)
+
+
+def hidden(attended: np.ndarray) -> np.ndarray:
+    return np.where(attended, 0.0, -np.inf)
+
+
+def keys(f: Mapping[str, np.ndarray]) -> np.ndarray:
+    return np.arange(f["k"].shape[1])
+
+
+NEW: dict[str, tuple[int, dict[str, int], tuple[str, ...], Callable[[Mapping[str, np.ndarray]], np.ndarray]]] = {
+    "lengths_24": (24, {}, ("", "", "", "n"), lambda f: hidden(lengths_mask(f))),
+    "causal_lengths_24": (
+        24, {"is_causal": 1}, ("", "", "", "n"), lambda f: hidden(lengths_mask(f) & (keys(f) <= rows(f, offset=True))),
+    ),
+    "mask_25": (25, {}, ("mask",), lambda f: hidden(f["mask"])),
+    "mask_lengths_25": (25, {}, ("mask", "", "", "n"), lambda f: hidden(f["mask"] & lengths_mask(f))),
+    "window_25": (
+        25, {"left_window_size": 2, "right_window_size": 1}, (),
+        lambda f: hidden((keys(f) >= rows(f, offset=False) - 2) & (keys(f) <= rows(f, offset=False) + 1)),
+    ),
+    "bias_window_25": (
+        25, {"left_window_size": 1}, ("bias",), lambda f: f["bias"] + hidden(keys(f) >= rows(f, offset=False) - 1),
+    ),
+    "bias_lengths_26": (26, {}, ("bias", "", "", "n"), lambda f: f["bias"] + hidden(lengths_mask(f))),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NEW)
+def test_newer_opsets(tmp_path: Path, name: str) -> None:
+    """``Attention`` with lengths of keys and windows, ``Swish``, and IR version 13, at opsets 24 to 26."""
+    opset, attributes, more, bias = NEW[name]
+    g = Graph()
+    g.input("q", ["b", "s", 16])
+    g.input("k", ["b", "t", 16])
+    if "n" in more:
+        g.input("n", ["b"], INT64)
+    if "mask" in more:
+        g.input("mask", ["b", 1, "s", "t"], BOOL)
+    if "bias" in more:
+        g.input("bias", [1, 4, "s", "t"])
+    value = g.op("Swish", "k", alpha=0.7) if opset > 23 else "k"
+    g.op("Attention", "q", "k", value, *more, outputs=["y"], q_num_heads=4, kv_num_heads=4, **attributes)
+    g.output("y", ["b", "s", 16])
+
+    def feeds_at(b: int, s: int, t: int) -> dict[str, np.ndarray]:
+        rng = np.random.default_rng(t)
+        given = {"q": normal(b, s, 16), "k": normal(b, t, 16, seed=1), "n": rng.integers(s, t + 1, b), "mask": rng.random((b, 1, s, t)) > 0.4}
+        given["mask"][..., 0] = True
+        given["bias"] = normal(1, 4, s, t, seed=2)
+        return {n: a for n, a in given.items() if n in ("q", "k") or n in more}
+
+    np.savez(tmp_path / "example.npz", **feeds_at(2, 3, 7))
+    path = g.save(tmp_path / "new.onnx", opset, 13)
+    graph = fuse(onnx_spec(path, example=feeds_at(2, 3, 7)))
+    assert [n.op_type for n in graph.model.graph].count("FusedAttention") == len(graph.ledger) == 1
+    lowered = lower_ort_cpu(graph.model).model
+    for sizes in ((2, 3, 7), (1, 5, 6), (3, 1, 9)):
+        feeds = feeds_at(*sizes)
+        value = feeds["k"] / (1 + np.exp(-0.7 * feeds["k"].astype(float)))
+        expected = attention(feeds["q"], feeds["k"], value, 4, bias({"k": feeds["k"], "q": feeds["q"], **feeds}))
+        np.testing.assert_allclose(run_model(lowered, feeds)[0], expected, atol=2e-5)
+
+
+def test_export_at_opset_25(tmp_path: Path) -> None:
+    g = Graph()
+    g.input("q", ["b", "s", 16])
+    g.input("k", ["b", "t", 16])
+    g.op("Attention", "q", "k", "k", outputs=["y"], q_num_heads=4, kv_num_heads=4, left_window_size=2)
+    g.output("y", ["b", "s", 16])
+    bundle = crossfuse.export(g.save(tmp_path / "new.onnx", 25, 12), tmp_path / "b", ["onnx", "ort-cpu", "ort-cuda"])
+    assert bundle.ledger.counts("ort-cpu") == {"cross": 1}
+    assert bundle.manifest.targets["ort-cpu"].parity["reference_dtype"] == "float64"
+    feeds = {"q": normal(3, 4, 16), "k": normal(3, 6, 16, seed=1)}
+    with runtime.load(bundle.path) as session:
+        expected = attention(feeds["q"], feeds["k"], feeds["k"], 4, hidden(keys(feeds) >= rows(feeds, offset=False) - 2))
+        np.testing.assert_allclose(session.run(**feeds)["y"], expected, atol=1e-5)
+
+
+def test_what_no_target_reads(tmp_path: Path) -> None:
+    """Newer opsets, and operators that the fused graph's opset lacks, are refused with the true reason."""
+    g = Graph()
+    g.input("x", ["b", 4])
+    g.op("Relu", "x", outputs=["y"])
+    g.output("y", ["b", 4])
+    with pytest.raises(InputError, match=r"opset can't be read .*: got 27, expected 1 to 26"):
+        load_onnx(Path(g.save(tmp_path / "newer.onnx", 27)))
+    g.nodes.clear()
+    g.op("CumProd", "x", g.weight(1, np.int64), outputs=["y"])
+    with pytest.raises(InputError, match=r"operators of opset 26 that can't be taken in .*: got CumProd. Export it again at opset 23"):
+        load_onnx(Path(g.save(tmp_path / "new.onnx", 26)))

@@ -133,7 +133,7 @@ def add_target(
     if known.engine:
         kernels, reasons, files, used, engine = _engines(writer, manifest, stages, precise, known, options, step)
     else:
-        kernels, reasons, files, used = _graphs(writer, precise, known)
+        kernels, reasons, files, used = _graphs(writer, stages, precise, known)
         engine = None
     ledger = manifest.ledger.with_target(target, kernels, reasons)
     if not options.allow_unfused:
@@ -186,11 +186,11 @@ def _whole_inputs(inputs: Mapping[str, Any], model: ir.Model) -> dict[str, Any]:
 
 
 def _graphs(
-    writer: BundleWriter, precise: Precise, target: Target
+    writer: BundleWriter, stages: Stages, precise: Precise, target: Target
 ) -> tuple[dict[str, str], dict[str, str], dict[str, str], set[str]]:
     """Write the graphs of an ONNX target: kernels and reasons by site, file by stage, all files."""
     from crossfuse.build.files import Places, graph_file, save_graph
-    from crossfuse.build.precision.simulate import simulate
+    from crossfuse.build.precision.simulate import half_inputs, simulate
 
     kernels: dict[str, str] = {}
     reasons: dict[str, str] = {}
@@ -199,7 +199,7 @@ def _graphs(
     places: Places = {}
     for stage, graph in precise.graphs.items():
         if target.simulates:
-            graph = simulate(graph, boundary=precise.boundary)
+            graph = simulate(graph, boundary={*precise.boundary, *half_inputs(stages.specs[stage])})
         lowered = target.lower(graph)
         files[stage] = graph_file(stage, target.name)
         own = f"weights.{target.name}.bin" if stage == "model" else f"weights.{stage}.{target.name}.bin"

@@ -63,13 +63,15 @@ class ParityCheck:
     def rehearsed(self, target: Target, precise: Precise) -> ParityReport:
         """Of the graph that a CPU can execute in the target's place."""
         from crossfuse.build.files import graph_file, save_graph
+        from crossfuse.build.precision.simulate import half_inputs
         from crossfuse.build.targets import rehearsal
 
         with tempfile.TemporaryDirectory() as folder:
             paths = {}
             for stage, graph in precise.graphs.items():
                 paths[stage] = Path(folder) / graph_file(stage, target.name)
-                save_graph(rehearsal(graph, target), paths[stage], paths[stage].with_suffix(".bin"))
+                half = half_inputs(self.stages.specs[stage])
+                save_graph(rehearsal(graph, target, half), paths[stage], paths[stage].with_suffix(".bin"))
             report = self._check("ort-cpu", paths, SessionOptions(), {}, None)
         return replace(report, target=target.name, executed_on=f"CPUExecutionProvider, {self.precision} simulated")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -111,16 +111,17 @@ def lower(model: ir.Model, target: str) -> Lowered:
     return require_target(target).lower(model)
 
 
-def rehearsal(model: ir.Model, target: Target) -> ir.Model:
+def rehearsal(model: ir.Model, target: Target, half: Iterable[str] = ()) -> ir.Model:
     """What the target's graph computes, as a graph that ONNX Runtime's CPU provider executes: for checks without a GPU.
 
     Args:
         model: the fused graph in the target's precision.
         target: the target.
+        half: names of half inputs that stay so.
     """
     from crossfuse.build.precision.simulate import simulate
 
-    simulated = simulate(model)
+    simulated = simulate(model, boundary=half)
     if target.engine:
         from crossfuse.build.tensorrt.lowering import lower_tensorrt
 

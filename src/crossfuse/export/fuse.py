@@ -25,7 +25,7 @@ from crossfuse.export.passes.provenance import trim_metadata
 from crossfuse.export.passes.scales import absorb_scales
 from crossfuse.export.passes.sdpa import fuse_sdpa
 from crossfuse.export.passes.sites import name_sites
-from crossfuse.export.translate import name_dimensions, program_to_onnx
+from crossfuse.export.translate import program_to_onnx
 from crossfuse.graphs import boundary
 from crossfuse.ledger import Ledger
 from crossfuse.model_spec import ModelSpec
@@ -105,12 +105,5 @@ def _trace(spec: ModelSpec, step: Step) -> _Source:
 
 def _read(spec: ModelSpec, module: OnnxModule, step: Step) -> _Source:
     step("reading the graph")
-    model = load_onnx(module.path)
-    symbols = {}
-    for value in model.graph.inputs:
-        for axis, dim in spec.axes.get(value.name or "", {}).items():
-            size = value.shape[axis] if value.shape is not None else None
-            if isinstance(size, ir.SymbolicDim):
-                symbols[str(size.value)] = dim
-    name_dimensions(model, symbols)
+    model = load_onnx(module.path, spec.axes)
     return _Source(spec, model, graph_census(model), tuple(value.name or "" for value in model.graph.outputs))

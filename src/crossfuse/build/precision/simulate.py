@@ -8,12 +8,16 @@ overflows there overflows here.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
 from crossfuse.graphs import clone
 
-__all__ = ["simulate"]
+if TYPE_CHECKING:
+    from crossfuse.bundle.manifest import StageSpec
+
+__all__ = ["half_inputs", "simulate"]
 
 _HALF = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 _EXACT = {
@@ -21,6 +25,11 @@ _EXACT = {
     "MaxPool", "Min", "Neg", "Pad", "ReduceMax", "ReduceMin", "Relu", "Reshape", "ScatterElements", "ScatterND", "Slice",
     "SpaceToDepth", "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze", "Where",
 }  # fmt: skip
+
+
+def half_inputs(stage: StageSpec) -> set[str]:
+    """Inputs that the model itself takes in half precision."""
+    return {spec.name for spec in stage.inputs if spec.dtype == "float16"}
 
 
 def simulate(model: ir.Model, *, boundary: Iterable[str] = ()) -> ir.Model:

@@ -37,6 +37,7 @@ _DEFAULT_AXIS = 1
 _OLDEST_OF_PYTHON = 18
 _HELD = "crossfuse.held"
 _SMALL = 1000
+_WEIGHTS_APART = 4
 
 
 def opset_of(model: ir.Model) -> int:
@@ -147,6 +148,7 @@ def _convert(model: ir.Model, opset: int) -> None:
     notes = {node.outputs[0].name: dict(node.metadata_props) for node in model.graph.all_nodes() if node.outputs}
     weights = {name: value.const_value for name, value in model.graph.initializers.items()}
     stripped = model.clone()
+    stripped.ir_version = max(stripped.ir_version, _WEIGHTS_APART)
     for name, value in list(stripped.graph.initializers.items()):
         tensor = value.const_value
         if tensor is None or tensor.size <= _SMALL:
