@@ -71,7 +71,14 @@ def softmax(scores: np.ndarray) -> np.ndarray:
 
 
 def attention(
-    q: np.ndarray, k: np.ndarray, v: np.ndarray, heads: int, bias: Any = 0.0, *, scale: float | None = None, kv_heads: int | None = None
+    q: np.ndarray,
+    k: np.ndarray,
+    v: np.ndarray,
+    heads: int,
+    bias: Any = 0.0,
+    *,
+    scale: float | None = None,
+    kv_heads: int | None = None,
 ) -> np.ndarray:
     """``[B, L, H·D]`` attention in float64, from its formula; ``bias`` is added to the ``[B, H, L, S]`` scores."""
     q, k, v = (np.asarray(t, np.float64) for t in (q, k, v))
@@ -93,5 +100,7 @@ def run(path: str | Path, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 4
-    found: list[np.ndarray] = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"]).run(None, dict(feeds))
+    found: list[np.ndarray] = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"]).run(
+        None, dict(feeds)
+    )
     return found

@@ -64,7 +64,7 @@ def added(mask: np.ndarray, fill: float = HIDDEN) -> np.ndarray:
     return np.where(wide > 0, 0.0, fill)
 
 
-def mha(*more: Any, inputs: Mapping[str, tuple[list[Any], int]] = {}, **attributes: Any) -> Callable[[Graph], None]:  # noqa: B006
+def mha(*more: Any, inputs: Mapping[str, tuple[list[Any], int]] = {}, **attributes: Any) -> Callable[[Graph], None]:
     def make(g: Graph) -> None:
         given = qkv(g)
         for name, (shape, kind) in inputs.items():
@@ -397,4 +397,3 @@ def test_what_can_not_be_taken_in(tmp_path: Path, name: str) -> None:
     with pytest.raises(InputError, match=message) as caught:
         onnx_spec(path)
     assert "Give the file as it was exported, before ONNX Runtime's optimizer changed it" in str(caught.value)
-

@@ -1,4 +1,4 @@
-"""Operators of ONNX Runtime's own, written out: each computes what ONNX Runtime computes for it; and files that hold them export."""
+"""Operators of ONNX Runtime's own, written out: each computes what ONNX Runtime computes for it."""
 
 from __future__ import annotations
 
@@ -59,7 +59,15 @@ def embed(*, mask: bool, segments: bool, positions: bool) -> Make:
     def make(g: Graph) -> Feeds:
         feeds = {"ids": ids(B, S)}
         g.input("ids", ["batch", "length"], INT32)
-        given = ["ids", "", g.weight(normal(9, W)), g.weight(normal(12, W, seed=1)), "", g.weight(normal(W, seed=2)), g.weight(normal(W, seed=3))]
+        given = [
+            "ids",
+            "",
+            g.weight(normal(9, W)),
+            g.weight(normal(12, W, seed=1)),
+            "",
+            g.weight(normal(W, seed=2)),
+            g.weight(normal(W, seed=3)),
+        ]
         if segments:
             feeds["segments"] = ids(B, S, below=2)
             given[1], given[4] = g.input("segments", ["batch", "length"], INT32), g.weight(normal(2, W, seed=4))
@@ -217,7 +225,10 @@ CASES: dict[str, Make] = {
     "rotary_from_offset": rotary(four=True, interleaved=0, offset=True),
     "dynamic_matmul": quantised_product("DynamicQuantizeMatMul"),
     "integer_matmul": quantised_product("MatMulIntegerToFloat"),
-    **{kind: quantised_elementwise(kind) for kind in ("QLinearAdd", "QLinearMul", "QLinearSigmoid", "QLinearLeakyRelu", "QLinearSoftmax")},
+    **{
+        kind: quantised_elementwise(kind)
+        for kind in ("QLinearAdd", "QLinearMul", "QLinearSigmoid", "QLinearLeakyRelu", "QLinearSoftmax")
+    },
     "quantisers_of_16_bits": quantisers_of_16_bits,
 }
 

@@ -272,7 +272,12 @@ def test_newer_opsets(tmp_path: Path, name: str) -> None:
 
     def feeds_at(b: int, s: int, t: int) -> dict[str, np.ndarray]:
         rng = np.random.default_rng(t)
-        given = {"q": normal(b, s, 16), "k": normal(b, t, 16, seed=1), "n": rng.integers(s, t + 1, b), "mask": rng.random((b, 1, s, t)) > 0.4}
+        given = {
+            "q": normal(b, s, 16),
+            "k": normal(b, t, 16, seed=1),
+            "n": rng.integers(s, t + 1, b),
+            "mask": rng.random((b, 1, s, t)) > 0.4,
+        }
         given["mask"][..., 0] = True
         given["bias"] = normal(1, 4, s, t, seed=2)
         return {n: a for n, a in given.items() if n in ("q", "k") or n in more}
@@ -314,5 +319,7 @@ def test_what_no_target_reads(tmp_path: Path) -> None:
         load_onnx(Path(g.save(tmp_path / "newer.onnx", 27)))
     g.nodes.clear()
     g.op("CumProd", "x", g.weight(1, np.int64), outputs=["y"])
-    with pytest.raises(InputError, match=r"operators of opset 26 that can't be taken in .*: got CumProd. Export it again at opset 23"):
+    with pytest.raises(
+        InputError, match=r"operators of opset 26 that can't be taken in .*: got CumProd. Export it again at opset 23"
+    ):
         load_onnx(Path(g.save(tmp_path / "new.onnx", 26)))

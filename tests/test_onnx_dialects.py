@@ -65,7 +65,11 @@ def half(kind: int, outside: int) -> Callable[[Graph], None]:
             projected = g.op("MatMul", t, of_kind(g, weight, kind))
             return g.op("Transpose", g.op("Reshape", projected, g.ints(0, 0, H, D)), perm=order)
 
-        q, k, v = heads(x, PROJECTIONS[0], 0, 2, 1, 3), heads(y, PROJECTIONS[1], 0, 2, 3, 1), heads(y, PROJECTIONS[2], 0, 2, 1, 3)
+        q, k, v = (
+            heads(x, PROJECTIONS[0], 0, 2, 1, 3),
+            heads(y, PROJECTIONS[1], 0, 2, 3, 1),
+            heads(y, PROJECTIONS[2], 0, 2, 1, 3),
+        )
         scores = g.op("Mul", g.op("MatMul", q, k), of_kind(g, np.array(0.5), kind))
         left = g.op("Sub", of_kind(g, np.array(1.0), kind), g.op("Cast", mask, to=kind))
         least = of_kind(g, np.array(-65504.0), kind)
@@ -154,7 +158,7 @@ def quantised(*, per_channel: bool, operands: bool = False, probabilities: bool 
 
 @pytest.mark.parametrize("name", ["per_tensor", "per_channel", "operands"])
 def test_quantised_products_stay(tmp_path: Path, name: str) -> None:
-    """The attention between them is fused; quantizers and int8 weights are all there, and a step of a quantizer is the limit."""
+    """The attention between them is fused; quantizers and int8 weights are all there; a quantizer's step is the limit."""
     g = Graph()
     quantised(per_channel=name == "per_channel", operands=name == "operands")(g)
     path = g.save(tmp_path / "qdq.onnx", 17)
@@ -276,7 +280,8 @@ CONVERTED: dict[str, tuple[Callable[[Graph], None], str, str, Callable[[Feeds], 
     "keras_unnamed_batches": (keras, "cross", "model.multi_head_attention", lambda f: keras_truth(f, -1e9)),
     "tensorflow": (tensorflow, "cross", "bert.encoder.layer_._0.attention.self", lambda f: keras_truth(f, -1e4)),
     "tensorflow_self": (
-        lambda g: tensorflow(g, own=True), "self", "bert.encoder.layer_._0.attention.self", lambda f: keras_truth(f, -1e4, own=True),
+        lambda g: tensorflow(g, own=True), "self", "bert.encoder.layer_._0.attention.self",
+        lambda f: keras_truth(f, -1e4, own=True),
     ),
     "tensorflow_where": (
         lambda g: tensorflow(g, where=True), "cross", "bert.encoder.layer_._0.attention.self", lambda f: keras_truth(f, -1e9),
@@ -298,4 +303,3 @@ def test_converted(tmp_path: Path, name: str) -> None:
             if kind == "self":
                 del feeds["y"]
             np.testing.assert_allclose(session.run(**feeds)["y_out"], truth(feeds), atol=3e-5)
-

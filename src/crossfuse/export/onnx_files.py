@@ -18,8 +18,8 @@ import onnx_ir as ir
 import torch
 from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
-from onnx_ir.tape import Tape
 from onnx_ir.passes.common import InlinePass, LiftConstantsToInitializersPass, RemoveUnusedNodesPass, ShapeInferencePass
+from onnx_ir.tape import Tape
 from torch import Tensor, nn
 
 from crossfuse.errors import InputError
@@ -56,10 +56,10 @@ _PARTED = 7
 class OnnxModule(nn.Module):
     """An ONNX file that is called like a module; ONNX Runtime executes it as it is, without optimisation.
 
-    Files of half precision are executed with the same weights in float32. In float64 (`double`), and where ONNX Runtime refuses the
-    file, ONNX's reference implementation executes it instead; operators of ONNX Runtime's own are then written out in ONNX's.
-    Where the written-out graph does not agree with what ONNX Runtime makes of the file, it is not used. (`GroupQueryAttention` is always
-    written out.)
+    Files of half precision are executed with the same weights in float32. In float64 (`double`), and where ONNX Runtime refuses
+    the file, ONNX's reference implementation executes it instead; operators of ONNX Runtime's own are then written out in
+    ONNX's. Where the written-out graph does not agree with what ONNX Runtime makes of the file, it is not used.
+    (`GroupQueryAttention` is always written out.)
     """
 
     def __init__(self, path: Path) -> None:
@@ -89,7 +89,7 @@ class OnnxModule(nn.Module):
         if not self._double and self._reference is None and not self._undefined_rows:
             try:
                 return self._executed(feeds)
-            except Exception:  # noqa: BLE001, S110 -- ONNX Runtime's own types share no base but this; its Attention takes few masks
+            except Exception:  # noqa: BLE001 -- ONNX Runtime's own types share no base but this; its Attention takes few masks
                 pass
         try:
             if self._reference is None:
@@ -160,10 +160,10 @@ def load_onnx(path: Path, axes: Mapping[str, Mapping[int, str]] | None = None) -
 
     Args:
         path: the file.
-        axes: names of dynamic dimensions by input and axis; where omitted, those that the file gives, or made up from the input.
+        axes: names of dynamic dimensions by input and axis; where omitted, those that the file gives, or made up ones.
 
     Raises:
-        InputError: not an ONNX file, weights outside its folder, an opset that can't be read, or operators that can't be taken in.
+        InputError: not an ONNX file, weights outside its folder, or an opset or operators that can't be taken in.
     """
     model = _read(path)
     InlinePass()(model)
@@ -210,10 +210,15 @@ def onnx_spec(
     path = Path(source)
     model = load_onnx(path)
     module = OnnxModule(path).eval()
-    names = {v.name or "": {i: str(d.value) for i, d in enumerate(v.shape or ()) if not isinstance(d, int)} for v in model.graph.inputs}
+    names = {
+        v.name or "": {i: str(d.value) for i, d in enumerate(v.shape or ()) if not isinstance(d, int)}
+        for v in model.graph.inputs
+    }
     first: ModelSpec | None = None
     for joined in itertools.islice(_joined(names), _TRIALS):
-        dynamic: dict[str, dict[int, str | Dim]] = {n: {i: joined[d] for i, d in axes.items()} for n, axes in names.items() if axes}
+        dynamic: dict[str, dict[int, str | Dim]] = {
+            n: {i: joined[d] for i, d in axes.items()} for n, axes in names.items() if axes
+        }
         chosen: dict[str, int] = dict(sizes or {})
         inputs: dict[str, Tensor] = {}
         generator = torch.Generator().manual_seed(0)
@@ -376,7 +381,7 @@ def _without_weights(model: ir.Model) -> onnx.ModelProto:
         tensor = value.const_value
         if tensor is None:
             continue
-        value.type, value.shape, value.const_value = ir.TensorType(tensor.dtype), ir.Shape(tensor.shape), None
+        value.type, value.shape, value.const_value = ir.TensorType(tensor.dtype), ir.Shape(tensor.shape.numpy()), None
         bare.graph.initializers.pop(name)
         if value not in bare.graph.inputs:
             bare.graph.inputs.append(value)

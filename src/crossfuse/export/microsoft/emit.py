@@ -76,7 +76,9 @@ class Operator:
 
     def split(self, value: ir.Value, sizes: Sequence[int], axis: int) -> Sequence[ir.Value]:
         """Parts of a value, of the given sizes along an axis."""
-        made: Sequence[ir.Value] = self.tape.op_multi_out("Split", [value, self.ints(*sizes)], {"axis": axis}, num_outputs=len(sizes))
+        made: Sequence[ir.Value] = self.tape.op_multi_out(
+            "Split", [value, self.ints(*sizes)], {"axis": axis}, num_outputs=len(sizes)
+        )
         return made
 
     def constant(self, value: ArrayLike, dtype: DTypeLike) -> ir.Value:

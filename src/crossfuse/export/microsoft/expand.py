@@ -2,8 +2,8 @@
 
 Rules:
 
-1. What `attention`, `operators` and `quantized` know is replaced, in the graph and in the bodies within it. As some ranks are known
-   only behind what was replaced before, shapes are inferred between rounds.
+1. What `attention`, `operators` and `quantized` know is replaced, in the graph and in the bodies within it. As some ranks are
+   known only behind what was replaced before, shapes are inferred between rounds.
 2. ``LayerNormalization`` and ``SimplifiedLayerNormalization``, which ONNX Runtime writes into ONNX's domain at opsets that lack
    them, belong to ``com.microsoft`` (`own_strays`).
 3. Anything else stays where ONNX Runtime's CPU provider can run it.

@@ -128,7 +128,9 @@ def _fused_gemm(of: Operator) -> list[ir.Value | None]:
     product = of.op("Gemm", *given, alpha=of.number("alpha", 1.0), beta=of.number("beta", 1.0),
                     transA=of.integer("transA"), transB=of.integer("transB"))  # fmt: skip
     name = of.text("activation")
-    parameters = [of.number(f"activation_{p}", 0.0) for p in _ACTIVATIONS.get(name, ()) if f"activation_{p}" in of.node.attributes]
+    parameters = [
+        of.number(f"activation_{p}", 0.0) for p in _ACTIVATIONS.get(name, ()) if f"activation_{p}" in of.node.attributes
+    ]
     return [_activated(of, product, name, parameters)]
 
 

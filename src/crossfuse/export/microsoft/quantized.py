@@ -1,4 +1,4 @@
-"""Quantised operators of ``com.microsoft``, in terms of ONNX's quantizers: ONNX Runtime joins them again when it loads a graph."""
+"""Quantised operators of ``com.microsoft`` in terms of ONNX's quantizers: ONNX Runtime joins them again when it loads them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,12 @@ def _quantize(of: Operator) -> list[ir.Value | None]:
 
 
 def _integer_product(
-    of: Operator, x: ir.Value, weights: ir.Value, scale: ir.Value, zeros: tuple[ir.Value | None, ir.Value | None], bias: ir.Value | None
+    of: Operator,
+    x: ir.Value,
+    weights: ir.Value,
+    scale: ir.Value,
+    zeros: tuple[ir.Value | None, ir.Value | None],
+    bias: ir.Value | None,
 ) -> ir.Value:
     given: list[ir.Value | None] = [x, weights, *zeros]
     while given[-1] is None:

@@ -1,12 +1,13 @@
 """Follow sizes through the arithmetic that files compute their shapes with.
 
-ONNX's shape inference gives up where a shape is computed: heads merged into a batch, a chunk's ends, a table cut to a length. Rules:
+ONNX's shape inference gives up where a shape is computed: heads merged into a batch, a chunk's ends, a table cut to a length.
+Rules:
 
-1. Small integer tensors are followed as lists of sizes, from ``Shape`` through arithmetic, slices and concatenations; a size is a
-   number, a product of dimensions, or a text that stands for what it was computed from.
+1. Small integer tensors are followed as lists of sizes, from ``Shape`` through arithmetic, slices and concatenations; a size
+   is a number, a product of dimensions, or a text that stands for what it was computed from.
 2. Where all sizes are numbers, the tensor becomes a constant; so does other small arithmetic on constants (a scale).
-3. ``Reshape``, ``Expand``, ``ConstantOfShape``, ``Range``, ``Tile``, ``Slice`` and ``Concat`` get the shapes that follow; other operators
-   are inferred again, by ONNX's rules, where something about their result is unknown.
+3. ``Reshape``, ``Expand``, ``ConstantOfShape``, ``Range``, ``Tile``, ``Slice`` and ``Concat`` get the shapes that follow; other
+   operators are inferred again, by ONNX's rules, where something about their result is unknown.
 4. A table of the file that is cut to a computed length, from its beginning, has that length.
 
 It must not touch shapes that are known, quantizers, or what depends on more than sizes and constants.
@@ -75,7 +76,9 @@ class _Work:
         if node.domain not in ("", "ai.onnx"):
             return
         self._infer(node)
-        if len(node.outputs) != 1 or any(a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in node.attributes.values()):
+        if len(node.outputs) != 1 or any(
+            a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in node.attributes.values()
+        ):
             return
         out = node.outputs[0]
         shape = _RULES.get(node.op_type, _nothing)(node, self)
@@ -115,7 +118,10 @@ class _Work:
     def _forget(self, value: ir.Value) -> None:
         """Names that ONNX's inference made up for unknown sizes are no knowledge."""
         if value.shape is not None and not value.is_graph_output():
-            made_up = [not isinstance(d, int) and str(d.value).startswith(_UNKNOWN) and str(d.value) not in self.given for d in value.shape]
+            made_up = [
+                not isinstance(d, int) and str(d.value).startswith(_UNKNOWN) and str(d.value) not in self.given
+                for d in value.shape
+            ]
             if any(made_up):
                 value.shape = ir.Shape([None if new else d for d, new in zip(value.shape, made_up, strict=True)])
 
@@ -129,11 +135,15 @@ class _Work:
             return
         if any(not o.name for o in node.outputs) or any(not v.name for v in inputs):
             return
-        data = {v.name: ir.to_proto(ir.tensor(a, name=v.name)) for v in inputs if (a := self.array(v)) is not None}
+        data = {v.name or "": ir.to_proto(ir.tensor(a, name=v.name)) for v in inputs if (a := self.array(v)) is not None}
         try:
             schema = onnx.defs.get_schema(node.op_type, version, "")
             found = onnx.shape_inference.infer_node_outputs(
-                schema, ir.to_proto(node), {v.name: _type_proto(v) for v in inputs}, data, opset_imports=[onnx.helper.make_opsetid("", version)]
+                schema,
+                ir.to_proto(node),
+                {v.name or "": _type_proto(v) for v in inputs},
+                data,
+                opset_imports=[onnx.helper.make_opsetid("", version)],
             )
         except Exception:  # noqa: BLE001 -- ONNX's inference raises its own and others; nothing is known then
             return
@@ -173,7 +183,11 @@ class _Work:
             return
         constant = ir.node("Constant", [], {"value": ir.tensor(array)})
         made = constant.outputs[0]
-        made.shape, made.type, made.const_value = out.shape, ir.TensorType(ir.DataType.from_numpy(array.dtype)), ir.tensor(array)
+        made.shape, made.type, made.const_value = (
+            out.shape,
+            ir.TensorType(ir.DataType.from_numpy(array.dtype)),
+            ir.tensor(array),
+        )
         constant.metadata_props.update(node.metadata_props)
         graph = node.graph
         assert graph is not None
@@ -293,7 +307,8 @@ def _cut(size: Size | None, start: Size | None, end: Size | None, *, table: bool
 
 
 _RULES: dict[str, Callable[[ir.Node, _Work], Sequence[Size | None] | None]] = {
-    "Reshape": _reshape, "Expand": _expand, "ConstantOfShape": _filled, "Range": _range, "Tile": _tile, "Concat": _concat, "Slice": _slice,
+    "Reshape": _reshape, "Expand": _expand, "ConstantOfShape": _filled, "Range": _range, "Tile": _tile,
+    "Concat": _concat, "Slice": _slice,
 }  # fmt: skip
 
 
@@ -347,7 +362,11 @@ def _follow_sizes(node: ir.Node, work: _Work) -> _Sizes | None:
         return _shape_of(node, work)
     if name == "Size":
         dims = work.dims(node.inputs[0])
-        return None if dims is None or any(d is None for d in dims) else _Sizes((math.prod((d for d in dims if d), start=Size()),), True)
+        return (
+            None
+            if dims is None or any(d is None for d in dims)
+            else _Sizes((math.prod((d for d in dims if d), start=Size()),), True)
+        )
     if not node.inputs:
         return None
     given = [work.of(v) for v in node.inputs]
@@ -408,7 +427,7 @@ def _elementwise(operator: Callable[[Size | None, Size | None], Size | None], a:
 
 
 def _expanded_shape(node: ir.Node, work: _Work) -> _Sizes | None:
-    """``Where(shape == −1, ones, shape)``, by which exporters write PyTorch's ``expand``: sizes are never −1 when they are symbols."""
+    """``Where(shape == −1, ones, shape)``, by which exporters write PyTorch's ``expand``: symbols are never −1."""
     test = node.inputs[0].producer() if node.inputs[0] is not None else None
     ones, sizes = (work.of(v) for v in node.inputs[1:3])
     if test is None or test.op_type != "Equal" or ones is None or sizes is None or len(ones.elements) != len(sizes.elements):
@@ -417,7 +436,9 @@ def _expanded_shape(node: ir.Node, work: _Work) -> _Sizes | None:
     other = next((s for s in sides if s is not None and s != sizes), None)
     if sizes not in sides or other is None or set(other.numbers or ()) != {-1}:
         return None
-    chosen = [one if size is not None and size.static == -1 else size for one, size in zip(ones.elements, sizes.elements, strict=True)]
+    chosen = [
+        one if size is not None and size.static == -1 else size for one, size in zip(ones.elements, sizes.elements, strict=True)
+    ]
     return _Sizes(tuple(chosen), sizes.scalar)
 
 
@@ -430,7 +451,8 @@ def _folded(node: ir.Node, arrays: list[NDArray[np.generic]]) -> NDArray[np.gene
         integers = arrays[0].dtype.kind in "iu"
         if integers and not np.all(arrays[1]):
             return None
-        return np.trunc(arrays[0] / arrays[1]).astype(arrays[0].dtype) if integers else np.divide(*arrays)
+        quotient: NDArray[np.generic] = np.divide(*arrays)
+        return np.trunc(quotient).astype(arrays[0].dtype) if integers else quotient
     if name in ("Unsqueeze", "Squeeze") and len(arrays) == 2:
         axes = tuple(int(a) for a in arrays[1].reshape(-1))
         return np.expand_dims(arrays[0], axes) if name == "Unsqueeze" else np.squeeze(arrays[0], axes)

@@ -2,7 +2,7 @@
 
 Rules:
 
-1. PyTorch's older exporter writes ``/encoder/layer.0/MatMul_1``, the exporters of TensorFlow and Keras ``model/encoder/MatMul_1``:
+1. PyTorch's older exporter writes ``/encoder/layer.0/MatMul_1``, those of TensorFlow and Keras ``model/encoder/MatMul_1``:
    what stands before the last slash is the path.
 2. An operator that has a scope of its own (Keras: ``model/attention/einsum_1/Einsum``) belongs to the module around it.
 3. TensorFlow's wrappers, such as ``StatefulPartitionedCall``, are left out.

@@ -24,7 +24,6 @@ from onnx_ir.tape import Tape
 from onnxscript.version_converter import convert_version
 
 from crossfuse.errors import InputError
-from crossfuse.graphs import MODULE
 
 __all__ = ["NEWEST_OPSET", "lower_opset", "opset_of", "raise_opset"]
 
@@ -153,7 +152,7 @@ def _convert(model: ir.Model, opset: int) -> None:
         tensor = value.const_value
         if tensor is None or tensor.size <= _SMALL:
             continue
-        value.type, value.shape = ir.TensorType(tensor.dtype), ir.Shape(tensor.shape)
+        value.type, value.shape = ir.TensorType(tensor.dtype), ir.Shape(tensor.shape.numpy())
         value.const_value = None
         stripped.graph.initializers.pop(name)
         stripped.graph.inputs.append(value)

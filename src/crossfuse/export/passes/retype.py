@@ -6,6 +6,8 @@ Rules:
 2. Values of weights are the same numbers, in the other type.
 3. Declared types of what nodes make change likewise.
 
+4. Norms keep their statistics in float32 or better: a ``stash_type`` of half precision becomes float32.
+
 It must not touch integers, bools, or the types that quantizers write (int8, 4 bits, float8).
 """
 
@@ -21,10 +23,10 @@ __all__ = ["DOUBLE", "SINGLE", "has_types", "retype"]
 SINGLE = {ir.DataType.FLOAT16: ir.DataType.FLOAT, ir.DataType.BFLOAT16: ir.DataType.FLOAT}
 """Half precisions in float32."""
 
-DOUBLE = {kind: ir.DataType.DOUBLE for kind in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.FLOAT)}
+DOUBLE = dict.fromkeys((ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.FLOAT), ir.DataType.DOUBLE)
 """Everything in float64."""
 
-_NAMING = {"to", "dtype", "stash_type", "softmax_precision"}
+_NAMING = {"to", "dtype", "softmax_precision"}
 
 
 def has_types(model: ir.Model, types: Mapping[ir.DataType, ir.DataType]) -> bool:
@@ -55,7 +57,7 @@ def retype(model: ir.Model, types: Mapping[ir.DataType, ir.DataType]) -> tuple[i
 
 
 def _declare(value: ir.Value, types: Mapping[ir.DataType, ir.DataType]) -> None:
-    if value.dtype in types:
+    if value.dtype is not None and value.dtype in types:
         value.type = ir.TensorType(types[value.dtype])
 
 
@@ -76,4 +78,6 @@ def _renamed(attribute: ir.Attr, types: Mapping[ir.DataType, ir.DataType]) -> ir
         return ir.AttrTensor(attribute.name, ir.tensor(_in(attribute.as_tensor(), types)))
     if attribute.type == ir.AttributeType.INT and attribute.name in _NAMING and attribute.as_int() in types:
         return ir.AttrInt64(attribute.name, int(types[ir.DataType(attribute.as_int())]))
+    if attribute.name == "stash_type" and attribute.as_int() in SINGLE:
+        return ir.AttrInt64(attribute.name, int(ir.DataType.FLOAT))
     return attribute
