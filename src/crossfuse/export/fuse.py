@@ -11,7 +11,7 @@ import torch
 from crossfuse.export.accounting import Missed, open_ledger
 from crossfuse.export.capture import capture, named_outputs
 from crossfuse.export.census import Sighting, census
-from crossfuse.export.graph_census import graph_census
+from crossfuse.export.graph_census import graph_census, nested_attentions
 from crossfuse.export.onnx_files import OnnxModule, load_onnx
 from crossfuse.export.passes.duplicates import merge_duplicates
 from crossfuse.export.passes.grouped_heads import group_heads
@@ -106,4 +106,8 @@ def _trace(spec: ModelSpec, step: Step) -> _Source:
 def _read(spec: ModelSpec, module: OnnxModule, step: Step) -> _Source:
     step("reading the graph")
     model = load_onnx(module.path, spec.axes)
-    return _Source(spec, model, graph_census(model), tuple(value.name or "" for value in model.graph.outputs))
+    outputs = tuple(value.name or "" for value in model.graph.outputs)
+    nested = [
+        Missed(path, f"it is inside the body of {body}, where no target fuses") for path, body in nested_attentions(model)
+    ]
+    return _Source(spec, model, graph_census(model), outputs, nested)

@@ -401,6 +401,9 @@ def _evaluator(path: Path, types: Mapping[ir.DataType, ir.DataType]) -> tuple[Re
 
 def _evaluated(model: ir.Model, types: Mapping[ir.DataType, ir.DataType]) -> ReferenceEvaluator:
     retype(model, types)
+    for value in model.graph.initializers.values():
+        if isinstance(value.const_value, ir.ExternalTensor):
+            value.const_value = ir.tensor(value.const_value.numpy(), name=value.name)
     _spread_masks(model)
     return ReferenceEvaluator(copy.deepcopy(ir.to_proto(model)))
 

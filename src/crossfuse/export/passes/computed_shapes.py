@@ -6,9 +6,10 @@ Rules:
 1. Small integer tensors are followed as lists of sizes, from ``Shape`` through arithmetic, slices and concatenations; a size
    is a number, a product of dimensions, or a text that stands for what it was computed from.
 2. Where all sizes are numbers, the tensor becomes a constant; so does other small arithmetic on constants (a scale).
-3. ``Reshape``, ``Expand``, ``ConstantOfShape``, ``Range``, ``Tile``, ``Slice`` and ``Concat`` get the shapes that follow; other
+3. An ``If`` whose condition is constant gives way to the branch that it takes.
+4. ``Reshape``, ``Expand``, ``ConstantOfShape``, ``Range``, ``Tile``, ``Slice`` and ``Concat`` get the shapes that follow; other
    operators are inferred again, by ONNX's rules, where something about their result is unknown.
-4. A table of the file that is cut to a computed length, from its beginning, has that length.
+5. A table of the file that is cut to a computed length, from its beginning, has that length.
 
 It must not touch shapes that are known, quantizers, or what depends on more than sizes and constants.
 """
@@ -35,6 +36,7 @@ _UNKNOWN = "unk__"
 _ARITHMETIC: dict[str, Callable[..., NDArray[np.generic]]] = {
     "Add": np.add, "Sub": np.subtract, "Mul": np.multiply, "Sqrt": np.sqrt, "Neg": np.negative, "Pow": np.power,
     "Reciprocal": np.reciprocal, "Floor": np.floor, "Ceil": np.ceil, "Max": np.maximum, "Min": np.minimum,
+    "Equal": np.equal, "Greater": np.greater, "Less": np.less,
 }  # fmt: skip
 
 
@@ -75,6 +77,8 @@ class _Work:
             self._forget(value)
         if node.domain not in ("", "ai.onnx"):
             return
+        if node.op_type == "If" and self._chosen(node):
+            return
         self._infer(node)
         if len(node.outputs) != 1 or any(
             a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in node.attributes.values()
@@ -86,6 +90,28 @@ class _Work:
             known = out.shape if out.shape is not None and len(out.shape) == len(shape) else [None] * len(shape)
             out.shape = ir.Shape([s.dim if _unknown(d) and s is not None else d for d, s in zip(known, shape, strict=True)])
         self._follow(node, out)
+
+    def _chosen(self, node: ir.Node) -> bool:
+        """Put the branch of a constant condition in the place of an ``If``."""
+        condition, graph = self.array(node.inputs[0]), node.graph
+        if condition is None or condition.size != 1 or not isinstance(graph, ir.Graph):
+            return False
+        branch = node.attributes["then_branch" if condition.reshape(-1)[0] else "else_branch"].as_graph()
+        results, nodes = list(branch.outputs), list(branch)
+        if branch.initializers or any(value.producer() not in nodes for value in results):
+            return False
+        branch.outputs.clear()
+        branch.remove(nodes)
+        graph.insert_before(node, nodes)
+        for old, result in zip(node.outputs, results, strict=True):
+            name, old.name = old.name, None
+            ir.convenience.replace_all_uses_with(old, result, replace_graph_outputs=True)
+            result.name = name
+        graph.remove(node, safe=True)
+        self.modified = True
+        for inner in nodes:
+            self.visit(inner)
+        return True
 
     def of(self, value: ir.Value | None) -> _Sizes | None:
         """A value's elements, where it is a small integer tensor."""
@@ -458,5 +484,6 @@ def _folded(node: ir.Node, arrays: list[NDArray[np.generic]]) -> NDArray[np.gene
         return np.expand_dims(arrays[0], axes) if name == "Unsqueeze" else np.squeeze(arrays[0], axes)
     if name in _ARITHMETIC and all(a.dtype == arrays[0].dtype for a in arrays) and len(arrays) <= 2:
         with np.errstate(all="ignore"):
-            return np.asarray(_ARITHMETIC[name](*arrays)).astype(arrays[0].dtype)
+            result = np.asarray(_ARITHMETIC[name](*arrays))
+            return result if result.dtype == np.bool_ else result.astype(arrays[0].dtype)
     return None
