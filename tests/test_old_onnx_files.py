@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 import torch.nn.functional as F
@@ -323,3 +324,25 @@ def test_what_no_target_reads(tmp_path: Path) -> None:
         InputError, match=r"operators of opset 26 that can't be taken in .*: got CumProd. Export it again at opset 23"
     ):
         load_onnx(Path(g.save(tmp_path / "new.onnx", 26)))
+
+
+@pytest.mark.parametrize("name", ["named", "merged"])
+def test_saved_by_the_optimizer(tmp_path: Path, name: str) -> None:
+    """What ONNX Runtime's optimizer saves: products with transposes inside, joined norms, names of its own."""
+    import onnxruntime
+
+    make, counts, _ = MODULES[name]
+    torch.manual_seed(0)
+    module = make().eval()
+    scripted(module, tmp_path / "old.onnx", 17)
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    options.log_severity_level = 4
+    onnxruntime.InferenceSession(str(tmp_path / "old.onnx"), options, providers=["CPUExecutionProvider"])
+    nodes = onnx.load(tmp_path / "optimized.onnx").graph.node
+    assert {node.domain for node in nodes} & {"com.microsoft"}
+    bundle = crossfuse.export(str(tmp_path / "optimized.onnx"), tmp_path / "b")
+    assert bundle.ledger.counts("ort-cpu") == counts
+    assert bundle.manifest.targets["ort-cpu"].parity["reference_dtype"] == "float64"
+    compared(bundle.path, module)
