@@ -338,7 +338,9 @@ def has_empty_row(feeds: Feeds) -> bool:
     return "mask" in feeds and feeds["mask"].ndim > 1 and bool((feeds["mask"].max(-1) == 0).any())
 
 
-@pytest.mark.parametrize("name", ["padding", "packed", "self_causal_padding", "grouped_rotary"])
+@pytest.mark.parametrize(
+    "name", ["padding", "packed", *(pytest.param(n, marks=pytest.mark.slow) for n in ("self_causal_padding", "grouped_rotary"))]
+)
 def test_exported(tmp_path: Path, name: str) -> None:
     """Through the gate, where the reference is in float64, also for a form that only GPUs execute."""
     make, feeds_at, truth = FORMS[name]

@@ -326,7 +326,7 @@ def test_what_no_target_reads(tmp_path: Path) -> None:
         load_onnx(Path(g.save(tmp_path / "new.onnx", 26)))
 
 
-@pytest.mark.parametrize("name", ["named", "merged"])
+@pytest.mark.parametrize("name", [pytest.param("named", marks=SLOW), "merged"])
 def test_saved_by_the_optimizer(tmp_path: Path, name: str) -> None:
     """What ONNX Runtime's optimizer saves: products with transposes inside, joined norms, names of its own."""
     import onnxruntime

@@ -156,7 +156,7 @@ def quantised(*, per_channel: bool, operands: bool = False, probabilities: bool 
     return make
 
 
-@pytest.mark.parametrize("name", ["per_tensor", "per_channel", "operands"])
+@pytest.mark.parametrize("name", [pytest.param("per_tensor", marks=SLOW), "per_channel", "operands"])
 def test_quantised_products_stay(tmp_path: Path, name: str) -> None:
     """The attention between them is fused; quantizers and int8 weights are all there; a quantizer's step is the limit."""
     g = Graph()
@@ -289,7 +289,7 @@ CONVERTED: dict[str, tuple[Callable[[Graph], None], str, str, Callable[[Feeds], 
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", CONVERTED)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=SLOW) if n in ("keras", "tensorflow") else n for n in CONVERTED])
 def test_converted(tmp_path: Path, name: str) -> None:
     make, kind, site, truth = CONVERTED[name]
     g = Graph()

@@ -103,6 +103,14 @@ class OnnxModule(nn.Module):
             self._confirm(feeds, found)
         return found
 
+    @property
+    def executable(self) -> bool:
+        """Whether ONNX Runtime opens the file."""
+        try:
+            return self.session is not None
+        except InputError:
+            return False
+
     def accepts(self, inputs: Mapping[str, Tensor]) -> bool:
         """Whether ONNX Runtime executes the file with these inputs."""
         feeds = {n: (t.float() if t.is_floating_point() else t).numpy() for n, t in inputs.items()}
@@ -240,9 +248,12 @@ def onnx_spec(
             if first is None:
                 raise
             continue  # The example tells dimensions apart that would be joined.
-        first = first or spec
+        if first is None:
+            first = spec
+            if len(spec.dims) < 2 or not module.executable:
+                return spec
         apart = {dim: _SIZES[i % len(_SIZES)] for i, dim in enumerate(spec.dims)}
-        if len(spec.dims) < 2 or module.accepts(spec.sample(apart, 0) if example is not None else inputs):
+        if module.accepts(spec.sample(apart, 0) if example is not None else inputs):
             return spec
     assert first is not None
     return first
