@@ -34,8 +34,8 @@ class Size:
         """From a dimension of a graph."""
         if isinstance(dim, int):
             return cls(dim)
-        parts = [part.strip() for part in dim.split("*")]
-        if not all(re.fullmatch(r"\w+", part) for part in parts):
+        parts = [part.strip() for part in _factors(dim)]
+        if not all(re.fullmatch(r"\w+|\([^()]*\)", part) for part in parts):
             return cls(1, (dim,))
         numbers = [int(p) for p in parts if p.isdigit()]
         return cls(math.prod(numbers), tuple(sorted(p for p in parts if not p.isdigit())))
@@ -65,6 +65,11 @@ class Size:
         if not self.symbols:
             return self.factor
         return "*".join(([str(self.factor)] if self.factor != 1 else []) + list(self.symbols))
+
+
+def _factors(dim: str) -> list[str]:
+    """Split at ``*`` outside parentheses."""
+    return re.split(r"\*(?![^(]*\))", dim)
 
 
 ONE = Size()

@@ -12,7 +12,7 @@ from crossfuse.export.accounting import Missed, open_ledger
 from crossfuse.export.capture import capture, named_outputs
 from crossfuse.export.census import Sighting, census
 from crossfuse.export.fast_paths import without_fast_paths
-from crossfuse.export.graph_census import graph_census
+from crossfuse.export.graph_census import graph_census, nested_attentions
 from crossfuse.export.indices import index_ranges, note_ranges
 from crossfuse.export.onnx_files import OnnxModule, load_onnx
 from crossfuse.export.passes.duplicates import merge_duplicates
@@ -28,7 +28,7 @@ from crossfuse.export.passes.scales import absorb_scales
 from crossfuse.export.passes.sdpa import fuse_sdpa
 from crossfuse.export.passes.sigmoids import compute_sigmoids_exactly
 from crossfuse.export.passes.sites import name_sites
-from crossfuse.export.translate import name_dimensions, program_to_onnx
+from crossfuse.export.translate import program_to_onnx
 from crossfuse.foreign import blaming
 from crossfuse.graphs import boundary
 from crossfuse.ledger import Ledger
@@ -121,12 +121,9 @@ def _trace(spec: ModelSpec, step: Step) -> _Source:
 
 def _read(spec: ModelSpec, module: OnnxModule, step: Step) -> _Source:
     step("reading the graph")
-    model = load_onnx(module.path)
-    symbols = {}
-    for value in model.graph.inputs:
-        for axis, dim in spec.axes.get(value.name or "", {}).items():
-            size = value.shape[axis] if value.shape is not None else None
-            if isinstance(size, ir.SymbolicDim):
-                symbols[str(size.value)] = dim
-    name_dimensions(model, symbols)
-    return _Source(spec, model, graph_census(model), tuple(value.name or "" for value in model.graph.outputs))
+    model = load_onnx(module.path, spec.axes)
+    outputs = tuple(value.name or "" for value in model.graph.outputs)
+    nested = [
+        Missed(path, f"it is inside the body of {body}, where no target fuses") for path, body in nested_attentions(model)
+    ]
+    return _Source(spec, model, graph_census(model), outputs, nested)

@@ -2,120 +2,28 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Mapping
+import itertools
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import onnx_ir as ir
 import torch
 from numpy.typing import NDArray
-from onnx.reference import ReferenceEvaluator
-from onnx_ir.passes.common import InlinePass, LiftConstantsToInitializersPass, ShapeInferencePass
-from onnxscript.version_converter import convert_version
-from torch import Tensor, nn
+from torch import Tensor
 
-from crossfuse.errors import Advice, InputError, Said
-from crossfuse.export.capture import quiet_exporter
-from crossfuse.export.translate import IR_VERSION, OPSET
-from crossfuse.foreign import blaming
+from crossfuse.errors import InputError
+from crossfuse.export.onnx_module import OnnxModule
+from crossfuse.export.onnx_reading import load_onnx
 from crossfuse.model_spec import ModelSpec
-from crossfuse.onnx_runtime import onnxruntime
 from crossfuse.specs import Dim
 
 __all__ = ["OnnxModule", "load_onnx", "onnx_spec"]
 
-NEWEST_OPSET = 23
 _SIZES = (2, 7, 5, 9, 11, 6, 8, 10, 12, 13)
-
-
-class OnnxModule(nn.Module):
-    """An ONNX file that is called like a module; ONNX Runtime executes it as it is, without optimisation.
-
-    In float64 (`double`), and where ONNX Runtime refuses the file, ONNX's reference implementation executes it instead.
-    """
-
-    def __init__(self, path: Path) -> None:
-        super().__init__()
-        self.path = path
-        self._session: Any = None
-        self._reference: Any = None
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> OnnxModule:
-        return OnnxModule(self.path)
-
-    def double(self) -> OnnxModule:
-        """The same graph with float64 in place of float32."""
-        self._reference = ReferenceEvaluator(_in_double(self.path))
-        return self
-
-    def __call__(self, /, **inputs: Tensor) -> dict[str, Tensor]:
-        """As `forward`; PyTorch's own call takes no input of the name ``self``, which files may have."""
-        return self.forward(**inputs)
-
-    def forward(self, /, **inputs: Tensor) -> dict[str, Tensor]:
-        """Outputs by name.
-
-        Raises:
-            RuntimeError: the graph can't be executed.
-        """
-        feeds = {name: tensor.detach().numpy() for name, tensor in inputs.items()}
-        if self._reference is None:
-            names = [output.name for output in self.session.get_outputs()]
-            try:
-                results = self.session.run(names, feeds)
-            except Exception:  # noqa: BLE001 -- ONNX Runtime's own types share no base but this; its Attention takes few masks
-                self._reference = ReferenceEvaluator(onnx.load(self.path))
-            else:
-                return {name: torch.from_numpy(array) for name, array in zip(names, results, strict=True)}
-        try:
-            results = self._reference.run(None, dict(feeds))
-        except Exception as error:  # whatever an operator of the reference implementation raises
-            raise RuntimeError(str(error)) from error
-        return {n: torch.from_numpy(np.asarray(r)) for n, r in zip(self._reference.output_names, results, strict=True)}
-
-    @property
-    def session(self) -> Any:
-        """ONNX Runtime's session, opened when first used."""
-        if self._session is None:
-            ort = onnxruntime()
-            options = ort.SessionOptions()
-            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-            options.log_severity_level = 4
-            try:
-                self._session = ort.InferenceSession(self.path, options, providers=["CPUExecutionProvider"])
-            except Exception as error:  # ONNX Runtime's own types share no base but this
-                raise InputError(f"the ONNX file can't be executed: {_short(error)}", where=self.path) from error
-        return self._session
-
-
-def load_onnx(path: Path) -> ir.Model:
-    """Read a graph, its functions inlined, at an opset that the passes know, with the shapes that can be inferred.
-
-    Raises:
-        InputError: not an ONNX file, weights outside its folder, or an opset that can't be read.
-    """
-    model = _read(path)
-    with quiet_exporter(), blaming("the ONNX file can't be read by ONNX's own tools:", where=path):
-        return _prepared(model, path)
-
-
-def _prepared(model: ir.Model, path: Path) -> ir.Model:
-    InlinePass()(model)
-    opset = model.graph.opset_imports.get("", model.opset_imports.get("", 0))
-    if opset > NEWEST_OPSET or opset < 1:
-        raise InputError("the opset can't be read", where=path, got=opset, expected=f"1 to {NEWEST_OPSET}")
-    if opset < OPSET:
-        convert_version(model, OPSET, fallback=True)
-        if model.opset_imports.get("") != OPSET:
-            raise InputError("the graph can't be converted", where=path, got=f"opset {opset}", expected=f"opset {OPSET}",
-                             do="Export it again at a newer opset")  # fmt: skip
-    LiftConstantsToInitializersPass(lift_all_constants=False)(model)
-    ShapeInferencePass(data_prop=True)(model)
-    model.ir_version = max(model.ir_version, IR_VERSION)
-    return model
+_TRIALS = 60
+_PARTED = 7
 
 
 def onnx_spec(
@@ -133,30 +41,77 @@ def onnx_spec(
     """
     path = Path(source)
     model = load_onnx(path)
-    chosen: dict[str, int] = dict(sizes or {})
-    dynamic: dict[str, dict[int, str | Dim]] = {}
-    inputs: dict[str, Tensor] = {}
-    generator = torch.Generator().manual_seed(0)
-    for value in model.graph.inputs:
-        name = value.name or ""
-        shape = []
-        for axis, size in enumerate(value.shape or ()):
-            if isinstance(size, int):
-                shape.append(size)
-                continue
-            dim = _plain_name(str(size.value) if size.value is not None else "", name, axis)
-            if example is not None and name in example:
-                if example[name].ndim != len(value.shape or ()):
-                    raise InputError(
-                        "the example has another rank", where=name, got=list(example[name].shape), expected=value.shape
-                    )
-                chosen.setdefault(dim, int(example[name].shape[axis]))
-            shape.append(chosen.setdefault(dim, _SIZES[len(chosen) % len(_SIZES)]))
-            dynamic.setdefault(name, {})[axis] = dim
-        inputs[name] = _given(example, name) if example is not None else _made(value, shape, generator)
+    module = OnnxModule(path).eval()
+    names = {
+        v.name or "": {i: str(d.value) for i, d in enumerate(v.shape or ()) if not isinstance(d, int)}
+        for v in model.graph.inputs
+    }
     rows = {value.name or "": _table_rows(value) for value in model.graph.inputs}
     vocabulary = {name: count for name, count in rows.items() if count is not None}
-    return ModelSpec(OnnxModule(path).eval(), inputs, dynamic, name=path.stem, vocabulary=vocabulary)
+    first: ModelSpec | None = None
+    for joined in itertools.islice(_joined(names), _TRIALS):
+        dynamic: dict[str, dict[int, str | Dim]] = {
+            n: {i: joined[d] for i, d in axes.items()} for n, axes in names.items() if axes
+        }
+        chosen: dict[str, int] = dict(sizes or {})
+        inputs: dict[str, Tensor] = {}
+        generator = torch.Generator().manual_seed(0)
+        for value in model.graph.inputs:
+            name = value.name or ""
+            shape = []
+            for axis, size in enumerate(value.shape or ()):
+                if isinstance(size, int):
+                    shape.append(size)
+                    continue
+                dim = joined[str(size.value)]
+                if example is not None and name in example:
+                    chosen.setdefault(dim, int(example[name].shape[axis]))
+                shape.append(chosen.setdefault(dim, _SIZES[len(chosen) % len(_SIZES)]))
+            inputs[name] = _given(example, name) if example is not None else _made(value, shape, generator)
+        try:
+            spec = ModelSpec(module, inputs, dynamic, name=path.stem, vocabulary=vocabulary)
+        except InputError:
+            if first is None:
+                raise
+            continue  # The example tells dimensions apart that would be joined.
+        if first is None:
+            first = spec
+            if len(spec.dims) < 2 or not module.executable:
+                return spec
+        apart = {dim: _SIZES[i % len(_SIZES)] for i, dim in enumerate(spec.dims)}
+        if module.accepts(spec.sample(apart, 0) if example is not None else inputs):
+            return spec
+    assert first is not None
+    return first
+
+
+def _joined(names: Mapping[str, Mapping[int, str]]) -> Iterator[dict[str, str]]:
+    """Which dimensions may be one: first none, then all first axes, then more and more of them.
+
+    Files name dimensions that must be equal differently, or not at all; only a run tells.
+    """
+    every = list(dict.fromkeys(dim for axes in names.values() for dim in axes.values()))
+    yield {dim: dim for dim in every}
+    firsts = list(dict.fromkeys(axes[0] for axes in names.values() if 0 in axes))
+    others = [dim for dim in every if dim not in firsts]
+    for batch, rest in ((firsts, others), ([], every)):
+        for blocks in sorted(_partitions(rest[:_PARTED]), key=len, reverse=True):
+            found = {dim: dim for dim in every} | dict.fromkeys(batch, batch[0] if batch else "")
+            for block in blocks:
+                found |= dict.fromkeys(block, block[0])
+            yield found
+
+
+def _partitions(items: list[str]) -> Iterator[list[list[str]]]:
+    """All ways to part a list into blocks."""
+    if not items:
+        yield []
+        return
+    first, *rest = items
+    for blocks in _partitions(rest):
+        yield [[first], *blocks]
+        for i, block in enumerate(blocks):
+            yield [*blocks[:i], [first, *block], *blocks[i + 1 :]]
 
 
 def _given(example: Mapping[str, NDArray[Any]], name: str) -> Tensor:
@@ -197,59 +152,3 @@ def _table_rows(value: ir.Value) -> int | None:
             if rows is not None:
                 return rows
     return None
-
-
-def _plain_name(dim: str, name: str, axis: int) -> str:
-    return dim if dim.isidentifier() else f"{name}_{axis}".replace(".", "_")
-
-
-def _read(path: Path) -> ir.Model:
-    if not path.is_file():
-        raise InputError("the ONNX file doesn't exist", where=path)
-    try:
-        model = ir.load(path)
-        onnx.checker.check_model(str(path))
-    except Exception as error:  # protobuf's and onnx's errors share no base but this
-        raise InputError(f"the ONNX file can't be read: {_short(error)}", where=path) from error
-    folder = path.parent.resolve()
-    for value in model.graph.initializers.values():
-        tensor = value.const_value
-        if isinstance(tensor, ir.ExternalTensor) and not Path(tensor.path).resolve().is_relative_to(folder):
-            raise InputError("the graph's weights lie outside its folder", where=path, got=tensor.location)
-    return model
-
-
-def _in_double(path: Path) -> onnx.ModelProto:
-    """The graph with every float32 turned into float64."""
-    model = _read(path)
-    for value in model.graph.initializers.values():
-        tensor = value.const_value
-        if isinstance(tensor, ir.ExternalTensor):
-            value.const_value = tensor = ir.tensor(tensor.numpy(), name=value.name)
-        if tensor is not None and tensor.dtype == ir.DataType.FLOAT:
-            value.const_value = ir.tensor(tensor.numpy().astype(np.float64), name=value.name)
-            value.type = ir.TensorType(ir.DataType.DOUBLE)
-    for graph in (model.graph, *(f.graph for f in model.functions.values())):
-        for node in graph.all_nodes():
-            for name, attribute in list(node.attributes.items()):
-                node.attributes[name] = _attribute_in_double(attribute)
-            for value in node.outputs:
-                value.type = None
-    for value in model.graph.inputs:
-        if value.dtype == ir.DataType.FLOAT:
-            value.type = ir.TensorType(ir.DataType.DOUBLE)
-    return copy.deepcopy(ir.to_proto(model))
-
-
-def _attribute_in_double(attribute: ir.Attr) -> ir.Attr:
-    if attribute.type == ir.AttributeType.TENSOR and attribute.as_tensor().dtype == ir.DataType.FLOAT:
-        return ir.AttrTensor(attribute.name, ir.tensor(attribute.as_tensor().numpy().astype(np.float64)))
-    is_dtype = attribute.name in ("to", "dtype") and attribute.type == ir.AttributeType.INT
-    if is_dtype and attribute.as_int() == ir.DataType.FLOAT:
-        return ir.AttrInt64(attribute.name, int(ir.DataType.DOUBLE))
-    return attribute
-
-
-def _short(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    return text if len(text) <= 300 else text[:299] + "…"

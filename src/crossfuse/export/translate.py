@@ -15,16 +15,20 @@ from crossfuse.errors import InputError
 from crossfuse.export.capture import quiet_exporter
 from crossfuse.export.decompose import decompose_locally
 from crossfuse.export.operators import stable_translations
+from crossfuse.graphs import MODULE
 from crossfuse.model_spec import ModelSpec, Tracing
 from crossfuse.operator.onnx_op import translation_table
 
-__all__ = ["IR_VERSION", "OPSET", "module_path", "name_dimensions", "program_to_onnx"]
+__all__ = ["IR_VERSION", "OPSET", "SCOPES", "module_path", "name_dimensions", "program_to_onnx"]
 
 OPSET = 20
 """The opset of every exported graph: the first with ``Gelu``, executed by every runtime in use."""
 
 IR_VERSION = 10
 """The first IR version with function overloads, which the portable graph's operator body needs."""
+
+SCOPES = "pkg.torch.onnx.name_scopes"
+"""Metadata key under which PyTorch's exporter lists the modules around a node."""
 
 
 def program_to_onnx(
@@ -72,11 +76,11 @@ def program_to_onnx(
 def module_path(node: ir.Node) -> str:
     """The path of the PyTorch module that a node came from; empty for the root module or where unknown.
 
-    PyTorch's exporter writes it into the node's metadata; its older one made it the node's name, ``/encoder/layer/Softmax``.
+    PyTorch's exporter writes it into the node's metadata; for other files `note_modules` does.
     """
-    scopes = node.metadata_props.get("pkg.torch.onnx.name_scopes")
+    scopes = node.metadata_props.get(SCOPES)
     if not scopes:
-        return ".".join(node.name[1:].split("/")[:-1]) if node.name and node.name.startswith("/") else ""
+        return node.metadata_props.get(MODULE, "")
     try:
         modules = [str(scope) for scope in ast.literal_eval(scopes)[:-1] if scope]
     except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):

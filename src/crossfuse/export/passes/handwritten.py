@@ -62,7 +62,8 @@ def fuse_handwritten(model: ir.Model) -> tuple[ir.Model, bool, list[Missed]]:
     missed += shared
     position = {node: i for i, node in enumerate(model.graph)}
     calls = itertools.count(_FIRST_CALL)
-    for chain, reading in sorted(found, key=lambda item: position[item[0].values.node]):
+    # The last one first: its operands may be the results of those before, which are replaced with their uses.
+    for chain, reading in sorted(found, key=lambda item: position[item[0].values.node], reverse=True):
         _replace_shapes(model.graph, reading)
         _replace(model.graph, chain, reading, next(calls))
     if found:
