@@ -13,9 +13,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from crossfuse.errors import InputError
+from crossfuse.errors import Advice, InputError, Said
 from crossfuse.export.onnx_module import OnnxModule
 from crossfuse.export.onnx_reading import load_onnx
+from crossfuse.foreign import blaming
 from crossfuse.model_spec import ModelSpec
 from crossfuse.specs import Dim
 
@@ -46,6 +47,10 @@ def onnx_spec(
         v.name or "": {i: str(d.value) for i, d in enumerate(v.shape or ()) if not isinstance(d, int)}
         for v in model.graph.inputs
     }
+    for name, axes in names.items():
+        rank = next(len(v.shape or ()) for v in model.graph.inputs if (v.name or "") == name)
+        if example is not None and name in example and axes and example[name].ndim != rank:
+            raise InputError("the example has another rank", where=name, got=list(example[name].shape), expected=f"{rank} axes")
     rows = {value.name or "": _table_rows(value) for value in model.graph.inputs}
     vocabulary = {name: count for name, count in rows.items() if count is not None}
     first: ModelSpec | None = None
