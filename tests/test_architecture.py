@@ -75,7 +75,16 @@ def test_runtime_and_what_it_imports_need_no_pytorch_or_onnx() -> None:
 
 
 def test_models_use_the_operator_and_specs_only() -> None:
-    allowed = {"operator", "models", "specs", "errors", "model_spec", "safetensors_files"}
+    allowed = {
+        "operator",
+        "models",
+        "specs",
+        "errors",
+        "model_spec",
+        "safetensors_files",
+        "checkpoint_folder",
+        "checkpoint_weights",
+    }
     for path in files_of("models"):
         used = {name.split(".")[1] for name in imports(path) if name.startswith("crossfuse.")}
         assert used <= allowed, f"{path.name} imports {used - allowed}"

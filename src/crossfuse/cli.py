@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from crossfuse.cli_options import (
+    AllowMissing,
     AllowUnfused,
     BundlePath,
     Capabilities,
@@ -101,10 +102,7 @@ def export(
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Run code that comes with an hf: checkpoint.")
     ] = False,
-    allow_missing: Annotated[
-        bool,
-        typer.Option("--allow-missing", help="Let weights that a checkpoint lacks stay random; the bundle says which."),
-    ] = False,
+    allow_missing: AllowMissing = False,
     example: Annotated[
         list[Path] | None,
         typer.Option(

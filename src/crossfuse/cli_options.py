@@ -10,6 +10,7 @@ import typer
 from crossfuse.errors import InputError
 
 __all__ = [
+    "AllowMissing",
     "AllowUnfused",
     "BundlePath",
     "Capabilities",
@@ -28,6 +29,9 @@ BundlePath = Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle's f
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 AllowUnfused = Annotated[
     bool, typer.Option("--allow-unfused", help="Warn, instead of fail, about attentions that did not fuse.")
+]
+AllowMissing = Annotated[
+    bool, typer.Option("--allow-missing", help="Let weights that a checkpoint lacks stay random; the bundle says which.")
 ]
 Precision = Annotated[
     str | None,

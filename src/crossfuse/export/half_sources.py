@@ -44,7 +44,7 @@ def widened(spec: ModelSpec) -> ModelSpec:
     """
     module = spec.module
     held = [tensor.dtype for tensor in (*module.parameters(), *module.buffers())]
-    given = [tensor.dtype for tensor in spec.inputs.values()]
+    given = [value.dtype for value in spec.inputs.values() if isinstance(value, Tensor)]
     kinds = [name for dtype, name in _NAMES.items() if dtype in (*held, *given)]
     if not kinds or half_source(module) is not None:
         return spec
@@ -143,4 +143,4 @@ def _widen(value: Any, dtype: torch.dtype) -> Any:
 
 
 def _without_bf16(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: t.float() if t.dtype == torch.bfloat16 else t for name, t in inputs.items()}
+    return {name: _widen(t, torch.float32) if t.dtype == torch.bfloat16 else t for name, t in inputs.items()}

@@ -20,18 +20,17 @@ import contextlib
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from crossfuse.errors import InputError
 from crossfuse.export.capture import named_outputs
 from crossfuse.export.fast_paths import without_fast_paths
 from crossfuse.export.module_paths import module_stack
 from crossfuse.model_spec import ModelSpec
+from crossfuse.verify.draws import HIGH, LOW, Draw, DrawWatch, Force, Generators, bytes_of
 
 __all__ = ["require_repeatable"]
 
@@ -59,9 +58,13 @@ def require_repeatable(spec: ModelSpec) -> None:
     """
     with _kept_as_it_was(spec.module) as before:
         try:
-            first = _run(spec, before, _Seeds(1, 1, 1))
+            try:
+                first = _run(spec, before, _FIRST)
+            except NotImplementedError:  # an operator that no dispatch mode can watch
+                before.watched = False
+                first = _run(spec, before, _FIRST)
             middle = _values(spec.module)
-            second = _run(spec, before, _Seeds(2, 2, 2))
+            second = _run(spec, before, _SECOND)
         except Exception:  # noqa: BLE001 -- the user's code; the export's own first run names the error
             return
         changed, drawn = _changed(spec.module, middle), _drawn(first, second)
@@ -71,7 +74,7 @@ def require_repeatable(spec: ModelSpec) -> None:
             apart = _rare_event(spec, before, first, second)
         elif apart.largest > 0 and drawn:
             before.restore()
-            again = _apart(first.outputs, _run(spec, before, _Seeds(1, 1, 1)).outputs)
+            again = _apart(first.outputs, _run(spec, before, _FIRST).outputs)
             if again.largest > apart.largest / 8:
                 drawn = []
         if drawn and apart.largest > 0:
@@ -87,8 +90,8 @@ def _rare_event(spec: ModelSpec, before: _Before, first: _Run, second: _Run) -> 
     same = zip(first.draws, second.draws, strict=False)
     seeded = frozenset(i for i, (a, b) in enumerate(same) if a.state == b.state)
     results = [first.outputs]
-    for end in (_LOW, _HIGH):
-        results.append(_run(spec, before, _extreme_seeds(end), _Force(end, seeded)).outputs)
+    for end in (LOW, HIGH):
+        results.append(_run(spec, before, _extreme_seeds(end), Force(end, seeded)).outputs)
     return max((_apart(a, b) for a in results for b in results), key=lambda found: found.largest)
 
 
@@ -143,21 +146,12 @@ def _listed(names: Sequence[str]) -> str:
 # Runs
 
 
-@dataclass(frozen=True)
-class _Draw:
-    """One call of a random operator: which, in which module, and a digest of its generator's state before."""
-
-    operator: str
-    module: str
-    state: int
-
-
 @dataclass
 class _Run:
     """A run's outputs, what was drawn, and for each other generator whether it was used, and its state afterwards."""
 
     outputs: Outputs = field(default_factory=dict)
-    draws: list[_Draw] = field(default_factory=list)
+    draws: list[Draw] = field(default_factory=list)
     others: dict[str, tuple[bool, int]] = field(default_factory=dict)
 
 
@@ -170,30 +164,24 @@ class _Seeds:
     numpy: int
 
 
-_LOW, _HIGH = "low", "high"
+_FIRST, _SECOND = _Seeds(1, 1, 1), _Seeds(2, 2, 2)
 
 
-@dataclass(frozen=True)
-class _Force:
-    """Decisions are drawn at one end, but for those (by position) that are seeded inside."""
-
-    end: str
-    seeded: frozenset[int]
-
-
-def _run(spec: ModelSpec, start: _Before, seeds: _Seeds, force: _Force | None = None) -> _Run:
-    """Run the module, its own generators as they were at the start only where the seeds are the first ones."""
-    if seeds == _Seeds(1, 1, 1):
-        for generator, state in start.generators:
-            generator.set_state(state)
+def _run(spec: ModelSpec, start: _Before, seeds: _Seeds, force: Force | None = None) -> _Run:
+    """Run the module; where the seeds are the first ones, its own generators begin as they did then."""
+    if seeds == _FIRST:
+        start.generators.restore()
     torch.manual_seed(seeds.torch)
     random.seed(seeds.python)
     np.random.seed(seeds.numpy)
     made = _Run()
     before = _other_states()
     inputs = {name: tensor.clone() for name, tensor in spec.inputs.items()}
-    with torch.no_grad(), module_stack(spec.module) as stack, _Watch(made, start, stack, force):
-        outputs = spec.kept(named_outputs(spec.module(**inputs)))
+    with torch.no_grad(), module_stack(spec.module) as stack:
+        watch = DrawWatch(stack, start.generators, force)
+        with watch if start.watched else contextlib.nullcontext():
+            outputs = spec.kept(named_outputs(spec.module(**inputs)))
+    made.draws = watch.draws
     made.outputs = {name: tensor.detach().clone() for name, tensor in outputs.items()}
     made.others = {name: (state != before[name], state) for name, state in _other_states().items()}
     return made
@@ -226,70 +214,11 @@ def _extreme_seeds(end: str) -> _Seeds:
 
     def found(first: Callable[[int], float]) -> int:
         draws = ((seed, first(seed)) for seed in range(1, 100_000))
-        return next(seed for seed, draw in draws if (draw < _RARE if end == _LOW else draw > 1 - _RARE))
+        return next(seed for seed, draw in draws if (draw < _RARE if end == LOW else draw > 1 - _RARE))
 
     python = found(lambda seed: random.Random(seed).random())
     numpy = found(lambda seed: float(np.random.RandomState(seed).random_sample()))
     return _Seeds(3, python, numpy)
-
-
-class _Watch(TorchDispatchMode):
-    """Notes random operators, and forces the results of those that decide."""
-
-    def __init__(self, run: _Run, start: _Before, stack: list[str], force: _Force | None) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.run = run
-        self.start = start
-        self.stack = stack
-        self.force = force
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if torch.Tag.nondeterministic_seeded not in func.tags:
-            return func(*args, **kwargs)
-        values = _arguments(func, args, kwargs)
-        if not _draws(values):
-            return func(*args, **kwargs)
-        generator = values.get("generator")
-        if generator is not None and all(known is not generator for known, _ in self.start.generators):
-            self.start.generators.append((generator, generator.get_state()))
-        state = hash(_bytes((generator or torch.default_generator).get_state()))
-        result = func(*args, **kwargs)
-        name = func.name().removeprefix("aten::").partition(".")[0]
-        if self.force is not None and len(self.run.draws) not in self.force.seeded:
-            _decide(name, values, result, self.force.end)
-        self.run.draws.append(_Draw(name, self.stack[-1], state))
-        return result
-
-
-def _arguments(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    arguments = func._schema.arguments
-    values = {a.name: a.default_value for a in arguments if a.has_default_value()}
-    return values | {a.name: value for a, value in zip(arguments, args, strict=False)} | dict(kwargs)
-
-
-def _draws(values: Mapping[str, Any]) -> bool:
-    """Whether a random operator draws with these arguments: dropout of nothing, or outside training, does not."""
-    off = any(values.get(name) is False for name in ("train", "training"))
-    return not off and not any(values.get(name) == 0 for name in ("dropout_p", "dropout"))
-
-
-def _decide(name: str, values: Mapping[str, Any], result: Any, end: str) -> None:
-    """Overwrite draws that are compared, or that switch, with one end of their range; others stay as drawn."""
-    if not isinstance(result, Tensor):
-        return
-    kind = name.removesuffix("_").removesuffix("_like")
-    if kind == "bernoulli":
-        given = values.get("p")
-        likely = torch.as_tensor(values["self"] if given is None else given)
-        result.masked_fill_((likely > 0) & (likely < 1), 0 if end == _LOW else 1)
-    elif kind in ("rand", "uniform"):
-        low, high = float(values.get("from", 0.0)), float(values.get("to", 1.0))
-        result.fill_(low if end == _LOW else high - (high - low) * 1e-6)
-
-
-def _bytes(tensor: Tensor) -> bytes:
-    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes() if tensor.numel() else b""
 
 
 # Differences
@@ -305,9 +234,8 @@ class _Apart:
     last_bits: bool = True
 
     def words(self) -> str:
-        return (
-            f"{self.output} differs by {self.absolute:.3g}" if np.isfinite(self.absolute) else f"{self.output} of another shape"
-        )
+        how = f"by {self.absolute:.3g}" if np.isfinite(self.absolute) else "in its shape, or in what is finite"
+        return f"{self.output} differs {how}"
 
 
 def _apart(first: Outputs, second: Outputs) -> _Apart:
@@ -345,22 +273,22 @@ def _changed(module: nn.Module, before: Mapping[str, tuple[Tensor, Tensor]]) -> 
     return [
         name
         for name, buffer in now.items()
-        if name not in before or buffer.shape != before[name][1].shape or _bytes(buffer) != _bytes(before[name][1])
+        if name not in before or buffer.shape != before[name][1].shape or bytes_of(buffer) != bytes_of(before[name][1])
     ]
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Before:
-    """The module's buffers, and the states of its own generators, as they were."""
+    """The module's buffers, and the states of its own generators, as they were; ``watched``: its operators can be."""
 
     module: nn.Module
     buffers: Mapping[str, tuple[Tensor, Tensor]]
-    generators: list[tuple[torch.Generator, Tensor]] = field(default_factory=list)
+    watched: bool = True
+    generators: Generators = field(default_factory=Generators)
 
     def restore(self) -> None:
         """Put them back."""
-        for generator, state in self.generators:
-            generator.set_state(state)
+        self.generators.restore()
         with torch.no_grad():
             for name, (buffer, value) in self.buffers.items():
                 owner, _, own = name.rpartition(".")
