@@ -8,19 +8,24 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from crossfuse.errors import InputError
+from crossfuse.runtime.device_array import device_array
+from crossfuse.runtime.dlpack import CPU, CUDA_HOST
 from crossfuse.specs import Dim, TensorSpec
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from crossfuse.runtime.stage import Stage
+
 __all__ = ["InputChecker", "is_on_device"]
 
 
 def is_on_device(value: object) -> bool:
-    """A DLPack array that is not in host memory."""
+    """An array with DLPack, or with the CUDA array interface alone, that is not in host memory."""
+    if isinstance(value, np.ndarray):
+        return False
     device = getattr(value, "__dlpack_device__", None)
-    # 1 is kDLCPU and 3 kDLCUDAHost in DLPack's device types.
-    return device is not None and not isinstance(value, np.ndarray) and device()[0] not in (1, 3)
+    return device()[0] not in (CPU, CUDA_HOST) if device is not None else hasattr(value, "__cuda_array_interface__")
 
 
 class InputChecker:
@@ -61,13 +66,31 @@ class InputChecker:
             feeds[spec.name] = array if array.flags.c_contiguous else np.ascontiguousarray(array)
         return feeds
 
-    def check_device(self, inputs: Mapping[str, Any]) -> None:
-        """The same checks but for dtypes, which DLPack leaves to the engine, where some arrays are on a device."""
+    def check_device(self, inputs: Mapping[str, Any], engine: Stage) -> dict[str, Any]:
+        """The same checks where some arrays are on a GPU: those as `DeviceArray`, the others as host arrays.
+
+        Raises:
+            InputError: as above, an array on another GPU than the engine's, or an engine that is on none.
+        """
         if inputs.keys() != self._names:
             self._wrong_names(inputs)
+        if not engine.on_device:
+            where = ", ".join(name for name, value in inputs.items() if is_on_device(value))
+            raise InputError(
+                "an input is on a GPU, and the session computes on the CPU", where=where, do="Copy it to host memory first"
+            )
+        feeds: dict[str, Any] = {}
         sizes: dict[str, int] = {}
         for spec, _, rank, axes in self._plan:
-            self._check_shape(spec, tuple(inputs[spec.name].shape), rank, axes, sizes)
+            value = inputs[spec.name]
+            array = device_array(value, engine.device, spec.name) if is_on_device(value) else _as_array(spec, value)
+            if str(array.dtype) != spec.dtype:
+                raise InputError(
+                    "an input has the wrong dtype", where=spec.name, got=array.dtype, expected=spec.dtype, do="Convert it"
+                )
+            self._check_shape(spec, tuple(array.shape), rank, axes, sizes)
+            feeds[spec.name] = array
+        return feeds
 
     @staticmethod
     def _check_shape(

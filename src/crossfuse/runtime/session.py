@@ -67,8 +67,8 @@ class Session:
 
         Args:
             inputs: NumPy arrays, or anything with DLPack. Host arrays that are contiguous are not copied. Device arrays
-                stay on the device, and then so do the outputs (objects with DLPack). In a split bundle the queries' batch may
-                be a multiple of the contexts'.
+                stay on the device, and then so do the outputs (`DeviceArray`, which speaks DLPack). In a split bundle the
+                queries' batch may be a multiple of the contexts'.
 
         Returns:
             outputs by name; NumPy arrays for host inputs.
@@ -108,8 +108,8 @@ class Session:
         engines = self._require_split()
         specs = self.stages["context"].outputs
         if any(type(v) is not np.ndarray and is_on_device(v) for v in inputs.values()):
-            self._check_context.check_device(inputs)
-            feeds, tensors = inputs, engines["context"].run_on_device(inputs)
+            feeds = self._check_context.check_device(inputs, engines["context"])
+            tensors = engines["context"].run_on_device(feeds)
         else:
             feeds = self._check_context(inputs)
             context = engines["context"]
@@ -135,11 +135,7 @@ class Session:
         engines = self._require_split()
         self._require_own(context)
         on_device = any(type(v) is not np.ndarray and is_on_device(v) for v in inputs.values())
-        if on_device:
-            self._check_query.check_device(inputs)
-            feeds = dict(inputs)
-        else:
-            feeds = self._check_query(inputs)
+        feeds = self._check_query.check_device(inputs, engines["query"]) if on_device else self._check_query(inputs)
         self._check_fan_out(feeds, context.count)
         feeds.update(context.tensors)
         engine = engines["query"]
@@ -224,11 +220,10 @@ class Session:
         return f"<crossfuse Session {self.target} on {state}: {', '.join(map(str, self.inputs))}>"
 
     def _run_on_device(self, engines: Mapping[str, Stage], inputs: Mapping[str, Any]) -> dict[str, Any]:
-        self._check.check_device(inputs)
+        feeds = self._check.check_device(inputs, next(iter(engines.values())))
         if not self.split:
-            return dict(zip(self._names, engines["model"].run_on_device(inputs), strict=True))
-        self._check_fan_out(inputs, self._count(inputs))
-        feeds = dict(inputs)
+            return dict(zip(self._names, engines["model"].run_on_device(feeds), strict=True))
+        self._check_fan_out(feeds, self._count(feeds))
         first = {name: feeds.pop(name) for name in self._context_names}
         feeds.update(zip(self._frontier, engines["context"].run_on_device(first), strict=True))
         return dict(zip(self._names, engines["query"].run_on_device(feeds), strict=True))
