@@ -1,8 +1,8 @@
 """A stand-in for TensorRT: ONNX Runtime as the engine; and one for a GPU, with host memory as device memory.
 
 They behave as the real ones where it matters. Nothing that is enqueued on a stream happens before the stream is synchronised.
-Memory that was freed on a stream is overwritten when the stream gets there. Addresses are refused by their alignment, shapes by their
-profile. An execution whose shapes are new can't be captured, nor can what `Engine.capturable` forbids; a captured graph
+Memory that was freed on a stream is overwritten when the stream gets there. Addresses are refused by their alignment, shapes by
+their profile. An execution whose shapes are new can't be captured, nor can what `Engine.capturable` forbids; a captured graph
 replays exactly the addresses and shapes that it was captured with. Failures of each kind can be ordered.
 
 `tests/gpu_rehearsal` runs the same library on the real `Gpu` over a stand-in for the driver.
@@ -17,7 +17,7 @@ import weakref
 from collections.abc import Callable, Collection
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import onnxruntime as ort
@@ -41,7 +41,7 @@ def write_plan(path: Path, graph: Path, profiles: list[dict[str, tuple[tuple[int
 class Stream:
     """Holds what was enqueued until somebody waits."""
 
-    known: weakref.WeakValueDictionary[int, Stream] = weakref.WeakValueDictionary()
+    known: ClassVar[weakref.WeakValueDictionary[int, Stream]] = weakref.WeakValueDictionary()
 
     def __init__(self) -> None:
         self.queue: list[Callable[[], None]] = []
