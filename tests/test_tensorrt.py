@@ -126,8 +126,8 @@ def test_a_refusal_of_the_builder_is_attributed_to_the_site(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("depends", [False, True])
 def test_engines_are_built_to_be_captured_where_their_shapes_allow_it(tmp_path: Path, depends: bool) -> None:
-    """TensorRT-RTX captures no CUDA graph of an engine that allocates memory while it is executed; only such memory as shapes that
-    depend on values need is left to it."""
+    """TensorRT-RTX captures no CUDA graph of an engine that allocates memory while it is executed, and refuses to build one
+    without where shapes that depend on values need it; such an engine is built all the same."""
     tape = Tape()
     half = ir.TensorType(HALF_TYPES["fp16"])
     q, k, v = (ir.Value(name=n, type=half, shape=ir.Shape(["B", "S", 32])) for n in "qkv")
