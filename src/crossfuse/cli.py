@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
+from crossfuse import cli_options
 from crossfuse.cli_options import AllowUnfused, BundlePath, Capabilities, IoDtype, Json, Precision, Profiles, Provider, Threads
 from crossfuse.cli_profile import profile
 from crossfuse.cli_serve import map_command, package, serve
@@ -181,6 +182,7 @@ def verify(
         bool, typer.Option("--bisect", help="Find the first attention or module where the target leaves its tolerance.")
     ] = False,
     provider: Provider = None,
+    device: cli_options.Device = 0,
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
@@ -190,7 +192,7 @@ def verify(
     from crossfuse.runtime.options import SessionOptions
 
     output = Output(as_json=as_json)
-    options = SessionOptions(threads=threads, provider=provider)
+    options = SessionOptions(threads=threads, provider=provider, device_id=device)
     with output.progress() as step:
         report = pipeline.verify(bundle, target, source=source, seed=seed, bisect=bisect, options=options, step=step)
     output.result(report.to_json(), lambda: output.parity(report))
@@ -210,6 +212,7 @@ def run(
     ] = None,
     target: Annotated[str | None, typer.Option("--target", help="Where omitted, the best that runs here.")] = None,
     provider: Provider = None,
+    device: cli_options.Device = 0,
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
@@ -222,7 +225,7 @@ def run(
     if out and len(out) != len(inputs):
         raise InputError("each --input needs its own --output", got=f"{len(inputs)} inputs, {len(out)} outputs")
     results: list[dict[str, Any]] = []
-    with load(bundle, target, SessionOptions(threads=threads, provider=provider)) as session:
+    with load(bundle, target, SessionOptions(threads=threads, provider=provider, device_id=device)) as session:
         encoded = None if context is None else session.encode(**load_arrays(context))
         for i, file in enumerate(inputs):
             arrays = load_arrays(file)

@@ -7,7 +7,18 @@ from typing import Annotated
 
 import typer
 
-__all__ = ["AllowUnfused", "BundlePath", "Capabilities", "IoDtype", "Json", "Precision", "Profiles", "Provider", "Threads"]
+__all__ = [
+    "AllowUnfused",
+    "BundlePath",
+    "Capabilities",
+    "Device",
+    "IoDtype",
+    "Json",
+    "Precision",
+    "Profiles",
+    "Provider",
+    "Threads",
+]
 
 BundlePath = Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle's folder.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
@@ -27,6 +38,7 @@ Profiles = Annotated[
     typer.Option("--profile-shapes", metavar="DIM=MIN:OPT:MAX,…", help="An engine's optimization profile; repeat."),
 ]
 Threads = Annotated[int | None, typer.Option("--threads", help="Threads inside one operator.")]
+Device = Annotated[int, typer.Option("--device", min=0, help="Which GPU, for targets that need one.")]
 Provider = Annotated[
     str | None, typer.Option("--provider", help="ONNX Runtime execution provider instead of the target's own.")
 ]

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from crossfuse.cli_options import Json, Provider, Threads
+from crossfuse.cli_options import Device, Json, Provider, Threads
 from crossfuse.errors import InputError
 
 __all__ = ["profile"]
@@ -39,6 +39,7 @@ def profile(
     ] = None,
     threshold: Annotated[float, typer.Option("--threshold", min=0, help="How much slower is a regression.")] = 0.05,
     provider: Provider = None,
+    device: Device = 0,
     threads: Threads = None,
     out: Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE.json", help="Write the report's JSON.")] = None,
     html: Annotated[Path | None, typer.Option("--html", metavar="FILE.html", help="Write the report as a page.")] = None,
@@ -68,7 +69,7 @@ def profile(
             source=source,
             sweep=parse_sweep(sweep or []),
             plan=Plan(rounds=rounds, seconds=seconds),
-            options=SessionOptions(threads=threads, provider=provider),
+            options=SessionOptions(threads=threads, provider=provider, device_id=device),
             callers=[int(number) for number in _numbers(callers, "--callers")],
             rates=_numbers(rates, "--rates"),
             load_seconds=load_seconds,

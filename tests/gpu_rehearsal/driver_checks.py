@@ -1,7 +1,8 @@
 """Checks of `crossfuse.runtime` on the stand-in for CUDA's driver, with the real cuda-core and the stand-in for TensorRT.
 
-`test_runtime_on_standins.py` runs this file in a process of its own, where the stand-in is found. Device memory is host memory there, so a
-check can look at it; and nothing happens on a stream before somebody waits, so code that forgets to wait fails each time.
+`test_runtime_on_standins.py` runs this file in a process of its own, where the stand-in is found. Device memory is host memory
+there, so a check can look at it; and nothing happens on a stream before somebody waits, so code that forgets to wait fails
+each time.
 """
 
 from __future__ import annotations

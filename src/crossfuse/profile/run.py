@@ -98,7 +98,7 @@ def profile_bundle(
         cold = None
         if wanted.cold_starts:
             step("cold starts")
-            cold = cold_start(bundle.path, session.target, first, wanted.cold_starts)
+            cold = cold_start(bundle.path, session.target, first, wanted.cold_starts, device=_gpu_of(session))
         return LatencyReport(
             str(path),
             manifest.name,
