@@ -20,7 +20,9 @@ def profile(
     against: Annotated[
         str,
         typer.Option(
-            "--against", metavar="RIVAL,…", help="Any of eager, compile, onnx, hf, openvino; on GPUs eager-fp16, tensorrt."
+            "--against",
+            metavar="RIVAL,…",
+            help="eager, compile, onnx, hf, openvino; on GPUs compile-max, eager-fp16, tensorrt.",
         ),
     ] = "",
     source: Annotated[str | None, typer.Option("--source", help="The rivals' model, where the bundle doesn't name it.")] = None,

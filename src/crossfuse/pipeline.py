@@ -231,8 +231,8 @@ def profile(
     Args:
         path: the bundle.
         target: where omitted, the best that runs here.
-        against: of ``eager``, ``compile``, ``onnx``, ``hf``, ``openvino``, and on GPUs ``eager-fp16`` and ``tensorrt``; a rival
-            that fails is a row with its reason.
+        against: of ``eager``, ``compile``, ``onnx``, ``hf``, ``openvino``, and on GPUs ``compile-max``, ``eager-fp16`` and
+            ``tensorrt``; a rival that fails is a row with its reason.
         source: the rivals' model, where it is not the zoo's or a checkpoint's that the bundle names.
         sweep: dimension → sizes; all combinations are measured.
         plan: how much is sampled.

@@ -3,6 +3,7 @@
 ======================  ================================================================================================
 ``eager``               PyTorch, ``inference_mode``
 ``compile``             ``torch.compile``, default mode
+``compile-max``         ``torch.compile``, ``max-autotune``, which captures CUDA graphs; on GPUs only
 ``onnx``                ``torch.onnx.export``, in ONNX Runtime
 ``hf``                  `transformers`' ``OnnxExporter`` with its fusions for ONNX Runtime; models of that library only
 ``openvino``            the plain export in OpenVINO, latency hint, fp32
@@ -95,6 +96,12 @@ class Rivals:
         import torch
 
         return self._module(inputs, torch.compile)
+
+    def _compile_max(self, inputs: Arrays) -> Run:
+        import torch
+
+        self._need_gpu("compile-max")
+        return self._module(inputs, lambda module: torch.compile(module, mode="max-autotune"))
 
     def _eager_fp16(self, inputs: Arrays) -> Run:
         self._need_gpu("eager-fp16")
@@ -230,6 +237,7 @@ def _export_plainly(spec: ModelSpec, inputs: Arrays, path: Path) -> list[str]:
 RIVALS: dict[str, Callable[[Rivals, Arrays], Run]] = {
     "eager": Rivals._eager,
     "compile": Rivals._compile,
+    "compile-max": Rivals._compile_max,
     "onnx": Rivals._onnx,
     "hf": Rivals._hf,
     "openvino": Rivals._openvino,
