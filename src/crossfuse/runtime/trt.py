@@ -199,7 +199,8 @@ class TrtStage:
         """Kernels that TensorRT-RTX compiled here before, for all lanes; they are kept beside the user's other caches."""
         if not hasattr(self._trt, "IRuntimeCache"):
             return None
-        cache: Any = self._engine.create_runtime_config().create_runtime_cache()
+        config: Any = self._engine.create_runtime_config()
+        cache: Any = config.create_runtime_cache()
         if self._kernels.is_file():
             # The library refuses kernels of another GPU, driver or version by its result.
             cache.deserialize(self._kernels.read_bytes())
