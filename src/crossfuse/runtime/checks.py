@@ -66,8 +66,10 @@ class InputChecker:
             feeds[spec.name] = array if array.flags.c_contiguous else np.ascontiguousarray(array)
         return feeds
 
-    def check_device(self, inputs: Mapping[str, Any], engine: Stage) -> dict[str, Any]:
+    def check_device(self, inputs: Mapping[str, Any], engine: Stage, known: Mapping[str, int] | None = None) -> dict[str, Any]:
         """The same checks where some arrays are on a GPU: those as `DeviceArray`, the others as host arrays.
+
+        ``known`` are sizes of dimensions that other inputs have already.
 
         Raises:
             InputError: as above, an array on another GPU than the engine's, or an engine that is on none.
@@ -80,7 +82,7 @@ class InputChecker:
                 "an input is on a GPU, and the session computes on the CPU", where=where, do="Copy it to host memory first"
             )
         feeds: dict[str, Any] = {}
-        sizes: dict[str, int] = {}
+        sizes: dict[str, int] = dict(known or {})
         for spec, _, rank, axes in self._plan:
             value = inputs[spec.name]
             array = device_array(value, engine.device, spec.name) if is_on_device(value) else _as_array(spec, value)
