@@ -16,7 +16,7 @@ import onnxruntime as ort
 import pytest
 
 from crossfuse.bundle.store import Bundle, open_bundle
-from crossfuse.errors import EngineError, InputError
+from crossfuse.errors import BundleError, EngineError, InputError
 from crossfuse.profile.placing import on_gpu
 from crossfuse.runtime import Session, SessionOptions, load
 from crossfuse.runtime.device_array import DeviceArray
@@ -92,6 +92,8 @@ def test_inputs_of_every_make(session: Session, gpu: Gpu, monkeypatch: pytest.Mo
     check_outputs(session.run(**{**placed, name: value}), session, len(array))
     outputs = session.run(**inputs)
     assert all(isinstance(output, np.ndarray) for output in outputs.values())
+    with pytest.raises(TypeError, match="not copied to the host by itself"):
+        np.asarray(next(iter(session.run(**placed).values())))
 
 
 def test_what_does_not_fit_is_refused_by_name(session: Session, gpu: Gpu) -> None:
@@ -220,6 +222,12 @@ def test_decoding_stays_on_the_device() -> None:
     state.rewind(2)
     session.step(state, np.array([4, 5, 6, 7]))
     assert state.position == 3
+
+
+def test_a_gpu_that_is_not_there(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(BundleError, match=r"no such NVIDIA GPU \(device 7\): got 2 GPUs"):
+        opened("whole", SessionOptions(device_id=7))
+    assert "EP Error" not in capfd.readouterr().out
 
 
 def test_the_gpu_that_was_asked_for() -> None:

@@ -125,6 +125,9 @@ class DeviceArray:
     def __dlpack_device__(self) -> tuple[int, int]:
         return CUDA, self.memory.device
 
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        raise TypeError("an array on a GPU is not copied to the host by itself: call numpy()")
+
     def numpy(self) -> NDArray[Any]:
         """A copy in host memory.
 

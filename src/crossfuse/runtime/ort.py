@@ -13,7 +13,7 @@ import numpy as np
 
 from crossfuse.errors import BundleError, CrossfuseError, EngineError, InputError
 from crossfuse.runtime.device_array import DeviceArray, DeviceMemory
-from crossfuse.runtime.driver import Driver
+from crossfuse.runtime.driver import Driver, gpu_count
 from crossfuse.runtime.options import SessionOptions
 
 if TYPE_CHECKING:
@@ -63,6 +63,9 @@ class OrtStage:
             # ONNX Runtime would round fp32 products to TF32, which has the 10-bit mantissa of fp16.
             provider_options.setdefault("use_tf32", "0")
             provider_options["device_id"] = str(options.device)
+            if 0 < gpu_count() <= options.device:
+                # ONNX Runtime would print that it goes on with the CPU.
+                Driver(options.device)
             if hasattr(ort, "preload_dlls"):
                 ort.preload_dlls()
         disabled = SLOW_FUSIONS if provider == "CPUExecutionProvider" else ()
