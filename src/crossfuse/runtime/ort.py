@@ -60,12 +60,12 @@ class OrtStage:
             settings.add_session_config_entry("session.optimized_model_external_initializers_file_name", "optimized.bin")
         provider_options = dict(options.provider_options)
         if provider == "CUDAExecutionProvider":
-            # ONNX Runtime would round fp32 products to TF32, which has the 10-bit mantissa of fp16.
-            provider_options.setdefault("use_tf32", "0")
             provider_options["device_id"] = str(options.device)
             if 0 < gpu_count() <= options.device:
                 # ONNX Runtime would print that it goes on with the CPU.
                 Driver(options.device)
+            # ONNX Runtime would round fp32 products to TF32, which has the 10-bit mantissa of fp16.
+            provider_options.setdefault("use_tf32", "0")
             if hasattr(ort, "preload_dlls"):
                 ort.preload_dlls()
         disabled = SLOW_FUSIONS if provider == "CPUExecutionProvider" else ()
