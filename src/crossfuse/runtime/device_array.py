@@ -24,7 +24,9 @@ def item_size(dtype: str) -> int:
 class Place(Protocol):
     """Where arrays on a GPU come from."""
 
-    driver: Driver
+    @property
+    def driver(self) -> Driver:
+        """Copies on that GPU."""
 
     def empty(self, shape: tuple[int, ...], dtype: str) -> DeviceArray:
         """A new array, its content undefined."""

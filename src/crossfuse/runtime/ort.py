@@ -6,6 +6,7 @@ import re
 from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -86,8 +87,6 @@ class OrtStage:
         self.on_device = provider == "CUDAExecutionProvider"
         self.device = options.device
         self._leaving: deque[tuple[list[Any], Any]] = deque()
-        if self.on_device:
-            self.driver = Driver(self.device)
         self.version: str = ort.__version__
         self._ort = ort
         self._session = session
@@ -130,6 +129,11 @@ class OrtStage:
         except Exception as error:  # ONNX Runtime's exceptions have no common base
             raise self._failure(error) from error
         return self._ours(value)
+
+    @cached_property
+    def driver(self) -> Driver:
+        """For copies on the GPU, and the order of streams."""
+        return Driver(self.device)
 
     def end_trace(self) -> Path:
         """Stop the engine's profiler and give the file of its events."""
@@ -204,7 +208,7 @@ class OrtStage:
     def _release(self, value: Any, readers: frozenset[int]) -> None:
         """ONNX Runtime would use the memory for the next run at once: it gets it when the readers' streams are here."""
         if readers:
-            with suppress(EngineError):
+            with suppress(CrossfuseError):
                 self._leaving.append((self.driver.marks(readers), value))
 
     def _sweep(self) -> None:
