@@ -218,9 +218,10 @@ _NOT_READY = 600
 def _library() -> Any:
     for name in ("libcuda.so.1", "nvcuda.dll"):
         try:
-            cuda = ctypes.CDLL(name)
-        except OSError:
+            cuda: Any = ctypes.CDLL(name)
+            if cuda.cuInit(0) == 0:
+                return cuda
+        except (OSError, AttributeError):
+            # No driver, or a library that only has its name.
             continue
-        if cuda.cuInit(0) == 0:
-            return cuda
     return None
