@@ -56,7 +56,7 @@ def provider_libraries(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run_checks(file: str, libraries: list[Path], bundles: dict[str, Path], folder: Path) -> None:
     variables = {f"REHEARSAL_{name.upper()}": str(path) for name, path in bundles.items()}
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--noconftest", str(HERE / file)]
-    environment = environment_on(*libraries, CROSSFUSE_CACHE=str(folder), **variables)
+    environment = environment_on(*libraries, CROSSFUSE_CACHE=str(folder), CUDA_STANDIN_COUNT="2", **variables)
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
     assert " passed" in done.stdout
