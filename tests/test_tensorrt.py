@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 import pytest
 from onnx_ir.tape import Tape
@@ -121,6 +122,34 @@ def test_a_refusal_of_the_builder_is_attributed_to_the_site(tmp_path: Path) -> N
     assert set(engine.kernels) == {"good"}
     assert "took it apart" in engine.reasons["bad"]
     assert any("no fused kernel; finding out which" in text for text in said)
+
+
+@pytest.mark.parametrize("depends", [False, True])
+def test_engines_are_built_to_be_captured_where_their_shapes_allow_it(tmp_path: Path, depends: bool) -> None:
+    """TensorRT-RTX captures no CUDA graph of an engine that allocates memory while it is executed, and refuses to build one
+    without where shapes that depend on values need it; such an engine is built all the same."""
+    tape = Tape()
+    half = ir.TensorType(HALF_TYPES["fp16"])
+    q, k, v = (ir.Value(name=n, type=half, shape=ir.Shape(["B", "S", 32])) for n in "qkv")
+    out = tape.op("Attention", [q, k, v], attributes={"q_num_heads": 2, "kv_num_heads": 2, "scale": 0.25})
+    node = out.producer()
+    assert node is not None
+    node.name = "attention"
+    if depends:
+        count = tape.op("Cast", [tape.op("ReduceMax", [out], attributes={"keepdims": 0})], attributes={"to": ir.DataType.INT64})
+        zero, one = (tape.op("Constant", [], attributes={"value": ir.tensor(np.array(n, np.int64))}) for n in (0, 1))
+        out = tape.op("Cast", [tape.op("Range", [zero, count, one])], attributes={"to": HALF_TYPES["fp16"]})
+    out.name, out.type, out.shape = "out", half, ir.Shape(["n"]) if depends else q.shape
+    model = ir.Model(ir.Graph([q, k, v], [out], nodes=tape.nodes, opset_imports={"": 23}, name="g"), ir_version=10)
+    engine = build_engine(
+        "tensorrt-rtx",
+        "model",
+        Lowered(model, {"attention": "Attention"}, {}),
+        tmp_path / "model.plan",
+        [dict.fromkeys("qkv", ((1, 1, 32), (2, 4, 32), (4, 16, 32)))],
+        BuilderOptions(("8.9",)),
+    )
+    assert set(engine.kernels) == {"attention"}
 
 
 def test_the_ledger_reader_counts_exactly_what_is_fused(tmp_path: Path) -> None:

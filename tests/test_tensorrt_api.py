@@ -53,7 +53,16 @@ def test_names_exist_in_tensorrt_rtx() -> None:
             "set_optimization_profile_async",
         )
     ]  # fmt: skip
-    runtime += ["IRuntimeConfig.create_runtime_cache", "IRuntimeConfig.set_runtime_cache", "IRuntimeConfig.get_runtime_cache"]
+    runtime += [
+        f"IRuntimeConfig.{n}"
+        for n in (
+            "create_runtime_cache", "set_runtime_cache", "set_execution_context_allocation_strategy", "cuda_graph_strategy",
+        )
+    ]  # fmt: skip
+    runtime += ["CudaGraphStrategy.WHOLE_GRAPH_CAPTURE", "CudaGraphStrategy.DISABLED"]
+    runtime += ["ExecutionContextAllocationStrategy.USER_MANAGED", "ICudaEngine.device_memory_size_v2"]
+    runtime += ["IExecutionContext.set_device_memory", "IExecutionContext.is_stream_capturable"]
+    runtime += ["BuilderFlag.REQUIRE_USER_ALLOCATION", "IRuntimeCache.serialize", "IRuntimeCache.deserialize"]
     for name in (*names, *runtime):
         value = trt
         for part in name.split("."):

@@ -14,6 +14,7 @@ from crossfuse.cli_options import (
     AllowUnfused,
     BundlePath,
     Capabilities,
+    Device,
     IoDtype,
     Json,
     Precision,
@@ -219,6 +220,7 @@ def run(
     ] = None,
     target: Annotated[str | None, typer.Option("--target", help="Where omitted, the best that runs here.")] = None,
     provider: Provider = None,
+    device: Device = 0,
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
@@ -231,7 +233,7 @@ def run(
     if out and len(out) != len(inputs):
         raise InputError("each --input needs its own --output", got=f"{len(inputs)} inputs, {len(out)} outputs")
     results: list[dict[str, Any]] = []
-    with load(bundle, target, SessionOptions(threads=threads, provider=provider)) as session:
+    with load(bundle, target, SessionOptions(threads=threads, provider=provider, device_id=device)) as session:
         encoded = None if context is None else session.encode(load_arrays(context))
         for i, file in enumerate(inputs):
             arrays = load_arrays(file)

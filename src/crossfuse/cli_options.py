@@ -14,6 +14,7 @@ __all__ = [
     "AllowUnfused",
     "BundlePath",
     "Capabilities",
+    "Device",
     "IoDtype",
     "Json",
     "Precision",
@@ -48,6 +49,7 @@ Profiles = Annotated[
 SourceCheckpoint = Annotated[str | None, typer.Option("--checkpoint", help="Of a zoo model that was exported with one.")]
 SourceTask = Annotated[str | None, typer.Option("--task", help="Of an hf: source that was exported with one.")]
 Threads = Annotated[int | None, typer.Option("--threads", help="Threads inside one operator.")]
+Device = Annotated[int, typer.Option("--device", min=0, help="Which GPU, for targets that need one.")]
 Provider = Annotated[
     str | None, typer.Option("--provider", help="ONNX Runtime execution provider instead of the target's own.")
 ]

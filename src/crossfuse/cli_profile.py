@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from crossfuse.cli_options import Json, Provider, SourceCheckpoint, SourceTask, Threads
+from crossfuse.cli_options import Device, Json, Provider, SourceCheckpoint, SourceTask, Threads
 from crossfuse.errors import InputError
 from crossfuse.outputs import require_writable, write_text
 
@@ -20,7 +20,9 @@ def profile(
     against: Annotated[
         str,
         typer.Option(
-            "--against", metavar="RIVAL,…", help="Any of eager, compile, onnx, hf, openvino; on GPUs eager-fp16, tensorrt."
+            "--against",
+            metavar="RIVAL,…",
+            help="eager, compile, onnx, hf, openvino; on GPUs compile-max, eager-fp16, tensorrt.",
         ),
     ] = "",
     source: Annotated[
@@ -43,6 +45,7 @@ def profile(
     ] = None,
     threshold: Annotated[float, typer.Option("--threshold", min=0, help="How much slower is a regression.")] = 0.05,
     provider: Provider = None,
+    device: Device = 0,
     threads: Threads = None,
     out: Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE.json", help="Write the report's JSON.")] = None,
     html: Annotated[Path | None, typer.Option("--html", metavar="FILE.html", help="Write the report as a page.")] = None,
@@ -80,7 +83,7 @@ def profile(
             task=task,
             sweep=parse_sweep(sweep or []),
             plan=Plan(rounds=rounds, seconds=seconds),
-            options=SessionOptions(threads=threads, provider=provider),
+            options=SessionOptions(threads=threads, provider=provider, device_id=device),
             callers=[int(number) for number in _numbers(callers, "--callers")],
             rates=_numbers(rates, "--rates"),
             load_seconds=load_seconds,

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from crossfuse.cli_options import BundlePath, Json, Provider, SourceCheckpoint, SourceTask, Threads
+from crossfuse.cli_options import BundlePath, Device, Json, Provider, SourceCheckpoint, SourceTask, Threads
 from crossfuse.errors import Door
 
 __all__ = ["verify"]
@@ -36,6 +36,7 @@ def verify(
         bool, typer.Option("--bisect", help="Find the first attention or module where the target leaves its tolerance.")
     ] = False,
     provider: Provider = None,
+    device: Device = 0,
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
@@ -48,7 +49,7 @@ def verify(
     from crossfuse.runtime.options import SessionOptions
 
     output = Output(as_json=as_json)
-    options = SessionOptions(threads=threads, provider=provider)
+    options = SessionOptions(threads=threads, provider=provider, device_id=device)
     of_source: dict[str, Any] = {"source": source, "checkpoint": checkpoint, "task": task}
     with output.progress() as step:
         report = pipeline.verify(

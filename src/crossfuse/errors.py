@@ -191,7 +191,7 @@ class FusionError(CheckError):
 
 
 class EngineError(CheckError):
-    """An engine builder refused a graph, or crashed."""
+    """An engine builder refused a graph or crashed, or an engine failed while it was executed (no memory, an error of CUDA)."""
 
     kind = "engine"
 

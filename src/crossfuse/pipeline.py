@@ -250,8 +250,8 @@ def profile(
     Args:
         path: the bundle.
         target: where omitted, the best that runs here.
-        against: of ``eager``, ``compile``, ``onnx``, ``hf``, ``openvino``, and on GPUs ``eager-fp16`` and ``tensorrt``; a rival
-            that fails is a row with its reason.
+        against: of ``eager``, ``compile``, ``onnx``, ``hf``, ``openvino``, and on GPUs ``compile-max``, ``eager-fp16`` and
+            ``tensorrt``; a rival that fails is a row with its reason.
         source: the rivals' model; where omitted, the zoo's that the bundle names. Nothing else that a bundle says is loaded.
         checkpoint, task: of the source, as for `export`.
         sweep: dimension → sizes; all combinations are measured.

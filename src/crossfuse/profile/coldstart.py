@@ -25,7 +25,7 @@ import json, resource, sys, time
 at = {"started": time.time_ns()}
 from crossfuse import runtime
 at["imported"] = time.time_ns()
-session = runtime.load(sys.argv[1], sys.argv[2])
+session = runtime.load(sys.argv[1], sys.argv[2], runtime.SessionOptions(device_id=int(sys.argv[4])))
 at["loaded"] = time.time_ns()
 import numpy
 inputs = dict(numpy.load(sys.argv[3], allow_pickle=False))
@@ -68,8 +68,8 @@ class ColdStart:
         return asdict(self)
 
 
-def cold_start(bundle: Path, target: str, inputs: Mapping[str, NDArray[Any]], runs: int = 5) -> ColdStart:
-    """Start so many processes, one after the other.
+def cold_start(bundle: Path, target: str, inputs: Mapping[str, NDArray[Any]], runs: int = 5, *, device: int = 0) -> ColdStart:
+    """Start so many processes, one after the other; ``device`` is the number of the GPU.
 
     Raises:
         InputError: a process failed.
@@ -81,7 +81,7 @@ def cold_start(bundle: Path, target: str, inputs: Mapping[str, NDArray[Any]], ru
         for _ in range(runs):
             before = time.time_ns()
             # -P: the working folder may be a stranger's, and is no place to import from.
-            command = [sys.executable, "-P", "-c", _CHILD, str(bundle), target, str(file)]
+            command = [sys.executable, "-P", "-c", _CHILD, str(bundle), target, str(file), str(device)]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode:
                 raise InputError(f"a fresh process failed: {(done.stderr.strip().splitlines() or ['nothing said'])[-1]}")

@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from crossfuse.runtime.gpu import gpu_count
+from crossfuse.runtime.driver import gpu_count
 
 __all__ = ["command_line", "environment"]
 

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from crossfuse.runtime.gpu import DeviceArray, Gpu
+from crossfuse.runtime.device_array import DeviceArray
+from crossfuse.runtime.gpu import Gpu
 
 __all__ = ["on_gpu"]
 
@@ -16,11 +17,9 @@ __all__ = ["on_gpu"]
 def on_gpu(inputs: Mapping[str, NDArray[Any]], gpu: Gpu | None = None) -> dict[str, DeviceArray]:
     """Copies of host arrays on a GPU, the first unless given; they are there when this returns."""
     gpu = gpu or Gpu()
-    stream = gpu.stream()
     placed = {}
     for name, array in inputs.items():
-        buffer = gpu.allocate(array.nbytes, stream)
-        gpu.upload(np.ascontiguousarray(array), buffer, stream)
-        placed[name] = DeviceArray(buffer, array.shape, array.dtype.name)
-    stream.sync()
+        placed[name] = gpu.empty(array.shape, array.dtype.name)
+        if array.nbytes:
+            gpu.driver.upload(placed[name].pointer, np.ascontiguousarray(array))
     return placed

@@ -3,6 +3,7 @@
 ======================  ================================================================================================
 ``eager``               PyTorch, ``inference_mode``
 ``compile``             ``torch.compile``, default mode
+``compile-max``         ``torch.compile``, ``max-autotune``, which captures CUDA graphs; on GPUs only
 ``onnx``                ``torch.onnx.export``, in ONNX Runtime
 ``hf``                  `transformers`' ``OnnxExporter`` with its fusions for ONNX Runtime; models of that library only
 ``openvino``            the plain export in OpenVINO, latency hint, fp32
@@ -20,7 +21,7 @@ import copy
 import io
 import tempfile
 from collections.abc import Callable, Mapping
-from contextlib import redirect_stdout
+from contextlib import ExitStack, redirect_stdout
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -50,10 +51,12 @@ class Rivals:
         spec: the model.
         device: ``cpu`` or ``cuda``.
         threads: inside one operator; None for each library's default.
+        device_id: number of the GPU.
     """
 
-    def __init__(self, spec: ModelSpec, device: str = "cpu", threads: int | None = None) -> None:
-        self._spec, self._device, self._threads = spec, device, threads
+    def __init__(self, spec: ModelSpec, device: str = "cpu", threads: int | None = None, *, device_id: int = 0) -> None:
+        self._spec, self._device, self._threads, self._device_id = spec, device, threads, device_id
+        self._open = ExitStack()
         self._folder = tempfile.TemporaryDirectory(prefix="crossfuse-rivals-", ignore_cleanup_errors=True)
         self._exports: dict[tuple[tuple[str, tuple[int, ...]], ...], tuple[Path, list[str]]] = {}
 
@@ -69,7 +72,10 @@ class Rivals:
         import torch
 
         torch.set_num_threads(self._torch_threads)
+        self._open.close()
         self._folder.cleanup()
+        if self._device == "cuda" and torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
     def make(self, name: str, inputs: Arrays) -> Run:
         """A function that runs the rival on these inputs and gives its outputs by name.
@@ -92,6 +98,12 @@ class Rivals:
 
         return self._module(inputs, torch.compile)
 
+    def _compile_max(self, inputs: Arrays) -> Run:
+        import torch
+
+        self._need_gpu("compile-max")
+        return self._module(inputs, lambda module: torch.compile(module, mode="max-autotune"))
+
     def _eager_fp16(self, inputs: Arrays) -> Run:
         self._need_gpu("eager-fp16")
         halved = {name: array.astype(np.float16) if array.dtype.kind == "f" else array for name, array in inputs.items()}
@@ -102,7 +114,7 @@ class Rivals:
 
         from crossfuse.export.capture import named_outputs
 
-        device = torch.device(self._device)
+        device = torch.device("cpu") if self._device == "cpu" else torch.device(self._device, self._device_id)
         # The exports go on reading the model on the CPU.
         module = prepared(self._spec.module if device.type == "cpu" else copy.deepcopy(self._spec.module).to(device))
         given = {name: torch.from_numpy(np.array(array)) for name, array in inputs.items()}
@@ -137,13 +149,15 @@ class Rivals:
     def _openvino(self, inputs: Arrays) -> Run:
         import openvino
 
+        if self._device != "cpu":
+            raise InputError("openvino computes on CPUs and on Intel's GPUs", got=self._device)
         path, names = self._plain_export(inputs)
         core = openvino.Core()
         # On processors that have it, OpenVINO would compute in bf16.
         settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
         if self._threads is not None:
             settings["INFERENCE_NUM_THREADS"] = self._threads
-        compiled = core.compile_model(core.read_model(path), "GPU" if self._device == "cuda" else "CPU", settings)
+        compiled = core.compile_model(core.read_model(path), "CPU", settings)
         request = compiled.create_infer_request()
         taken = {name for port in compiled.inputs for name in port.get_names()}
         feeds = {name: array for name, array in inputs.items() if name in taken}
@@ -160,7 +174,7 @@ class Rivals:
 
         path, names = self._plain_export(inputs)
         runner = TrtRunner(EngineFromNetwork(NetworkFromOnnxPath(str(path))))
-        runner.activate()
+        self._open.enter_context(runner)
         taken = runner.get_input_metadata()
         feeds = {name: array for name, array in inputs.items() if name in taken}
 
@@ -176,7 +190,13 @@ class Rivals:
         options.log_severity_level = 3
         options.intra_op_num_threads = self._threads or 0
         wanted = "CUDAExecutionProvider" if self._device == "cuda" else "CPUExecutionProvider"
-        session = ort.InferenceSession(str(path), options, providers=[wanted])
+        settings = {"device_id": str(self._device_id)} if self._device == "cuda" else {}
+        if self._device == "cuda" and hasattr(ort, "preload_dlls"):
+            ort.preload_dlls()
+        session = ort.InferenceSession(str(path), options, providers=[(wanted, settings)])
+        if session.get_providers()[0] != wanted:
+            # ONNX Runtime goes on without a provider that can't be had, and would be measured on the CPU.
+            raise InputError(f"ONNX Runtime has no {wanted} here", got=f"{session.get_providers()[0]} instead")
         taken = {i.name for i in session.get_inputs()}
         feeds = {name: array for name, array in inputs.items() if name in taken}
         return lambda: dict(zip(names, session.run(names, feeds), strict=True))
@@ -217,6 +237,7 @@ def _export_plainly(spec: ModelSpec, inputs: Arrays, path: Path) -> list[str]:
 RIVALS: dict[str, Callable[[Rivals, Arrays], Run]] = {
     "eager": Rivals._eager,
     "compile": Rivals._compile,
+    "compile-max": Rivals._compile_max,
     "onnx": Rivals._onnx,
     "hf": Rivals._hf,
     "openvino": Rivals._openvino,

@@ -26,6 +26,7 @@ from crossfuse.profile.report import OURS, LatencyReport, Row
 from crossfuse.profile.rivals import Rivals, Run
 from crossfuse.profile.sampling import Plan, Samples, sample
 from crossfuse.profile.statistics import Interval, paired_ratio
+from crossfuse.runtime.gpu import Gpu
 from crossfuse.runtime.loading import load
 from crossfuse.runtime.options import SessionOptions
 from crossfuse.runtime.session import Session
@@ -87,7 +88,7 @@ def profile_bundle(
             limits = measure_limits(session.provider, settings)
         rivals = None
         if wanted.against and spec is not None:
-            rivals = stack.enter_context(Rivals(spec, _device_of(session), settings.threads))
+            rivals = stack.enter_context(Rivals(spec, _device_of(session), settings.threads, device_id=_gpu_of(session)))
         fixed = fixed_work(session.provider, settings) if on_ort else None
         for point in points:
             rows += _point(session, inputs_at(session.inputs, known, point), point, wanted, rivals, fixed, step)
@@ -96,7 +97,7 @@ def profile_bundle(
         cold = None
         if wanted.cold_starts:
             step("cold starts")
-            cold = cold_start(bundle.path, session.target, first, wanted.cold_starts)
+            cold = cold_start(bundle.path, session.target, first, wanted.cold_starts, device=_gpu_of(session))
         return LatencyReport(
             str(path),
             manifest.name,
@@ -109,7 +110,7 @@ def profile_bundle(
             loads,
             cold,
             _break_even(rows, points[0]),
-            GpuMeter().used_bytes(),
+            GpuMeter(device=_gpu_of(session)).used_bytes(),
             tuple(row.to_json() for row in manifest.ledger),
             entry.parity,
             environment(),
@@ -136,7 +137,7 @@ def _point(
         calls[f"{OURS} encode"] = lambda: session.encode(first)
         calls[f"{OURS} query"] = lambda: session.query(context, queries)
     if _device_of(session) == "cuda":
-        placed = on_gpu(inputs)
+        placed = on_gpu(inputs, Gpu(_gpu_of(session)))
         calls[f"{OURS} without copies"] = lambda: session.run(placed)
     failures: dict[str, str] = {}
     errors: dict[str, float | None] = {}
@@ -147,7 +148,7 @@ def _point(
             if run is not None:
                 calls[name] = run
                 errors[name] = _difference(run(), expected)
-    joules = {name: _energy(call) for name, call in calls.items()}
+    joules = {name: _energy(call, _gpu_of(session)) for name, call in calls.items()}
     if fixed is not None:
         calls[_MACHINE] = fixed
     taken = sample(calls, wanted.plan, step=lambda text: step(f"{where}: {text}"))
@@ -192,9 +193,9 @@ def _difference(got: Arrays, expected: Arrays) -> float | None:
     return max(found, default=None)
 
 
-def _energy(call: Callable[[], object]) -> float | None:
+def _energy(call: Callable[[], object], device: int) -> float | None:
     """Joules of one call, by the GPU's counter over several."""
-    meter = GpuMeter()
+    meter = GpuMeter(device=device)
     before = meter.joules()
     if before is None:
         return None
@@ -251,6 +252,11 @@ def _break_even(rows: Sequence[Row], point: Mapping[str, int]) -> float | None:
 def _device_of(session: Session) -> str:
     """Where a session computes, as PyTorch says it."""
     return "cpu" if session.provider == "CPUExecutionProvider" else "cuda"
+
+
+def _gpu_of(session: Session) -> int:
+    """The number of the GPU that a session computes on; 0 where it computes on none."""
+    return session.engine(next(iter(session.stages))).device
 
 
 def _known_inputs(bundle: Bundle) -> dict[str, NDArray[Any]]:

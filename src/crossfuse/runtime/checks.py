@@ -9,10 +9,14 @@ import numpy as np
 
 from crossfuse.errors import InputError, suggestion
 from crossfuse.foreign import cause_of
+from crossfuse.runtime.device_array import device_array
+from crossfuse.runtime.dlpack import CPU, CUDA_HOST
 from crossfuse.specs import Dim, TensorSpec
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+    from crossfuse.runtime.stage import Stage
 
 __all__ = ["InputChecker", "check_indices", "given_by_name", "ids_of", "is_on_device", "positions_of"]
 
@@ -21,16 +25,17 @@ _UNSIGNED: dict[int, Any] = {4: np.dtype(np.uint32), 8: np.dtype(np.uint64)}
 
 
 def is_on_device(value: object) -> bool:
-    """A DLPack array that is not in host memory."""
-    device = getattr(value, "__dlpack_device__", None)
-    if device is None or isinstance(value, np.ndarray):
+    """An array with DLPack, or with the CUDA array interface alone, that is not in host memory."""
+    if isinstance(value, np.ndarray):
         return False
+    device = getattr(value, "__dlpack_device__", None)
     try:
+        if device is None:
+            return hasattr(value, "__cuda_array_interface__")
         kind = device()[0]
     except Exception as error:  # another library's code
         raise InputError(f"an input can't be read through DLPack: {cause_of(error)}", got=type(value).__name__) from error
-    # 1 is kDLCPU and 3 kDLCUDAHost in DLPack's device types.
-    return kind not in (1, 3)
+    return kind not in (CPU, CUDA_HOST)
 
 
 def given_by_name(inputs: object, named: dict[str, Any]) -> Mapping[str, Any]:
@@ -92,20 +97,36 @@ class InputChecker:
             feeds[spec.name] = array if array.flags.c_contiguous else np.ascontiguousarray(array)
         return feeds
 
-    def check_device(self, inputs: Mapping[str, Any], known: Mapping[str, int] | None = None) -> None:
-        """The same checks where some arrays are on a device: not of dtypes, which DLPack leaves to the engine, nor of indices
-        on the device, which would have to be copied to be seen."""
+    def check_device(self, inputs: Mapping[str, Any], engine: Stage, known: Mapping[str, int] | None = None) -> dict[str, Any]:
+        """The same checks where some arrays are on a GPU: those as `DeviceArray`, the others as host arrays.
+
+        Indices on the GPU are not checked: they would have to be copied to be seen. ``known`` dimensions have these sizes
+        already.
+
+        Raises:
+            InputError: as above, an array on another GPU than the engine's, or an engine that is on none.
+        """
         if inputs.keys() != self._names:
             self._wrong_names(inputs)
-        sizes: dict[str, int] = dict(known) if known else {}
+        if not engine.on_device:
+            where = ", ".join(name for name, value in inputs.items() if is_on_device(value))
+            raise InputError(
+                "an input is on a GPU, and the session computes on the CPU", where=where, do="Copy it to host memory first"
+            )
+        feeds: dict[str, Any] = {}
+        sizes: dict[str, int] = dict(known or {})
         for spec, _, rank, axes in self._plan:
-            shape = getattr(inputs[spec.name], "shape", None)
-            if shape is None:
-                got = type(inputs[spec.name]).__name__
-                raise InputError("an input is not an array", where=spec.name, got=got, expected=_TAKES)
-            self._check_shape(spec, tuple(shape), rank, axes, sizes)
-            if spec.range is not None and not is_on_device(inputs[spec.name]):
-                check_indices(spec, _as_array(spec, inputs[spec.name]))
+            value = inputs[spec.name]
+            array = device_array(value, engine.device, spec.name) if is_on_device(value) else _as_array(spec, value)
+            if str(array.dtype) != spec.dtype:
+                raise InputError(
+                    "an input has the wrong dtype", where=spec.name, got=array.dtype, expected=spec.dtype, do="Convert it"
+                )
+            self._check_shape(spec, tuple(array.shape), rank, axes, sizes)
+            if spec.range is not None and isinstance(array, np.ndarray):
+                check_indices(spec, array)
+            feeds[spec.name] = array
+        return feeds
 
     @staticmethod
     def _check_shape(

@@ -10,7 +10,7 @@ import numpy as np
 
 from crossfuse.errors import InputError
 from crossfuse.runtime.checks import positions_of
-from crossfuse.runtime.gpu import DeviceArray
+from crossfuse.runtime.device_array import DeviceArray
 from crossfuse.specs import TensorSpec
 
 __all__ = ["Context"]
@@ -44,7 +44,7 @@ class Context:
     @property
     def nbytes(self) -> int:
         """Bytes that the tensors take."""
-        return sum(_nbytes(tensor) for tensor in self.tensors.values())
+        return sum(int(tensor.nbytes) for tensor in self.tensors.values())
 
     def __len__(self) -> int:
         return self.count
@@ -53,7 +53,8 @@ class Context:
         """The contexts at these positions, in this order, copied; positions may repeat.
 
         Raises:
-            InputError: no positions, one out of range, contexts without a batch, or contexts on a device.
+            InputError: no positions, one out of range, or contexts without a batch.
+            EngineError: no room on the GPU.
         """
         wanted = positions_of(indices)
         if self.batch is None:
@@ -68,9 +69,9 @@ class Context:
                     raise InputError("a context tensor's batch is no axis of its own", where=spec.name, got=spec)
                 taken[spec.name] = tensor
                 continue
-            if not isinstance(tensor, np.ndarray):
-                raise InputError("contexts on a device can't be selected from", where=spec.name, do="Encode them apart")
-            taken[spec.name] = frozen(np.take(tensor, wanted, axis=spec.shape.index(self.batch)))
+            axis = spec.shape.index(self.batch)
+            on_device = isinstance(tensor, DeviceArray)
+            taken[spec.name] = tensor.take(wanted.tolist(), axis) if on_device else frozen(np.take(tensor, wanted, axis=axis))
         return replace(self, tensors=taken, count=int(wanted.size))
 
     def __repr__(self) -> str:
@@ -82,22 +83,3 @@ def frozen(array: Any) -> Any:
     if isinstance(array, np.ndarray):
         array.flags.writeable = False
     return array
-
-
-def _nbytes(tensor: Any) -> int:
-    if isinstance(tensor, np.ndarray):
-        return tensor.nbytes
-    if isinstance(tensor, DeviceArray):
-        return tensor.nbytes
-    size = int(np.prod(tensor.shape()))
-    return size * _ITEM_SIZES.get(str(tensor.data_type()), 4)
-
-
-_ITEM_SIZES = {
-    "tensor(float16)": 2,
-    "tensor(bfloat16)": 2,
-    "tensor(float)": 4,
-    "tensor(double)": 8,
-    "tensor(int64)": 8,
-    "tensor(bool)": 1,
-}

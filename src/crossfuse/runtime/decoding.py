@@ -10,6 +10,7 @@ import numpy as np
 from crossfuse.errors import InputError
 from crossfuse.runtime.checks import positions_of
 from crossfuse.runtime.context import Context
+from crossfuse.runtime.device_array import DeviceArray
 from crossfuse.specs import NEXT, POSITION, STATE, TensorSpec
 
 if TYPE_CHECKING:
@@ -29,7 +30,8 @@ class DecodingState:
         position: how many tokens each sequence has by now.
         length: the most tokens it can have.
 
-    The state's tensors are made once; a step writes one row of each in place.
+    The state's tensors are made once, where the engine computes. On the CPU a step writes one row of each in place; on a GPU
+    there are two sets of them, and a step reads the one and writes the other.
     """
 
     def __init__(
@@ -43,11 +45,18 @@ class DecodingState:
         dtype = next(spec.dtype for spec in inputs if spec.name == tokens)
         self.tokens: NDArray[Any] = np.zeros((batch, 1), dtype=dtype)
         names = {spec.name for spec in inputs}
-        self._state: dict[str, NDArray[Any]] = {}
-        for spec in inputs:
-            if spec.name.startswith(STATE):
-                shape = tuple(size if isinstance(size, int) else batch for size in spec.shape)
-                self._state[spec.name] = np.zeros(shape, dtype=spec.dtype)
+        shapes = {
+            spec.name: (tuple(size if isinstance(size, int) else batch for size in spec.shape), spec.dtype)
+            for spec in inputs
+            if spec.name.startswith(STATE)
+        }
+        self._state: dict[str, Any] = {}
+        self._other: dict[str, DeviceArray] = {}
+        if engine.on_device:
+            self._state = {name: engine.empty(*told).zero() for name, told in shapes.items()}
+            self._other = {name: engine.empty(*told).zero() for name, told in shapes.items()}
+        else:
+            self._state = {name: np.zeros(shape, dtype) for name, (shape, dtype) in shapes.items()}
         given = {name: tensor for name, tensor in context.tensors.items() if name in names}
         self._feeds = {**given, tokens: self.tokens, POSITION: self._position, **self._state}
         self._binding: Any = None
@@ -61,7 +70,7 @@ class DecodingState:
     @property
     def nbytes(self) -> int:
         """Bytes of the state's tensors, those of the context not counted."""
-        return sum(array.nbytes for array in self._state.values())
+        return sum(int(array.nbytes) for array in (*self._state.values(), *self._other.values()))
 
     def reorder(self, indices: Sequence[int]) -> None:
         """Sequence ``i`` goes on from what was sequence ``indices[i]``; for beams. Contexts keep their order.
@@ -72,6 +81,9 @@ class DecodingState:
         order = positions_of(indices)
         if order.shape != (self.batch,) or order.min() < 0 or order.max() >= self.batch:
             raise InputError("one position per sequence is needed", got=order.tolist(), expected=f"{self.batch} of them")
+        if self._engine.on_device:
+            self._state = {name: array.take(order.tolist(), 0) for name, array in self._state.items()}
+            return
         for array in self._state.values():
             array[:, : self.position] = array[order, : self.position]
 
@@ -90,6 +102,10 @@ class DecodingState:
         if self.position >= self.length:
             raise InputError("the state is full", got=f"{self.position} tokens", expected=f"at most {self.length}")
         self.tokens[...] = tokens
+        if self._engine.on_device:
+            self._advance_on_device()
+            self._position[0] += 1
+            return self._outputs
         if self._binding is None:
             first = dict(zip(self._engine.boundary[1], self._engine.run_mixed(self._feeds), strict=True))
             self._outputs = {n: np.ascontiguousarray(a) for n, a in first.items() if not n.startswith(NEXT)}
@@ -99,3 +115,11 @@ class DecodingState:
         self._engine.run_bound(self._binding)
         self._position[0] += 1
         return self._outputs
+
+    def _advance_on_device(self) -> None:
+        """The state stays on the GPU; nothing in it changes unless the whole step went well."""
+        kept = {NEXT + name.removeprefix(STATE): array for name, array in self._other.items()}
+        made = self._engine.run_into({**self._feeds, **self._state}, kept)
+        named = dict(zip(self._engine.boundary[1], made, strict=True))
+        self._outputs = {name: array for name, array in named.items() if name not in kept}
+        self._state, self._other = self._other, self._state

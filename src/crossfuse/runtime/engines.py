@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from crossfuse.bundle.manifest import EngineInfo
 from crossfuse.errors import BundleError
 from crossfuse.onnx_runtime import has_onnxruntime, require_onnxruntime
-from crossfuse.runtime.gpu import gpu_count
+from crossfuse.runtime.driver import gpu_count
 from crossfuse.runtime.options import SessionOptions
 from crossfuse.runtime.trt import RUNTIMES, TrtStage, runtime_module
 

@@ -23,6 +23,8 @@ class SessionOptions:
         provider_options: passed to the execution provider. For CUDA, ``use_tf32`` is ``"0"`` unless given: an fp32 bundle
             computes in fp32; ``cudnn_conv_algo_search`` is ``"HEURISTIC"``: each new shape of a convolution is planned anew.
         lanes: calls that an engine executes at once, each with its own buffers; more wait.
+        device_id: which GPU, for targets that need one, among those that ``CUDA_VISIBLE_DEVICES`` leaves visible. An entry of
+            ``provider_options`` of that name says the same.
     """
 
     threads: int | None = None
@@ -31,6 +33,7 @@ class SessionOptions:
     provider: str | None = None
     provider_options: Mapping[str, str] = field(default_factory=dict)
     lanes: int = 2
+    device_id: int = 0
 
     def __post_init__(self) -> None:
         for name, value in (("threads", self.threads), ("inter_op_threads", self.inter_op_threads), ("lanes", self.lanes)):
@@ -38,3 +41,16 @@ class SessionOptions:
                 raise InputError("a session option is no whole number", where=name, got=repr(value))
             if value is not None and value < 1:
                 raise InputError("a session option is out of range", where=name, got=value, expected="at least 1")
+        told = self.provider_options.get("device_id")
+        if self.device_id < 0 or (told is not None and (not str(told).isdecimal() or self.device_id not in (0, int(told)))):
+            raise InputError(
+                "a session option is out of range",
+                where="device_id",
+                got=self.device_id if told is None else f"{self.device_id}, and {told!r} among the provider's options",
+                expected="a GPU's number, told once",
+            )
+
+    @property
+    def device(self) -> int:
+        """The GPU's number, wherever it was told."""
+        return int(self.provider_options.get("device_id", self.device_id))

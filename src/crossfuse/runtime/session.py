@@ -68,8 +68,8 @@ class Session:
 
         Args:
             inputs: NumPy arrays, or anything with DLPack. Host arrays that are contiguous are not copied. Device arrays
-                stay on the device, and then so do the outputs (objects with DLPack). In a split bundle the queries' batch may
-                be a multiple of the contexts'.
+                stay on the device, and then so do the outputs (`DeviceArray`, which speaks DLPack). In a split bundle the
+                queries' batch may be a multiple of the contexts'.
             named: the same as keywords.
 
         Returns:
@@ -135,10 +135,9 @@ class Session:
         engines = self._require_split()
         stage = self.stages["context"]
         given = given_by_name(inputs, named)
-        feeds: Mapping[str, Any] = given
         if any(type(v) is not np.ndarray and is_on_device(v) for v in given.values()):
-            self._check_context.check_device(given)
-            tensors = engines["context"].run_on_device(given)
+            feeds = self._check_context.check_device(given, engines["context"])
+            tensors = engines["context"].run_on_device(feeds)
         else:
             feeds = self._check_context(given)
             context = engines["context"]
@@ -169,8 +168,7 @@ class Session:
         given = given_by_name(inputs, named)
         on_device = any(type(v) is not np.ndarray and is_on_device(v) for v in given.values())
         if on_device:
-            self._check_query.check_device(given, context.sizes)
-            feeds = dict(given)
+            feeds = self._check_query.check_device(given, engines["query"], context.sizes)
         else:
             feeds = self._check_query(given, context.sizes)
         self._check_fan_out(feeds, context.count)
@@ -269,11 +267,10 @@ class Session:
         return f"<crossfuse Session {self.target} on {state}: {', '.join(map(str, self.inputs))}>"
 
     def _run_on_device(self, engines: Mapping[str, Stage], inputs: Mapping[str, Any]) -> dict[str, Any]:
-        self._check.check_device(inputs)
+        feeds = self._check.check_device(inputs, next(iter(engines.values())))
         if not self.split:
-            return dict(zip(self._names, engines["model"].run_on_device(inputs), strict=True))
-        self._check_fan_out(inputs, self._count(inputs))
-        feeds = dict(inputs)
+            return dict(zip(self._names, engines["model"].run_on_device(feeds), strict=True))
+        self._check_fan_out(feeds, self._count(feeds))
         first = {name: feeds.pop(name) for name in self._context_names}
         feeds.update(zip(self._frontier, engines["context"].run_on_device(first), strict=True))
         return dict(zip(self._names, engines["query"].run_on_device(feeds), strict=True))

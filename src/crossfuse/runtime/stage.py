@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from crossfuse.runtime.device_array import DeviceArray
+
 __all__ = ["Stage"]
 
 
@@ -18,11 +20,13 @@ class Stage(Protocol):
         provider: what executes it.
         boundary: names of inputs and outputs.
         on_device: results can stay on a GPU, and are handed from stage to stage there.
+        device: number of that GPU.
     """
 
     provider: str
     boundary: tuple[tuple[str, ...], tuple[str, ...]]
     on_device: bool
+    device: int
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
         """Outputs in the boundary's order, for host arrays."""
@@ -31,7 +35,13 @@ class Stage(Protocol):
         """Outputs as host arrays, for any mix of host and device arrays."""
 
     def run_on_device(self, feeds: Mapping[str, Any]) -> list[Any]:
-        """Outputs on the engine's device (objects with DLPack), for any mix of host and device arrays."""
+        """Outputs on the engine's device (`DeviceArray` on a GPU), for any mix of host and device arrays."""
+
+    def run_into(self, feeds: Mapping[str, Any], kept: Mapping[str, DeviceArray]) -> list[Any]:
+        """Outputs as host arrays, but for those that are written into arrays on the GPU; for engines on one."""
+
+    def empty(self, shape: tuple[int, ...], dtype: str) -> DeviceArray:
+        """A new array on the GPU, its content undefined; for engines on one."""
 
     def bind(self, feeds: Mapping[str, Any], outputs: Sequence[NDArray[Any]]) -> Any:
         """Inputs and outputs fixed in memory; `run_bound` executes them in place."""

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import importlib.util
+import os
 import threading
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,9 +16,10 @@ import numpy as np
 
 from crossfuse.bundle.manifest import EngineInfo
 from crossfuse.engine_layers import Layer, read_inspection
-from crossfuse.errors import Advice, BundleError, Said
+from crossfuse.errors import Advice, BundleError, EngineError, Said
 from crossfuse.folders import user_cache
-from crossfuse.runtime.gpu import DeviceArray, Gpu
+from crossfuse.runtime.device_array import DeviceArray
+from crossfuse.runtime.gpu import Gpu
 from crossfuse.runtime.lane import Lane
 from crossfuse.runtime.options import SessionOptions
 
@@ -42,7 +46,7 @@ class TrtStage:
         target: ``tensorrt`` or ``tensorrt-rtx``.
         engine: what the manifest says about it.
         options: of the session.
-        library, gpu: instead of the installed runtime and the first GPU.
+        library, gpu: instead of the installed runtime and the GPU that the options name.
 
     Raises:
         BundleError: no GPU or no runtime, or one that the engine was not built for.
@@ -56,7 +60,8 @@ class TrtStage:
         if options.provider is not None:
             raise BundleError("an engine can't be executed by another provider", got=options.provider, do="Leave it out")
         trt = library or _import(target, engine)
-        self.gpu = gpu or Gpu()
+        self.gpu = gpu or Gpu(options.device)
+        self.device: int = self.gpu.index
         _check_gpu(self.gpu, engine, target)
         self.provider = _NAMES[target]
         self.version = str(trt.__version__)
@@ -74,8 +79,8 @@ class TrtStage:
                 do=Advice("Build it again on this machine: {}", build_command(target)),
             )
         self._engine = engine_or_none
-        self._kernels = user_cache() / "kernels" / f"{plan.name}-{engine.request[:16] or plan.stat().st_size}.bin"
-        self._config = self._runtime_config()
+        self._kernels = user_cache() / "kernels" / f"{plan.name}-{self._kernels_key(plan, engine)}.bin"
+        self._cache = self._runtime_cache()
         names = [self._engine.get_tensor_name(i) for i in range(self._engine.num_io_tensors)]
         inputs = tuple(n for n in names if self._engine.get_tensor_mode(n) == trt.TensorIOMode.INPUT)
         self.boundary = (inputs, tuple(n for n in names if n not in inputs))
@@ -92,10 +97,20 @@ class TrtStage:
         """As `run`."""
         return self.run(feeds)
 
-    def run_on_device(self, feeds: Mapping[str, Any]) -> list[Any]:
+    def run_on_device(self, feeds: Mapping[str, Any]) -> list[DeviceArray]:
         """Outputs as `DeviceArray`, which stay on the GPU."""
         arrays: list[DeviceArray] = self._with_lane(lambda lane: lane.run_on_device(feeds))
-        return list(arrays)
+        return arrays
+
+    def run_into(self, feeds: Mapping[str, Any], kept: Mapping[str, DeviceArray]) -> list[Any]:
+        """Outputs as host arrays, but for those that are written into arrays on the GPU."""
+        outputs: list[Any] = self._with_lane(lambda lane: lane.run_into(feeds, kept))
+        return outputs
+
+    def empty(self, shape: tuple[int, ...], dtype: str) -> DeviceArray:
+        """A new array on the GPU, its content undefined."""
+        array: DeviceArray = self.gpu.empty(shape, dtype)
+        return array
 
     def bind(self, feeds: Mapping[str, Any], outputs: Sequence[NDArray[Any]]) -> Any:
         """Inputs and outputs for `run_bound`."""
@@ -124,7 +139,7 @@ class TrtStage:
             def report_layer_time(self, layer_name: str, ms: float) -> None:
                 times.append((layer_name, float(ms) * 1e-3))
 
-        lane = Lane(self._trt, self._engine, self._config, self.gpu, self.boundary)
+        lane = self._lane(captures=False)
         for _ in range(2):
             lane.run(feeds)
         lane.time_layers(feeds, Listener(), runs)
@@ -133,11 +148,12 @@ class TrtStage:
 
     def close(self) -> None:
         """Keep the kernels that were compiled here for the next process."""
-        cache = None if self._config is None else self._config.get_runtime_cache()
-        if cache is not None:
+        if self._cache is None:
+            return
+        with suppress(OSError):
             self._kernels.parent.mkdir(parents=True, exist_ok=True)
-            aside = self._kernels.with_suffix(f".{threading.get_ident()}")
-            aside.write_bytes(bytes(cache.serialize()))
+            aside = self._kernels.with_suffix(f".{os.getpid()}-{threading.get_ident()}")
+            aside.write_bytes(bytes(self._cache.serialize()))
             aside.replace(self._kernels)
 
     def _with_lane(self, work: Any) -> Any:
@@ -145,23 +161,56 @@ class TrtStage:
             with self._lock:
                 lane = self._idle.pop() if self._idle else None
             if lane is None:
-                lane = Lane(self._trt, self._engine, self._config, self.gpu, self.boundary)
+                lane = self._lane()
+            result = None
             try:
-                return work(lane)
-            finally:
-                with self._lock:
-                    self._idle.append(lane)
+                result = work(lane)
+            except EngineError:
+                # What made the GPU fail may have left the lane's context or stream unusable: the next call makes another.
+                raise
+            except BaseException:
+                self._give_back(lane)
+                raise
+            self._give_back(lane)
+            return result
 
-    def _runtime_config(self) -> Any:
-        """TensorRT-RTX's: compiled kernels are kept beside the user's other caches; None for TensorRT."""
+    def _give_back(self, lane: Lane) -> None:
+        with self._lock:
+            self._idle.append(lane)
+
+    def _lane(self, *, captures: bool = True) -> Lane:
+        config = self._runtime_config(captures)
+        own = config is not None and hasattr(config, "cuda_graph_strategy")
+        return Lane(self._trt, self._engine, config, self.gpu, self.boundary, captures=captures and not own)
+
+    def _runtime_config(self, captures: bool) -> Any:
+        """TensorRT-RTX's, one for each context: it captures CUDA graphs by itself, in our memory. None for TensorRT."""
+        if self._cache is None:
+            return None
+        config: Any = self._engine.create_runtime_config()
+        config.set_runtime_cache(self._cache)
+        config.set_execution_context_allocation_strategy(self._trt.ExecutionContextAllocationStrategy.USER_MANAGED)
+        if hasattr(config, "cuda_graph_strategy"):
+            strategies = self._trt.CudaGraphStrategy
+            config.cuda_graph_strategy = strategies.WHOLE_GRAPH_CAPTURE if captures else strategies.DISABLED
+        return config
+
+    def _runtime_cache(self) -> Any:
+        """Kernels that TensorRT-RTX compiled here before, for all lanes; they are kept beside the user's other caches."""
         if not hasattr(self._trt, "IRuntimeCache"):
             return None
         config: Any = self._engine.create_runtime_config()
-        cache = config.create_runtime_cache()
+        cache: Any = config.create_runtime_cache()
         if self._kernels.is_file():
+            # The library refuses kernels of another GPU, driver or version by its result.
             cache.deserialize(self._kernels.read_bytes())
-        config.set_runtime_cache(cache)
-        return config
+        return cache
+
+    def _kernels_key(self, plan: Path, engine: EngineInfo) -> str:
+        """Kernels belong to an engine, a GPU and a driver: machines that share a cache folder don't take each other's place."""
+        built = engine.request or str(plan.stat().st_size)
+        told = (built, self.gpu.name, self.gpu.capability, self.gpu.driver_version, self.version)
+        return hashlib.sha256("\0".join(told).encode()).hexdigest()[:24]
 
 
 def runtime_module(target: str, *, lean: bool) -> str | None:

@@ -58,8 +58,7 @@ def open_engine(
         CrossfuseError: the bundle doesn't answer its own reference inputs.
     """
     bundle = open_bundle(path)
-    providers = {"device_id": str(options.device)} if options.device else {}
-    session = load(path, options.target, SessionOptions(threads=options.threads, spin=False, provider_options=providers))
+    session = load(path, options.target, SessionOptions(threads=options.threads, spin=False, device_id=options.device))
     engine = Engine(
         session,
         cache_bytes=options.cache_mb * 1_000_000,

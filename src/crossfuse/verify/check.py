@@ -67,7 +67,7 @@ def check_session(session: Session, reference: ReferenceSet, precision: str) -> 
         executed_on=executed_on,
         precision=precision,
     )
-    if session.decode is None or session.provider != "CPUExecutionProvider":
+    if session.decode is None:
         return report
     steps = _check_steps(session, reference, session.decode.tokens, precision)
     return replace(report, outputs={**report.outputs, **{f"{n}, step by step": o for n, o in steps.outputs.items()}})

@@ -27,6 +27,7 @@ else:
 __all__ = ["build", "library_version"]
 
 _INTERVAL = 0.5
+_USER_ALLOCATION = "REQUIRE_USER_ALLOCATION"
 
 
 def library_version() -> str:
@@ -47,6 +48,12 @@ def build(job: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
     config = _config(builder, network, job, options)
     started = time.monotonic()
     plan = builder.build_serialized_network(network, config)
+    if plan is None and any(_USER_ALLOCATION in text for text in log.errors):
+        # Shapes that depend on values need memory while the engine is executed; it then runs without CUDA graphs.
+        log.errors.clear()
+        log.listings.clear()
+        config.clear_flag(getattr(trt.BuilderFlag, _USER_ALLOCATION))
+        plan = builder.build_serialized_network(network, config)
     if plan is None:
         return {"errors": log.errors}
     Path(job["plan"]).write_bytes(plan)
@@ -82,11 +89,14 @@ def _config(
     else:
         create = CreateConfig(**common)
 
-    def without_tf32(builder: trt.Builder, network: trt.INetworkDefinition, config: trt.IBuilderConfig) -> None:
+    def flagged(builder: trt.Builder, network: trt.INetworkDefinition, config: trt.IBuilderConfig) -> None:
         # TF32 has the 10-bit mantissa of fp16: what stays in fp32 is to be computed in fp32.
         config.clear_flag(trt.BuilderFlag.TF32)
+        if hasattr(trt.BuilderFlag, _USER_ALLOCATION):
+            # TensorRT-RTX would else allocate memory while it executes, where sizes are large, and then captures no CUDA graph.
+            config.set_flag(getattr(trt.BuilderFlag, _USER_ALLOCATION))
 
-    made: trt.IBuilderConfig = PostprocessConfig(create, without_tf32)(builder, network)
+    made: trt.IBuilderConfig = PostprocessConfig(create, flagged)(builder, network)
     return made
 
 

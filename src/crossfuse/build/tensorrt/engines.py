@@ -86,6 +86,7 @@ def build_engine(
         "version": library_version(target),
         "profiles": [dict(shapes) for shapes in profiles],
         "options": asdict(options),
+        "memory": "of the execution context's owner",
     }
     with tempfile.TemporaryDirectory() as scratch:
         graph = Path(scratch) / f"{stage}.onnx"

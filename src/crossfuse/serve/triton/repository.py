@@ -27,6 +27,7 @@ from crossfuse.specs import TensorSpec
 __all__ = ["TritonOptions", "write_repository"]
 
 _NATIVE = {"ort-cpu": "onnxruntime_onnx", "ort-cuda": "onnxruntime_onnx", "tensorrt": "tensorrt_plan"}
+_ON_GPU = ("ort-cuda", "tensorrt", "tensorrt-rtx")
 _NATIVE_FILES = {"onnxruntime_onnx": "model.onnx", "tensorrt_plan": "model.plan"}
 _SUFFIXES = {"onnxruntime_onnx": "onnxruntime", "tensorrt_plan": "tensorrt"}
 _MARK = "# Written by crossfuse.\n"
@@ -105,7 +106,7 @@ def _python_model(bundle: Bundle, name: str, target: str, options: TritonOptions
         max_batch=0 if context else _max_batch(bundle, inputs, outputs, options),
         optional=[spec.name for spec in context],
         instances=options.instances,
-        gpu=target != "ort-cpu",
+        gpu=target in _ON_GPU,
         queue_ms=options.queue_ms,
         parameters=parameters,
     )
@@ -121,7 +122,7 @@ def _native_model(bundle: Bundle, name: str, target: str, options: TritonOptions
         stage.outputs,
         max_batch=_max_batch(bundle, stage.inputs, stage.outputs, options),
         instances=options.instances,
-        gpu=target != "ort-cpu",
+        gpu=target in _ON_GPU,
         queue_ms=options.queue_ms,
         file=_NATIVE_FILES[platform],
     )
