@@ -120,7 +120,7 @@ def turned_to(dtype: str) -> Callable[[About, Arrays], None]:
         (turned_to("complex128"), "can't be read"),
         (turned_to("int64"), "not the graph's"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else "change",
 )
 def test_forged_sets_are_refused(
     change: Callable[[About, Arrays], None], message: str, zoo_bundle: Callable[[str], Bundle], tmp_path: Path

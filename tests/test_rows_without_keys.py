@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 import crossfuse
 from crossfuse import FusionError, ModelSpec, runtime
+from crossfuse.build.cuda.lowering import lower_ort_cuda
 from crossfuse.build.lowering import Lowered
-from crossfuse.build.onnxruntime import lower_ort_cpu, lower_ort_cuda
+from crossfuse.build.onnxruntime import lower_ort_cpu
 from crossfuse.build.portable import lower_portable
 from crossfuse.bundle.store import Bundle
 from crossfuse.operator.reference import attention_reference
