@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import crossfuse
 from crossfuse import InputError, ModelSpec
-from crossfuse.errors import CrossfuseError
+from crossfuse.errors import CrossfuseError, EngineError
 from crossfuse.serve.engine import Engine, Request, UnexpectedError
 from crossfuse.serve.limits import Limits
 from crossfuse.serve.merging import Merging
@@ -321,6 +321,27 @@ def test_any_exception_is_the_answer_to_its_own_request(
     assert isinstance(answers[3], UnexpectedError)
     for answer in (answers[0], answers[4]):
         assert _judge(Draw(good, None), answer, engine) is None
+
+
+@pytest.mark.parametrize("failing", ["encode", "query"])
+def test_an_engine_that_fails_is_not_the_fault_of_the_inputs(
+    split: Path, monkeypatch: pytest.MonkeyPatch, failing: str
+) -> None:
+    """Alone and in a merged call; what is wrong with a request is still its own."""
+    engine = open_engine(split, EngineOptions(cache_mb=0))
+    good = honest(1, 2, 5, 0, 1, 1, seed=1)
+
+    def out_of_memory(*args: Any) -> Any:
+        raise EngineError("the GPU could not allocate 12 bytes", where="device 0")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(engine.session, failing, out_of_memory)
+        answers = engine.answer([Request(good), Request(good), Request({})])
+    for answer in answers[:2]:
+        assert isinstance(answer, UnexpectedError)
+        assert isinstance(answer.__cause__, EngineError)
+    assert isinstance(answers[2], InputError)
+    assert _judge(Draw(good, None), engine.answer([Request(good)])[0], engine) is None
 
 
 def test_outputs_that_have_other_rows_are_not_shared_out() -> None:

@@ -22,6 +22,7 @@ import crossfuse
 from coverage.cases import CASES
 from crossfuse import InputError, runtime
 from crossfuse.cli import main
+from crossfuse.errors import EngineError
 from crossfuse.serve.triton.config import ModelConfig, WarmUp
 from crossfuse.serve.triton.repository import TritonOptions, write_repository
 from crossfuse.specs import TensorSpec
@@ -251,6 +252,14 @@ def test_what_the_server_hands_over_is_checked_by_itself(
         asked = [FakeModule.Request(good), *bad, FakeModule.Request(good, "[]")]
         got = model.execute(asked)
         expected = session.run(good)
+
+        def failing(*args: Any) -> Any:
+            raise EngineError("the GPU could not allocate 12 bytes")
+
+        monkeypatch.setattr(session, "query", failing)
+        monkeypatch.setattr(session, "run", failing)
+        (failed,) = model.execute([FakeModule.Request(good)])
+    assert failed.error.code == FakeModule.TritonError.INTERNAL
     assert len(got) == len(asked)
     for response in (got[0], got[-1]):
         assert response.error is None

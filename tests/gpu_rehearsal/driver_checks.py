@@ -31,7 +31,7 @@ from crossfuse.runtime.driver import LEGACY_STREAM, Driver, driver_version, gpu_
 from crossfuse.runtime.gpu import Gpu
 from crossfuse.runtime.session import Session
 from crossfuse.runtime.trt import TrtStage
-from crossfuse.serve.engine import Engine, Request
+from crossfuse.serve.engine import Engine, Request, UnexpectedError
 from crossfuse.verify.check import check_session
 from crossfuse.verify.reference import load_reference
 from gpu_rehearsal.driver import Control
@@ -535,6 +535,24 @@ def test_device_inputs_are_checked_by_name(opened: Any, whole: Any, gpu: Gpu) ->
         session.run(**{**inputs, name: placed[name]})
 
 
+def test_indices_in_host_memory_are_checked_beside_device_arrays(opened: Any, gpu: Gpu) -> None:
+    """Those on the GPU are not: they would have to be copied to be seen."""
+    made = opened("split")
+    first, queries = parts(bundle_of("split"), sample("split"))
+    placed = on_gpu(first, gpu)
+    beyond = {**queries, "input_ids": queries["input_ids"] + 99}
+    with pytest.raises(InputError, match=r"outside its table \(input_ids\[0, 0\]\).*at most 98"):
+        made.session.run({**placed, **beyond})
+    masks = on_gpu({"attention_mask": queries["attention_mask"]}, gpu)
+    context = made.session.encode(placed)
+    with pytest.raises(InputError, match="outside its table"):
+        made.session.query(context, {**beyond, **masks})
+    ids = np.zeros((len(context), 0), np.int64)
+    agree(made.session.query(context, {**queries, **masks}), on_cpu("split", {**first, **queries}))
+    with pytest.raises(InputError, match="text"):
+        made.session.query(context, {**masks, "input_ids": ids})
+
+
 def test_device_inputs_of_every_make_are_read_rightly(opened: Any, whole: Any, gpu: Gpu) -> None:
     inputs, expected = whole
     made = opened("whole")
@@ -638,7 +656,7 @@ def test_contexts_are_selected_on_the_device(opened: Any, rtx: bool) -> None:
         context = made.session.encode(**first)
         for picks in ([0], [1, 0, 1], [-1]):
             expected, got = whole.select(picks), context.select(picks)
-            assert (got.count, got.nbytes) == (expected.count, expected.nbytes)
+            assert (got.count, got.nbytes, got.sizes) == (expected.count, expected.nbytes, expected.sizes)
             agree(dict(got.tensors), {n: np.asarray(a) for n, a in expected.tensors.items()})
             asked = {n: np.concatenate([a[:1]] * len(picks)) for n, a in queries.items()}
             agree(made.session.query(got, **asked), session.query(expected, **asked))
@@ -646,12 +664,18 @@ def test_contexts_are_selected_on_the_device(opened: Any, rtx: bool) -> None:
             context.select([99])
 
 
-def test_servers_open_bundles_with_a_batch_of_contexts(opened: Any) -> None:
+def test_servers_open_bundles_with_a_batch_of_contexts(opened: Any, control: Control) -> None:
     inputs = sample("split")
     engine = Engine(opened("split").session)
     engine.prove_merging(inputs)
     (answer,) = engine.answer([Request(inputs)])
     assert isinstance(answer, dict)
+    agree(answer, on_cpu("split", inputs))
+    with control.failing("cuStreamSynchronize", LAUNCH_FAILED):
+        (failed,) = engine.answer([Request(inputs)])
+    assert isinstance(failed, UnexpectedError)
+    assert isinstance(failed.__cause__, EngineError)
+    (answer,) = engine.answer([Request(inputs)])
     agree(answer, on_cpu("split", inputs))
 
 

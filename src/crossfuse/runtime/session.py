@@ -78,6 +78,7 @@ class Session:
         Raises:
             InputError: names, dtypes or shapes that the specs don't allow, values that the engine refuses, or a closed
                 session.
+            EngineError: the GPU failed.
         """
         engines = self._open_engines()
         given = given_by_name(inputs, named)

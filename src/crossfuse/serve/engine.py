@@ -228,8 +228,8 @@ class Engine:
 
 
 def _failure(error: Exception) -> CrossfuseError:
-    """The answer to a request that raised."""
-    if isinstance(error, CrossfuseError):
+    """The answer to a request that raised: what its inputs are to blame for is an `InputError`, an engine's failure is not."""
+    if isinstance(error, InputError):
         return error
     _LOG.error("a request failed unexpectedly\n%s", shown_traceback(error))
     text = shown(" ".join(str(error).split()))[:200]

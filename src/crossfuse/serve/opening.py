@@ -72,7 +72,7 @@ def open_engine(
         engine.prove_merging(inputs)
         (answer,) = engine.answer([Request(inputs)])
         if isinstance(answer, CrossfuseError):
-            raise answer
+            raise answer.__cause__ if isinstance(answer.__cause__, CrossfuseError) else answer
         if engine.cache is not None:
             engine.cache.clear()
     elif engine.merges:
