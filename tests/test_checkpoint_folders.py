@@ -198,9 +198,9 @@ def test_links_stay_in_the_folder(name: str, folder: Path, tmp_path: Path) -> No
         load_model(str(folder))
 
 
-def hub_cache(folder: Path, root: Path) -> Path:
+def hub_cache(folder: Path, root: Path, name: str = "someone--thing") -> Path:
     """A hub's cache: files are links to blobs beside the snapshots."""
-    repository = root / "models--someone--thing"
+    repository = root / f"models--{name}"
     snapshot = repository / "snapshots" / ("0" * 40)
     for made in (snapshot, repository / "blobs", repository / "refs"):
         made.mkdir(parents=True)
@@ -228,12 +228,14 @@ def test_links_of_a_hubs_cache_load(folder: Path, tmp_path: Path) -> None:
 def test_an_identifier_is_checked_too(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from huggingface_hub import constants
 
+    hub_cache(Path(shutil.copytree(folder, tmp_path / "one file")), tmp_path / "hub", "someone--small")
     index = sharded(folder)
     text = index.read_text()
     snapshot = hub_cache(folder, tmp_path / "hub")
     for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
         monkeypatch.setattr(constants, name, str(tmp_path / "hub"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert load_model("someone/small").missing == ()
     assert load_model("someone/thing").missing == ()
     (snapshot / index.name).resolve().write_text(text.replace(SHARD, "../x.bin"))
     with pytest.raises(InputError, match="the index names a file that can't be loaded"):

@@ -13,10 +13,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+import transformers as hf
 from torch import Tensor, nn
 
 import crossfuse
-from crossfuse import InputError, ModelSpec, runtime
+from coverage.cases import TEXT, VISION
+from crossfuse import InputError, ModelSpec, huggingface_spec, runtime
 from crossfuse.export.half_sources import half_source, widened
 from crossfuse.verify.eager_module import EagerModule
 
@@ -125,6 +127,16 @@ def test_a_half_source_in_half_precision(precision: str, tmp_path: Path) -> None
     with runtime.load(bundle.path) as session:
         got = session.run(**{k: v.numpy() for k, v in feeds.items()})["output"]
     np.testing.assert_allclose(got, truth(**feeds), atol={"fp16": 2e-3, "bf16": 1e-2}[precision])
+
+
+def test_a_half_model_of_transformers_is_traced_as_any_other(tmp_path: Path) -> None:
+    """Its library's patches and its attention interface reach the copy that is traced."""
+    torch.manual_seed(0)
+    model = hf.CLIPModel(hf.CLIPConfig(text_config=TEXT, vision_config=VISION, projection_dim=16)).half().eval()
+    bundle = crossfuse.export(huggingface_spec(model), tmp_path / "b")
+    assert {row.captured for row in bundle.ledger} == {"interface"}
+    assert bundle.manifest.source["dtype"] == "float16"
+    assert next(model.parameters()).dtype == torch.float16
 
 
 @pytest.mark.slow

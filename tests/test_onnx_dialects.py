@@ -107,7 +107,6 @@ def test_half_precision(tmp_path: Path, kind: int, outside: int) -> None:
     assert bundle.ledger.counts("ort-cpu") == {"cross": 1}
     parity = bundle.manifest.targets["ort-cpu"].parity
     assert parity["reference_dtype"] == "float64"
-    assert parity["outputs"]["y_out"]["tolerance"] < 1e-4
     with runtime.load(bundle.path) as session:
         for sizes in SIZES:
             feeds = feeds_at(*sizes)

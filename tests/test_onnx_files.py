@@ -70,7 +70,7 @@ def plain_export(spec: ModelSpec, path: Path, opset: int) -> None:
     """What a user gets from ``torch.onnx.export`` without us, behind the library's own patches where it has some."""
     dims = {name: torch.export.Dim(name, min=dim.min, max=dim.max or 4096) for name, dim in spec.dims.items()}
     shapes = {name: {axis: dims[dim] for axis, dim in spec.axes.get(name, {}).items()} for name in spec.inputs}
-    with spec.tracing() as tracing, quiet_exporter(), torch.no_grad():
+    with spec.tracing(spec.module) as tracing, quiet_exporter(), torch.no_grad():
         if hasattr(spec.module, "config"):
             from transformers.integrations.sdpa_attention import sdpa_attention_forward
             from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS

@@ -19,9 +19,10 @@ from typing import Any
 
 from crossfuse.errors import InputError
 
-__all__ = ["CONFIG", "INDEX", "WEIGHTS", "read_json", "require_plain", "weight_files"]
+__all__ = ["ADAPTER", "CONFIG", "INDEX", "WEIGHTS", "read_json", "require_plain", "weight_files"]
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+ADAPTER = "adapter_config.json"
 
 _READ = (".json", ".safetensors", ".py")
 """Endings of files that libraries read."""
@@ -135,7 +136,7 @@ def read_json(path: Path) -> Mapping[str, Any]:
 
 def _refuse_other_kinds(folder: Path) -> None:
     """What libraries would load in place of the weights, or in addition to them."""
-    adapter = folder / "adapter_config.json"
+    adapter = folder / ADAPTER
     if adapter.exists() or adapter.is_symlink():
         raise InputError(
             "the folder holds an adapter, which names another model to load",

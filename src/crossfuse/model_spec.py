@@ -60,7 +60,7 @@ class ModelSpec:
         decode: the input of token ids, ``[batch, tokens]``, of a model that decodes token by token over its context.
         drop_outputs: names of outputs to leave out; ``*`` stands for any text. An attention whose probabilities are an output
             fuses only without that output.
-        tracing: gives the context in which the module is traced and translated; set by sources that need one.
+        tracing: gives the context in which the module, or a copy of it, is traced and translated; set by sources that need one.
         sampler: makes inputs at other sizes; where omitted, the examples are imitated, as :mod:`crossfuse.imitation` tells.
         examples: further real inputs, by the same names and of any sizes that ``dynamic`` allows. They and ``inputs`` are among
             the points at which every target is compared, and which a search for mixed precision measures.
@@ -81,7 +81,7 @@ class ModelSpec:
     sampler: Sampler | None = None
     drop_outputs: tuple[str, ...] = ()
     decode: str | None = None
-    tracing: Callable[[], AbstractContextManager[Tracing]] = lambda: nullcontext(Tracing())
+    tracing: Callable[[nn.Module], AbstractContextManager[Tracing]] = lambda _: nullcontext(Tracing())
     examples: Sequence[Mapping[str, Tensor]] = ()
     vocabulary: Mapping[str, int] = field(default_factory=dict)
     about: Mapping[str, Any] = field(default_factory=dict)
@@ -129,7 +129,7 @@ class ModelSpec:
             raise InputError("every output is dropped", where=self.name, got=", ".join(outputs))
         return left
 
-    def traced_in(self, tracing: Callable[[], AbstractContextManager[Tracing]]) -> ModelSpec:
+    def traced_in(self, tracing: Callable[[nn.Module], AbstractContextManager[Tracing]]) -> ModelSpec:
         """The spec, traced in a context."""
         return replace(self, tracing=tracing)
 

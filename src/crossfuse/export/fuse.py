@@ -108,7 +108,7 @@ def _trace(spec: ModelSpec, step: Step) -> _Source:
         outputs = tuple(named_outputs(spec.module(**inputs)))
     with blaming("the model runs, but its operators can't be watched:", where=spec.name, do=_WATCH):
         sightings = census(spec.module, inputs)
-    with spec.tracing() as tracing:
+    with spec.tracing(spec.module) as tracing:
         step("tracing with torch.export")
         program, spec = capture(spec, defer_guards=tracing.defer_guards)
         ranges = index_ranges(program, spec)

@@ -30,6 +30,7 @@ from crossfuse.onnx_runtime import onnxruntime
 __all__ = ["OnnxModule"]
 
 _AGREEMENT = 1e-3
+_QUANTISED = "crossfuse quantised "
 
 
 class OnnxModule(nn.Module):
@@ -82,6 +83,7 @@ class OnnxModule(nn.Module):
         except Exception as error:  # whatever an operator of the reference implementation raises
             raise RuntimeError(str(error)) from error
         found = {n: torch.from_numpy(np.asarray(r)) for n, r in zip(self._reference.output_names, results, strict=True)}
+        _require_numbers(found, _QUANTISED)
         if self._to_confirm:
             self._confirm(feeds, found)
         return found
@@ -111,7 +113,9 @@ class OnnxModule(nn.Module):
     def _executed(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, Tensor]:
         names = [output.name for output in self.session.get_outputs()]
         results = self.session.run(names, dict(feeds))
-        return {name: torch.from_numpy(array) for name, array in zip(names, results, strict=True)}
+        found = {name: torch.from_numpy(array) for name, array in zip(names, results, strict=True)}
+        _require_numbers(found, _QUANTISED)
+        return found
 
     def _confirm(self, feeds: Mapping[str, NDArray[Any]], found: Mapping[str, Tensor]) -> None:
         """Compare with the file as ONNX Runtime executes it, where it does."""
@@ -162,7 +166,32 @@ def _evaluated(model: ir.Model, types: Mapping[ir.DataType, ir.DataType]) -> Ref
         if isinstance(value.const_value, ir.ExternalTensor):
             value.const_value = ir.tensor(value.const_value.numpy(), name=value.name)
     _spread_masks(model)
+    _show_quantised(model)
     return ReferenceEvaluator(copy.deepcopy(ir.to_proto(model)))
+
+
+def _show_quantised(model: ir.Model) -> bool:
+    """Make outputs of what quantizers take, too, which would turn NaN into a number; whether there are any."""
+    before = len(model.graph.outputs)
+    for i, node in enumerate(list(model.graph)):
+        value = node.inputs[0] if node.op_type in ("QuantizeLinear", "DynamicQuantizeLinear") else None
+        if value is None or value.producer() is None:
+            continue
+        copy = ir.node("Identity", [value], outputs=[ir.Value(name=f"{_QUANTISED}{i}", type=value.type, shape=value.shape)])
+        model.graph.insert_before(node, copy)
+        model.graph.outputs.append(copy.outputs[0])
+    return len(model.graph.outputs) > before
+
+
+def _require_numbers(outputs: dict[str, Tensor], prefix: str) -> None:
+    """Take away the outputs that are only there to be looked at.
+
+    Raises:
+        RuntimeError: one of them holds NaN.
+    """
+    for name in [name for name in outputs if name.startswith(prefix)]:
+        if outputs.pop(name).isnan().any():
+            raise RuntimeError("NaN reaches a quantizer")
 
 
 def _spread_masks(model: ir.Model) -> None:
@@ -184,9 +213,10 @@ def _spread_masks(model: ir.Model) -> None:
 
 @contextmanager
 def _in_single(path: Path) -> Iterator[Path]:
-    """The file, or one with its half precision in float32, that ONNX Runtime reads."""
+    """The file, or one that ONNX Runtime reads: half precision in float32, and what quantizers take to be looked at."""
     model = read_onnx(path)
-    if not has_types(model, SINGLE) and model.ir_version <= NEWEST_IR:
+    shown = _show_quantised(model)
+    if not shown and not has_types(model, SINGLE) and model.ir_version <= NEWEST_IR:
         yield path
         return
     retype(model, SINGLE)

@@ -28,7 +28,7 @@ from crossfuse.verify.reference import EAGER, ReferencePoint, ReferenceSet
 if TYPE_CHECKING:
     from crossfuse.verify.bisect import Fault
 
-__all__ = ["EAGER_MULTIPLE", "FLOORS", "OutputParity", "ParityReport", "compare", "judged_as", "output_error"]
+__all__ = ["EAGER_MULTIPLE", "FLOORS", "OutputParity", "ParityReport", "believed_error", "compare", "judged_as", "output_error"]
 
 FLOORS = {"fp32": 1e-5, "fp16": 5e-3, "bf16": 4e-2}
 """Absolute error below which a candidate of a precision passes, whatever the eager model's error; in
@@ -248,11 +248,8 @@ def _tolerances(
     for point in points:
         truth, tails = point.outputs[name], point.kind == TAILS
         own = _magnitude(truth)
-        if truth.dtype.kind == "f":
-            floor = FLOORS[judged] * (own if tails else min(1.0, magnitudes[False]))
-            believed = BELIEVED[judged] * own
-        else:
-            floor, believed = 0.0, max(_BELIEVED_FRACTION, 1.0 / max(truth.size, 1))
+        floor = FLOORS[judged] * (own if tails else min(1.0, magnitudes[False])) if truth.dtype.kind == "f" else 0.0
+        believed = believed_error(truth, judged)
         eager = reference.eager_error(name, judged, tails=tails)
         allowed = EAGER_MULTIPLE * min(eager, believed)
         cause = f"{EAGER_MULTIPLE:g} × eager {judged} error" + (", as far as believed" if eager > believed else "")
@@ -270,6 +267,13 @@ def _share(error: float, tolerance: float) -> float:
 def judged_as(precision: str) -> str:
     """The precision whose floor and eager error judge another one: ``mixed`` is fp16 where it isn't fp32."""
     return "fp16" if precision == "mixed" else precision
+
+
+def believed_error(truth: NDArray[Any], precision: str) -> float:
+    """The largest error of the eager model in a precision that is believed, for an output of the reference."""
+    if truth.dtype.kind == "f":
+        return BELIEVED[precision] * _magnitude(truth)
+    return max(_BELIEVED_FRACTION, 1.0 / max(truth.size, 1))
 
 
 def output_error(got: NDArray[Any], truth: NDArray[Any]) -> float:

@@ -99,7 +99,12 @@ class ReferenceSet:
 def save_reference(reference: ReferenceSet, path: Path) -> None:
     """Write as NPZ: arrays by ``POINT/inputs|outputs/NAME``, and a JSON text as bytes under ``about``."""
     arrays: dict[str, Array] = {}
-    about: dict[str, Any] = {"dtype": reference.dtype, "reason": reference.reason, "points": []}
+    about: dict[str, Any] = {
+        "dtype": reference.dtype,
+        "reason": reference.reason,
+        "notes": list(reference.notes),
+        "points": [],
+    }
     for i, point in enumerate(reference.points):
         about["points"].append({"sizes": dict(point.sizes), "seed": point.seed, "kind": point.kind} | _errors(point))
         arrays |= {f"{i}/inputs/{name}": array for name, array in point.inputs.items()}

@@ -57,7 +57,7 @@ def _spans(value: ir.Value, batch: int | str | None, last: int | str | None) -> 
 
 def _counts(value: ir.Value, keys: int | str | None) -> bool:
     """It is 0, 1, 2 … along its last axis, of so many keys, and the same along the others."""
-    if value.shape is None or not same_dim(dim_of(value, len(value.shape) - 1), keys):
+    if value.shape is None or not len(value.shape) or not same_dim(dim_of(value, len(value.shape) - 1), keys):
         return False
     if any(dim_of(value, axis) != 1 for axis in range(len(value.shape) - 1)):
         return False

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from crossfuse.checkpoint_folder import CONFIG, INDEX, require_plain, weight_files
+from crossfuse.checkpoint_folder import ADAPTER, CONFIG, INDEX, require_plain, weight_files
 from crossfuse.checkpoint_weights import require_weights
 from crossfuse.errors import Advice, InputError, Said
 from crossfuse.foreign import brief, cause_of
@@ -102,18 +102,15 @@ def _load(made_by: Any, source: str, **given: Any) -> tuple[Any, Mapping[str, An
 
 
 def _checked_revision(source: str) -> str | None:
-    """The revision of a hub's model whose configuration and index were checked, as far as they are known before its weights."""
+    """The revision of a hub's model, after a look at what is known of it before its weights are there."""
     from transformers.utils.hub import cached_file
 
-    snapshots = [
-        Path(found).parent
-        for name in (CONFIG, INDEX, "adapter_config.json")
-        if (found := cached_file(source, name, _raise_exceptions_for_missing_entries=name == CONFIG)) is not None
-    ]
-    if len(set(snapshots)) > 1:
-        raise InputError("the model changed while it was looked at", where=source, do="Try again")
-    require_plain(snapshots[0], complete=False)
-    return snapshots[0].name if snapshots[0].parent.name == "snapshots" else None
+    snapshot = Path(cached_file(source, CONFIG) or CONFIG).parent
+    revision = snapshot.name if snapshot.parent.name == "snapshots" else None
+    for name in (INDEX, ADAPTER):
+        cached_file(source, name, revision=revision, _raise_exceptions_for_missing_entries=False)
+    require_plain(snapshot, complete=False)
+    return revision
 
 
 def _for_inference(model: Any) -> nn.Module:

@@ -70,4 +70,4 @@ def huggingface_spec(
             name=name,
         )
         spec = replace(made, decode=decode if decode is not None or context is not None else plan.decode)
-    return replace(spec, drop_outputs=_UNASKED, about=about).traced_in(partial(tracing, loaded, dict(spec.inputs)))
+    return replace(spec, drop_outputs=_UNASKED, about=about).traced_in(partial(tracing, inputs=dict(spec.inputs)))
