@@ -276,7 +276,8 @@ def test_fp32_fails_by_site_name(bundle_copy: Path) -> None:
     assert [row.fused["tensorrt-rtx"] for row in built.ledger] == [None]
 
 
-def test_second_build_is_cached(bundle_copy: Path) -> None:
+def test_second_build_is_cached(bundle_copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CROSSFUSE_CACHE", str(tmp_path / "cache"))  # other tests build this very engine
     said: list[str] = []
     first = crossfuse.build(bundle_copy, "tensorrt-rtx", compute_capabilities=["8.9"], step=said.append)
     assert not any("cached" in text for text in said)
