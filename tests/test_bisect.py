@@ -115,6 +115,7 @@ def test_dropped_mask(bundles: dict[str, Path], tmp_path: Path) -> None:
     check(copy, "ort-cpu", site, None)
 
 
+@pytest.mark.slow
 def test_clean_bundles_have_no_fault(bundles: dict[str, Path], tmp_path: Path) -> None:
     for name, path in bundles.items():
         copy = Path(shutil.copytree(path, tmp_path / name))

@@ -118,7 +118,7 @@ def test_random_weights_are_told_in_the_bundle(originals: Path, tmp_path: Path, 
     assert "2 weights are random, as the checkpoint lacks them: classifier.bias, classifier.weight" in capsys.readouterr().err
     manifest = crossfuse.open_bundle(tmp_path / "b").manifest
     assert manifest.source["missing_weights"] == ["classifier.bias", "classifier.weight"]
-    assert crossfuse.verify(tmp_path / "b", source=f"hf:{originals / 'base'}").passed
+    assert crossfuse.verify(tmp_path / "b", source=f"hf:{originals / 'base'}", task="BertForSequenceClassification").passed
 
 
 def test_checkpoints_of_the_zoo(tmp_path: Path) -> None:

@@ -294,7 +294,7 @@ def spec_of(module: nn.Module) -> ModelSpec:
 
 
 def export(module: nn.Module, path: Path) -> crossfuse.Bundle:
-    return crossfuse.export(spec_of(module), path / "b", ["onnx", "ort-cpu", "ort-cuda"])
+    return crossfuse.export(spec_of(module), path / "b", ["onnx", "ort-cpu"])
 
 
 @pytest.mark.parametrize("name", list(FORMS))

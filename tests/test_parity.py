@@ -67,9 +67,11 @@ def parity_of(name: str, breakage: Callable[[ir.Model], None] | None, target: st
     )
 
 
-@pytest.mark.parametrize("target", ["onnx", "ort-cpu"])
+@pytest.mark.parametrize("target", [pytest.param("onnx", marks=pytest.mark.slow), "ort-cpu"])
 @pytest.mark.parametrize("breakage", [scale_off_by_two_percent, one_mask_ignored, one_head_permuted])
-@pytest.mark.parametrize("name", ["cross_modal_attention", "qformer", "clip", "vilt", "dalle"])
+@pytest.mark.parametrize(
+    "name", ["cross_modal_attention", "qformer", *(pytest.param(n, marks=pytest.mark.slow) for n in ("clip", "vilt", "dalle"))]
+)
 def test_broken_graphs_fail(name: str, breakage: Callable[[ir.Model], None], target: str) -> None:
     report = parity_of(name, breakage, target)
     assert not report.passed

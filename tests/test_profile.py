@@ -204,7 +204,7 @@ def test_inputs_at_any_size() -> None:
     assert points == [{"batch": 1, CONTEXTS: 1}, {"batch": 4, CONTEXTS: 4}]
     for texts, message in (
         (["batch"], "can't be read"),
-        (["rows=1"], "unknown dimensions"),
+        (["rows=1"], "unknown dimension"),
         (["batch=9"], "outside its range"),
     ):
         with pytest.raises(InputError, match=message):

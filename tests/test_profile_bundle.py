@@ -95,7 +95,7 @@ def test_wrong_usage(zoo_bundle: Callable[[str], Bundle]) -> None:
 
 def test_rivals_of_a_model_that_is_not_the_zoos_need_a_source(tmp_path: Path) -> None:
     bundle = crossfuse.export(zoo_spec("cross_modal_attention", "tiny"), tmp_path / "bundle")
-    with pytest.raises(InputError, match="--source"):
+    with pytest.raises(InputError, match="source="):
         crossfuse.profile(bundle.path, against=["eager"], plan=FAST, cold_starts=0, trace=False)
     report = crossfuse.profile(bundle.path, plan=FAST, cold_starts=0, trace=False)
     assert [row.name for row in report.rows] == ["crossfuse", "crossfuse encode", "crossfuse query"]

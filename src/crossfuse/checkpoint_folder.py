@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from crossfuse.errors import InputError
+from crossfuse.safetensors_files import require_whole
 
 __all__ = ["ADAPTER", "CONFIG", "INDEX", "WEIGHTS", "read_json", "require_plain", "weight_files"]
 
@@ -31,7 +32,6 @@ _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 _SAVE_AGAIN = "Where you trust it, load it with transformers and save it again with save_pretrained, which writes safetensors"
 _IMPLEMENTATIONS = ("attn_implementation", "experts_implementation")
 _DISTRIBUTED = re.compile(r"\.metadata|.*\.distcp|shard-\d+-model-\d+-of-\d+\.safetensors")
-_LARGEST_HEADER = 100 << 20
 _HUB_FOLDERS = ("snapshots", "blobs")
 
 
@@ -70,15 +70,7 @@ def weight_files(folder: Path) -> list[Path]:
     """
     paths = _present(folder)
     for path in paths:
-        with path.open("rb") as file:
-            start = file.read(9)
-        if len(start) < 9 or start[8:] != b"{" or int.from_bytes(start[:8], "little") > _LARGEST_HEADER:
-            raise InputError(
-                "the file is no safetensors file, whatever its name says",
-                where=path,
-                got=repr(start[:8]),
-                do="Download it again",
-            )
+        require_whole(path)
     return paths
 
 

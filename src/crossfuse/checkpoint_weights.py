@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from crossfuse.errors import InputError
+from crossfuse.errors import Advice, InputError, Said
 
 __all__ = ["LEFT_OVER", "MISSING", "require_weights", "weights_about", "weights_words"]
 
@@ -47,8 +47,12 @@ def require_weights(
         f"{what}: weights that it lacks would be random",
         where=where,
         got="; ".join(f"{len(names)} {kind} ({_listed(names)})" for kind, names in parts if names),
-        do="Name the class that the checkpoint was saved from (--task, or --checkpoint of another model), load one that is "
-        "complete, or let these weights be random on purpose: --allow-missing (allow_missing=True)",
+        do=Advice(
+            "Name the class that the checkpoint was saved from ({}), load one that is complete, or let these weights be random "
+            "on purpose: {}",
+            Said("--task, or --checkpoint of another model", "task=..., or another checkpoint"),
+            Said("--allow-missing", "allow_missing=True"),
+        ),
     )
 
 

@@ -34,7 +34,7 @@ def require_whole(path: Path) -> None:
                 )
             length = int.from_bytes(start[:8], "little")
             if len(start) < 8 or length > _LARGEST_HEADER:
-                raise InputError("the file is no safetensors file", where=path, do=again)
+                raise InputError("the file is no safetensors file, whatever its name says", where=path, do=again)
             file.seek(8)
             header = file.read(length)
     except OSError as error:
@@ -45,6 +45,6 @@ def require_whole(path: Path) -> None:
         ends = [entry["data_offsets"][1] for name, entry in json.loads(header).items() if name != "__metadata__"]
         needed = 8 + length + max(ends, default=0)
     except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError) as error:
-        raise InputError("the file is no safetensors file", where=path, do=again) from error
+        raise InputError("the file is no safetensors file, whatever its name says", where=path, do=again) from error
     if size < needed:
         raise InputError("the safetensors file is cut", where=path, got=f"{size} bytes", expected=f"{needed} bytes", do=again)

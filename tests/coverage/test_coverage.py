@@ -7,7 +7,7 @@ import pytest
 from coverage.cases import CASES
 from coverage.table import TARGETS, run_case
 
-QUICK = ("clip", "vilt", "blip_vqa", "t5", "trocr", "lxmert", "perceiver", "mllama", "idefics2_resampler")
+QUICK = ("clip", "vilt", "t5", "trocr", "perceiver", "idefics2_resampler")
 
 
 @pytest.mark.parametrize("name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in CASES])

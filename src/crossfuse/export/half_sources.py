@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
-from crossfuse.errors import InputError
+from crossfuse.errors import Advice, InputError, Said
 from crossfuse.export.copies import copied
 from crossfuse.foreign import cause_of
 from crossfuse.model_spec import ModelSpec
@@ -64,6 +64,7 @@ def widened(spec: ModelSpec) -> ModelSpec:
         spec,
         module=wide,
         inputs=_without_bf16(spec.inputs),
+        examples=[_without_bf16(example) for example in spec.examples],
         sampler=None if sampler is None else lambda sizes, generator: _without_bf16(sampler(sizes, generator)),
         about={**spec.about, "dtype": " and ".join(kinds)},
     )
@@ -84,7 +85,10 @@ def _require_running(spec: ModelSpec, wide: nn.Module, kinds: str) -> None:
             f"the module is in half precision and does not run in float32: {cause_of(error)}",
             where=spec.name,
             got=kinds,
-            do="Make its forward take float32 as well: what precision a target computes in is asked with --precision",
+            do=Advice(
+                "Make its forward take float32 as well: what precision a target computes in is asked with {}",
+                Said("--precision", "precision=..."),
+            ),
         ) from error
 
 

@@ -11,7 +11,6 @@ from crossfuse.checkpoint_folder import ADAPTER, CONFIG, INDEX, require_plain, w
 from crossfuse.checkpoint_weights import require_weights
 from crossfuse.errors import Advice, InputError, Said
 from crossfuse.foreign import brief, cause_of
-from crossfuse.safetensors_files import require_whole
 
 if TYPE_CHECKING:
     from torch import nn
@@ -62,8 +61,8 @@ def load_model(source: str, task: str | None = None, *, trust_remote_code: bool 
         given: dict[str, Any] = {} if revision is None else {"revision": revision}
         config = transformers.AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code, **given)
         made_by = _model_class(transformers, config, task, trust_remote_code)
-        for file in weight_files(folder) if folder.is_dir() else ():
-            require_whole(file)
+        if folder.is_dir():
+            weight_files(folder)
         if hasattr(made_by, "_model_mapping"):
             given["trust_remote_code"] = trust_remote_code
         model, info = _load(made_by, source, config=config, use_safetensors=True, dtype="float32", **given)
