@@ -96,6 +96,7 @@ def test_killed_jobs_go_on(tmp_path: Path, rows: int) -> None:
     assert not (killed / "failed.jsonl").exists()
 
 
+@pytest.mark.slow
 def test_npz_rows_and_failed_rows(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     bundle = crossfuse.export("qformer", tmp_path / "bundle", size="tiny")

@@ -15,14 +15,14 @@ An eager error that a bundle states is believed up to ``BELIEVED`` times the out
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from crossfuse.errors import Advice, BundleError, ParityError, Said
-from crossfuse.verify.points import TAILS
+from crossfuse.verify.points import MADE, TAILS
 from crossfuse.verify.reference import EAGER, ReferencePoint, ReferenceSet
 
 if TYPE_CHECKING:
@@ -186,7 +186,7 @@ def compare(run: Runner, reference: ReferenceSet, *, target: str, executed_on: s
     failing: set[int] = set()
     unjudged: dict[int, list[str]] = {}
     for name in names:
-        chosen = [i for i, point in enumerate(reference.points) if _is_judged(point, name, judged)]
+        chosen = _judged_points(reference.points, name, judged)
         for i in set(range(len(results))) - set(chosen):
             unjudged.setdefault(i, []).append(name)
         if not chosen:
@@ -224,16 +224,29 @@ def compare(run: Runner, reference: ReferenceSet, *, target: str, executed_on: s
     )
 
 
-def _is_judged(point: ReferencePoint, name: str, judged: str) -> bool:
-    """Tails are, unless the eager model in a half precision is not finite there."""
-    return (
-        point.kind != TAILS or judged == "fp32" or point.outputs[name].dtype.kind != "f" or name in point.half.get(judged, {})
-    )
+def _judged_points(points: Sequence[ReferencePoint], name: str, judged: str) -> list[int]:
+    """Positions of the points at which an output is judged.
+
+    Not in half precision where the eager model in it is no measure: tails at which it is not finite, and one made point at
+    which it gives something else (an added finfo.min absorbs scores). One, so that a reference set can't excuse them all.
+    """
+    if judged == "fp32":
+        return list(range(len(points)))
+    excused, tails = [], []
+    for i, point in enumerate(points):
+        error, truth = point.half.get(judged, {}).get(name), point.outputs[name]
+        if point.kind == TAILS and truth.dtype.kind == "f" and error is None:
+            tails.append(i)
+        elif point.kind == MADE and error is not None and error > believed_error(truth, judged):
+            excused.append(i)
+    left_out = {*tails, *(excused if len(excused) == 1 else ())}
+    return [i for i in range(len(points)) if i not in left_out]
 
 
 def _unjudged_note(point: ReferencePoint, names: list[str], judged: str) -> str:
     where = f"not judged at {dict(point.sizes)}, {point.kind}, {', '.join(names)}"
-    return f"{where}: the eager model in {judged} is not finite there"
+    why = "is not finite there" if point.kind == TAILS else "gives something else there"
+    return f"{where}: the eager model in {judged} {why}"
 
 
 def _tolerances(
@@ -241,6 +254,7 @@ def _tolerances(
 ) -> list[tuple[float, str]]:  # fmt: skip
     """What an output's error may be at each point, and where that comes from."""
     found = []
+    measured = replace(reference, points=tuple(points))
     magnitudes = {
         tails: max((_magnitude(p.outputs[name]) for p in points if (p.kind == TAILS) is tails), default=1.0)
         for tails in (False, True)
@@ -250,7 +264,7 @@ def _tolerances(
         own = _magnitude(truth)
         floor = FLOORS[judged] * (own if tails else min(1.0, magnitudes[False])) if truth.dtype.kind == "f" else 0.0
         believed = believed_error(truth, judged)
-        eager = reference.eager_error(name, judged, tails=tails)
+        eager = measured.eager_error(name, judged, tails=tails)
         allowed = EAGER_MULTIPLE * min(eager, believed)
         cause = f"{EAGER_MULTIPLE:g} × eager {judged} error" + (", as far as believed" if eager > believed else "")
         found.append((floor, f"floor of {judged}") if floor >= allowed else (allowed, cause))

@@ -67,11 +67,13 @@ def planned_points(
     mild = (plain, replace(plain, tables={}), replace(plain, tables={}, flipped=True))
     holes = replace(plain, masks="holes")
     extremes, nothing = replace(holes, extremes=True), replace(holes, masks="none")
+    known = list(kinds)
+    masked = any(kind.name in ("mask", "additive") for kind in known)
     points = []
     for i, sizes in enumerate(shape_points(dims, example)[1:]):
         wanted = {1: (extremes, holes, replace(plain, extremes=True)), 2: (nothing, holes)}.get(i, ())
-        points.append(Planned(sizes, (*wanted, *mild), half=i == 1))
-    if any(kind.name == "features" for kind in kinds):
+        points.append(Planned(sizes, (*wanted, *mild), half=i == 1 or (i == 2 and masked)))
+    if any(kind.name == "features" for kind in known):
         points.append(Planned(example, tuple(replace(plain, scale=scale) for scale in _TAILS), TAILS, half=True))
     if shared_batch is not None:
         points += [Planned(sizes, mild, fan_out=count) for sizes, count in fan_out_points(dims, example, shared_batch)]

@@ -68,7 +68,7 @@ def require_repeatable(spec: ModelSpec) -> None:
                 first = _run(spec, before, _FIRST)
             middle = _values(spec.module)
             second = _run(spec, before, _SECOND)
-        except Exception:  # noqa: BLE001 -- the user's code; the export's own first run names the error
+        except (Exception, SystemExit):  # noqa: BLE001 -- the user's code; the export's own first run names the error
             return
         if any(tensor.is_meta for tensor in first.outputs.values()):
             return
