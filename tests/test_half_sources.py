@@ -162,7 +162,7 @@ def test_half_that_insists_on_half_is_refused() -> None:
             return super().forward(x, y, mask)
 
     with pytest.raises(
-        InputError, match="in half precision and does not run in float32: AssertionError: half only.*--precision"
+        InputError, match="in half precision and does not run in float32: AssertionError: half only.*precision="
     ):
         widened(spec_of(Insists().half()))
 

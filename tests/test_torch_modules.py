@@ -13,7 +13,7 @@ import crossfuse
 from crossfuse import ModelSpec
 
 WIDTH, HEADS = 16, 4
-TARGETS = ["onnx", "ort-cpu"]
+TARGETS = ["onnx", "ort-cpu", "ort-cuda"]
 BATCH, LENGTH, KEYS = "batch:1:8", "length:1:64", "keys:1:64"
 
 
