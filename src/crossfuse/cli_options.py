@@ -66,4 +66,6 @@ def override_spec(spec: Any, context: list[str], dynamic: list[str], decode: str
         if not dim or not axis.isdigit() or not name:
             raise InputError("--dynamic can't be read", got=repr(text), expected="INPUT:AXIS=NAME[:MIN:MAX]")
         axes.setdefault(name, {})[int(axis)] = dim
-    return replace(spec, dynamic=axes, context=tuple(context) or spec.context, decode=decode or spec.decode)
+    possible = spec.decode_where_possible and decode is None
+    spec = replace(spec, dynamic=axes, context=tuple(context) or spec.context, decode=decode or spec.decode)
+    return replace(spec, decode_where_possible=possible)

@@ -58,6 +58,7 @@ class ModelSpec:
         context: names of inputs that change rarely (an image with many questions, say).
         name: of the model, for reports.
         decode: the input of token ids, ``[batch, tokens]``, of a model that decodes token by token over its context.
+        decode_where_possible: a model that can't be decoded so is exported without the stage for steps, instead of refused.
         drop_outputs: names of outputs to leave out; ``*`` stands for any text. An attention whose probabilities are an output
             fuses only without that output.
         tracing: gives the context in which the module, or a copy of it, is traced and translated; set by sources that need one.
@@ -85,6 +86,7 @@ class ModelSpec:
     examples: Sequence[Mapping[str, Tensor]] = ()
     vocabulary: Mapping[str, int] = field(default_factory=dict)
     about: Mapping[str, Any] = field(default_factory=dict)
+    decode_where_possible: bool = False
 
     def __post_init__(self) -> None:
         check_fields(self)

@@ -24,6 +24,8 @@ from crossfuse.verify.reference import REFERENCE_FILE, save_reference
 from crossfuse.verifying import fused_stages, verify
 
 if TYPE_CHECKING:
+    from crossfuse.assembly import Stages
+    from crossfuse.export.fuse import FusedGraph
     from crossfuse.model_spec import ModelSpec
     from crossfuse.profile.report import LatencyReport
     from crossfuse.profile.sampling import Plan
@@ -92,7 +94,6 @@ def export(
     dropped = several("drop_outputs", drop_outputs)
     require_onnxruntime("the check of a target's numbers")
     with write_bundle(path) as writer:
-        from crossfuse.assembly import assemble
         from crossfuse.build.files import save_graph
         from crossfuse.export.fuse import fuse
         from crossfuse.verify.eager import eager_reference
@@ -119,7 +120,7 @@ def export(
         # Weights go to disk first: the graph then holds none while the reference has its copy of the module in float64.
         step("writing weights")
         save_graph(graph.model, writer.file(FUSED_GRAPH), writer.file(WEIGHTS))
-        stages = assemble(graph.model, spec.context, spec.dims, spec.example_sizes, whole=whole, decode=spec.decode)
+        stages = _stages(graph, whole, step)
         reference = eager_reference(spec, step=step, shared_batch=stages.shared_batch)
         save_reference(reference, writer.file(REFERENCE_FILE))
         manifest = Manifest(
@@ -205,6 +206,21 @@ def build(
         reference = reference_of(staged)
         manifest = add_target(writer, manifest, model, stages, target, reference, options, step=step)
         return writer.commit(manifest)
+
+
+def _stages(graph: FusedGraph, whole: bool, step: Step) -> Stages:
+    """The stages of a graph; without one for steps where that can't be made and was not asked for."""
+    from crossfuse.assembly import assemble
+    from crossfuse.export.decode import NoStepsError
+
+    spec = graph.spec
+    try:
+        return assemble(graph.model, spec.context, spec.dims, spec.example_sizes, whole=whole, decode=spec.decode)
+    except NoStepsError as error:
+        if not spec.decode_where_possible:
+            raise
+        step(f"no stage for steps: {error}")
+        return assemble(graph.model, spec.context, spec.dims, spec.example_sizes, whole=whole)
 
 
 def _is_built(bundle: Bundle, target: str, options: BuildOptions) -> bool:

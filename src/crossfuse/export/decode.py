@@ -30,7 +30,13 @@ from crossfuse.operator.contract import DOMAIN, NAME
 from crossfuse.sizes import symbols_in
 from crossfuse.specs import NEXT, POSITION, STATE
 
-__all__ = ["decode_stage"]
+__all__ = ["NoStepsError", "decode_stage"]
+
+_RUNNING = ("CumSum", "CumProd")
+
+
+class NoStepsError(InputError):
+    """A model that decodes whole sequences, but not token by token."""
 
 
 def decode_stage(query: ir.Model, tokens: str, length: int) -> ir.Model:
@@ -95,6 +101,8 @@ class _Stepper:
         for node in list(self.graph):
             if not any(out in self.moving for out in node.outputs):
                 continue
+            if node.op_type in _RUNNING and node.inputs[0] in self.moving:
+                raise self._cannot("what is computed for a token sums over those before it", node.outputs[0].name)
             keys_move = (node.domain, node.op_type) == (DOMAIN, NAME) and node.inputs[1] in self.moving
             for index, value in enumerate(node.inputs):
                 if value is None or value in self.moving or self.axis not in shape_symbols(value):
@@ -239,7 +247,7 @@ class _Stepper:
         return value
 
     def _cannot(self, why: str, got: object) -> InputError:
-        return InputError(
+        return NoStepsError(
             f"the model can't be decoded step by step: {why}",
             where=self.model.graph.name,
             got=got,

@@ -23,7 +23,7 @@ from onnx_ir.passes.common import NameFixPass
 
 from crossfuse.errors import InputError
 from crossfuse.export.dependence import Content, Dependence
-from crossfuse.export.stages import StageBuilder
+from crossfuse.export.stages import MissingSizeError, StageBuilder
 from crossfuse.graphs import attention_nodes, clone, dim_of, site_of
 from crossfuse.sizes import size_at, symbols_in
 from crossfuse.specs import CONTEXTS
@@ -91,9 +91,37 @@ def split(model: ir.Model, context: Sequence[str], sizes: Mapping[str, int]) -> 
             got=", ".join(context),
             do="Export without context inputs",
         )
-    names = _names(whole.graph, frontier)
-    builder = StageBuilder(whole, dependence, names, shared, CONTEXTS)
-    return Split(builder.context_stage(), builder.query_stage(), tuple(names.values()), shared)
+    while True:
+        names = _names(whole.graph, frontier)
+        builder = StageBuilder(whole, dependence, names, shared, CONTEXTS)
+        try:
+            return Split(builder.context_stage(), builder.query_stage(), tuple(names.values()), shared)
+        except MissingSizeError as error:
+            frontier = [_with_size(whole.graph, context, frontier, error, sizes), *frontier]
+
+
+def _with_size(
+    graph: ir.Graph,
+    context: Collection[str],
+    frontier: Collection[ir.Value],
+    error: MissingSizeError,
+    sizes: Mapping[str, int],
+) -> ir.Value:
+    """The smallest context input with a size that the query stage reads: it is handed over for that.
+
+    Raises:
+        MissingSizeError: none has it.
+    """
+    have = [
+        value
+        for value in graph.inputs
+        if value.name in context
+        and value not in frontier
+        and error.dim in [dim_of(value, axis) for axis in range(len(value.shape or ()))]
+    ]
+    if not have:
+        raise error
+    return min(have, key=lambda value: _bytes(value, sizes))
 
 
 def _shared_batch(graph: ir.Graph, context: Collection[str]) -> str | None:

@@ -15,7 +15,7 @@ from crossfuse.graphs import clone, dim_of
 from crossfuse.operator.contract import DOMAIN, NAME
 from crossfuse.sizes import symbols_in
 
-__all__ = ["StageBuilder"]
+__all__ = ["MissingSizeError", "StageBuilder"]
 
 
 class StageBuilder:
@@ -81,6 +81,10 @@ class StageBuilder:
                     graph.outputs[index] = self._output(graph, new, old)
             old.replace_all_uses_with(new)
             arriving.append(new)
+        for index, output in enumerate(graph.outputs):
+            # Made of what arrives, and of the context alone: an output has the queries' batch all the same.
+            if self.shared is not None and self.content.get(output.name) == Content.CONTEXT and output.producer():
+                graph.outputs[index] = self._output(graph, output, output)
         for value in arriving:
             self._rename(value)
         late = [node for node in graph if self.content.get(node.outputs[0].name) == Content.CONTEXT]
@@ -111,6 +115,7 @@ class StageBuilder:
         out = identity.outputs[0]
         out.name, out.shape, out.type = old.name, old.shape, old.type
         old.name = f"{old.name}_in_context"
+        self.content[old.name] = Content.CONTEXT
         self.content[out.name] = Content.CONTEXT | Content.QUERY
         graph.append(identity)
         return out
@@ -140,12 +145,7 @@ class StageBuilder:
             for axis in range(len(value.shape or ())):
                 if dim is not None and dim_of(value, axis) == dim:
                     return tape.op("Shape", [value], attributes={"start": axis, "end": axis + 1})
-        raise InputError(
-            "the graph can't be split: a size is read off a tensor that is in the other stage",
-            where=node.inputs[0].name if node.inputs[0] is not None else "",
-            got=dim,
-            do="Export without context inputs",
-        )
+        raise MissingSizeError(dim, node.inputs[0].name if node.inputs[0] is not None else "")
 
     def _evaluate_sizes_per_context(self, graph: ir.Graph, arriving: list[ir.Value]) -> None:
         """What late nodes read of batch sizes is the number of contexts: give them copies of the neutral nodes behind it."""
@@ -183,6 +183,19 @@ class StageBuilder:
             new.shape, new.type = old.shape, old.type
             made[old] = new
         return made[value]
+
+
+class MissingSizeError(InputError):
+    """A stage reads a size that none of its values has."""
+
+    def __init__(self, dim: str | None, where: str | None) -> None:
+        super().__init__(
+            "the graph can't be split: a size is read off a tensor that is in the other stage",
+            where=where,
+            got=dim,
+            do="Export without context inputs",
+        )
+        self.dim = dim
 
 
 class _Repeater:

@@ -69,5 +69,6 @@ def huggingface_spec(
             context=tuple(context) if context is not None else plan.context,
             name=name,
         )
-        spec = replace(made, decode=decode if decode is not None or context is not None else plan.decode)
+        planned = decode is None and context is None
+        spec = replace(made, decode=plan.decode if planned else decode, decode_where_possible=planned)
     return replace(spec, drop_outputs=_UNASKED, about=about).traced_in(partial(tracing, inputs=dict(spec.inputs)))
