@@ -76,7 +76,7 @@ def test_tiny(zoo_bundle: Callable[[str], Bundle], name: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", list(PUBLISHED))
 def test_published(tmp_path: Path, name: str) -> None:
-    check_bundle(crossfuse.export(name, tmp_path / name, TARGETS, size="published"), PUBLISHED[name])
+    check_bundle(crossfuse.export(name, tmp_path / name, TARGETS, size="published", whole=True), PUBLISHED[name])
 
 
 @pytest.mark.parametrize("name", list(TINY))
