@@ -124,8 +124,11 @@ class Emitter:
         key = (name, domain, inputs, tuple(sorted((k, str(v)) for k, v in attributes.items())))
         if key not in self.made:
             self.made[key] = self.tape.op(
-                name, list(inputs), attributes=attributes or None, domain=domain
-            )  # type: ignore[arg-type]
+                name,
+                list(inputs),
+                attributes=attributes or None,  # type: ignore[arg-type]
+                domain=domain,
+            )
         return self.made[key]
 
     def constant(self, values: object, dtype: object) -> ir.Value:
