@@ -15,7 +15,7 @@ from crossfuse.commands.options import (
     SourceTask,
     Threads,
 )
-from crossfuse.core.outputs import require_writable, write_text
+from crossfuse.core.files import require_writable, write_text
 from crossfuse.errors import InputError
 
 __all__ = ["profile"]

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from crossfuse.commands.options import BundlePath, Json, Threads
-from crossfuse.core.outputs import write_text
+from crossfuse.core.files import write_text
 from crossfuse.errors import unknown
 
 __all__ = ["map_command", "package", "serve"]

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from crossfuse.core.dimensions import symbols_in
 from crossfuse.core.tensors import TensorSpec
 from crossfuse.errors import InputError
 from crossfuse.runtime.device_array import DeviceArray
@@ -67,7 +68,7 @@ class Context:
         for spec in self.specs:
             tensor = self.tensors[spec.name]
             if self.batch not in spec.shape:
-                if any(self.batch in str(size) for size in spec.shape):
+                if any(self.batch in symbols_in(size) for size in spec.shape):
                     raise InputError(
                         "a context tensor's batch is no axis of its own", where=spec.name, got=spec
                     )

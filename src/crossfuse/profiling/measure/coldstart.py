@@ -10,12 +10,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
 
+from crossfuse.core.json_codec import JsonData
 from crossfuse.core.npz import save_arrays
 from crossfuse.errors import InputError
 
@@ -43,7 +44,7 @@ print(json.dumps(at | {"peak": peak}))
 
 
 @dataclass(frozen=True)
-class ColdStart:
+class ColdStart(JsonData):
     """Medians over fresh processes, in seconds and bytes.
 
     Attributes:
@@ -63,10 +64,6 @@ class ColdStart:
     total: float
     peak_bytes: int
     runs: int
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain data."""
-        return asdict(self)
 
 
 def cold_start(
