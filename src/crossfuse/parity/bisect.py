@@ -17,13 +17,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
 from crossfuse.bundle.store import Bundle
+from crossfuse.core.json_codec import JsonData
+from crossfuse.core.json_form import Form
 from crossfuse.core.tensors import CONTEXTS
 from crossfuse.graph.metadata import MODULE, attention_nodes, clone, site_of
 from crossfuse.parity.reference import ReferencePoint, ReferenceSet
@@ -41,7 +43,7 @@ Arrays = dict[str, NDArray[Any]]
 
 
 @dataclass(frozen=True)
-class Fault:
+class Fault(JsonData):
     """What a bisection found.
 
     Attributes:
@@ -52,6 +54,10 @@ class Fault:
         error, tolerance: largest error there, and what it may be.
         evaluations: how many times the target was executed.
     """
+
+    __json__: ClassVar[Form] = Form(
+        keys=("site", "module", "evaluations", "error", "tolerance"), gaps=frozenset({"error"})
+    )
 
     site: str | None
     module: str | None
@@ -68,12 +74,6 @@ class Fault:
             f"{self.tolerance:.3g}), found in "
             f"{self.evaluations} evaluations"
         )
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain data."""
-        finite = self.error if np.isfinite(self.error) else None
-        about = {"site": self.site, "module": self.module, "evaluations": self.evaluations}
-        return {**about, "error": finite, "tolerance": self.tolerance}
 
 
 def bisect(

@@ -12,6 +12,8 @@ import onnx_ir as ir
 import torch
 from torch.export import ExportedProgram
 
+from crossfuse.core.dimensions import rename
+from crossfuse.core.text import brief
 from crossfuse.errors import InputError
 from crossfuse.export.capture.decompose import decompose_locally
 from crossfuse.export.capture.operators import stable_translations
@@ -151,19 +153,17 @@ def name_dimensions(model: ir.Model, symbols: Mapping[str, str]) -> None:
     """Write dimensions' names in place of symbols, in expressions too."""
     if not symbols:
         return
-    pattern = re.compile(r"\b(" + "|".join(map(re.escape, symbols)) + r")\b")
     values = [*model.graph.inputs, *(v for node in model.graph.all_nodes() for v in node.outputs)]
     for value in values:
         if value.shape is None:
             continue
         value.shape = ir.Shape(
             [size if isinstance(size, int) or size.value is None
-             else pattern.sub(lambda m: symbols[m.group(1)], str(size.value)) for size in value.shape]
+             else rename(str(size.value), symbols) for size in value.shape]
         )  # fmt: skip
 
 
 def _cause(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
-    text = " ".join(str(error).split())
-    return text if len(text) <= 400 else text[:399] + "…"
+    return brief(error)

@@ -26,6 +26,7 @@ from onnx_ir.passes.common import ShapeInferencePass
 from onnx_ir.tape import Tape
 from onnxscript.version_converter import convert_version
 
+from crossfuse.core.text import brief
 from crossfuse.errors import InputError
 
 __all__ = ["NEWEST_OPSET", "lower_opset", "opset_of", "raise_opset"]
@@ -172,10 +173,8 @@ def _convert(model: ir.Model, opset: int) -> None:
             onnx.version_converter.convert_version(ir.to_proto(stripped), opset)
         )
     except Exception as error:  # the converter's own errors share no base but this
-        text = " ".join(str(error).split())
         raise InputError(
-            "ONNX's converter can't raise the graph: "
-            f"{text if len(text) <= 200 else text[:199] + '…'}",
+            f"ONNX's converter can't raise the graph: {brief(error, 200)}",
             got=f"opset {opset_of(model)}",
             expected=f"opset {opset}",
             do="Export it again at a newer opset",

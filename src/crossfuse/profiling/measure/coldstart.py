@@ -23,7 +23,7 @@ from crossfuse.errors import InputError
 __all__ = ["ColdStart", "cold_start"]
 
 _CHILD = """
-import json, resource, sys, time
+import json, sys, time
 at = {"started": time.time_ns()}
 from crossfuse import runtime
 at["imported"] = time.time_ns()
@@ -38,7 +38,11 @@ try:
     # The largest memory of this program; getrusage's includes that of the process that started it.
     peak = int(open("/proc/self/status").read().partition("VmHWM:")[2].split()[0]) * 1024
 except (OSError, IndexError):
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    try:
+        import resource
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    except ImportError:  # Windows has no such module
+        peak = 0
 print(json.dumps(at | {"peak": peak}))
 """
 
@@ -53,7 +57,7 @@ class ColdStart(JsonData):
         load: of the bundle, hashes checked.
         first_result: the first call.
         total: their sum.
-        peak_bytes: the process's largest resident memory.
+        peak_bytes: the process's largest resident memory; 0 where the system doesn't tell.
         runs: how many processes.
     """
 

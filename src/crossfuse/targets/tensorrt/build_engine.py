@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from crossfuse.core.tensorrt_layers import Layer, attention_kernels
+from crossfuse.core.text import brief
 from crossfuse.errors import EngineError
 from crossfuse.targets.graph_files import save_graph
 from crossfuse.targets.lowering import Lowered
@@ -192,12 +193,12 @@ def _refuse(stage: str, result: Mapping[str, Any]) -> None:
     if parse_errors:
         first = parse_errors[0]
         raise EngineError(
-            f"TensorRT can't parse the graph: {_brief(first['text'])}",
+            f"TensorRT can't parse the graph: {brief(first['text'])}",
             where=f"{stage}, node {first['node']}",
         )
     errors = result["errors"]
     raise EngineError(
-        f"TensorRT can't build the engine: {_brief(errors[0]) if errors else 'it gave no reason'}",
+        f"TensorRT can't build the engine: {brief(errors[0]) if errors else 'it gave no reason'}",
         where=stage,
     )
 
@@ -208,8 +209,3 @@ def _apart(site: str, layers: Sequence[Layer]) -> str:
         "TensorRT has no fused kernel for it and took it apart "
         f"({', '.join(found) or 'no layer of its own'})"
     )
-
-
-def _brief(text: str) -> str:
-    flat = " ".join(text.split())
-    return flat if len(flat) <= 400 else flat[:399] + "…"

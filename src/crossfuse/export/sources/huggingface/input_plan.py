@@ -18,6 +18,7 @@ from torch import Tensor
 
 from crossfuse.core.tensors import Dim
 from crossfuse.errors import InputError
+from crossfuse.spec.padding import padded_mask
 
 if TYPE_CHECKING:
     from torch import nn
@@ -223,9 +224,7 @@ def ids(config: Any, mask_name: str = "") -> Filling:
 
 def mask(shape: tuple[int, ...], generator: torch.Generator, made: dict[str, Tensor]) -> Tensor:
     """Ones, then padding of zeros; the first row whole, at least one 1 in each."""
-    kept = torch.randint(1, shape[-1] + 1, (*shape[:-1], 1), generator=generator)
-    kept[0] = shape[-1]
-    return (torch.arange(shape[-1]) < kept).long()
+    return padded_mask(shape, generator).long()
 
 
 def grid_mask(

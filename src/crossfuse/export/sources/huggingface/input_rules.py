@@ -21,6 +21,7 @@ from crossfuse.export.sources.huggingface.input_plan import (
     sizes_of,
     text_config,
 )
+from crossfuse.spec.padding import padded_mask
 
 if TYPE_CHECKING:
     from torch import nn
@@ -124,9 +125,7 @@ def _half_mask(
 ) -> Tensor:
     """As `mask`, at least half of each row kept: what is left after strided convolutions is not
     empty."""
-    kept = torch.randint((shape[-1] + 1) // 2, shape[-1] + 1, (*shape[:-1], 1), generator=generator)
-    kept[0] = shape[-1]
-    return (torch.arange(shape[-1]) < kept).long()
+    return padded_mask(shape, generator, least=(shape[-1] + 1) // 2).long()
 
 
 def _waveform(plan: Plan, model: Any, takes: set[str]) -> None:
@@ -220,9 +219,7 @@ def _mask_from(least: int) -> Filling:
     """As `mask`, with at least so many ones in each row."""
 
     def fill(shape: tuple[int, ...], generator: torch.Generator, made: dict[str, Tensor]) -> Tensor:
-        kept = torch.randint(least, shape[-1] + 1, (*shape[:-1], 1), generator=generator)
-        kept[0] = shape[-1]
-        return (torch.arange(shape[-1]) < kept).long()
+        return padded_mask(shape, generator, least=least).long()
 
     return fill
 
