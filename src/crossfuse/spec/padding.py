@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 __all__ = ["padded_mask"]
 
@@ -24,6 +26,8 @@ def padded_mask(
     Returns:
         booleans of the shape, True where a place is kept.
     """
+    import torch
+
     length = shape[-1]
     kept = torch.randint(least, length + 1, (*shape[:-1], 1), generator=generator)
     if whole is not None:
