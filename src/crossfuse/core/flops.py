@@ -1,5 +1,5 @@
-"""Floating-point operations from shapes: the rules that graphs and profiles count by, two operations
-per multiply-add.
+"""Floating-point operations from shapes: the rules that graphs and profiles count by, two
+operations per multiply-add.
 
 As in PyTorch's ``FlopCounterMode``: products, convolutions and attentions count; element-wise
 operators, norms and softmax don't.

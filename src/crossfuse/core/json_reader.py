@@ -177,12 +177,13 @@ class _Reader:
     def entries(self, kind: type, data: Any, path: str) -> None:
         """Check those entries of an open mapping that the dataclass has fields for."""
         if data is not None:
-            self.fields(kind, self.entries_of(data, path), path)
+            _Reader(self.origin, closed=False).fields(kind, self.entries_of(data, path), path)
 
     def instance(self, kind: Any, data: Any, path: str) -> Any:
         form = form_of(kind)
         if form.whole is not None:
-            return self.make(kind, {form.whole: self.read(hints_of(kind)[form.whole], data, path)})
+            value = self.read(hints_of(kind)[form.whole], data, path)
+            return self.make(kind, {form.whole: value}, path)
         if form.array:
             hints = [hints_of(kind)[name] for name in attributes_of(kind)]
             values = self.array(hints, data, path)
@@ -231,15 +232,15 @@ class _Reader:
 
     def keyed(self, hint: Any, field: str, data: Any, path: str) -> dict[str, Any]:
         """A mapping of objects, one of whose fields is the key."""
-        kind = typing.get_args(_unmarked(hint))[1]
-        return {
-            name: self.instance(
-                kind, {**self.entries_of(item, f"{path}.{name}"), field: name}, f"{path}.{name}"
-            )
-            for name, item in self.entries_of(data, path).items()
-        }
+        name_hint, kind = typing.get_args(_unmarked(hint))
+        found = {}
+        for name, item in self.entries_of(data, path).items():
+            at = f"{path}.{name}"
+            self.read(name_hint, name, at)
+            found[name] = self.instance(kind, {**self.entries_of(item, at), field: name}, at)
+        return found
 
-    def make(self, kind: Any, values: Mapping[str, Any], path: str = "") -> Any:
+    def make(self, kind: Any, values: Mapping[str, Any], path: str) -> Any:
         try:
             return kind(**values)
         except CrossfuseError as error:

@@ -90,7 +90,7 @@ class _Schema:
             if isinstance(mark, Mark):
                 refined |= mark.schema()
         if known:
-            inner_schema = self.reference(known[0])
+            inner_schema = self.reference(known[0], is_open=True)
             return self.nullable(inner_schema) if is_optional(inner) else inner_schema
         if is_optional(inner):
             arms = [arm for arm in typing.get_args(inner) if arm is not type(None)]
@@ -127,17 +127,22 @@ class _Schema:
             **({"additionalProperties": values} if values else {}),
         }
 
-    def reference(self, kind: Any, *, without: str | None = None) -> dict[str, Any]:
+    def reference(
+        self, kind: Any, *, without: str | None = None, is_open: bool = False
+    ) -> dict[str, Any]:
         """A reference to a dataclass's schema, which is made where it isn't there yet."""
         name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", kind.__name__).lower()
+        name += "" if without is None else f"_by_{without}"
         if name not in self.defs:
             self.defs[name] = {}
-            self.defs[name] = self.object(kind, without=without)
+            self.defs[name] = self.object(kind, without=without, is_open=is_open)
         return {"$ref": f"#/$defs/{name}"}
 
-    def object(self, kind: Any, *, without: str | None = None) -> dict[str, Any]:
+    def object(
+        self, kind: Any, *, without: str | None = None, is_open: bool = False
+    ) -> dict[str, Any]:
         form, hints, texts = form_of(kind), hints_of(kind), _texts_of(kind)
-        summary = {"description": _sentence(inspect.getdoc(kind) or "")}
+        summary = _summary(kind)
         if form.whole is not None:
             return summary | self.of(hints[form.whole])
         names = [name for name in attributes_of(kind) if name != without]
@@ -157,29 +162,35 @@ class _Schema:
                 found = self.of(hints[name])
             described = {"description": texts[name]} if name in texts else {}
             known[form.key(name)] = described | found
-            if self.is_required(kind, name, hints[name]):
+            if self.is_required(kind, name, hints[name], is_open=is_open):
                 required.append(form.key(name))
         return {
             **summary,
             "type": "object",
             **({"required": required} if required else {}),
             "properties": known,
-            **({"additionalProperties": False} if self.closed else {}),
+            **({"additionalProperties": False} if self.closed and not is_open else {}),
         }
 
-    def is_required(self, kind: Any, name: str, hint: Any) -> bool:
-        if self.closed:
+    def is_required(self, kind: Any, name: str, hint: Any, *, is_open: bool) -> bool:
+        if self.closed and not is_open:
             return name not in form_of(kind).sparse
         known = {f.name for f in dataclasses.fields(kind)}
         return name in known and is_required(kind, name, optional=is_optional(hint))
 
     def keyed(self, hint: Any, field: str) -> dict[str, Any]:
+        """Of a mapping of objects, one of whose fields is the key."""
         inner = typing.get_args(hint)[0] if typing.get_origin(hint) is Annotated else hint
-        value = typing.get_args(inner)[1]
-        return {
-            "type": "object",
-            "additionalProperties": self.reference(value, without=field),
-        }
+        names, value = typing.get_args(inner)
+        found = self.mapping((names, Any))
+        return found | {"additionalProperties": self.reference(value, without=field)}
+
+
+def _summary(kind: type) -> dict[str, str]:
+    """A class's first sentence, where somebody wrote one."""
+    text = inspect.getdoc(kind) or ""
+    written = text and not text.startswith(f"{kind.__name__}(")
+    return {"description": _sentence(text)} if written else {}
 
 
 def _sentence(text: str) -> str:
