@@ -50,7 +50,7 @@ def test_what_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_absent_package_is_an_error_with_advice(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "jinja2", None)
     with pytest.raises(PackageError) as error, needed("jinja2", "the page"):
-        import jinja2  # noqa: F401
+        import jinja2
     assert str(error.value) == (
         "the page needs jinja2, which is not installed. "
         "Install it: pip install 'crossfuse[report]'."
