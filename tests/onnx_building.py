@@ -12,9 +12,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 Shape = Sequence[int | str]
 
-FLOAT, INT64, INT32, BOOL, HALF, BFLOAT16 = (
-    TensorProto.FLOAT, TensorProto.INT64, TensorProto.INT32, TensorProto.BOOL, TensorProto.FLOAT16, TensorProto.BFLOAT16,
-)  # fmt: skip
+FLOAT, HALF, BFLOAT16 = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16
+INT64, INT32, BOOL = TensorProto.INT64, TensorProto.INT32, TensorProto.BOOL
 
 
 class Graph:

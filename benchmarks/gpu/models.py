@@ -160,7 +160,13 @@ def _latency(run: Run, name: str, precision: str, rivals: tuple[str, ...]) -> di
         shutil.copytree(run.bundle(name), folder)
     crossfuse.build(folder, run.target, precision=precision)
     report = crossfuse.profile(
-        folder, run.target, against=rivals, source=zoo_spec(name, run.size), plan=run.plan, cold_starts=0, trace=not run.dry,
+        folder,
+        run.target,
+        against=rivals,
+        source=zoo_spec(name, run.size),
+        plan=run.plan,
+        cold_starts=0,
+        trace=not run.dry,
         options=run.options,
-    )  # fmt: skip
+    )
     return {"report": report.to_json()}
