@@ -1,5 +1,6 @@
-"""Encode once, ask many: BLIP-base's shapes (12 text layers of width 768, 577 image tokens, 20 text
-tokens), random weights.
+"""Encode once, ask many: BLIP-base's shapes, random weights.
+
+12 text layers of width 768, 577 image tokens, 20 text tokens.
 
     python benchmarks/context_reuse.py [--json FILE] [--rounds N]
 
@@ -127,8 +128,10 @@ print(status("VmHWM") - before, context.nbytes)
 
 
 def fan_out_memory(bundle: Path, fan_out: int) -> dict[str, float]:
-    """What ``fan_out`` queries on one context add to the peak of one query, in fresh processes,
-    against copies of K and V."""
+    """What ``fan_out`` queries on one context add to the peak of one, against copies of K and V.
+
+    Each is measured in a fresh process.
+    """
     peaks = {}
     for count in (1, fan_out):
         command = [sys.executable, "-c", PEAK, str(bundle), str(count)]

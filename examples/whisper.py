@@ -1,5 +1,6 @@
-"""Whisper: export once, then transcribe in a process that can't import PyTorch: encode the sound
-once, one step per token.
+"""Whisper, exported once, transcribes in a process that can't import PyTorch.
+
+The sound is encoded once; each token is one step.
 
 python examples/whisper.py CHECKPOINT SOUND.wav [--output FOLDER]
 

@@ -15,8 +15,7 @@ from crossfuse.ops.contract import DOMAIN, INPUTS, NAME
 
 @dataclass(frozen=True)
 class Case:
-    """An attention's sizes and options; ``mask_batch``: 1, ``k`` (per context) or ``q`` (per
-    query)."""
+    """An attention's sizes and options; ``mask_batch``: 1, ``k`` (context's) or ``q`` (queries')."""
 
     contexts: int = 2
     fan_out: int = 1

@@ -57,8 +57,10 @@ def arrows(root: Path) -> list[Arrow]:
 
 
 def imported(tree: ast.AST, *, module_level: bool = False) -> set[str]:
-    """Dotted names that a file imports: ``a.b`` for ``from a import b``. The version, which the
-    package's root holds, is none."""
+    """Dotted names that a file imports: ``a.b`` for ``from a import b``.
+
+    The version, which the package's root holds, is none.
+    """
     found: set[str] = set()
     for node in _code(tree, module_level):
         if isinstance(node, ast.Import):
@@ -69,8 +71,11 @@ def imported(tree: ast.AST, *, module_level: bool = False) -> set[str]:
 
 
 def named_in_texts(tree: ast.AST, package: str) -> set[str]:
-    """Dotted names in the texts of a file that are a module's name alone, or are in code: after
-    ``import``, ``from`` or ``-m``."""
+    """Dotted names in the texts of a file.
+
+    A text counts that is a module's name alone, or has one in code: after ``import``, ``from``
+    or ``-m``.
+    """
     dotted = rf"{package}(?:\.[a-z_]\w*)+"
     found: set[str] = set()
     docstrings = _docstrings(tree)

@@ -58,8 +58,7 @@ def _parity(run: Run, name: str, target: str, precision: str) -> dict[str, Any]:
 
 
 def decoding(run: Run) -> None:
-    """Steps with the state where the engine computes; and a server over contexts that are kept
-    there."""
+    """Steps with the state where the engine computes, and a server over contexts kept there."""
     run.case(lambda: _steps(run), what="steps")
     run.case(lambda: _served(run), what="a server")
 

@@ -1,4 +1,4 @@
-"""Run the coverage suite and write ``docs/coverage.md`` from what it gave.
+"""Run the coverage suite and write ``docs/reference/coverage.md`` from what it gave.
 
 .venv/bin/python tests/coverage/table.py              # all cases, a process each: the whole document
 .venv/bin/python tests/coverage/table.py whisper t5   # some cases: print what they gave, write nothing
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
-DOCUMENT = ROOT / "docs" / "coverage.md"
+DOCUMENT = ROOT / "docs" / "reference" / "coverage.md"
 TARGETS = ("onnx", "ort-cpu", "ort-cuda")
 LIMIT_S = 600
 
