@@ -47,7 +47,7 @@ SEQ2SEQ: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Case:
-    """One model: how to make its spec, how many attentions it must have, and why some are unfused."""
+    """One model: how to make its spec, how many attentions it has, and why some are unfused."""
 
     name: str
     make: Callable[[], ModelSpec]

@@ -3,7 +3,7 @@
 The models are the zoo's (tiny) and the coverage suite's.
 
 PYTHONPATH=tests .venv/bin/python -m gpu_rehearsal.table             # exports all models: minutes
-PYTHONPATH=tests .venv/bin/python -m gpu_rehearsal.table FOLDER      # bundles that are there already
+PYTHONPATH=tests .venv/bin/python -m gpu_rehearsal.table FOLDER      # bundles that are there
 """
 
 from __future__ import annotations
