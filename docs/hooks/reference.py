@@ -30,7 +30,9 @@ def commands() -> str:
 
     group: Any = get_command(app)
     with group.make_context("crossfuse", [], resilient_parsing=True) as context:
-        parts = [_command(n, group.get_command(context, n), context) for n in _names(group, context)]
+        parts = [
+            _command(n, group.get_command(context, n), context) for n in _names(group, context)
+        ]
         parts.append("## crossfuse")
         parts += (_definitions(title, panel) for title, panel in _panels(group, context).items())
     return "\n\n".join(parts)
@@ -127,12 +129,16 @@ def _has(schema: Mapping[str, Any]) -> bool:
 def _fields(title: str, schema: Mapping[str, Any]) -> str:
     required = set(schema.get("required", ()))
     about = schema.get("description", "")
-    rows = [
-        f"`{name}` ({_kind(one)}{'' if name in required else ', optional'})\n"
-        f":   {one.get('description', '') or _inside(one) or 'See the name.'}"
-        for name, one in schema["properties"].items()
-    ]
-    return "\n\n".join(filter(None, (f"## {title}", about, *rows)))
+    rows = "\n".join(
+        f"- {_field(name, one, name in required)}" for name, one in schema["properties"].items()
+    )
+    return "\n\n".join(filter(None, (f"## {title}", about, rows)))
+
+
+def _field(name: str, schema: Mapping[str, Any], required: bool) -> str:
+    kind = _kind(schema) + ("" if required else ", optional")
+    told = schema.get("description", "") or _inside(schema)
+    return f"`{name}` ({kind})" + (f": {told}" if told else "")
 
 
 def _inside(schema: Mapping[str, Any]) -> str:
@@ -164,5 +170,5 @@ def _kind(schema: Mapping[str, Any]) -> str:
     if kind == "array" and "items" in schema:
         return f"list of {_kind(schema['items'])}"
     if kind == "object" and _each(schema):
-        return f"object of {_kind(_each(schema))}"
+        return f"map to {_kind(_each(schema))}"
     return text
