@@ -58,8 +58,7 @@ def _parity(run: Run, name: str, target: str, precision: str) -> dict[str, Any]:
 
 
 def decoding(run: Run) -> None:
-    """Steps with the state where the engine computes; and a server over contexts that are kept
-    there."""
+    """Steps with the state where the engine computes, and a server over contexts kept there."""
     run.case(lambda: _steps(run), what="steps")
     run.case(lambda: _served(run), what="a server")
 
@@ -160,7 +159,13 @@ def _latency(run: Run, name: str, precision: str, rivals: tuple[str, ...]) -> di
         shutil.copytree(run.bundle(name), folder)
     crossfuse.build(folder, run.target, precision=precision)
     report = crossfuse.profile(
-        folder, run.target, against=rivals, source=zoo_spec(name, run.size), plan=run.plan, cold_starts=0, trace=not run.dry,
+        folder,
+        run.target,
+        against=rivals,
+        source=zoo_spec(name, run.size),
+        plan=run.plan,
+        cold_starts=0,
+        trace=not run.dry,
         options=run.options,
-    )  # fmt: skip
+    )
     return {"report": report.to_json()}

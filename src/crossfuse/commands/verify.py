@@ -64,7 +64,7 @@ def verify(
     """Check a bundle's numbers on this machine against the eager model's. Needs no PyTorch without
     --source.
 
-    docs/verify.md tells what it guarantees, and what it can't.
+    docs/guides/verify.md tells what it guarantees, and what it can't.
     """
     from crossfuse.api import export as pipeline
     from crossfuse.commands.output import Output
