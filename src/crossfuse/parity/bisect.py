@@ -16,7 +16,6 @@ in their place.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -26,8 +25,9 @@ from numpy.typing import NDArray
 from crossfuse.bundle.store import Bundle
 from crossfuse.core.tensors import CONTEXTS
 from crossfuse.graph.metadata import MODULE, attention_nodes, clone, site_of
+from crossfuse.parity.policy import EAGER_MULTIPLE, FLOORS, judged_as, output_error
 from crossfuse.parity.reference import ReferencePoint, ReferenceSet
-from crossfuse.parity.report import EAGER_MULTIPLE, FLOORS, ParityReport, judged_as, output_error
+from crossfuse.parity.report import Divergence, ParityReport
 from crossfuse.targets.cpu_run import run_once
 from crossfuse.targets.graph_files import load_graph
 from crossfuse.targets.precision.cast import cast_graph
@@ -35,45 +35,9 @@ from crossfuse.targets.precision.simulate import simulate
 from crossfuse.targets.precision.stages import half_stages
 from crossfuse.targets.registry import lower, rehearsal, require_target
 
-__all__ = ["Fault", "bisect", "stage_candidates", "telling_point"]
+__all__ = ["bisect", "bisection_point", "stage_candidates"]
 
 Arrays = dict[str, NDArray[Any]]
-
-
-@dataclass(frozen=True)
-class Fault:
-    """What a bisection found.
-
-    Attributes:
-        site: the first attention beyond its tolerance, or None where only what comes after the last
-            one is.
-        module: the first module whose output is, at or before that attention; None where it is the
-            attention itself.
-        error, tolerance: largest error there, and what it may be.
-        evaluations: how many times the target was executed.
-    """
-
-    site: str | None
-    module: str | None
-    error: float
-    tolerance: float
-    evaluations: int
-
-    def sentence(self) -> str:
-        """For people."""
-        where = f"attention {self.site}" if self.site else "what follows the last attention"
-        within = f"; the first module beyond it is {self.module}" if self.module else ""
-        return (
-            f"the first difference is in {where}{within} (error {self.error:.3g}, tolerance "
-            f"{self.tolerance:.3g}), found in "
-            f"{self.evaluations} evaluations"
-        )
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain data."""
-        finite = self.error if np.isfinite(self.error) else None
-        about = {"site": self.site, "module": self.module, "evaluations": self.evaluations}
-        return {**about, "error": finite, "tolerance": self.tolerance}
 
 
 def bisect(
@@ -83,8 +47,8 @@ def bisect(
     precision: str,
     *,
     kept: Mapping[str, str] | None = None,
-    step: Callable[[str], None] = lambda _: None,
-) -> Fault | None:
+    progress: Callable[[str], None] = lambda _: None,
+) -> Divergence | None:
     """The first attention or module beyond its tolerance; None where no prefix, and no output, is.
 
     Args:
@@ -93,7 +57,7 @@ def bisect(
         point: inputs with one query per context.
         precision: the target's.
         kept: nodes that the target keeps in fp32.
-        step: told what is evaluated.
+        progress: told what is evaluated.
     """
     runner = _Runner(fused, candidates, point, precision, kept)
     sites = [node for node in attention_nodes(fused.graph) if runner.has(_tensor(node))]
@@ -103,7 +67,7 @@ def bisect(
     def faulty(count: int) -> bool:
         prefix = sites[:count]
         last = [n for n in prefix if not any(n in upstream[other] for other in prefix)]
-        step(f"bisecting: {count} of {len(sites)} attentions")
+        progress(f"bisecting: {count} of {len(sites)} attentions")
         return runner.first_beyond([_tensor(node) for node in last]) is not None
 
     if not sites or not faulty(len(sites)):
@@ -113,7 +77,7 @@ def bisect(
         later = _modules_between(fused.graph, None, sites, runner)
         first = runner.first_beyond(later)
         name, error, tolerance = first or (None, *found[1:])
-        return Fault(None, _module_of(fused.graph, name), error, tolerance, runner.evaluations)
+        return Divergence(None, _module_of(fused.graph, name), error, tolerance, runner.evaluations)
     good, bad = 0, len(sites)
     while bad - good > 1:
         middle = (good + bad) // 2
@@ -127,7 +91,7 @@ def bisect(
     assert first is not None
     name, error, tolerance = first
     module = None if name == _tensor(site) else _module_of(fused.graph, name)
-    return Fault(site_of(site) or site.name, module, error, tolerance, runner.evaluations)
+    return Divergence(site_of(site) or site.name, module, error, tolerance, runner.evaluations)
 
 
 def stage_candidates(
@@ -159,7 +123,7 @@ def stage_candidates(
     return {stage: rehearsal(graph, known) for stage, graph in graphs.items()}
 
 
-def telling_point(
+def bisection_point(
     report: ParityReport, reference: ReferenceSet, shared_batch: str | None
 ) -> ReferencePoint:
     """The first point where parity fails, among those with one query per context; the first of

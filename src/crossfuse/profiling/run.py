@@ -1,4 +1,4 @@
-"""Profile a bundle: its session and its rivals in the same rounds at every point of a sweep, and
+"""Profile a bundle: its session and its baselines in the same rounds at every point of a sweep, and
 where its time goes."""
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from crossfuse.bundle.store import Bundle, open_bundle
 from crossfuse.core.tensors import names_of
 from crossfuse.errors import BundleError, InputError
+from crossfuse.parity.policy import output_error
 from crossfuse.parity.reference import load_reference
-from crossfuse.parity.report import output_error
-from crossfuse.profiling.baselines import Rivals, Run
+from crossfuse.profiling.baselines import Baselines, Run
 from crossfuse.profiling.environment import command_line, environment
 from crossfuse.profiling.explain.attribution import StageTimes, trace_engine, trace_stage
 from crossfuse.profiling.explain.machine import fixed_work, measure_limits
@@ -39,18 +39,18 @@ from crossfuse.runtime.tensorrt_stage import TrtStage
 if TYPE_CHECKING:
     from crossfuse.spec.model_spec import ModelSpec
 
-__all__ = ["Wanted", "profile_bundle"]
+__all__ = ["ProfileRequest", "profile_bundle"]
 
 _MACHINE = "fixed work"
 _ENERGY_CALLS = 20
 _COLORS = re.compile(r"\x1b\[[0-9;]*m")
 
 Arrays = Mapping[str, NDArray[Any]]
-Step = Callable[[str], None]
+Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Wanted:
+class ProfileRequest:
     """What to measure beside the latency of a bundle; see :func:`crossfuse.profile`."""
 
     against: Sequence[str] = ()
@@ -66,13 +66,13 @@ class Wanted:
 def profile_bundle(
     path: str | Path,
     target: str | None,
-    wanted: Wanted,
+    wanted: ProfileRequest,
     *,
     spec: ModelSpec | None = None,
     options: SessionOptions | None = None,
-    step: Step = lambda _: None,
+    progress: Progress = lambda _: None,
 ) -> LatencyReport:
-    """See :func:`crossfuse.profile`; ``spec`` is the rivals' model."""
+    """See :func:`crossfuse.profile`; ``spec`` is the baselines' model."""
     bundle = open_bundle(path)
     known = _known_inputs(bundle)
     manifest = bundle.manifest
@@ -85,23 +85,29 @@ def profile_bundle(
         on_ort = session.provider.endswith("ExecutionProvider")
         limits = None
         if wanted.trace and on_ort:
-            step("what the machine attains")
+            progress("what the machine attains")
             limits = measure_limits(session.provider, settings)
-        rivals = None
+        baselines = None
         if wanted.against and spec is not None:
-            rivals = stack.enter_context(
-                Rivals(spec, _device_of(session), settings.threads, device_id=_gpu_of(session))
+            baselines = stack.enter_context(
+                Baselines(spec, _device_of(session), settings.threads, device_id=_gpu_of(session))
             )
         fixed = fixed_work(session.provider, settings) if on_ort else None
         for point in points:
             rows += _point(
-                session, inputs_at(session.inputs, known, point), point, wanted, rivals, fixed, step
+                session,
+                inputs_at(session.inputs, known, point),
+                point,
+                wanted,
+                baselines,
+                fixed,
+                step,
             )
-        stages = tuple(_stages(bundle, session, settings, first, step)) if wanted.trace else ()
-        loads = tuple(_loads(session, first, wanted, step))
+        stages = tuple(_stages(bundle, session, settings, first, progress)) if wanted.trace else ()
+        loads = tuple(_loads(session, first, wanted, progress))
         cold = None
         if wanted.cold_starts:
-            step("cold starts")
+            progress("cold starts")
             cold = cold_start(
                 bundle.path, session.target, first, wanted.cold_starts, device=_gpu_of(session)
             )
@@ -129,10 +135,10 @@ def _point(
     session: Session,
     inputs: Arrays,
     point: Mapping[str, int],
-    wanted: Wanted,
-    rivals: Rivals | None,
+    wanted: ProfileRequest,
+    baselines: Baselines | None,
     fixed: Callable[[], object] | None,
-    step: Step,
+    progress: Progress,
 ) -> list[Row]:
     """The rows at one point, sampled together."""
     where = ", ".join(f"{name}={size}" for name, size in point.items())
@@ -148,17 +154,17 @@ def _point(
         calls[f"{OURS} without copies"] = lambda: session.run(placed)
     failures: dict[str, str] = {}
     errors: dict[str, float | None] = {}
-    if rivals is not None:
+    if baselines is not None:
         for name in wanted.against:
-            step(f"{name} at {where}")
-            run = _rival(name, rivals, inputs, failures)
+            progress(f"{name} at {where}")
+            run = _baseline(name, baselines, inputs, failures)
             if run is not None:
                 calls[name] = run
                 errors[name] = _difference(run(), expected)
     joules = {name: _energy(call, _gpu_of(session)) for name, call in calls.items()}
     if fixed is not None:
         calls[_MACHINE] = fixed
-    taken = sample(calls, wanted.plan, step=lambda text: step(f"{where}: {text}"))
+    taken = sample(calls, wanted.plan, progress=lambda text: progress(f"{where}: {text}"))
     machine = () if fixed is None else tuple(min(r) for r in taken.pop(_MACHINE).rounds)
     rows = [
         Row(
@@ -178,12 +184,14 @@ def _parts(
     return first, {name: array for name, array in inputs.items() if name not in first}
 
 
-def _rival(name: str, rivals: Rivals, inputs: Arrays, failures: dict[str, str]) -> Run | None:
-    """A rival that has run once, or None with its reason among the failures."""
+def _baseline(
+    name: str, baselines: Baselines, inputs: Arrays, failures: dict[str, str]
+) -> Run | None:
+    """A baseline that has run once, or None with its reason among the failures."""
     try:
-        run = rivals.make(name, inputs)
+        run = baselines.make(name, inputs)
         run()
-    except Exception as error:  # noqa: BLE001 -- a rival may fail in any way, and its row says how
+    except Exception as error:  # noqa: BLE001 -- a baseline may fail in any way, and its row says how
         text = " ".join(_COLORS.sub("", str(error)).split())
         failures[name] = (
             text if isinstance(error, InputError) else f"{type(error).__name__}: {text[:200]}"
@@ -220,7 +228,7 @@ def _energy(call: Callable[[], object], device: int) -> float | None:
 
 
 def _stages(
-    bundle: Bundle, session: Session, options: SessionOptions, inputs: Arrays, step: Step
+    bundle: Bundle, session: Session, options: SessionOptions, inputs: Arrays, progress: Progress
 ) -> Iterator[StageTimes]:
     """Where the time of each stage goes."""
     entry = bundle.target(session.target)
@@ -230,7 +238,7 @@ def _stages(
     sites = [row.site for row in bundle.ledger]
     for name in ("model", "context", "query"):
         if name in entry.stages:
-            step(f"where the time goes: {name}")
+            progress(f"where the time goes: {name}")
             given = {spec.name: feeds[spec.name] for spec in session.stages[name].inputs}
             engine = session.engine(name)
             if isinstance(engine, TrtStage):
@@ -244,7 +252,9 @@ def _stages(
                 )
 
 
-def _loads(session: Session, inputs: Arrays, wanted: Wanted, step: Step) -> Iterator[LoadResult]:
+def _loads(
+    session: Session, inputs: Arrays, wanted: ProfileRequest, progress: Progress
+) -> Iterator[LoadResult]:
     """Several callers at once; then arrivals, served by as many threads as there were callers at
     most."""
 
@@ -252,10 +262,10 @@ def _loads(session: Session, inputs: Arrays, wanted: Wanted, step: Step) -> Iter
         return session.run(inputs)
 
     for callers in wanted.callers:
-        step(f"{callers} callers at once")
+        progress(f"{callers} callers at once")
         yield closed_loop(call, callers, wanted.load_seconds)
     for rate in wanted.rates:
-        step(f"{rate:g} requests per second")
+        progress(f"{rate:g} requests per second")
         yield open_loop(call, rate, wanted.load_seconds, max(wanted.callers, default=1))
 
 

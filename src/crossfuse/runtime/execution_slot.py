@@ -1,4 +1,4 @@
-"""`Lane`: one TensorRT execution context with its stream, its buffers and its CUDA graphs. For one
+"""`ExecutionSlot`: one TensorRT execution context with its stream, its buffers and its CUDA graphs. For one
 thread at a time.
 
 Host arrays go through page-locked memory to buffers that are kept and grow; device inputs are read
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
     import tensorrt as trt_types
     from numpy.typing import NDArray
 
-__all__ = ["ALIGNMENT", "MAX_GRAPHS", "Lane"]
+__all__ = ["ALIGNMENT", "MAX_GRAPHS", "ExecutionSlot"]
 
 MAX_GRAPHS = 16
-"""CUDA graphs that a lane keeps, one per shape; the least recently used goes first."""
+"""CUDA graphs that a slot keeps, one per shape; the least recently used goes first."""
 
 ALIGNMENT = 256
 """TensorRT takes no address that isn't a multiple of this."""
@@ -36,20 +36,20 @@ _MAX_PINNED = 1 << 26
 _DIRECT = object()
 
 
-class Lane:
+class ExecutionSlot:
     """Executes an engine.
 
     Args:
         trt: the library.
         engine: deserialized.
-        config: TensorRT-RTX's runtime configuration, of this lane alone, or None.
+        config: TensorRT-RTX's runtime configuration, of this slot alone, or None.
         gpu: memory and streams.
         boundary: names of inputs and outputs.
-        captures: whether the lane makes CUDA graphs; not where the library does.
+        captures: whether the slot makes CUDA graphs; not where the library does.
 
     Raises:
-        EngineError: no room for the lane, or whatever the GPU or the library refuses later on; the
-            lane is as it was then.
+        EngineError: no room for the slot, or whatever the GPU or the library refuses later on; the
+            slot is as it was then.
     """
 
     def __init__(
@@ -143,7 +143,7 @@ class Lane:
 
     def time_layers(self, feeds: Mapping[str, Any], profiler: Any, runs: int) -> None:
         """Execute so many times without CUDA graphs, an ``IProfiler`` listening to every layer. It
-        stays with the lane."""
+        stays with the slot."""
         with self._settled():
             addresses, shapes = self._take(feeds)
             made = self._prepare(shapes)

@@ -1,4 +1,4 @@
-"""From a bundle's folder to an `Engine` that has answered once: loaded, tried for merging, warm."""
+"""From a bundle's folder to an `RequestEngine` that has answered once: loaded, tried for merging, warm."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from crossfuse.runtime.options import SessionOptions
 from crossfuse.serve.limits import Limits
 from crossfuse.serve.merging import Merging
 from crossfuse.serve.metrics import Meter
-from crossfuse.serve.request_engine import Engine, Request
+from crossfuse.serve.request_engine import Request, RequestEngine
 
 __all__ = ["EngineOptions", "boundary", "example_inputs", "largest_batch", "open_engine"]
 
@@ -57,7 +57,7 @@ def open_engine(
     *,
     limits: Limits | None = None,
     meter: Meter | None = None,
-) -> Engine:
+) -> RequestEngine:
     """Load a bundle, try on its reference inputs whether queries may be merged, and so warm it up.
 
     Raises:
@@ -70,7 +70,7 @@ def open_engine(
         options.target,
         SessionOptions(threads=options.threads, spin=False, device_id=options.device),
     )
-    engine = Engine(
+    engine = RequestEngine(
         session,
         cache_bytes=options.cache_mb * 1_000_000,
         limits=limits,

@@ -27,7 +27,7 @@ from crossfuse.profiling.report.summary_text import milliseconds, sentences
 
 FIGURES = (
     "distributions",
-    "rivals",
+    "baselines",
     "sweep",
     "modules",
     "roofline",
@@ -40,7 +40,7 @@ FIGURES = (
 
 
 def a_report() -> LatencyReport:
-    """Every part of a report, from made-up numbers: three batches, five rivals, two stages."""
+    """Every part of a report, from made-up numbers: three batches, five baselines, two stages."""
     rng = np.random.default_rng(0)
 
     def samples(milliseconds: float) -> Samples:

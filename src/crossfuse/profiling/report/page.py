@@ -89,11 +89,13 @@ def _tiles(report: LatencyReport) -> list[tuple[str, str, str]]:
         (short(own.median.value * 1e3), "ms", "median"),
         (short(own.p99 * 1e3), "ms", "99th percentile"),
     ]
-    rivals = [row for row in report.at(report.rows[0].sizes) if row.ratio is not None]
-    if rivals:
-        best = min(rivals, key=lambda row: row.ratio.value if row.ratio else math.inf)
+    baselines = [row for row in report.at(report.rows[0].sizes) if row.ratio is not None]
+    if baselines:
+        best = min(baselines, key=lambda row: row.ratio.value if row.ratio else math.inf)
         assert best.ratio is not None
-        tiles.append((f"{best.ratio.value:.2f}", "×", f"{best.name}'s time, the fastest rival's"))
+        tiles.append(
+            (f"{best.ratio.value:.2f}", "×", f"{best.name}'s time, the fastest baseline's")
+        )
     if report.cold_start is not None:
         tiles.append((short(report.cold_start.total), "s", "from process start to first result"))
     if report.limits is not None and report.stages:
@@ -143,12 +145,12 @@ def _lane(row: Row, axis: Axis, color: int) -> dict[str, Any]:
 
 
 def _ratios(rows: Sequence[Row], colors: Mapping[str, int]) -> dict[str, Any] | None:
-    """Rivals' times over ours, with intervals."""
-    rivals = [(row.name, row.ratio, row.error) for row in rows if row.ratio is not None]
-    if not rivals:
+    """Baselines' times over ours, with intervals."""
+    baselines = [(row.name, row.ratio, row.error) for row in rows if row.ratio is not None]
+    if not baselines:
         return None
     axis = log_axis(
-        min(0.9, *(r.low for _, r, _ in rivals)), max(1.2, *(r.high for _, r, _ in rivals))
+        min(0.9, *(r.low for _, r, _ in baselines)), max(1.2, *(r.high for _, r, _ in baselines))
     )
     marks = [
         {
@@ -160,7 +162,7 @@ def _ratios(rows: Sequence[Row], colors: Mapping[str, int]) -> dict[str, Any] | 
             "ratio": ratio,
             "error": error,
         }
-        for name, ratio, error in sorted(rivals, key=lambda item: item[1].value)
+        for name, ratio, error in sorted(baselines, key=lambda item: item[1].value)
     ]
     return {"axis": _ticks(axis), "one": axis.at(1.0), "marks": marks}
 

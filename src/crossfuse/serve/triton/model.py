@@ -1,4 +1,4 @@
-"""The Python backend's model: Triton's requests to an `Engine`, and back. Imported by the server,
+"""The Python backend's model: Triton's requests to an `RequestEngine`, and back. Imported by the server,
 where Triton's module is."""
 
 from __future__ import annotations
