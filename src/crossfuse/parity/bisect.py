@@ -2,8 +2,8 @@
 time.
 
 Attentions are ordered as the graph computes them. A prefix of them is judged by its *last*
-attentions, those whose results no other attention of the prefix uses: a fault anywhere in the
-prefix reaches them, so whether a prefix is faulty is monotonic, and the first faulty attention is
+attentions, those whose results no other attention of the prefix uses: a difference anywhere in the
+prefix reaches them, so whether a prefix diverges is monotonic, and the first attention that does is
 found in log2 of their number. One evaluation more looks at the module outputs between it and the
 attentions before it.
 
@@ -16,7 +16,7 @@ in their place.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx_ir as ir
@@ -64,24 +64,24 @@ def bisect(
     upstream = _upstream(fused.graph, sites)
     outputs = [value.name or "" for value in fused.graph.outputs if runner.has(value.name or "")]
 
-    def faulty(count: int) -> bool:
+    def diverges(count: int) -> bool:
         prefix = sites[:count]
         last = [n for n in prefix if not any(n in upstream[other] for other in prefix)]
         progress(f"bisecting: {count} of {len(sites)} attentions")
         return runner.first_beyond([_tensor(node) for node in last]) is not None
 
-    if not sites or not faulty(len(sites)):
+    if not sites or not diverges(len(sites)):
         found = runner.first_beyond(outputs)
         if found is None:
             return None
-        later = _modules_between(fused.graph, None, sites, runner)
-        first = runner.first_beyond(later)
-        name, error, tolerance = first or (None, *found[1:])
-        return Divergence(None, _module_of(fused.graph, name), error, tolerance, runner.evaluations)
+        first = runner.first_beyond(_modules_between(fused.graph, None, sites, runner))
+        module = None if first is None else _module_of(fused.graph, first.tensor)
+        worst = first or found
+        return Divergence(None, module, worst.error, worst.tolerance, runner.evaluations)
     good, bad = 0, len(sites)
     while bad - good > 1:
         middle = (good + bad) // 2
-        if faulty(middle):
+        if diverges(middle):
             bad = middle
         else:
             good = middle
@@ -89,9 +89,10 @@ def bisect(
     between = _modules_between(fused.graph, site, sites[: bad - 1], runner)
     first = runner.first_beyond([*between, _tensor(site)])
     assert first is not None
-    name, error, tolerance = first
-    module = None if name == _tensor(site) else _module_of(fused.graph, name)
-    return Divergence(site_of(site) or site.name, module, error, tolerance, runner.evaluations)
+    module = None if first.tensor == _tensor(site) else _module_of(fused.graph, first.tensor)
+    return Divergence(
+        site_of(site) or site.name, module, first.error, first.tolerance, runner.evaluations
+    )
 
 
 def stage_candidates(
@@ -136,6 +137,14 @@ def bisection_point(
     return next((points[i] for i in report.failing if i in points), next(iter(points.values())))
 
 
+class _Beyond(NamedTuple):
+    """A tensor beyond its tolerance."""
+
+    tensor: str
+    error: float
+    tolerance: float
+
+
 class _Runner:
     """Executes prefixes of the target and of the truth, and compares tensors of the same name."""
 
@@ -168,7 +177,7 @@ class _Runner:
         """The tensor exists in both."""
         return name in self.stage_of
 
-    def first_beyond(self, names: Sequence[str]) -> tuple[str, float, float] | None:
+    def first_beyond(self, names: Sequence[str]) -> _Beyond | None:
         """The first tensor, in the order given, that is beyond its tolerance; one evaluation."""
         if not names:
             return None
@@ -182,7 +191,7 @@ class _Runner:
                 tolerance = max(noise, tolerance) if np.isfinite(noise) else tolerance
             error = output_error(np.asarray(got[name], expected[name].dtype), expected[name])
             if error > tolerance:
-                return name, error, tolerance
+                return _Beyond(name, error, tolerance)
         return None
 
     def _whole(self, model: ir.Model, names: Sequence[str]) -> Arrays:
@@ -287,8 +296,8 @@ def _modules_between(
     return list(last.values())
 
 
-def _module_of(graph: ir.Graph, tensor: str | None) -> str | None:
+def _module_of(graph: ir.Graph, tensor: str) -> str | None:
     for node in graph:
-        if tensor is not None and any(value.name == tensor for value in node.outputs):
+        if any(value.name == tensor for value in node.outputs):
             return node.metadata_props.get(MODULE) or node.name
     return None

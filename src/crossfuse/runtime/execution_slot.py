@@ -1,5 +1,6 @@
-"""`ExecutionSlot`: one TensorRT execution context with its stream, its buffers and its CUDA graphs. For one
-thread at a time.
+"""`ExecutionSlot`: one TensorRT execution context with its stream, buffers and CUDA graphs.
+
+For one thread at a time.
 
 Host arrays go through page-locked memory to buffers that are kept and grow; device inputs are read
 where they are. A first run of a shape executes directly; the second, too, and is captured as a CUDA
@@ -13,7 +14,7 @@ import math
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -34,6 +35,13 @@ ALIGNMENT = 256
 
 _MAX_PINNED = 1 << 26
 _DIRECT = object()
+
+
+class _Buffer(NamedTuple):
+    """Device memory that a tensor is copied through, and its bytes."""
+
+    memory: Any
+    size: int
 
 
 class ExecutionSlot:
@@ -68,11 +76,8 @@ class ExecutionSlot:
         self.inputs, self.outputs = boundary
         self.stream = gpu.stream()
         self._captures = captures
-        context = (
-            engine.create_execution_context()
-            if config is None
-            else engine.create_execution_context(config)
-        )
+        settings = () if config is None else (config,)
+        context = engine.create_execution_context(*settings)
         if context is None:
             raise EngineError(
                 "the engine has no room for another execution context",
@@ -89,7 +94,7 @@ class ExecutionSlot:
             name: _dtype(trt, engine.get_tensor_dtype(name))
             for name in (*self.inputs, *self.outputs)
         }
-        self._buffers: dict[str, tuple[Any, int]] = {}
+        self._buffers: dict[str, _Buffer] = {}
         self._pinned: dict[str, NDArray[np.uint8] | None] = {}
         self._profile = 0
         self._seen: OrderedDict[Hashable, Any] = OrderedDict()
@@ -132,12 +137,8 @@ class ExecutionSlot:
             arrays = [
                 self.gpu.array(made[name], self.dtypes[name], self.stream) for name in self.outputs
             ]
-            self._enqueue(
-                {
-                    **addresses,
-                    **{n: array.pointer for n, array in zip(self.outputs, arrays, strict=True)},
-                }
-            )
+            pointers = {n: a.pointer for n, a in zip(self.outputs, arrays, strict=True)}
+            self._enqueue({**addresses, **pointers})
             self.gpu.sync(self.stream)
             return arrays
 
@@ -208,7 +209,7 @@ class ExecutionSlot:
         """Enqueue the copy of an output; the function gives it once the stream is done."""
         result = np.empty(shape, dtype=np.dtype(self.dtypes[name]))
         pinned = self._page_locked(name, result.nbytes)
-        buffer = self._buffers[name][0]
+        buffer = self._buffers[name].memory
         if pinned is None:
             self.gpu.download(buffer, result, self.stream)
             return lambda: result
@@ -225,19 +226,20 @@ class ExecutionSlot:
         if not size or size > _MAX_PINNED:
             return None
         if name not in self._pinned or (
-            (held := self._pinned[name]) is not None and held.nbytes < size
+            (pinned := self._pinned[name]) is not None and pinned.nbytes < size
         ):
             self._pinned[name] = self.gpu.pinned(size)
         return self._pinned[name]
 
     def _buffer(self, name: str, shape: tuple[int, ...]) -> Any:
         size = math.prod(shape) * item_size(self.dtypes[name])
-        held = self._buffers.get(name)
-        if held is None or held[1] < size:
+        buffer = self._buffers.get(name)
+        if buffer is None or buffer.size < size:
             # What was captured reads and writes the old place.
             self._seen.clear()
-            held = self._buffers[name] = (self.gpu.allocate(size, self.stream), size)
-        return held[0]
+            memory = self.gpu.allocate(size, self.stream)
+            buffer = self._buffers[name] = _Buffer(memory, size)
+        return buffer.memory
 
     def _prepare(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
         """Choose the profile, set the input shapes; the outputs' shapes."""

@@ -176,7 +176,7 @@ def test_whole_models(zoo_bundle: Callable[[str], Bundle], name: str) -> None:
     assert engine.merges == (name != "clip")
     from crossfuse.serve.load_engine import example_inputs
 
-    inputs = example_inputs(zoo_bundle(name).path)
+    inputs = example_inputs(zoo_bundle(name))
     assert inputs is not None
     expected = engine.session.run(**inputs)
     for answer in engine.answer([Request(inputs), Request(inputs), Request(inputs)]):
