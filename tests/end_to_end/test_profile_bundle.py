@@ -25,7 +25,13 @@ from crossfuse.models.registry import ZOO, zoo_spec
 from crossfuse.ops.torch_op import compute
 from crossfuse.parity.reference import load_reference
 from crossfuse.profiling.baselines import Baselines
-from crossfuse.profiling.explain.attribution import StageTimes, group, module_pattern, trace_stage
+from crossfuse.profiling.explain.attribution import (
+    OpenedGraph,
+    StageTimes,
+    group,
+    module_pattern,
+    trace_stage,
+)
 from crossfuse.profiling.explain.machine import Limits, measure_limits
 from crossfuse.profiling.explain.roofline import attained
 from crossfuse.profiling.explain.work import kind_of, work_of
@@ -162,11 +168,8 @@ def trace(bundle: Bundle, runs: int = 12) -> StageTimes:
     options = SessionOptions(threads=1)
     return trace_stage(
         "model",
-        graph,
-        CPU,
-        options,
+        OpenedGraph(graph, CPU, options),
         given,
-        alone=True,
         runs=runs,
         sites=[r.site for r in bundle.ledger],
     )

@@ -227,17 +227,31 @@ def load_module(name: str, folder: str, *, allow_missing: bool = False) -> Loade
 def _format(name: str) -> _Format:
     formats = {
         "clip": _Format(
-            _clip_config, clip.CLIP, clip.spec_of, clip.EXAMPLES["published"], _CLIP_RULES, r".*position_ids$"
+            _clip_config,
+            clip.CLIP,
+            clip.spec_of,
+            clip.EXAMPLES["published"],
+            _CLIP_RULES,
+            ignored=r".*position_ids$",
         ),
         "vilt": _Format(
-            _vilt_config, vilt.ViLT, vilt.spec_of, vilt.EXAMPLES["published"], _VILT_RULES,
-            r"classifier\.|mlm_score\.|rank_output\.|.*position_ids$|.*token_type_ids$",
+            _vilt_config,
+            vilt.ViLT,
+            vilt.spec_of,
+            vilt.EXAMPLES["published"],
+            _VILT_RULES,
+            ignored=r"(classifier|mlm_score|rank_output)\.|.*(position|token_type)_ids$",
         ),
         "qformer": _Format(
-            _qformer_config, qformer.QFormer, qformer.spec_of, qformer.EXAMPLES["published"], _QFORMER_RULES,
-            r"(vision_model|language_model|language_projection|vision_projection|text_projection|itm_head)\.|.*position_ids$",
+            _qformer_config,
+            qformer.QFormer,
+            qformer.spec_of,
+            qformer.EXAMPLES["published"],
+            _QFORMER_RULES,
+            ignored=r"(vision_model|language_model|(language|vision|text)_projection|itm_head)\."
+            r"|.*position_ids$",
         ),
-    }  # fmt: skip
+    }
     if name not in formats:
         raise InputError(
             "this system loads no checkpoints", got=repr(name), expected=" or ".join(formats)

@@ -47,7 +47,7 @@ class Difference:
 
 
 def difference(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> Difference:
-    """The output of the first run that the second gives most differently; none where they are equal."""
+    """The output that differs most between two runs, of those that the first has."""
     found = [_of_output(name, first[name], second.get(name)) for name in first]
     return max(found, key=lambda one: one.largest, default=Difference())
 

@@ -1,16 +1,17 @@
 """What one would use otherwise, made from the model itself at the sizes to measure, each with its
 library's own defaults.
 
-======================  ================================================================================================
-``eager``               PyTorch, ``inference_mode``
-``compile``             ``torch.compile``, default mode
-``compile-max``         ``torch.compile``, ``max-autotune``, which captures CUDA graphs; on GPUs only
-``onnx``                ``torch.onnx.export``, in ONNX Runtime
-``hf``                  `transformers`' ``OnnxExporter`` with its fusions for ONNX Runtime; models of that library only
-``openvino``            the plain export in OpenVINO, latency hint, fp32
-``eager-fp16``          PyTorch in fp16; on GPUs only
-``tensorrt``            the plain export in TensorRT, run by Polygraphy; on GPUs only
-======================  ================================================================================================
+===============  ==========================================================================
+``eager``        PyTorch, ``inference_mode``
+``compile``      ``torch.compile``, default mode
+``compile-max``  ``torch.compile``, ``max-autotune``, which captures CUDA graphs; on GPUs
+``onnx``         ``torch.onnx.export``, in ONNX Runtime
+``hf``           `transformers`' ``OnnxExporter`` with its fusions for ONNX Runtime; models
+                 of that library
+``openvino``     the plain export in OpenVINO, latency hint, fp32
+``eager-fp16``   PyTorch in fp16; on GPUs
+``tensorrt``     the plain export in TensorRT, run by Polygraphy; on GPUs
+===============  ==========================================================================
 
 The exports are made for just the sizes measured: static shapes, where a bundle's are dynamic. Their
 inputs and outputs are host arrays, as a session's; on a GPU that includes the copies.
@@ -97,8 +98,8 @@ class Baselines:
         """A function that runs the baseline on these inputs and gives its outputs by name.
 
         Raises:
-            InputError: no baseline of that name, or one that can't be had here. Its library may raise
-                anything else.
+            InputError: no baseline of that name, or one that can't be had here. Its library may
+                raise anything else.
         """
         from crossfuse.export.capture.trace import quiet_exporter
 

@@ -20,7 +20,12 @@ from crossfuse.parity.policy import output_error
 from crossfuse.parity.reference import load_reference
 from crossfuse.profiling.baselines import Baselines, Run
 from crossfuse.profiling.environment import command_line, environment
-from crossfuse.profiling.explain.attribution import StageTimes, trace_engine, trace_stage
+from crossfuse.profiling.explain.attribution import (
+    OpenedGraph,
+    StageTimes,
+    trace_engine,
+    trace_stage,
+)
 from crossfuse.profiling.explain.machine import fixed_work, measure_limits
 from crossfuse.profiling.gpu_counters import GpuMeter
 from crossfuse.profiling.measure.coldstart import ColdStart, cold_start
@@ -276,11 +281,13 @@ def _stages(
                 if engine.times_layers:
                     yield trace_engine(name, engine, given, sites=sites)
             else:
-                graph = bundle.path / entry.stages[name]
-                alone = len(entry.stages) == 1
-                yield trace_stage(
-                    name, graph, session.provider, options, given, alone=alone, sites=sites
+                graph = OpenedGraph(
+                    bundle.path / entry.stages[name],
+                    session.provider,
+                    options,
+                    alone=len(entry.stages) == 1,
                 )
+                yield trace_stage(name, graph, given, sites=sites)
 
 
 def _loads(

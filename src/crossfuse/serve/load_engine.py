@@ -1,4 +1,4 @@
-"""From a bundle's folder to a `RequestEngine` that has answered once: loaded, tried for merging, warm."""
+"""From a bundle's folder to a `RequestEngine`: loaded, tried for merging, warm."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""`RequestEngine`: answers many requests at once over one session, with contexts kept and queries of one
-context merged."""
+"""`RequestEngine`: many requests at once over one session, contexts kept, queries merged."""
 
 from __future__ import annotations
 
