@@ -4,9 +4,9 @@
     text ← Transformer(ids),  text ← text + Attention(text, e[codes])
     logits over the codebook = Transformer(e[codes], text),  image' = Decoder(e[codes])
 
-The tokenizer is a VQ-VAE (van den Oord et al. 2017, arXiv:1711.00937). One pass gives the codes, the image decoded from them, the text states that have looked at the
-image, and the logits with which the transformer scores a codebook entry at every image position
-given the text.
+The tokenizer is a VQ-VAE (van den Oord et al. 2017, arXiv:1711.00937). One pass gives the codes,
+the image decoded from them, the text states that have looked at the image, and the logits with
+which the transformer scores a codebook entry at every image position given the text.
 """
 
 from __future__ import annotations

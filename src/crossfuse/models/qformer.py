@@ -62,7 +62,7 @@ EXAMPLES = {
 
 
 class PostNormAttention(nn.Module):
-    """LN(x + Attention(x, context)), post-norm as in BERT (Devlin et al. 2018, arXiv:1810.04805)."""
+    """LN(x + Attention(x, context)), post-norm as in BERT (arXiv:1810.04805)."""
 
     def __init__(self, config: Config, context_width: int | None = None) -> None:
         super().__init__()

@@ -184,7 +184,7 @@ def test_profiles_are_chosen_by_shape(bundle: Bundle, tmp_path: Path) -> None:
         session.run(**inputs)
 
 
-def test_threads_have_lanes_of_their_own(bundle: Bundle, tmp_path: Path) -> None:
+def test_threads_have_slots_of_their_own(bundle: Bundle, tmp_path: Path) -> None:
     stage, library, _ = stage_of(bundle, tmp_path, options=SessionOptions(lanes=3))
     session = session_of(bundle, {"model": stage})
     spec = zoo_spec("cross_modal_attention", "tiny")
