@@ -8,7 +8,6 @@ import logging
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Protocol
 
-from starlette.exceptions import HTTPException
 from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
@@ -82,11 +81,11 @@ def protocol_routes(model: Model) -> ASGIApp:
         ]
     for path in ("/v2/models/{name}", "/v2/models/{name}/{rest:path}"):
         routes.append(_route(path, of_model(_unknown), None))
+    routes.append(_route("/{rest:path}", _unknown, None))
     handlers = {
         Refusal: _refused,
         CrossfuseError: _refused,
         ClientDisconnect: _gone,
-        HTTPException: _not_found,
         Exception: _failed,
     }
     return ExceptionMiddleware(Router(routes, redirect_slashes=False), handlers)
@@ -147,10 +146,6 @@ async def _live(request: Request) -> Response:
 
 async def _unknown(request: Request) -> Response:
     raise Refusal(404, f"{request.method} {request.url.path} is not known here.")
-
-
-async def _not_found(request: Request, error: Exception) -> Response:
-    return _refusal(404, f"{request.method} {request.url.path} is not known here.")
 
 
 async def _refused(request: Request, error: Exception) -> Response:
