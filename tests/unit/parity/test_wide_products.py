@@ -22,7 +22,7 @@ PRODUCTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "batched": lambda a, b: torch.stack([a, a]) @ torch.stack([b, b]),
     "conv": lambda a, b: F.conv1d(a[None], b.mT[:, :, None].expand(-1, -1, 1)[:, : a.shape[0]]),
     "attention": lambda a, b: F.scaled_dot_product_attention(
-        a[None, None], b.mT[None, None], b.mT[None, None]
+        a[None, None], a.flip(0)[None, None], a[None, None]
     ),
 }
 
