@@ -18,7 +18,7 @@ from crossfuse.profiling.measure.statistics import summarize
 from crossfuse.runtime import load
 from crossfuse.runtime.device_array import DeviceArray
 from crossfuse.runtime.gpu import Gpu
-from crossfuse.serve.request_engine import Engine, Request
+from crossfuse.serve.request_engine import Request, RequestEngine
 
 __all__ = ["decoding", "latency", "parity"]
 
@@ -114,7 +114,7 @@ def _served(run: Run) -> dict[str, Any]:
     folder = run.bundle("qformer")
     inputs = dict(load_reference(folder / REFERENCE_FILE).points[0].inputs)
     with load(folder, run.target, run.options) as session:
-        engine = Engine(session)
+        engine = RequestEngine(session)
         merges = engine.prove_merging(inputs)
         (alone,) = engine.answer([Request(inputs)])
         together = engine.answer([Request(inputs)] * 8)

@@ -129,7 +129,7 @@ def export(
         step("writing weights")
         save_graph(graph.model, writer.file(FUSED_GRAPH), writer.file(WEIGHTS))
         stages = _stages(graph, whole, step)
-        reference = eager_reference(spec, step=step, shared_batch=stages.shared_batch)
+        reference = eager_reference(spec, progress=step, shared_batch=stages.shared_batch)
         save_reference(reference, writer.file(REFERENCE_FILE))
         manifest = Manifest(
             name=spec.name,
@@ -319,15 +319,15 @@ def profile(
         InputError: an unknown rival or dimension, or rivals of a bundle that names no zoo model,
             without a source.
     """
-    from crossfuse.profiling.baselines import RIVALS
+    from crossfuse.profiling.baselines import BASELINES
     from crossfuse.profiling.measure.sampling import Plan
-    from crossfuse.profiling.run import Wanted, profile_bundle
+    from crossfuse.profiling.run import ProfileRequest, profile_bundle
 
     names = list(dict.fromkeys(several("against", against)))
     for name in names:
-        if name not in RIVALS:
-            raise unknown("there is no such rival", name, RIVALS)
-    wanted = Wanted(
+        if name not in BASELINES:
+            raise unknown("there is no such baseline", name, BASELINES)
+    wanted = ProfileRequest(
         names, sweep or {}, plan or Plan(), callers, rates, load_seconds, cold_starts, trace
     )
     spec = None
@@ -336,7 +336,7 @@ def profile(
         spec = resolve_again(
             source, open_bundle(path).manifest.source, checkpoint=checkpoint, task=task
         )
-    return profile_bundle(path, target, wanted, spec=spec, options=options, step=step)
+    return profile_bundle(path, target, wanted, spec=spec, options=options, progress=step)
 
 
 def several(argument: str, values: Iterable[str]) -> tuple[str, ...]:

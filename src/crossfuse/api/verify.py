@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
     from crossfuse.export.split.assembly import Stages
-    from crossfuse.parity.bisect import Fault
+    from crossfuse.parity.report import Divergence
     from crossfuse.spec.model_spec import ModelSpec
 
 __all__ = ["fused_stages", "verify"]
@@ -151,16 +151,16 @@ def _rehearse(
 
 def _first_fault(
     path: str | Path, report: ParityReport, reference: ReferenceSet | None, step: Step
-) -> Fault | None:
-    from crossfuse.parity.bisect import bisect, stage_candidates, telling_point
+) -> Divergence | None:
+    from crossfuse.parity.bisect import bisect, bisection_point, stage_candidates
 
     bundle = open_bundle(path)
     fused, stages = fused_stages(bundle)
     kept = bundle.target(report.target).kept
     references = reference or reference_of(bundle)
-    point = telling_point(report, references, bundle.manifest.shared_batch)
+    point = bisection_point(report, references, bundle.manifest.shared_batch)
     candidates = stage_candidates(bundle, report.target, stages.graphs)
-    return bisect(fused, candidates, point, report.precision, kept=kept, step=step)
+    return bisect(fused, candidates, point, report.precision, kept=kept, progress=step)
 
 
 def fused_stages(bundle: Bundle) -> tuple[ir.Model, Stages]:

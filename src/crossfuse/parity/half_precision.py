@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from crossfuse.export.capture.copies import copied
 from crossfuse.export.capture.fast_paths import without_fast_paths
-from crossfuse.parity.report import output_error
+from crossfuse.parity.policy import output_error
 from crossfuse.parity.wide_products import WideProducts
 
 __all__ = ["HALF_DTYPES", "half_errors"]

@@ -106,7 +106,8 @@ def shape_points(dims: Mapping[str, Dim], example: Mapping[str, int]) -> list[di
     small and large.
 
     Sizes beyond the example go up to one and a half times its size, so that a wide range doesn't
-    make the check slow. A model without dynamic dimensions gets its one shape four times (with other inputs each time).
+    make the check slow. A model without dynamic dimensions gets its one shape four times, with
+    other inputs each time.
     """
     low = {name: dim.min for name, dim in dims.items()}
     high = {

@@ -20,7 +20,7 @@ from crossfuse.core.folders import user_cache
 from crossfuse.core.tensorrt_layers import Layer, read_inspection
 from crossfuse.errors import Advice, BundleError, EngineError, Said
 from crossfuse.runtime.device_array import DeviceArray
-from crossfuse.runtime.execution_slot import Lane
+from crossfuse.runtime.execution_slot import ExecutionSlot
 from crossfuse.runtime.gpu import Gpu
 from crossfuse.runtime.options import SessionOptions
 
@@ -38,10 +38,10 @@ _EXTRAS = {"tensorrt": "gpu", "tensorrt-rtx": "rtx"}
 
 
 class TrtStage:
-    """An engine with as many lanes (execution contexts with streams and buffers) as calls may run
+    """An engine with as many slots (execution contexts with streams and buffers) as calls may run
     at once.
 
-    Several threads may run it; those beyond the lanes wait.
+    Several threads may run it; those beyond the slots wait.
 
     Args:
         plan: the engine's file, verified.
@@ -105,11 +105,11 @@ class TrtStage:
         self.boundary = (inputs, tuple(n for n in names if n not in inputs))
         self._free = threading.BoundedSemaphore(options.lanes)
         self._lock = threading.Lock()
-        self._idle: list[Lane] = []
+        self._idle: list[ExecutionSlot] = []
 
     def run(self, feeds: Mapping[str, Any]) -> list[NDArray[Any]]:
         """Outputs in the engine's order as host arrays, for any mix of host and device arrays."""
-        outputs: list[NDArray[Any]] = self._with_lane(lambda lane: lane.run(feeds))
+        outputs: list[NDArray[Any]] = self._with_slot(lambda slot: slot.run(feeds))
         return outputs
 
     def run_mixed(self, feeds: Mapping[str, Any]) -> list[NDArray[Any]]:
@@ -118,12 +118,12 @@ class TrtStage:
 
     def run_on_device(self, feeds: Mapping[str, Any]) -> list[DeviceArray]:
         """Outputs as `DeviceArray`, which stay on the GPU."""
-        arrays: list[DeviceArray] = self._with_lane(lambda lane: lane.run_on_device(feeds))
+        arrays: list[DeviceArray] = self._with_slot(lambda slot: slot.run_on_device(feeds))
         return arrays
 
     def run_into(self, feeds: Mapping[str, Any], kept: Mapping[str, DeviceArray]) -> list[Any]:
         """Outputs as host arrays, but for those that are written into arrays on the GPU."""
-        outputs: list[Any] = self._with_lane(lambda lane: lane.run_into(feeds, kept))
+        outputs: list[Any] = self._with_slot(lambda slot: slot.run_into(feeds, kept))
         return outputs
 
     def empty(self, shape: tuple[int, ...], dtype: str) -> DeviceArray:
@@ -151,7 +151,7 @@ class TrtStage:
     ) -> tuple[list[tuple[str, float]], dict[str, Layer]]:
         """Seconds of every layer in every run, in the order of execution, and what the layers are.
 
-        The library's own profiler times them on the GPU, in a lane of its own and without CUDA
+        The library's own profiler times them on the GPU, in a slot of its own and without CUDA
         graphs, after two runs that it doesn't see.
         """
         times: list[tuple[str, float]] = []
@@ -160,10 +160,10 @@ class TrtStage:
             def report_layer_time(self, layer_name: str, ms: float) -> None:
                 times.append((layer_name, float(ms) * 1e-3))
 
-        lane = self._lane(captures=False)
+        slot = self._new_slot(captures=False)
         for _ in range(2):
-            lane.run(feeds)
-        lane.time_layers(feeds, Listener(), runs)
+            slot.run(feeds)
+        slot.time_layers(feeds, Listener(), runs)
         inspector = self._engine.create_engine_inspector()
         return times, read_inspection(
             inspector.get_engine_information(self._trt.LayerInformationFormat.JSON)
@@ -179,33 +179,33 @@ class TrtStage:
             aside.write_bytes(bytes(self._cache.serialize()))
             aside.replace(self._kernels)
 
-    def _with_lane(self, work: Any) -> Any:
+    def _with_slot(self, work: Any) -> Any:
         with self._free:
             with self._lock:
-                lane = self._idle.pop() if self._idle else None
-            if lane is None:
-                lane = self._lane()
+                slot = self._idle.pop() if self._idle else None
+            if slot is None:
+                slot = self._new_slot()
             result = None
             try:
-                result = work(lane)
+                result = work(slot)
             except EngineError:
-                # What made the GPU fail may have left the lane's context or stream unusable: the
+                # What made the GPU fail may have left the slot's context or stream unusable: the
                 # next call makes another.
                 raise
             except BaseException:
-                self._give_back(lane)
+                self._give_back(slot)
                 raise
-            self._give_back(lane)
+            self._give_back(slot)
             return result
 
-    def _give_back(self, lane: Lane) -> None:
+    def _give_back(self, slot: ExecutionSlot) -> None:
         with self._lock:
-            self._idle.append(lane)
+            self._idle.append(slot)
 
-    def _lane(self, *, captures: bool = True) -> Lane:
+    def _new_slot(self, *, captures: bool = True) -> ExecutionSlot:
         config = self._runtime_config(captures)
         own = config is not None and hasattr(config, "cuda_graph_strategy")
-        return Lane(
+        return ExecutionSlot(
             self._trt, self._engine, config, self.gpu, self.boundary, captures=captures and not own
         )
 
@@ -227,7 +227,7 @@ class TrtStage:
         return config
 
     def _runtime_cache(self) -> Any:
-        """Kernels that TensorRT-RTX compiled here before, for all lanes; they are kept beside the
+        """Kernels that TensorRT-RTX compiled here before, for all slots; they are kept beside the
         user's other caches."""
         if not hasattr(self._trt, "IRuntimeCache"):
             return None

@@ -1,5 +1,4 @@
-"""`Engine`: answers many requests at once over one session, with contexts kept and queries of one
-context merged."""
+"""`RequestEngine`: many requests at once over one session, contexts kept, queries merged."""
 
 from __future__ import annotations
 
@@ -24,7 +23,7 @@ from crossfuse.serve.limits import Limits
 from crossfuse.serve.merging import Merging
 from crossfuse.serve.metrics import Meter, Totals
 
-__all__ = ["Engine", "Request", "UnexpectedError", "UnknownContextError"]
+__all__ = ["Request", "RequestEngine", "UnexpectedError", "UnknownContextError"]
 
 _LOG = logging.getLogger(__name__)
 _MAX_IDS = 100_000
@@ -54,7 +53,7 @@ class Request:
 Answer = dict[str, NDArray[Any]] | CrossfuseError
 
 
-class Engine:
+class RequestEngine:
     """Answers requests over a session. Safe to use from several threads.
 
     Each request is checked by itself, whole, before it is merged with any other: names, element

@@ -17,8 +17,9 @@ from crossfuse.export.fuse import fuse
 from crossfuse.graph.metadata import attention_nodes
 from crossfuse.models.registry import ZOO, zoo_spec
 from crossfuse.parity.eager import eager_reference
+from crossfuse.parity.policy import output_error
 from crossfuse.parity.reference import ReferencePoint, ReferenceSet, load_reference, save_reference
-from crossfuse.parity.report import compare, output_error
+from crossfuse.parity.report import compare
 from crossfuse.parity.shape_points import shape_points
 from crossfuse.targets.registry import lower
 from graphs_for_tests import run_model

@@ -59,20 +59,20 @@ def sample(
     plan: Plan | None = None,
     *,
     clock: Clock = time.perf_counter_ns,
-    step: Callable[[str], None] = lambda _: None,
+    progress: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Samples]:
     """Warm up, then sample every callable in every round, each round beginning with another one."""
     plan = plan or Plan()
     names = list(calls)
     for name in names:
-        step(f"warming up {name}")
+        progress(f"warming up {name}")
         warm_up(calls[name], plan, clock)
     taken: dict[str, list[tuple[int, ...]]] = {name: [] for name in names}
     wanted, most = plan.rounds, plan.rounds + plan.rounds // 2
     done = 0
     with _frozen_heap():
         while done < wanted:
-            step(f"round {done + 1} of {wanted}")
+            progress(f"round {done + 1} of {wanted}")
             for i in range(len(names)):
                 name = names[(done + i) % len(names)]
                 with _no_collection():

@@ -22,7 +22,7 @@ from crossfuse.core.tensors import Dim, TensorSpec
 from crossfuse.export.capture.indices import index_ranges
 from crossfuse.export.capture.trace import capture
 from crossfuse.runtime.input_checks import InputChecker
-from crossfuse.serve.request_engine import Engine, Request
+from crossfuse.serve.request_engine import Request, RequestEngine
 
 ROWS = 7
 
@@ -136,7 +136,7 @@ def test_a_request_to_a_server_is_refused_and_others_are_answered(
     feeds = {key: value.numpy() for key, value in INPUTS.items()}
     with runtime.load(tables[0].path) as session:
         bad = {**feeds, "plain": np.full((2, 3), -1)}
-        answers = Engine(session).answer([Request(feeds), Request(bad), Request(feeds)])
+        answers = RequestEngine(session).answer([Request(feeds), Request(bad), Request(feeds)])
         truth = session.run(**feeds)
     assert isinstance(answers[1], InputError)
     assert "plain" in str(answers[1])

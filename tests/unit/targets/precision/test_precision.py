@@ -20,8 +20,8 @@ from crossfuse import runtime
 from crossfuse.bundle.store import Bundle
 from crossfuse.errors import InputError, ParityError
 from crossfuse.parity.eager import eager_reference
+from crossfuse.parity.policy import EAGER_MULTIPLE
 from crossfuse.parity.reference import load_reference
-from crossfuse.parity.report import EAGER_MULTIPLE
 from crossfuse.targets.cpu_run import run_once
 from crossfuse.targets.precision.activation_stats import deviations, peaks
 from crossfuse.targets.precision.cast import HALF_TYPES, cast_graph, to_half

@@ -56,8 +56,13 @@ def load_onnx(path: Path, axes: Mapping[str, Mapping[int, str]] | None = None) -
     InlinePass()(model)
     opset = opset_of(model)
     if opset > NEWEST_OPSET or opset < 1:
-        raise InputError("the opset can't be read", where=path, got=opset, expected=f"1 to {NEWEST_OPSET}",
-                         do=f"Export it at opset {NEWEST_FUSED} or an older one")  # fmt: skip
+        raise InputError(
+            "the opset can't be read",
+            where=path,
+            got=opset,
+            expected=f"1 to {NEWEST_OPSET}",
+            do=f"Export it at opset {NEWEST_FUSED} or an older one",
+        )
     if has_types(model, SINGLE):
         _widen(model)
     _name_inputs(model, axes or {})

@@ -141,7 +141,7 @@ def _multi_head_attention(of: Operator) -> list[ir.Value | None]:
         raise UntakenError("it has a cache")
     of.refuse_outputs(1)
     query, key, value, heads = of.needed(0), of.given(1), of.given(2), of.integer("num_heads")
-    held = False
+    projected = False
     if of.rank(query) == 5:
         query, key, value = (_merged(of, part) for part in _unpacked(of, query))
     elif key is None:
@@ -152,13 +152,13 @@ def _multi_head_attention(of: Operator) -> list[ir.Value | None]:
         raise UntakenError("it has no values")
     elif of.rank(key) == 4:
         # Keys and values that an encoder has projected, biases and all.
-        held = True
+        projected = True
         key, value = (
             _merged(of, of.op("Transpose", v, perm=[0, 2, 1, 3]), like=v) for v in (key, value)
         )
     offset = of.given(3)
     if offset is not None:
-        query, key, value = _offset(of, (query, key, value), offset, held=held)
+        query, key, value = _offset(of, (query, key, value), offset, projected=projected)
     batch, length = of.length(of.needed(0), 0), of.length(key, 1)
     bias = _bias(of, of.given(4), of.given(5), batch, length)
     return [
@@ -191,7 +191,7 @@ def _merged(of: Operator, value: ir.Value, like: ir.Value | None = None) -> ir.V
 
 
 def _offset(
-    of: Operator, operands: Sequence[ir.Value], offset: ir.Value, *, held: bool
+    of: Operator, operands: Sequence[ir.Value], offset: ir.Value, *, projected: bool
 ) -> list[ir.Value]:
     """The operands with their parts of the bias of the projections."""
     query = of.needed(0)
@@ -200,7 +200,7 @@ def _offset(
     if total < 2 * width:
         raise UntakenError("its bias is shorter than its queries and keys")
     parts = of.split(offset, [width, width, total - 2 * width], 0)
-    if held:
+    if projected:
         return [of.op("Add", operands[0], parts[0]), *operands[1:]]
     return [of.op("Add", value, part) for value, part in zip(operands, parts, strict=True)]
 

@@ -11,12 +11,15 @@ import onnx_ir as ir
 
 from crossfuse.export.sources.onnx_file.microsoft.emit import Expansion, Operator, UntakenError
 
-__all__ = ["OPERATORS"]
+__all__ = ["OPERATORS", "rotate"]
 
 _ACTIVATIONS = {
-    "Relu": (), "Tanh": (), "Sigmoid": (), "Softsign": (), "Softplus": (), "LeakyRelu": ("alpha",), "Elu": ("alpha",),
-    "Selu": ("alpha", "gamma"), "HardSigmoid": ("alpha", "beta"), "ThresholdedRelu": ("alpha",),
-}  # fmt: skip
+    **dict.fromkeys(("Relu", "Tanh", "Sigmoid", "Softsign", "Softplus"), ()),
+    **dict.fromkeys(("LeakyRelu", "Elu", "ThresholdedRelu"), ("alpha",)),
+    "Selu": ("alpha", "gamma"),
+    "HardSigmoid": ("alpha", "beta"),
+}
+"""Activation → its parameters, in their order."""
 
 
 def _layer_norm(of: Operator) -> list[ir.Value | None]:
@@ -153,8 +156,14 @@ def _activated(of: Operator, value: ir.Value, name: str, parameters: list[float]
 def _fused_gemm(of: Operator) -> list[ir.Value | None]:
     c = of.given(2)
     given = [of.needed(0), of.needed(1)] if c is None else [of.needed(0), of.needed(1), c]
-    product = of.op("Gemm", *given, alpha=of.number("alpha", 1.0), beta=of.number("beta", 1.0),
-                    transA=of.integer("transA"), transB=of.integer("transB"))  # fmt: skip
+    product = of.op(
+        "Gemm",
+        *given,
+        alpha=of.number("alpha", 1.0),
+        beta=of.number("beta", 1.0),
+        transA=of.integer("transA"),
+        transB=of.integer("transB"),
+    )
     name = of.text("activation")
     parameters = [
         of.number(f"activation_{p}", 0.0)
