@@ -104,6 +104,13 @@ SETUPS: dict[str, Callable[[Path], None]] = {
 }
 """What a page's blocks find in their folder."""
 
+UNTIL_THE_MERGE = {
+    "docs/contributing/add-a-hugging-face-rule.md": "register_input_rule",
+    "docs/contributing/add-a-pass.md": "register_pass",
+    "docs/contributing/add-a-target.md": "register_target",
+}
+"""Pages about names that other branches bring; empty when these are merged."""
+
 
 def name_of(page: Path) -> str:
     return page.relative_to(ROOT).as_posix()
@@ -121,6 +128,9 @@ def run_documented(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> list[str]:
+    needed = UNTIL_THE_MERGE.get(name_of(page))
+    if needed is not None and needed not in crossfuse.__all__:
+        pytest.skip(f"crossfuse.{needed} is not merged yet")
     monkeypatch.chdir(folder)
     monkeypatch.syspath_prepend(str(folder))
     monkeypatch.setenv("COLUMNS", "140")
@@ -209,7 +219,7 @@ CHECKS: dict[str, Callable[[list[str], Path], None]] = {
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_every_block_says_what_a_test_does_with_it(page: Path) -> None:
     """No code is left out unsaid."""
-    known = re.compile(r"tested|tested: slow(, .+)?|not run: .+")
+    known = re.compile(r"tested|tested: slow(, .+| alone)?|tested: alone|not run: .+|file: \S+")
     for block in blocks_of(page):
         where = f"{name_of(page)}, line {block.line}"
         if block.language in CODE:
