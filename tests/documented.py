@@ -5,7 +5,9 @@ A comment before each block of Python or shell says what a test does with it:
 - ``<!-- tested -->``: it is run with the quick tests.
 - ``<!-- tested: slow -->``: with the slow ones. A reason after ``slow,`` tells why a test of its
   own runs it.
+- ``<!-- tested: alone -->``, ``<!-- tested: slow alone -->``: in a process of its own.
 - ``<!-- not run: REASON -->``: it is not.
+- ``<!-- file: NAME -->``: it is a file that the page's other blocks find.
 - ``<!-- printed -->`` before a block of text: the lines are among what the block before printed, in
   this order, whatever the spaces; ``…`` stands for anything.
 
@@ -55,11 +57,17 @@ class Block:
     @property
     def tested(self) -> bool:
         """Whether `run_page` runs it."""
-        return self.mark in ("tested", "tested: slow")
+        return self.mark in ("tested", "tested: slow", "tested: alone", "tested: slow alone")
 
     @property
     def slow(self) -> bool:
-        return self.mark == "tested: slow"
+        """Whether it is left to the slow tests."""
+        return self.mark.startswith("tested: slow")
+
+    @property
+    def alone(self) -> bool:
+        """Whether a process of its own runs it."""
+        return self.tested and self.mark.endswith("alone")
 
 
 def blocks_of(page: Path) -> list[Block]:
@@ -122,6 +130,10 @@ def run_page(
         if block.tested:
             last = block.line
             printed[last] = _run_block(block, folder, namespace, capsys)
+        elif block.mark.startswith("file: "):
+            file = folder / block.mark.removeprefix("file: ")
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(block.text)
         elif block.mark == "printed" and last is not None:
             missing = holds(printed[last], block.text)
             assert missing is None, f"line {block.line}: {missing!r} not in\n{printed[last]}"
@@ -133,6 +145,8 @@ def run_page(
 def _run_block(
     block: Block, folder: Path, namespace: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> str:
+    if block.alone:
+        return run([sys.executable, "-c", block.text], folder).stdout
     if block.language == "python":
         capsys.readouterr()
         # A file, so that errors show its lines; the page's own `from __future__`, not this one's.

@@ -1,6 +1,6 @@
 """Parts of the reference that are made from the code: the commands, and the manifest's fields.
 
-A page asks for them with ``<!-- made: commands -->`` and ``<!-- made: manifest -->``.
+A page asks for them with ``<!-- made: commands -->`` and the like.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from collections.abc import Iterator, Mapping
 from importlib.resources import files
 from typing import Any
 
-__all__ = ["commands", "manifest", "on_page_markdown"]
+__all__ = ["commands", "extensions", "manifest", "on_page_markdown"]
 
 _MADE = re.compile(r"^<!-- made: (\w+) -->$", re.MULTILINE)
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """Called by MkDocs with the text of every page."""
-    makers = {"commands": commands, "manifest": manifest}
+    makers = {"commands": commands, "extensions": extensions, "manifest": manifest}
     return _MADE.sub(lambda asked: makers[asked.group(1)](), markdown)
 
 
@@ -36,6 +36,14 @@ def commands() -> str:
         parts.append("## crossfuse")
         parts += (_definitions(title, panel) for title, panel in _panels(group, context).items())
     return "\n\n".join(parts)
+
+
+def extensions() -> str:
+    """The public names by which others extend crossfuse, for mkdocstrings."""
+    import crossfuse
+
+    names = [n for n in crossfuse.__all__ if n == "Target" or n.startswith("register_")]
+    return "\n\n".join(f"::: crossfuse.{name}" for name in names)
 
 
 def _names(group: Any, context: Any) -> list[str]:
