@@ -125,8 +125,10 @@ class EagerModule:
     def _in_wide_products(
         self, inputs: Mapping[str, Tensor], single: dict[str, NDArray[Any]]
     ) -> dict[str, NDArray[Any]]:
-        """Float32 with products summed in float64; plain float32 where the module can't be
-        watched."""
+        """Float32 with products summed in float64.
+
+        Plain float32 where the module can't be watched.
+        """
         try:
             with WideProducts(torch.float32, torch.float64):
                 wide = _arrays(self._call(self.spec.module, inputs))

@@ -89,8 +89,9 @@ class ReferenceSet:
     reason: str = ""
 
     def eager_error(self, output: str, precision: str = "fp32", *, tails: bool = False) -> float:
-        """The worst error of the eager model in a precision, over the points where it was measured;
-        0 where it never was.
+        """The worst error of the eager model in a precision, over the points where it was measured.
+
+        It is 0 where it never was.
 
         Where the eager model overflows in fp16, an eighth of its error in bf16 stands in: rounding
         with three bits more.

@@ -47,8 +47,9 @@ _HF_OPSET = 23
 
 
 class Baselines:
-    """Makes the baselines of one model. A plain export is made once per sizes, for all that run it;
-    close it to delete those.
+    """Makes the baselines of one model.
+
+    A plain export is made once per sizes, for all that run it; close it to delete those.
 
     Args:
         spec: the model.

@@ -24,8 +24,9 @@ __all__ = ["ContextCache", "content_key"]
 
 
 class ContextCache:
-    """Encodes a context once and gives it again while it stays within the budget. Safe to use from
-    several threads.
+    """Encodes a context once and gives it again while it stays within the budget.
+
+    Safe to use from several threads.
 
     Args:
         session: of a split bundle.

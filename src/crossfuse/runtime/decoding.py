@@ -84,8 +84,9 @@ class DecodingState:
         return sum(int(array.nbytes) for array in (*self._state.values(), *self._other.values()))
 
     def reorder(self, indices: Sequence[int]) -> None:
-        """Sequence ``i`` goes on from what was sequence ``indices[i]``; for beams. Contexts keep
-        their order.
+        """Sequence ``i`` goes on from what was sequence ``indices[i]``; for beams.
+
+        Contexts keep their order.
 
         Raises:
             InputError: other than one position per sequence.

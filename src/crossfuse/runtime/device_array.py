@@ -73,8 +73,9 @@ class DeviceMemory:
 
 
 class DeviceArray:
-    """A contiguous array in a GPU's memory; speaks DLPack and, for NumPy's dtypes, the CUDA array
-    interface. The data is ready.
+    """A contiguous array in a GPU's memory.
+
+    It speaks DLPack and, for NumPy's dtypes, the CUDA array interface. The data is ready.
 
     Who takes it through DLPack tells its stream. The memory is given back when neither this array
     nor what was made of it exists any more, behind everything that the takers' streams hold by
@@ -251,8 +252,10 @@ def _foreign(value: Any) -> Foreign:
 
 
 def _after(value: Any) -> frozenset[int]:
-    """DLPack's producers made the default stream wait for them; the CUDA array interface names a
-    stream, or none."""
+    """DLPack's producers made the default stream wait for them.
+
+    The CUDA array interface names a stream, or none.
+    """
     if hasattr(value, "__dlpack__"):
         return frozenset({LEGACY_STREAM})
     stream = value.__cuda_array_interface__.get("stream")

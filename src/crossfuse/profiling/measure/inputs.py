@@ -39,8 +39,9 @@ def sweep_points(
     dims: Mapping[str, Dim],
     shared_batch: str | None,
 ) -> list[dict[str, int]]:
-    """All combinations of the swept sizes; the other dimensions have the example's. Contexts follow
-    the queries' batch.
+    """All combinations of the swept sizes; the other dimensions have the example's.
+
+    Contexts follow the queries' batch.
 
     Raises:
         InputError: an unknown dimension, or a size outside its range.

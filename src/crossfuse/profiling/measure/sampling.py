@@ -88,8 +88,11 @@ def sample(
 
 
 def warm_up(call: Call, plan: Plan, clock: Clock = time.perf_counter_ns) -> int:
-    """Call until two windows in a row have medians within 5%, or time is up; how many calls it
-    took."""
+    """Call until two windows in a row have medians within 5%, or time is up.
+
+    Returns:
+        how many calls it took.
+    """
     deadline = clock() + int(plan.warm_up_seconds * 1e9)
     before, count = 0.0, 0
     while True:
