@@ -9,6 +9,7 @@ float64: two float32 results of the same weights, whose difference is what float
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -27,6 +28,8 @@ from crossfuse.parity.wide_products import WideProducts
 from crossfuse.spec.model_spec import ModelSpec
 
 __all__ = ["EagerModule", "EagerResults"]
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -121,6 +124,7 @@ class EagerModule:
 
     def _give_up(self, why: str) -> None:
         self._double, self.dtype, self.reason = None, "float32", f"the module {why}"
+        _LOG.debug("%s: the reference is float32, as %s", self.spec.name, self.reason)
 
     def _in_wide_products(
         self, inputs: Mapping[str, Tensor], single: dict[str, NDArray[Any]]

@@ -4,6 +4,7 @@ bounded in bytes."""
 from __future__ import annotations
 
 import hashlib
+import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from crossfuse.runtime.session import Session
 
 __all__ = ["ContextCache", "content_key"]
+
+_LOG = logging.getLogger(__name__)
 
 
 class ContextCache:
@@ -114,10 +117,12 @@ class ContextCache:
     def _keep(self, key: bytes, context: Context) -> None:
         size = context.nbytes
         if size > self.max_bytes:
+            _LOG.debug("a context of %d bytes is larger than the cache", size)
             return
         while self.nbytes + size > self.max_bytes:
             _, dropped = self._kept.popitem(last=False)
             self.nbytes -= dropped.nbytes
+            _LOG.debug("a context of %d bytes makes way for another", dropped.nbytes)
         self._kept[key] = context
         self.nbytes += size
 

@@ -118,6 +118,9 @@ class RequestEngine:
             )
         elif self.merges:
             self.merges = self.merging.holds(self.session.run, queries)
+        _LOG.debug(
+            "queries of different requests are %s", "merged" if self.merges else "kept apart"
+        )
         return self.merges
 
     def answer(self, requests: Sequence[Request]) -> list[Answer]:
