@@ -204,11 +204,11 @@ class _Runner:
     def _got(self, names: Sequence[str]) -> Arrays:
         found: Arrays = {}
         for stage, graph in self.candidates.items():
-            wanted = [name for name in names if self.stage_of[name] == stage]
-            if not wanted:
+            here = [name for name in names if self.stage_of[name] == stage]
+            if not here:
                 continue
             given = {**self.point.inputs, **(self._handed_over() if stage == "query" else {})}
-            found |= _values(graph, wanted, given)
+            found |= _values(graph, here, given)
         return found
 
     def _handed_over(self) -> Arrays:

@@ -64,8 +64,8 @@ class EagerModule:
             self._in_double(first)
         half = half_source(spec.module)
         if half is not None:
-            told = f"the source's weights are {half}, computed here in {self.dtype}"
-            self.reason = f"{told}; {self.reason}" if self.reason else told
+            about = f"the source's weights are {half}, computed here in {self.dtype}"
+            self.reason = f"{about}; {self.reason}" if self.reason else about
 
     def run(self, inputs: Mapping[str, Tensor]) -> EagerResults:
         """Results in float32, and the reference.

@@ -232,12 +232,12 @@ def check_reference(
             expected=LEAST_POINTS,
             do=do,
         )
-    given, wanted = {spec.name: spec for spec in inputs}, {spec.name: spec for spec in outputs}
+    takes, gives = {spec.name: spec for spec in inputs}, {spec.name: spec for spec in outputs}
     for i, point in enumerate(reference.points):
         for what, found, expected in (
-            ("inputs", set(point.inputs), set(given)),
-            ("outputs", set(point.outputs), set(wanted)),
-            ("eager errors", set(point.eager), set(wanted)),
+            ("inputs", set(point.inputs), set(takes)),
+            ("outputs", set(point.outputs), set(gives)),
+            ("eager errors", set(point.eager), set(gives)),
         ):
             if found != expected:
                 raise BundleError(
@@ -247,7 +247,7 @@ def check_reference(
                     expected=", ".join(sorted(expected)),
                     do=do,
                 )
-        for specs, arrays in ((given, point.inputs), (wanted, point.outputs)):
+        for specs, arrays in ((takes, point.inputs), (gives, point.outputs)):
             for name, array in arrays.items():
                 spec = specs[name]
                 floats = spec.dtype.startswith(("float", "bfloat"))
@@ -259,7 +259,7 @@ def check_reference(
                         expected=spec,
                         do=do,
                     )
-    for name, spec in wanted.items():
+    for name, spec in gives.items():
         if 0 not in spec.shape and not any(point.outputs[name].size for point in reference.points):
             raise BundleError(
                 "the reference set holds no number of an output", where=f"{where}, {name}", do=do

@@ -64,8 +64,12 @@ class DecodingState:
         self._state: dict[str, Any] = {}
         self._other: dict[str, DeviceArray] = {}
         if engine.on_device:
-            self._state = {name: engine.empty(*told).zero() for name, told in shapes.items()}
-            self._other = {name: engine.empty(*told).zero() for name, told in shapes.items()}
+            self._state = {
+                name: engine.empty(shape, dtype).zero() for name, (shape, dtype) in shapes.items()
+            }
+            self._other = {
+                name: engine.empty(shape, dtype).zero() for name, (shape, dtype) in shapes.items()
+            }
         else:
             self._state = {name: np.zeros(shape, dtype) for name, (shape, dtype) in shapes.items()}
         given = {name: tensor for name, tensor in context.tensors.items() if name in names}

@@ -74,12 +74,12 @@ def inputs_at(
     for spec in specs:
         array = known[spec.name]
         for axis, size in enumerate(spec.shape):
-            wanted = size_at(size, sizes)
-            if wanted is None:
+            length = size_at(size, sizes)
+            if length is None:
                 raise InputError(
                     "a size is not determined by the named dimensions", where=spec.name, got=size
                 )
-            if wanted != array.shape[axis]:
-                array = np.take(array, np.arange(wanted) % array.shape[axis], axis=axis)
+            if length != array.shape[axis]:
+                array = np.take(array, np.arange(length) % array.shape[axis], axis=axis)
         made[spec.name] = np.ascontiguousarray(array.astype(spec.dtype, copy=False))
     return made
