@@ -44,7 +44,9 @@ FAST = Plan(rounds=3, seconds=0.01)
 
 def schema() -> Any:
     return json.loads(
-        (Path(crossfuse.__file__).parent / "profiling" / "report" / "report.schema.json").read_text()
+        (
+            Path(crossfuse.__file__).parent / "profiling" / "report" / "report.schema.json"
+        ).read_text()
     )
 
 

@@ -100,18 +100,18 @@ def load_module(name: str, folder: str, *, allow_missing: bool = False) -> Loade
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         module = fmt.build(config)
-    wanted = {key: tuple(tensor.shape) for key, tensor in module.state_dict().items()}
+    needed = {key: tuple(tensor.shape) for key, tensor in module.state_dict().items()}
     state: dict[str, Tensor] = {}
     left_over: list[str] = []
     for key, tensor in tensors.items():
         target = translate(key, fmt.rules)
-        if target in wanted:
+        if target in needed:
             state[target] = tensor.float()
         elif not re.match(fmt.ignored, key):
             left_over.append(key)
-    missing = sorted(set(wanted) - set(state))
+    missing = sorted(set(needed) - set(state))
     shapes = {
-        key: (tuple(state[key].shape), shape) for key, shape in wanted.items() if key in state
+        key: (tuple(state[key].shape), shape) for key, shape in needed.items() if key in state
     }
     other = {key: pair for key, pair in shapes.items() if pair[0] != pair[1]}
     require_weights(

@@ -78,8 +78,9 @@ EXAMPLES = {
 
 
 class TextTower(nn.Module):
-    """Causal transformer (Radford et al. 2019); the state of the end-of-text token stands for the
-    text.
+    """Causal transformer (Radford et al. 2019).
+
+    The state of the end-of-text token stands for the text.
 
         x = E[ids] + P,  x ← blocks(x),  text = LN(x)[eot]
     """
@@ -124,8 +125,9 @@ class TextTower(nn.Module):
 
 
 class VisionTower(nn.Module):
-    """Vision transformer (Dosovitskiy et al. 2020, arXiv:2010.11929); the class token stands for
-    the image.
+    """Vision transformer (Dosovitskiy et al. 2020, arXiv:2010.11929).
+
+    The class token stands for the image.
 
         x = LN([class ; Conv(pixels)] + P),  x ← blocks(x),  image = LN(x[0])
     """

@@ -67,8 +67,9 @@ class CrossModalAttention(nn.Module):
 
 
 def spec(size: str = "published", seed: int = 0) -> ModelSpec:
-    """Export spec with seeded random weights; ``a``: 20 tokens, ``b``: 197 tokens at the published
-    size.
+    """Export spec with seeded random weights.
+
+    At the published size ``a`` has 20 tokens and ``b`` 197.
 
     Raises:
         KeyError: a size other than ``tiny`` and ``published``.

@@ -26,8 +26,11 @@ __all__ = ["EXAMPLES", "SIZES", "Config", "QFormer", "spec", "spec_of"]
 
 @dataclass(frozen=True)
 class Config:
-    """Sizes; ``text`` False leaves out word embeddings and the text feed-forwards (checkpoints for
-    captioning)."""
+    """Sizes of the Q-Former; published ones are BLIP-2's.
+
+    ``text`` False leaves out word embeddings and the text feed-forwards (checkpoints for
+    captioning).
+    """
 
     width: int = 768
     layers: int = 12

@@ -34,8 +34,10 @@ def padding(generator: torch.Generator, batch: int, length: int) -> Tensor:
 
 
 def initialised(build: Callable[[], M], seed: int) -> M:
-    """Build a module with seeded weights, in eval mode; norms and biases are perturbed so that none
-    is idle."""
+    """Build a module with seeded weights, in eval mode.
+
+    Norms and biases are perturbed so that none is idle.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         module = build()

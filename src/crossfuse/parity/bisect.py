@@ -1,5 +1,6 @@
-"""Where does a target leave its tolerance? Bisection over the attentions, two or three tensors at a
-time.
+"""Where does a target leave its tolerance?
+
+Bisection over the attentions, two or three tensors at a time.
 
 Attentions are ordered as the graph computes them. A prefix of them is judged by its *last*
 attentions, those whose results no other attention of the prefix uses: a difference anywhere in the
@@ -127,8 +128,10 @@ def stage_candidates(
 def bisection_point(
     report: ParityReport, reference: ReferenceSet, shared_batch: str | None
 ) -> ReferencePoint:
-    """The first point where parity fails, among those with one query per context; the first of
-    these where it holds."""
+    """The first point where parity fails, among those with one query per context.
+
+    Where parity holds, the first of these.
+    """
     points = {
         i: p
         for i, p in enumerate(reference.points)
@@ -201,11 +204,11 @@ class _Runner:
     def _got(self, names: Sequence[str]) -> Arrays:
         found: Arrays = {}
         for stage, graph in self.candidates.items():
-            wanted = [name for name in names if self.stage_of[name] == stage]
-            if not wanted:
+            here = [name for name in names if self.stage_of[name] == stage]
+            if not here:
                 continue
             given = {**self.point.inputs, **(self._handed_over() if stage == "query" else {})}
-            found |= _values(graph, wanted, given)
+            found |= _values(graph, here, given)
         return found
 
     def _handed_over(self) -> Arrays:

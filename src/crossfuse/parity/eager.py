@@ -165,9 +165,9 @@ def _notes(plan: Planned, refused: list[tuple[Draw, str]], used: Draw | None) ->
     """What was not tried at a point: nothing where the first draw was."""
     if not refused:
         return []
-    told = "; ".join(f"with {draw.words()} the eager model {why}" for draw, why in refused)
+    reasons = "; ".join(f"with {draw.words()} the eager model {why}" for draw, why in refused)
     instead = "the point is left out" if used is None else f"{used.words()} instead"
-    return [f"not checked at {_sizes_text(plan.sizes) or 'the fixed sizes'}: {told}; {instead}"]
+    return [f"not checked at {_sizes_text(plan.sizes) or 'the fixed sizes'}: {reasons}; {instead}"]
 
 
 def _tables(spec: ModelSpec) -> dict[str, Table]:

@@ -55,7 +55,7 @@ def fused_reference(
 
     lowered = lower(model, "onnx").model
     names = [value.name or "" for value in lowered.graph.outputs]
-    wanted = {value.name or "": value for value in lowered.graph.inputs}
+    needed = {value.name or "": value for value in lowered.graph.inputs}
     outputs = names_of(whole_boundary(manifest)[1])
     points = []
     with opened(lowered) as run:
@@ -63,7 +63,7 @@ def fused_reference(
             progress(f"fused graph in fp32 {i + 1}/{len(given)}: {where}")
             whole = _whole(arrays, manifest)
             try:
-                results = dict(zip(names, run({name: whole[name] for name in wanted}), strict=True))
+                results = dict(zip(names, run({name: whole[name] for name in needed}), strict=True))
             except Exception as error:  # ONNX Runtime's exceptions have no common base
                 raise InputError(
                     f"the fused graph refuses the inputs: {' '.join(str(error).split())[:300]}",

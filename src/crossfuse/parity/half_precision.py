@@ -36,8 +36,9 @@ def half_errors(
     points: Sequence[tuple[Mapping[str, Tensor], Outputs]],
     outputs: Callable[[Any], Mapping[str, Tensor]],
 ) -> list[dict[str, float]]:
-    """Largest errors by output, one dict per point; without outputs that are not finite, and empty
-    where the module fails.
+    """Largest errors by output, one dict per point.
+
+    Outputs that are not finite are left out; where the module fails, all are.
 
     Args:
         module: in fp32; left as it is.

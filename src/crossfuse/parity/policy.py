@@ -145,8 +145,10 @@ def believed_error(truth: NDArray[Any], precision: str) -> float:
 
 
 def output_error(got: NDArray[Any], truth: NDArray[Any]) -> float:
-    """Largest absolute error in float64, or the fraction of differing elements of integers; a wrong
-    shape is infinite."""
+    """Largest absolute error in float64, or the fraction of differing elements of integers.
+
+    A wrong shape is infinite.
+    """
     if got.shape != truth.shape:
         return float("inf")
     if got.size == 0:

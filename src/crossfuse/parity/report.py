@@ -159,8 +159,10 @@ class ParityReport:
         )
 
     def require_passed(self) -> None:
-        """Raise the `failure` where there is one: a :class:`ParityError`. For what is not written
-        yet, so can't be bisected."""
+        """Raise the `failure` where there is one: a :class:`ParityError`.
+
+        This is for what is not written yet, so can't be bisected.
+        """
         if (failure := self.failure) is not None:
             failure.do = _BEFORE_WRITING if self.precision == "fp32" else _NARROW
             raise failure

@@ -57,8 +57,10 @@ FIRST, SECOND = Seeds(1, 1, 1), Seeds(2, 2, 2)
 
 
 def run_seeded(spec: ModelSpec, start: Before, seeds: Seeds, force: Force | None = None) -> Run:
-    """Run the module; where the seeds are the first ones, its own generators begin as they did
-    then."""
+    """Run the module.
+
+    Where the seeds are the first ones, its own generators begin as they did then.
+    """
     if seeds == FIRST:
         start.generators.restore()
     torch.manual_seed(seeds.torch)
@@ -118,8 +120,10 @@ def changed_buffers(module: nn.Module, before: Mapping[str, tuple[Tensor, Tensor
 
 @dataclass
 class Before:
-    """The module's buffers, and the states of its own generators, as they were; ``watched``: its
-    operators can be."""
+    """The module's buffers, and the states of its own generators, as they were.
+
+    ``watched``: its operators can be.
+    """
 
     module: nn.Module
     buffers: Mapping[str, tuple[Tensor, Tensor]]

@@ -47,8 +47,9 @@ _HF_OPSET = 23
 
 
 class Baselines:
-    """Makes the baselines of one model. A plain export is made once per sizes, for all that run it;
-    close it to delete those.
+    """Makes the baselines of one model.
+
+    A plain export is made once per sizes, for all that run it; close it to delete those.
 
     Args:
         spec: the model.
@@ -231,16 +232,16 @@ class Baselines:
         options = ort.SessionOptions()
         options.log_severity_level = 3
         options.intra_op_num_threads = self._threads or 0
-        wanted = "CUDAExecutionProvider" if self._device == "cuda" else "CPUExecutionProvider"
+        provider = "CUDAExecutionProvider" if self._device == "cuda" else "CPUExecutionProvider"
         settings = {"device_id": str(self._device_id)} if self._device == "cuda" else {}
         if self._device == "cuda" and hasattr(ort, "preload_dlls"):
             ort.preload_dlls()
-        session = ort.InferenceSession(str(path), options, providers=[(wanted, settings)])
-        if session.get_providers()[0] != wanted:
+        session = ort.InferenceSession(str(path), options, providers=[(provider, settings)])
+        if session.get_providers()[0] != provider:
             # ONNX Runtime goes on without a provider that can't be had, and would be measured on
             # the CPU.
             raise InputError(
-                f"ONNX Runtime has no {wanted} here", got=f"{session.get_providers()[0]} instead"
+                f"ONNX Runtime has no {provider} here", got=f"{session.get_providers()[0]} instead"
             )
         taken = {i.name for i in session.get_inputs()}
         feeds = {name: array for name, array in inputs.items() if name in taken}

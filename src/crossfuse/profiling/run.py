@@ -207,8 +207,7 @@ class _Bench:
 
 @dataclass(frozen=True)
 class _BaselineCalls:
-    """Baselines by name: how they are called, how far their outputs are from the bundle's, and why
-    others can't be called."""
+    """Baselines by name: calls, differences from the bundle's outputs, and why others fail."""
 
     calls: dict[str, Callable[[], object]] = field(default_factory=dict)
     errors: dict[str, float | None] = field(default_factory=dict)
@@ -241,8 +240,7 @@ def _ratio(name: str, taken: Mapping[str, Samples]) -> Interval | None:
 
 
 def _difference(got: Arrays, expected: Arrays) -> float | None:
-    """The worst output's largest difference, relative to the output's largest magnitude; None if no
-    name is in both."""
+    """The worst output's difference, relative to its magnitude; None if no name is in both."""
     found = []
     for name, array in expected.items():
         if name in got and array.dtype.kind == "f":
@@ -293,8 +291,7 @@ def _stages(
 def _loads(
     session: Session, inputs: Arrays, request: ProfileRequest, progress: Progress
 ) -> Iterator[LoadResult]:
-    """Several callers at once; then arrivals, served by as many threads as there were callers at
-    most."""
+    """Several callers at once, then arrivals, served by as many threads as the most callers."""
 
     def call() -> object:
         return session.run(inputs)

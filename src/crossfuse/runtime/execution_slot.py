@@ -143,8 +143,7 @@ class ExecutionSlot:
             return arrays
 
     def time_layers(self, feeds: Mapping[str, Any], profiler: Any, runs: int) -> None:
-        """Execute so many times without CUDA graphs, an ``IProfiler`` listening to every layer. It
-        stays with the slot."""
+        """Execute without CUDA graphs, an ``IProfiler`` listening, which stays with the slot."""
         with self._settled():
             addresses, shapes = self._take(feeds)
             made = self._prepare(shapes)
@@ -157,8 +156,7 @@ class ExecutionSlot:
 
     @contextmanager
     def _settled(self) -> Iterator[None]:
-        """Nothing that the caller may free is read or written any more when this is left, by an
-        error too."""
+        """When this is left, by an error too, nothing of the caller's is read or written."""
         self.gpu.use()
         try:
             yield
@@ -172,8 +170,10 @@ class ExecutionSlot:
             raise
 
     def _take(self, feeds: Mapping[str, Any]) -> tuple[dict[str, int], dict[str, tuple[int, ...]]]:
-        """Addresses and shapes of the inputs; what can't be read where it is, is copied to
-        buffers."""
+        """Addresses and shapes of the inputs.
+
+        What can't be read where it is, is copied to buffers.
+        """
         addresses: dict[str, int] = {}
         shapes: dict[str, tuple[int, ...]] = {}
         for name in self.inputs:
@@ -196,8 +196,7 @@ class ExecutionSlot:
         return addresses, shapes
 
     def _staged(self, name: str, array: NDArray[Any]) -> NDArray[Any]:
-        """The array in page-locked memory, where there is some: then the copy to the GPU needs no
-        stop."""
+        """The array in page-locked memory, where there is some: its copy needs no stop."""
         pinned = self._page_locked(name, array.nbytes)
         if pinned is None:
             return array if array.flags.c_contiguous else np.ascontiguousarray(array)

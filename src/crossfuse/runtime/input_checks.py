@@ -144,8 +144,9 @@ class InputChecker:
     def __call__(
         self, inputs: Mapping[str, Any], known: Mapping[str, int] | None = None
     ) -> dict[str, NDArray[Any]]:
-        """Checked host arrays, without a copy where the input is contiguous; ``known`` dimensions
-        have these sizes already.
+        """Checked host arrays, without a copy where the input is contiguous.
+
+        ``known`` dimensions have these sizes already.
 
         Raises:
             InputError: naming the input, what it got, and what it takes.

@@ -29,8 +29,9 @@ __all__ = ["Session"]
 
 
 class Session:
-    """A target, ready to run. Safe to use from several threads at once; close it, or use it as a
-    context manager.
+    """A target, ready to run.
+
+    Safe to use from several threads at once; close it, or use it as a context manager.
 
     A split bundle's session also encodes contexts once (`encode`) and asks them many queries
     (`query`).
@@ -226,8 +227,9 @@ class Session:
         /,
         **named: Any,
     ) -> Mapping[str, NDArray[Any]]:
-        """Give every sequence its next token and compute the outputs at it; the cost doesn't grow
-        with the sequence.
+        """Give every sequence its next token and compute the outputs at it.
+
+        The cost doesn't grow with the sequence.
 
         Args:
             state: from `start`; changed in place.

@@ -118,11 +118,16 @@ class RequestEngine:
             )
         elif self.merges:
             self.merges = self.merging.holds(self.session.run, queries)
+        _LOG.debug(
+            "queries of different requests are %s", "merged" if self.merges else "kept apart"
+        )
         return self.merges
 
     def answer(self, requests: Sequence[Request]) -> list[Answer]:
-        """Answers in the requests' order; whatever is wrong with one is its own answer and touches
-        no other."""
+        """Answers in the requests' order.
+
+        Whatever is wrong with one is its own answer and touches no other.
+        """
         answers: list[Answer] = [UnexpectedError("the request was not answered") for _ in requests]
         groups: dict[object, list[int]] = {}
         contexts: dict[int, Context] = {}
@@ -169,8 +174,10 @@ class RequestEngine:
         return (self._context_of(request, checked) if self.session.split else None), checked
 
     def _context_of(self, request: Request, inputs: dict[str, NDArray[Any]]) -> Context:
-        """The contexts of a request, from the cache or encoded; takes their inputs away from the
-        queries'."""
+        """The contexts of a request, from the cache or encoded.
+
+        Their inputs are taken out of ``inputs``, which then are the queries' alone.
+        """
         given = {name: inputs.pop(name) for name in self.context_names}
         start = time.perf_counter()
         if self.cache is None:

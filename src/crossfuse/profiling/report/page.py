@@ -147,8 +147,10 @@ def _breakable(path: str) -> Markup:
 
 
 def _shown(value: Any) -> Any:
-    """What stands in the page: text whose marks that reorder or hide are shown; the template then
-    escapes it."""
+    """What stands in the page: text whose marks that reorder or hide are shown.
+
+    The template then escapes it.
+    """
     return shown(value) if type(value) is str else value
 
 

@@ -199,8 +199,9 @@ class Ingress:
 
 
 def home_of(context_id: str | None, key: bytes | None) -> str:
-    """What routes a request: a digest of its context's name, or of the inputs; nothing where it has
-    neither.
+    """What routes a request: a digest of its context's name, or of the inputs.
+
+    A request that has neither is routed by an empty text.
 
     Serve carries it in headers and tells it in logs, so a client's own text isn't it.
     """

@@ -148,8 +148,10 @@ def _max_batch(
     outputs: Sequence[TensorSpec],
     options: TritonOptions,
 ) -> int:
-    """Triton's batch is the first axis of every tensor, and its smallest is 1; 0 where this model's
-    isn't so."""
+    """The largest batch that Triton may make, or 0 for none.
+
+    Its batch is the first axis of every tensor, and as small as 1.
+    """
     merging = Merging(inputs, outputs)
     if merging.dim is None or len(merging.batched) < len(inputs) or not options.engine.merge:
         return 0

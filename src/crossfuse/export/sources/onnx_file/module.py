@@ -31,8 +31,9 @@ _QUANTISED = "crossfuse quantised "
 
 
 class OnnxModule(nn.Module):
-    """An ONNX file that is called like a module; ONNX Runtime executes it as it is, without
-    optimisation.
+    """An ONNX file that is called like a module.
+
+    ONNX Runtime executes it as it is, without optimisation.
 
     Files of half precision are executed with the same weights in float32. In float64 (`double`),
     and where ONNX Runtime refuses the file, ONNX's reference implementation executes it instead;
@@ -58,8 +59,10 @@ class OnnxModule(nn.Module):
         return self
 
     def __call__(self, /, **inputs: Tensor) -> dict[str, Tensor]:
-        """As `forward`; PyTorch's own call takes no input of the name ``self``, which files may
-        have."""
+        """As `forward`.
+
+        PyTorch's own call takes no input of the name ``self``, which files may have.
+        """
         return self.forward(**inputs)
 
     def forward(self, /, **inputs: Tensor) -> dict[str, Tensor]:
@@ -169,8 +172,10 @@ class OnnxModule(nn.Module):
 def _evaluator(
     path: Path, types: Mapping[ir.DataType, ir.DataType]
 ) -> tuple[ReferenceEvaluator, bool]:
-    """ONNX's reference implementation over the file in other types; and whether the graph had to be
-    written out for it."""
+    """ONNX's reference implementation over the file in other types.
+
+    The second result is whether the graph had to be written out for it.
+    """
     model = read_onnx(path)
     if not has_microsoft(model):
         try:
@@ -191,8 +196,11 @@ def _evaluated(model: ir.Model, types: Mapping[ir.DataType, ir.DataType]) -> Ref
 
 
 def _show_quantised(model: ir.Model) -> bool:
-    """Make outputs of what quantizers take, too, which would turn NaN into a number; whether there
-    are any."""
+    """Make outputs of what quantizers take, too, which would turn NaN into a number.
+
+    Returns:
+        whether there are any.
+    """
     before = len(model.graph.outputs)
     for i, node in enumerate(list(model.graph)):
         value = (

@@ -155,8 +155,10 @@ def _name_inputs(model: ir.Model, axes: Mapping[str, Mapping[int, str]]) -> None
 
 
 def _widen(model: ir.Model) -> None:
-    """Half precision in float32; inputs of float16 stay what they are, and are cast. (NumPy has no
-    bfloat16.)"""
+    """Half precision in float32.
+
+    Inputs of float16 stay what they are, and are cast. (NumPy has no bfloat16.)
+    """
     half = [value for value in model.graph.inputs if value.dtype == ir.DataType.FLOAT16]
     retype(model, SINGLE)
     first = next(iter(model.graph), None)

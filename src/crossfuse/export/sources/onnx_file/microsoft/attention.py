@@ -206,8 +206,10 @@ def _offset(
 
 
 def _grouped_query_attention(of: Operator) -> list[ir.Value | None]:
-    """Causal self-attention of a whole sequence, with rotary embeddings and a window; without a
-    cache."""
+    """Causal self-attention of a whole sequence without a cache.
+
+    It may have rotary embeddings and a window.
+    """
     if of.given(3) is not None or of.given(4) is not None or of.used(1) or of.used(2):
         raise UntakenError("it has a cache")
     if (

@@ -54,8 +54,11 @@ _DO = "Give the file as it was exported, before ONNX Runtime's optimizer changed
 
 
 def own_strays(model: ir.Model, opset: int) -> bool:
-    """Give operators that ONNX lacks at this opset the domain that they are from; True where there
-    was one."""
+    """Give operators that ONNX lacks at this opset the domain that they are from.
+
+    Returns:
+        whether there was one.
+    """
     strays = [
         n
         for n in model.graph.all_nodes()

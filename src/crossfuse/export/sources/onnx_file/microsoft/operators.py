@@ -81,8 +81,10 @@ def _skip_simplified_layer_norm(of: Operator) -> list[ir.Value | None]:
 
 
 def _embed_layer_norm(of: Operator) -> list[ir.Value | None]:
-    """Word, position and segment embeddings, summed and normalised; and how many ids of each row
-    are not masked."""
+    """Word, position and segment embeddings, summed and normalised.
+
+    The second output is how many ids of each row are not masked.
+    """
     ids, segments = of.needed(0), of.given(1)
     mask, positions = of.given(7), of.given(8)
     if positions is None:
@@ -221,8 +223,10 @@ def rotate(
     *,
     interleaved: bool,
 ) -> ir.Value:
-    """Rotary embedding of ``[B, H, S, D]``; positions ``[B, S]``, ``[1]`` of the first one, or None
-    for 0."""
+    """Rotary embedding of ``[B, H, S, D]``.
+
+    ``positions`` are ``[B, S]``, ``[1]`` of the first one, or None for 0.
+    """
     half = of.size(cos, 1)
     if positions is None or of.rank(positions) == 1:
         places = of.places(of.length(x, 2))
