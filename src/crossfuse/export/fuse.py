@@ -32,7 +32,7 @@ from crossfuse.export.passes.sigmoids import compute_sigmoids_exactly
 from crossfuse.export.passes.sites import name_sites
 from crossfuse.export.passes.strip_metadata import trim_metadata
 from crossfuse.export.sources.onnx_file.load import OnnxModule, load_onnx
-from crossfuse.graph.metadata import boundary
+from crossfuse.graph.shapes import boundary
 from crossfuse.spec.checks import check_tensors
 from crossfuse.spec.model_spec import ModelSpec
 

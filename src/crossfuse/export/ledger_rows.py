@@ -17,9 +17,9 @@ from torch import nn
 from crossfuse.core.ledger import Ledger, LedgerRow
 from crossfuse.export.attention_kind import Dataflow
 from crossfuse.export.capture.census import Sighting
-from crossfuse.export.capture.to_onnx import module_path
 from crossfuse.export.passes.sites import site_name
-from crossfuse.graph.metadata import CAPTURED, attention_nodes
+from crossfuse.graph.attention_node import attention_nodes
+from crossfuse.graph.metadata import CAPTURED, module_path
 
 __all__ = ["Missed", "open_ledger"]
 

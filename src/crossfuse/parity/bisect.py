@@ -25,7 +25,8 @@ from numpy.typing import NDArray
 
 from crossfuse.bundle.store import Bundle
 from crossfuse.core.tensors import CONTEXTS
-from crossfuse.graph.metadata import MODULE, attention_nodes, clone, site_of
+from crossfuse.graph.attention_node import attention_nodes
+from crossfuse.graph.metadata import MODULE, site_of
 from crossfuse.parity.reference import ReferencePoint, ReferenceSet
 from crossfuse.parity.report import EAGER_MULTIPLE, FLOORS, ParityReport, judged_as, output_error
 from crossfuse.targets.cpu_run import run_once
@@ -247,7 +248,7 @@ class _Runner:
 
 def _values(model: ir.Model, names: Sequence[str], inputs: Mapping[str, NDArray[Any]]) -> Arrays:
     """Tensors inside a graph, computing no more than they need."""
-    model = clone(model)
+    model = model.clone()
     by_name = {v.name: v for node in model.graph for v in node.outputs} | {
         v.name: v for v in model.graph.inputs
     }

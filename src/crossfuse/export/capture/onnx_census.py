@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import onnx_ir as ir
 
 from crossfuse.export.capture.census import Sighting
-from crossfuse.export.capture.to_onnx import module_path
+from crossfuse.graph.metadata import module_path
 
 __all__ = ["graph_census", "nested_attentions"]
 

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import ast
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -16,20 +15,16 @@ from crossfuse.errors import InputError
 from crossfuse.export.capture.decompose import decompose_locally
 from crossfuse.export.capture.operators import stable_translations
 from crossfuse.export.capture.trace import quiet_exporter
-from crossfuse.graph.metadata import MODULE
 from crossfuse.ops.onnx_schema import translation_table
 from crossfuse.spec.model_spec import ModelSpec, Tracing
 
-__all__ = ["IR_VERSION", "OPSET", "SCOPES", "module_path", "name_dimensions", "program_to_onnx"]
+__all__ = ["IR_VERSION", "OPSET", "name_dimensions", "program_to_onnx"]
 
 OPSET = 20
 """The opset of every exported graph: the first with ``Gelu``, executed by every runtime in use."""
 
 IR_VERSION = 10
 """The first IR version with function overloads, which the portable graph's operator body needs."""
-
-SCOPES = "pkg.torch.onnx.name_scopes"
-"""Metadata key under which PyTorch's exporter lists the modules around a node."""
 
 
 def program_to_onnx(
@@ -75,22 +70,6 @@ def program_to_onnx(
     _tell_apart(model.graph)
     name_dimensions(model, _symbols(program, spec))
     return model
-
-
-def module_path(node: ir.Node) -> str:
-    """The path of the PyTorch module that a node came from; empty for the root module or where
-    unknown.
-
-    PyTorch's exporter writes it into the node's metadata; for other files `note_modules` does.
-    """
-    scopes = node.metadata_props.get(SCOPES)
-    if not scopes:
-        return node.metadata_props.get(MODULE, "")
-    try:
-        modules = [str(scope) for scope in ast.literal_eval(scopes)[:-1] if scope]
-    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
-        return ""
-    return re.sub(r"@\d+", "", modules[-1]) if modules else ""
 
 
 def _adopt_constants(graph: ir.Graph) -> None:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from crossfuse.graph.metadata import dim_of
+from crossfuse.graph.shapes import dim_of
 
 __all__ = ["LAYOUT_OPS", "Atom", "Axes", "Size", "axes_of", "follow", "leaves", "size_of"]
 

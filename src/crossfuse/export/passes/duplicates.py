@@ -14,7 +14,7 @@ from __future__ import annotations
 import onnx_ir as ir
 from onnx_ir.passes.common import CommonSubexpressionEliminationPass
 
-from crossfuse.graph.metadata import attention_nodes
+from crossfuse.graph.attention_node import attention_nodes
 from crossfuse.ops.onnx_schema import CALL
 
 __all__ = ["merge_duplicates"]

@@ -30,14 +30,13 @@ import itertools
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from crossfuse.export.capture.to_onnx import module_path
 from crossfuse.export.ledger_rows import Missed
 from crossfuse.export.matching.attention_match import Operand, Reading, read_chain
 from crossfuse.export.matching.axes import Axes, Size, leaves, size_of
 from crossfuse.export.matching.layout_builder import Arranger
 from crossfuse.export.matching.masks import Mask, Roles, combined, zeroed
 from crossfuse.export.matching.softmax_chain import Chain, Mismatch, active_values, find_chains
-from crossfuse.graph.metadata import CAPTURED
+from crossfuse.graph.metadata import CAPTURED, module_path
 from crossfuse.ops.contract import DOMAIN, NAME, VERSION
 from crossfuse.ops.onnx_schema import CALL
 

@@ -16,7 +16,7 @@ import onnx_ir as ir
 
 from crossfuse.export.matching.axes import LAYOUT_OPS, Atom, Axes, axes_of, follow, leaves, size_of
 from crossfuse.export.matching.layout_builder import Arranger, UnknownSizeError
-from crossfuse.graph.metadata import attention_nodes
+from crossfuse.graph.attention_node import attention_nodes
 
 __all__ = ["group_heads"]
 

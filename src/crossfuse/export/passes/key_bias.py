@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from crossfuse.graph.metadata import attention_nodes
+from crossfuse.graph.attention_node import attention_nodes
 from crossfuse.ops.contract import DOMAIN, NAME
 
 __all__ = ["drop_key_bias"]

@@ -18,8 +18,7 @@ import re
 
 import onnx_ir as ir
 
-from crossfuse.export.capture.to_onnx import SCOPES
-from crossfuse.graph.metadata import MODULE
+from crossfuse.graph.metadata import MODULE, SCOPES
 
 __all__ = ["note_modules"]
 

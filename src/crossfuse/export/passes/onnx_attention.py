@@ -18,11 +18,11 @@ import itertools
 import numpy as np
 import onnx_ir as ir
 
-from crossfuse.export.capture.to_onnx import module_path
 from crossfuse.export.ledger_rows import Missed
 from crossfuse.export.matching.axes import Axes, Size, axes_of, leaves, size_of
 from crossfuse.export.matching.layout_builder import Arranger
 from crossfuse.export.matching.softmax_chain import Mismatch
+from crossfuse.graph.metadata import module_path
 from crossfuse.ops.contract import DOMAIN, NAME, VERSION
 from crossfuse.ops.onnx_schema import CALL
 

@@ -15,7 +15,7 @@ import onnx_ir as ir
 
 from crossfuse.export.matching.axes import LAYOUT_OPS
 from crossfuse.export.matching.softmax_chain import scalar_of
-from crossfuse.graph.metadata import attention_nodes
+from crossfuse.graph.attention_node import attention_nodes
 
 __all__ = ["absorb_scales"]
 

@@ -15,8 +15,8 @@ from collections import Counter
 
 import onnx_ir as ir
 
-from crossfuse.export.capture.to_onnx import module_path
-from crossfuse.graph.metadata import SITE, attention_nodes
+from crossfuse.graph.attention_node import attention_nodes
+from crossfuse.graph.metadata import SITE, module_path
 
 __all__ = ["name_sites", "site_name"]
 

@@ -11,8 +11,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from crossfuse.export.capture.to_onnx import module_path
-from crossfuse.graph.metadata import MODULE, RANGE, SITE
+from crossfuse.graph.metadata import MODULE, RANGE, SITE, module_path
 
 __all__ = ["trim_metadata"]
 

@@ -13,7 +13,7 @@ from crossfuse.core.tensors import CONTEXTS, Dim
 from crossfuse.export.split.decode_step import decode_stage
 from crossfuse.export.split.partition import split
 from crossfuse.graph.flops import count_flops
-from crossfuse.graph.metadata import boundary, dim_of
+from crossfuse.graph.shapes import boundary, dim_of
 
 __all__ = ["DEFAULT_LENGTH", "Stages", "assemble"]
 

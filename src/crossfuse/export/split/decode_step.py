@@ -28,7 +28,9 @@ from crossfuse.core.tensors import NEXT, POSITION, STATE
 from crossfuse.errors import InputError
 from crossfuse.export.matching.axes import Size
 from crossfuse.export.split.dependence import shape_symbols, shape_window
-from crossfuse.graph.metadata import attention_nodes, clone, dim_of, site_of
+from crossfuse.graph.attention_node import attention_nodes
+from crossfuse.graph.metadata import site_of
+from crossfuse.graph.shapes import dim_of
 from crossfuse.ops.contract import DOMAIN, NAME
 
 __all__ = ["NoStepsError", "decode_stage"]
@@ -51,7 +53,7 @@ def decode_stage(query: ir.Model, tokens: str, length: int) -> ir.Model:
     Raises:
         InputError: the graph can't be decoded step by step.
     """
-    model = clone(query)
+    model = query.clone()
     NameFixPass()(model)
     return _Stepper(model, tokens, length).run()
 

@@ -13,7 +13,7 @@ from collections.abc import Collection
 import onnx_ir as ir
 
 from crossfuse.core.dimensions import symbols_in
-from crossfuse.graph.metadata import dim_of
+from crossfuse.graph.shapes import dim_of
 
 __all__ = ["Content", "Dependence", "shape_symbols", "shape_window"]
 

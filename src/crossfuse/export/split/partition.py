@@ -28,7 +28,9 @@ from crossfuse.core.tensors import CONTEXTS
 from crossfuse.errors import InputError
 from crossfuse.export.split.dependence import Content, Dependence
 from crossfuse.export.split.stage_builder import MissingSizeError, StageBuilder
-from crossfuse.graph.metadata import attention_nodes, clone, dim_of, site_of
+from crossfuse.graph.attention_node import attention_nodes
+from crossfuse.graph.metadata import site_of
+from crossfuse.graph.shapes import dim_of
 
 __all__ = ["Split", "split"]
 
@@ -66,7 +68,7 @@ def split(model: ir.Model, context: Sequence[str], sizes: Mapping[str, int]) -> 
     Raises:
         InputError: there is nothing to split.
     """
-    whole = clone(model)
+    whole = model.clone()
     NameFixPass()(whole)
     inputs = [value.name or "" for value in whole.graph.inputs]
     queries = [name for name in inputs if name not in context]

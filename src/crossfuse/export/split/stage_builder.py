@@ -12,7 +12,7 @@ from onnx_ir.tape import Tape
 from crossfuse.core.dimensions import symbols_in
 from crossfuse.errors import InputError
 from crossfuse.export.split.dependence import Content, Dependence, shape_window
-from crossfuse.graph.metadata import clone, dim_of
+from crossfuse.graph.shapes import dim_of
 from crossfuse.ops.contract import DOMAIN, NAME
 
 __all__ = ["MissingSizeError", "StageBuilder"]
@@ -46,7 +46,7 @@ class StageBuilder:
 
     def context_stage(self) -> ir.Model:
         """Context inputs → frontier."""
-        model = clone(self.whole)
+        model = self.whole.clone()
         graph = model.graph
         values = _by_name(graph)
         outputs = []
@@ -77,7 +77,7 @@ class StageBuilder:
 
     def query_stage(self) -> ir.Model:
         """Query inputs and frontier → outputs."""
-        model = clone(self.whole)
+        model = self.whole.clone()
         graph = model.graph
         values = _by_name(graph)
         queries = [value for value in graph.inputs if value.name not in self.context_inputs]

@@ -14,7 +14,6 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from crossfuse.graph.metadata import clone
 from crossfuse.targets.cpu_run import run_once
 from crossfuse.targets.onnxruntime import lower_ort_cpu
 
@@ -133,7 +132,7 @@ def _largest(
     found = dict.fromkeys(names, 0.0)
     for inputs in points:
         given = {value.name for value in model.graph.inputs}
-        results = run_once(clone(model), {k: v for k, v in inputs.items() if k in given})
+        results = run_once(model.clone(), {k: v for k, v in inputs.items() if k in given})
         for name, result in zip(names, results, strict=True):
             number = float(result)
             found[name] = float("inf") if np.isnan(number) else max(found[name], number)

@@ -23,7 +23,6 @@ import numpy as np
 import onnx_ir as ir
 
 from crossfuse.errors import InputError
-from crossfuse.graph.metadata import clone
 from crossfuse.ops.contract import DOMAIN
 
 __all__ = ["HALF_TYPES", "Cast", "cast_graph", "node_key"]
@@ -85,7 +84,7 @@ def cast_graph(
         raise InputError(
             "no half precision of that name", got=repr(precision), expected=" or ".join(HALF_TYPES)
         )
-    model = clone(model)
+    model = model.clone()
     missing = without_bf16 if precision == "bf16" else ()
     caster = _Caster(
         model.graph, precision, dict(keep or {}), frozenset(boundary), frozenset(missing)

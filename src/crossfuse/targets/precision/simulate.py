@@ -12,8 +12,6 @@ from collections.abc import Iterable
 
 import onnx_ir as ir
 
-from crossfuse.graph.metadata import clone
-
 __all__ = ["half_inputs", "simulate"]
 
 _HALF = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
@@ -32,7 +30,7 @@ def simulate(model: ir.Model, *, boundary: Iterable[str] = ()) -> ir.Model:
         boundary: half inputs and outputs that stay so; the others become fp32, holding rounded
             numbers.
     """
-    model = clone(model)
+    model = model.clone()
     graph = model.graph
     stay = frozenset(boundary)
     ends = [value.dtype for value in graph.outputs]
