@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from crossfuse.export.matching.axes import LAYOUT_OPS, Atom, Axes, axes_of, follow, leaves, size_of
 from crossfuse.export.matching.softmax_chain import WIDE, Chain, Mismatch, Step, scalar_of
+from crossfuse.graph.magnitudes import magnitudes_behind
 
 __all__ = ["Operand", "Reading", "Term", "read_chain"]
 
@@ -18,9 +19,6 @@ _HIDES = 1e3
 
 _ABSORBS = 1e30
 """Beside a number this large a score is nothing, in any float type that holds it."""
-
-_BOUNDED = frozenset({"MatMul", "Gemm", "Softmax", "LayerNormalization", "Tanh", "Sigmoid", "Shape", "Size", "Less", "Equal",
-                      "Greater", "LessOrEqual", "GreaterOrEqual", "And", "Or", "Not", "FusedAttention"})  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -255,24 +253,8 @@ def _check_fills(terms: list[Term]) -> None:
 def _hiding_levels(value: ir.Value) -> tuple[set[float], bool]:
     """Numbers behind a bias that are large enough to hide keys, and whether it comes from outside,
     where it may hold any."""
-    levels: set[float] = set()
-    outside = False
-    seen, pending = {value}, [value]
-    while pending:
-        current = pending.pop()
-        tensor = ir.convenience.get_const_tensor(current)
-        node = current.producer()
-        if tensor is not None:
-            if tensor.dtype.is_floating_point() and tensor.size > 0:
-                largest = float(np.abs(tensor.numpy().astype(np.float64)).max())
-                levels |= {largest} if largest >= _HIDES else set()
-        elif node is None:
-            outside |= current.dtype is not None and current.dtype.is_floating_point()
-        elif node.op_type not in _BOUNDED:
-            found = [v for v in node.inputs if v is not None and v not in seen]
-            seen.update(found)
-            pending += found
-    return levels, outside
+    behind = magnitudes_behind(value)
+    return {number for number in behind.largest if number >= _HIDES}, behind.outside
 
 
 def _is_row_maximum(value: ir.Value) -> bool:

@@ -16,12 +16,10 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from crossfuse.graph.op_classes import LAYOUT_OPS
 from crossfuse.graph.shapes import dim_of
 
 __all__ = ["LAYOUT_OPS", "Atom", "Axes", "Size", "axes_of", "follow", "leaves", "size_of"]
-
-LAYOUT_OPS = frozenset({"Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten"})
-"""Operators that move elements without changing them."""
 
 
 @dataclass(frozen=True)

@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-from onnx_ir.tape import Tape
+from numpy.typing import ArrayLike, DTypeLike
 
 from crossfuse.export.matching.axes import Atom, Axes, leaves, size_of
+from crossfuse.graph.builder import GraphBuilder
 
 __all__ = ["Arranger", "UnknownSizeError"]
 
@@ -20,37 +22,36 @@ class UnknownSizeError(Exception):
 
 
 class Arranger:
-    """Emits nodes onto a tape, with the shapes of what they make.
+    """Emits nodes through a builder, with the shapes of what they make.
 
     Sizes that are known only at run time are read off the values given to `knows`.
     """
 
     def __init__(self) -> None:
-        self.tape = Tape()
+        self.build = GraphBuilder()
         self._places: list[tuple[ir.Value, Axes]] = []
 
     def knows(self, value: ir.Value, axes: Axes) -> None:
         """Sizes of atoms may be read off this value at run time."""
         self._places.append((value, axes))
 
-    def op(self, name: str, inputs: Sequence[ir.Value | None], like: ir.Value, shape: Sequence[int | str] | None = None,
-           **attributes: object) -> ir.Value:  # fmt: skip
+    def op(
+        self,
+        name: str,
+        inputs: Sequence[ir.Value | None],
+        like: ir.Value,
+        shape: Sequence[int | str] | None = None,
+        **attributes: Any,
+    ) -> ir.Value:
         """Emit a node with one output of the type of ``like``."""
-        out = self.tape.op(name, list(inputs), attributes=attributes or None)  # type: ignore[arg-type]
+        out = self.build.own(name, *inputs, **attributes)
         out.type = like.type
         out.shape = ir.Shape(shape) if shape is not None else None
         return out
 
-    def constant(self, values: object, dtype: object) -> ir.Value:
+    def constant(self, values: ArrayLike, dtype: DTypeLike) -> ir.Value:
         """A small constant."""
-        array = np.asarray(values, dtype=dtype)  # type: ignore[call-overload]
-        value: ir.Value = self.tape.op("Constant", [], attributes={"value": ir.tensor(array)})
-        value.shape, value.type = (
-            ir.Shape(array.shape),
-            ir.TensorType(ir.DataType.from_numpy(array.dtype)),
-        )
-        value.const_value = ir.tensor(array)
-        return value
+        return self.build.constant(values, dtype)
 
     def arrange(
         self, value: ir.Value, axes: Axes, target: Axes, *, expand: bool = True
@@ -91,8 +92,9 @@ class Arranger:
     def sizes(self, axes: Axes) -> ir.Value:
         """The shape of the axes as a 1-D int64 value."""
         known = [size_of(leaves(axis)).static for axis in axes]
-        if all(size is not None for size in known):
-            return self.constant(known, np.int64)
+        numbers = [size for size in known if size is not None]
+        if len(numbers) == len(known):
+            return self.constant(numbers, np.int64)
         parts = [
             self.constant([size], np.int64) if size is not None else self._product(leaves(axis))
             for axis, size in zip(axes, known, strict=True)

@@ -5,8 +5,8 @@ Rules:
 1. A softmax whose input goes back to a product of queries and keys, and whose result goes on to a
    product with values, is an attention (`chains`). Axes may come in any order, be merged, split or
    moved on the way (`axes`, `readings`).
-2. Numbers that multiply or divide the scores join in the scale; tensors that do, constant along the
-keys, multiply the queries.
+2. Numbers that multiply or divide the scores join in the scale; tensors that do, constant along
+   the keys, multiply the queries.
 3. What is added is a bias. A fill of −inf is a mask; a finite one is a bias of that size where
    hidden, in place of the biases before it. Where fills alone decide a row (they hide all its keys,
    or what they leave is biased lower), its queries become 0: the row then averages the values, or
@@ -25,61 +25,57 @@ Each such softmax gives a reason.
 
 from __future__ import annotations
 
-import itertools
-
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from crossfuse.export.ledger_rows import Missed
 from crossfuse.export.matching.attention_match import Operand, Reading, read_chain
 from crossfuse.export.matching.axes import Axes, Size, leaves, size_of
 from crossfuse.export.matching.layout_builder import Arranger
 from crossfuse.export.matching.masks import Mask, Roles, combined, zeroed
 from crossfuse.export.matching.softmax_chain import Chain, Mismatch, active_values, find_chains
-from crossfuse.graph.metadata import CAPTURED, module_path
-from crossfuse.ops.contract import DOMAIN, NAME, VERSION
-from crossfuse.ops.onnx_schema import CALL
+from crossfuse.export.passes.base import FusionPass, FusionResult, Missed
+from crossfuse.graph.attention_node import AttentionAttributes, AttentionInputs, AttentionNode
+from crossfuse.graph.metadata import module_path
+from crossfuse.graph.op_classes import is_onnx
+from crossfuse.ops.contract import DOMAIN, VERSION
 
-__all__ = ["fuse_handwritten"]
-
-_FIRST_CALL = 1 << 20
+__all__ = ["FuseUnfusedAttentionPass"]
 
 
-def fuse_handwritten(model: ir.Model) -> tuple[ir.Model, bool, list[Missed]]:
-    """Replace every chain that matches.
+class FuseUnfusedAttentionPass(FusionPass):
+    """Softmaxes between two products → the one operator."""
 
-    Returns:
-        the model, whether it changed, and the softmaxes that look like an attention's but did not
-        match.
-    """
-    active = active_values(model.graph)
-    missed: list[Missed] = []
-    found: list[tuple[Chain, Reading]] = []
-    for node in model.graph:
-        if node.op_type != "Softmax" or node.inputs[0] not in active:
-            continue
-        try:
-            found += [(chain, read_chain(chain)) for chain in find_chains(node, active)]
-        except Mismatch as mismatch:
-            path = module_path(node) or next(
-                (module_path(user) for user, _ in node.outputs[0].uses()), ""
-            )
-            missed.append(Missed(path, str(mismatch)))
-    found, shared = _unshared(found)
-    missed += shared
-    position = {node: i for i, node in enumerate(model.graph)}
-    calls = itertools.count(_FIRST_CALL)
-    # The last one first: its operands may be the results of those before, which are replaced with
-    # their uses.
-    for chain, reading in sorted(
-        found, key=lambda item: position[item[0].values.node], reverse=True
-    ):
-        _replace_shapes(model.graph, reading)
-        _replace(model.graph, chain, reading, next(calls))
-    if found:
-        RemoveUnusedNodesPass()(model)
-        model.opset_imports[DOMAIN] = VERSION
-    return model, bool(found), missed
+    captures = True
+
+    def call(self, model: ir.Model) -> FusionResult:
+        """Replace every chain that matches; what looks like an attention's softmax and did not
+        match is missed."""
+        active = active_values(model.graph)
+        missed: list[Missed] = []
+        found: list[tuple[Chain, Reading]] = []
+        for node in model.graph:
+            if not is_onnx(node, "Softmax") or node.inputs[0] not in active:
+                continue
+            try:
+                found += [(chain, read_chain(chain)) for chain in find_chains(node, active)]
+            except Mismatch as mismatch:
+                path = module_path(node) or next(
+                    (module_path(user) for user, _ in node.outputs[0].uses()), ""
+                )
+                missed.append(Missed(path, str(mismatch)))
+        found, shared = _unshared(found)
+        position = {node: i for i, node in enumerate(model.graph)}
+        # The last one first: its operands may be the results of those before, which are replaced
+        # with their uses.
+        for chain, reading in sorted(
+            found, key=lambda item: position[item[0].values.node], reverse=True
+        ):
+            _replace_shapes(reading)
+            _replace(chain, reading)
+        if found:
+            RemoveUnusedNodesPass()(model)
+            model.opset_imports[DOMAIN] = VERSION
+        return FusionResult(model, bool(found), (*missed, *shared))
 
 
 def _unshared(
@@ -118,7 +114,7 @@ def _outside_use(chain: Chain, gone: set[ir.Node]) -> str | None:
     return None
 
 
-def _replace(graph: ir.Graph, chain: Chain, reading: Reading, call: int) -> None:
+def _replace(chain: Chain, reading: Reading) -> None:
     arranger = Arranger()
     roles = _roles(reading)
     for operand in (reading.query, reading.key, reading.value):
@@ -140,35 +136,24 @@ def _replace(graph: ir.Graph, chain: Chain, reading: Reading, call: int) -> None
     mask, bias, kept = combined(terms, operands[0], arranger)
     if kept is not None:
         operands[0] = zeroed(operands[0], kept, roles, reading, arranger)
+    fused = AttentionNode.emit(
+        arranger.build,
+        AttentionInputs(*(operands[0], operands[1], operands[2]), mask, bias),
+        AttentionAttributes(
+            num_heads=size_of(roles.heads).factor,
+            kv_num_heads=size_of(roles.kv_heads).factor,
+            scale=reading.scale,
+        ),
+        captured="pattern",
+    ).output
     out_axes: Axes = [roles.batch, rows, [*roles.heads, *reading.value_size]]
-    attributes: dict[str, int | float | str] = {
-        "num_heads": size_of(roles.heads).factor,
-        "kv_num_heads": size_of(roles.kv_heads).factor,
-        "scale": reading.scale,
-        "causal": "none",
-        CALL: call,
-    }
-    optional = [mask, bias]
-    while optional and optional[-1] is None:
-        optional.pop()
-    fused = arranger.tape.op(NAME, [*operands, *optional], attributes=attributes, domain=DOMAIN)
-    old = chain.values.node.outputs[0]
-    fused.type = old.type
+    fused.type = chain.values.node.outputs[0].type
     fused.shape = ir.Shape([size_of(leaves(axis)).dim for axis in out_axes])
-    node = fused.producer()
-    assert node is not None
     result = arranger.arrange(fused, out_axes, reading.output)
-    for new in arranger.tape.nodes:
-        new.metadata_props.update(chain.values.node.metadata_props)
-    node.metadata_props[CAPTURED] = "pattern"
-    graph.insert_before(chain.values.node, arranger.tape.nodes)
-    if result.shape is not None and old.shape is not None:
-        result.shape = old.shape
-    ir.convenience.replace_all_uses_with(old, result, replace_graph_outputs=True)
-    graph.remove(chain.values.node, safe=True)
+    arranger.build.replace(chain.values.node, result)
 
 
-def _replace_shapes(graph: ir.Graph, reading: Reading) -> None:
+def _replace_shapes(reading: Reading) -> None:
     """Read the sizes of scores off the operands: a ``Shape`` of the scores would keep them
     alive."""
     for value, axes in reading.states:
@@ -179,10 +164,7 @@ def _replace_shapes(graph: ir.Graph, reading: Reading) -> None:
             for operand in (reading.query, reading.key):
                 arranger.knows(operand.value, operand.axes)
             start, end = (node.attributes.get_int(name, None) for name in ("start", "end"))
-            sizes = arranger.sizes(axes[start:end])
-            graph.insert_before(node, arranger.tape.nodes)
-            ir.convenience.replace_all_uses_with(node.outputs[0], sizes, replace_graph_outputs=True)
-            graph.remove(node, safe=True)
+            arranger.build.replace(node, arranger.sizes(axes[start:end]))
 
 
 def _roles(reading: Reading) -> Roles:

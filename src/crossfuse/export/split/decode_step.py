@@ -28,10 +28,8 @@ from crossfuse.core.tensors import NEXT, POSITION, STATE
 from crossfuse.errors import InputError
 from crossfuse.export.matching.axes import Size
 from crossfuse.export.split.dependence import shape_symbols, shape_window
-from crossfuse.graph.attention_node import attention_nodes
-from crossfuse.graph.metadata import site_of
+from crossfuse.graph.attention_node import AttentionNode, attentions, is_attention, role_at
 from crossfuse.graph.shapes import dim_of
-from crossfuse.ops.contract import DOMAIN, NAME
 
 __all__ = ["NoStepsError", "decode_stage"]
 
@@ -108,8 +106,8 @@ class _Stepper:
 
     def run(self) -> ir.Model:
         """Rewrite and return the model."""
-        attentions = [node for node in attention_nodes(self.graph) if node.inputs[1] in self.moving]
-        if not attentions:
+        over_tokens = [found for found in attentions(self.graph) if found.key in self.moving]
+        if not over_tokens:
             raise self._cannot("no attention runs over the tokens", self.source.name)
         for node in list(self.graph):
             if not any(out in self.moving for out in node.outputs):
@@ -118,17 +116,14 @@ class _Stepper:
                 raise self._cannot(
                     "what is computed for a token sums over those before it", node.outputs[0].name
                 )
-            keys_move = (node.domain, node.op_type) == (DOMAIN, NAME) and node.inputs[
-                1
-            ] in self.moving
+            keys_move = is_attention(node) and AttentionNode(node).key in self.moving
             for index, value in enumerate(node.inputs):
                 if value is None or value in self.moving or self.axis not in shape_symbols(value):
                     continue
-                node.replace_input_with(
-                    index, self._row(value, node, keys=keys_move and index in (3, 4))
-                )
-        for node in attentions:
-            self._keep_state(node)
+                keys = keys_move and role_at(node, index) in ("mask", "bias")
+                node.replace_input_with(index, self._row(value, node, keys=keys))
+        for attention in over_tokens:
+            self._keep_state(attention)
         kept = [value for value in self.graph.outputs if value in self.moving]
         self.graph.outputs[:] = [*kept, *(state.leaving for state in self.states)]
         self.graph.inputs[:] = [
@@ -141,19 +136,15 @@ class _Stepper:
         RemoveUnusedNodesPass()(self.model)
         return self.model
 
-    def _keep_state(self, node: ir.Node) -> None:
-        site = site_of(node)
-        causal = node.attributes.get_string("causal", "none") != "none"
-        mask = node.inputs[3] if len(node.inputs) > 3 else None
-        bias = node.inputs[4] if len(node.inputs) > 4 else None
-        if not causal and mask is None and bias is None:
+    def _keep_state(self, attention: AttentionNode) -> None:
+        site = attention.site
+        causal = attention.causal != "none"
+        if not causal and attention.mask is None and attention.bias is None:
             raise self._cannot("an attention sees later tokens", site)
-        if len(node.inputs) > 5 and node.inputs[5] is not None:
+        if attention.key_lengths is not None:
             raise self._cannot("an attention over the tokens has lengths of its own", site)
         tape = Tape()
-        for index, role in ((1, "key"), (2, "value")):
-            value = node.inputs[index]
-            assert value is not None
+        for role, value in (("key", attention.key), ("value", attention.value)):
             assert value.shape is not None
             shape = ir.Shape([dim_of(value, 0), self.length, dim_of(value, 2)])
             arriving = ir.Value(name=f"{STATE}{site}.{role}", shape=shape, type=value.type)
@@ -162,22 +153,19 @@ class _Stepper:
             )
             leaving.name, leaving.shape, leaving.type = f"{NEXT}{site}.{role}", shape, value.type
             self.states.append(_State(arriving, leaving))
-            node.replace_input_with(index, leaving)
+            attention.set_operand(role, leaving)
         if causal:
             one = self._constant(tape, [1])
             seen = tape.op("Add", [self.position, one])
-            query = node.inputs[0]
-            assert query is not None
-            batch = tape.op("Shape", [query], attributes={"start": 0, "end": 1})
+            batch = tape.op("Shape", [attention.query], attributes={"start": 0, "end": 1})
             lengths = tape.op("Expand", [seen, batch])
             lengths.shape, lengths.type = (
-                ir.Shape([dim_of(query, 0)]),
+                ir.Shape([dim_of(attention.query, 0)]),
                 ir.TensorType(ir.DataType.INT64),
             )
-            node.resize_inputs(6)
-            node.replace_input_with(5, lengths)
-            node.attributes["causal"] = ir.AttrString("causal", "none")
-        self.graph.insert_before(node, tape.nodes)
+            attention.set_operand("key_lengths", lengths)
+            attention.set_causal("none")
+        self.graph.insert_before(attention.node, tape.nodes)
 
     def _places(self, tape: Tape, value: ir.Value) -> ir.Value:
         """``[batch, 2]``: where each sequence's new row goes."""

@@ -28,8 +28,7 @@ from crossfuse.core.tensors import CONTEXTS
 from crossfuse.errors import InputError
 from crossfuse.export.split.dependence import Content, Dependence
 from crossfuse.export.split.stage_builder import MissingSizeError, StageBuilder
-from crossfuse.graph.attention_node import attention_nodes
-from crossfuse.graph.metadata import site_of
+from crossfuse.graph.attention_node import attentions
 from crossfuse.graph.shapes import dim_of
 
 __all__ = ["Split", "split"]
@@ -245,12 +244,10 @@ def _bytes(value: ir.Value, sizes: Mapping[str, int]) -> float:
 def _names(graph: ir.Graph, frontier: Sequence[ir.Value]) -> dict[ir.Value, str]:
     """Frontier names that say what they are: ``SITE.key``, ``SITE.value``, or the value's own."""
     roles: dict[ir.Value, str] = {}
-    for node in attention_nodes(graph):
-        for role, value in zip(
-            ("key", "value", "mask", "bias", "key_lengths"), node.inputs[1:], strict=False
-        ):
-            if value is not None:
-                roles.setdefault(value, f"{site_of(node)}.{role}")
+    for attention in attentions(graph):
+        for role, value in attention.operands():
+            if role != "query":
+                roles.setdefault(value, f"{attention.site}.{role}")
     names: dict[ir.Value, str] = {}
     for value in frontier:
         name = roles.get(value, value.name or "frontier")

@@ -12,8 +12,8 @@ from onnx_ir.tape import Tape
 from crossfuse.core.dimensions import symbols_in
 from crossfuse.errors import InputError
 from crossfuse.export.split.dependence import Content, Dependence, shape_window
+from crossfuse.graph.attention_node import AttentionNode, is_attention, role_at
 from crossfuse.graph.shapes import dim_of
-from crossfuse.ops.contract import DOMAIN, NAME
 
 __all__ = ["MissingSizeError", "StageBuilder"]
 
@@ -264,12 +264,13 @@ class _Repeater:
 
     def _own_batch(self, node: ir.Node) -> set[int]:
         """Operands of an attention that may stay one per context."""
-        if (node.domain, node.op_type) != (DOMAIN, NAME):
+        if not is_attention(node):
             return set()
-        key, value = node.inputs[1:3]
-        if self.stage.context_axis(key) == self.stage.context_axis(value) == 0:
-            return {1, 2, 3, 4, 5}
-        return set()
+        attention = AttentionNode(node)
+        axes = {self.stage.context_axis(v) for v in (attention.key, attention.value)}
+        if axes != {0}:
+            return set()
+        return {place for place in range(len(node.inputs)) if role_at(node, place) != "query"}
 
     def _repeat(self, value: ir.Value, before: ir.Node) -> ir.Value:
         if value in self.repeated:

@@ -12,29 +12,41 @@ It must not fire where a size is unknown, as then nothing says that a reshape ke
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import onnx_ir as ir
 from onnx_ir.passes.common import IdentityEliminationPass, RemoveUnusedNodesPass
 
-from crossfuse.export.matching.axes import LAYOUT_OPS, Axes, axes_of, follow, leaves
+from crossfuse.export.matching.axes import Axes, axes_of, follow, leaves
 from crossfuse.export.matching.layout_builder import Arranger, UnknownSizeError
+from crossfuse.export.passes.base import FusionPass, FusionResult
+from crossfuse.graph.op_classes import LAYOUT_OPS, is_onnx
 
-__all__ = ["cancel_layout_changes"]
+__all__ = ["CancelLayoutPass"]
 
 
-def cancel_layout_changes(model: ir.Model) -> tuple[ir.Model, bool]:
-    """Run the rules until nothing changes; returns the model and whether it changed."""
-    modified = False
-    while True:
-        IdentityEliminationPass()(model)
-        RemoveUnusedNodesPass()(model)
-        ends = [
-            node
-            for node in model.graph
-            if node.op_type in LAYOUT_OPS and not node.domain and _is_end(node)
-        ]
-        if not sum(_shorten(model.graph, node) for node in ends):
-            return model, modified
-        modified = True
+class CancelLayoutPass(FusionPass):
+    """Chains of layout operators → as few as do the same."""
+
+    def call(self, model: ir.Model) -> FusionResult:
+        """Shorten chains until none is left that can be."""
+        modified = False
+        while True:
+            modified |= IdentityEliminationPass()(model).modified
+            modified |= RemoveUnusedNodesPass()(model).modified
+            ends = [node for node in model.graph if is_onnx(node, *LAYOUT_OPS) and _is_end(node)]
+            if not sum(_shorten(node) for node in ends):
+                return FusionResult(model, modified)
+            modified = True
+
+
+class _Chain(NamedTuple):
+    """Layout operators, and the axes of what goes in and comes out."""
+
+    nodes: list[ir.Node]
+    source: ir.Value
+    before: Axes
+    after: Axes
 
 
 def _is_end(node: ir.Node) -> bool:
@@ -43,37 +55,29 @@ def _is_end(node: ir.Node) -> bool:
     return out.is_graph_output() or any(user.op_type not in LAYOUT_OPS for user, _ in out.uses())
 
 
-def _shorten(graph: ir.Graph, end: ir.Node) -> bool:
-    chain, source, axes, target = _chain(end)
-    if not chain or target is None:
+def _shorten(end: ir.Node) -> bool:
+    chain = _chain(end)
+    if chain is None:
         return False
     arranger = Arranger()
-    arranger.knows(source, axes)
+    arranger.knows(chain.source, chain.before)
     try:
-        result = arranger.arrange(source, axes, target)
+        result = arranger.arrange(chain.source, chain.before, chain.after)
     except UnknownSizeError:
         return False
-    old = end.outputs[0]
-    emitted = [node for node in arranger.tape.nodes if node.op_type in LAYOUT_OPS]
-    if len(emitted) >= _freed(chain) or (
-        result is source and old.is_graph_output() and source.is_graph_input()
-    ):
+    emitted = [node for node in arranger.build.nodes if node.op_type in LAYOUT_OPS]
+    as_is = result is chain.source and result.producer() is None
+    if len(emitted) >= _freed(chain.nodes) or (as_is and end.outputs[0].is_graph_output()):
         return False
-    for node in arranger.tape.nodes:
-        node.metadata_props.update(end.metadata_props)
-    graph.insert_before(end, arranger.tape.nodes)
-    if result is not source:
-        result.shape = old.shape
-    ir.convenience.replace_all_uses_with(old, result, replace_graph_outputs=True)
+    arranger.build.replace(end, result)
     return True
 
 
-def _chain(end: ir.Node) -> tuple[list[ir.Node], ir.Value, Axes, Axes | None]:
-    """The longest chain that ends here and can be followed: its nodes, source, and axes at both
-    ends."""
+def _chain(end: ir.Node) -> _Chain | None:
+    """The longest chain that ends here and can be followed."""
     nodes: list[ir.Node] = []
     node: ir.Node | None = end
-    while node is not None and node.op_type in LAYOUT_OPS and node.inputs[0] is not None:
+    while node is not None and is_onnx(node, *LAYOUT_OPS) and node.inputs[0] is not None:
         nodes.insert(0, node)
         node = node.inputs[0].producer()
     while nodes:
@@ -84,9 +88,9 @@ def _chain(end: ir.Node) -> tuple[list[ir.Node], ir.Value, Axes, Axes | None]:
         for step in nodes:
             axes = follow(step, axes) if axes is not None else None
         if first is not None and axes is not None:
-            return nodes, source, [leaves(a) for a in first], [leaves(a) for a in axes]
+            return _Chain(nodes, source, [leaves(a) for a in first], [leaves(a) for a in axes])
         nodes.pop(0)
-    return [], end.outputs[0], [], None
+    return None
 
 
 def _freed(chain: list[ir.Node]) -> int:

@@ -3,10 +3,10 @@
 Rules:
 
 1. Queries, keys and values are 3-D or 4-D; heads (axis −3) are merged into the width, and the
-   transposes that this adds cancel against the model's own in ONNX (`passes.layout`).
+   transposes that this adds cancel against the model's own in ONNX (`cancel_layout`).
 2. The scale is made explicit: ``1/√D`` where the call gives none.
 3. A bool mask becomes ``mask``, a float mask ``bias``; both are broadcast to four axes.
-``is_causal`` is ``upper_left``.
+   ``is_causal`` is ``upper_left``.
 4. ``enable_gqa`` keeps its fewer key heads; otherwise batches and heads that broadcast are expanded
 as SDPA does.
 
@@ -17,6 +17,7 @@ is an error.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -26,39 +27,43 @@ from torch.fx.experimental.symbolic_shapes import statically_known_true
 from crossfuse.errors import InputError
 from crossfuse.export.capture.decompose import decompose
 from crossfuse.export.capture.trace import quiet_exporter
-from crossfuse.export.ledger_rows import Missed
+from crossfuse.export.passes.base import Missed, ProgramResult
 from crossfuse.ops.torch_op import fused_attention
 
-__all__ = ["fuse_sdpa"]
+__all__ = ["FuseSdpaPass"]
 
 _SDPA = torch.ops.aten.scaled_dot_product_attention.default
 
 
-def fuse_sdpa(program: ExportedProgram) -> tuple[ExportedProgram, bool, list[Missed]]:
-    """Replace every call that matches.
+class FuseSdpaPass:
+    """``scaled_dot_product_attention`` → the one operator, in an exported program."""
 
-    Returns:
-        the program, whether it changed, and the calls that did not match.
+    def __call__(self, program: ExportedProgram) -> ProgramResult:
+        """Replace every call that matches.
 
-    Raises:
-        InputError: a call drops weights at random, as in training.
-    """
-    calls = [node for node in program.graph.nodes if node.target is _SDPA]
-    if not calls:
-        return program, False, []
-    for call in calls:
-        dropout = call.args[4] if len(call.args) > 4 else call.kwargs.get("dropout_p", 0.0)
-        if dropout:
-            raise InputError(
-                "the model drops attention weights at random",
-                where=_module_of(call) or "(root)",
-                got=f"scaled_dot_product_attention with dropout_p={dropout}",
-                do="Put the model in eval mode, and give the call dropout_p=0.0 there",
-            )
-    missed: list[Missed] = []
-    pending = iter(calls)
+        Raises:
+            InputError: a call drops weights at random, as in training.
+        """
+        calls = [node for node in program.graph.nodes if node.target is _SDPA]
+        if not calls:
+            return ProgramResult(program, False)
+        _refuse_dropout(calls)
+        replacement = _Replacement(calls)
+        with quiet_exporter():
+            program = decompose(program, {_SDPA: replacement.via_operator})
+        missed = tuple(replacement.missed)
+        return ProgramResult(program, len(missed) < len(calls), missed)
 
-    def via_operator(
+
+class _Replacement:
+    """What stands for the calls of a program, which come in their order."""
+
+    def __init__(self, calls: Sequence[torch.fx.Node]) -> None:
+        self.pending = iter(calls)
+        self.missed: list[Missed] = []
+
+    def via_operator(  # noqa: PLR0913 -- the signature of PyTorch's operator
+        self,
         query: Tensor,
         key: Tensor,
         value: Tensor,
@@ -69,16 +74,25 @@ def fuse_sdpa(program: ExportedProgram) -> tuple[ExportedProgram, bool, list[Mis
         scale: float | None = None,
         enable_gqa: bool = False,
     ) -> Tensor:
+        """The call by the one operator; NotImplemented where it doesn't match."""
         why = _mismatch(query, key, value, attn_mask)
-        call = next(pending, None)
+        call = next(self.pending, None)
         if why is not None:
-            missed.append(Missed(_module_of(call), why))
+            self.missed.append(Missed(_module_of(call), why))
             return NotImplemented
         return _sdpa_via_operator(query, key, value, attn_mask, is_causal, scale, enable_gqa)
 
-    with quiet_exporter():
-        program = decompose(program, {_SDPA: via_operator})
-    return program, len(missed) < len(calls), missed
+
+def _refuse_dropout(calls: Sequence[torch.fx.Node]) -> None:
+    for call in calls:
+        dropout = call.args[4] if len(call.args) > 4 else call.kwargs.get("dropout_p", 0.0)
+        if dropout:
+            raise InputError(
+                "the model drops attention weights at random",
+                where=_module_of(call) or "(root)",
+                got=f"scaled_dot_product_attention with dropout_p={dropout}",
+                do="Put the model in eval mode, and give the call dropout_p=0.0 there",
+            )
 
 
 def _module_of(call: torch.fx.Node | None) -> str:

@@ -17,48 +17,34 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from crossfuse.export.matching.layout_builder import Arranger
+from crossfuse.export.passes.base import FusionPass, FusionResult
+from crossfuse.graph.builder import GraphBuilder
+from crossfuse.graph.op_classes import MOVING_OPS, is_onnx
 
-__all__ = ["compute_sigmoids_exactly"]
+__all__ = ["ExactSigmoidsPass"]
 
 _SENSITIVE = {"Log": (0,), "Div": (0, 1), "Reciprocal": (0,), "Sqrt": (0,), "Pow": (0, 1)}
-_MOVES = {
-    "Cast",
-    "Identity",
-    "Reshape",
-    "Transpose",
-    "Squeeze",
-    "Unsqueeze",
-    "Expand",
-    "Slice",
-    "Gather",
-    "Flatten",
-    "Split",
-    "Concat",
-}
-_KEEPS_SMALL = _MOVES | {
-    "Mul",
-    "Div",
-    "Where",
-    "ReduceSum",
-    "ReduceMean",
-    "ReduceMax",
-    "ReduceProd",
-    "Max",
-    "Min",
-    "Clip",
-    "Sum",
-}
+"""Operators, and their operands, that tell small numbers from 0."""
+
+_KEEPS_SMALL = (
+    MOVING_OPS
+    | {"Mul", "Div", "Where", "Max", "Min", "Clip", "Sum"}
+    | {"ReduceSum", "ReduceMean", "ReduceMax", "ReduceProd"}
+)
+"""Operators whose results are small where their operands are."""
 
 
-def compute_sigmoids_exactly(model: ir.Model) -> tuple[ir.Model, bool]:
-    """Rewrite in place; returns the model and whether it changed."""
-    modified = False
-    for node in [n for n in model.graph if n.op_type == "Sigmoid" and not n.domain]:
-        if _matters(node.outputs[0]):
-            _compute_exactly(model.graph, node)
-            modified = True
-    return model, modified
+class ExactSigmoidsPass(FusionPass):
+    """``Sigmoid`` → 1/(1 + exp(−x)), where its small values matter."""
+
+    def call(self, model: ir.Model) -> FusionResult:
+        """Rewrite in place."""
+        modified = False
+        for node in list(model.graph):
+            if is_onnx(node, "Sigmoid") and _matters(node.outputs[0]):
+                _compute_exactly(node)
+                modified = True
+        return FusionResult(model, modified)
 
 
 def _matters(result: ir.Value) -> bool:
@@ -73,7 +59,7 @@ def _matters(result: ir.Value) -> bool:
                 return True
             if user.op_type in _KEEPS_SMALL and user not in seen:
                 seen.add(user)
-                if user.op_type in _MOVES and user.outputs[0].is_graph_output():
+                if user.op_type in MOVING_OPS and user.outputs[0].is_graph_output():
                     return True
                 pending.extend(user.outputs)
     return False
@@ -85,19 +71,13 @@ def _by_constant(node: ir.Node, place: int) -> bool:
     return divisor is not None and ir.convenience.get_const_tensor(divisor) is not None
 
 
-def _compute_exactly(graph: ir.Graph, node: ir.Node) -> None:
+def _compute_exactly(node: ir.Node) -> None:
     (source,), (result,) = node.inputs, node.outputs
     assert source is not None
     assert result.dtype is not None
-    arranger = Arranger()
-    shape = result.shape
-    exponential = arranger.op("Exp", [arranger.op("Neg", [source], result)], result)
-    one = arranger.constant(1, result.dtype.numpy())
-    exact = arranger.op("Reciprocal", [arranger.op("Add", [exponential, one], result)], result)
-    for new in arranger.tape.nodes:
-        new.metadata_props.update(node.metadata_props)
-        if new.op_type != "Constant":
-            new.outputs[0].shape = shape
-    graph.insert_before(node, arranger.tape.nodes)
-    ir.convenience.replace_all_uses_with(result, exact, replace_graph_outputs=True)
-    graph.remove(node, safe=True)
+    build = GraphBuilder()
+    one = build.constant(1, result.dtype.numpy())
+    negative = build.op("Neg", source, like=result, shape=result.shape)
+    exponential = build.op("Exp", negative, like=result, shape=result.shape)
+    total = build.op("Add", exponential, one, like=result, shape=result.shape)
+    build.replace(node, build.op("Reciprocal", total, like=result, shape=result.shape))

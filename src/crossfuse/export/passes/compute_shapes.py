@@ -7,11 +7,10 @@ ends, a table cut to a length. Rules:
    and concatenations; a size is a number, a product of dimensions, or a text that stands for what
    it was computed from.
 2. Where all sizes are numbers, the tensor becomes a constant; so does other small arithmetic on
-constants (a scale).
+   constants (a scale).
 3. An ``If`` whose condition is constant gives way to the branch that it takes.
-4. ``Reshape``, ``Expand``, ``ConstantOfShape``, ``Range``, ``Tile``, ``Slice`` and ``Concat`` get
-   the shapes that follow; other operators are inferred again, by ONNX's rules, where something
-   about their result is unknown.
+4. Operators with a shape rule (`shape_rules`) get the shapes that follow; others are inferred
+   again, by ONNX's rules, where something about their result is unknown.
 5. A table of the file that is cut to a computed length, from its beginning, has that length.
 
 It must not touch shapes that are known, quantizers, or what depends on more than sizes and
@@ -20,9 +19,6 @@ constants.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
-
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -30,29 +26,34 @@ from numpy.typing import NDArray
 from onnx_ir.passes.common import ShapeInferencePass
 
 from crossfuse.export.matching.axes import Size
-from crossfuse.export.matching.size_arithmetic import Sizes, difference, folded, follow_sizes, total
+from crossfuse.export.matching.size_arithmetic import Sizes, folded, follow_sizes
+from crossfuse.export.passes.base import FusionPass, FusionResult
+from crossfuse.export.passes.shape_rules import SHAPE_RULES
+from crossfuse.graph.builder import GraphBuilder
 
-__all__ = ["compute_shapes"]
+__all__ = ["ComputeShapesPass"]
 
 _SMALL = 64
-_FAR = (1 << 31) - 1
 _UNKNOWN = "unk__"
 
 
-def compute_shapes(model: ir.Model) -> tuple[ir.Model, bool]:
-    """Infer in place; returns the model and whether it changed."""
-    ShapeInferencePass(data_prop=True)(model)
-    given = {
-        str(d.value)
-        for v in model.graph.inputs
-        for d in v.shape or ()
-        if isinstance(d, ir.SymbolicDim)
-    }
-    work = _Work(model, given)
-    for node in list(model.graph):
-        work.visit(node)
-    ShapeInferencePass(data_prop=True)(model)
-    return model, work.modified
+class ComputeShapesPass(FusionPass):
+    """Shapes that follow from the arithmetic of sizes."""
+
+    def call(self, model: ir.Model) -> FusionResult:
+        """Infer in place; what was inferred without changing a node is no change."""
+        ShapeInferencePass(data_prop=True)(model)
+        given = {
+            str(d.value)
+            for v in model.graph.inputs
+            for d in v.shape or ()
+            if isinstance(d, ir.SymbolicDim)
+        }
+        work = _Work(model, given)
+        for node in list(model.graph):
+            work.visit(node)
+        ShapeInferencePass(data_prop=True)(model)
+        return FusionResult(model, work.modified)
 
 
 class _Work:
@@ -76,7 +77,8 @@ class _Work:
         ):
             return
         out = node.outputs[0]
-        shape = _RULES.get(node.op_type, _nothing)(node, self)
+        rule = SHAPE_RULES.get(node.op_type)
+        shape = None if rule is None else rule(node, self)
         if shape is not None and (out.shape is None or any(_unknown(d) for d in out.shape)):
             known = (
                 out.shape
@@ -234,17 +236,9 @@ class _Work:
         out.shape = ir.Shape(array.shape)
         if node.op_type == "Constant" or out.is_graph_output():
             return
-        constant = ir.node("Constant", [], {"value": ir.tensor(array)})
-        made = constant.outputs[0]
-        made.shape, made.type, made.const_value = (
-            out.shape,
-            ir.TensorType(ir.DataType.from_numpy(array.dtype)),
-            ir.tensor(array),
-        )
-        constant.metadata_props.update(node.metadata_props)
-        graph = node.graph
-        assert graph is not None
-        graph.insert_before(node, [constant])
+        build = GraphBuilder()
+        made = build.constant(array, array.dtype)
+        build.insert_before(node)
         out.replace_all_uses_with(made)
         self.arrays[made] = array
         self.modified = True
@@ -260,146 +254,3 @@ def _type_proto(value: ir.Value) -> onnx.TypeProto:
         None if value.shape is None else [d if isinstance(d, int) else d.value for d in value.shape]
     )
     return onnx.helper.make_tensor_type_proto(int(value.dtype), shape)
-
-
-def _nothing(node: ir.Node, work: _Work) -> Sequence[Size | None] | None:
-    return None
-
-
-def _reshape(node: ir.Node, work: _Work) -> Sequence[Size | None] | None:
-    wanted, source = work.of(node.inputs[1]), work.dims(node.inputs[0])
-    if wanted is None:
-        length = (
-            node.inputs[1].shape[0]
-            if node.inputs[1] is not None and node.inputs[1].shape is not None
-            else None
-        )
-        return [None] * length if isinstance(length, int) else None
-    found: list[Size | None] = []
-    for axis, size in enumerate(wanted.elements):
-        copied = (
-            size is not None and size.static == 0 and not node.attributes.get_int("allowzero", 0)
-        )
-        found.append(
-            source[axis]
-            if copied and source is not None and axis < len(source)
-            else size
-            if not copied
-            else None
-        )
-    inferred = [axis for axis, size in enumerate(found) if size is not None and size.static == -1]
-    if inferred:
-        others = [s for axis, s in enumerate(found) if axis not in inferred]
-        whole = (
-            None
-            if source is None or any(s is None for s in source)
-            else math.prod((s for s in source if s), start=Size())
-        )
-        rest = (
-            None
-            if any(s is None for s in others)
-            else math.prod((s for s in others if s), start=Size())
-        )
-        found[inferred[0]] = None if whole is None or rest is None else whole.over(rest)
-    return found
-
-
-def _expand(node: ir.Node, work: _Work) -> Sequence[Size | None] | None:
-    wanted, source = work.of(node.inputs[1]), work.dims(node.inputs[0])
-    if wanted is None or source is None:
-        return None
-    rank = max(len(source), len(wanted.elements))
-    one = Size()
-    left = [*[one] * (rank - len(source)), *source]
-    right = [*[one] * (rank - len(wanted.elements)), *wanted.elements]
-    return [
-        b if a == one else a if b == one or a == b else None
-        for a, b in zip(left, right, strict=True)
-    ]
-
-
-def _filled(node: ir.Node, work: _Work) -> Sequence[Size | None] | None:
-    wanted = work.of(node.inputs[0])
-    return None if wanted is None else wanted.elements
-
-
-def _range(node: ir.Node, work: _Work) -> Sequence[Size | None] | None:
-    start, limit, delta = (work.of(v) for v in node.inputs[:3])
-    if start is None or limit is None or delta is None or delta.numbers != [1]:
-        return None
-    return [difference(limit.elements[0], start.elements[0])]
-
-
-def _tile(node: ir.Node, work: _Work) -> Sequence[Size | None] | None:
-    repeats, source = work.of(node.inputs[1]), work.dims(node.inputs[0])
-    if repeats is None or source is None or len(source) != len(repeats.elements):
-        return None
-    return [
-        None if a is None or b is None else a * b
-        for a, b in zip(source, repeats.elements, strict=True)
-    ]
-
-
-def _concat(node: ir.Node, work: _Work) -> Sequence[Size | None] | None:
-    parts = [work.dims(v) for v in node.inputs]
-    axis = node.attributes.get_int("axis", 0) or 0
-    first = parts[0]
-    if first is None or any(p is None or len(p) != len(first) for p in parts):
-        return None
-    shape = [
-        next((p[i] for p in parts if p is not None and p[i] is not None), None)
-        for i in range(len(first))
-    ]
-    length: Size | None = Size(0)
-    for part in parts:
-        assert part is not None
-        length = total(length, part[axis])
-    shape[axis % len(first)] = length
-    return shape
-
-
-def _slice(node: ir.Node, work: _Work) -> Sequence[Size | None] | None:
-    source = work.dims(node.inputs[0])
-    starts, ends = (work.of(v) for v in node.inputs[1:3])
-    if source is None or starts is None or ends is None:
-        return None
-    axes = work.of(node.inputs[3]) if len(node.inputs) > 3 and node.inputs[3] is not None else None
-    steps = work.of(node.inputs[4]) if len(node.inputs) > 4 and node.inputs[4] is not None else None
-    places = axes.numbers if axes is not None else list(range(len(starts.elements)))
-    if places is None or (steps is not None and steps.numbers != [1] * len(places)):
-        return None
-    table = (
-        node.inputs[0] is not None
-        and node.inputs[0].producer() is None
-        and not node.inputs[0].is_graph_input()
-    )
-    shape = list(source)
-    for place, start, end in zip(places, starts.elements, ends.elements, strict=True):
-        shape[place] = _cut(source[place], start, end, table=table)
-    return shape
-
-
-def _cut(size: Size | None, start: Size | None, end: Size | None, *, table: bool) -> Size | None:
-    if size is None or start is None or end is None:
-        return None
-    if size.static is not None and start.static is not None and end.static is not None:
-        return Size(len(range(size.static)[start.static : end.static]))
-    begins = start.static == 0
-    if begins and (end == size or (end.static is not None and end.static >= _FAR)):
-        return size
-    if begins and end.static is None and size.static is not None:
-        return end if table else None
-    if (
-        start.static is not None
-        and end.static is not None
-        and end.static >= _FAR
-        and start.static > 0
-    ):
-        return difference(size, start)
-    return None
-
-
-_RULES: dict[str, Callable[[ir.Node, _Work], Sequence[Size | None] | None]] = {
-    "Reshape": _reshape, "Expand": _expand, "ConstantOfShape": _filled, "Range": _range, "Tile": _tile,
-    "Concat": _concat, "Slice": _slice,
-}  # fmt: skip
