@@ -14,8 +14,16 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from crossfuse.export.matching.axes import LAYOUT_OPS, Atom, Axes, axes_of, follow, leaves, size_of
-from crossfuse.export.matching.layout_builder import Arranger, UnknownSizeError
+from crossfuse.export.matching.axes import (
+    LAYOUT_OPS,
+    Axes,
+    AxisFactor,
+    axes_of,
+    factors,
+    follow_layout,
+    size_of,
+)
+from crossfuse.export.matching.layout_builder import LayoutBuilder, UnknownSizeError
 from crossfuse.graph.metadata import attention_nodes
 
 __all__ = ["group_heads"]
@@ -26,18 +34,18 @@ def group_heads(model: ir.Model) -> tuple[ir.Model, bool]:
     modified = False
     for node in list(attention_nodes(model.graph)):
         heads = node.attributes["kv_num_heads"].as_int()
-        arranger = Arranger()
+        builder = LayoutBuilder()
         try:
-            found = [_before_repeat(value, heads, arranger) for value in node.inputs[1:3]]
+            found = [_before_repeat(value, heads, builder) for value in node.inputs[1:3]]
         except UnknownSizeError:
             continue
         if found[0] is None or found[1] is None or found[0][1] != found[1][1]:
             continue
-        for new in arranger.tape.nodes:
+        for new in builder.tape.nodes:
             new.metadata_props.update(
                 {k: v for k, v in node.metadata_props.items() if k.startswith("pkg.")}
             )
-        model.graph.insert_before(node, arranger.tape.nodes)
+        model.graph.insert_before(node, builder.tape.nodes)
         for operand, (value, _) in zip((1, 2), (f for f in found if f is not None), strict=True):
             node.replace_input_with(operand, value)
         node.attributes["kv_num_heads"] = ir.AttrInt64("kv_num_heads", heads // found[0][1])
@@ -46,7 +54,7 @@ def group_heads(model: ir.Model) -> tuple[ir.Model, bool]:
 
 
 def _before_repeat(
-    value: ir.Value | None, heads: int, arranger: Arranger
+    value: ir.Value | None, heads: int, builder: LayoutBuilder
 ) -> tuple[ir.Value, int] | None:
     """The operand ``[B, S, Hkv·D]`` without repetition, and how often each head was repeated."""
     steps: list[ir.Node] = []
@@ -61,23 +69,23 @@ def _before_repeat(
     wide = axes_of(node.outputs[0])
     if wide is None or len(wide) != len(axes):
         return None
-    repeats: list[Atom] = []
+    repeats: list[AxisFactor] = []
     state: Axes | None = []
     for own, out in zip(axes, wide, strict=True):
         if out and not own:
             repeats += out
         state = [*(state or []), own or out]
     for step in steps:
-        state = follow(step, state) if state is not None else None
+        state = follow_layout(step, state) if state is not None else None
     if state is None or len(repeats) != 1 or len(state) != 3:
         return None
-    (repeat,) = leaves(repeats)[:1]
-    width, times = leaves(state[2]), repeat.size.static
+    (repeat,) = factors(repeats)[:1]
+    width, times = factors(state[2]), repeat.size.static
     if times is None or repeat not in width:
         return None
     before = size_of(width[: width.index(repeat)]).static
     if before is None or before * times != heads:
         return None
-    arranger.knows(source, axes)
-    kept = [[leaf for leaf in leaves(axis) if leaf is not repeat] for axis in state]
-    return arranger.arrange(source, axes, kept), times
+    builder.knows(source, axes)
+    kept = [[factor for factor in factors(axis) if factor is not repeat] for axis in state]
+    return builder.arrange(source, axes, kept), times

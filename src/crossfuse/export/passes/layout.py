@@ -3,11 +3,11 @@
 Capture from 4-D attention leaves ``Reshape → Transpose → Transpose → Reshape`` on every operand.
 Rules:
 
-1. A chain of layout operators is a regrouping and a permutation of atoms (`axes`). Where that is
+1. A chain of layout operators is a regrouping and a permutation of factors (`axes`). Where that is
    none at all the chain goes away; where fewer operators do the same, they take its place.
 2. Operators that others use too stay, and count as kept.
 
-It must not fire where a size is unknown, as then nothing says that a reshape keeps atoms whole.
+It must not fire where a size is unknown, as then nothing says that a reshape keeps factors whole.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from __future__ import annotations
 import onnx_ir as ir
 from onnx_ir.passes.common import IdentityEliminationPass, RemoveUnusedNodesPass
 
-from crossfuse.export.matching.axes import LAYOUT_OPS, Axes, axes_of, follow, leaves
-from crossfuse.export.matching.layout_builder import Arranger, UnknownSizeError
+from crossfuse.export.matching.axes import LAYOUT_OPS, Axes, axes_of, factors, follow_layout
+from crossfuse.export.matching.layout_builder import LayoutBuilder, UnknownSizeError
 
 __all__ = ["cancel_layout_changes"]
 
@@ -47,21 +47,21 @@ def _shorten(graph: ir.Graph, end: ir.Node) -> bool:
     chain, source, axes, target = _chain(end)
     if not chain or target is None:
         return False
-    arranger = Arranger()
-    arranger.knows(source, axes)
+    builder = LayoutBuilder()
+    builder.knows(source, axes)
     try:
-        result = arranger.arrange(source, axes, target)
+        result = builder.arrange(source, axes, target)
     except UnknownSizeError:
         return False
     old = end.outputs[0]
-    emitted = [node for node in arranger.tape.nodes if node.op_type in LAYOUT_OPS]
+    emitted = [node for node in builder.tape.nodes if node.op_type in LAYOUT_OPS]
     if len(emitted) >= _freed(chain) or (
         result is source and old.is_graph_output() and source.is_graph_input()
     ):
         return False
-    for node in arranger.tape.nodes:
+    for node in builder.tape.nodes:
         node.metadata_props.update(end.metadata_props)
-    graph.insert_before(end, arranger.tape.nodes)
+    graph.insert_before(end, builder.tape.nodes)
     if result is not source:
         result.shape = old.shape
     ir.convenience.replace_all_uses_with(old, result, replace_graph_outputs=True)
@@ -82,9 +82,9 @@ def _chain(end: ir.Node) -> tuple[list[ir.Node], ir.Value, Axes, Axes | None]:
         first = axes_of(source)
         axes = first
         for step in nodes:
-            axes = follow(step, axes) if axes is not None else None
+            axes = follow_layout(step, axes) if axes is not None else None
         if first is not None and axes is not None:
-            return nodes, source, [leaves(a) for a in first], [leaves(a) for a in axes]
+            return nodes, source, [factors(a) for a in first], [factors(a) for a in axes]
         nodes.pop(0)
     return [], end.outputs[0], [], None
 

@@ -18,8 +18,8 @@ import re
 
 import onnx_ir as ir
 
-from crossfuse.export.matching.axes import Atom, Axes, axes_of, size_of
-from crossfuse.export.matching.layout_builder import Arranger, UnknownSizeError
+from crossfuse.export.matching.axes import Axes, Axis, AxisFactor, axes_of, size_of
+from crossfuse.export.matching.layout_builder import LayoutBuilder, UnknownSizeError
 from crossfuse.export.matching.softmax_chain import active_values
 
 __all__ = ["unify_products"]
@@ -32,16 +32,16 @@ def unify_products(model: ir.Model) -> tuple[ir.Model, bool]:
     for node in model.graph:
         if node.op_type not in ("Einsum", "Gemm") or not all(v in active for v in node.inputs):
             continue
-        arranger = Arranger()
+        builder = LayoutBuilder()
         try:
-            result = _einsum(node, arranger) if node.op_type == "Einsum" else _gemm(node, arranger)
+            result = _einsum(node, builder) if node.op_type == "Einsum" else _gemm(node, builder)
         except UnknownSizeError:
             continue
         if result is None:
             continue
-        for new in arranger.tape.nodes:
+        for new in builder.tape.nodes:
             new.metadata_props.update(node.metadata_props)
-        model.graph.insert_before(node, arranger.tape.nodes)
+        model.graph.insert_before(node, builder.tape.nodes)
         old = node.outputs[0]
         result.shape = old.shape if old.shape is not None else result.shape
         ir.convenience.replace_all_uses_with(old, result, replace_graph_outputs=True)
@@ -50,7 +50,7 @@ def unify_products(model: ir.Model) -> tuple[ir.Model, bool]:
     return model, modified
 
 
-def _einsum(node: ir.Node, arranger: Arranger) -> ir.Value | None:
+def _einsum(node: ir.Node, builder: LayoutBuilder) -> ir.Value | None:
     match = re.fullmatch(
         r"([A-Za-z]+),([A-Za-z]+)->([A-Za-z]*)",
         node.attributes["equation"].as_string().replace(" ", ""),
@@ -66,35 +66,35 @@ def _einsum(node: ir.Node, arranger: Arranger) -> ir.Value | None:
         (label in first) + (label in second) + (label in result) < 2 for label in first + second
     ):
         return None
-    atoms: dict[str, list[Atom]] = {}
+    factors: dict[str, Axis] = {}
     for labels, axes in ((first, one), (second, two)):
         for label, group in zip(labels, axes, strict=True):
-            known = atoms.get(label)
+            known = factors.get(label)
             if known is None or (group and (not known or size_of(known).static is None)):
-                atoms[label] = group
+                factors[label] = group
     one, two = (
-        [atoms[label] if group else [] for label, group in zip(t, a, strict=True)]
+        [factors[label] if group else [] for label, group in zip(t, a, strict=True)]
         for t, a in ((first, one), (second, two))
     )
-    arranger.knows(left, one)
-    arranger.knows(right, two)
+    builder.knows(left, one)
+    builder.knows(right, two)
     batch = [label for label in result if label in first and label in second]
     rows = [label for label in result if label in first and label not in second]
     columns = [label for label in result if label in second and label not in first]
     summed = [label for label in first if label in second and label not in result]
 
-    def merged(labels: list[str]) -> list[Atom]:
-        return [atom for label in labels for atom in atoms[label]]
+    def merged(labels: list[str]) -> list[AxisFactor]:
+        return [factor for label in labels for factor in factors[label]]
 
-    head: Axes = [atoms[label] for label in batch]
-    a = arranger.arrange(left, one, [*head, merged(rows), merged(summed)])
-    b = arranger.arrange(right, two, [*head, merged(summed), merged(columns)])
+    head: Axes = [factors[label] for label in batch]
+    a = builder.arrange(left, one, [*head, merged(rows), merged(summed)])
+    b = builder.arrange(right, two, [*head, merged(summed), merged(columns)])
     axes = [*head, merged(rows), merged(columns)]
-    product = arranger.op("MatMul", [a, b], node.outputs[0], [size_of(axis).dim for axis in axes])
-    return arranger.arrange(product, axes, [atoms[label] for label in result])
+    product = builder.op("MatMul", [a, b], node.outputs[0], [size_of(axis).dim for axis in axes])
+    return builder.arrange(product, axes, [factors[label] for label in result])
 
 
-def _gemm(node: ir.Node, arranger: Arranger) -> ir.Value | None:
+def _gemm(node: ir.Node, builder: LayoutBuilder) -> ir.Value | None:
     if len(node.inputs) > 2:
         return None
     sides = []
@@ -102,12 +102,12 @@ def _gemm(node: ir.Node, arranger: Arranger) -> ir.Value | None:
         assert value is not None
         if node.attributes.get_int(name, 0):
             shape = [value.shape[1], value.shape[0]] if value.shape is not None else None
-            value = arranger.op("Transpose", [value], value, shape, perm=[1, 0])  # type: ignore[arg-type]
+            value = builder.op("Transpose", [value], value, shape, perm=[1, 0])  # type: ignore[arg-type]
         sides.append(value)
     out = node.outputs[0]
-    result = arranger.op("MatMul", sides, out, out.shape)  # type: ignore[arg-type]
+    result = builder.op("MatMul", sides, out, out.shape)  # type: ignore[arg-type]
     alpha = node.attributes.get_float("alpha", 1.0)
     if alpha == 1.0:
         return result
     assert out.dtype is not None
-    return arranger.op("Mul", [result, arranger.constant(alpha, out.dtype.numpy())], out, out.shape)  # type: ignore[arg-type]
+    return builder.op("Mul", [result, builder.constant(alpha, out.dtype.numpy())], out, out.shape)  # type: ignore[arg-type]

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from crossfuse.export.matching.layout_builder import Arranger
+from crossfuse.export.matching.layout_builder import LayoutBuilder
 
 __all__ = ["compute_sigmoids_exactly"]
 
@@ -89,15 +89,15 @@ def _compute_exactly(graph: ir.Graph, node: ir.Node) -> None:
     (source,), (result,) = node.inputs, node.outputs
     assert source is not None
     assert result.dtype is not None
-    arranger = Arranger()
+    builder = LayoutBuilder()
     shape = result.shape
-    exponential = arranger.op("Exp", [arranger.op("Neg", [source], result)], result)
-    one = arranger.constant(1, result.dtype.numpy())
-    exact = arranger.op("Reciprocal", [arranger.op("Add", [exponential, one], result)], result)
-    for new in arranger.tape.nodes:
+    exponential = builder.op("Exp", [builder.op("Neg", [source], result)], result)
+    one = builder.constant(1, result.dtype.numpy())
+    exact = builder.op("Reciprocal", [builder.op("Add", [exponential, one], result)], result)
+    for new in builder.tape.nodes:
         new.metadata_props.update(node.metadata_props)
         if new.op_type != "Constant":
             new.outputs[0].shape = shape
-    graph.insert_before(node, arranger.tape.nodes)
+    graph.insert_before(node, builder.tape.nodes)
     ir.convenience.replace_all_uses_with(result, exact, replace_graph_outputs=True)
     graph.remove(node, safe=True)
