@@ -1,13 +1,13 @@
 """Cancel the transposes and reshapes that stand between an attention and the projections around it.
 
-Capture from 4-D attention leaves ``Reshape → Transpose → Transpose → Reshape`` on every operand.
+Capture from 4-D attention factors ``Reshape → Transpose → Transpose → Reshape`` on every operand.
 Rules:
 
-1. A chain of layout operators is a regrouping and a permutation of atoms (`axes`). Where that is
+1. A chain of layout operators is a regrouping and a permutation of factors (`axes`). Where that is
    none at all the chain goes away; where fewer operators do the same, they take its place.
 2. Operators that others use too stay, and count as kept.
 
-It must not fire where a size is unknown, as then nothing says that a reshape keeps atoms whole.
+It must not fire where a size is unknown, as then nothing says that a reshape keeps factors whole.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from typing import NamedTuple
 import onnx_ir as ir
 from onnx_ir.passes.common import IdentityEliminationPass, RemoveUnusedNodesPass
 
-from crossfuse.export.matching.axes import Axes, axes_of, follow, leaves
-from crossfuse.export.matching.layout_builder import Arranger, UnknownSizeError
+from crossfuse.export.matching.axes import Axes, axes_of, factors, follow_layout
+from crossfuse.export.matching.layout_builder import LayoutBuilder, UnknownSizeError
 from crossfuse.export.passes.base import FusionPass, FusionResult
 from crossfuse.graph.op_classes import LAYOUT_OPS, is_onnx
 
@@ -59,17 +59,17 @@ def _shorten(end: ir.Node) -> bool:
     chain = _chain(end)
     if chain is None:
         return False
-    arranger = Arranger()
-    arranger.knows(chain.source, chain.before)
+    layout = LayoutBuilder()
+    layout.knows(chain.source, chain.before)
     try:
-        result = arranger.arrange(chain.source, chain.before, chain.after)
+        result = layout.arrange(chain.source, chain.before, chain.after)
     except UnknownSizeError:
         return False
-    emitted = [node for node in arranger.build.nodes if node.op_type in LAYOUT_OPS]
+    emitted = [node for node in layout.build.nodes if node.op_type in LAYOUT_OPS]
     as_is = result is chain.source and result.producer() is None
     if len(emitted) >= _freed(chain.nodes) or (as_is and end.outputs[0].is_graph_output()):
         return False
-    arranger.build.replace(end, result)
+    layout.build.replace(end, result)
     return True
 
 
@@ -86,9 +86,9 @@ def _chain(end: ir.Node) -> _Chain | None:
         first = axes_of(source)
         axes = first
         for step in nodes:
-            axes = follow(step, axes) if axes is not None else None
+            axes = follow_layout(step, axes) if axes is not None else None
         if first is not None and axes is not None:
-            return _Chain(nodes, source, [leaves(a) for a in first], [leaves(a) for a in axes])
+            return _Chain(nodes, source, [factors(a) for a in first], [factors(a) for a in axes])
         nodes.pop(0)
     return None
 

@@ -18,8 +18,8 @@ from typing import NamedTuple
 import numpy as np
 import onnx_ir as ir
 
-from crossfuse.export.matching.axes import Axes, Size, axes_of, leaves, size_of
-from crossfuse.export.matching.layout_builder import Arranger
+from crossfuse.export.matching.axes import Axes, Size, axes_of, factors, size_of
+from crossfuse.export.matching.layout_builder import LayoutBuilder
 from crossfuse.export.matching.softmax_chain import Mismatch
 from crossfuse.export.passes.base import FusionPass, FusionResult, Missed
 from crossfuse.graph.attention_node import AttentionAttributes, AttentionInputs, AttentionNode
@@ -64,7 +64,7 @@ class _Operand(NamedTuple):
 def _replace(node: ir.Node) -> None:
     given = [*node.inputs, *[None] * (7 - len(node.inputs))]
     _refuse_cache_and_cap(node, given[4:])
-    arranger = Arranger()
+    layout = LayoutBuilder()
     query, key, value = (
         _operand(operand, node, heads)
         for operand, heads in zip(
@@ -73,18 +73,18 @@ def _replace(node: ir.Node) -> None:
     )
     flat = []
     for operand in (query, key, value):
-        arranger.knows(operand.value, operand.axes)
-        flat.append(arranger.arrange(operand.value, operand.axes, _flat(operand.by_head)))
+        layout.knows(operand.value, operand.axes)
+        flat.append(layout.arrange(operand.value, operand.axes, _flat(operand.by_head)))
     batch, heads, length, size = query.by_head
-    count, kv_count = (size_of(leaves(o.by_head[1])).static for o in (query, key))
-    width = size_of(leaves(size)).static
+    count, kv_count = (size_of(factors(o.by_head[1])).static for o in (query, key))
+    width = size_of(factors(size)).static
     if count is None or kv_count is None or width is None:
         raise Mismatch("the heads of its Attention node are not known")
-    mask = None if given[3] is None else _four_axes(given[3], arranger)
+    mask = None if given[3] is None else _four_axes(given[3], layout)
     is_bool = mask is not None and mask.dtype == ir.DataType.BOOL
     scale = node.attributes.get_float("scale", None)
     fused = AttentionNode.emit(
-        arranger.build,
+        layout.build,
         AttentionInputs(
             *(flat[0], flat[1], flat[2]), mask if is_bool else None, None if is_bool else mask
         ),
@@ -98,9 +98,9 @@ def _replace(node: ir.Node) -> None:
     old = node.outputs[0]
     by_head: Axes = [batch, heads, length, value.by_head[3]]
     out = _flat(by_head)
-    fused.type, fused.shape = old.type, ir.Shape([size_of(leaves(a)).dim for a in out])
-    result = arranger.arrange(fused, out, by_head) if rank_of(old) == 4 else fused
-    arranger.build.replace(node, result)
+    fused.type, fused.shape = old.type, ir.Shape([size_of(factors(a)).dim for a in out])
+    result = layout.arrange(fused, out, by_head) if rank_of(old) == 4 else fused
+    layout.build.replace(node, result)
 
 
 def _refuse_cache_and_cap(node: ir.Node, beyond: list[ir.Value | None]) -> None:
@@ -122,8 +122,8 @@ def _operand(value: ir.Value | None, node: ir.Node, attribute: str) -> _Operand:
     size = width.over(Size(heads)) if heads else None
     if not heads or size is None:
         raise Mismatch("the heads of its Attention node are not known")
-    (atom,) = found[2]
-    first, rest = atom.split(Size(heads), size)
+    (factor,) = found[2]
+    first, rest = factor.split(Size(heads), size)
     by_head: Axes = [found[0], [first] if heads > 1 else [], found[1], [rest]]
     return _Operand(value, _flat(by_head), by_head)
 
@@ -134,14 +134,14 @@ def _flat(by_head: Axes) -> Axes:
     return [batch, length, [*heads, *size]]
 
 
-def _four_axes(mask: ir.Value, arranger: Arranger) -> ir.Value:
+def _four_axes(mask: ir.Value, layout: LayoutBuilder) -> ir.Value:
     missing = 4 - len(mask.shape or ())
     if mask.shape is None or missing < 0:
         raise Mismatch("the rank of the mask of its Attention node is unknown")
     if not missing:
         return mask
-    axes = arranger.constant(list(range(missing)), np.int64)
+    axes = layout.constant(list(range(missing)), np.int64)
     shape = [1] * missing + [
         size if isinstance(size, int) else str(size.value) for size in mask.shape
     ]
-    return arranger.op("Unsqueeze", [mask, axes], mask, shape)
+    return layout.op("Unsqueeze", [mask, axes], mask, shape)

@@ -16,8 +16,16 @@ from typing import NamedTuple
 
 import onnx_ir as ir
 
-from crossfuse.export.matching.axes import Atom, Axes, axes_of, follow, leaves, size_of
-from crossfuse.export.matching.layout_builder import Arranger, UnknownSizeError
+from crossfuse.export.matching.axes import (
+    Axes,
+    Axis,
+    AxisFactor,
+    axes_of,
+    factors,
+    follow_layout,
+    size_of,
+)
+from crossfuse.export.matching.layout_builder import LayoutBuilder, UnknownSizeError
 from crossfuse.export.passes.base import FusionPass, FusionResult, Missed
 from crossfuse.graph.attention_node import AttentionNode, attentions
 from crossfuse.graph.op_classes import LAYOUT_OPS, is_onnx
@@ -60,21 +68,21 @@ def _group(attention: AttentionNode) -> str | None:
         return "the heads of its keys or of its values alone are repeated"
     if key.times != value.times:
         return "the heads of its keys and of its values are repeated a different number of times"
-    arranger = Arranger()
+    layout = LayoutBuilder()
     try:
-        operands = [_arranged(found, arranger) for found in (key, value)]
+        operands = [_arranged(found, layout) for found in (key, value)]
     except UnknownSizeError as size:
         return f"the size {size} of its repeated heads is not known"
-    arranger.build.insert_before(attention.node)
+    layout.build.insert_before(attention.node)
     for role, operand in zip(("key", "value"), operands, strict=True):
         attention.set_operand(role, operand)
     attention.set_kv_num_heads(heads // key.times)
     return None
 
 
-def _arranged(found: _Repeated, arranger: Arranger) -> ir.Value:
-    arranger.knows(found.source, found.axes)
-    return arranger.arrange(found.source, found.axes, found.wanted)
+def _arranged(found: _Repeated, layout: LayoutBuilder) -> ir.Value:
+    layout.knows(found.source, found.axes)
+    return layout.arrange(found.source, found.axes, found.wanted)
 
 
 def _before_repeat(value: ir.Value, heads: int) -> _Repeated | None:
@@ -90,24 +98,24 @@ def _before_repeat(value: ir.Value, heads: int) -> _Repeated | None:
     axes, wide = axes_of(source), axes_of(node.outputs[0])
     if axes is None or wide is None or len(wide) != len(axes):
         return None
-    repeats: list[Atom] = []
+    repeats: list[AxisFactor] = []
     state: Axes | None = []
     for own, out in zip(axes, wide, strict=True):
         repeats += out if not own else []
         state = [*(state or []), own or out]
     for step in steps:
-        state = follow(step, state) if state is not None else None
-    if state is None or len(state) != 3 or len(leaves(repeats)) != 1:
+        state = follow_layout(step, state) if state is not None else None
+    if state is None or len(state) != 3 or len(factors(repeats)) != 1:
         return None
-    (repeat,) = leaves(repeats)
-    times = _times(repeat, leaves(state[2]), heads)
+    (repeat,) = factors(repeats)
+    times = _times(repeat, factors(state[2]), heads)
     if times is None:
         return None
-    wanted = [[leaf for leaf in leaves(axis) if leaf is not repeat] for axis in state]
+    wanted = [[factor for factor in factors(axis) if factor is not repeat] for axis in state]
     return _Repeated(source, axes, wanted, times)
 
 
-def _times(repeat: Atom, width: list[Atom], heads: int) -> int | None:
+def _times(repeat: AxisFactor, width: Axis, heads: int) -> int | None:
     """How often each head is repeated, where all heads stand before the repetition in the width."""
     times = repeat.size.static
     if times is None or repeat not in width:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import onnx_ir as ir
 
 from crossfuse.export.matching.axes import Size
-from crossfuse.export.matching.size_arithmetic import Known, difference, total
+from crossfuse.export.matching.size_arithmetic import KnownSizes, difference, total
 
 __all__ = ["SHAPE_RULES", "Shape"]
 
@@ -21,7 +21,7 @@ Shape = Sequence[Size | None]
 _FAR = (1 << 31) - 1
 
 
-def _reshape(node: ir.Node, known: Known) -> Shape | None:
+def _reshape(node: ir.Node, known: KnownSizes) -> Shape | None:
     wanted, source = known.of(node.inputs[1]), known.dims(node.inputs[0])
     if wanted is None:
         length = (
@@ -59,7 +59,7 @@ def _reshape(node: ir.Node, known: Known) -> Shape | None:
     return found
 
 
-def _expand(node: ir.Node, known: Known) -> Shape | None:
+def _expand(node: ir.Node, known: KnownSizes) -> Shape | None:
     wanted, source = known.of(node.inputs[1]), known.dims(node.inputs[0])
     if wanted is None or source is None:
         return None
@@ -73,19 +73,19 @@ def _expand(node: ir.Node, known: Known) -> Shape | None:
     ]
 
 
-def _filled(node: ir.Node, known: Known) -> Shape | None:
+def _filled(node: ir.Node, known: KnownSizes) -> Shape | None:
     wanted = known.of(node.inputs[0])
     return None if wanted is None else wanted.elements
 
 
-def _range(node: ir.Node, known: Known) -> Shape | None:
+def _range(node: ir.Node, known: KnownSizes) -> Shape | None:
     start, limit, delta = (known.of(v) for v in node.inputs[:3])
     if start is None or limit is None or delta is None or delta.numbers != [1]:
         return None
     return [difference(limit.elements[0], start.elements[0])]
 
 
-def _tile(node: ir.Node, known: Known) -> Shape | None:
+def _tile(node: ir.Node, known: KnownSizes) -> Shape | None:
     repeats, source = known.of(node.inputs[1]), known.dims(node.inputs[0])
     if repeats is None or source is None or len(source) != len(repeats.elements):
         return None
@@ -95,7 +95,7 @@ def _tile(node: ir.Node, known: Known) -> Shape | None:
     ]
 
 
-def _concat(node: ir.Node, known: Known) -> Shape | None:
+def _concat(node: ir.Node, known: KnownSizes) -> Shape | None:
     parts = [known.dims(v) for v in node.inputs]
     axis = node.attributes.get_int("axis", 0) or 0
     first = parts[0]
@@ -113,7 +113,7 @@ def _concat(node: ir.Node, known: Known) -> Shape | None:
     return shape
 
 
-def _slice(node: ir.Node, known: Known) -> Shape | None:
+def _slice(node: ir.Node, known: KnownSizes) -> Shape | None:
     source = known.dims(node.inputs[0])
     starts, ends = (known.of(v) for v in node.inputs[1:3])
     if source is None or starts is None or ends is None:
@@ -156,7 +156,7 @@ def _cut(size: Size | None, start: Size | None, end: Size | None, *, table: bool
     return None
 
 
-SHAPE_RULES: dict[str, Callable[[ir.Node, Known], Shape | None]] = {
+SHAPE_RULES: dict[str, Callable[[ir.Node, KnownSizes], Shape | None]] = {
     "Reshape": _reshape,
     "Expand": _expand,
     "ConstantOfShape": _filled,

@@ -18,8 +18,8 @@ import re
 
 import onnx_ir as ir
 
-from crossfuse.export.matching.axes import Atom, Axes, axes_of, size_of
-from crossfuse.export.matching.layout_builder import Arranger, UnknownSizeError
+from crossfuse.export.matching.axes import Axes, Axis, AxisFactor, axes_of, size_of
+from crossfuse.export.matching.layout_builder import LayoutBuilder, UnknownSizeError
 from crossfuse.export.matching.softmax_chain import active_values
 from crossfuse.export.passes.base import FusionPass, FusionResult, Missed
 from crossfuse.graph.metadata import module_path
@@ -40,21 +40,21 @@ class UnifyProductsPass(FusionPass):
         for node in list(model.graph):
             if not is_onnx(node, "Einsum", "Gemm") or not all(v in active for v in node.inputs):
                 continue
-            arranger = Arranger()
+            layout = LayoutBuilder()
             write = _einsum if node.op_type == "Einsum" else _gemm
             try:
-                result = write(node, arranger)
+                result = write(node, layout)
             except UnknownSizeError as size:
                 result = f"the size {size} of its {node.op_type} is not known"
             if isinstance(result, str):
                 missed.append(Missed(module_path(node), result))
                 continue
-            arranger.build.replace(node, result)
+            layout.build.replace(node, result)
             modified = True
         return FusionResult(model, modified, tuple(missed))
 
 
-def _einsum(node: ir.Node, arranger: Arranger) -> ir.Value | str:
+def _einsum(node: ir.Node, layout: LayoutBuilder) -> ir.Value | str:
     """The product, or why the operator is none."""
     equation = node.attributes["equation"].as_string().replace(" ", "")
     match = re.fullmatch(r"([A-Za-z]+),([A-Za-z]+)->([A-Za-z]*)", equation)
@@ -71,40 +71,40 @@ def _einsum(node: ir.Node, arranger: Arranger) -> ir.Value | str:
         (label in first) + (label in second) + (label in result) < 2 for label in first + second
     ):
         return f"its Einsum {equation} sums over an axis of one operand alone"
-    atoms = _atoms_of_labels(((first, one), (second, two)))
+    factors = _factors_of_labels(((first, one), (second, two)))
     one, two = (
-        [atoms[label] if group else [] for label, group in zip(labels, axes, strict=True)]
+        [factors[label] if group else [] for label, group in zip(labels, axes, strict=True)]
         for labels, axes in ((first, one), (second, two))
     )
-    arranger.knows(left, one)
-    arranger.knows(right, two)
+    layout.knows(left, one)
+    layout.knows(right, two)
 
-    def merged(labels: list[str]) -> list[Atom]:
-        return [atom for label in labels for atom in atoms[label]]
+    def merged(labels: list[str]) -> list[AxisFactor]:
+        return [factor for label in labels for factor in factors[label]]
 
-    head: Axes = [atoms[label] for label in result if label in first and label in second]
+    head: Axes = [factors[label] for label in result if label in first and label in second]
     rows = merged([label for label in result if label in first and label not in second])
     columns = merged([label for label in result if label in second and label not in first])
     summed = merged([label for label in first if label in second and label not in result])
-    a = arranger.arrange(left, one, [*head, rows, summed])
-    b = arranger.arrange(right, two, [*head, summed, columns])
+    a = layout.arrange(left, one, [*head, rows, summed])
+    b = layout.arrange(right, two, [*head, summed, columns])
     axes = [*head, rows, columns]
-    product = arranger.op("MatMul", [a, b], node.outputs[0], [size_of(axis).dim for axis in axes])
-    return arranger.arrange(product, axes, [atoms[label] for label in result])
+    product = layout.op("MatMul", [a, b], node.outputs[0], [size_of(axis).dim for axis in axes])
+    return layout.arrange(product, axes, [factors[label] for label in result])
 
 
-def _atoms_of_labels(operands: tuple[tuple[str, Axes], ...]) -> dict[str, list[Atom]]:
-    """Label → atoms; of the operand that says most where both have it."""
-    atoms: dict[str, list[Atom]] = {}
+def _factors_of_labels(operands: tuple[tuple[str, Axes], ...]) -> dict[str, Axis]:
+    """Label → factors; of the operand that says most where both have it."""
+    factors: dict[str, Axis] = {}
     for labels, axes in operands:
         for label, group in zip(labels, axes, strict=True):
-            known = atoms.get(label)
+            known = factors.get(label)
             if known is None or (group and (not known or size_of(known).static is None)):
-                atoms[label] = group
-    return atoms
+                factors[label] = group
+    return factors
 
 
-def _gemm(node: ir.Node, arranger: Arranger) -> ir.Value | str:
+def _gemm(node: ir.Node, layout: LayoutBuilder) -> ir.Value | str:
     """The product, or why the operator is none."""
     if len(node.inputs) > 2:
         return "its Gemm adds a third activation"
@@ -112,18 +112,18 @@ def _gemm(node: ir.Node, arranger: Arranger) -> ir.Value | str:
     for value, name in zip(node.inputs, ("transA", "transB"), strict=True):
         assert value is not None
         if node.attributes.get_int(name, 0):
-            value = arranger.build.op(
+            value = layout.build.op(
                 "Transpose", value, like=value, shape=_turned(value), perm=[1, 0]
             )
         sides.append(value)
     out = node.outputs[0]
-    result = arranger.build.op("MatMul", *sides, like=out, shape=out.shape)
+    result = layout.build.op("MatMul", *sides, like=out, shape=out.shape)
     alpha = node.attributes.get_float("alpha", 1.0)
     if alpha == 1.0:
         return result
     assert out.dtype is not None
-    factor = arranger.constant(alpha, out.dtype.numpy())
-    return arranger.build.op("Mul", result, factor, like=out, shape=out.shape)
+    factor = layout.constant(alpha, out.dtype.numpy())
+    return layout.build.op("Mul", result, factor, like=out, shape=out.shape)
 
 
 def _turned(value: ir.Value) -> list[int | str | None] | None:
