@@ -64,6 +64,9 @@ def _take_factor(attention: AttentionNode, role: str) -> float | None:
             if shared:
                 raise _SharedFactorError
             value.replace_all_uses_with(rest)
+            graph = node.graph
+            assert isinstance(graph, ir.Graph)
+            graph.remove(node, safe=True)  # else it would count as a use of what it multiplied
             return factor
         if not is_onnx(node, *LAYOUT_OPS):
             return None

@@ -5,6 +5,8 @@ Rules:
 1. A model that returns one tensor twice, or an input as it is, gets an ``Identity`` for each
    further mention.
 2. Outputs carry the names of the eager model's result, in its order.
+
+It must not change the names of inputs.
 """
 
 from __future__ import annotations
@@ -32,9 +34,12 @@ class SeparateOutputsPass(FusionPass):
     def call(self, model: ir.Model) -> FusionResult:
         """Separate and name in place."""
         before = [value.name for value in model.graph.outputs]
+        inputs = {value: value.name for value in model.graph.inputs}
         result = OutputFixPass()(model)
         for value in model.graph.outputs:
             value.name = None
+        for value, name in inputs.items():
+            value.name = name  # onnx_ir gives an input that is an output another name
         for value, name in zip(model.graph.outputs, self.names, strict=True):
             value.name = name
         return FusionResult(model, result.modified or before != list(self.names))
