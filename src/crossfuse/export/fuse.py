@@ -15,6 +15,7 @@ import torch
 from crossfuse.core.foreign import blaming
 from crossfuse.core.ledger import Ledger
 from crossfuse.core.tensors import TensorSpec
+from crossfuse.errors import Advice, InputError, Said
 from crossfuse.export.capture.census import Sighting, census
 from crossfuse.export.capture.fast_paths import without_fast_paths
 from crossfuse.export.capture.indices import index_ranges, note_ranges
@@ -59,6 +60,7 @@ PROGRAM_PASSES: tuple[ProgramPass, ...] = (
 )
 """What runs on the exported program of a module, before it becomes a graph."""
 
+_DROP = Said("--drop-output NAME", "drop_outputs=[NAME]")
 _RUN = "Make the module run in PyTorch first: module(**inputs)"
 _WATCH = (
     "Call F.scaled_dot_product_attention or crossfuse's fused_attention instead of the "
@@ -107,6 +109,7 @@ def fuse(spec: ModelSpec, progress: Progress = lambda _: None) -> FusedGraph:
     )
     spec, model = source.spec, source.model
     outputs = tuple(spec.kept(dict.fromkeys(source.outputs)))
+    _require_other_names(model.graph.inputs, outputs)
     progress("fusing")
     fused = run_passes(model, PASSES.placed(fusion_passes(source.outputs, outputs)))
     missed = [*source.missed, *fused.missed]
@@ -116,6 +119,16 @@ def fuse(spec: ModelSpec, progress: Progress = lambda _: None) -> FusedGraph:
     return FusedGraph(
         spec, model, ledger, boundary(model.graph.inputs), boundary(model.graph.outputs)
     )
+
+
+def _require_other_names(inputs: Sequence[ir.Value], outputs: Sequence[str]) -> None:
+    shared = sorted({value.name or "" for value in inputs} & set(outputs))
+    if shared:
+        raise InputError(
+            "an output of the model has the name of an input, and a graph has each name once",
+            got=", ".join(shared),
+            do=Advice("Call it otherwise, or leave it out: {}", _DROP),
+        )
 
 
 def fusion_passes(outputs: Sequence[str], kept: Sequence[str]) -> list[FusionPass]:
