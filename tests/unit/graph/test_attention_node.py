@@ -46,7 +46,9 @@ def test_operands_by_name(optional: tuple[str, ...]) -> None:
     ]
     for role in INPUTS:
         value = getattr(found, role)
-        assert (None if value is None else value.name) == (role if role in (*QKV, *optional) else None)
+        assert (None if value is None else value.name) == (
+            role if role in (*QKV, *optional) else None
+        )
     assert found.inputs == AttentionInputs(*(getattr(found, role) for role in INPUTS))
 
 

@@ -56,7 +56,10 @@ def graph(operator: Callable[[Graph], str], shape: list[int | str]) -> ir.Model:
         ),
         (
             lambda g: fused(
-                g, g.input("q", ["B", "L", 8]), g.input("k", ["B", "S", 8]), g.input("v", ["B", "S", 6])
+                g,
+                g.input("q", ["B", "L", 8]),
+                g.input("k", ["B", "S", 8]),
+                g.input("v", ["B", "S", 6]),
             ),
             ["B", "L", 6],
             lambda: (

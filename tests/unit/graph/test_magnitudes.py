@@ -53,7 +53,9 @@ def inverted(g: Graph) -> str:
         (lambda g: g.op("Tanh", g.input("b", ["B", "S"])), set(), False),
         (lambda g: g.op("MatMul", g.input("b", ["B", "S"]), g.input("c", ["S"])), set(), False),
         (
-            lambda g: g.op("Gather", g.weight([[2.0], [-5.0]], np.float32), g.input("i", ["B"], INT64)),
+            lambda g: g.op(
+                "Gather", g.weight([[2.0], [-5.0]], np.float32), g.input("i", ["B"], INT64)
+            ),
             {5.0},
             False,
         ),

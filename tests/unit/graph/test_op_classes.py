@@ -42,7 +42,9 @@ def test_moving_operators_make_no_numbers(name: str) -> None:
     node = onnx.helper.make_node(name, inputs, ["y"])
     given = [onnx.helper.make_tensor_value_info("x", 1, None)]
     given += [onnx.helper.make_tensor_value_info("s", 7, None)] if name in SECOND else []
-    graph = onnx.helper.make_graph([node], "g", given, [onnx.helper.make_empty_tensor_value_info("y")])
+    graph = onnx.helper.make_graph(
+        [node], "g", given, [onnx.helper.make_empty_tensor_value_info("y")]
+    )
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)])
     feeds = {"x": x} | ({"s": np.array(SECOND[name])} if name in SECOND else {})
     (y,) = ReferenceEvaluator(model).run(None, feeds)

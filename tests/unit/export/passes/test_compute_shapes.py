@@ -87,7 +87,13 @@ def branches(condition: str, g: Graph) -> None:
         out = helper.make_tensor_value_info(f"{name}_out", 1, None)
         return helper.make_graph([node], name, [], [out])
 
-    g.op("If", condition, outputs=["y"], then_branch=branch("a", "Neg"), else_branch=branch("b", "Abs"))
+    g.op(
+        "If",
+        condition,
+        outputs=["y"],
+        then_branch=branch("a", "Neg"),
+        else_branch=branch("b", "Abs"),
+    )
     g.output("y", ["B", 8])
 
 

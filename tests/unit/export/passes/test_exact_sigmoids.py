@@ -66,7 +66,9 @@ def test_small_values_that_matter(name: str, tmp_path: Path) -> None:
 GATES: dict[str, Form] = {
     "SiLU and a residual": lambda g, x: g.op("Add", x, g.op("Mul", x, g.op("Sigmoid", x))),
     "scaled": lambda g, x: g.op("Neg", g.op("Div", g.op("Sigmoid", x), g.weight(2, np.float32))),
-    "subtracted": lambda g, x: g.op("Log", g.op("Sub", g.weight(2, np.float32), g.op("Sigmoid", x))),
+    "subtracted": lambda g, x: g.op(
+        "Log", g.op("Sub", g.weight(2, np.float32), g.op("Sigmoid", x))
+    ),
 }
 
 

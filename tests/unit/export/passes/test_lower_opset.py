@@ -18,7 +18,9 @@ HEADS, WIDTH = 2, 8
 B, L, S = SIZES["B"], SIZES["L"], SIZES["S"]
 
 
-def graph(opset: int, mask: int | None = None, lengths: bool = False, **attributes: int) -> ir.Model:
+def graph(
+    opset: int, mask: int | None = None, lengths: bool = False, **attributes: int
+) -> ir.Model:
     g = Graph()
     q, k, v = (g.input(n, ["B", s, WIDTH]) for n, s in (("q", "L"), ("k", "S"), ("v", "S")))
     given = [q, k, v, "" if mask is None else g.input("mask", ["L", "S"], mask)]
@@ -66,7 +68,9 @@ def test_lengths_and_windows_become_a_mask(
     assert LowerOpsetPass(23)(model).modified
     assert opset_of(model) == 23
     assert counts(model)["Attention"] == 1
-    feeds = {n: normal(B, s, WIDTH, seed=i) for i, (n, s) in enumerate((("q", L), ("k", S), ("v", S)))}
+    feeds = {
+        n: normal(B, s, WIDTH, seed=i) for i, (n, s) in enumerate((("q", L), ("k", S), ("v", S)))
+    }
     feeds = {name: array.astype(np.float64) for name, array in feeds.items()}
     bias = np.where(attended, 0.0, -np.inf)
     if mask == BOOL:
