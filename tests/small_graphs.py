@@ -1,5 +1,5 @@
-"""Small graphs for tests of passes: built by hand, computed in float64 by ONNX's reference evaluator,
-with the operator's own NumPy reference for ``FusedAttention``."""
+"""Small graphs for tests of passes: built by hand, computed in float64 by ONNX's reference
+evaluator, with the operator's own NumPy reference for ``FusedAttention``."""
 
 from __future__ import annotations
 

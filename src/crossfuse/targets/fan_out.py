@@ -169,10 +169,10 @@ class LoweringBuilder(GraphBuilder):
         if per_context and dim_of(mask, 2) == 1:
             return mask
         # A batch of Bq holds G masks per context; 1 and Bk hold one, which all G queries share.
-        held = self.op("Max", self.op("Div", batch, contexts), self.ints(1))
+        each = self.op("Max", self.op("Div", batch, contexts), self.ints(1))
         fan_out = self.op("Div", self.size(site.query, 0), contexts)
         heads, keys, length = self.size(mask, 1), self.size(mask, 3), self.size(site.query, 1)
-        split = self.concat(self.op("Div", batch, held), held, heads, self.size(mask, 2), keys)
+        split = self.concat(self.op("Div", batch, each), each, heads, self.size(mask, 2), keys)
         shaped = self.op("Reshape", mask, split)
         full = self.op(
             "Expand", shaped, self.concat(self.ints(1), fan_out, self.ints(1), length, self.ints(1))

@@ -95,11 +95,11 @@ def _chain(end: ir.Node) -> _Chain | None:
 
 def _freed(chain: list[ir.Node]) -> int:
     """How many operators of the chain go away once its end is replaced."""
-    gone = {chain[-1]}
+    removed = {chain[-1]}
     for node in reversed(chain[:-1]):
         if node.outputs[0].is_graph_output() or any(
-            user not in gone for user, _ in node.outputs[0].uses()
+            user not in removed for user, _ in node.outputs[0].uses()
         ):
             break
-        gone.add(node)
-    return len(gone)
+        removed.add(node)
+    return len(removed)

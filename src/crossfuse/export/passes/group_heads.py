@@ -53,7 +53,7 @@ class _Repeated(NamedTuple):
 
     source: ir.Value
     axes: Axes
-    wanted: Axes
+    ungrouped: Axes
     times: int
 
 
@@ -82,7 +82,7 @@ def _group(attention: AttentionNode) -> str | None:
 
 def _arranged(found: _Repeated, layout: LayoutBuilder) -> ir.Value:
     layout.knows(found.source, found.axes)
-    return layout.arrange(found.source, found.axes, found.wanted)
+    return layout.arrange(found.source, found.axes, found.ungrouped)
 
 
 def _before_repeat(value: ir.Value, heads: int) -> _Repeated | None:
@@ -111,8 +111,8 @@ def _before_repeat(value: ir.Value, heads: int) -> _Repeated | None:
     times = _times(repeat, factors(state[2]), heads)
     if times is None:
         return None
-    wanted = [[factor for factor in factors(axis) if factor is not repeat] for axis in state]
-    return _Repeated(source, axes, wanted, times)
+    ungrouped = [[factor for factor in factors(axis) if factor is not repeat] for axis in state]
+    return _Repeated(source, axes, ungrouped, times)
 
 
 def _times(repeat: AxisFactor, width: Axis, heads: int) -> int | None:

@@ -34,7 +34,7 @@ _COERCED = {"Softmax", "LogSoftmax", "Hardmax"}
 _COERCED_BEFORE = 13
 _DEFAULT_AXIS = 1
 _OLDEST_OF_PYTHON = 18
-_HELD = "crossfuse.held"
+_SET_ASIDE = "crossfuse.set_aside"
 _SMALL = 1000
 _WEIGHTS_APART = 4
 
@@ -66,10 +66,10 @@ class RaiseOpsetPass(FusionPass):
         if given < _OLDEST_OF_PYTHON:
             coerced = given < _COERCED_BEFORE
             if coerced:
-                _hold(model)
+                _set_aside(model)
             _convert(model, self.opset)
             if coerced:
-                _release(model)
+                _take_back(model)
         else:
             convert_version(model, self.opset)
         if opset_of(model) != self.opset:
@@ -86,23 +86,23 @@ def _own_nodes(model: ir.Model) -> Iterator[ir.Node]:
     return (node for node in model.graph.all_nodes() if is_onnx(node))
 
 
-def _hold(model: ir.Model) -> None:
+def _set_aside(model: ir.Model) -> None:
     """Keep the converter's hands off softmaxes."""
     for node in _own_nodes(model):
         if node.op_type in _COERCED:
-            node.domain = _HELD
-    model.graph.opset_imports[_HELD] = 1
+            node.domain = _SET_ASIDE
+    model.graph.opset_imports[_SET_ASIDE] = 1
 
 
-def _release(model: ir.Model) -> None:
+def _take_back(model: ir.Model) -> None:
     """Give softmaxes the meaning that they have today."""
     axes: dict[ir.Node, int] = {}
     for node in model.graph.all_nodes():
-        if node.domain == _HELD:
+        if node.domain == _SET_ASIDE:
             axes[node] = node.attributes.get_int("axis", _DEFAULT_AXIS) or 0
             node.domain = ""
             node.attributes["axis"] = ir.AttrInt64("axis", -1)
-    model.graph.opset_imports.pop(_HELD, None)
+    model.graph.opset_imports.pop(_SET_ASIDE, None)
     # Over which axis they run is nothing to the shapes.
     ShapeInferencePass(data_prop=True)(model)
     for graph in (model.graph, *model.graph.subgraphs()):

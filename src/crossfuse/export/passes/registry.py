@@ -143,13 +143,13 @@ def _place(placed: list[PassBase], registration: Registration) -> None:
     placed.insert(names.index(registration.after) + 1, registration.given)
 
 
-def _from_entry_points(held: Iterable[str]) -> list[Registration]:
+def _from_entry_points(registered: Iterable[str]) -> list[Registration]:
     """Registrations of installed packages, in the order of their names; what was registered by a
     call under the same name goes before."""
     found = PassRegistry()
     for entry in sorted(entry_points(group=ENTRY_POINTS), key=lambda entry: entry.name):
         made = _loaded(entry)
-        if pass_name(made) not in held:
+        if pass_name(made) not in registered:
             found.register(made)
     return list(found._held.values())
 

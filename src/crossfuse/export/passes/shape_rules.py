@@ -22,8 +22,8 @@ _FAR = (1 << 31) - 1
 
 
 def _reshape(node: ir.Node, known: KnownSizes) -> Shape | None:
-    wanted, source = known.of(node.inputs[1]), known.dims(node.inputs[0])
-    if wanted is None:
+    requested, source = known.of(node.inputs[1]), known.dims(node.inputs[0])
+    if requested is None:
         length = (
             node.inputs[1].shape[0]
             if node.inputs[1] is not None and node.inputs[1].shape is not None
@@ -31,7 +31,7 @@ def _reshape(node: ir.Node, known: KnownSizes) -> Shape | None:
         )
         return [None] * length if isinstance(length, int) else None
     found: list[Size | None] = []
-    for axis, size in enumerate(wanted.elements):
+    for axis, size in enumerate(requested.elements):
         copied = (
             size is not None and size.static == 0 and not node.attributes.get_int("allowzero", 0)
         )
@@ -60,13 +60,13 @@ def _reshape(node: ir.Node, known: KnownSizes) -> Shape | None:
 
 
 def _expand(node: ir.Node, known: KnownSizes) -> Shape | None:
-    wanted, source = known.of(node.inputs[1]), known.dims(node.inputs[0])
-    if wanted is None or source is None:
+    requested, source = known.of(node.inputs[1]), known.dims(node.inputs[0])
+    if requested is None or source is None:
         return None
-    rank = max(len(source), len(wanted.elements))
+    rank = max(len(source), len(requested.elements))
     one = Size()
     left = [*[one] * (rank - len(source)), *source]
-    right = [*[one] * (rank - len(wanted.elements)), *wanted.elements]
+    right = [*[one] * (rank - len(requested.elements)), *requested.elements]
     return [
         b if a == one else a if b == one or a == b else None
         for a, b in zip(left, right, strict=True)
@@ -74,8 +74,8 @@ def _expand(node: ir.Node, known: KnownSizes) -> Shape | None:
 
 
 def _filled(node: ir.Node, known: KnownSizes) -> Shape | None:
-    wanted = known.of(node.inputs[0])
-    return None if wanted is None else wanted.elements
+    requested = known.of(node.inputs[0])
+    return None if requested is None else requested.elements
 
 
 def _range(node: ir.Node, known: KnownSizes) -> Shape | None:

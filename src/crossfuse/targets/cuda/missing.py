@@ -11,15 +11,13 @@ from __future__ import annotations
 __all__ = ["NO_BF16", "NO_KERNEL"]
 
 NO_BF16 = frozenset({
-    "Acos", "ArgMax", "ArgMin", "Asin", "Atan", "BatchNormalization", "Ceil", "Celu", "Clip",
-    "Compress", "ConvTranspose", "Cosh", "CumSum", "DepthToSpace", "Det", "Dropout", "Einsum",
-    "Elu", "Equal", "EyeLike", "Floor", "GRU", "GlobalAveragePool", "GlobalMaxPool", "Greater",
-    "GreaterOrEqual", "GridSample", "GroupNormalization", "Hardmax", "InstanceNormalization",
-    "LRN", "LSTM", "LeakyRelu", "Less", "LessOrEqual", "Log", "LogSoftmax", "MaxPool", "Mean",
-    "MeanVarianceNormalization", "NonZero", "OneHot", "PRelu", "Pad", "Range", "Reciprocal",
-    "ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceMax", "ReduceMin", "ReduceProd",
-    "Resize", "ReverseSequence", "Round", "Selu", "Shrink", "Sinh", "SpaceToDepth", "Tan",
-    "ThresholdedRelu", "Upsample",
+    "Acos", "ArgMax", "ArgMin", "Asin", "Atan", "BatchNormalization", "Ceil", "Celu", "Clip", "Compress", "ConvTranspose",
+    "Cosh", "CumSum", "DepthToSpace", "Det", "Dropout", "Einsum", "Elu", "Equal", "EyeLike", "Floor", "GRU",
+    "GlobalAveragePool", "GlobalMaxPool", "Greater", "GreaterOrEqual", "GridSample", "GroupNormalization", "Hardmax",
+    "InstanceNormalization", "LRN", "LSTM", "LeakyRelu", "Less", "LessOrEqual", "Log", "LogSoftmax", "MaxPool", "Mean",
+    "MeanVarianceNormalization", "NonZero", "OneHot", "PRelu", "Pad", "Range", "Reciprocal", "ReduceL2", "ReduceLogSum",
+    "ReduceLogSumExp", "ReduceMax", "ReduceMin", "ReduceProd", "Resize", "ReverseSequence", "Round", "Selu", "Shrink",
+    "Sinh", "SpaceToDepth", "Tan", "ThresholdedRelu", "Upsample",
 })  # fmt: skip
 """Operators without a bf16 kernel."""
 

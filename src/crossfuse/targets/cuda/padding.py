@@ -88,8 +88,8 @@ def _takes_padded(node: ir.Node, place: int, prefixes: frozenset[str]) -> bool:
     if role_at(node, place) not in ("key", "value"):
         return False
     site = Site.of(AttentionNode(node))
-    told = site.mask is not None or site.bias is not None
-    return told and not _is_counted(site, prefixes) and needs_padded_keys(site)
+    counted = site.mask is not None or site.bias is not None
+    return counted and not _is_counted(site, prefixes) and needs_padded_keys(site)
 
 
 def _is_counted(site: Site, prefixes: frozenset[str]) -> bool:

@@ -1,4 +1,4 @@
-"""Shapes that a file computes are known after the pass, and sizes that are numbers are constants."""
+"""Shapes that a file computes are known after the pass; sizes that are numbers are constants."""
 
 from __future__ import annotations
 

@@ -41,11 +41,11 @@ ALIGNED = ROWS + (LENGTHS - L)[:, None, None]
 @pytest.mark.parametrize(
     ("opset", "given", "attended"),
     [
-        (24, {"lengths": True}, np.broadcast_to(KEYS < LENGTHS[:, None, None], (B, L, S))),
+        (24, {"lengths": True}, np.broadcast_to(LENGTHS[:, None, None] > KEYS, (B, L, S))),
         (
             24,
             {"lengths": True, "is_causal": 1},
-            (KEYS < LENGTHS[:, None, None]) & (KEYS <= ALIGNED),
+            (LENGTHS[:, None, None] > KEYS) & (KEYS <= ALIGNED),
         ),
         (25, {"left_window_size": 1}, np.broadcast_to(KEYS >= ROWS - 1, (B, L, S))),
         (
