@@ -12,6 +12,7 @@ import onnx_ir as ir
 import torch
 from torch.export import ExportedProgram
 
+import crossfuse.ops.torch_op  # noqa: F401 -- registers the operator that the table translates
 from crossfuse.errors import InputError
 from crossfuse.export.capture.decompose import decompose_locally
 from crossfuse.export.capture.operators import stable_translations

@@ -114,7 +114,8 @@ def test_one_context_for_all_queries() -> None:
         ),
         (
             HEADED.replace("s, 6] v", "l, 6] v"),
-            "a = MatMul(q, k) p = Softmax(a) t = Transpose<perm = [0, 1, 3, 2]>(p) o = MatMul(t, v)",
+            """a = MatMul(q, k) p = Softmax(a) t = Transpose<perm = [0, 1, 3, 2]>(p)
+               o = MatMul(t, v)""",
             "another axis than the one that the product with the values sums over",
         ),
         (

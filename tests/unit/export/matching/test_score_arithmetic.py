@@ -114,8 +114,8 @@ def test_a_multiplier_behind_a_bias_is_refused() -> None:
 
 
 def test_what_is_larger_than_the_scores_is_refused() -> None:
+    model = parse(f"{INPUTS} => (float[5, b, l, s] y) {{ y = Add(a, big) }}")
     with pytest.raises(Mismatch, match="a mask or bias has more axes than the scores"):
-        model = parse(f"{INPUTS} => (float[5, b, l, s] y) {{ y = Add(a, big) }}")
         absorb(ChainNode(node_of(model, "Add"), 0), SCORES)
     one_row = Scores((SCORES.axes[0], (), SCORES.axes[2]))
     with pytest.raises(Mismatch, match="a mask or bias is larger than the scores"):

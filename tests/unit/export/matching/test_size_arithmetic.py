@@ -64,7 +64,10 @@ def followed(text: str, **weights: object) -> Sizes | None:
         ("y = Shape<start = 1, end = 3>(x)", {}),
         ("s = Shape(x) y = Gather(s, i)", {"i": [1, -1]}),
         ("s = Shape(x) y = Slice(s, one, two)", {"one": [1], "two": [3]}),
-        ("s = Shape(x) t = Slice(s, one, two) y = Concat<axis = 0>(t, c)", {"one": [0], "two": [1], "c": [-1, 7]}),
+        (
+            "s = Shape(x) t = Slice(s, one, two) y = Concat<axis = 0>(t, c)",
+            {"one": [0], "two": [1], "c": [-1, 7]},
+        ),
         ("s = Shape(x) y = ReduceProd(s)", {}),
         ("s = Shape(x) y = Mul(s, two)", {"two": [2]}),
         ("s = Shape(x) y = Add(s, two)", {"two": [2]}),
@@ -74,9 +77,12 @@ def followed(text: str, **weights: object) -> Sizes | None:
         ("s = Shape(x) y = Sub(s, s)", {}),
         ("s = Shape(x) i = Identity(s) y = Cast<to = 7>(i)", {}),
         ("s = Shape<end = 1>(x) t = Squeeze(s) y = Unsqueeze(t, zero)", {"zero": [0]}),
-        ("s = Shape<start = 1>(x) e = Equal(s, minus) y = Where(e, ones, s)", {"minus": [-1], "ones": [1, 1]}),
+        (
+            "s = Shape<start = 1>(x) e = Equal(s, minus) y = Where(e, ones, s)",
+            {"minus": [-1], "ones": [1, 1]},
+        ),
     ],
-)  # fmt: skip
+)
 def test_sizes_are_what_the_operators_compute(body: str, weights: dict) -> None:
     header = "(float[b, 4, l] x) => (int64[n] y)"
     weights = {name: np.array(value, np.int64) for name, value in weights.items()}
