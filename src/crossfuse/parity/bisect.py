@@ -155,7 +155,7 @@ def stage_candidates(
     graphs = dict(fused_stages)
     if entry.precision != "fp32":
         graphs = dict(
-            half_stages(graphs, entry.precision, keep=entry.kept, half_frontier=True).graphs
+            half_stages(graphs, entry.precision, keep=entry.kept, half_handover=True).graphs
         )
     return {stage: rehearsal(graph, known) for stage, graph in graphs.items()}
 

@@ -11,6 +11,7 @@ import onnx_ir as ir
 import torch
 from torch.export import ExportedProgram
 
+import crossfuse.ops.torch_op  # noqa: F401 -- registers the operator that the table translates
 from crossfuse.errors import InputError
 from crossfuse.export.capture.decompose import decompose_locally
 from crossfuse.export.capture.operators import stable_translations
@@ -77,12 +78,9 @@ def _adopt_constants(graph: ir.Graph) -> None:
     another took when two equal operators were optimized (two clamps of one value, say)."""
     for node in graph.all_nodes():
         for value in node.inputs:
-            if (
-                value is None
-                or value.const_value is None
-                or value.producer() is not None
-                or value.is_initializer()
-            ):
+            if value is None or value.const_value is None:
+                continue
+            if value.producer() is not None or value.is_initializer():
                 continue
             name = value.name or "constant"
             while name in graph.initializers:
@@ -131,14 +129,16 @@ def name_dimensions(model: ir.Model, symbols: Mapping[str, str]) -> None:
     if not symbols:
         return
     pattern = re.compile(r"\b(" + "|".join(map(re.escape, symbols)) + r")\b")
+
+    def named(size: int | ir.SymbolicDim) -> int | str | None:
+        if isinstance(size, int) or size.value is None:
+            return size if isinstance(size, int) else None
+        return pattern.sub(lambda match: symbols[match.group(1)], str(size.value))
+
     values = [*model.graph.inputs, *(v for node in model.graph.all_nodes() for v in node.outputs)]
     for value in values:
-        if value.shape is None:
-            continue
-        value.shape = ir.Shape(
-            [size if isinstance(size, int) or size.value is None
-             else pattern.sub(lambda m: symbols[m.group(1)], str(size.value)) for size in value.shape]
-        )  # fmt: skip
+        if value.shape is not None:
+            value.shape = ir.Shape([named(size) for size in value.shape])
 
 
 def _cause(error: BaseException) -> str:

@@ -83,10 +83,14 @@ def _heads_in_features(query: ir.Value, size: int | None) -> int | None:
     node = query.producer()
     while size and node is not None and node.op_type in _FROM_FEATURES:
         source = node.inputs[0]
-        shape = source.shape if source is not None else None
-        width = shape[-1] if shape is not None and len(shape) else None
-        if node.op_type == "Reshape" and isinstance(width, int):
-            if width > size and width % size == 0:
-                return width // size
+        width = _width(source)
+        if node.op_type == "Reshape" and width > size and width % size == 0:
+            return width // size
         node = source.producer() if source is not None else None
     return None
+
+
+def _width(value: ir.Value | None) -> int:
+    """The size of a value's last axis; 0 where it is not known."""
+    size = value.shape[-1] if value is not None and value.shape else None
+    return size if isinstance(size, int) else 0

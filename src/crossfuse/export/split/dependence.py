@@ -66,10 +66,8 @@ class Dependence:
 
     def _of_node(self, node: ir.Node) -> tuple[Content, frozenset[str]]:
         if node.op_type in ("Shape", "Size"):
-            read = node.inputs[0]
-            return Content.NEUTRAL, frozenset().union(
-                *(symbols_in(d) for d in shape_window(node))
-            ) if read else frozenset()
+            sizes = shape_window(node) if node.inputs[0] is not None else []
+            return Content.NEUTRAL, frozenset().union(*(symbols_in(size) for size in sizes))
         content, needs = Content.NEUTRAL, frozenset[str]()
         for value in node.inputs:
             if value is not None:
