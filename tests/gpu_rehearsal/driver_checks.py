@@ -756,7 +756,7 @@ def test_lanes_of_several_threads(opened: Any, whole: Any) -> None:
         try:
             for _ in range(5):
                 agree(made.session.run(**inputs), expected)
-        except Exception as error:  # noqa: BLE001 -- told below
+        except Exception as error:
             wrong.append(str(error))
 
     threads = [threading.Thread(target=work) for _ in range(6)]
@@ -904,18 +904,18 @@ def test_gpus_are_told_apart_by_identity() -> None:
         NVMLError = ValueError
 
         @staticmethod
-        def nvmlInit() -> None:  # noqa: N802 - NVML's name
+        def nvmlInit() -> None:
             pass
 
         @staticmethod
-        def nvmlDeviceGetHandleByUUID(identity: str) -> str:  # noqa: N802 - NVML's name
+        def nvmlDeviceGetHandleByUUID(identity: str) -> str:
             asked.append(identity)
             if identity.endswith("11"):
                 raise ValueError("a part of a GPU")
             return identity
 
         @staticmethod
-        def nvmlDeviceGetTotalEnergyConsumption(device: str) -> int:  # noqa: N802 - NVML's name
+        def nvmlDeviceGetTotalEnergyConsumption(device: str) -> int:
             return 2500
 
     assert GpuMeter(Nvml, device=0).joules() == 2.5

@@ -87,7 +87,7 @@ def check(
     graphs = stages.graphs
     if precision != "fp32":
         graphs = half_stages(
-            graphs, precision, half_frontier=True, without_bf16=TARGET.without_bf16
+            graphs, precision, half_handover=True, without_bf16=TARGET.without_bf16
         ).graphs
     lowered = lower_stages(graphs, TARGET)
     runs = [

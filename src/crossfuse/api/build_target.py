@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from crossfuse.bundle.writer import BundleWriter
     from crossfuse.export.split.assembly import Stages
-    from crossfuse.targets.precision.stages import Precise
+    from crossfuse.targets.precision.stages import StageGraphs
 
 __all__ = ["WEIGHTS", "BuildOptions", "add_target", "check_options", "request_key"]
 
@@ -195,17 +195,17 @@ def _in_precision(
     options: BuildOptions,
     checker: ParityCheck,
     step: Step,
-) -> Precise:
+) -> StageGraphs:
     """The stages' graphs in the target's precision."""
-    from crossfuse.targets.precision.stages import Precise, half_stages, search_islands
+    from crossfuse.targets.precision.stages import StageGraphs, half_stages, search_islands
 
     precision = checker.precision
     if precision == "fp32":
-        return Precise(stages.graphs)
+        return StageGraphs(stages.graphs)
     keep: dict[str, str] = {}
     if precision == "mixed":
         points = [_whole_inputs(point.inputs, model) for point in _calibration(checker.reference)]
-        keep = search_islands(model, stages.graphs, points, checker.passes, step=step)
+        keep = search_islands(model, stages.graphs, points, checker.passes, progress=step)
     step(f"{target.name}: casting to {precision}")
     ends: list[str] = []
     if options.io_dtype == "fp16":
@@ -218,8 +218,8 @@ def _in_precision(
         stages.graphs,
         precision,
         keep=keep,
-        half_frontier=not target.simulates,
-        half_ends=ends,
+        half_handover=not target.simulates,
+        half_io=ends,
         without_bf16=target.without_bf16,
     )
 
@@ -247,7 +247,7 @@ def _whole_inputs(inputs: Mapping[str, Any], model: ir.Model) -> dict[str, Any]:
 
 
 def _graphs(
-    writer: BundleWriter, precise: Precise, target: Target
+    writer: BundleWriter, precise: StageGraphs, target: Target
 ) -> tuple[dict[str, str], dict[str, str], dict[str, str], set[str]]:
     """Write the graphs of an ONNX target: kernels and reasons by site, file by stage, all files."""
     from crossfuse.targets.graph_files import Places, graph_file, save_graph
@@ -283,7 +283,7 @@ def _engines(
     writer: BundleWriter,
     manifest: Manifest,
     stages: Stages,
-    precise: Precise,
+    precise: StageGraphs,
     target: Target,
     options: BuildOptions,
     step: Step,

@@ -25,7 +25,8 @@ from numpy.typing import NDArray
 
 from crossfuse.bundle.store import Bundle
 from crossfuse.core.tensors import CONTEXTS
-from crossfuse.graph.metadata import MODULE, attention_nodes, clone, site_of
+from crossfuse.graph.attention_node import attention_nodes
+from crossfuse.graph.metadata import MODULE, site_of
 from crossfuse.parity.policy import EAGER_MULTIPLE, FLOORS, judged_as, output_error
 from crossfuse.parity.reference import ReferencePoint, ReferenceSet
 from crossfuse.parity.report import Divergence, ParityReport
@@ -120,7 +121,7 @@ def stage_candidates(
     graphs = dict(fused_stages)
     if entry.precision != "fp32":
         graphs = dict(
-            half_stages(graphs, entry.precision, keep=entry.kept, half_frontier=True).graphs
+            half_stages(graphs, entry.precision, keep=entry.kept, half_handover=True).graphs
         )
     return {stage: rehearsal(graph, known) for stage, graph in graphs.items()}
 
@@ -223,7 +224,7 @@ class _Runner:
 
 def _values(model: ir.Model, names: Sequence[str], inputs: Mapping[str, NDArray[Any]]) -> Arrays:
     """Tensors inside a graph, computing no more than they need."""
-    model = clone(model)
+    model = model.clone()
     by_name = {v.name: v for node in model.graph for v in node.outputs} | {
         v.name: v for v in model.graph.inputs
     }

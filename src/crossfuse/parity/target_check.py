@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
     from crossfuse.export.split.assembly import Stages
-    from crossfuse.targets.precision.stages import Precise
+    from crossfuse.targets.precision.stages import StageGraphs
 
 __all__ = ["ParityCheck", "rehearse"]
 
@@ -39,19 +39,19 @@ def rehearse(
         stages: of the fused graph, in fp32.
         reference: the eager model's results.
     """
-    from crossfuse.targets.precision.stages import Precise, half_stages
+    from crossfuse.targets.precision.stages import StageGraphs, half_stages
 
     if target not in manifest.targets:
         raise unknown("the bundle has no such target", target, manifest.targets)
     entry = manifest.targets[target]
-    precise = Precise(stages.graphs)
+    precise = StageGraphs(stages.graphs)
     if entry.precision != "fp32":
         missing = require_target(target).without_bf16
         precise = half_stages(
             stages.graphs,
             entry.precision,
             keep=entry.kept,
-            half_frontier=True,
+            half_handover=True,
             without_bf16=missing,
         )
     return ParityCheck(stages, reference, entry.precision).rehearsed(
@@ -68,14 +68,18 @@ class ParityCheck:
     precision: str
 
     def executed(
-        self, target: str, paths: Mapping[str, Path], precise: Precise, engine: EngineInfo | None
+        self,
+        target: str,
+        paths: Mapping[str, Path],
+        precise: StageGraphs,
+        engine: EngineInfo | None,
     ) -> ParityReport:
         """Of the artifact itself; an ONNX target that can't run here is executed by the CPU
         provider."""
         options = SessionOptions(provider=None if runs_here(target) else "CPUExecutionProvider")
         return self._check(target, paths, options, precise.boundary, engine)
 
-    def rehearsed(self, target: Target, precise: Precise) -> ParityReport:
+    def rehearsed(self, target: Target, precise: StageGraphs) -> ParityReport:
         """Of the graph that a CPU can execute in the target's place."""
         from crossfuse.targets.graph_files import graph_file, save_graph
         from crossfuse.targets.registry import rehearse_stages
@@ -100,10 +104,10 @@ class ParityCheck:
 
     def passes(self, graphs: Mapping[str, ir.Model]) -> bool:
         """Whether half graphs pass, executed as the CPU target."""
-        from crossfuse.targets.precision.stages import Precise
+        from crossfuse.targets.precision.stages import StageGraphs
 
         try:
-            return self.rehearsed(require_target("ort-cpu"), Precise(graphs)).passed
+            return self.rehearsed(require_target("ort-cpu"), StageGraphs(graphs)).passed
         except (InputError, ParityError):
             return False
 

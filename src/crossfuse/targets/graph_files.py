@@ -69,9 +69,14 @@ def save_graph(
             file, start, length = places[key]
             used.add(file)
             value.const_value = ir.ExternalTensor(
-                file, start, length, tensor.dtype, shape=ir.Shape(tensor.shape.numpy()), name=value.name or "",
+                file,
+                start,
+                length,
+                tensor.dtype,
+                shape=ir.Shape(tensor.shape.numpy()),
+                name=value.name or "",
                 base_dir=graph.parent,
-            )  # fmt: skip
+            )
     finally:
         if handle is not None:
             handle.close()

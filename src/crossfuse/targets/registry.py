@@ -197,14 +197,14 @@ def _rehearsed_cuda(
     graphs: Mapping[str, ir.Model], half_inputs: Iterable[str]
 ) -> dict[str, ir.Model]:
     """In fp32 with rounding, attentions in the forms that they have in the target's precision."""
-    from crossfuse.graph.metadata import attention_nodes, site_of
+    from crossfuse.graph.attention_node import attentions
     from crossfuse.targets.cuda.lowering import is_half, lower_ort_cuda
     from crossfuse.targets.cuda.padding import pad_contexts
     from crossfuse.targets.precision.simulate import simulate
 
     half = {
-        s: {site_of(n) or n.name or "" for n in attention_nodes(g.graph) if is_half(n)}
-        for s, g in graphs.items()
+        stage: {found.site for found in attentions(graph.graph) if is_half(found)}
+        for stage, graph in graphs.items()
     }
     fitted, handed = pad_contexts(
         {stage: simulate(graph, boundary=half_inputs) for stage, graph in graphs.items()}

@@ -14,7 +14,7 @@ import crossfuse
 from crossfuse import ParityError
 from crossfuse.core.tensors import Dim
 from crossfuse.export.fuse import fuse
-from crossfuse.graph.metadata import attention_nodes
+from crossfuse.graph.attention_node import attention_nodes
 from crossfuse.models.registry import ZOO, zoo_spec
 from crossfuse.parity.eager import eager_reference
 from crossfuse.parity.policy import output_error

@@ -306,19 +306,19 @@ def test_energy_is_what_the_gpu_counts() -> None:
         class NVMLError(Exception):
             pass
 
-        def nvmlInit(self) -> None: ...  # noqa: N802
+        def nvmlInit(self) -> None: ...
 
-        def nvmlDeviceGetHandleByIndex(self, index: int) -> int:  # noqa: N802
+        def nvmlDeviceGetHandleByIndex(self, index: int) -> int:
             return index
 
-        def nvmlDeviceGetTotalEnergyConsumption(self, device: int) -> int:  # noqa: N802
+        def nvmlDeviceGetTotalEnergyConsumption(self, device: int) -> int:
             return 2500
 
-        def nvmlDeviceGetMemoryInfo(self, device: int) -> object:  # noqa: N802
+        def nvmlDeviceGetMemoryInfo(self, device: int) -> object:
             return type("Memory", (), {"used": 1 << 30})
 
     class Old(Nvml):
-        def nvmlDeviceGetTotalEnergyConsumption(self, device: int) -> int:  # noqa: N802
+        def nvmlDeviceGetTotalEnergyConsumption(self, device: int) -> int:
             raise self.NVMLError
 
     assert GpuMeter(Nvml()).joules() == 2.5

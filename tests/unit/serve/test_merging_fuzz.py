@@ -206,7 +206,7 @@ def ask_from_threads(engine: RequestEngine, requests: list[Draw], cuts: list[int
     def guarded(share: list[Draw]) -> None:
         try:
             work(share)
-        except Exception as error:  # noqa: BLE001 -- a thread of the server must not die
+        except Exception as error:
             wrong.append(f"the engine raised {error!r}")
 
     threads = [

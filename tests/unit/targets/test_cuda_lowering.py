@@ -20,14 +20,14 @@ import torch
 import crossfuse
 from crossfuse.bundle.store import Bundle
 from crossfuse.export.split.assembly import Stages, assemble
-from crossfuse.graph.metadata import attention_nodes, clone
+from crossfuse.graph.attention_node import AttentionNode, attention_nodes
 from crossfuse.ops.reference import attention_reference
 from crossfuse.targets.cpu_run import run_once
 from crossfuse.targets.cuda.lowering import lower_ort_cuda, needs_padded_keys
 from crossfuse.targets.cuda.missing import NO_BF16
 from crossfuse.targets.cuda.operators import replace_operators
 from crossfuse.targets.cuda.padding import pad_contexts
-from crossfuse.targets.fan_out import read_site
+from crossfuse.targets.fan_out import Site
 from crossfuse.targets.graph_files import load_graph
 from crossfuse.targets.precision.cast import cast_graph
 from crossfuse.targets.registry import TARGETS, lower_stages, rehearse_stages
@@ -200,12 +200,12 @@ def test_contexts_hand_over_padded_keys(zoo_bundle: Callable[[str], Bundle]) -> 
         }
         results = []
         for graphs in (portable, lowered):
-            handed = dict(zip(names, run_once(clone(graphs["context"]), given), strict=True))
+            handed = dict(zip(names, run_once(graphs["context"].clone(), given), strict=True))
             if graphs is lowered:
                 assert {
                     handed[v.name or ""].shape[1] for v in attention.inputs[1:3] if v is not None
                 } == {-(-keys // 8) * 8}
-            results.append(run_once(clone(graphs["query"]), questions | handed))
+            results.append(run_once(graphs["query"].clone(), questions | handed))
         for got, expected in zip(*results, strict=True):
             np.testing.assert_allclose(got, expected, atol=1e-5)
 
@@ -258,7 +258,7 @@ def test_what_is_not_padded_in_the_context_stage() -> None:
     pad_contexts(before)
     assert operators(before["context"]) == ["Neg", "Neg"]
     (node,) = attention_nodes(before["query"].graph)
-    assert needs_padded_keys(read_site(node))
+    assert needs_padded_keys(Site.of(AttentionNode(node)))
 
 
 def test_rehearsal_has_the_forms_of_half_precision() -> None:

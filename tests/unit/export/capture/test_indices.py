@@ -37,9 +37,19 @@ class Tables(nn.Module):
         self.weight = nn.Parameter(torch.randn(ROWS, 4))
 
     def forward(
-        self, plain: Tensor, shifted: Tensor, narrow: Tensor, twice: Tensor, counted: Tensor, padded: Tensor, part: Tensor,
-        selected: Tensor, gathered: Tensor, classes: Tensor, limited: Tensor,
-    ) -> dict[str, Tensor]:  # fmt: skip
+        self,
+        plain: Tensor,
+        shifted: Tensor,
+        narrow: Tensor,
+        twice: Tensor,
+        counted: Tensor,
+        padded: Tensor,
+        part: Tensor,
+        selected: Tensor,
+        gathered: Tensor,
+        classes: Tensor,
+        limited: Tensor,
+    ) -> dict[str, Tensor]:
         found = {
             "plain": self.table(plain),
             "shifted": self.table((shifted + 2).flatten()),
@@ -62,10 +72,18 @@ def ids(*shape: int, high: int = 4) -> Tensor:
 
 
 INPUTS = {
-    "plain": ids(2, 3), "shifted": ids(2, 3), "narrow": ids(2, 3).int(), "twice": ids(2, 3), "counted": ids(4),
-    "padded": ids(2, 3), "part": ids(2, 3), "selected": ids(4), "gathered": ids(ROWS, 2), "classes": ids(2, 3),
+    "plain": ids(2, 3),
+    "shifted": ids(2, 3),
+    "narrow": ids(2, 3).int(),
+    "twice": ids(2, 3),
+    "counted": ids(4),
+    "padded": ids(2, 3),
+    "part": ids(2, 3),
+    "selected": ids(4),
+    "gathered": ids(ROWS, 2),
+    "classes": ids(2, 3),
     "limited": ids(2, 3),
-}  # fmt: skip
+}
 RANGES = {
     "plain": (0, 6),
     "shifted": (-2, 4),
@@ -121,11 +139,9 @@ def test_an_index_is_refused_where_pytorch_refuses_it(
                 session.run(**feeds)
             with pytest.raises(InputError, match=name):
                 session.bind(**feeds)
-        elif (
-            index >= 0
-            # negative ones that the model makes itself, or takes from a part of an input, are not told
-            # apart
-        ):
+        # Negative ones that the model makes itself, or takes from a part of an input, are not told
+        # apart.
+        elif index >= 0:
             with pytest.raises(InputError):
                 session.run(**feeds)
 
@@ -195,9 +211,12 @@ class Decoder(nn.Module):
 def test_every_stage_refuses(tmp_path: Path) -> None:
     torch.manual_seed(0)
     spec = ModelSpec(
-        Decoder().eval(), {"source": ids(2, 4), "tokens": ids(2, 3)},
-        {"source": {0: "batch:1:4", 1: "keys:1:9"}, "tokens": {0: "batch", 1: "length:1:6"}}, ("source",), decode="tokens",
-    )  # fmt: skip
+        Decoder().eval(),
+        {"source": ids(2, 4), "tokens": ids(2, 3)},
+        {"source": {0: "batch:1:4", 1: "keys:1:9"}, "tokens": {0: "batch", 1: "length:1:6"}},
+        ("source",),
+        decode="tokens",
+    )
     with runtime.load(crossfuse.export(spec, tmp_path / "b").path) as session:
         source, tokens = ids(2, 4).numpy(), ids(2, 3).numpy()
         with pytest.raises(InputError, match=r"source\[0, 0\].*got -1"):

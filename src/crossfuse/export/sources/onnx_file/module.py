@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from crossfuse.core.onnx_runtime import onnxruntime
 from crossfuse.errors import InputError
-from crossfuse.export.passes.retype import DOUBLE, SINGLE, has_types, retype
+from crossfuse.export.passes.retype import DOUBLE, SINGLE, RetypePass, has_types
 from crossfuse.export.sources.onnx_file.microsoft.expand import UNDEFINED_ROWS, has_microsoft
 from crossfuse.export.sources.onnx_file.reading import NEWEST_IR, load_onnx, read_onnx, short
 
@@ -186,7 +186,7 @@ def _evaluator(
 
 
 def _evaluated(model: ir.Model, types: Mapping[ir.DataType, ir.DataType]) -> ReferenceEvaluator:
-    retype(model, types)
+    RetypePass(types)(model)
     for value in model.graph.initializers.values():
         if isinstance(value.const_value, ir.ExternalTensor):
             value.const_value = ir.tensor(value.const_value.numpy(), name=value.name)
@@ -262,7 +262,7 @@ def _in_single(path: Path) -> Iterator[Path]:
     if not shown and not has_types(model, SINGLE) and model.ir_version <= NEWEST_IR:
         yield path
         return
-    retype(model, SINGLE)
+    RetypePass(SINGLE)(model)
     model.ir_version = min(model.ir_version, NEWEST_IR)
     with tempfile.TemporaryDirectory() as folder:
         ir.save(model, Path(folder) / "single.onnx", external_data="single.weights")

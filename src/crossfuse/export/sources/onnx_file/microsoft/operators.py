@@ -6,6 +6,8 @@ Statistics of norms (mean, inverse deviation) are of training, and not given.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx_ir as ir
 
@@ -88,7 +90,7 @@ def _embed_layer_norm(of: Operator) -> list[ir.Value | None]:
     ids, segments = of.needed(0), of.given(1)
     mask, positions = of.given(7), of.given(8)
     if positions is None:
-        positions = of.op("Unsqueeze", of.places(of.length(ids, 1)), of.ints(0))
+        positions = of.op("Unsqueeze", of.positions(of.size(ids, 1)), of.ints(0))
     total = of.op(
         "Add",
         of.op("Gather", of.needed(2), ids, axis=0),
@@ -152,7 +154,8 @@ def _activated(of: Operator, value: ir.Value, name: str, parameters: list[float]
         return of.op("Clip", value, *(of.float(p) for p in parameters))
     if name not in _ACTIVATIONS:
         raise UntakenError(f"its activation {name!r} is not known")
-    return of.op(name, value, **dict(zip(_ACTIVATIONS[name], parameters, strict=False)))
+    attributes: dict[str, Any] = dict(zip(_ACTIVATIONS[name], parameters, strict=False))
+    return of.op(name, value, **attributes)
 
 
 def _fused_gemm(of: Operator) -> list[ir.Value | None]:
@@ -202,14 +205,14 @@ def _rotary_embedding(of: Operator) -> list[ir.Value | None]:
     four = of.rank(x) == 4
     heads = of.integer("num_heads")
     if not four:
-        size = of.size(x, -1) // heads if heads else 2 * of.size(cos, 1)
+        size = of.static_size(x, -1) // heads if heads else 2 * of.static_size(cos, 1)
         x = of.op("Transpose", of.op("Reshape", x, of.ints(0, 0, -1, size)), perm=[0, 2, 1, 3])
     else:
-        size = of.size(x, -1)
+        size = of.static_size(x, -1)
     rotated = rotate(of, x, size, positions, cos, sin, interleaved=bool(of.integer("interleaved")))
     if four:
         return [rotated]
-    width = of.size(of.needed(0), -1)
+    width = of.static_size(of.needed(0), -1)
     return [of.op("Reshape", of.op("Transpose", rotated, perm=[0, 2, 1, 3]), of.ints(0, 0, width))]
 
 
@@ -227,9 +230,9 @@ def rotate(
 
     ``positions`` are ``[B, S]``, ``[1]`` of the first one, or None for 0.
     """
-    half = of.size(cos, 1)
+    half = of.static_size(cos, 1)
     if positions is None or of.rank(positions) == 1:
-        places = of.places(of.length(x, 2))
+        places = of.positions(of.size(x, 2))
         places = places if positions is None else of.op("Add", places, positions)
         places = of.op("Unsqueeze", places, of.ints(0))
     else:
@@ -265,7 +268,7 @@ def _bias_add(of: Operator) -> list[ir.Value | None]:
 
 def _bias_split_gelu(of: Operator) -> list[ir.Value | None]:
     x = _added(of, 1)
-    width = of.size(of.needed(0), -1)
+    width = of.static_size(of.needed(0), -1)
     left, right = of.split(x, [width // 2, width // 2], -1)
     return [of.op("Mul", left, of.op("Gelu", right))]
 

@@ -51,9 +51,9 @@ def test_outputs_that_are_used_may_be_refused() -> None:
 
 def test_sizes_that_are_not_known_yet_are_waited_for() -> None:
     of = operator(["batch", 3])
-    assert (of.rank(of.needed(0)), of.size(of.needed(0), 1)) == (2, 3)
+    assert (of.rank(of.needed(0)), of.static_size(of.needed(0), 1)) == (2, 3)
     with pytest.raises(NotYetError):
-        of.size(of.needed(0), 0)
+        of.static_size(of.needed(0), 0)
     with pytest.raises(NotYetError):
         of.rank(ir.Value(name="unknown"))
 
@@ -61,10 +61,10 @@ def test_sizes_that_are_not_known_yet_are_waited_for() -> None:
 def test_what_is_written_computes_what_it_says() -> None:
     of = operator(["batch", 3])
     x = of.needed(0)
-    places = of.op("Add", of.places(of.length(x, 1)), of.ints(10))
+    places = of.op("Add", of.positions(of.size(x, 1)), of.ints(10))
     first, rest = of.split(x, [1, 2], 1)
     places.name, first.name, rest.name = "places", "first", "rest"
-    graph = ir.Graph([x], [places, first, rest], nodes=of.tape.nodes, opset_imports={"": 18})
+    graph = ir.Graph([x], [places, first, rest], nodes=of.nodes, opset_imports={"": 18})
     from onnx.reference import ReferenceEvaluator
 
     model = ir.to_proto(ir.Model(graph, ir_version=9))
