@@ -18,9 +18,9 @@ import crossfuse
 
 ROOT = Path(crossfuse.__file__).parent
 CHECKED = [
-    ROOT / "build" / "tensorrt" / "builder.py",
-    ROOT / "runtime" / "trt.py",
-    ROOT / "runtime" / "lane.py",
+    ROOT / "targets" / "tensorrt" / "builder.py",
+    ROOT / "runtime" / "tensorrt_stage.py",
+    ROOT / "runtime" / "execution_slot.py",
 ]
 
 
@@ -162,7 +162,7 @@ follow_imports = skip
 
 
 def test_stubs_alone_are_not_the_library() -> None:
-    from crossfuse.targets.tensorrt.libraries import is_installed
+    from crossfuse.core.plugins import is_installed
 
     if importlib.util.find_spec("tensorrt") is None:
         pytest.skip("no folder of that name")
