@@ -143,9 +143,9 @@ def test_modules_are_small() -> None:
 def test_public_surface() -> None:
     assert sorted(crossfuse.__all__) == [
         "Bundle", "BundleError", "CheckError", "CrossfuseError", "Dim", "FusionError", "InputError", "ModelSpec",
-        "ParityError", "TensorSpec", "__version__", "build", "export", "fused_attention",
-        "huggingface_spec", "open_bundle", "profile", "runtime",
-        "verify",
+        "ParityError", "Target", "TensorSpec", "__version__", "build", "export", "fused_attention",
+        "huggingface_spec", "open_bundle", "profile", "register_input_rule", "register_pass",
+        "register_target", "runtime", "verify",
     ]  # fmt: skip
     for name in crossfuse.__all__:
         assert getattr(crossfuse, name) is not None

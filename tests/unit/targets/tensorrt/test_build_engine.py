@@ -151,7 +151,7 @@ def test_a_refusal_of_the_builder_is_attributed_to_the_site(tmp_path: Path) -> N
         tmp_path / "model.plan",
         [dict.fromkeys("qkv", ((1, 1, 32), (2, 4, 32), (4, 16, 32)))],
         BuilderOptions(("8.9",)),
-        step=said.append,
+        progress=said.append,
     )
     assert set(engine.kernels) == {"good"}
     assert "took it apart" in engine.reasons["bad"]
