@@ -83,7 +83,7 @@ class Registry(Mapping[str, Thing], Generic[Thing]):
                 return
         if not _same(known, thing):
             raise InputError(
-                f"a {self._kind} of this name {who}", got=repr(name), do="Take another name"
+                f"another {self._kind} of this name {who}", got=repr(name), do="Take another name"
             )
 
     def __getitem__(self, name: str) -> Thing:
@@ -148,8 +148,7 @@ class Registry(Mapping[str, Thing], Generic[Thing]):
             return None
         if len(points) > 1:
             raise InputError(
-                f"{self._packages(name)} offer a {self._kind} of this name",
-                got=repr(name),
+                f"{self._packages(name)} both offer the {self._kind} {name!r}",
                 do="Uninstall all but one",
             )
         if name not in self._loaded:

@@ -241,8 +241,8 @@ class TrtStage:
         """Kernels belong to an engine, a GPU and a driver: machines that share a cache folder don't
         take each other's place."""
         built = engine.request or str(plan.stat().st_size)
-        told = (built, self.gpu.name, self.gpu.capability, self.gpu.driver_version, self.version)
-        return hashlib.sha256("\0".join(told).encode()).hexdigest()[:24]
+        gpu = (self.gpu.name, self.gpu.capability, self.gpu.driver_version)
+        return hashlib.sha256("\0".join((built, *gpu, self.version)).encode()).hexdigest()[:24]
 
 
 def _import(target: Target, engine: EngineInfo) -> Any:

@@ -97,8 +97,8 @@ class InputPlan:
 
 InputRule = Callable[[InputPlan, "nn.Module", set[str]], None]
 """Plans a model's inputs: given the plan, which has the dimension ``batch``, the model, and the
-names that its ``forward`` takes. A rule that plans nothing leaves the model to what the names say by
-themselves."""
+names that its ``forward`` takes. A rule that plans nothing leaves the model to what the names say
+by themselves."""
 
 
 @dataclass(frozen=True)
