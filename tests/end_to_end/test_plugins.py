@@ -22,6 +22,7 @@ import crossfuse
 from coverage.cases import perturbed
 from crossfuse import runtime
 from crossfuse.bundle.store import open_bundle
+from crossfuse.core.target import TARGETS
 from crossfuse.errors import BundleError, InputError
 
 CODE = {
@@ -192,6 +193,12 @@ def test_every_command_knows_the_target(
     assert all(row["failure"] is None and row["rounds_ns"] for row in report["rows"])
     assert report["cold_start"] is not None
 
+    repository = tmp_path / "models"
+    options = ("--for", "triton", "--target", "echo", "--name", "vivit", "-o", repository)
+    done = command(site, "package", bundle, *options)
+    assert done.returncode == 0, done.stderr
+    assert "echo" in (repository / "vivit" / "config.pbtxt").read_text()
+
     done = command(site, "inspect", bundle, "--json")
     assert set(json.loads(done.stdout)["targets"]) == {"echo", "ort-cpu"}
 
@@ -217,6 +224,23 @@ with runtime.load(bundle.path) as session:
 """
     done = python(site, "-c", script, tmp_path / "b")
     assert done.stdout.splitlines() == ["Echo", "echo Echo"], done.stderr
+
+
+def test_a_target_that_can_not_run_here_is_checked_by_its_cpu_equivalent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(TARGETS, "_registered", {})
+    place = "crossfuse.targets.onnxruntime:lower_ort_cpu"
+    crossfuse.register_target(
+        crossfuse.Target("remote", "", place, "nowhere:opener", requires=("no_such_module",))
+    )
+    bundle = crossfuse.export("cross_modal_attention", tmp_path / "b", ["remote"], size="tiny")
+    stood_in = "CPUExecutionProvider, fp32 simulated"
+    assert (bundle.target("remote").parity or {})["executed_on"] == stood_in
+    report = crossfuse.verify(bundle.path, "remote", bisect=True)
+    assert (report.passed, report.target, report.executed_on) == (True, "remote", stood_in)
+    with pytest.raises(BundleError, match="'remote' needs no_such_module, which is not installed"):
+        runtime.load(bundle.path, "remote")
 
 
 def test_where_the_package_is_missing_the_bundle_says_so(bundle: Path) -> None:

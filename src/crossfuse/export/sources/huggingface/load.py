@@ -113,7 +113,7 @@ def _load(made_by: Any, source: str, **given: Any) -> tuple[Any, Mapping[str, An
 
     verbosity = logging.get_verbosity()
     # Its table of weights says what our error and the manifest say.
-    logging.set_verbosity(logging.ERROR)
+    logging.set_verbosity(40)  # errors
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
