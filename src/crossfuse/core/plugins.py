@@ -13,11 +13,13 @@ import logging
 import operator
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from importlib.metadata import EntryPoint, entry_points
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from crossfuse.core.foreign import blaming, cause_of
 from crossfuse.errors import CrossfuseError, InputError
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
 __all__ = ["Code", "Registry", "is_installed", "resolve"]
 
@@ -58,7 +60,7 @@ class Registry(Mapping[str, Thing], Generic[Thing]):
         self._kind = kind
         self._built_in = dict(built_in)
         self._accept = accept
-        self._offered = offered or (lambda: entry_points(group=group))
+        self._offered = offered or (lambda: _installed(group))
         self._registered: dict[str, tuple[object, Thing]] = {}
         self._loaded: dict[str, tuple[object, Thing]] = {}
         self._offers: Mapping[str, Sequence[EntryPoint]] | None = None
@@ -165,6 +167,12 @@ class Registry(Mapping[str, Thing], Generic[Thing]):
                 ) from error
             _LOG.debug("%s %r comes from package %s", self._kind, name, package)
         return self._loaded[name]
+
+
+def _installed(group: str) -> Iterable[EntryPoint]:
+    from importlib.metadata import entry_points
+
+    return entry_points(group=group)
 
 
 def _same(one: object, other: object) -> bool:
