@@ -28,6 +28,7 @@ from crossfuse.commands.process import main
 from crossfuse.commands.profile import profile
 from crossfuse.commands.serve import map_command, package, serve
 from crossfuse.commands.verify import verify
+from crossfuse.core.target import CPU_TARGET
 from crossfuse.errors import InputError
 
 __all__ = ["app", "main"]
@@ -92,7 +93,11 @@ def export(
     ],
     target: Annotated[
         list[str] | None,
-        typer.Option("--target", help="onnx, ort-cpu, ort-cuda, tensorrt, tensorrt-rtx; repeat."),
+        typer.Option(
+            "--target",
+            help="onnx, ort-cpu, ort-cuda, tensorrt, tensorrt-rtx, or one that a package adds; "
+            "repeat.",
+        ),
     ] = None,
     precision: Precision = None,
     io_dtype: IoDtype = None,
@@ -176,7 +181,7 @@ def export(
         bundle = pipeline.export(
             resolved,
             out,
-            target or ["ort-cpu"],
+            target or [CPU_TARGET],
             precision=precision,
             io_dtype=io_dtype,
             compute_capabilities=sm or [],
@@ -194,7 +199,11 @@ def export(
 def build(
     bundle: BundlePath,
     target: Annotated[
-        str, typer.Option("--target", help="onnx, ort-cpu, ort-cuda, tensorrt, tensorrt-rtx.")
+        str,
+        typer.Option(
+            "--target",
+            help="onnx, ort-cpu, ort-cuda, tensorrt, tensorrt-rtx, or one that a package adds.",
+        ),
     ],
     precision: Precision = None,
     io_dtype: IoDtype = None,

@@ -346,9 +346,10 @@ def test_command_line_starts_without_heavy_packages() -> None:
 def test_public_surface() -> None:
     assert sorted(crossfuse.__all__) == [
         "Bundle", "BundleError", "CheckError", "CrossfuseError", "Dim", "FusionError",
-        "InputError", "ModelSpec", "ParityError", "TensorSpec", "__version__", "build",
+        "InputError", "ModelSpec", "ParityError", "Target", "TensorSpec", "__version__", "build",
         "export", "fused_attention",
-        "huggingface_spec", "open_bundle", "profile", "runtime",
+        "huggingface_spec", "open_bundle", "profile", "register_input_rule", "register_pass",
+        "register_target", "runtime",
         "verify",
     ]  # fmt: skip
     for name in crossfuse.__all__:

@@ -12,19 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 from crossfuse.bundle.manifest import EngineInfo, Manifest, TargetEntry
 from crossfuse.core.json_codec import json_text
+from crossfuse.core.target import IO_DTYPES, Target, require_precision, require_target
 from crossfuse.errors import Advice, InputError, Said
 from crossfuse.parity.reference import ReferencePoint, ReferenceSet
 from crossfuse.parity.shape_points import EXAMPLE, MADE, TAILS
 from crossfuse.parity.target_check import ParityCheck
 from crossfuse.runtime.backends import runs_here
 from crossfuse.runtime.gpu import Gpu
-from crossfuse.targets.registry import (
-    IO_DTYPES,
-    Target,
-    lower_stages,
-    require_precision,
-    require_target,
-)
+from crossfuse.targets.registry import lower_stages, lowering_of
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -86,36 +81,38 @@ def check_options(target: str, options: BuildOptions) -> BuildOptions:
         raise InputError(
             "inputs and outputs in fp16 need a target in fp16 or mixed", got=options.precision
         )
-    if not known.engine:
+    if known.engine is None:
         return options
     from crossfuse.targets.tensorrt.libraries import check_capabilities, require_library
     from crossfuse.targets.tensorrt.shape_profiles import parse_profile
 
     for text in options.profile_shapes:
         parse_profile(text)
-    capabilities = check_capabilities(target, options.compute_capabilities)
-    require_library(target)
-    if target == "tensorrt":
-        capabilities = (Gpu().capability,)
-    elif options.lean:
+    capabilities = check_capabilities(known, options.compute_capabilities)
+    require_library(known)
+    if options.lean and known.engine.lean_module is None:
         raise InputError(
-            "TensorRT-RTX has no lean runtime", do=Advice("Leave {} out", Said("--lean", "lean"))
+            f"{known.provider} has no lean runtime",
+            do=Advice("Leave {} out", Said("--lean", "lean")),
         )
+    if known.builds_for_this_gpu:
+        capabilities = (Gpu().capability,)
     return replace(options, compute_capabilities=capabilities)
 
 
 def request_key(manifest: Manifest, target: str, options: BuildOptions) -> str:
     """A digest of all that a target's build depends on: the bundle's graph, weights and reference,
     options, versions."""
-    from crossfuse.targets.tensorrt.libraries import LIBRARIES, library_version
+    from crossfuse.targets.tensorrt.libraries import library_version
 
+    known = require_target(target)
     given = (manifest.fused_graph, WEIGHTS, manifest.reference)
     inputs = {name: entry.sha256 for name, entry in manifest.files.items() if name in given}
     about = {
         "files": inputs,
         "target": target,
         "options": asdict(options),
-        "library": library_version(target) if target in LIBRARIES else None,
+        "library": None if known.engine is None else library_version(known),
         "crossfuse": version("crossfuse"),
     }
     return hashlib.sha256(json_text(about, sort_keys=True).encode()).hexdigest()
@@ -157,7 +154,7 @@ def add_target(
     checker = ParityCheck(stages, reference, precision)
     precise = _in_precision(model, stages, known, options, checker, step)
     step(f"{target}: lowering")
-    if known.engine:
+    if known.engine is not None:
         kernels, reasons, files, used, engine = _engines(
             writer, manifest, stages, precise, known, options, step
         )
@@ -168,9 +165,9 @@ def add_target(
     if not options.allow_unfused:
         ledger.require_fused([target])
     step(f"{target}: parity")
-    if runs_here(target) or (not known.engine and precision == "fp32"):
+    if runs_here(target) or (known.artifact_on_cpu and precision == "fp32"):
         report = checker.executed(
-            target, {s: writer.folder / file for s, file in files.items()}, precise, engine
+            known, {s: writer.folder / file for s, file in files.items()}, precise, engine
         )
     else:
         report = checker.rehearsed(known, precise)
@@ -179,11 +176,12 @@ def add_target(
         stages=files,
         files=tuple(sorted(used)),
         precision=precision,
-        producers=_producers(),
+        producers=_producers(known),
         parity=report.to_json(),
         kept=precise.kept,
         boundary=precise.boundary,
         engine=engine,
+        package=known.package,
     )
     return replace(manifest.with_target(target, entry), ledger=ledger)
 
@@ -250,7 +248,7 @@ def _graphs(
     writer: BundleWriter, precise: StageGraphs, target: Target
 ) -> tuple[dict[str, str], dict[str, str], dict[str, str], set[str]]:
     """Write the graphs of an ONNX target: kernels and reasons by site, file by stage, all files."""
-    from crossfuse.targets.graph_files import Places, graph_file, save_graph
+    from crossfuse.targets.graph_files import Places, save_graph
     from crossfuse.targets.precision.simulate import half_inputs, simulate
 
     kernels: dict[str, str] = {}
@@ -265,15 +263,11 @@ def _graphs(
             for stage, graph in graphs.items()
         }
     for stage, lowered in lower_stages(graphs, target).items():
-        files[stage] = graph_file(stage, target.name)
-        own = (
-            f"weights.{target.name}.bin"
-            if stage == "model"
-            else f"weights.{stage}.{target.name}.bin"
-        )
+        files[stage] = target.file(stage)
+        own = writer.file(target.weights_file(stage))
         used |= {
             files[stage],
-            *save_graph(lowered.model, writer.file(files[stage]), writer.file(own), places),
+            *save_graph(lowered.model, writer.file(files[stage]), own, places),
         }
         _note(kernels, reasons, lowered.kernels, lowered.reasons)
     return kernels, reasons, files, used
@@ -291,7 +285,7 @@ def _engines(
     """Build the engines: kernels and reasons by site, file by stage, all files, and what the
     manifest says about them."""
     from crossfuse.targets.tensorrt.build_engine import BuilderOptions, build_engine
-    from crossfuse.targets.tensorrt.libraries import LIBRARIES, library_version
+    from crossfuse.targets.tensorrt.libraries import library_of, library_version
     from crossfuse.targets.tensorrt.shape_profiles import input_shapes, parse_profile, profile_sizes
 
     profiles = profile_sizes(
@@ -307,18 +301,18 @@ def _engines(
     reasons: dict[str, str] = {}
     files: dict[str, str] = {}
     for stage, graph in precise.graphs.items():
-        lowered = target.lower(graph)
-        files[stage] = f"{stage}.{target.name}.plan"
+        lowered = lowering_of(target).lower(graph)
+        files[stage] = target.file(stage)
         shapes = [input_shapes(stages.specs[stage].inputs, sizes) for sizes in profiles]
         built = build_engine(
-            target.name, stage, lowered, writer.file(files[stage]), shapes, builder, step=step
+            target.name, stage, lowered, writer.file(files[stage]), shapes, builder, progress=step
         )
         if built.cached:
             step(f"{target.name}: {stage}: cached")
         _note(kernels, reasons, built.kernels, built.reasons)
     info = EngineInfo(
-        library=LIBRARIES[target.name],
-        version=library_version(target.name),
+        library=library_of(target).module,
+        version=library_version(target),
         compute_capabilities=options.compute_capabilities,
         profiles=tuple(
             {name: tuple(triple) for name, triple in sizes.items()} for sizes in profiles
@@ -345,9 +339,9 @@ def _note(
         kernels.pop(site, None)
 
 
-def _producers() -> dict[str, str]:
+def _producers(target: Target) -> dict[str, str]:
     found = {"python": platform.python_version()}
-    for package in _PRODUCERS:
+    for package in (*_PRODUCERS, *([target.package] if target.package else [])):
         try:
             found[package] = version(package)
         except PackageNotFoundError:

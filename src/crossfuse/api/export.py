@@ -18,11 +18,11 @@ from crossfuse.bundle.writer import write_bundle
 from crossfuse.core.checkpoint_weights import weights_words
 from crossfuse.core.foreign import door
 from crossfuse.core.onnx_runtime import require_onnxruntime
+from crossfuse.core.target import CPU_TARGET, require_target
 from crossfuse.errors import BundleError, InputError, unknown
 from crossfuse.parity.reference import REFERENCE_FILE, save_reference
 from crossfuse.parity.session_check import reference_of
 from crossfuse.runtime.options import SessionOptions
-from crossfuse.targets.registry import require_target
 
 if TYPE_CHECKING:
     from crossfuse.export.fuse import FusedGraph
@@ -42,7 +42,7 @@ Step = Callable[[str], None]
 def export(
     source: ModelSpec | str,
     path: str | Path,
-    targets: Iterable[str] = ("ort-cpu",),
+    targets: Iterable[str] = (CPU_TARGET,),
     *,
     precision: str | None = None,
     io_dtype: str | None = None,
@@ -67,7 +67,8 @@ def export(
             ``path/file.py:factory``.
         path: the bundle's folder; an existing bundle there is replaced, at once and only when all
             is done.
-        targets: ``onnx``, ``ort-cpu``, ``ort-cuda``, ``tensorrt``, ``tensorrt-rtx``.
+        targets: ``onnx``, ``ort-cpu``, ``ort-cuda``, ``tensorrt``, ``tensorrt-rtx``, or those that
+            are registered.
         precision, io_dtype, compute_capabilities, profile_shapes: as `build`, for all the targets.
         allow_unfused: export even if an attention did not fuse; the ledger says which.
         size, seed, checkpoint: of a zoo model: ``tiny`` or ``published``, random weights' seed, or
@@ -268,7 +269,8 @@ def _is_built(bundle: Bundle, target: str, options: BuildOptions) -> bool:
 def _of_target(target: str, options: BuildOptions) -> BuildOptions:
     """Options of an export that builds several targets: GPUs and shapes are for those that have
     engines."""
-    if require_target(target).engine and target != "tensorrt":
+    known = require_target(target)
+    if known.engine is not None and not known.builds_for_this_gpu:
         return options
     return replace(options, compute_capabilities=())
 

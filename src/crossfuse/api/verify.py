@@ -13,6 +13,7 @@ from crossfuse.api.sources import accepted, resolve_again, with_tensors
 from crossfuse.bundle.manifest import Manifest
 from crossfuse.bundle.store import Bundle, open_bundle
 from crossfuse.core.foreign import door
+from crossfuse.core.target import TARGETS
 from crossfuse.core.tensors import CONTEXTS, Dim
 from crossfuse.errors import Advice, InputError, Said
 from crossfuse.parity.given import Given, Inputs, check_given, read_given
@@ -20,9 +21,8 @@ from crossfuse.parity.reference import ReferenceSet
 from crossfuse.parity.report import ParityReport
 from crossfuse.parity.session_check import reference_of, verify_bundle
 from crossfuse.parity.target_check import rehearse
-from crossfuse.runtime.backends import best_target, runs_here
+from crossfuse.runtime.backends import best_target, runs_here, target_of_bundle
 from crossfuse.runtime.options import SessionOptions
-from crossfuse.targets.registry import TARGETS
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -83,7 +83,8 @@ def verify(
         reference = _recomputed(path, source, given, seed, step, checkpoint=checkpoint, task=task)
     elif given:
         reference = _of_fused_graph(path, target, given, step)
-    if target in TARGETS and TARGETS[target].engine and not runs_here(target):
+    known = None if target is None else TARGETS.get(target)
+    if target and known and not known.artifact_on_cpu and not runs_here(target):
         report = _rehearse(path, target, reference, step)
     else:
         step("running the target")
@@ -124,7 +125,8 @@ def _of_fused_graph(
 
     bundle = open_bundle(path)
     name = target or best_target(bundle.targets)
-    if name == "onnx" and bundle.target(name).precision == "fp32":
+    known = target_of_bundle(name, bundle.target(name).package)
+    if known.portable and bundle.target(name).precision == "fp32":
         raise InputError(
             "there is nothing to compare this target with on inputs of your own: it is the "
             "portable graph itself",

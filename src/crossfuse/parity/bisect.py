@@ -24,6 +24,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from crossfuse.bundle.store import Bundle
+from crossfuse.core.target import require_target
 from crossfuse.core.tensors import CONTEXTS
 from crossfuse.graph.attention_node import attention_nodes
 from crossfuse.graph.metadata import MODULE, site_of
@@ -32,10 +33,11 @@ from crossfuse.parity.reference import ReferencePoint, ReferenceSet
 from crossfuse.parity.report import Divergence, ParityReport
 from crossfuse.targets.cpu_run import run_once
 from crossfuse.targets.graph_files import load_graph
+from crossfuse.targets.portable import lower_portable
 from crossfuse.targets.precision.cast import cast_graph
 from crossfuse.targets.precision.simulate import simulate
 from crossfuse.targets.precision.stages import half_stages
-from crossfuse.targets.registry import lower, rehearsal, require_target
+from crossfuse.targets.registry import cpu_equivalent
 
 __all__ = ["bisect", "bisection_point", "stage_candidates"]
 
@@ -111,7 +113,7 @@ def stage_candidates(
         BundleError: a damaged file.
     """
     entry, known = bundle.target(target), require_target(target)
-    if not known.engine:
+    if known.artifact_on_cpu:
         graphs = {stage: load_graph(bundle, file) for stage, file in entry.stages.items()}
         return (
             graphs
@@ -123,7 +125,7 @@ def stage_candidates(
         graphs = dict(
             half_stages(graphs, entry.precision, keep=entry.kept, half_handover=True).graphs
         )
-    return {stage: rehearsal(graph, known) for stage, graph in graphs.items()}
+    return {stage: cpu_equivalent(graph, known) for stage, graph in graphs.items()}
 
 
 def bisection_point(
@@ -160,12 +162,11 @@ class _Runner:
         precision: str,
         kept: Mapping[str, str] | None,
     ) -> None:
-        self.truth = lower(fused, "onnx").model
+        self.truth = lower_portable(fused).model
         self.rounded: ir.Model | None = None
         if precision != "fp32":
-            self.rounded = lower(
-                simulate(cast_graph(fused, judged_as(precision), keep=kept).model), "onnx"
-            ).model
+            cast = cast_graph(fused, judged_as(precision), keep=kept).model
+            self.rounded = lower_portable(simulate(cast)).model
         self.candidates = {stage: graph for stage, graph in candidates.items() if stage != "step"}
         self.point = point
         self.floor = EAGER_MULTIPLE * FLOORS["fp32"]

@@ -51,9 +51,9 @@ def fused_reference(
         InputError: the graph gives NaN or infinity, or ONNX Runtime refuses the inputs.
     """
     from crossfuse.targets.cpu_run import opened
-    from crossfuse.targets.registry import lower
+    from crossfuse.targets.portable import lower_portable
 
-    lowered = lower(model, "onnx").model
+    lowered = lower_portable(model).model
     names = [value.name or "" for value in lowered.graph.outputs]
     needed = {value.name or "": value for value in lowered.graph.inputs}
     outputs = names_of(whole_boundary(manifest)[1])

@@ -10,14 +10,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from crossfuse.bundle.manifest import EngineInfo, Manifest
+from crossfuse.core.target import CPU_TARGET, Target, require_target
 from crossfuse.errors import InputError, ParityError, unknown
 from crossfuse.parity.reference import ReferenceSet
 from crossfuse.parity.report import ParityReport
 from crossfuse.parity.session_check import check_session
 from crossfuse.runtime.backends import runs_here
-from crossfuse.runtime.load import open_session, with_dtypes
+from crossfuse.runtime.load import SessionSpec, open_session, with_dtypes
 from crossfuse.runtime.options import SessionOptions
-from crossfuse.targets.registry import Target, require_target
+from crossfuse.targets.registry import cpu_equivalents
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from crossfuse.targets.precision.stages import StageGraphs
 
 __all__ = ["ParityCheck", "rehearse"]
+
+_CPU = require_target(CPU_TARGET)
 
 
 def rehearse(
@@ -69,20 +72,20 @@ class ParityCheck:
 
     def executed(
         self,
-        target: str,
+        target: Target,
         paths: Mapping[str, Path],
         precise: StageGraphs,
         engine: EngineInfo | None,
     ) -> ParityReport:
         """Of the artifact itself; an ONNX target that can't run here is executed by the CPU
         provider."""
-        options = SessionOptions(provider=None if runs_here(target) else "CPUExecutionProvider")
+        here = runs_here(target.name)
+        options = SessionOptions(provider=None if here else _CPU.provider)
         return self._check(target, paths, options, precise.boundary, engine)
 
     def rehearsed(self, target: Target, precise: StageGraphs) -> ParityReport:
         """Of the graph that a CPU can execute in the target's place."""
-        from crossfuse.targets.graph_files import graph_file, save_graph
-        from crossfuse.targets.registry import rehearse_stages
+        from crossfuse.targets.graph_files import save_graph
 
         with tempfile.TemporaryDirectory() as folder:
             paths = {}
@@ -92,14 +95,14 @@ class ParityCheck:
                 for t in spec.inputs
                 if t.dtype in ("float16", "bfloat16")
             ]
-            for stage, graph in rehearse_stages(precise.graphs, target, half).items():
-                paths[stage] = Path(folder) / graph_file(stage, target.name)
+            for stage, graph in cpu_equivalents(precise.graphs, target, half).items():
+                paths[stage] = Path(folder) / _CPU.file(stage)
                 save_graph(graph, paths[stage], paths[stage].with_suffix(".bin"))
-            report = self._check("ort-cpu", paths, SessionOptions(), {}, None)
+            report = self._check(_CPU, paths, SessionOptions(), {}, None)
         return replace(
             report,
             target=target.name,
-            executed_on=f"CPUExecutionProvider, {self.precision} simulated",
+            executed_on=f"{_CPU.provider}, {self.precision} simulated",
         )
 
     def passes(self, graphs: Mapping[str, ir.Model]) -> bool:
@@ -107,27 +110,24 @@ class ParityCheck:
         from crossfuse.targets.precision.stages import StageGraphs
 
         try:
-            return self.rehearsed(require_target("ort-cpu"), StageGraphs(graphs)).passed
+            return self.rehearsed(_CPU, StageGraphs(graphs)).passed
         except (InputError, ParityError):
             return False
 
     def _check(
         self,
-        target: str,
+        target: Target,
         paths: Mapping[str, Path],
         options: SessionOptions,
         boundary: Mapping[str, str],
         engine: EngineInfo | None,
     ) -> ParityReport:
-        stages = with_dtypes(self.stages.specs, boundary)
-        with open_session(
-            target,
-            stages,
+        spec = SessionSpec(
+            with_dtypes(self.stages.specs, boundary),
             self.stages.dims,
-            paths,
-            options,
             shared_batch=self.stages.shared_batch,
             decode=self.stages.decode,
             engine=engine,
-        ) as session:
+        )
+        with open_session(target, paths, spec, options) as session:
             return check_session(session, self.reference, self.precision)

@@ -37,6 +37,7 @@ from crossfuse.profiling.measure.statistics import Interval, paired_ratio
 from crossfuse.profiling.report.report import OURS, LatencyReport, Row
 from crossfuse.runtime.gpu import Gpu
 from crossfuse.runtime.load import load
+from crossfuse.runtime.onnxruntime_stage import OrtStage
 from crossfuse.runtime.options import SessionOptions
 from crossfuse.runtime.session import Session
 from crossfuse.runtime.tensorrt_stage import TrtStage
@@ -278,7 +279,7 @@ def _stages(
             if isinstance(engine, TrtStage):
                 if engine.times_layers:
                     yield trace_engine(name, engine, given, sites=sites)
-            else:
+            elif isinstance(engine, OrtStage):
                 graph = OpenedGraph(
                     bundle.path / entry.stages[name],
                     session.provider,
@@ -328,7 +329,7 @@ def _break_even(rows: Sequence[Row], point: Mapping[str, int]) -> float | None:
 
 def _device_of(session: Session) -> str:
     """Where a session computes, as PyTorch says it."""
-    return "cpu" if session.provider == "CPUExecutionProvider" else "cuda"
+    return "cuda" if session.engine(next(iter(session.stages))).on_device else "cpu"
 
 
 def _gpu_of(session: Session) -> int:

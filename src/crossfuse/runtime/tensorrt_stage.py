@@ -1,11 +1,11 @@
-"""One stage on TensorRT or TensorRT-RTX: its full runtime, or TensorRT's lean one for engines that
-were built for it."""
+"""One stage on a library with TensorRT's API: its full runtime, or a lean one for engines that were
+built for it."""
 
 from __future__ import annotations
 
 import hashlib
 import importlib
-import importlib.util
+import logging
 import os
 import threading
 from collections.abc import Mapping, Sequence
@@ -17,6 +17,8 @@ import numpy as np
 
 from crossfuse.bundle.manifest import EngineInfo
 from crossfuse.core.folders import user_cache
+from crossfuse.core.plugins import is_installed
+from crossfuse.core.target import EngineLibrary, Target, require_target
 from crossfuse.core.tensorrt_layers import Layer, read_inspection
 from crossfuse.errors import Advice, BundleError, EngineError, Said
 from crossfuse.runtime.device_array import DeviceArray
@@ -28,13 +30,9 @@ if TYPE_CHECKING:
     import tensorrt as trt_types
     from numpy.typing import NDArray
 
-__all__ = ["RUNTIMES", "TrtStage", "build_command", "check_version", "runtime_module"]
+__all__ = ["TrtStage", "build_command", "check_version"]
 
-RUNTIMES = {"tensorrt": ("tensorrt", "tensorrt_lean"), "tensorrt-rtx": ("tensorrt_rtx",)}
-"""Target → modules that can execute its engines, the first that is installed."""
-
-_NAMES = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT-RTX"}
-_EXTRAS = {"tensorrt": "gpu", "tensorrt-rtx": "rtx"}
+_LOG = logging.getLogger(__name__)
 
 
 class TrtStage:
@@ -45,7 +43,7 @@ class TrtStage:
 
     Args:
         plan: the engine's file, verified.
-        target: ``tensorrt`` or ``tensorrt-rtx``.
+        target: name of one whose artifacts are engines.
         engine: what the manifest says about it.
         options: of the session.
         library, gpu: instead of the installed runtime and the GPU that the options name.
@@ -72,11 +70,12 @@ class TrtStage:
                 got=options.provider,
                 do="Leave it out",
             )
-        trt = library or _import(target, engine)
+        known = require_target(target)
+        trt = library or _import(known, engine)
         self.gpu = gpu or Gpu(options.device)
         self.device: int = self.gpu.index
-        _check_gpu(self.gpu, engine, target)
-        self.provider = _NAMES[target]
+        _check_gpu(self.gpu, engine, known)
+        self.provider = known.provider
         self.version = str(trt.__version__)
         runtime: trt_types.Runtime = trt.Runtime(trt.Logger(trt.Logger.ERROR))
         if engine.lean:
@@ -242,30 +241,30 @@ class TrtStage:
         """Kernels belong to an engine, a GPU and a driver: machines that share a cache folder don't
         take each other's place."""
         built = engine.request or str(plan.stat().st_size)
-        told = (built, self.gpu.name, self.gpu.capability, self.gpu.driver_version, self.version)
-        return hashlib.sha256("\0".join(told).encode()).hexdigest()[:24]
+        gpu = (self.gpu.name, self.gpu.capability, self.gpu.driver_version)
+        return hashlib.sha256("\0".join((built, *gpu, self.version)).encode()).hexdigest()[:24]
 
 
-def runtime_module(target: str, *, lean: bool) -> str | None:
-    """The installed module that executes a target's engines, or None."""
-    for module in RUNTIMES[target]:
-        spec = importlib.util.find_spec(module)
-        # Type stubs alone leave a folder without code.
-        if spec is not None and spec.origin is not None and (lean or module != "tensorrt_lean"):
-            return module
-    return None
-
-
-def _import(target: str, engine: EngineInfo) -> Any:
-    module = runtime_module(target, lean=engine.lean)
+def _import(target: Target, engine: EngineInfo) -> Any:
+    """The installed module that executes the target's engines."""
+    library = _library_of(target)
+    modules = [m for m in library.runtimes if engine.lean or m != library.lean_module]
+    module = next((m for m in modules if is_installed(m)), None)
     if module is None:
         raise BundleError(
-            f"target {target!r} needs {' or '.join(RUNTIMES[target])}, which is not installed",
-            do=f"pip install 'crossfuse[{_EXTRAS[target]}]'",
+            f"target {target.name!r} needs {' or '.join(modules)}, which is not installed",
+            do=target.install,
         )
-    library: Any = importlib.import_module(module)
-    check_version(str(library.__version__), engine, target)
-    return library
+    found: Any = importlib.import_module(module)
+    _LOG.debug("%s executes the engines of target %s", module, target.name)
+    check_version(str(found.__version__), engine, target.name)
+    return found
+
+
+def _library_of(target: Target) -> EngineLibrary:
+    if target.engine is None:
+        raise BundleError("the target has no engines", got=repr(target.name))
+    return target.engine
 
 
 def check_version(installed: str, engine: EngineInfo, target: str) -> None:
@@ -276,7 +275,7 @@ def check_version(installed: str, engine: EngineInfo, target: str) -> None:
     if installed == engine.version or (engine.lean and same_major and newer):
         return
     raise BundleError(
-        f"the engine was built by another version of {_NAMES[target]}",
+        f"the engine was built by another version of {require_target(target).provider}",
         got=f"{engine.version}; installed is {installed}",
         do=Advice(
             "Build it again here ({}), or install {}",
@@ -296,7 +295,7 @@ def build_command(target: str, capability: str | None = None) -> Said:
     )
 
 
-def _check_gpu(gpu: Any, engine: EngineInfo, target: str) -> None:
+def _check_gpu(gpu: Any, engine: EngineInfo, target: Target) -> None:
     if engine.compute_capabilities and gpu.capability not in engine.compute_capabilities:
         raise BundleError(
             "the engine was not built for this GPU",
@@ -304,7 +303,7 @@ def _check_gpu(gpu: Any, engine: EngineInfo, target: str) -> None:
             expected=", ".join(engine.compute_capabilities),
             do=Advice(
                 "Build it for this GPU: {}",
-                build_command(target, gpu.capability if target == "tensorrt-rtx" else None),
+                build_command(target.name, None if target.builds_for_this_gpu else gpu.capability),
             ),
         )
 
