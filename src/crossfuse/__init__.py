@@ -11,7 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from crossfuse import runtime
-    from crossfuse.api.export import build, export, profile, verify
+    from crossfuse.api.build import build
+    from crossfuse.api.export import export
+    from crossfuse.api.profile import profile
+    from crossfuse.api.verify import verify
     from crossfuse.bundle.store import Bundle, open_bundle
     from crossfuse.core.tensors import Dim, TensorSpec
     from crossfuse.errors import (
@@ -66,10 +69,10 @@ _HOMES = {
     "TensorSpec": "core.tensors",
     "fused_attention": "ops.torch_op",
     "huggingface_spec": "export.sources.huggingface.spec",
-    "build": "api.export",
+    "build": "api.build",
     "open_bundle": "bundle.store",
-    "profile": "api.export",
-    "verify": "api.export",
+    "profile": "api.profile",
+    "verify": "api.verify",
 }
 _PACKAGES = ("export", "runtime")
 

@@ -25,10 +25,10 @@ if TYPE_CHECKING:
     from crossfuse.export.split.assembly import Stages
     from crossfuse.targets.precision.stages import Precise
 
-__all__ = ["ParityCheck", "rehearse"]
+__all__ = ["ParityCheck", "check_on_cpu"]
 
 
-def rehearse(
+def check_on_cpu(
     manifest: Manifest, target: str, stages: Stages, reference: ReferenceSet
 ) -> ParityReport:
     """Parity of a built target's graph, executed by a CPU in its place.
@@ -54,7 +54,7 @@ def rehearse(
             half_frontier=True,
             without_bf16=missing,
         )
-    return ParityCheck(stages, reference, entry.precision).rehearsed(
+    return ParityCheck(stages, reference, entry.precision).checked_on_cpu(
         require_target(target), precise
     )
 
@@ -75,7 +75,7 @@ class ParityCheck:
         options = SessionOptions(provider=None if runs_here(target) else "CPUExecutionProvider")
         return self._check(target, paths, options, precise.boundary, engine)
 
-    def rehearsed(self, target: Target, precise: Precise) -> ParityReport:
+    def checked_on_cpu(self, target: Target, precise: Precise) -> ParityReport:
         """Of the graph that a CPU can execute in the target's place."""
         from crossfuse.targets.graph_files import graph_file, save_graph
         from crossfuse.targets.registry import rehearse_stages
@@ -103,7 +103,7 @@ class ParityCheck:
         from crossfuse.targets.precision.stages import Precise
 
         try:
-            return self.rehearsed(require_target("ort-cpu"), Precise(graphs)).passed
+            return self.checked_on_cpu(require_target("ort-cpu"), Precise(graphs)).passed
         except (InputError, ParityError):
             return False
 

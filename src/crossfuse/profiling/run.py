@@ -64,7 +64,7 @@ class Wanted:
 
 
 def profile_bundle(
-    path: str | Path,
+    path: str | Path | Bundle,
     target: str | None,
     wanted: Wanted,
     *,
@@ -79,7 +79,7 @@ def profile_bundle(
     settings = options or SessionOptions()
     points = sweep_points(wanted.sweep, manifest.example, manifest.dims, manifest.shared_batch)
     rows: list[Row] = []
-    with load(path, target, settings) as session, ExitStack() as stack:
+    with load(bundle, target, settings) as session, ExitStack() as stack:
         first = inputs_at(session.inputs, known, points[0])
         entry = bundle.target(session.target)
         on_ort = session.provider.endswith("ExecutionProvider")
@@ -106,7 +106,7 @@ def profile_bundle(
                 bundle.path, session.target, first, wanted.cold_starts, device=_gpu_of(session)
             )
         return LatencyReport(
-            str(path),
+            str(bundle.path),
             manifest.name,
             session.target,
             session.provider,

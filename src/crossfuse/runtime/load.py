@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from crossfuse.bundle.manifest import Decode, EngineInfo, StageSpec
-from crossfuse.bundle.store import open_bundle
+from crossfuse.bundle.store import Bundle, open_bundle
 from crossfuse.core.foreign import door
 from crossfuse.core.tensors import Dim, TensorSpec, names_of
 from crossfuse.errors import BundleError
@@ -24,13 +24,13 @@ _STAGES = ({"model"}, {"context", "query"}, {"context", "query", "step"})
 
 @door
 def load(
-    path: str | Path, target: str | None = None, options: SessionOptions | None = None
+    path: str | Path | Bundle, target: str | None = None, options: SessionOptions | None = None
 ) -> Session:
     """Open a bundle for execution. Sizes and hashes of all its files are checked before any of them
     is parsed.
 
     Args:
-        path: the bundle's folder.
+        path: the bundle's folder, or the open bundle.
         target: a target of the bundle; where omitted, the best that runs here.
         options: threads and provider options.
 

@@ -9,7 +9,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from crossfuse.bundle.manifest import Manifest
-from crossfuse.bundle.store import open_bundle
+from crossfuse.bundle.store import Bundle, open_bundle
 from crossfuse.core.tensors import TensorSpec
 from crossfuse.errors import CrossfuseError, InputError
 from crossfuse.parity.reference import REFERENCE_FILE, load_reference
@@ -52,7 +52,7 @@ class EngineOptions:
 
 
 def open_engine(
-    path: str | Path,
+    path: str | Path | Bundle,
     options: EngineOptions,
     *,
     limits: Limits | None = None,
@@ -66,7 +66,7 @@ def open_engine(
     """
     bundle = open_bundle(path)
     session = load(
-        path,
+        bundle,
         options.target,
         SessionOptions(threads=options.threads, spin=False, device_id=options.device),
     )
@@ -78,7 +78,7 @@ def open_engine(
         max_rows=min(options.max_rows, largest_batch(bundle.manifest, options.max_rows)),
         meter=meter,
     )
-    inputs = example_inputs(path)
+    inputs = example_inputs(bundle)
     if inputs is not None:
         engine.prove_merging(inputs)
         (answer,) = engine.answer([Request(inputs)])
@@ -91,7 +91,7 @@ def open_engine(
     return engine
 
 
-def example_inputs(path: str | Path) -> dict[str, NDArray[Any]] | None:
+def example_inputs(path: str | Path | Bundle) -> dict[str, NDArray[Any]] | None:
     """The smallest of the bundle's reference inputs; None in a bundle without."""
     bundle = open_bundle(path)
     if bundle.manifest.reference is None:

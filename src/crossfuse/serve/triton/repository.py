@@ -60,7 +60,7 @@ class TritonOptions:
 
 
 def write_repository(
-    bundle: str | Path, repository: str | Path, options: TritonOptions | None = None
+    bundle: str | Path | Bundle, repository: str | Path, options: TritonOptions | None = None
 ) -> list[str]:
     """Put a bundle into a model repository, whose other models stay.
 
@@ -83,7 +83,7 @@ def write_repository(
         )
     target = chosen.engine.target or best_target(opened.targets)
     entry = opened.target(target)
-    inputs = example_inputs(bundle)
+    inputs = example_inputs(opened)
     root.mkdir(parents=True, exist_ok=True)
     models = [_python_model(opened, name, target, chosen)]
     if chosen.native and set(entry.stages) == {"model"} and target in _NATIVE:
