@@ -77,7 +77,7 @@ def _meant(source: str) -> str | Advice:
     if (folder / "manifest.json").is_file():
         build = Said("`crossfuse build`", "crossfuse.build")
         return Advice("It is a folder with a bundle; {} adds a target to one", build)
-    if folder.is_dir() or source.count("/") == 1:
+    if source and (folder.is_dir() or source.count("/") == 1):
         return f"A checkpoint of transformers is named hf:{source}"
     return "A function in a module is named package.module:factory" if "." in source else _LIST
 
