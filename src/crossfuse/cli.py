@@ -83,11 +83,10 @@ def _run(arguments: list[str]) -> int:
     The steps of a standalone command, but for its handling of exceptions, which is in
     `crossfuse.commands.process`.
     """
-    with needs_packages("typer", "rich", "click"):
-        import typer
-        from typer.main import get_command
+    made = make_app()
+    import typer
+    from typer.main import get_command
 
-        made = make_app()
     if os.environ.get(_COMPLETES):
         made(arguments, prog_name=_NAME)
     command: Any = get_command(made)
@@ -103,7 +102,16 @@ def _run(arguments: list[str]) -> int:
 
 @functools.cache
 def make_app() -> typer.Typer:
-    """The app of all commands."""
+    """The app of all commands.
+
+    Raises:
+        PackageError: a package of the command line is missing.
+    """
+    with needs_packages("typer", "rich", "click"):
+        return _made()
+
+
+def _made() -> typer.Typer:
     import typer
 
     made = typer.Typer(

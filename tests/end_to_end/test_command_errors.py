@@ -328,7 +328,6 @@ def test_results_are_flushed(tmp_path: Path, how: str) -> None:
 
 
 # -- absent packages
-# --------------------------------------------------------------------------------------------------
 
 
 WITHOUT = """
@@ -413,7 +412,6 @@ def test_extras_bring_the_command_line() -> None:
 
 
 # -- telemetry
-# --------------------------------------------------------------------------------------------------------
 
 
 def test_onnx_runtime_is_imported_in_one_place() -> None:
@@ -432,8 +430,9 @@ def test_onnx_runtime_is_imported_in_one_place() -> None:
 SPY = """
 import os, sys
 os.makedirs("fake", exist_ok=True)
+text = "str(os.environ.get('ORT_DISABLE_TELEMETRY'))"
 with open("fake/onnxruntime.py", "w") as file:
-    file.write("import os\\nraise ImportError('telemetry ' + str(os.environ.get('ORT_DISABLE_TELEMETRY')))\\n")
+    file.write(f"import os\\nraise ImportError('telemetry ' + {text})\\n")
 sys.path.insert(0, "fake")
 from crossfuse.cli import main
 main()

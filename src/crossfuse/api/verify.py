@@ -137,6 +137,7 @@ class _Check:
         if target is None or not _needs_another_machine(target):
             self.progress("running the target")
             return verify_bundle(bundle, target, options=options, reference=reference)
+        bundle.target(target)  # refused where the bundle doesn't hold it
         fused = fused_stages(bundle)
         self.progress(f"{target} can't run here: executing its graph on the CPU")
         kept = reference or reference_of(bundle)

@@ -9,6 +9,19 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from crossfuse.commands.options import RUN, BuiltTarget, BundlePath, Json, Threads
+from crossfuse.commands.serve_options import (
+    REQUESTS,
+    Address,
+    AllowNan,
+    CacheMb,
+    Cpus,
+    Gpus,
+    MaxBatch,
+    MaxRows,
+    Merge,
+    Name,
+    Wait,
+)
 from crossfuse.core.outputs import write_text
 
 if TYPE_CHECKING:
@@ -17,80 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = ["map_command", "package", "serve"]
 
-_REQUESTS = "Requests"
 _ADDRESSES = "Addresses"
-
-Name = Annotated[
-    str | None, typer.Option("--name", help="Of the model in URLs; where omitted, the bundle's.")
-]
-CacheMb = Annotated[
-    int,
-    typer.Option(
-        "--cache-mb",
-        min=0,
-        help="Megabytes of kept contexts; 0 encodes for every request.",
-        rich_help_panel=_REQUESTS,
-    ),
-]
-MaxRows = Annotated[
-    int,
-    typer.Option(
-        "--max-rows",
-        min=1,
-        help="Queries of several requests in one call, at most.",
-        rich_help_panel=_REQUESTS,
-    ),
-]
-Merge = Annotated[
-    bool,
-    typer.Option(
-        "--merge/--no-merge",
-        help="Whether requests may share a call.",
-        rich_help_panel=_REQUESTS,
-    ),
-]
-AllowNan = Annotated[
-    bool,
-    typer.Option("--allow-nan", help="Take inputs that hold NaN.", rich_help_panel=_REQUESTS),
-]
-MaxBatch = Annotated[
-    int,
-    typer.Option(
-        "--max-batch",
-        min=1,
-        help="Largest first axis of an input.",
-        rich_help_panel=_REQUESTS,
-    ),
-]
-Wait = Annotated[
-    float,
-    typer.Option(
-        "--batch-wait-ms",
-        min=0,
-        help="How long a request waits for others.",
-        rich_help_panel=_REQUESTS,
-    ),
-]
-Cpus = Annotated[
-    float,
-    typer.Option(
-        "--num-cpus",
-        min=0,
-        help="That each reserves; also its threads.",
-        rich_help_panel=RUN,
-    ),
-]
-Gpus = Annotated[
-    float, typer.Option("--num-gpus", min=0, help="That each reserves.", rich_help_panel=RUN)
-]
-Address = Annotated[
-    str | None,
-    typer.Option(
-        "--address",
-        help="Of a running Ray cluster; where omitted, a Ray of its own.",
-        rich_help_panel=RUN,
-    ),
-]
 
 
 def package(  # noqa: PLR0913 -- a command: its parameters are its options
@@ -187,7 +127,7 @@ def serve(  # noqa: PLR0913 -- a command: its parameters are its options
             "--batch-size",
             min=1,
             help="Requests that a replica answers at once.",
-            rich_help_panel=_REQUESTS,
+            rich_help_panel=REQUESTS,
         ),
     ] = 8,
     batch_wait_ms: Wait = 2.0,
@@ -196,7 +136,7 @@ def serve(  # noqa: PLR0913 -- a command: its parameters are its options
     merge: Merge = True,
     max_bytes: Annotated[
         int,
-        typer.Option("--max-bytes", min=1, help="Of a request's body.", rich_help_panel=_REQUESTS),
+        typer.Option("--max-bytes", min=1, help="Of a request's body.", rich_help_panel=REQUESTS),
     ] = 64 << 20,
     max_batch: MaxBatch = 1024,
     max_queue: Annotated[
@@ -205,7 +145,7 @@ def serve(  # noqa: PLR0913 -- a command: its parameters are its options
             "--max-queue",
             min=1,
             help="Requests that wait; more are refused.",
-            rich_help_panel=_REQUESTS,
+            rich_help_panel=REQUESTS,
         ),
     ] = 256,
     allow_nan: AllowNan = False,
@@ -215,7 +155,7 @@ def serve(  # noqa: PLR0913 -- a command: its parameters are its options
             "--timeout",
             min=0.1,
             help="Seconds until a request is given up.",
-            rich_help_panel=_REQUESTS,
+            rich_help_panel=REQUESTS,
         ),
     ] = 60.0,
     drain: Annotated[
@@ -224,7 +164,7 @@ def serve(  # noqa: PLR0913 -- a command: its parameters are its options
             "--drain",
             min=0,
             help="Seconds to finish what was taken, at SIGTERM.",
-            rich_help_panel=_REQUESTS,
+            rich_help_panel=REQUESTS,
         ),
     ] = 30.0,
     log_format: Annotated[

@@ -175,7 +175,7 @@ def _counted_dim(
     example."""
     own = set(axes.get(name, {}).values())
     if any(
-        t.numel() != (t.shape[0] if t.ndim else 1) or t.ndim == 0 or int(t.min()) < 1
+        t.ndim == 0 or t.numel() == 0 or t.numel() != t.shape[0] or int(t.min()) < 1
         for t in tensors
     ):
         return None

@@ -1,4 +1,4 @@
-"""A command opens a bundle once and hashes each of its files once; what changes in between is seen."""
+"""A command opens a bundle once and hashes each file once; what changes in between is seen."""
 
 from __future__ import annotations
 

@@ -198,7 +198,7 @@ def test_dropped_outputs_are_dropped_again(kind: str, tmp_path: Path) -> None:
 
 
 def test_what_a_manifest_may_say(zoo_bundle: Callable[[str], Bundle]) -> None:
-    """Names and axes are data of their types; anything else is refused where the bundle is opened."""
+    """Names and axes are data of their types; anything else is refused as the bundle is opened."""
     text = zoo_bundle(NAME).manifest.dumps()
 
     def loads(**source: Any) -> Manifest:
