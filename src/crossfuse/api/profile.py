@@ -40,17 +40,17 @@ def profile(  # noqa: PLR0913 -- public: what a user may say of a measurement
     options: SessionOptions | None = None,
     step: Progress | None = None,
 ) -> LatencyReport:
-    """Measure a bundle's latency, with its rivals in the same rounds.
+    """Measure a bundle's latency, with baselines in the same rounds.
 
     Args:
         path: the bundle, or where it is.
         target: where omitted, the best that runs here.
         against: of ``eager``, ``compile``, ``onnx``, ``hf``, ``openvino``, and on GPUs
-            ``compile-max``, ``eager-fp16`` and ``tensorrt``; a rival that fails is a row with its
+            ``compile-max``, ``eager-fp16`` and ``tensorrt``; one that fails is a row with its
             reason.
-        source: the rivals' model; where omitted, the zoo's that the bundle names. Nothing else that
-            a bundle says is loaded. Context, dynamic axes, decoding and dropped outputs are those
-            of the export.
+        source: the baselines' model; where omitted, the zoo's that the bundle names. Nothing else
+            that a bundle says is loaded. Context, dynamic axes, decoding and dropped outputs are
+            those of the export.
         checkpoint, task: of the source, as for `export`.
         sweep: dimension → sizes; all combinations are measured.
         plan: how much is sampled.
@@ -65,8 +65,8 @@ def profile(  # noqa: PLR0913 -- public: what a user may say of a measurement
 
     Raises:
         BundleError: no bundle, a damaged one, or one that can't run here.
-        InputError: an unknown rival or dimension, or rivals of a bundle that names no zoo model,
-            without a source.
+        InputError: an unknown baseline or dimension, or baselines of a bundle that names no zoo
+            model, without a source.
     """
     from crossfuse.profiling.baselines import RIVALS
     from crossfuse.profiling.measure.sampling import Plan
@@ -75,7 +75,7 @@ def profile(  # noqa: PLR0913 -- public: what a user may say of a measurement
     names = list(dict.fromkeys(several("against", against)))
     for name in names:
         if name not in RIVALS:
-            raise unknown("there is no such rival", name, RIVALS)
+            raise unknown("there is no such baseline", name, RIVALS)
     requested = Wanted(
         names, sweep or {}, plan or Plan(), callers, rates, load_seconds, cold_starts, trace
     )

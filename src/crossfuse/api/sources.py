@@ -141,15 +141,15 @@ class Source:
                 # Weights that were missing then may be missing now.
                 allow_missing=bool(about.get(MISSING)),
                 context=_texts(about, "context"),
-                dynamic=_axes_told(about),
+                dynamic=_axes_of(about),
                 decode=about.get("decode"),
                 drop_outputs=_texts(about, "drop_outputs"),
             ),
         )
         if found.kind is SourceKind.ZOO and about.get("name") == source:
-            _require_told("checkpoint", checkpoint, about)
+            _require_given("checkpoint", checkpoint, about)
         if found.kind is SourceKind.HUGGINGFACE:
-            _require_told("task", task, about)
+            _require_given("task", task, about)
         return found
 
     def to_manifest(self) -> dict[str, Any]:
@@ -162,7 +162,7 @@ class Source:
             about |= {"size": options.size, "seed": options.seed}
         elif self.kind is SourceKind.HUGGINGFACE and options.task:
             about["task"] = options.task
-        told = {
+        asked = {
             "context": list(options.context),
             "dynamic": {
                 name: {str(axis): _dim_text(dim) for axis, dim in axes.items()}
@@ -171,7 +171,7 @@ class Source:
             "decode": options.decode,
             "drop_outputs": list(options.drop_outputs),
         }
-        return about | {key: value for key, value in told.items() if value}
+        return about | {key: value for key, value in asked.items() if value}
 
     def model(self) -> ModelSpec:
         """The spec as the source itself gives it, but for an ONNX file, whose examples the caller's
@@ -226,8 +226,8 @@ class Source:
         if not (options.context or options.dynamic or options.decode or options.drop_outputs):
             return spec
         axes = {name: dict(own) for name, own in spec.dynamic.items()}
-        for name, told in options.dynamic.items():
-            axes[name] = axes.get(name, {}) | dict(told)
+        for name, asked in options.dynamic.items():
+            axes[name] = axes.get(name, {}) | dict(asked)
         possible = spec.decode_where_possible and options.decode is None
         return replace(
             spec.with_dynamic(axes) if options.dynamic else spec,
@@ -294,7 +294,7 @@ def _zoo_name(about: Mapping[str, Any]) -> str:
     )
 
 
-def _require_told(option: str, given: str | None, about: Mapping[str, Any]) -> None:
+def _require_given(option: str, given: str | None, about: Mapping[str, Any]) -> None:
     """Refuse to go on without a path or class that the bundle names and the caller doesn't."""
     if given is None and about.get(option) is not None:
         raise InputError(
@@ -313,7 +313,7 @@ def _texts(about: Mapping[str, Any], key: str) -> tuple[str, ...]:
     return tuple(text for text in about.get(key) or () if isinstance(text, str))
 
 
-def _axes_told(about: Mapping[str, Any]) -> dict[str, dict[int, str | Dim]]:
+def _axes_of(about: Mapping[str, Any]) -> dict[str, dict[int, str | Dim]]:
     """Dynamic axes as a manifest has them, whose axes are text."""
     return {
         name: {int(axis): dim for axis, dim in axes.items()}

@@ -31,7 +31,7 @@ _REPORT = "Reports"
 
 
 def complete_against(incomplete: str) -> list[str]:
-    """Lists of rivals that a list may become by its last name."""
+    """Lists of baselines that a list may become by its last name."""
     from crossfuse.profiling.baselines import RIVALS
 
     before, comma, last = incomplete.rpartition(",")
@@ -50,7 +50,7 @@ def profile(  # noqa: PLR0913 -- a command: its parameters are its options
         str,
         typer.Option(
             "--against",
-            metavar="RIVAL,…",
+            metavar="BASELINE,…",
             help="eager, compile, onnx, hf, openvino; on GPUs compile-max, eager-fp16, tensorrt.",
             autocompletion=complete_against,
             rich_help_panel=SOURCE,
@@ -60,7 +60,7 @@ def profile(  # noqa: PLR0913 -- a command: its parameters are its options
         str | None,
         typer.Option(
             "--source",
-            help="The rivals' model, where the bundle's isn't the zoo's.",
+            help="The baselines' model, where the bundle's isn't the zoo's.",
             autocompletion=complete_sources,
             rich_help_panel=SOURCE,
         ),
@@ -170,7 +170,7 @@ def profile(  # noqa: PLR0913 -- a command: its parameters are its options
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Measure latency, against rivals in the same rounds; or compare two reports."""
+    """Measure latency, against baselines in the same rounds; or compare two reports."""
     from crossfuse.api.profile import profile as profile_bundle
     from crossfuse.commands.latency_table import show_latency
     from crossfuse.commands.output import Output

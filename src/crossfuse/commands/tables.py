@@ -142,7 +142,7 @@ def show_boundary(output: Output, bundle: Bundle) -> None:
         f"{key} {value}" for key, value in manifest.source.items() if isinstance(value, str | int)
     )
     output.line(f"{manifest.name} ({about}), written by {manifest.created_by}")
-    for text in _told(manifest):
+    for text in _asked(manifest):
         output.line(text)
     table = Table()
     for column in ("stage", "", "name", "dtype", "shape"):
@@ -161,13 +161,13 @@ def show_boundary(output: Output, bundle: Bundle) -> None:
     _show_files(output, manifest)
 
 
-def _told(manifest: Manifest) -> list[str]:
+def _asked(manifest: Manifest) -> list[str]:
     """What the export was told beside its source, in lines."""
     source = manifest.source
     axes = [
         f"{name}:{axis}={dim}"
-        for name, told in source.get("dynamic", {}).items()
-        for axis, dim in told.items()
+        for name, asked in source.get("dynamic", {}).items()
+        for axis, dim in asked.items()
     ]
     parts = (
         ("context", source.get("context", ())),

@@ -32,8 +32,8 @@ def sampler_for(spec: ModelSpec, dynamic: Mapping[str, Mapping[int, str | Dim]])
     sizes_of: dict[str, str | int] = {}
     for name, axes in spec.axes.items():
         for axis, dim in axes.items():
-            told = dynamic.get(name, {}).get(axis)
-            size = int(spec.inputs[name].shape[axis]) if told is None else Dim.parse(told).name
+            other = dynamic.get(name, {}).get(axis)
+            size = int(spec.inputs[name].shape[axis]) if other is None else Dim.parse(other).name
             if sizes_of.setdefault(dim, size) != size:
                 return None
     if all(dim == size for dim, size in sizes_of.items()):
