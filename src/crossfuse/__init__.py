@@ -11,7 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from crossfuse import runtime
-    from crossfuse.api.export import build, export, profile, verify
+    from crossfuse.api.build import build
+    from crossfuse.api.export import export
+    from crossfuse.api.profile import profile
+    from crossfuse.api.verify import verify
     from crossfuse.bundle.store import Bundle, open_bundle
     from crossfuse.core.target import Target, register_target
     from crossfuse.core.tensors import Dim, TensorSpec
@@ -74,13 +77,13 @@ _HOMES = {
     "TensorSpec": "core.tensors",
     "fused_attention": "ops.torch_op",
     "huggingface_spec": "export.sources.huggingface.spec",
-    "build": "api.export",
+    "build": "api.build",
     "open_bundle": "bundle.store",
-    "profile": "api.export",
+    "profile": "api.profile",
     "register_input_rule": "export.sources.huggingface.input_rules",
     "register_pass": "export.passes.registry",
     "register_target": "core.target",
-    "verify": "api.export",
+    "verify": "api.verify",
 }
 _PACKAGES = ("export", "runtime")
 

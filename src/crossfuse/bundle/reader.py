@@ -76,8 +76,15 @@ class _Reader:
         )
 
     def source(self, data: Mapping[str, Any]) -> Mapping[str, Any]:
-        for field in ("kind", "name", "checkpoint", "task"):
+        for field in ("kind", "name", "checkpoint", "task", "decode"):
             self.optional(data, field, str)
+        for field in ("context", "drop_outputs"):
+            if data.get(field) is not None:
+                self.strings(data, field)
+        for name, axes in (self.optional(data, "dynamic", dict) or {}).items():
+            for axis in self.string_map({name: axes}, name):
+                if not (axis.isascii() and axis.isdigit() and len(axis) < 4):
+                    self.fail(f"source.dynamic.{name}", axis, "an axis, counted from 0")
         size = self.optional(data, "size", str)
         if size is not None and size not in SIZES:
             self.fail("source.size", size, " or ".join(SIZES))

@@ -26,7 +26,7 @@ __all__ = ["check_session", "reference_of", "verify_bundle"]
 
 
 def verify_bundle(
-    path: str | Path,
+    path: str | Path | Bundle,
     target: str | None = None,
     *,
     options: SessionOptions | None = None,
@@ -35,7 +35,7 @@ def verify_bundle(
     """Parity of a target on this machine.
 
     Args:
-        path: the bundle.
+        path: the bundle, or where it is.
         target: where omitted, the best that runs here.
         options: of the session; ``SessionOptions(provider="CPUExecutionProvider")`` checks
             ``ort-cuda`` without a GPU.
@@ -47,7 +47,7 @@ def verify_bundle(
     bundle = open_bundle(path)
     name = target or best_target(bundle.targets)
     precision = bundle.target(name).precision
-    with load(path, name, options) as session:
+    with load(bundle, name, options) as session:
         return check_session(session, reference or reference_of(bundle), precision)
 
 

@@ -26,12 +26,12 @@ if TYPE_CHECKING:
     from crossfuse.export.split.assembly import Stages
     from crossfuse.targets.precision.stages import StageGraphs
 
-__all__ = ["ParityCheck", "rehearse"]
+__all__ = ["ParityCheck", "check_on_cpu"]
 
 _CPU = require_target(CPU_TARGET)
 
 
-def rehearse(
+def check_on_cpu(
     manifest: Manifest, target: str, stages: Stages, reference: ReferenceSet
 ) -> ParityReport:
     """Parity of a built target's graph, executed by a CPU in its place.
@@ -57,7 +57,7 @@ def rehearse(
             half_handover=True,
             without_bf16=missing,
         )
-    return ParityCheck(stages, reference, entry.precision).rehearsed(
+    return ParityCheck(stages, reference, entry.precision).checked_on_cpu(
         require_target(target), precise
     )
 
@@ -83,7 +83,7 @@ class ParityCheck:
         options = SessionOptions(provider=None if here else _CPU.provider)
         return self._check(target, paths, options, precise.boundary, engine)
 
-    def rehearsed(self, target: Target, precise: StageGraphs) -> ParityReport:
+    def checked_on_cpu(self, target: Target, precise: StageGraphs) -> ParityReport:
         """Of the graph that a CPU can execute in the target's place."""
         from crossfuse.targets.graph_files import save_graph
 
@@ -110,7 +110,7 @@ class ParityCheck:
         from crossfuse.targets.precision.stages import StageGraphs
 
         try:
-            return self.rehearsed(_CPU, StageGraphs(graphs)).passed
+            return self.checked_on_cpu(_CPU, StageGraphs(graphs)).passed
         except (InputError, ParityError):
             return False
 

@@ -70,7 +70,7 @@ class ProfileRequest:
 
 
 def profile_bundle(
-    path: str | Path,
+    path: str | Path | Bundle,
     target: str | None,
     request: ProfileRequest,
     *,
@@ -97,7 +97,7 @@ def profile_bundle(
     manifest = bundle.manifest
     settings = options or SessionOptions()
     points = sweep_points(request.sweep, manifest.example, manifest.dims, manifest.shared_batch)
-    with load(path, target, settings) as session, ExitStack() as stack:
+    with load(bundle, target, settings) as session, ExitStack() as stack:
         gpu = _gpu_of(session)
         first = inputs_at(session.inputs, known, points[0])
         on_ort = session.provider.endswith("ExecutionProvider")
@@ -118,7 +118,7 @@ def profile_bundle(
         stages = _stages(bundle, session, settings, first, progress) if request.trace else ()
         entry = bundle.target(session.target)
         return LatencyReport(
-            bundle=str(path),
+            bundle=str(bundle.path),
             model=manifest.name,
             target=session.target,
             provider=session.provider,

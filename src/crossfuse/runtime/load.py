@@ -48,13 +48,13 @@ class SessionSpec:
 
 @door
 def load(
-    path: str | Path, target: str | None = None, options: SessionOptions | None = None
+    path: str | Path | Bundle, target: str | None = None, options: SessionOptions | None = None
 ) -> Session:
     """Open a bundle for execution. Sizes and hashes of all its files are checked before any of them
     is parsed.
 
     Args:
-        path: the bundle's folder.
+        path: the bundle's folder, or the open bundle.
         target: a target of the bundle; where omitted, the best that runs here.
         options: threads and provider options.
 

@@ -59,7 +59,7 @@ class EngineOptions:
 
 
 def open_engine(
-    path: str | Path,
+    path: str | Path | Bundle,
     options: EngineOptions,
     *,
     limits: Limits | None = None,
@@ -73,7 +73,7 @@ def open_engine(
     """
     bundle = open_bundle(path)
     session = load(
-        path,
+        bundle,
         options.target,
         SessionOptions(threads=options.threads, spin=False, device_id=options.device),
     )

@@ -55,7 +55,7 @@ class TritonOptions:
 
 
 def write_repository(
-    bundle: str | Path, repository: str | Path, options: TritonOptions | None = None
+    bundle: str | Path | Bundle, repository: str | Path, options: TritonOptions | None = None
 ) -> list[str]:
     """Put a bundle into a model repository, whose other models stay.
 
