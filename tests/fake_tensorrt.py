@@ -442,7 +442,7 @@ class Library:
     def nptype(kind: str) -> str:
         return kind
 
-    def Runtime(self, logger: Any) -> Any:
+    def Runtime(self, logger: Any) -> Any:  # noqa: N802 - TensorRT's name
         def deserialize(data: bytes) -> Engine | None:
             if self.refuses:
                 return None

@@ -22,8 +22,8 @@ pytest.importorskip("ray", reason="ray is not installed")
 pa = pytest.importorskip("pyarrow", reason="pyarrow is not installed")
 pq = pytest.importorskip("pyarrow.parquet")
 
-from crossfuse.serve.bulk.columns import to_array, to_column
-from crossfuse.serve.bulk.rows import list_shards
+from crossfuse.serve.bulk.columns import to_array, to_column  # noqa: E402
+from crossfuse.serve.bulk.rows import list_shards  # noqa: E402
 
 
 def row(rng: np.random.Generator, tokens: int) -> dict[str, np.ndarray]:

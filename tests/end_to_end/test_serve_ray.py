@@ -30,7 +30,7 @@ from end_to_end.test_serve_triton import requests_for
 pytest.importorskip("ray", reason="ray is not installed")
 serving = pytest.importorskip("serving", reason="tritonclient is not installed")
 
-from crossfuse.serve.rayserve.ingress import home_of
+from crossfuse.serve.rayserve.ingress import home_of  # noqa: E402
 
 
 @contextmanager

@@ -131,7 +131,7 @@ def tritonserver(repository: Path, folder: Path) -> Iterator[tuple[int, int]]:
     stub = shutil.copy(
         home / "python_backend_stubs" / version / "triton_python_backend_stub", backends / "python"
     )
-    os.chmod(stub, 0o755)
+    os.chmod(stub, 0o755)  # noqa: PTH101
     port, metrics = serving.free_port(), serving.free_port()
     environment = os.environ | {
         "LD_LIBRARY_PATH": str(site / "nvidia_pytriton.libs"),
@@ -146,7 +146,7 @@ def tritonserver(repository: Path, folder: Path) -> Iterator[tuple[int, int]]:
         f"--metrics-port={metrics}",
     ]
     server = shutil.copy(home / "bin" / "tritonserver", folder / "tritonserver")
-    os.chmod(server, 0o755)
+    os.chmod(server, 0o755)  # noqa: PTH101
     command = [
         server,
         f"--model-repository={repository}",

@@ -756,7 +756,7 @@ def test_lanes_of_several_threads(opened: Any, whole: Any) -> None:
         try:
             for _ in range(5):
                 agree(made.session.run(**inputs), expected)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 -- a case that fails is a result, and others go on
             wrong.append(str(error))
 
     threads = [threading.Thread(target=work) for _ in range(6)]
@@ -904,18 +904,18 @@ def test_gpus_are_told_apart_by_identity() -> None:
         NVMLError = ValueError
 
         @staticmethod
-        def nvmlInit() -> None:
+        def nvmlInit() -> None:  # noqa: N802 - NVML's name
             pass
 
         @staticmethod
-        def nvmlDeviceGetHandleByUUID(identity: str) -> str:
+        def nvmlDeviceGetHandleByUUID(identity: str) -> str:  # noqa: N802 - NVML's name
             asked.append(identity)
             if identity.endswith("11"):
                 raise ValueError("a part of a GPU")
             return identity
 
         @staticmethod
-        def nvmlDeviceGetTotalEnergyConsumption(device: str) -> int:
+        def nvmlDeviceGetTotalEnergyConsumption(device: str) -> int:  # noqa: N802 - NVML's name
             return 2500
 
     assert GpuMeter(Nvml, device=0).joules() == 2.5

@@ -306,19 +306,19 @@ def test_energy_is_what_the_gpu_counts() -> None:
         class NVMLError(Exception):
             pass
 
-        def nvmlInit(self) -> None: ...
+        def nvmlInit(self) -> None: ...  # noqa: N802
 
-        def nvmlDeviceGetHandleByIndex(self, index: int) -> int:
+        def nvmlDeviceGetHandleByIndex(self, index: int) -> int:  # noqa: N802
             return index
 
-        def nvmlDeviceGetTotalEnergyConsumption(self, device: int) -> int:
+        def nvmlDeviceGetTotalEnergyConsumption(self, device: int) -> int:  # noqa: N802
             return 2500
 
-        def nvmlDeviceGetMemoryInfo(self, device: int) -> object:
+        def nvmlDeviceGetMemoryInfo(self, device: int) -> object:  # noqa: N802
             return type("Memory", (), {"used": 1 << 30})
 
     class Old(Nvml):
-        def nvmlDeviceGetTotalEnergyConsumption(self, device: int) -> int:
+        def nvmlDeviceGetTotalEnergyConsumption(self, device: int) -> int:  # noqa: N802
             raise self.NVMLError
 
     assert GpuMeter(Nvml()).joules() == 2.5

@@ -52,7 +52,7 @@ def test_servers_open_a_bundle_on_their_gpu(monkeypatch: pytest.MonkeyPatch) -> 
     provider."""
     asked: list[SessionOptions] = []
 
-    class Stop(Exception):
+    class Stop(Exception):  # noqa: N818 - not an error
         pass
 
     def load(path: Path, target: str, options: SessionOptions) -> Any:
@@ -114,7 +114,7 @@ def test_what_can_not_use_the_gpu_is_no_baseline(name: str) -> None:
 
 def test_what_is_on_a_device() -> None:
     class Interface:
-        __cuda_array_interface__: dict[str, Any] = {}
+        __cuda_array_interface__: dict[str, Any] = {}  # noqa: RUF012 - as arrays have it
 
     class Pinned:
         def __dlpack_device__(self) -> tuple[int, int]:

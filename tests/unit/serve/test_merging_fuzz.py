@@ -206,7 +206,7 @@ def ask_from_threads(engine: RequestEngine, requests: list[Draw], cuts: list[int
     def guarded(share: list[Draw]) -> None:
         try:
             work(share)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 -- a case that fails is a result, and others go on
             wrong.append(f"the engine raised {error!r}")
 
     threads = [
