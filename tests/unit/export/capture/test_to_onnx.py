@@ -1,4 +1,4 @@
-"""The translated graph: opset, names of dimensions and values, and one node per operator of ours."""
+"""The translated graph: opset, names of dimensions and values, one node per operator of ours."""
 
 from __future__ import annotations
 

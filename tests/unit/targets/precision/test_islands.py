@@ -1,5 +1,5 @@
-"""Each rule about what stays in fp32: a node on which it fires, and one that looks alike on which it
-does not."""
+"""Each rule about what stays in fp32: a node on which it fires, and one that looks alike on which
+it does not."""
 
 from __future__ import annotations
 
