@@ -206,7 +206,7 @@ def test_half_that_cannot_be_copied_is_refused() -> None:
 # Modules that refuse float64
 
 
-class Unhappy(Exception):
+class Unhappy(Exception):  # noqa: N818 -- as libraries name theirs
     """Says nothing."""
 
     def __str__(self) -> str:

@@ -17,7 +17,8 @@ MODEL = parse(
     """(float[n, 3, 4] image, float[n, l, 4] text) => (float[n, l, 3] y) {
          k = MatMul(image, w) m = Neg(w) batch = Shape<start = 0, end = 1>(text)
          words = Shape<start = 1, end = 2>(text) shape = Concat<axis = 0>(batch, twelve)
-         flat = Reshape(image, shape) long = Expand(one, words) sum = ReduceSum<keepdims = 1>(k, axes) wide = Mul(sum, long)
+         flat = Reshape(image, shape) long = Expand(one, words)
+         sum = ReduceSum<keepdims = 1>(k, axes) wide = Mul(sum, long)
          t = Transpose<perm = [0, 2, 1]>(k) a = MatMul(text, t) y = Softmax(a) }""",
     w=[[1.0] * 4] * 4,
     twelve=[12],
