@@ -38,7 +38,7 @@ FAST = Plan(rounds=3, seconds=0.01)
 
 def schema() -> Any:
     return json.loads(
-        (Path(crossfuse.__file__).parent / "profile" / "report.schema.json").read_text()
+        (Path(crossfuse.__file__).parent / "profiling" / "report" / "report.schema.json").read_text()
     )
 
 

@@ -18,9 +18,9 @@ import crossfuse
 
 ROOT = Path(crossfuse.__file__).parent
 CHECKED = [
-    ROOT / "build" / "tensorrt" / "builder.py",
-    ROOT / "runtime" / "trt.py",
-    ROOT / "runtime" / "lane.py",
+    ROOT / "targets" / "tensorrt" / "builder.py",
+    ROOT / "runtime" / "tensorrt_stage.py",
+    ROOT / "runtime" / "execution_slot.py",
 ]
 
 
