@@ -11,7 +11,7 @@ from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
 from onnx_ir.passes.common import NameFixPass
 
-HEADER = '<ir_version: 10, opset_import: ["" : 20]> graph '
+HEADER = '<ir_version: 10, opset_import: ["" : 20, "crossfuse" : 1]> graph '
 
 
 def parse(text: str, **weights: object) -> ir.Model:
@@ -22,7 +22,7 @@ def parse(text: str, **weights: object) -> ir.Model:
         array = np.asarray(value)
         array = array.astype(np.float32) if array.dtype == np.float64 else array
         proto.graph.initializer.append(numpy_helper.from_array(array, name))
-    proto = onnx.shape_inference.infer_shapes(proto, strict_mode=True)
+    proto = onnx.shape_inference.infer_shapes(proto, strict_mode=True, data_prop=True)
     model = ir.from_proto(proto)
     for i, node in enumerate(model.graph):
         node.name = node.name or f"n{i}"

@@ -25,6 +25,7 @@ operator's order. A refusal is a `Mismatch`, whose text becomes the ledger's rea
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -45,6 +46,8 @@ from crossfuse.export.matching.softmax_chain import ChainNode, Mismatch, Softmax
 from crossfuse.export.matching.terms import Multiplier, Term
 
 __all__ = ["AttentionMatch", "match_attention"]
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -131,6 +134,8 @@ def match_attention(chain: SoftmaxChain) -> AttentionMatch:
     second = _second_product(chain.values, axes, rows.own, keys.own)
     require_hiding_fills(scores.terms)
     _require_constant_along(keys.own, scores.multipliers)
+    rows_by_keys = (size_of(rows.own).dim, size_of(keys.own).dim)
+    _log.debug("%s is an attention of %s rows over %s keys", chain.softmax.name, *rows_by_keys)
     return AttentionMatch(
         query=rows.operand,
         key=keys.operand,

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from crossfuse import ModelSpec
 from crossfuse.errors import InputError
+from crossfuse.export.capture.operators import stable_translations
 from crossfuse.export.fuse import fuse
 from crossfuse.runtime.onnxruntime_stage import OrtStage
 from crossfuse.runtime.options import SessionOptions
@@ -569,3 +570,19 @@ def test_sizes_are_divided_as_python_divides(length: int, tmp_path: Path) -> Non
     got = OrtStage(path, "CPUExecutionProvider", SessionOptions(threads=1)).run({"x": x.numpy()})
     for value, truth in zip(got, Halved()(x).values(), strict=True):
         np.testing.assert_allclose(value, truth.numpy())
+
+
+def test_the_table_is_what_the_graph_is_translated_by() -> None:
+    """The exporter's own forms, which lose their range, are in no graph."""
+
+    class Ends(nn.Module):
+        def forward(self, x: Tensor) -> dict[str, Tensor]:
+            return {"a": F.logsigmoid(x), "b": x.expm1(), "c": x.hypot(x + 1)}
+
+    spec = ModelSpec(Ends().eval(), {"x": torch.randn(3, 2)}, {"x": {0: "n"}})
+    operators = {node.op_type for node in fuse(spec).model.graph}
+    assert {"Softplus", "Tanh", "Max"} <= operators
+    assert not {"Sigmoid", "Pow"} & operators
+    aten = torch.ops.aten
+    table = stable_translations()
+    assert {aten.log_sigmoid.default, aten.expm1.default, aten.hypot.default} <= set(table)

@@ -107,19 +107,27 @@ def test_sizes_are_what_the_operators_compute(body: str, weights: dict) -> None:
         "y = Relu(x)",
         "s = Shape(x) y = Neg(s)",
         "s = Shape(x) y = Cast<to = 1>(s)",
-        "s = Shape(x) y = Gather(s, far)",
         "s = Shape(x) y = Div(s, zero)",
     ],
 )
 def test_what_is_no_size_is_unknown(body: str) -> None:
-    kinds = {"Relu": "float[b, 4, l]", "Cast": "float[3]", "Gather": "int64[1]"}
+    kinds = {"Relu": "float[b, 4, l]", "Cast": "float[3]"}
     kind = next((dims for op, dims in kinds.items() if op in body), "int64[3]")
-    weights = {"far": [9]} if "far" in body else {"zero": [0]} if "zero" in body else {}
+    weights = {"zero": [0]} if "zero" in body else {}
     found = followed(
         f"(float[b, 4, l] x) => ({kind} y) {{ {body} }}",
         **{name: np.array(value, np.int64) for name, value in weights.items()},
     )
     assert found is None or None in found.elements
+
+
+@pytest.mark.parametrize(("place", "found"), [(2, True), (-3, True), (3, False), (-4, False)])
+def test_a_place_beyond_the_sizes_is_unknown(place: int, found: bool) -> None:
+    sizes, index = ir.Value(name="s"), ir.Value(name="i")
+    known = Known({sizes: Sizes((Size(1), Size(2), Size(3))), index: Sizes((Size(place),))})
+    gathered = follow_sizes(ir.node("Gather", [sizes, index]), known)
+    assert (gathered == Sizes((Size(3 if place > 0 else 1),))) == found
+    assert (gathered is None) != found
 
 
 @pytest.mark.parametrize(
