@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import importlib.util
 import re
 import tomllib
 from pathlib import Path
@@ -94,3 +96,22 @@ def test_no_file_names_the_host_of_a_package_index() -> None:
     for path in files:
         if path.suffix in (".md", ".toml", ".txt", ".yml", ".yaml", ".cff", ".py", ""):
             assert not host.search(path.read_text()), path
+
+
+def test_benchmarks_and_examples_import_names_that_exist() -> None:
+    """No test runs them all; a module that moves would break them unseen."""
+    seen = 0
+    for folder in ("benchmarks", "examples"):
+        for path in (ROOT / folder).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if not isinstance(node, ast.ImportFrom) or not (node.module or "").startswith(
+                    "crossfuse"
+                ):
+                    continue
+                module = importlib.import_module(node.module or "")
+                for alias in node.names:
+                    seen += 1
+                    where = f"{path.relative_to(ROOT)}: {node.module}.{alias.name}"
+                    if not hasattr(module, alias.name):
+                        assert importlib.util.find_spec(f"{node.module}.{alias.name}"), where
+    assert seen > 50
