@@ -3,12 +3,13 @@
 Every node either takes and gives half floats, or is an *island* and stays as it was; casts stand where the two meet, one per
 value. Islands are, whatever the precision, the reductions and transcendental functions that norms and softmaxes are written
 with, together with the arithmetic that takes their results directly (an epsilon of 1e-6 is no half float), arithmetic whose
-results become integers (buckets of positions), what decides a discrete choice before any attention (a quantizer's codes, where
-a rounding error is another code), and what the caller asks to keep. Operators that compute in fp32 inside
+results become integers (buckets of positions), what decides a discrete choice before any attention, and the choice itself (a
+quantizer's codes, where a rounding error is another code), and what the caller asks to keep. Operators that compute in fp32 inside
 (``LayerNormalization``, attention) take half floats.
 
 Constants beyond the half type's range are clamped to it, as ``torch.finfo(dtype).min`` is when the eager model runs in that
-type; infinite ones stay infinite.
+type; infinite ones stay infinite. Where clamped numbers would mean something else, in the biases of attentions, they are
+brought into the range in fp32 (`wide_biases`).
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
+from crossfuse.build.precision.wide_biases import Islands, narrow_biases
 from crossfuse.errors import InputError
-from crossfuse.graphs import clone
+from crossfuse.graphs import attention_nodes, clone
 from crossfuse.operator.contract import DOMAIN
 
 __all__ = ["HALF_TYPES", "Cast", "cast_graph", "node_key"]
@@ -40,6 +42,7 @@ _SENSITIVE = {
 _ARITHMETIC = {"Add", "Sub", "Mul", "Div", "Max", "Clip", "Neg"}
 _DOMAINS = ("", DOMAIN, "com.microsoft")
 _CHOICES = {"ArgMax", "ArgMin"}
+_CHOOSES = "rounded to half precision, close numbers would be equal to it"
 _INDICES = "its results become integers"
 
 _FP32_INPUTS = {"Resize": {1, 2, 3}, "Upsample": {1}}
@@ -66,6 +69,8 @@ def cast_graph(
     keep: Mapping[str, str] | None = None,
     boundary: Iterable[str] = (),
     without_bf16: Collection[str] = (),
+    bounded: Collection[str] = (),
+    handed: Collection[str] = (),
 ) -> Cast:
     """Cast a copy of an fp32 graph; weights are converted when they are written.
 
@@ -75,6 +80,8 @@ def cast_graph(
         keep: names of nodes that stay in fp32 → why.
         boundary: names of fp32 inputs and outputs that become half floats too; the others keep their type.
         without_bf16: operators that the target has no bf16 kernel for; they stay in fp32.
+        bounded: names of inputs that hold no numbers beyond the range of half floats.
+        handed: names of outputs that are biases in another graph.
 
     Raises:
         InputError: another precision.
@@ -83,19 +90,29 @@ def cast_graph(
         raise InputError("no half precision of that name", got=repr(precision), expected=" or ".join(HALF_TYPES))
     model = clone(model)
     missing = without_bf16 if precision == "bf16" else ()
-    caster = _Caster(model.graph, precision, dict(keep or {}), frozenset(boundary), frozenset(missing))
+    keep = dict(keep or {})
+    wide = {node for node in attention_nodes(model.graph) if node_key(node) in keep}
+    biases = narrow_biases(model.graph, bounded=bounded, handed=handed, wide=wide)
+    caster = _Caster(model.graph, precision, keep, biases, frozenset(boundary), frozenset(missing))
     caster.run()
     return Cast(model, caster.kept)
 
 
 class _Caster:
     def __init__(
-        self, graph: ir.Graph, precision: str, keep: dict[str, str], boundary: frozenset[str], missing: frozenset[str]
+        self,
+        graph: ir.Graph,
+        precision: str,
+        keep: dict[str, str],
+        biases: Islands,
+        boundary: frozenset[str],
+        missing: frozenset[str],
     ) -> None:
         self.graph = graph
         self.half = HALF_TYPES[precision]
         self.missing = missing
         self.keep = keep
+        self.biases = biases
         self.boundary = boundary
         self.kept: dict[str, str] = {}
         self.made: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
@@ -103,7 +120,7 @@ class _Caster:
     def run(self) -> None:
         nodes = list(self.graph)
         islands = self._islands(nodes)
-        self.kept = {node_key(node): why for node, why in islands.items()}
+        self.kept = {node_key(node): why for node, why in islands.items() if node not in self.biases.emitted}
         for value in self.graph.inputs:
             if value.name in self.boundary and value.dtype == ir.DataType.FLOAT:
                 value.type = ir.TensorType(self.half)
@@ -122,9 +139,9 @@ class _Caster:
                 self.graph.outputs[i] = self._rename_end(value, wanted)
 
     def _islands(self, nodes: list[ir.Node]) -> dict[ir.Node, str]:
-        found: dict[ir.Node, str] = {}
+        found = dict.fromkeys(self.biases.emitted, "") | self.biases.own
         for node in nodes:
-            if node.op_type == "Constant" or not _computes_floats(node):
+            if node in found or node.op_type == "Constant" or not _computes_floats(node):
                 continue
             name = node_key(node)
             if name in self.keep:
@@ -142,7 +159,9 @@ class _Caster:
         for choice in nodes:
             if choice.op_type in _CHOICES and choice.domain == "":
                 for node in _deciding(choice):
-                    found.setdefault(node, f"an {choice.op_type} inside the model chooses by its results")
+                    found.setdefault(
+                        node, _CHOOSES if node is choice else f"an {choice.op_type} inside the model chooses by its results"
+                    )
         for node in reversed(nodes):
             if node not in found and _makes_indices(node, found):
                 found[node] = _INDICES
@@ -243,8 +262,8 @@ def _constant(value: ir.Value) -> ir.TensorProtocol | None:
 
 
 def _deciding(choice: ir.Node) -> set[ir.Node]:
-    """The nodes whose floats a discrete choice depends on; none where an attention is among them."""
-    seen: set[ir.Node] = set()
+    """A discrete choice, and the nodes whose floats it depends on; none where an attention is among them."""
+    seen = {choice}
     todo = [choice]
     while todo:
         node = todo.pop()

@@ -31,8 +31,9 @@ DECOMPOSABLE = "TRT_decomposable"
 
 _HALF = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 _SMALLEST, _LARGEST, _MULTIPLE = 16, 256, 8
-_LOWEST = -65504.0
-"""Added to the scores of keys that are not attended: the lowest fp16 number; in bf16 too, so that no multiple overflows."""
+_LOWEST, _LOWEST_FP32 = -65504.0, -1e30
+"""Added to the scores of keys that are not attended, and the least that a bias adds: the lowest fp16 number; in bf16 too, so
+that no multiple overflows. In fp32 biases go further, and absorb scores."""
 
 
 def lower_tensorrt(model: ir.Model, *, executable: bool = False) -> Lowered:
@@ -89,7 +90,7 @@ class _Form:
         # −inf says which rows have keys; what the kernel adds is finite.
         removed = attend if bias is None else emit.additive(site, attend, bias)
         if removed is not None:
-            lowest = emit.constant(_LOWEST, emit.dtype)
+            lowest = emit.constant(_LOWEST_FP32 if emit.dtype == np.float32 else _LOWEST, emit.dtype)
             zero = emit.constant(0, emit.dtype)
             mask = emit.op("Where", removed, zero, lowest) if bias is None else emit.op("Max", removed, lowest)
             inputs.append(emit.with_full_rows(site, mask) if self.executable else mask)
