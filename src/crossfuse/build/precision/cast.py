@@ -3,8 +3,8 @@
 Every node either takes and gives half floats, or is an *island* and stays as it was; casts stand where the two meet, one per
 value. Islands are, whatever the precision, the reductions and transcendental functions that norms and softmaxes are written
 with, together with the arithmetic that takes their results directly (an epsilon of 1e-6 is no half float), arithmetic whose
-results become integers (buckets of positions), what decides a discrete choice before any attention, and the choice itself (a
-quantizer's codes, where a rounding error is another code), and what the caller asks to keep. Operators that compute in fp32 inside
+results become integers (buckets of positions), a discrete choice before any attention and what decides it (a quantizer's
+codes, where a rounding error is another code), and what the caller asks to keep. Operators that compute in fp32 inside
 (``LayerNormalization``, attention) take half floats.
 
 Constants beyond the half type's range are clamped to it, as ``torch.finfo(dtype).min`` is when the eager model runs in that

@@ -63,9 +63,7 @@ def half_stages(
     found: dict[str, ir.Model] = {}
     kept: dict[str, str] = {}
     for stage, graph in graphs.items():
-        cast = cast_graph(
-            graph, base, keep=keep, boundary=half, without_bf16=without_bf16, bounded=bounded, handed=handed
-        )
+        cast = cast_graph(graph, base, keep=keep, boundary=half, without_bf16=without_bf16, bounded=bounded, handed=handed)
         found[stage] = cast.model
         kept |= cast.kept
     dtype = HALF_TYPES[base].numpy().name

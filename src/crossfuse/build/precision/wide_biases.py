@@ -36,8 +36,8 @@ _ABSORBS = 1e30
 
 _CARRIES = frozenset({
     "Abs", "Add", "Cast", "CastLike", "Clip", "Concat", "Div", "Expand", "Flatten", "Gather", "GatherElements", "GatherND",
-    "Identity", "Max", "Min", "Mul", "Neg", "Pad", "Reshape", "ScatterElements", "ScatterND", "Slice", "Split", "Squeeze", "Sub",
-    "Sum", "Tile", "Transpose", "Trilu", "Unsqueeze", "Where",
+    "Identity", "Max", "Min", "Mul", "Neg", "Pad", "Reshape", "ScatterElements", "ScatterND", "Slice", "Split", "Squeeze",
+    "Sub", "Sum", "Tile", "Transpose", "Trilu", "Unsqueeze", "Where",
 })  # fmt: skip
 """Operators that give numbers as large as those they take."""
 
