@@ -6,6 +6,7 @@ All forms are outputs of one module, on the same queries, keys and masks; the tr
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from crossfuse.build.cuda.lowering import lower_ort_cuda
 from crossfuse.build.lowering import Lowered
 from crossfuse.build.onnxruntime import lower_ort_cpu
 from crossfuse.build.portable import lower_portable
+from crossfuse.build.tensorrt.lowering import lower_tensorrt
 from crossfuse.bundle.store import Bundle
 from crossfuse.operator.reference import attention_reference
 from crossfuse.runtime.options import SessionOptions
@@ -164,7 +166,7 @@ def test_what_would_mix_scores_and_fills_is_refused_by_its_site(form: Form, tmp_
         crossfuse.export(spec_of({"form": form}), tmp_path / "b")
 
 
-@pytest.mark.parametrize("lower", [lower_portable, lower_ort_cpu, lower_ort_cuda])
+@pytest.mark.parametrize("lower", [lower_portable, lower_ort_cpu, lower_ort_cuda, partial(lower_tensorrt, executable=True)])
 @pytest.mark.parametrize("fan_out", [1, 2])
 def test_the_lowest_number_is_a_bias_like_any_other(lower: Callable[..., Lowered], fan_out: int) -> None:
     """A row of it averages its values; beside −inf, which removes keys, those that are left."""

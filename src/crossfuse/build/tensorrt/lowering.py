@@ -31,9 +31,11 @@ DECOMPOSABLE = "TRT_decomposable"
 
 _HALF = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 _SMALLEST, _LARGEST, _MULTIPLE = 16, 256, 8
-_LOWEST, _LOWEST_FP32 = -65504.0, -1e30
-"""Added to the scores of keys that are not attended, and the least that a bias adds: the lowest fp16 number; in bf16 too, so
-that no multiple overflows. In fp32 biases go further, and absorb scores."""
+_LOWEST = -65504.0
+"""Added to the scores of keys that are not attended: the lowest fp16 number; in bf16 too, so that no multiple overflows."""
+
+_LOWEST_BIAS, _REMOVED = -1e30, -1e36
+"""In fp32: the least that a bias adds, which absorbs scores, and what is added for keys that are not attended, even less."""
 
 
 def lower_tensorrt(model: ir.Model, *, executable: bool = False) -> Lowered:
@@ -90,9 +92,7 @@ class _Form:
         # −inf says which rows have keys; what the kernel adds is finite.
         removed = attend if bias is None else emit.additive(site, attend, bias)
         if removed is not None:
-            lowest = emit.constant(_LOWEST_FP32 if emit.dtype == np.float32 else _LOWEST, emit.dtype)
-            zero = emit.constant(0, emit.dtype)
-            mask = emit.op("Where", removed, zero, lowest) if bias is None else emit.op("Max", removed, lowest)
+            mask = _finite(emit, removed, additive=bias is not None)
             inputs.append(emit.with_full_rows(site, mask) if self.executable else mask)
         attributes: dict[str, int | float] = {
             "q_num_heads": site.num_heads,
@@ -119,6 +119,18 @@ class _Form:
         copy = emit.tape.op("Max", [value, emit.constant(-np.inf, emit.dtype)])
         copy.shape, copy.type = value.shape, value.type
         return copy
+
+
+def _finite(emit: Emitter, removed: ir.Value, *, additive: bool) -> ir.Value:
+    """What is added to the scores; ``removed`` holds −inf, or where it is no bias False, for keys that are not attended."""
+    lowest = emit.constant(_LOWEST, emit.dtype)
+    if not additive:
+        return emit.op("Where", removed, emit.constant(0, emit.dtype), lowest)
+    if emit.dtype != np.float32:
+        return emit.op("Max", removed, lowest)
+    attended = emit.op("Greater", removed, emit.constant(-np.inf, emit.dtype))
+    bounded = emit.op("Max", removed, emit.constant(_LOWEST_BIAS, emit.dtype))
+    return emit.op("Where", attended, bounded, emit.constant(_REMOVED, emit.dtype))
 
 
 def _head_size(site: str, value: ir.Value, heads: int) -> int:
