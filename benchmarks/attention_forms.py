@@ -1,8 +1,10 @@
-"""Which ONNX Runtime form of an attention is fastest on the CPU, with a mask and without? In the same rounds of one process.
+"""Which ONNX Runtime form of an attention is fastest on the CPU, with a mask and without? In the
+same rounds of one process.
 
     python benchmarks/attention_forms.py [--threads 2] [--rounds 9] [--json FILE]
 
-Forms: `mha` (com.microsoft.MultiHeadAttention, a mask as attention_bias), `attention` (ONNX Attention, opset 23, a mask in
+Forms: `mha` (com.microsoft.MultiHeadAttention, a mask as attention_bias), `attention` (ONNX
+Attention, opset 23, a mask in
 bool), `primitives` (MatMul, Add, Softmax, MatMul).
 """
 
@@ -17,9 +19,9 @@ import numpy as np
 import onnxruntime as ort
 from onnx import TensorProto, helper
 
-from crossfuse.profile.environment import environment
-from crossfuse.profile.sampling import Plan, sample
-from crossfuse.profile.statistics import summarize
+from crossfuse.profiling.environment import environment
+from crossfuse.profiling.measure.sampling import Plan, sample
+from crossfuse.profiling.measure.statistics import summarize
 
 CASES = {
     "CLIP text, batch 8": (8, 8, 77, 77, 64),
@@ -42,45 +44,74 @@ WITHOUT = ", no mask"
 
 
 def model(form: str, heads: int, size: int) -> bytes:
-    """One attention over [B, L, H·D] tensors, and a bool mask [B, 1, 1, S] where the form has one."""
+    """One attention over [B, L, H·D] tensors, and a bool mask [B, 1, 1, S] where the form has
+    one."""
     masked = not form.endswith(WITHOUT)
     floating, boolean = TensorProto.FLOAT, TensorProto.BOOL
     width = heads * size
     nodes, scale = [], size**-0.5
 
-    def op(name: str, inputs: list[str], output: str, domain: str = "", **attributes: object) -> str:
+    def op(
+        name: str, inputs: list[str], output: str, domain: str = "", **attributes: object
+    ) -> str:
         nodes.append(helper.make_node(name, inputs, [output], domain=domain, **attributes))
         return output
 
     def constant(name: str, values: object, dtype: type) -> str:
         array = np.asarray(values, dtype=dtype)
-        tensor = helper.make_tensor(name, helper.np_dtype_to_tensor_dtype(array.dtype), array.shape, array.flatten())
+        tensor = helper.make_tensor(
+            name, helper.np_dtype_to_tensor_dtype(array.dtype), array.shape, array.flatten()
+        )
         return op("Constant", [], name, value=tensor)
 
     def all_rows(mask: str) -> str:
         rows = op("Shape", ["q"], "rows", start=1, end=2)
         keys = op("Shape", ["k"], "keys", start=1, end=2)
         one = constant("one", [1], np.int64)
-        return op("Expand", [mask, op("Concat", [one, one, rows, keys], "full", axis=0)], "mask_full")
+        return op(
+            "Expand", [mask, op("Concat", [one, one, rows, keys], "full", axis=0)], "mask_full"
+        )
 
     def additive() -> str:
-        zero, infinity = constant("zero", 0.0, np.float32), constant("infinity", -np.inf, np.float32)
+        zero, infinity = (
+            constant("zero", 0.0, np.float32),
+            constant("infinity", -np.inf, np.float32),
+        )
         return op("Where", ["mask", zero, infinity], "bias")
 
     if form.startswith("mha"):
         mask = ["", "", all_rows(additive())] if masked else []
-        op("MultiHeadAttention", ["q", "k", "v", *mask], "y", "com.microsoft", num_heads=heads, scale=scale)
+        op(
+            "MultiHeadAttention",
+            ["q", "k", "v", *mask],
+            "y",
+            "com.microsoft",
+            num_heads=heads,
+            scale=scale,
+        )
     elif form.startswith("attention"):
         mask = [all_rows("mask")] if masked else []
-        op("Attention", ["q", "k", "v", *mask], "y", q_num_heads=heads, kv_num_heads=heads, scale=scale)
+        op(
+            "Attention",
+            ["q", "k", "v", *mask],
+            "y",
+            q_num_heads=heads,
+            kv_num_heads=heads,
+            scale=scale,
+        )
     else:
-        split, merge = constant("split", [0, 0, heads, size], np.int64), constant("merge", [0, 0, width], np.int64)
+        split, merge = (
+            constant("split", [0, 0, heads, size], np.int64),
+            constant("merge", [0, 0, width], np.int64),
+        )
         q = op("Transpose", [op("Reshape", ["q", split], "q4")], "qt", perm=[0, 2, 1, 3])
         k = op("Transpose", [op("Reshape", ["k", split], "k4")], "kt", perm=[0, 2, 3, 1])
         v = op("Transpose", [op("Reshape", ["v", split], "v4")], "vt", perm=[0, 2, 1, 3])
         q = op("Mul", [q, constant("scale", scale, np.float32)], "qs")
         scores = op("MatMul", [q, k], "s")
-        weights = op("Softmax", [op("Add", [scores, additive()], "sb") if masked else scores], "p", axis=-1)
+        weights = op(
+            "Softmax", [op("Add", [scores, additive()], "sb") if masked else scores], "p", axis=-1
+        )
         out = op("Transpose", [op("MatMul", [weights, v], "o")], "ot", perm=[0, 2, 1, 3])
         op("Reshape", [out, merge], "y")
     graph = helper.make_graph(
@@ -115,18 +146,26 @@ def main() -> None:
             "q": rng.standard_normal((batch, length, heads * size), dtype=np.float32),
             "k": rng.standard_normal((batch, keys, heads * size), dtype=np.float32),
             "v": rng.standard_normal((batch, keys, heads * size), dtype=np.float32),
-            "mask": (np.arange(keys) < rng.integers(keys // 2, keys + 1, (batch, 1)))[:, None, None, :],
+            "mask": (np.arange(keys) < rng.integers(keys // 2, keys + 1, (batch, 1)))[
+                :, None, None, :
+            ],
         }
         runs = {}
         for form in forms:
-            session = ort.InferenceSession(model(form, heads, size), options, providers=["CPUExecutionProvider"])
+            session = ort.InferenceSession(
+                model(form, heads, size), options, providers=["CPUExecutionProvider"]
+            )
             used = {i.name: feeds[i.name] for i in session.get_inputs()}
             runs[form] = partial(session.run, None, used)
         taken = sample(runs, Plan(rounds=arguments.rounds, seconds=0.1))
-        rows[case] = {form: summarize(samples.rounds).median.value * 1e3 for form, samples in taken.items()}
+        rows[case] = {
+            form: summarize(samples.rounds).median.value * 1e3 for form, samples in taken.items()
+        }
         print(f"{case:28}" + "".join(f"{rows[case][form]:21.3f}" for form in forms), flush=True)
     if arguments.json:
-        arguments.json.write_text(json.dumps({"environment": environment(), "median_ms": rows}, indent=1) + "\n")
+        arguments.json.write_text(
+            json.dumps({"environment": environment(), "median_ms": rows}, indent=1) + "\n"
+        )
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""The suite's models that the zoo doesn't have, as factories that ``crossfuse export benchmarks/cases.py:NAME`` takes.
+"""The suite's models that the zoo doesn't have, as factories that ``crossfuse export
+benchmarks/cases.py:NAME`` takes.
 
-Weights are random and seeded, except for Whisper's, which come with its checkpoint in ``$CROSSFUSE_ASSETS`` (default
-``../shared``), as does the speech that it hears.
+Weights are random and seeded, except for Whisper's, which come with its checkpoint in
+``$CROSSFUSE_ASSETS`` (default ``../shared``), as does the speech that it hears.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ TOKENS = 32
 
 
 def blip_retrieval() -> ModelSpec:
-    """BLIP-base for image–text retrieval: 384×384 images, 12 layers of text over 577 image tokens."""
+    """BLIP-base for image–text retrieval: 384×384 images, 12 layers of text over 577 image
+    tokens."""
     torch.manual_seed(0)
     config = hf.BlipConfig(vision_config=hf.BlipVisionConfig(image_size=384).to_dict())
     return huggingface_spec(hf.BlipForImageTextRetrieval(config).eval())
@@ -39,8 +41,14 @@ def whisper() -> ModelSpec:
     tokens = np.random.default_rng(0).integers(0, 50_000, (2, TOKENS))
     return huggingface_spec(
         model,
-        inputs={"input_features": torch.from_numpy(np.repeat(heard, 2, axis=0)), "decoder_input_ids": torch.from_numpy(tokens)},
-        dynamic={"input_features": {0: "batch:1:16"}, "decoder_input_ids": {0: "batch", 1: "tokens:1:448"}},
+        inputs={
+            "input_features": torch.from_numpy(np.repeat(heard, 2, axis=0)),
+            "decoder_input_ids": torch.from_numpy(tokens),
+        },
+        dynamic={
+            "input_features": {0: "batch:1:16"},
+            "decoder_input_ids": {0: "batch", 1: "tokens:1:448"},
+        },
         context=("input_features",),
     )
 
@@ -49,7 +57,9 @@ def detr() -> ModelSpec:
     """DETR with a ResNet-50: 640×640 images, padded."""
     torch.manual_seed(0)
     backbone = hf.ResNetConfig(out_features=["stage4"])
-    model = hf.DetrForObjectDetection(hf.DetrConfig(backbone_config=backbone, use_timm_backbone=False, backbone=None)).eval()
+    model = hf.DetrForObjectDetection(
+        hf.DetrConfig(backbone_config=backbone, use_timm_backbone=False, backbone=None)
+    ).eval()
     pixels = torch.randn(2, 3, 640, 640)
     mask = torch.ones(2, 640, 640, dtype=torch.int64)
     mask[1, :, 480:] = 0

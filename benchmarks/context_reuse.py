@@ -1,16 +1,21 @@
-"""Encode once, ask many: BLIP-base's shapes (12 text layers of width 768, 577 image tokens, 20 text tokens), random weights.
+"""Encode once, ask many: BLIP-base's shapes (12 text layers of width 768, 577 image tokens, 20 text
+tokens), random weights.
 
     python benchmarks/context_reuse.py [--json FILE] [--rounds N]
 
-One image, G questions. All in one run, in the same rounds; medians, and ratios round by round with their 95% intervals:
+One image, G questions. All in one run, in the same rounds; medians, and ratios round by round with
+their 95% intervals:
 
-* ``crossfuse``: `session.query` on an encoded context: K and V of the image are there, queries are folded.
-* ``fused, states cached``: the same graph, not split, in ONNX Runtime; the image encoder's states are kept by hand and repeated
-  for the G questions.
+* ``crossfuse``: `session.query` on an encoded context: K and V of the image are there, queries are
+  folded.
+* ``fused, states cached``: the same graph, not split, in ONNX Runtime; the image encoder's states
+  are kept by hand and repeated for the G questions.
 * ``onnx, states cached``: the same with PyTorch's plain export at opset 20.
-* ``eager, states cached`` and ``eager``: PyTorch, with the encoder's states kept by hand, and encoding the image each time.
+* ``eager, states cached`` and ``eager``: PyTorch, with the encoder's states kept by hand, and
+  encoding the image each time.
 
-Memory: the peak that G = 64 questions on one context add, against copies of K and V for each (Linux only).
+Memory: the peak that G = 64 questions on one context add, against copies of K and V for each (Linux
+only).
 """
 
 from __future__ import annotations
@@ -33,9 +38,9 @@ from transformers import BlipConfig, BlipForImageTextRetrieval
 
 import crossfuse
 from crossfuse import ModelSpec, huggingface_spec, runtime
-from crossfuse.profile.environment import environment
-from crossfuse.profile.sampling import Plan, sample
-from crossfuse.profile.statistics import paired_ratio, summarize
+from crossfuse.profiling.environment import environment
+from crossfuse.profiling.measure.sampling import Plan, sample
+from crossfuse.profiling.measure.statistics import paired_ratio, summarize
 
 TOKENS, IMAGE_TOKENS, WIDTH, LAYERS = 20, 577, 768, 12
 QUESTIONS = (1, 4, 16)
@@ -77,8 +82,14 @@ def export_all(folder: Path) -> tuple[BlipForImageTextRetrieval, Matcher, dict[s
         "image_states": {0: "batch"},
     }
     crossfuse.export(ModelSpec(matcher, inputs, dynamic), folder / "whole")
-    dims = {"batch": torch.export.Dim("batch", min=1, max=64), "text": torch.export.Dim("text", min=1, max=512)}
-    shapes = {n: {axis: dims[d.partition(":")[0]] for axis, d in axes.items()} for n, axes in dynamic.items()}
+    dims = {
+        "batch": torch.export.Dim("batch", min=1, max=64),
+        "text": torch.export.Dim("text", min=1, max=512),
+    }
+    shapes = {
+        n: {axis: dims[d.partition(":")[0]] for axis, d in axes.items()}
+        for n, axes in dynamic.items()
+    }
     plain = folder / "plain.onnx"
     torch.onnx.export(
         matcher, (), str(plain), kwargs=inputs, input_names=list(inputs), dynamic_shapes=shapes, opset_version=20, dynamo=True,
@@ -107,7 +118,8 @@ print(status("VmHWM") - before, context.nbytes)
 
 
 def fan_out_memory(bundle: Path, fan_out: int) -> dict[str, float]:
-    """What ``fan_out`` queries on one context add to the peak of one query, in fresh processes, against copies of K and V."""
+    """What ``fan_out`` queries on one context add to the peak of one query, in fresh processes,
+    against copies of K and V."""
     peaks = {}
     for count in (1, fan_out):
         command = [sys.executable, "-c", PEAK, str(bundle), str(count)]
@@ -126,7 +138,9 @@ def fan_out_memory(bundle: Path, fan_out: int) -> dict[str, float]:
 
 def main() -> None:
     """Measure, print, and write where asked."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--json", type=Path)
     parser.add_argument("--rounds", type=int, default=9)
     options = parser.parse_args()
@@ -134,7 +148,10 @@ def main() -> None:
     result: dict[str, Any] = {"median_ms": {}, "ratio": {}}
     with tempfile.TemporaryDirectory() as name, torch.inference_mode():
         model, matcher, files = export_all(Path(name))
-        split, whole = runtime.load(files["split"], "ort-cpu"), runtime.load(files["whole"], "ort-cpu")
+        split, whole = (
+            runtime.load(files["split"], "ort-cpu"),
+            runtime.load(files["whole"], "ort-cpu"),
+        )
         plain = ort.InferenceSession(str(files["plain"]), providers=["CPUExecutionProvider"])
         pixels = torch.randn(1, 3, 384, 384)
         states = model.vision_model(pixel_values=pixels).last_hidden_state
@@ -143,7 +160,10 @@ def main() -> None:
         result["encode_ms"] = round((time.perf_counter_ns() - begin) / 1e6, 1)
         result["context_mb"] = round(context.nbytes / 1e6, 2)
         for count in QUESTIONS:
-            ids, mask = torch.randint(3, 30000, (count, TOKENS)), torch.ones(count, TOKENS, dtype=torch.long)
+            ids, mask = (
+                torch.randint(3, 30000, (count, TOKENS)),
+                torch.ones(count, TOKENS, dtype=torch.long),
+            )
             repeated = states.expand(count, -1, -1).contiguous()
             text = {"input_ids": ids.numpy(), "attention_mask": mask.numpy()}
             feeds = text | {"image_states": repeated.numpy()}
@@ -162,11 +182,23 @@ def main() -> None:
             got, want = ways["crossfuse"]()["itm_score"], ways["eager, states cached"]().numpy()
             error = float(np.abs(got - want).max())
             taken = sample(ways, plan)
-            times = {name: round(summarize(taken[name].rounds).median.value * 1e3, 2) for name in ways}
-            ratios = {name: paired_ratio(taken[name].rounds, taken["crossfuse"].rounds) for name in ways}
+            times = {
+                name: round(summarize(taken[name].rounds).median.value * 1e3, 2) for name in ways
+            }
+            ratios = {
+                name: paired_ratio(taken[name].rounds, taken["crossfuse"].rounds) for name in ways
+            }
             result["median_ms"][f"{count} questions"] = times | {"largest difference": error}
-            result["ratio"][f"{count} questions"] = {n: [round(end, 3) for end in r.to_json()] for n, r in ratios.items()}
-            print(count, times, result["ratio"][f"{count} questions"], f"error {error:.1e}", flush=True)
+            result["ratio"][f"{count} questions"] = {
+                n: [round(end, 3) for end in r.to_json()] for n, r in ratios.items()
+            }
+            print(
+                count,
+                times,
+                result["ratio"][f"{count} questions"],
+                f"error {error:.1e}",
+                flush=True,
+            )
         result["memory"] = {k: round(v, 4) for k, v in fan_out_memory(files["split"], 64).items()}
     print(json.dumps(result["memory"], indent=1))
     result["environment"] = environment()

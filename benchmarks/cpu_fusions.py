@@ -2,8 +2,9 @@
 
     python benchmarks/cpu_fusions.py [--json FILE]
 
-The published Q-Former and CLIP, batch 1 and 8, each stage with all of ONNX Runtime's fusions, and without those into
-`SkipLayerNormalization` and `BiasGelu`; interleaved rounds, time relative to all fusions.
+The published Q-Former and CLIP, batch 1 and 8, each stage with all of ONNX Runtime's fusions, and
+without those into `SkipLayerNormalization` and `BiasGelu`; interleaved rounds, time relative to all
+fusions.
 """
 
 from __future__ import annotations
@@ -19,11 +20,11 @@ import onnxruntime as ort
 
 import crossfuse
 from crossfuse import runtime
-from crossfuse.profile.environment import environment
-from crossfuse.profile.inputs import inputs_at
-from crossfuse.profile.sampling import Plan, sample
-from crossfuse.profile.statistics import paired_ratio
-from crossfuse.verify.reference import load_reference
+from crossfuse.parity.reference import load_reference
+from crossfuse.profiling.environment import environment
+from crossfuse.profiling.measure.inputs import inputs_at
+from crossfuse.profiling.measure.sampling import Plan, sample
+from crossfuse.profiling.measure.statistics import paired_ratio
 
 WITHOUT = {
     "all fusions": [],
@@ -41,7 +42,9 @@ def calls(graph: Path, feeds: dict[str, Any]) -> dict[str, Callable[[], object]]
         options = ort.SessionOptions()
         options.log_severity_level = 3
         options.add_session_config_entry("session.force_spinning_stop", "1")
-        session = ort.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"], disabled_optimizers=disabled)
+        session = ort.InferenceSession(
+            str(graph), options, providers=["CPUExecutionProvider"], disabled_optimizers=disabled
+        )
         made[name] = lambda session=session: session.run(None, feeds)
     return made
 
@@ -53,23 +56,34 @@ def measure(name: str, batch: int, bundle: crossfuse.Bundle) -> dict[str, Any]:
     known = dict(load_reference(bundle.path / manifest.reference).points[0].inputs)
     found: dict[str, Any] = {}
     with runtime.load(bundle.path, "ort-cpu") as session:
-        sizes = {**manifest.example, **{dim: batch for dim in BATCH_OF[name] if dim in manifest.example}}
+        sizes = {
+            **manifest.example,
+            **{dim: batch for dim in BATCH_OF[name] if dim in manifest.example},
+        }
         feeds = inputs_at(session.inputs, known, sizes)
         first = {spec.name: feeds[spec.name] for spec in session.stages["context"].inputs}
         everything = {**feeds, **session.encode(**first).tensors}
         for stage, spec in session.stages.items():
             graph = bundle.path / bundle.target("ort-cpu").stages[stage]
-            taken = sample(calls(graph, {s.name: everything[s.name] for s in spec.inputs}), Plan(rounds=10, calls=2))
+            taken = sample(
+                calls(graph, {s.name: everything[s.name] for s in spec.inputs}),
+                Plan(rounds=10, calls=2),
+            )
             for what, samples in taken.items():
                 ratio = paired_ratio(samples.rounds, taken["all fusions"].rounds)
                 found.setdefault(stage, {})[what] = [round(v, 4) for v in ratio.to_json()]
-                print(f"{name}, batch {batch}, {stage}: {what} {ratio.value:.3f} ({ratio.low:.3f} to {ratio.high:.3f})")
+                print(
+                    f"{name}, batch {batch}, {stage}: {what} {ratio.value:.3f} ({ratio.low:.3f} to "
+                    f"{ratio.high:.3f})"
+                )
     return found
 
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     result: dict[str, Any] = {"environment": environment()}

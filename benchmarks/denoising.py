@@ -2,8 +2,8 @@
 
     python benchmarks/denoising.py [--json FILE] [--rounds N]
 
-The action head of `examples/denoising.py` at its published sizes, random weights. Both run in ONNX Runtime, in the same
-rounds; the split one's time includes encoding the context.
+The action head of `examples/denoising.py` at its published sizes, random weights. Both run in ONNX
+Runtime, in the same rounds; the split one's time includes encoding the context.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ import numpy as np
 
 import crossfuse
 from crossfuse import runtime
-from crossfuse.profile.environment import environment
-from crossfuse.profile.sampling import Plan, sample
-from crossfuse.profile.statistics import paired_ratio, summarize
+from crossfuse.profiling.environment import environment
+from crossfuse.profiling.measure.sampling import Plan, sample
+from crossfuse.profiling.measure.statistics import paired_ratio, summarize
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 from denoising import Config, denoise, spec
@@ -28,7 +28,9 @@ from denoising import Config, denoise, spec
 
 def main() -> None:
     """Measure, print, and write where asked."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--json", type=Path)
     parser.add_argument("--rounds", type=int, default=9)
     options = parser.parse_args()
@@ -47,13 +49,21 @@ def main() -> None:
             return denoise(lambda a, t: split.query(encoded, actions=a, time=t)["output"], noise)
 
         def without() -> np.ndarray:
-            return denoise(lambda a, t: whole.run(actions=a, time=t, context=context)["output"], noise)
+            return denoise(
+                lambda a, t: whole.run(actions=a, time=t, context=context)["output"], noise
+            )
 
         error = float(np.abs(with_split() - without()).max())
         taken = sample({"split": with_split, "unsplit": without}, Plan(rounds=options.rounds))
     result = {
-        "median_ms": {kind: round(summarize(samples.rounds).median.value * 1e3, 1) for kind, samples in taken.items()},
-        "ratio": [round(end, 3) for end in paired_ratio(taken["unsplit"].rounds, taken["split"].rounds).to_json()],
+        "median_ms": {
+            kind: round(summarize(samples.rounds).median.value * 1e3, 1)
+            for kind, samples in taken.items()
+        },
+        "ratio": [
+            round(end, 3)
+            for end in paired_ratio(taken["unsplit"].rounds, taken["split"].rounds).to_json()
+        ],
         "largest difference": error,
         "environment": environment(),
     }

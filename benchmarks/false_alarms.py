@@ -1,9 +1,11 @@
-"""Does `crossfuse profile --compare` cry wolf, and does it see a slowdown? Pairs of reports of one build on this machine.
+"""Does `crossfuse profile --compare` cry wolf, and does it see a slowdown? Pairs of reports of one
+build on this machine.
 
     python benchmarks/false_alarms.py [--pairs 20] [--slowdown 0.15] [--json FILE]
 
-Each pair: a report, another of the same build, and one in which every `Session.run` busily waits for so much of its own time
-more. Default plan of `crossfuse profile`, one after the other, each with a freshly loaded session.
+Each pair: a report, another of the same build, and one in which every `Session.run` busily waits
+for so much of its own time more. Default plan of `crossfuse profile`, one after the other, each
+with a freshly loaded session.
 """
 
 from __future__ import annotations
@@ -18,8 +20,8 @@ from typing import Any
 from unittest.mock import patch
 
 import crossfuse
-from crossfuse.profile.compare import THRESHOLD, Change, compare_reports
-from crossfuse.profile.environment import environment
+from crossfuse.profiling.environment import environment
+from crossfuse.profiling.report.compare import THRESHOLD, Change, compare_reports
 from crossfuse.runtime.session import Session
 
 
@@ -47,7 +49,9 @@ def report(bundle: Path, file: Path) -> Path:
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--pairs", type=int, default=20)
     parser.add_argument("--slowdown", type=float, default=0.15)
     parser.add_argument("--json", type=Path)
@@ -56,14 +60,23 @@ def main() -> None:
     slow: list[Change] = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        bundle = crossfuse.export("cross_modal_attention", folder / "bundle", ["ort-cpu"], whole=True).path
+        bundle = crossfuse.export(
+            "cross_modal_attention", folder / "bundle", ["ort-cpu"], whole=True
+        ).path
         for i in range(options.pairs):
-            before, after = report(bundle, folder / "before.json"), report(bundle, folder / "after.json")
+            before, after = (
+                report(bundle, folder / "before.json"),
+                report(bundle, folder / "after.json"),
+            )
             same += compare_reports(before, after)
             with slower(options.slowdown):
                 slow += compare_reports(before, report(bundle, folder / "slow.json"))
             for name, change in (("same", same[-1]), ("slower", slow[-1])):
-                print(f"pair {i + 1}, {name}: {change.ratio}, machine {change.machine:.3f}: {change.verdict}", flush=True)
+                print(
+                    f"pair {i + 1}, {name}: {change.ratio}, machine {change.machine:.3f}: "
+                    f"{change.verdict}",
+                    flush=True,
+                )
     result = {
         "pairs": options.pairs,
         "threshold": THRESHOLD,
@@ -76,7 +89,10 @@ def main() -> None:
         "machine": [[change.machine for change in pair] for pair in zip(same, slow, strict=True)],
         "environment": environment(),
     }
-    print(f"{result['false_alarms']} false alarms, {result['caught']} of {options.pairs} slowdowns caught")
+    print(
+        f"{result['false_alarms']} false alarms, {result['caught']} of {options.pairs} slowdowns "
+        "caught"
+    )
     if options.json:
         options.json.write_text(json.dumps(result, indent=1) + "\n")
 

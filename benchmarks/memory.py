@@ -1,7 +1,8 @@
-"""Memory that an export needs beyond the loaded module: ``python benchmarks/memory.py [--billions 1.0] [--json FILE]``.
+"""Memory that an export needs beyond the loaded module: ``python benchmarks/memory.py [--billions
+1.0] [--json FILE]``.
 
-A random decoder with cross-attention is exported to ``ort-cpu``, parity included. The peak is the kernel's high-water mark of
-resident memory, reset after the module is loaded (Linux only).
+A random decoder with cross-attention is exported to ``ort-cpu``, parity included. The peak is the
+kernel's high-water mark of resident memory, reset after the module is loaded (Linux only).
 """
 
 from __future__ import annotations
@@ -24,9 +25,13 @@ class Decoder(nn.Module):
 
     def __init__(self, width: int, layers: int) -> None:
         super().__init__()
-        layer = nn.TransformerDecoderLayer(width, width // 64, 4 * width, batch_first=True, norm_first=True)
+        layer = nn.TransformerDecoderLayer(
+            width, width // 64, 4 * width, batch_first=True, norm_first=True
+        )
         self.decoder = nn.TransformerDecoder(layer, layers)
-        for parameter in self.parameters():  # the layers begin as copies, whose weights would be stored once
+        for (
+            parameter
+        ) in self.parameters():  # the layers begin as copies, whose weights would be stored once
             nn.init.normal_(parameter, std=0.02)
 
     def forward(self, tokens: Tensor, memory: Tensor) -> Tensor:

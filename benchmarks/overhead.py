@@ -2,9 +2,11 @@
 
     python benchmarks/overhead.py [--json FILE]
 
-Import: fresh processes that import `crossfuse.runtime` (no engine is imported), against processes that import NumPy alone.
-The rest: the tiny cross-modal attention, batch 1, in one thread; `Session.run`, `Session.encode` and `Session.query` in turns
-with `onnxruntime.InferenceSession.run` on the same graph and inputs, and `runtime.load` with opening the graph alone.
+Import: fresh processes that import `crossfuse.runtime` (no engine is imported), against processes
+that import NumPy alone.
+The rest: the tiny cross-modal attention, batch 1, in one thread; `Session.run`, `Session.encode`
+and `Session.query` in turns with `onnxruntime.InferenceSession.run` on the same graph and inputs,
+and `runtime.load` with opening the graph alone.
 """
 
 from __future__ import annotations
@@ -35,7 +37,12 @@ def import_ms(modules: str, repeats: int = 15) -> float:
     """Median milliseconds of importing, in fresh processes."""
     times = []
     for _ in range(repeats):
-        done = subprocess.run([sys.executable, "-c", IMPORT.format(modules)], capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            [sys.executable, "-c", IMPORT.format(modules)],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
         times.append(float(done.stdout))
     return float(np.median(times)) * 1e3
 
@@ -67,7 +74,12 @@ def run_us(folder: Path, repeats: int = 5000) -> dict[str, float]:
     raw = raw_session(bundle.path / bundle.target("ort-cpu").stages["model"])
     binding = session.bind(**feeds)
     return interleaved_us(
-        {"raw": lambda: raw.run(None, feeds), "session": lambda: session.run(**feeds), "binding": binding.run}, repeats
+        {
+            "raw": lambda: raw.run(None, feeds),
+            "session": lambda: session.run(**feeds),
+            "binding": binding.run,
+        },
+        repeats,
     )
 
 
@@ -96,13 +108,19 @@ def load_us(folder: Path, repeats: int = 60) -> dict[str, float]:
     """`runtime.load`, which checks every file's hash, over opening the graph alone."""
     bundle = folder / "whole"
     graph = bundle / open_bundle(bundle).target("ort-cpu").stages["model"]
-    return interleaved_us({"raw load": lambda: raw_session(graph), "load": lambda: runtime.load(bundle, "ort-cpu")}, repeats)
+    return interleaved_us(
+        {"raw load": lambda: raw_session(graph), "load": lambda: runtime.load(bundle, "ort-cpu")},
+        repeats,
+    )
 
 
 def example() -> dict[str, np.ndarray]:
     """One sample of four tokens over eight."""
     sizes = {"batch": 1, "length": 4, "context_length": 8}
-    return {name: t.numpy() for name, t in zoo_spec("cross_modal_attention", "tiny").sample(sizes, 0).items()}
+    return {
+        name: t.numpy()
+        for name, t in zoo_spec("cross_modal_attention", "tiny").sample(sizes, 0).items()
+    }
 
 
 def measure() -> dict[str, object]:
@@ -126,7 +144,11 @@ def measure() -> dict[str, object]:
         "raw_load_ms": load["raw load"] / 1e3,
         "load_ms": load["load"] / 1e3,
         "machine": {"processor": platform.machine(), "cores": os.cpu_count()},
-        "versions": {"python": sys.version.split()[0], "numpy": np.__version__, "onnxruntime": ort.__version__},
+        "versions": {
+            "python": sys.version.split()[0],
+            "numpy": np.__version__,
+            "onnxruntime": ort.__version__,
+        },
     }
 
 
@@ -136,7 +158,9 @@ def lines(result: Mapping[str, object]) -> list[str]:
     def us(name: str) -> str:
         return f"{result[name]:.1f} µs"
 
-    imports = f"{result['import_runtime_ms']:.0f} ms | NumPy alone {result['import_numpy_ms']:.0f} ms"
+    imports = (
+        f"{result['import_runtime_ms']:.0f} ms | NumPy alone {result['import_numpy_ms']:.0f} ms"
+    )
     return [
         f"| import `crossfuse.runtime` | {imports} |",
         f"| load | {result['load_ms']:.1f} ms | {result['raw_load_ms']:.1f} ms |",
@@ -149,7 +173,9 @@ def lines(result: Mapping[str, object]) -> list[str]:
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     result = measure()

@@ -1,10 +1,12 @@
-"""A server with context reuse against the same server without, and against the bare session, side by side.
+"""A server with context reuse against the same server without, and against the bare session, side
+by side.
 
     python benchmarks/serving.py [--json FILE] [--work FOLDER] [--rounds N] [--callers N] [--tiny]
 
-BLIP-base for retrieval (384×384 images), 16 queries per image, each a request of its own with the image in it. Both servers
-are ``crossfuse serve`` on this machine with one replica and all its cores; the callers are closed-loop. Every round asks both
-servers and the bare session about images that none has seen.
+BLIP-base for retrieval (384×384 images), 16 queries per image, each a request of its own with the
+image in it. Both servers are ``crossfuse serve`` on this machine with one replica and all its
+cores; the callers are closed-loop. Every round asks both servers and the bare session about images
+that none has seen.
 """
 
 from __future__ import annotations
@@ -29,9 +31,9 @@ from tritonclient.utils import InferenceServerException
 
 import crossfuse
 from crossfuse import runtime
-from crossfuse.profile.environment import environment
+from crossfuse.profiling.environment import environment
 from crossfuse.runtime.options import SessionOptions
-from crossfuse.serve.protocol import DATATYPES
+from crossfuse.serve.open_inference import DATATYPES
 
 HERE = Path(__file__).parent
 QUERIES, TOKENS = 16, 20
@@ -49,7 +51,18 @@ def free_port() -> int:
 def server(bundle: Path, *options: str) -> Iterator[int]:
     """``crossfuse serve``; its port."""
     port = free_port()
-    command = [sys.executable, "-m", "crossfuse", "serve", str(bundle), "--name", "m", "--port", str(port), *options]
+    command = [
+        sys.executable,
+        "-m",
+        "crossfuse",
+        "serve",
+        str(bundle),
+        "--name",
+        "m",
+        "--port",
+        str(port),
+        *options,
+    ]
     command += ["--metrics-port", str(free_port()), "--num-cpus", str(os.cpu_count())]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
@@ -76,11 +89,17 @@ def requests_of(session: runtime.Session, images: int, seed: int) -> list[Arrays
             arrays = {}
             for spec in session.inputs:
                 shape = [
-                    TOKENS if isinstance(size, str) and axis else 1 if isinstance(size, str) else size
+                    TOKENS
+                    if isinstance(size, str) and axis
+                    else 1
+                    if isinstance(size, str)
+                    else size
                     for axis, size in enumerate(spec.shape)
                 ]
                 if spec.dtype == "float32":
-                    image = rng.standard_normal(shape).astype(np.float32) if image is None else image
+                    image = (
+                        rng.standard_normal(shape).astype(np.float32) if image is None else image
+                    )
                     arrays[spec.name] = image
                 elif "mask" in spec.name:
                     arrays[spec.name] = np.ones(shape, spec.dtype)
@@ -91,7 +110,8 @@ def requests_of(session: runtime.Session, images: int, seed: int) -> list[Arrays
 
 
 def over_http(port: int, requests: list[Arrays], callers: int) -> float:
-    """Seconds until closed-loop callers have all answers; they share the images, as callers about one thing do."""
+    """Seconds until closed-loop callers have all answers; they share the images, as callers about
+    one thing do."""
 
     def ask(own: list[Arrays]) -> None:
         client = triton.InferenceServerClient(f"127.0.0.1:{port}", network_timeout=600)
@@ -117,13 +137,17 @@ def bare(session: runtime.Session, requests: list[Arrays]) -> float:
     for i, arrays in enumerate(requests):
         if i % QUERIES == 0:
             context = session.encode(**{name: arrays[name] for name in names})
-        session.query(context, **{name: array for name, array in arrays.items() if name not in names})
+        session.query(
+            context, **{name: array for name, array in arrays.items() if name not in names}
+        )
     return time.perf_counter() - start
 
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--json", type=Path)
     parser.add_argument("--work", type=Path, default=Path("benchmark-bundles"))
     parser.add_argument("--rounds", type=int, default=5)
@@ -133,9 +157,16 @@ def main() -> None:
     bundle = arguments.work / "blip_retrieval"
     if not bundle.exists():
         crossfuse.export(f"{HERE / 'cases.py'}:blip_retrieval", bundle, targets=["ort-cpu"])
-    seconds: dict[str, list[float]] = {"reuse": [], "no reuse": [], "reuse, one caller": [], "session": []}
+    seconds: dict[str, list[float]] = {
+        "reuse": [],
+        "no reuse": [],
+        "reuse, one caller": [],
+        "session": [],
+    }
     with ExitStack() as stack:
-        session = stack.enter_context(runtime.load(bundle, "ort-cpu", SessionOptions(threads=os.cpu_count())))
+        session = stack.enter_context(
+            runtime.load(bundle, "ort-cpu", SessionOptions(threads=os.cpu_count()))
+        )
         reuse = stack.enter_context(server(bundle))
         without = stack.enter_context(server(bundle, "--cache-mb", "0"))
         ways: dict[str, Callable[[list[Arrays]], float]] = {
@@ -148,10 +179,18 @@ def main() -> None:
             for i, (name, way) in enumerate(ways.items()):
                 requests = requests_of(session, arguments.images, seed=number * 10 + i)
                 seconds[name].append(way(requests) / len(requests))
-                print(f"round {number + 1}: {name}: {1 / seconds[name][-1]:.2f} answers per second", flush=True)
+                print(
+                    f"round {number + 1}: {name}: {1 / seconds[name][-1]:.2f} answers per second",
+                    flush=True,
+                )
     ratios = [b / a for a, b in zip(seconds["reuse"], seconds["no reuse"], strict=True)]
-    overhead = [b / a for a, b in zip(seconds["session"], seconds["reuse, one caller"], strict=True)]
-    said = {"throughput with reuse over without": ratios, "one caller over HTTP over the bare session": overhead}
+    overhead = [
+        b / a for a, b in zip(seconds["session"], seconds["reuse, one caller"], strict=True)
+    ]
+    said = {
+        "throughput with reuse over without": ratios,
+        "one caller over HTTP over the bare session": overhead,
+    }
     for what, values in said.items():
         print(f"{what}: {statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f})")
     if arguments.json is not None:
@@ -162,7 +201,10 @@ def main() -> None:
             "environment": environment(),
         }
         arguments.json.write_text(
-            json.dumps(result | {"callers": arguments.callers, "queries_per_image": QUERIES}, indent=1) + "\n"
+            json.dumps(
+                result | {"callers": arguments.callers, "queries_per_image": QUERIES}, indent=1
+            )
+            + "\n"
         )
 
 

@@ -1,10 +1,12 @@
-"""Latency of the zoo at published sizes, BLIP-base, Whisper tiny.en on speech and DETR, against every rival, batch 1 and 8.
+"""Latency of the zoo at published sizes, BLIP-base, Whisper tiny.en on speech and DETR, against
+every rival, batch 1 and 8.
 
     python benchmarks/suite.py [NAME]… [--work FOLDER] [--rounds N] [--seconds S]
     python benchmarks/suite.py --table
 
-Exports what is not in the work folder yet, profiles, and writes each report to benchmarks/results/suite/NAME-BATCH.json.
-``--table`` prints the committed results as docs/performance.md has them.
+Exports what is not in the work folder yet, profiles, and writes each report to
+benchmarks/results/suite/NAME-BATCH.json. ``--table`` prints the committed results as
+docs/performance.md has them.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from typing import Any
 import overhead
 
 import crossfuse
-from crossfuse.profile.sampling import Plan
+from crossfuse.profiling.measure.sampling import Plan
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "suite"
@@ -43,7 +45,12 @@ def measure(name: str, work: Path, plan: Plan) -> None:
     """Export where needed, profile, write."""
     folder = work / name
     if not folder.exists():
-        crossfuse.export(CASES[name], folder, targets=["ort-cpu"], step=lambda text: print(f"{name}: {text}", flush=True))
+        crossfuse.export(
+            CASES[name],
+            folder,
+            targets=["ort-cpu"],
+            step=lambda text: print(f"{name}: {text}", flush=True),
+        )
     for batch in BATCHES:
         report = crossfuse.profile(
             folder,
@@ -56,12 +63,17 @@ def measure(name: str, work: Path, plan: Plan) -> None:
             step=lambda text: print(f"{name}: {text}", flush=True),
         )
         RESULTS.mkdir(parents=True, exist_ok=True)
-        (RESULTS / f"{name}-{batch}.json").write_text(json.dumps(report.to_json(), allow_nan=False) + "\n")
+        (RESULTS / f"{name}-{batch}.json").write_text(
+            json.dumps(report.to_json(), allow_nan=False) + "\n"
+        )
 
 
 def table() -> str:
     """Markdown: milliseconds of ours, and each rival's ratio to it with its interval."""
-    lines = [f"| model, batch | crossfuse ms | {' | '.join(RIVALS)} |", "|---|---|" + "---|" * len(RIVALS)]
+    lines = [
+        f"| model, batch | crossfuse ms | {' | '.join(RIVALS)} |",
+        "|---|---|" + "---|" * len(RIVALS),
+    ]
     logarithms: dict[str, list[float]] = {rival: [] for rival in RIVALS}
     fastest, slower = [], []
     for name in CASES:
@@ -74,20 +86,32 @@ def table() -> str:
             own = here["crossfuse"]["latency"]
             low, high = own["p50_interval"]
             lines.append(
-                f"| {name}, {batch} | {own['p50'] * 1e3:.4g} ({low * 1e3:.4g} to {high * 1e3:.4g}) | {' | '.join(cells)} |"
+                f"| {name}, {batch} | {own['p50'] * 1e3:.4g} ({low * 1e3:.4g} to {high * 1e3:.4g}) "
+                f"| {' | '.join(cells)} |"
             )
-            ratios = {rival: here[rival]["ratio"][0] for rival in RIVALS if rival in here and here[rival]["ratio"]}
+            ratios = {
+                rival: here[rival]["ratio"][0]
+                for rival in RIVALS
+                if rival in here and here[rival]["ratio"]
+            }
             for rival, ratio in ratios.items():
                 logarithms[rival].append(math.log(ratio))
             best = min(ratios, key=lambda rival: ratios[rival])
             fastest.append(math.log(ratios[best]))
             if ratios[best] < 0.97:
-                slower.append(f"{name} at batch {batch}: {best} takes {ratios[best]:.2f} of our time")
+                slower.append(
+                    f"{name} at batch {batch}: {best} takes {ratios[best]:.2f} of our time"
+                )
     means = [f"{math.exp(sum(v) / len(v)):.2f}" if v else "–" for v in logarithms.values()]
     lines.append(f"| geometric mean | | {' | '.join(means)} |")
     lines.append("")
-    lines.append(f"Fastest rival of each row, geometric mean: {math.exp(sum(fastest) / len(fastest)):.3f} of our time.")
-    lines.append(f"In the geometric mean over the table, the fastest rival: {best_of_all(logarithms)}.")
+    lines.append(
+        f"Fastest rival of each row, geometric mean: {math.exp(sum(fastest) / len(fastest)):.3f} "
+        "of our time."
+    )
+    lines.append(
+        f"In the geometric mean over the table, the fastest rival: {best_of_all(logarithms)}."
+    )
     lines += [f"More than 3% slower than the fastest rival: {text}." for text in slower]
     if OVERHEAD.exists():
         lines += [
@@ -119,7 +143,9 @@ def cell(row: dict[str, Any] | None) -> str:
 
 def main() -> None:
     """Measure what is named, or everything."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("names", nargs="*", choices=[*CASES, []], help="models; all where omitted")
     parser.add_argument("--work", type=Path, default=Path("benchmark-bundles"))
     parser.add_argument("--rounds", type=int, default=10)
@@ -128,7 +154,9 @@ def main() -> None:
     options = parser.parse_args()
     if not options.table:
         for name in options.names or CASES:
-            measure(name, options.work, Plan(rounds=options.rounds, seconds=options.seconds, calls=1))
+            measure(
+                name, options.work, Plan(rounds=options.rounds, seconds=options.seconds, calls=1)
+            )
         if not options.names:
             OVERHEAD.write_text(json.dumps(overhead.measure(), indent=1) + "\n")
     print(table())

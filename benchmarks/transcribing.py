@@ -1,8 +1,10 @@
-"""Whisper on real speech: encode once and one step per token, against eager PyTorch's `generate` with its cache.
+"""Whisper on real speech: encode once and one step per token, against eager PyTorch's `generate`
+with its cache.
 
     python benchmarks/transcribing.py CHECKPOINT SOUND.wav [--json FILE] [--repeats N]
 
-Runs alternate. The bundle runs in processes of its own that can't import PyTorch; its time is that of encoding and decoding.
+Runs alternate. The bundle runs in processes of its own that can't import PyTorch; its time is that
+of encoding and decoding.
 """
 
 from __future__ import annotations
@@ -26,13 +28,17 @@ from transformers import WhisperForConditionalGeneration
 
 def main() -> None:
     """Measure, print, and write where asked."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("checkpoint")
     parser.add_argument("sound", type=Path)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--repeats", type=int, default=5)
     options = parser.parse_args()
-    eager = WhisperForConditionalGeneration.from_pretrained(options.checkpoint, dtype=torch.float32).eval()
+    eager = WhisperForConditionalGeneration.from_pretrained(
+        options.checkpoint, dtype=torch.float32
+    ).eval()
     features = torch.from_numpy(whisper.log_mel(options.checkpoint, options.sound))
     end = eager.generation_config.eos_token_id
 
@@ -56,7 +62,10 @@ def main() -> None:
     result = {
         "tokens": len(done["tokens"]),
         "same_tokens": words(done["tokens"]) == words(generated),
-        "median_s": {"crossfuse": round(float(np.median(ours)), 3), "eager generate": round(float(np.median(theirs)), 3)},
+        "median_s": {
+            "crossfuse": round(float(np.median(ours)), 3),
+            "eager generate": round(float(np.median(theirs)), 3),
+        },
         "ratio": round(float(np.median(theirs) / np.median(ours)), 2),
         "encode_s": round(done["encode_s"], 3),
         "token_ms": round(float(np.median(done["token_ms"])), 2),
@@ -64,7 +73,12 @@ def main() -> None:
         "context_mb": done["context_bytes"] / 1e6,
         "state_mb": done["state_bytes"] / 1e6,
         "peak_mb": round(done["peak_bytes"] / 1e6, 1),
-        "environment": {"onnxruntime": ort.__version__, "torch": torch.__version__, "machine": platform.machine(), "cpus": 2},
+        "environment": {
+            "onnxruntime": ort.__version__,
+            "torch": torch.__version__,
+            "machine": platform.machine(),
+            "cpus": 2,
+        },
     }
     print(json.dumps(result, indent=1))
     if options.json:

@@ -1,4 +1,5 @@
-"""The whole way on the CPU: export the Q-Former at its published size, prove it, run it without PyTorch, and time it.
+"""The whole way on the CPU: export the Q-Former at its published size, prove it, run it without
+PyTorch, and time it.
 
 python examples/demo.py [--bundle FOLDER] [--size tiny] [--repeats N]
 """
@@ -17,7 +18,7 @@ from photo import inputs
 
 import crossfuse
 from crossfuse import runtime
-from crossfuse.console import Output
+from crossfuse.commands.output import Output
 from crossfuse.models.registry import zoo_spec
 
 HERE = Path(__file__).parent
@@ -33,7 +34,10 @@ def latency(bundle: Path, size: str, repeats: int) -> None:
     tensors = {name: torch.from_numpy(array) for name, array in feeds.items()}
     samples: dict[str, list[float]] = {"eager PyTorch": [], "crossfuse": []}
     with runtime.load(bundle) as session, torch.inference_mode():
-        runs = {"eager PyTorch": lambda: module(**tensors), "crossfuse": lambda: session.run(**feeds)}
+        runs = {
+            "eager PyTorch": lambda: module(**tensors),
+            "crossfuse": lambda: session.run(**feeds),
+        }
         for repeat in range(repeats + 3):
             for name, run in runs.items():
                 start = time.perf_counter()
@@ -43,7 +47,9 @@ def latency(bundle: Path, size: str, repeats: int) -> None:
     medians = {name: float(np.median(times)) * 1e3 for name, times in samples.items()}
     for name, median in medians.items():
         print(f"  {name:14} {median:8.2f} ms (median of {repeats}, batch 1)")
-    print(f"  crossfuse takes {medians['crossfuse'] / medians['eager PyTorch']:.2f} of eager's time")
+    print(
+        f"  crossfuse takes {medians['crossfuse'] / medians['eager PyTorch']:.2f} of eager's time"
+    )
 
 
 def main() -> None:
@@ -58,13 +64,17 @@ def main() -> None:
 
     print(f"1. Export the Q-Former ({arguments.size} size, random weights of seed 0)", flush=True)
     with output.progress() as step:
-        bundle = crossfuse.export("qformer", arguments.bundle, size=arguments.size, seed=0, step=step)
+        bundle = crossfuse.export(
+            "qformer", arguments.bundle, size=arguments.size, seed=0, step=step
+        )
     print("\n2. The proof: every attention fused, and the numbers of eager PyTorch", flush=True)
     output.ledger(bundle.ledger, bundle.targets)
     output.parity(crossfuse.verify(bundle.path))
     if arguments.size == "published":
         print("\n3. A photograph, in a process where PyTorch can't be imported", flush=True)
-        subprocess.run([sys.executable, str(HERE / "without_torch.py"), str(bundle.path)], check=True)
+        subprocess.run(
+            [sys.executable, str(HERE / "without_torch.py"), str(bundle.path)], check=True
+        )
     print("\n4. Latency on this machine, side by side", flush=True)
     latency(bundle.path, arguments.size, arguments.repeats)
     print(f"\nDone in {time.monotonic() - begin:.0f} s; the bundle is in {bundle.path}")

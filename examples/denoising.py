@@ -1,6 +1,8 @@
-"""A diffusion-transformer action head, as in robot policies: action tokens, denoised in steps over a vision-language context.
+"""A diffusion-transformer action head, as in robot policies: action tokens, denoised in steps over
+a vision-language context.
 
-The context's K and V are the same at every step, so the split computes them once per inference instead of once per step.
+The context's K and V are the same at every step, so the split computes them once per inference
+instead of once per step.
 """
 
 from __future__ import annotations
@@ -37,12 +39,18 @@ class Attention(nn.Module):
     def __init__(self, config: Config, key_width: int) -> None:
         super().__init__()
         self.heads = config.heads
-        self.q, self.out = nn.Linear(config.width, config.width), nn.Linear(config.width, config.width)
+        self.q, self.out = (
+            nn.Linear(config.width, config.width),
+            nn.Linear(config.width, config.width),
+        )
         self.k, self.v = nn.Linear(key_width, config.width), nn.Linear(key_width, config.width)
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """``[B, L, width]``, ``[B, S, key_width]`` → ``[B, L, width]``."""
-        q, k, v = (f(t).unflatten(-1, (self.heads, -1)).transpose(1, 2) for f, t in ((self.q, x), (self.k, y), (self.v, y)))
+        q, k, v = (
+            f(t).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for f, t in ((self.q, x), (self.k, y), (self.v, y))
+        )
         return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
 
@@ -53,10 +61,14 @@ class Block(nn.Module):
         super().__init__()
         self.cross = cross
         self.shift = nn.Linear(config.width, 2 * config.width)
-        self.norm, self.second = (nn.LayerNorm(config.width, elementwise_affine=False) for _ in range(2))
+        self.norm, self.second = (
+            nn.LayerNorm(config.width, elementwise_affine=False) for _ in range(2)
+        )
         self.attention = Attention(config, config.context_width if cross else config.width)
         self.mlp = nn.Sequential(
-            nn.Linear(config.width, 4 * config.width), nn.GELU(), nn.Linear(4 * config.width, config.width)
+            nn.Linear(config.width, 4 * config.width),
+            nn.GELU(),
+            nn.Linear(4 * config.width, config.width),
         )
 
     def forward(self, x: Tensor, time: Tensor, context: Tensor) -> Tensor:
@@ -73,14 +85,21 @@ class ActionHead(nn.Module):
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.width = config.width
-        self.enter, self.leave = nn.Linear(config.action_size, config.width), nn.Linear(config.width, config.action_size)
-        self.time = nn.Sequential(nn.Linear(config.width, config.width), nn.SiLU(), nn.Linear(config.width, config.width))
+        self.enter, self.leave = (
+            nn.Linear(config.action_size, config.width),
+            nn.Linear(config.width, config.action_size),
+        )
+        self.time = nn.Sequential(
+            nn.Linear(config.width, config.width), nn.SiLU(), nn.Linear(config.width, config.width)
+        )
         self.positions = nn.Parameter(0.02 * torch.randn(config.action_tokens, config.width))
         self.blocks = nn.ModuleList(Block(config, cross=i % 2 == 0) for i in range(config.layers))
 
     def forward(self, actions: Tensor, time: Tensor, context: Tensor) -> Tensor:
         """``[B, 16, size]``, ``[B]``, ``[B, 256, width]`` → ``[B, 16, size]``."""
-        frequencies = torch.exp(-math.log(10000) * torch.arange(self.width // 2, dtype=time.dtype) / (self.width // 2))
+        frequencies = torch.exp(
+            -math.log(10000) * torch.arange(self.width // 2, dtype=time.dtype) / (self.width // 2)
+        )
         angles = time[:, None] * 1000 * frequencies
         moment = self.time(torch.cat([angles.cos(), angles.sin()], dim=-1))
         x = self.enter(actions) + self.positions

@@ -1,8 +1,10 @@
-"""Whisper: export once, then transcribe in a process that can't import PyTorch: encode the sound once, one step per token.
+"""Whisper: export once, then transcribe in a process that can't import PyTorch: encode the sound
+once, one step per token.
 
 python examples/whisper.py CHECKPOINT SOUND.wav [--output FOLDER]
 
-CHECKPOINT is a folder with a Whisper model of transformers (safetensors); SOUND is up to 30 s of 16 kHz mono.
+CHECKPOINT is a folder with a Whisper model of transformers (safetensors); SOUND is up to 30 s of 16
+kHz mono.
 """
 
 from __future__ import annotations
@@ -23,9 +25,13 @@ def log_mel(checkpoint: str, sound: Path) -> np.ndarray:
 
     with wave.open(str(sound)) as file:
         rate = file.getframerate()
-        samples = np.frombuffer(file.readframes(file.getnframes()), np.int16).astype(np.float32) / 32768
+        samples = (
+            np.frombuffer(file.readframes(file.getnframes()), np.int16).astype(np.float32) / 32768
+        )
     extractor = WhisperFeatureExtractor.from_pretrained(checkpoint)
-    return extractor(samples, sampling_rate=rate, return_tensors="np").input_features.astype(np.float32)
+    return extractor(samples, sampling_rate=rate, return_tensors="np").input_features.astype(
+        np.float32
+    )
 
 
 TRANSCRIBE = """
@@ -71,11 +77,18 @@ def transcribe(checkpoint: str, sound: Path, folder: Path) -> dict:
     import crossfuse
 
     if not (folder / "bundle").exists():
-        crossfuse.export(f"hf:{checkpoint}", folder / "bundle", drop_outputs=["encoder_last_hidden_state"])
+        crossfuse.export(
+            f"hf:{checkpoint}", folder / "bundle", drop_outputs=["encoder_last_hidden_state"]
+        )
     np.save(folder / "features.npy", log_mel(checkpoint, sound))
     config = json.loads((Path(checkpoint) / "generation_config.json").read_text())
     prompt = [config["decoder_start_token_id"], config["no_timestamps_token_id"]]
-    arguments = [prompt, config["eos_token_id"], config["begin_suppress_tokens"], config["max_length"]]
+    arguments = [
+        prompt,
+        config["eos_token_id"],
+        config["begin_suppress_tokens"],
+        config["max_length"],
+    ]
     files = [str(folder / "bundle"), str(folder / "features.npy")]
     command = [sys.executable, "-c", TRANSCRIBE, *files, *map(json.dumps, arguments)]
     return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
@@ -92,8 +105,15 @@ def main() -> None:
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
     done = transcribe(options.checkpoint, options.sound, options.output)
-    print(AutoTokenizer.from_pretrained(options.checkpoint).decode(done["tokens"], skip_special_tokens=True).strip())
-    print(f"encoded in {done['encode_s']:.2f} s, {len(done['tokens'])} tokens in {done['decode_s']:.2f} s")
+    print(
+        AutoTokenizer.from_pretrained(options.checkpoint)
+        .decode(done["tokens"], skip_special_tokens=True)
+        .strip()
+    )
+    print(
+        f"encoded in {done['encode_s']:.2f} s, {len(done['tokens'])} tokens in "
+        f"{done['decode_s']:.2f} s"
+    )
 
 
 if __name__ == "__main__":

@@ -21,7 +21,10 @@ def main(bundle: str) -> None:
         outputs = session.run(**inputs())
         print(f"{session.target} on {session.provider}, without PyTorch; input: {PHOTO.name}")
     for name, array in outputs.items():
-        print(f"  {name}: {array.dtype}{list(array.shape)}, mean {array.mean():+.4f}, deviation {array.std():.4f}")
+        print(
+            f"  {name}: {array.dtype}{list(array.shape)}, mean {array.mean():+.4f}, deviation "
+            f"{array.std():.4f}"
+        )
 
 
 if __name__ == "__main__":

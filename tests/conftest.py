@@ -1,4 +1,5 @@
-"""Fixtures: bundles of the tiny zoo (exported once per test process) and the parts they were made of."""
+"""Fixtures: bundles of the tiny zoo (exported once per test process) and the parts they were made
+of."""
 
 from __future__ import annotations
 
@@ -28,7 +29,9 @@ def _has_gpu() -> bool:
     except OSError:
         return False
     count = ctypes.c_int(0)
-    return bool(cuda.cuInit(0) == 0 and cuda.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0)
+    return bool(
+        cuda.cuInit(0) == 0 and cuda.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0
+    )
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -58,12 +61,15 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def zoo_bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Bundle]:
-    """``zoo_bundle(name)``: a tiny bundle with all targets. Tests must not change it; copy it first."""
+    """``zoo_bundle(name)``: a tiny bundle with all targets. Tests must not change it; copy it
+    first."""
     made: dict[str, Bundle] = {}
 
     def get(name: str) -> Bundle:
         if name not in made:
-            made[name] = crossfuse.export(name, tmp_path_factory.mktemp("zoo") / name, TARGETS, size="tiny", whole=True)
+            made[name] = crossfuse.export(
+                name, tmp_path_factory.mktemp("zoo") / name, TARGETS, size="tiny", whole=True
+            )
         return made[name]
 
     return get

@@ -1,9 +1,11 @@
-"""A stand-in for TensorRT: ONNX Runtime as the engine; and one for a GPU, with host memory as device memory.
+"""A stand-in for TensorRT: ONNX Runtime as the engine; and one for a GPU, with host memory as
+device memory.
 
-They behave as the real ones where it matters. Nothing that is enqueued on a stream happens before the stream is synchronised.
-Memory that was freed on a stream is overwritten when the stream gets there. Addresses are refused by their alignment, shapes by
-their profile. An execution whose shapes are new can't be captured, nor can what `Engine.capturable` forbids; a captured graph
-replays exactly the addresses and shapes that it was captured with. Failures of each kind can be ordered.
+They behave as the real ones where it matters. Nothing that is enqueued on a stream happens before
+the stream is synchronised. Memory that was freed on a stream is overwritten when the stream gets
+there. Addresses are refused by their alignment, shapes by their profile. An execution whose shapes
+are new can't be captured, nor can what `Engine.capturable` forbids; a captured graph replays
+exactly the addresses and shapes that it was captured with. Failures of each kind can be ordered.
 
 `tests/gpu_rehearsal` runs the same library on the real `Gpu` over a stand-in for the driver.
 """
@@ -24,15 +26,22 @@ import onnxruntime as ort
 
 from crossfuse.errors import EngineError
 from crossfuse.runtime.device_array import DeviceArray, DeviceMemory, item_size
-from crossfuse.runtime.ort import SLOW_FUSIONS
+from crossfuse.runtime.onnxruntime_stage import SLOW_FUSIONS
 
 VERSION = "1.7.1.116"
 SCRATCH = 1024
 _ALIGNMENT = 256
-_TYPES = {"tensor(float)": "float32", "tensor(int64)": "int64", "tensor(bool)": "bool", "tensor(float16)": "float16"}
+_TYPES = {
+    "tensor(float)": "float32",
+    "tensor(int64)": "int64",
+    "tensor(bool)": "bool",
+    "tensor(float16)": "float16",
+}
 
 
-def write_plan(path: Path, graph: Path, profiles: list[dict[str, tuple[tuple[int, ...], ...]]]) -> Path:
+def write_plan(
+    path: Path, graph: Path, profiles: list[dict[str, tuple[tuple[int, ...], ...]]]
+) -> Path:
     """An engine file of the stand-in."""
     path.write_text(json.dumps({"graph": str(graph), "profiles": profiles}))
     return path
@@ -92,10 +101,14 @@ class Driver:
         self.index = 0
         self.ordered: list[tuple[int, frozenset[int]]] = []
 
-    def gather(self, to: int, source: int, rows: Collection[int], *, outer: int, count: int, size: int) -> None:
+    def gather(
+        self, to: int, source: int, rows: Collection[int], *, outer: int, count: int, size: int
+    ) -> None:
         for i in range(outer):
             for place, row in enumerate(rows):
-                ctypes.memmove(to + (i * len(rows) + place) * size, source + (i * count + row) * size, size)
+                ctypes.memmove(
+                    to + (i * len(rows) + place) * size, source + (i * count + row) * size, size
+                )
 
     def zero(self, to: int, size: int) -> None:
         ctypes.memset(to, 0, size)
@@ -114,7 +127,8 @@ class Driver:
 
 
 class Gpu:
-    """Counts what it does. ``fails`` maps the name of a method to how many of its next calls fail."""
+    """Counts what it does. ``fails`` maps the name of a method to how many of its next calls
+    fail."""
 
     name = "stand-in"
     index = 0
@@ -143,7 +157,10 @@ class Gpu:
     def sync(self, stream: Stream) -> None:
         if stream.capturing is not None:
             stream.spoiled = True
-            raise EngineError("the GPU could not finish its work: operation not permitted when stream is capturing")
+            raise EngineError(
+                "the GPU could not finish its work: operation not permitted when stream is "
+                "capturing"
+            )
         stream.run()
         self._check("sync")
 
@@ -160,7 +177,11 @@ class Gpu:
             self.driver.order(self._releasing.handle, readers)
             owner.stream = self._releasing
 
-        return DeviceArray(DeviceMemory(buffer.handle, self.index, buffer, place=self, release=release), shape, dtype)
+        return DeviceArray(
+            DeviceMemory(buffer.handle, self.index, buffer, place=self, release=release),
+            shape,
+            dtype,
+        )
 
     def empty(self, shape: tuple[int, ...], dtype: str) -> DeviceArray:
         return self.array(shape, dtype, self._releasing)
@@ -246,7 +267,11 @@ class Context:
         return []
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
-        return tuple(self.engine.compute({n: np.zeros(s, self.engine.dtypes[n]) for n, s in self.shapes.items()})[name].shape)
+        return tuple(
+            self.engine.compute(
+                {n: np.zeros(s, self.engine.dtypes[n]) for n, s in self.shapes.items()}
+            )[name].shape
+        )
 
     def set_tensor_address(self, name: str, address: int) -> bool:
         if address == 0 or address % _ALIGNMENT or name in self.engine.refuses:
@@ -255,7 +280,9 @@ class Context:
         return True
 
     def execute_async_v3(self, stream: int) -> bool:
-        assert self.running.acquire(blocking=False), "one context was executed by two threads at once"
+        assert self.running.acquire(blocking=False), (
+            "one context was executed by two threads at once"
+        )
         try:
             addresses, shapes = dict(self.addresses), dict(self.shapes)
             capturing = self.engine.library.is_capturing(stream)
@@ -295,14 +322,17 @@ class Context:
 
 
 class Engine:
-    """``ICudaEngine``. ``fails`` maps ``execute`` or ``capture`` to how many of the next ones fail."""
+    """``ICudaEngine``. ``fails`` maps ``execute`` or ``capture`` to how many of the next ones
+    fail."""
 
     device_memory_size_v2 = SCRATCH
 
     def __init__(self, data: dict[str, Any], library: Library) -> None:
         self.library = library
         self.session = ort.InferenceSession(
-            data["graph"], providers=["CPUExecutionProvider"], disabled_optimizers=list(SLOW_FUSIONS)
+            data["graph"],
+            providers=["CPUExecutionProvider"],
+            disabled_optimizers=list(SLOW_FUSIONS),
         )
         self.profiles = data["profiles"]
         self.inputs = [i.name for i in self.session.get_inputs()]
@@ -338,24 +368,36 @@ class Engine:
     def create_runtime_config(self) -> Any:
         def make_cache() -> SimpleNamespace:
             kept: dict[str, Any] = {}
-            cache = SimpleNamespace(deserialize=lambda data: kept.update(given=data), serialize=lambda: b"kernels", kept=kept)
+            cache = SimpleNamespace(
+                deserialize=lambda data: kept.update(given=data),
+                serialize=lambda: b"kernels",
+                kept=kept,
+            )
             self.caches.append(cache)
             return cache
 
         config = SimpleNamespace(strategy="static", cuda_graph_strategy="disabled", cache=None)
         config.create_runtime_cache = make_cache
         config.set_runtime_cache = lambda cache: setattr(config, "cache", cache)
-        config.set_execution_context_allocation_strategy = lambda strategy: setattr(config, "strategy", strategy)
+        config.set_execution_context_allocation_strategy = lambda strategy: setattr(
+            config, "strategy", strategy
+        )
         return config
 
     def create_engine_inspector(self) -> Any:
-        told = [{key: value for key, value in layer.items() if key != "ms"} for layer in self.layers]
-        return SimpleNamespace(get_engine_information=lambda form: json.dumps({"Layers": told, "Bindings": []}))
+        told = [
+            {key: value for key, value in layer.items() if key != "ms"} for layer in self.layers
+        ]
+        return SimpleNamespace(
+            get_engine_information=lambda form: json.dumps({"Layers": told, "Bindings": []})
+        )
 
     def create_execution_context(self, config: Any = None) -> Context | None:
         if len(self.contexts) >= self.most_contexts:
             return None
-        assert config is None or all(config is not context.config for context in self.contexts), "one configuration per context"
+        assert config is None or all(config is not context.config for context in self.contexts), (
+            "one configuration per context"
+        )
         self.contexts.append(Context(self, config))
         return self.contexts[-1]
 
@@ -388,7 +430,9 @@ class Library:
         self.refuses = False
         if rtx:
             self.IRuntimeCache = object
-            self.CudaGraphStrategy = SimpleNamespace(DISABLED="disabled", WHOLE_GRAPH_CAPTURE="whole")
+            self.CudaGraphStrategy = SimpleNamespace(
+                DISABLED="disabled", WHOLE_GRAPH_CAPTURE="whole"
+            )
             self.ExecutionContextAllocationStrategy = SimpleNamespace(USER_MANAGED="user")
 
     class Logger:

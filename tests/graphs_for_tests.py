@@ -9,13 +9,14 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 
-from crossfuse.graphs import SITE
-from crossfuse.operator.contract import DOMAIN, INPUTS, NAME
+from crossfuse.graph.metadata import SITE
+from crossfuse.ops.contract import DOMAIN, INPUTS, NAME
 
 
 @dataclass(frozen=True)
 class Case:
-    """An attention's sizes and options; ``mask_batch``: 1, ``k`` (per context) or ``q`` (per query)."""
+    """An attention's sizes and options; ``mask_batch``: 1, ``k`` (per context) or ``q`` (per
+    query)."""
 
     contexts: int = 2
     fan_out: int = 1
@@ -36,10 +37,16 @@ class Case:
 
     @property
     def attributes(self) -> dict[str, Any]:
-        return {"num_heads": self.heads, "kv_num_heads": self.kv_heads, "scale": 0.37, "causal": self.causal}
+        return {
+            "num_heads": self.heads,
+            "kv_num_heads": self.kv_heads,
+            "scale": 0.37,
+            "causal": self.causal,
+        }
 
     def inputs(self, seed: int = 0) -> dict[str, np.ndarray]:
-        """Normal values; masks with fully masked rows, lengths that include 0, and a bias with a row of −inf."""
+        """Normal values; masks with fully masked rows, lengths that include 0, and a bias with a
+        row of −inf."""
         rng = np.random.default_rng(seed)
         bq, bk = self.contexts * self.fan_out, self.contexts
         made: dict[str, np.ndarray] = {
@@ -60,7 +67,8 @@ class Case:
         if self.bias:
             made["bias"] = rng.standard_normal(shape).astype(np.float32)
             made["bias"][-1, -1, -1] = -np.inf
-            # Under an upper-left causal mask the first row has this key alone: bias and causality together leave it none.
+            # Under an upper-left causal mask the first row has this key alone: bias and causality
+            # together leave it none.
             made["bias"][0, 0, 0, 0] = -np.inf
         if self.lengths:
             made["key_lengths"] = rng.integers(0, self.keys + 1, bk)
@@ -68,7 +76,8 @@ class Case:
         return made
 
     def model(self) -> ir.Model:
-        """The graph with one FusedAttention node; without ``known_shapes`` only widths are known."""
+        """The graph with one FusedAttention node; without ``known_shapes`` only widths are
+        known."""
         inputs = self.inputs()
         same = self.fan_out == 1 and self.known_shapes
         bq, bk = ("B", "B") if same else ("Bq", "Bk")
@@ -77,12 +86,19 @@ class Case:
             "query": [bq, "L", self.heads * self.size],
             "key": [bk, "S", self.kv_heads * self.size],
             "value": [bk, "S", self.kv_heads * self.value_size],
-            "mask": [mask_batch, self.heads if self.mask_heads else 1, "L" if self.mask_rows else 1, "S"],
+            "mask": [
+                mask_batch,
+                self.heads if self.mask_heads else 1,
+                "L" if self.mask_rows else 1,
+                "S",
+            ],
             "key_lengths": [bk],
         }
         shapes["bias"] = shapes["mask"]
         if not self.known_shapes:
-            shapes = {k: [None, None, v[2]] if len(v) == 3 else [None] * len(v) for k, v in shapes.items()}
+            shapes = {
+                k: [None, None, v[2]] if len(v) == 3 else [None] * len(v) for k, v in shapes.items()
+            }
         values = {
             name: ir.Value(
                 name=name,
@@ -106,7 +122,13 @@ class Case:
         node.metadata_props[SITE] = "site"
         node.outputs[0].name = "output"
         node.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
-        graph = ir.Graph(list(values.values()), node.outputs, nodes=[node], opset_imports={"": 20, DOMAIN: 1}, name="g")
+        graph = ir.Graph(
+            list(values.values()),
+            node.outputs,
+            nodes=[node],
+            opset_imports={"": 20, DOMAIN: 1},
+            name="g",
+        )
         return ir.Model(graph, ir_version=10)
 
 

@@ -42,13 +42,24 @@ class Graph:
     def ints(self, *values: int) -> str:
         return self.weight(values, np.int64)
 
-    def op(self, kind: str, *inputs: str, outputs: Sequence[str] = (), domain: str = "", **attributes: Any) -> str:
+    def op(
+        self,
+        kind: str,
+        *inputs: str,
+        outputs: Sequence[str] = (),
+        domain: str = "",
+        **attributes: Any,
+    ) -> str:
         made = list(outputs) or [f"v{len(self.nodes)}"]
         name = f"{self.scope}{kind}_{len(self.nodes)}"
-        self.nodes.append(helper.make_node(kind, list(inputs), made, name=name, domain=domain, **attributes))
+        self.nodes.append(
+            helper.make_node(kind, list(inputs), made, name=name, domain=domain, **attributes)
+        )
         return made[0]
 
-    def microsoft(self, kind: str, *inputs: str, outputs: Sequence[str] = (), **attributes: Any) -> str:
+    def microsoft(
+        self, kind: str, *inputs: str, outputs: Sequence[str] = (), **attributes: Any
+    ) -> str:
         return self.op(kind, *inputs, outputs=outputs, domain="com.microsoft", **attributes)
 
     def save(self, path: Path, opset: int = 20, ir_version: int = 9) -> str:
@@ -80,15 +91,22 @@ def attention(
     scale: float | None = None,
     kv_heads: int | None = None,
 ) -> np.ndarray:
-    """``[B, L, H·D]`` attention in float64, from its formula; ``bias`` is added to the ``[B, H, L, S]`` scores."""
+    """``[B, L, H·D]`` attention in float64, from its formula; ``bias`` is added to the ``[B, H, L,
+    S]`` scores."""
     q, k, v = (np.asarray(t, np.float64) for t in (q, k, v))
 
     def split(t: np.ndarray, count: int) -> np.ndarray:
         return t.reshape(*t.shape[:2], count, -1).transpose(0, 2, 1, 3)
 
     kv = kv_heads or heads
-    a, b, c = split(q, heads), split(k, kv).repeat(heads // kv, 1), split(v, kv).repeat(heads // kv, 1)
-    scores = a @ b.swapaxes(-1, -2) * (a.shape[-1] ** -0.5 if scale is None else scale) + np.asarray(bias, np.float64)
+    a, b, c = (
+        split(q, heads),
+        split(k, kv).repeat(heads // kv, 1),
+        split(v, kv).repeat(heads // kv, 1),
+    )
+    scores = a @ b.swapaxes(-1, -2) * (
+        a.shape[-1] ** -0.5 if scale is None else scale
+    ) + np.asarray(bias, np.float64)
     out = (softmax(scores) @ c).transpose(0, 2, 1, 3)
     return out.reshape(*out.shape[:2], -1)
 
@@ -100,7 +118,7 @@ def run(path: str | Path, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 4
-    found: list[np.ndarray] = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"]).run(
-        None, dict(feeds)
-    )
+    found: list[np.ndarray] = onnxruntime.InferenceSession(
+        str(path), options, providers=["CPUExecutionProvider"]
+    ).run(None, dict(feeds))
     return found

@@ -1,4 +1,5 @@
-"""What any server of a bundle must do, asked with Triton's client over HTTP. Only to addresses of this machine's loopback."""
+"""What any server of a bundle must do, asked with Triton's client over HTTP. Only to addresses of
+this machine's loopback."""
 
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ from tritonclient.utils import InferenceServerException
 
 from crossfuse.runtime.session import Session
 from crossfuse.serve.merging import agree
-from crossfuse.serve.protocol import DATATYPES
+from crossfuse.serve.open_inference import DATATYPES
 
 Arrays = dict[str, np.ndarray]
 
@@ -28,18 +29,30 @@ def free_port() -> int:
         return int(s.getsockname()[1])
 
 
-def infer(client: Any, model: str, arrays: Arrays, *, binary: bool = True, parameters: dict[str, Any] | None = None) -> Arrays:
+def infer(
+    client: Any,
+    model: str,
+    arrays: Arrays,
+    *,
+    binary: bool = True,
+    parameters: dict[str, Any] | None = None,
+) -> Arrays:
     inputs = []
     for name, array in arrays.items():
         tensor = triton.InferInput(name, list(array.shape), DATATYPES[array.dtype.name])
         tensor.set_data_from_numpy(array, binary_data=binary)
         inputs.append(tensor)
     result = client.infer(model, inputs, parameters=parameters)
-    return {output["name"]: result.as_numpy(output["name"]) for output in result.get_response()["outputs"]}
+    return {
+        output["name"]: result.as_numpy(output["name"])
+        for output in result.get_response()["outputs"]
+    }
 
 
 def client_of(port: int, concurrency: int = 1) -> Any:
-    return triton.InferenceServerClient(f"127.0.0.1:{port}", concurrency=concurrency, network_timeout=120)
+    return triton.InferenceServerClient(
+        f"127.0.0.1:{port}", concurrency=concurrency, network_timeout=120
+    )
 
 
 def wait_until_ready(port: int, model: str, seconds: float = 120) -> None:
@@ -62,10 +75,14 @@ def check_metadata(port: int, model: str, session: Session) -> None:
     for kind, specs in (("inputs", session.inputs), ("outputs", session.outputs)):
         shapes = {s.name: [d if isinstance(d, int) else -1 for d in s.shape] for s in specs}
         assert {t["name"]: t["shape"] for t in metadata[kind]} == shapes
-        assert {t["name"]: t["datatype"] for t in metadata[kind]} == {s.name: DATATYPES[s.dtype] for s in specs}
+        assert {t["name"]: t["datatype"] for t in metadata[kind]} == {
+            s.name: DATATYPES[s.dtype] for s in specs
+        }
 
 
-def check_answers(port: int, model: str, session: Session, requests: list[Arrays], callers: int = 4) -> None:
+def check_answers(
+    port: int, model: str, session: Session, requests: list[Arrays], callers: int = 4
+) -> None:
     """Requests of several shapes from several clients at once get what the session says."""
     expected = [session.run(**arrays) for arrays in requests]
 
@@ -82,7 +99,9 @@ def check_answers(port: int, model: str, session: Session, requests: list[Arrays
         assert not [w for result in pool.map(ask, range(callers)) for w in result]
 
 
-def check_context_ids(port: int, model: str, session: Session, request: Arrays, context: tuple[str, ...]) -> None:
+def check_context_ids(
+    port: int, model: str, session: Session, request: Arrays, context: tuple[str, ...]
+) -> None:
     client = client_of(port)
     text = {name: array for name, array in request.items() if name not in context}
     expected = session.run(**request)
@@ -104,7 +123,9 @@ def refused(call: Callable[[], object]) -> str:
     raise AssertionError("the server took it")
 
 
-def check_refusals(port: int, model: str, session: Session, request: Arrays, floating: str, integer: str) -> None:
+def check_refusals(
+    port: int, model: str, session: Session, request: Arrays, floating: str, integer: str
+) -> None:
     """Bad requests are told what is wrong, and the next good one is answered."""
     client = client_of(port)
     bad = [
@@ -118,7 +139,9 @@ def check_refusals(port: int, model: str, session: Session, request: Arrays, flo
         {name: array[:0] for name, array in request.items()},
     ]
     said = [refused(lambda arrays=arrays: infer(client, model, arrays)) for arrays in bad]
-    for text, name in zip(said, [integer, integer, integer, "NaN", "more", "self", "", ""], strict=True):
+    for text, name in zip(
+        said, [integer, integer, integer, "NaN", "more", "self", "", ""], strict=True
+    ):
         assert name in text, said
     assert "nothing" in refused(lambda: infer(client, "nothing", request))
     large(port, model)
@@ -153,7 +176,14 @@ def large(port: int, model: str, size: int = 100 << 20) -> None:
 class Load:
     """Closed-loop callers in the background; counts answers, wrong answers and failures."""
 
-    def __init__(self, port: int, model: str, requests: list[Arrays], expected: list[Arrays], callers: int = 4) -> None:
+    def __init__(
+        self,
+        port: int,
+        model: str,
+        requests: list[Arrays],
+        expected: list[Arrays],
+        callers: int = 4,
+    ) -> None:
         self.answers = 0
         self.wrong = 0
         self.failures: list[str] = []

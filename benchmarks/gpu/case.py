@@ -17,9 +17,9 @@ import torch
 
 import crossfuse
 from crossfuse.errors import CrossfuseError
-from crossfuse.profile.environment import command_line, environment
-from crossfuse.profile.placing import on_gpu
-from crossfuse.profile.sampling import Plan
+from crossfuse.profiling.environment import command_line, environment
+from crossfuse.profiling.measure.device_inputs import on_gpu
+from crossfuse.profiling.measure.sampling import Plan
 from crossfuse.runtime import SessionOptions
 from crossfuse.runtime.driver import driver_version, gpu_uuid
 from crossfuse.runtime.gpu import Gpu
@@ -56,7 +56,11 @@ class Run:
     @property
     def plan(self) -> Plan:
         """How much is sampled."""
-        return Plan(rounds=3, seconds=0.001, calls=1, warm_up_seconds=0.01) if self.dry else Plan(rounds=8, seconds=0.1)
+        return (
+            Plan(rounds=3, seconds=0.001, calls=1, warm_up_seconds=0.01)
+            if self.dry
+            else Plan(rounds=8, seconds=0.1)
+        )
 
     def case(self, work: Callable[[], dict[str, Any]], **about: Any) -> None:
         """Do one case, unless the time is over; keep what came of it, or the error."""
@@ -90,7 +94,12 @@ class Run:
         if self.dry:
             return None
         gpu = Gpu(self.device)
-        known = {"name": gpu.name, "capability": gpu.capability, "driver": driver_version(), "uuid": gpu_uuid(self.device)}
+        known = {
+            "name": gpu.name,
+            "capability": gpu.capability,
+            "driver": driver_version(),
+            "uuid": gpu_uuid(self.device),
+        }
         return {**known, "torch_cuda": torch.version.cuda}
 
     def bundle(self, name: str, source: Any = None) -> Path:
@@ -114,6 +123,8 @@ def kernels(run: Run, jobs: list[dict[str, str]]) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as name:
         told, found = Path(name) / "jobs.json", Path(name) / "results.json"
         told.write_text(json.dumps({"jobs": jobs, "device": run.device}))
-        subprocess.run([sys.executable, str(_HERE / "kernels.py"), str(told), str(found)], check=True)
+        subprocess.run(
+            [sys.executable, str(_HERE / "kernels.py"), str(told), str(found)], check=True
+        )
         results: list[dict[str, Any]] = json.loads(found.read_text())
     return results

@@ -1,4 +1,5 @@
-"""Forms of an attention side by side on ONNX Runtime: their kernels, latency, and error against the float64 reference."""
+"""Forms of an attention side by side on ONNX Runtime: their kernels, latency, and error against the
+float64 reference."""
 
 from __future__ import annotations
 
@@ -12,10 +13,10 @@ from case import Run, kernels
 from onnx import TensorProto, helper
 
 from crossfuse.errors import CrossfuseError
-from crossfuse.operator.reference import attention_reference
-from crossfuse.profile.sampling import sample
-from crossfuse.profile.statistics import summarize
-from crossfuse.runtime.ort import OrtStage
+from crossfuse.ops.reference import attention_reference
+from crossfuse.profiling.measure.sampling import sample
+from crossfuse.profiling.measure.statistics import summarize
+from crossfuse.runtime.onnxruntime_stage import OrtStage
 
 __all__ = ["forms"]
 
@@ -50,7 +51,9 @@ def _forms(run: Run, precision: str, queries: int, keys: int) -> dict[str, Any]:
             feeds = {"q": q, "k": k, "v": v}
             seen = np.arange(keys) < lengths[:, None]
             if form == "mha, bias":
-                feeds["extra"] = np.where(seen, 0, -10_000)[:, None, None].repeat(queries, 2).astype(dtype)
+                feeds["extra"] = (
+                    np.where(seen, 0, -10_000)[:, None, None].repeat(queries, 2).astype(dtype)
+                )
             elif form == "attention, lengths":
                 feeds["extra"] = lengths
             elif form == "attention, mask":
@@ -68,7 +71,12 @@ def _forms(run: Run, precision: str, queries: int, keys: int) -> dict[str, Any]:
             wide = [x.astype(np.float64) for x in (q, k, v)]
             told = {} if form == "mha" else {"key_lengths": lengths}
             expected = attention_reference(
-                *wide, num_heads=_HEADS, kv_num_heads=_HEADS, scale=_SIZE**-0.5, causal="none", **told
+                *wide,
+                num_heads=_HEADS,
+                kv_num_heads=_HEADS,
+                scale=_SIZE**-0.5,
+                causal="none",
+                **told,
             )
             errors[form] = {"largest_error": float(np.abs(got.astype(np.float64) - expected).max())}
             placed = run.place(feeds)
@@ -98,8 +106,17 @@ def _form(form: str, element: int, queries: int, keys: int) -> bytes:
         settings = {"domain": "com.microsoft", "num_heads": _HEADS}
         node = helper.make_node("MultiHeadAttention", names, ["o"], scale=_SIZE**-0.5, **settings)
     else:
-        names = ["q", "k", "v", *(["", "", "", "extra"] if form == "attention, lengths" else ["extra"])]
-        node = helper.make_node("Attention", names, ["o"], q_num_heads=_HEADS, kv_num_heads=_HEADS, scale=_SIZE**-0.5)
-    graph = helper.make_graph([node], "form", inputs, [helper.make_tensor_value_info("o", element, None)])
+        names = [
+            "q",
+            "k",
+            "v",
+            *(["", "", "", "extra"] if form == "attention, lengths" else ["extra"]),
+        ]
+        node = helper.make_node(
+            "Attention", names, ["o"], q_num_heads=_HEADS, kv_num_heads=_HEADS, scale=_SIZE**-0.5
+        )
+    graph = helper.make_graph(
+        [node], "form", inputs, [helper.make_tensor_value_info("o", element, None)]
+    )
     opsets = [helper.make_opsetid("", 24), helper.make_opsetid("com.microsoft", 1)]
     return helper.make_model(graph, opset_imports=opsets, ir_version=11).SerializeToString()

@@ -1,9 +1,10 @@
-"""Which attention kernels ONNX Runtime's CUDA provider runs: it prints them, so this is a program of its own.
+"""Which attention kernels ONNX Runtime's CUDA provider runs: it prints them, so this is a program
+of its own.
 
     python benchmarks/gpu/kernels.py JOBS.json RESULTS.json
 
-A job is ``{"graph": FILE, "inputs": FILE.npz}``, or ``{"bundle": FOLDER, "target": NAME}`` for a bundle's reference inputs. Its
-result counts the kernels by name, or tells the error.
+A job is ``{"graph": FILE, "inputs": FILE.npz}``, or ``{"bundle": FOLDER, "target": NAME}`` for a
+bundle's reference inputs. Its result counts the kernels by name, or tells the error.
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ os.environ["ORT_ENABLE_ATTENTION_KERNEL_DEBUG_INFO"] = "1"
 
 import numpy as np
 
+from crossfuse.parity.reference import REFERENCE_FILE, load_reference
 from crossfuse.runtime import SessionOptions, load
-from crossfuse.runtime.ort import OrtStage
-from crossfuse.verify.reference import REFERENCE_FILE, load_reference
+from crossfuse.runtime.onnxruntime_stage import OrtStage
 
 
 def run(job: dict[str, str], options: SessionOptions) -> None:
@@ -53,7 +54,9 @@ def main() -> None:
                 error = " ".join(str(raised).split())[:300]
             ctypes.CDLL(None).fflush(None)
             printed.seek(at)
-            kernels = Counter(re.findall(r"SdpaKernel=(\w+)", printed.read().decode(errors="replace")))
+            kernels = Counter(
+                re.findall(r"SdpaKernel=(\w+)", printed.read().decode(errors="replace"))
+            )
             found.append({"kernels": dict(kernels), "error": error})
     results.write_text(json.dumps(found))
 

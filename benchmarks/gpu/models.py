@@ -12,13 +12,13 @@ from case import Run, kernels
 
 import crossfuse
 from crossfuse.models.registry import zoo_spec
-from crossfuse.profile.sampling import sample
-from crossfuse.profile.statistics import summarize
+from crossfuse.parity.reference import REFERENCE_FILE, load_reference
+from crossfuse.profiling.measure.sampling import sample
+from crossfuse.profiling.measure.statistics import summarize
 from crossfuse.runtime import load
 from crossfuse.runtime.device_array import DeviceArray
 from crossfuse.runtime.gpu import Gpu
-from crossfuse.serve.engine import Engine, Request
-from crossfuse.verify.reference import REFERENCE_FILE, load_reference
+from crossfuse.serve.request_engine import Engine, Request
 
 __all__ = ["decoding", "latency", "parity"]
 
@@ -34,7 +34,10 @@ def parity(run: Run) -> None:
                 if (target, precision) == ("tensorrt-rtx", "fp32"):
                     continue
                 run.case(
-                    lambda n=name, t=target, p=precision: _parity(run, n, t, p), model=name, target=target, precision=precision
+                    lambda n=name, t=target, p=precision: _parity(run, n, t, p),
+                    model=name,
+                    target=target,
+                    precision=precision,
                 )
 
 
@@ -46,12 +49,17 @@ def _parity(run: Run, name: str, target: str, precision: str) -> dict[str, Any]:
     crossfuse.build(folder, target, precision=precision, compute_capabilities=capabilities)
     report = crossfuse.verify(folder, target, options=run.options)
     ledger = {row.site: row.fused.get(target) for row in crossfuse.open_bundle(folder).ledger}
-    ran = kernels(run, [{"bundle": str(folder), "target": target}])[0] if target.startswith("ort") else {}
+    ran = (
+        kernels(run, [{"bundle": str(folder), "target": target}])[0]
+        if target.startswith("ort")
+        else {}
+    )
     return {"passed": report.passed, "report": report.to_json(), "ledger": ledger, **ran}
 
 
 def decoding(run: Run) -> None:
-    """Steps with the state where the engine computes; and a server over contexts that are kept there."""
+    """Steps with the state where the engine computes; and a server over contexts that are kept
+    there."""
     run.case(lambda: _steps(run), what="steps")
     run.case(lambda: _served(run), what="a server")
 
@@ -61,10 +69,16 @@ def bart(size: str) -> Any:
     import transformers as hf
 
     torch.manual_seed(0)
-    small = {f"{side}_{name}": n for side in ("encoder", "decoder") for name, n in (("layers", 1), ("ffn_dim", 37))}
+    small = {
+        f"{side}_{name}": n
+        for side in ("encoder", "decoder")
+        for name, n in (("layers", 1), ("ffn_dim", 37))
+    }
     small |= {"encoder_attention_heads": 2, "decoder_attention_heads": 2}
     small |= {"d_model": 32, "vocab_size": 99, "max_position_embeddings": 64}
-    model = hf.BartForConditionalGeneration(hf.BartConfig(**(small if size == "tiny" else {}))).eval()
+    model = hf.BartForConditionalGeneration(
+        hf.BartConfig(**(small if size == "tiny" else {}))
+    ).eval()
     model.config.use_cache = False
     return crossfuse.huggingface_spec(model)
 
@@ -86,7 +100,9 @@ def _steps(run: Run) -> dict[str, Any]:
 
         samples = sample({"step": step}, run.plan)["step"]
         on_device = all(isinstance(array, DeviceArray) for array in state._state.values())
-    steps = {name: asdict(output) for name, output in report.outputs.items() if "step by step" in name}
+    steps = {
+        name: asdict(output) for name, output in report.outputs.items() if "step by step" in name
+    }
     return {
         "passed": report.passed,
         "steps": steps,
@@ -105,22 +121,37 @@ def _served(run: Run) -> dict[str, Any]:
         together = engine.answer([Request(inputs)] * 8)
         if not isinstance(alone, dict):
             raise alone
-        close = all(np.allclose(got[n], a, atol=1e-2) for got in together if isinstance(got, dict) for n, a in alone.items())
+        close = all(
+            np.allclose(got[n], a, atol=1e-2)
+            for got in together
+            if isinstance(got, dict)
+            for n, a in alone.items()
+        )
         calls = {
             "1 request": lambda: engine.answer([Request(inputs)]),
             "8 requests": lambda: engine.answer([Request(inputs)] * 8),
         }
         taken = sample(calls, run.plan)
     seconds = {name: summarize(samples.rounds).to_json() for name, samples in taken.items()}
-    return {"merges": merges, "agree": close and all(isinstance(got, dict) for got in together), "seconds": seconds}
+    return {
+        "merges": merges,
+        "agree": close and all(isinstance(got, dict) for got in together),
+        "seconds": seconds,
+    }
 
 
 def latency(run: Run) -> None:
     """The zoo against what one would use otherwise, all in the same rounds."""
-    rivals = ("eager", "onnx") if run.dry else ("eager", "eager-fp16", "compile", "compile-max", "onnx")
+    rivals = (
+        ("eager", "onnx") if run.dry else ("eager", "eager-fp16", "compile", "compile-max", "onnx")
+    )
     for name in run.models:
         for precision in ("fp32",) if run.dry else ("fp32", "fp16"):
-            run.case(lambda n=name, p=precision: _latency(run, n, p, rivals), model=name, precision=precision)
+            run.case(
+                lambda n=name, p=precision: _latency(run, n, p, rivals),
+                model=name,
+                precision=precision,
+            )
 
 
 def _latency(run: Run, name: str, precision: str, rivals: tuple[str, ...]) -> dict[str, Any]:

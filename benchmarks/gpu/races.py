@@ -1,4 +1,5 @@
-"""Orders between streams, and captures that fail: what can't be seen where nothing is asynchronous."""
+"""Orders between streams, and captures that fail: what can't be seen where nothing is
+asynchronous."""
 
 from __future__ import annotations
 
@@ -12,12 +13,12 @@ from case import Run
 
 import crossfuse
 from crossfuse.errors import CrossfuseError
-from crossfuse.profile.sampling import sample
-from crossfuse.profile.statistics import summarize
+from crossfuse.parity.reference import REFERENCE_FILE, load_reference
+from crossfuse.profiling.measure.sampling import sample
+from crossfuse.profiling.measure.statistics import summarize
 from crossfuse.runtime import Session, load
 from crossfuse.runtime.device_array import DeviceArray, DeviceMemory
 from crossfuse.runtime.gpu import Gpu
-from crossfuse.verify.reference import REFERENCE_FILE, load_reference
 
 __all__ = ["capture", "races"]
 
@@ -33,13 +34,18 @@ def races(run: Run) -> None:
             about = {"what": "inputs that are still computed", "ordered": ordered}
             run.case(
                 lambda o=ordered: {
-                    "wrong": sum(_late_input(run, session, inputs, expected, o) for _ in range(times)),
+                    "wrong": sum(
+                        _late_input(run, session, inputs, expected, o) for _ in range(times)
+                    ),
                     "of": times,
                 },
                 **about,
             )
         run.case(
-            lambda: {"wrong": sum(_dropped_output(run, session, inputs, expected) for _ in range(times)), "of": times},
+            lambda: {
+                "wrong": sum(_dropped_output(run, session, inputs, expected) for _ in range(times)),
+                "of": times,
+            },
             what="outputs that are dropped while they are read",
         )
 
@@ -54,10 +60,16 @@ def _busy(run: Run) -> Iterator[torch.Tensor]:
 
 
 def _stream(run: Run) -> Any:
-    return torch.cuda.stream(torch.cuda.Stream(run.torch_device())) if not run.dry else torch.inference_mode()
+    return (
+        torch.cuda.stream(torch.cuda.Stream(run.torch_device()))
+        if not run.dry
+        else torch.inference_mode()
+    )
 
 
-def _late_input(run: Run, session: Session, inputs: dict[str, Any], expected: dict[str, Any], ordered: bool) -> bool:
+def _late_input(
+    run: Run, session: Session, inputs: dict[str, Any], expected: dict[str, Any], ordered: bool
+) -> bool:
     device = run.torch_device()
     sources = {name: torch.from_numpy(array).to(device) for name, array in inputs.items()}
     given = {name: torch.zeros_like(tensor) for name, tensor in sources.items()}
@@ -71,7 +83,9 @@ def _late_input(run: Run, session: Session, inputs: dict[str, Any], expected: di
             outputs = session.run(**given)
         else:
             raw = {
-                n: DeviceArray(DeviceMemory(t.data_ptr(), run.device, t), tuple(t.shape), str(t.dtype)[6:])
+                n: DeviceArray(
+                    DeviceMemory(t.data_ptr(), run.device, t), tuple(t.shape), str(t.dtype)[6:]
+                )
                 for n, t in given.items()
             }
             outputs = session.run(**raw)
@@ -83,7 +97,9 @@ def _said_to_be_ready(tensor: torch.Tensor, device: int) -> DeviceArray:
     return DeviceArray(memory, tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
 
 
-def _dropped_output(run: Run, session: Session, inputs: dict[str, Any], expected: dict[str, Any]) -> bool:
+def _dropped_output(
+    run: Run, session: Session, inputs: dict[str, Any], expected: dict[str, Any]
+) -> bool:
     placed = run.place(inputs)
     name, array = next(iter(expected.items()))
     with _stream(run):
@@ -106,7 +122,8 @@ def _host(value: Any) -> np.ndarray:
 
 
 def capture(run: Run) -> None:
-    """A capture that an exception ends leaves its stream usable; engines answer the same, captured or not."""
+    """A capture that an exception ends leaves its stream usable; engines answer the same, captured
+    or not."""
     if not run.dry:
         gpu = Gpu(run.device)
 
@@ -120,7 +137,10 @@ def capture(run: Run) -> None:
             buffer = gpu.allocate(16, stream)
             gpu.upload(np.arange(4, dtype=np.float32), buffer, stream)
             graph = gpu.capture(
-                stream, lambda: gpu.driver.copy(int(buffer.handle) + 8, int(buffer.handle), 8, int(stream.handle))
+                stream,
+                lambda: gpu.driver.copy(
+                    int(buffer.handle) + 8, int(buffer.handle), 8, int(stream.handle)
+                ),
             )
             gpu.replay(graph, stream)
             kept = np.empty(4, np.float32)

@@ -14,8 +14,9 @@
 ``latency``     the zoo against eager, torch.compile (default, and max-autotune with CUDA graphs) and plain ONNX Runtime
 ==============  ====================================================================================================
 
-Writes FOLDER/PART.json after every case, so that a part that is cut off has told what it found: results, GPU, driver, versions.
-``--dry-run`` goes through the same steps on the CPU at tiny sizes; its numbers mean nothing.
+Writes FOLDER/PART.json after every case, so that a part that is cut off has told what it found:
+results, GPU, driver, versions. ``--dry-run`` goes through the same steps on the CPU at tiny sizes;
+its numbers mean nothing.
 """
 
 from __future__ import annotations
@@ -44,13 +45,17 @@ PARTS: dict[str, Callable[[Run], None]] = {
 
 def main(arguments: list[str] | None = None) -> None:
     """Run a part."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("part", choices=PARTS)
     parser.add_argument("--out", type=Path, required=True, help="folder for the results")
     parser.add_argument("--work", type=Path, help="folder for bundles, kept from run to run")
     parser.add_argument("--device", type=int, default=0, help="number of the GPU")
     parser.add_argument("--models", default=",".join(ZOO), help="of the zoo")
-    parser.add_argument("--size", choices=("tiny", "published"), help="of the models; tiny for parity and capture")
+    parser.add_argument(
+        "--size", choices=("tiny", "published"), help="of the models; tiny for parity and capture"
+    )
     parser.add_argument("--minutes", type=float, default=9.0, help="after these no case is begun")
     parser.add_argument("--dry-run", action="store_true", help="on the CPU, at tiny sizes")
     given = parser.parse_args(arguments)

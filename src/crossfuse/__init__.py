@@ -1,6 +1,7 @@
 """crossfuse: deploy PyTorch cross-attention models, with proof.
 
-The names here load what they need when they are first used, so that ``import crossfuse`` stays light.
+The names here load what they need when they are first used, so that ``import crossfuse`` stays
+light.
 """
 
 from __future__ import annotations
@@ -10,13 +11,20 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from crossfuse import runtime
+    from crossfuse.api.export import build, export, profile, verify
     from crossfuse.bundle.store import Bundle, open_bundle
-    from crossfuse.errors import BundleError, CheckError, CrossfuseError, FusionError, InputError, ParityError
-    from crossfuse.export.huggingface.source import huggingface_spec
-    from crossfuse.model_spec import ModelSpec
-    from crossfuse.operator.torch_op import fused_attention
-    from crossfuse.pipeline import build, export, profile, verify
-    from crossfuse.specs import Dim, TensorSpec
+    from crossfuse.core.tensors import Dim, TensorSpec
+    from crossfuse.errors import (
+        BundleError,
+        CheckError,
+        CrossfuseError,
+        FusionError,
+        InputError,
+        ParityError,
+    )
+    from crossfuse.export.sources.huggingface.spec import huggingface_spec
+    from crossfuse.ops.torch_op import fused_attention
+    from crossfuse.spec.model_spec import ModelSpec
 
 __all__ = [
     "Bundle",
@@ -42,22 +50,28 @@ __all__ = [
 
 __version__ = "0.1.0"
 
+__callables__ = {"export": "crossfuse.api.export"}
+"""Packages that can be called, and the modules that hold the functions of their names."""
+
 _HOMES = {
     "Bundle": "bundle.store",
     "BundleError": "errors",
     "CheckError": "errors",
     "CrossfuseError": "errors",
-    "Dim": "specs",
+    "Dim": "core.tensors",
     "FusionError": "errors",
     "InputError": "errors",
-    "ModelSpec": "model_spec",
+    "ModelSpec": "spec.model_spec",
     "ParityError": "errors",
-    "TensorSpec": "specs",
-    "fused_attention": "operator.torch_op",
-    "huggingface_spec": "export.huggingface.source",
+    "TensorSpec": "core.tensors",
+    "fused_attention": "ops.torch_op",
+    "huggingface_spec": "export.sources.huggingface.spec",
+    "build": "api.export",
     "open_bundle": "bundle.store",
+    "profile": "api.export",
+    "verify": "api.export",
 }
-_PACKAGES = ("build", "export", "profile", "runtime", "verify")
+_PACKAGES = ("export", "runtime")
 
 
 def __getattr__(name: str) -> Any:

@@ -1,6 +1,6 @@
 """``python -m crossfuse``."""
 
-from crossfuse.entry import main
+from crossfuse.commands.process import main
 
 if __name__ == "__main__":
     main()

@@ -41,7 +41,8 @@ class Door(Enum):
 
 @dataclass(frozen=True)
 class Said:
-    """One thing that is named differently by each door: a flag and an argument, a command and a function."""
+    """One thing that is named differently by each door: a flag and an argument, a command and a
+    function."""
 
     command_line: str
     python: str
@@ -78,8 +79,9 @@ def _at(value: object, door: Door) -> str:
 class CrossfuseError(Exception):
     """Base of every error that crossfuse raises on purpose.
 
-    Each field may be text (or anything with a text), or an `Advice` or `Said`, which the door it leaves by words its own way:
-    ``str(error)`` speaks of arguments and functions, the command line of flags and commands.
+    Each field may be text (or anything with a text), or an `Advice` or `Said`, which the door it
+    leaves by words its own way: ``str(error)`` speaks of arguments and functions, the command line
+    of flags and commands.
 
     Args:
         what: what went wrong, one clause.
@@ -131,8 +133,15 @@ class CrossfuseError(Exception):
         return " ".join(text.split())
 
     def fields(self, door: Door) -> dict[str, str | None]:
-        """``what``, ``where``, ``got``, ``expected`` and ``do`` as text, None where there is nothing to say."""
-        values = {"what": self.what, "where": self.where, "got": self.got, "expected": self.expected, "do": self.do}
+        """``what``, ``where``, ``got``, ``expected`` and ``do`` as text, None where there is
+        nothing to say."""
+        values = {
+            "what": self.what,
+            "where": self.where,
+            "got": self.got,
+            "expected": self.expected,
+            "do": self.do,
+        }
         return {name: None if value is None else _at(value, door) for name, value in values.items()}
 
     def to_json(self, door: Door = Door.COMMAND_LINE) -> dict[str, Any]:
@@ -159,7 +168,8 @@ class PackageError(InputError):
 
 
 class BundleError(InputError):
-    """A bundle that can't be trusted or used here: damaged, newer, unsafe, or for an absent engine."""
+    """A bundle that can't be trusted or used here: damaged, newer, unsafe, or for an absent
+    engine."""
 
     kind = "bundle"
 
@@ -191,7 +201,8 @@ class FusionError(CheckError):
 
 
 class EngineError(CheckError):
-    """An engine builder refused a graph or crashed, or an engine failed while it was executed (no memory, an error of CUDA)."""
+    """An engine builder refused a graph or crashed, or an engine failed while it was executed (no
+    memory, an error of CUDA)."""
 
     kind = "engine"
 
@@ -222,7 +233,8 @@ def unknown(
     do: str | Advice | None = None,
     kind: type[Made] = InputError,  # type: ignore[assignment]  # a TypeVar's default is its own type
 ) -> Made:
-    """An error about a name that isn't known: lists those that are, and suggests one that is nearly it.
+    """An error about a name that isn't known: lists those that are, and suggests one that is nearly
+    it.
 
     Args:
         what: what went wrong, one clause.

@@ -1,4 +1,5 @@
-"""The coverage suite's cases: real architectures of ``transformers`` with tiny random configurations, frozen here."""
+"""The coverage suite's cases: real architectures of ``transformers`` with tiny random
+configurations, frozen here."""
 
 from __future__ import annotations
 
@@ -47,7 +48,8 @@ SEQ2SEQ: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Case:
-    """One model: how to make its spec, and how many attentions of each kind it must have; ``unfused`` ones, and why."""
+    """One model: how to make its spec, and how many attentions of each kind it must have;
+    ``unfused`` ones, and why."""
 
     name: str
     make: Callable[[], ModelSpec]
@@ -81,7 +83,8 @@ def case(
 
 
 def perturbed(model: nn.Module) -> nn.Module:
-    """Random parameters everywhere: initial values are full of zeros and ones, which hide errors."""
+    """Random parameters everywhere: initial values are full of zeros and ones, which hide
+    errors."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -89,8 +92,12 @@ def perturbed(model: nn.Module) -> nn.Module:
                 parameter.copy_(1 + 0.2 * torch.randn(parameter.shape, generator=generator))
             else:
                 fan_in = parameter[0].numel() if parameter.ndim > 1 else 25
-                parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.7 / fan_in**0.5)
-    for config in {id(m.config): m.config for m in model.modules() if hasattr(m, "config")}.values():
+                parameter.add_(
+                    torch.randn(parameter.shape, generator=generator) * 0.7 / fan_in**0.5
+                )
+    for config in {
+        id(m.config): m.config for m in model.modules() if hasattr(m, "config")
+    }.values():
         if getattr(config, "use_cache", None):
             config.use_cache = False
     return model.eval()
@@ -108,19 +115,35 @@ def siglip() -> nn.Module:
 
 @case("ViltForQuestionAnswering, padded images", own=2)
 def vilt() -> nn.Module:
-    return hf.ViltForQuestionAnswering(hf.ViltConfig(**TEXT, image_size=24, patch_size=8, num_labels=5))
+    return hf.ViltForQuestionAnswering(
+        hf.ViltConfig(**TEXT, image_size=24, patch_size=8, num_labels=5)
+    )
 
 
 @case("BlipForImageTextRetrieval, matching head", own=4, cross=2)
 def blip_retrieval() -> nn.Module:
-    text = TEXT | {"encoder_hidden_size": 32, "projection_dim": 16, "bos_token_id": 0, "sep_token_id": 2}
-    return hf.BlipForImageTextRetrieval(hf.BlipConfig(text_config=text, vision_config=VISION, projection_dim=16))
+    text = TEXT | {
+        "encoder_hidden_size": 32,
+        "projection_dim": 16,
+        "bos_token_id": 0,
+        "sep_token_id": 2,
+    }
+    return hf.BlipForImageTextRetrieval(
+        hf.BlipConfig(text_config=text, vision_config=VISION, projection_dim=16)
+    )
 
 
 @case("BlipForQuestionAnswering, question and answer", own=6, cross=4)
 def blip_vqa() -> nn.Module:
-    text = TEXT | {"encoder_hidden_size": 32, "projection_dim": 16, "bos_token_id": 0, "sep_token_id": 2}
-    return hf.BlipForQuestionAnswering(hf.BlipConfig(text_config=text, vision_config=VISION, projection_dim=16))
+    text = TEXT | {
+        "encoder_hidden_size": 32,
+        "projection_dim": 16,
+        "bos_token_id": 0,
+        "sep_token_id": 2,
+    }
+    return hf.BlipForQuestionAnswering(
+        hf.BlipConfig(text_config=text, vision_config=VISION, projection_dim=16)
+    )
 
 
 QFORMER = TEXT | {"encoder_hidden_size": 32, "cross_attention_frequency": 2}
@@ -143,14 +166,20 @@ def blip2() -> nn.Module:
         word_embed_proj_dim=32,
     )
     config = hf.Blip2Config(
-        vision_config=VISION, qformer_config=QFORMER, text_config=text.to_dict(), num_query_tokens=4, image_token_index=98
+        vision_config=VISION,
+        qformer_config=QFORMER,
+        text_config=text.to_dict(),
+        num_query_tokens=4,
+        image_token_index=98,
     )
     return hf.Blip2ForConditionalGeneration(config)
 
 
 @case("InstructBlipQFormerModel, queries and an instruction", own=2, cross=1)
 def instructblip_qformer() -> nn.Module:
-    from transformers.models.instructblip.configuration_instructblip import InstructBlipQFormerConfig
+    from transformers.models.instructblip.configuration_instructblip import (
+        InstructBlipQFormerConfig,
+    )
     from transformers.models.instructblip.modeling_instructblip import InstructBlipQFormerModel
 
     return InstructBlipQFormerModel(InstructBlipQFormerConfig(**QFORMER))
@@ -158,7 +187,9 @@ def instructblip_qformer() -> nn.Module:
 
 @case("WhisperForConditionalGeneration", own=4, cross=2)
 def whisper() -> nn.Module:
-    config = hf.WhisperConfig(**SEQ2SEQ | {"max_source_positions": 30, "max_target_positions": 24, "num_mel_bins": 8})
+    config = hf.WhisperConfig(
+        **SEQ2SEQ | {"max_source_positions": 30, "max_target_positions": 24, "num_mel_bins": 8}
+    )
     return hf.WhisperForConditionalGeneration(config)
 
 
@@ -217,7 +248,9 @@ def trocr() -> nn.Module:
 @case("VisionEncoderDecoderModel: ViT and TrOCR", own=4, cross=2)
 def vision_encoder_decoder() -> nn.Module:
     decoder = hf.TrOCRConfig(**TROCR, is_decoder=True, add_cross_attention=True)
-    config = hf.VisionEncoderDecoderConfig.from_encoder_decoder_configs(hf.ViTConfig(**VISION), decoder)
+    config = hf.VisionEncoderDecoderConfig.from_encoder_decoder_configs(
+        hf.ViTConfig(**VISION), decoder
+    )
     return hf.VisionEncoderDecoderModel(config)
 
 
@@ -319,18 +352,24 @@ DETR: dict[str, Any] = {
 
 @case("DetrForObjectDetection, padded images", own=4, cross=2)
 def detr() -> nn.Module:
-    return hf.DetrForObjectDetection(hf.DetrConfig(**DETR, backbone_config=_resnet(), use_timm_backbone=False, backbone=None))
+    return hf.DetrForObjectDetection(
+        hf.DetrConfig(**DETR, backbone_config=_resnet(), use_timm_backbone=False, backbone=None)
+    )
 
 
 @case("ConditionalDetrForObjectDetection, padded images", own=4, cross=2)
 def conditional_detr() -> nn.Module:
-    config = hf.ConditionalDetrConfig(**DETR, backbone_config=_resnet(), use_timm_backbone=False, backbone=None)
+    config = hf.ConditionalDetrConfig(
+        **DETR, backbone_config=_resnet(), use_timm_backbone=False, backbone=None
+    )
     return hf.ConditionalDetrForObjectDetection(config)
 
 
 @case("TableTransformerForObjectDetection, padded images", own=4, cross=2)
 def table_transformer() -> nn.Module:
-    config = hf.TableTransformerConfig(**DETR, backbone_config=_resnet(), use_timm_backbone=False, backbone=None)
+    config = hf.TableTransformerConfig(
+        **DETR, backbone_config=_resnet(), use_timm_backbone=False, backbone=None
+    )
     return hf.TableTransformerForObjectDetection(config)
 
 
@@ -368,7 +407,9 @@ def mask2former() -> nn.Module:
 def grounding_dino() -> nn.Module:
     text = hf.BertConfig(**TEXT)
     config = hf.GroundingDinoConfig(
-        backbone_config=hf.SwinConfig(**SWIN | {"out_features": ["stage2", "stage3", "stage4"], "image_size": 128}),
+        backbone_config=hf.SwinConfig(
+            **SWIN | {"out_features": ["stage2", "stage3", "stage4"], "image_size": 128}
+        ),
         text_config=text,
         d_model=32,
         encoder_layers=2,
@@ -389,7 +430,9 @@ def grounding_dino() -> nn.Module:
 
 @case("OwlViTForObjectDetection", own=4)
 def owlvit() -> nn.Module:
-    return hf.OwlViTForObjectDetection(hf.OwlViTConfig(text_config=TEXT, vision_config=VISION, projection_dim=32))
+    return hf.OwlViTForObjectDetection(
+        hf.OwlViTConfig(text_config=TEXT, vision_config=VISION, projection_dim=32)
+    )
 
 
 @case("SamModel, prompts of points", own=4, cross=5)
@@ -415,7 +458,11 @@ def sam() -> nn.Module:
         "iou_head_hidden_dim": 16,
         "attention_downsample_rate": 2,
     }
-    return hf.SamModel(hf.SamConfig(vision_config=vision, prompt_encoder_config=prompt, mask_decoder_config=decoder))
+    return hf.SamModel(
+        hf.SamConfig(
+            vision_config=vision, prompt_encoder_config=prompt, mask_decoder_config=decoder
+        )
+    )
 
 
 class _Sam2MaskDecoder(nn.Module):
@@ -424,7 +471,11 @@ class _Sam2MaskDecoder(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         config = hf.Sam2MaskDecoderConfig(
-            hidden_size=32, num_hidden_layers=2, num_attention_heads=4, mlp_dim=37, iou_head_hidden_dim=32
+            hidden_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            mlp_dim=37,
+            iou_head_hidden_dim=32,
         )
         from transformers.models.sam2.modeling_sam2 import Sam2MaskDecoder
 
@@ -487,7 +538,12 @@ def bridgetower() -> nn.Module:
     text = TEXT | {"type_vocab_size": 1}
     vision = {"hidden_size": 64, "num_hidden_layers": 2, "image_size": 24, "patch_size": 8}
     config = hf.BridgeTowerConfig(
-        text_config=text, vision_config=vision, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=37
+        text_config=text,
+        vision_config=vision,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=37,
     )
     return hf.BridgeTowerModel(config)
 
@@ -537,7 +593,9 @@ def mllama() -> nn.Module:
         "intermediate_layers_indices": [0],
         "supported_aspect_ratios": [[1, 1], [1, 2], [2, 1], [2, 2]],
     }
-    return hf.MllamaForConditionalGeneration(hf.MllamaConfig(text_config=text, vision_config=vision, image_token_index=98))
+    return hf.MllamaForConditionalGeneration(
+        hf.MllamaConfig(text_config=text, vision_config=vision, image_token_index=98)
+    )
 
 
 @case("Idefics2's perceiver resampler, padded image states", cross=2)
@@ -554,14 +612,23 @@ def idefics2_resampler() -> ModelSpec:
         num_key_value_heads=2,
     )
     model = perturbed(Idefics2PerceiverResampler(config))
-    inputs = {"context": torch.randn(2, 7, 32), "attention_mask": torch.tensor([[1] * 7, [1, 1] + [0] * 5])}
+    inputs = {
+        "context": torch.randn(2, 7, 32),
+        "attention_mask": torch.tensor([[1] * 7, [1, 1] + [0] * 5]),
+    }
     dynamic: dict[str, dict[int, Any]] = {name: {0: "batch", 1: "length:1:64"} for name in inputs}
     return huggingface_spec(model, inputs=inputs, dynamic=dynamic)
 
 
 @case("FlavaModel: image, text and both", own=6)
 def flava() -> nn.Module:
-    config = hf.FlavaConfig(text_config=TEXT, image_config=VISION, multimodal_config=TEXT, projection_dim=16, hidden_size=32)
+    config = hf.FlavaConfig(
+        text_config=TEXT,
+        image_config=VISION,
+        multimodal_config=TEXT,
+        projection_dim=16,
+        hidden_size=32,
+    )
     return hf.FlavaModel(config)
 
 
@@ -575,14 +642,25 @@ def x_clip() -> nn.Module:
         "num_frames": 3,
     }
     config = hf.XCLIPConfig(
-        text_config=TEXT, vision_config=vision, projection_dim=32, prompt_layers=2, prompt_num_attention_heads=4
+        text_config=TEXT,
+        vision_config=vision,
+        projection_dim=32,
+        prompt_layers=2,
+        prompt_num_attention_heads=4,
     )
     return hf.XCLIPModel(config)
 
 
 @case("Kosmos2ForConditionalGeneration", own=4, cross=1)
 def kosmos2() -> nn.Module:
-    text = {"vocab_size": 99, "embed_dim": 32, "layers": 2, "ffn_dim": 37, "attention_heads": 4, "max_position_embeddings": 64}
+    text = {
+        "vocab_size": 99,
+        "embed_dim": 32,
+        "layers": 2,
+        "ffn_dim": 37,
+        "attention_heads": 4,
+        "max_position_embeddings": 64,
+    }
     config = hf.Kosmos2Config(text_config=text, vision_config=VISION, latent_query_num=4)
     return hf.Kosmos2ForConditionalGeneration(config)
 
@@ -591,7 +669,8 @@ def kosmos2() -> nn.Module:
     "GroupViTModel: grouping blocks, images and texts",
     own=10,
     unfused=2,
-    why="its grouping blocks assign each token to one group (the maximum of a softmax over the groups), which is no attention "
+    why="its grouping blocks assign each token to one group (the maximum of a softmax over the "
+    "groups), which is no attention "
     "that a fused operator computes",
 )
 def groupvit() -> nn.Module:
@@ -606,5 +685,10 @@ def groupvit() -> nn.Module:
         "patch_size": 8,
     }
     return hf.GroupViTModel(
-        hf.GroupViTConfig(text_config=TEXT, vision_config=vision, projection_dim=16, projection_intermediate_dim=32)
+        hf.GroupViTConfig(
+            text_config=TEXT,
+            vision_config=vision,
+            projection_dim=16,
+            projection_intermediate_dim=32,
+        )
     )

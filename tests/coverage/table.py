@@ -54,15 +54,23 @@ def run_case(name: str) -> dict[str, Any]:
     case = CASES[name]
     begin = time.monotonic()
     row: dict[str, Any] = {"name": name, "what": case.what, "why": case.why}
-    row["expected"] = {"self": case.self_attentions, "cross": case.cross_attentions, "unknown": case.unfused}
+    row["expected"] = {
+        "self": case.self_attentions,
+        "cross": case.cross_attentions,
+        "unknown": case.unfused,
+    }
     try:
         with tempfile.TemporaryDirectory() as folder:
-            bundle = crossfuse.export(case.make(), Path(folder) / "b", TARGETS, allow_unfused=bool(case.unfused))
+            bundle = crossfuse.export(
+                case.make(), Path(folder) / "b", TARGETS, allow_unfused=bool(case.unfused)
+            )
     except crossfuse.CrossfuseError as error:
         return row | {"failed": str(error)}
     ledger = bundle.ledger
     outputs = bundle.manifest.targets["ort-cpu"].parity["outputs"]
-    worst = max(outputs.values(), key=lambda o: o["max_abs"] / o["tolerance"] if o["tolerance"] else 0.0)
+    worst = max(
+        outputs.values(), key=lambda o: o["max_abs"] / o["tolerance"] if o["tolerance"] else 0.0
+    )
     return row | {
         "counts": ledger.counts(),
         "captured": sorted({r.captured for r in ledger if r.captured}),
@@ -80,7 +88,9 @@ def in_process(name: str) -> dict[str, Any]:
     command = [sys.executable, __file__, "--case", name]
     environment = os.environ | {"PYTHONPATH": str(ROOT / "tests")}
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, env=environment, check=False)
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=LIMIT_S, env=environment, check=False
+        )
     except subprocess.TimeoutExpired:
         return {"name": name, "what": "", "failed": f"not done within {LIMIT_S} s"}
     last = done.stdout.splitlines()[-1:] or [""]
@@ -113,10 +123,20 @@ def document(rows: Iterable[dict[str, Any]]) -> str:
             unknown = counts.get("unknown", 0)
             if unknown:
                 kinds += f", {unknown} not captured"
-                notes.append(f"- **{row['name']}**: {unknown} of {total} are not fused: {row['why']}.")
+                notes.append(
+                    f"- **{row['name']}**: {unknown} of {total} are not fused: {row['why']}."
+                )
             fused = [f"{row['fused'][target]} of {total}" for target in TARGETS]
             parity = f"{row['error']:.1e} ({row['tolerance']:.1e})"
-            cells = [row["name"], row["what"], kinds, ", ".join(row["captured"]), *fused, parity, str(row["seconds"])]
+            cells = [
+                row["name"],
+                row["what"],
+                kinds,
+                ", ".join(row["captured"]),
+                *fused,
+                parity,
+                str(row["seconds"]),
+            ]
         text += f"| {' | '.join(cells)} |\n"
     if notes:
         text += "\n" + "\n".join(notes) + "\n"
@@ -128,7 +148,9 @@ def main() -> None:
     sys.path.insert(0, str(ROOT / "tests"))
     from coverage.cases import CASES
 
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("names", nargs="*", metavar="CASE")
     parser.add_argument("--case", help=argparse.SUPPRESS)
     options = parser.parse_args()

@@ -1,4 +1,5 @@
-"""Every model of the coverage suite: all attentions fused in every target, of the expected kinds, parity passed."""
+"""Every model of the coverage suite: all attentions fused in every target, of the expected kinds,
+parity passed."""
 
 from __future__ import annotations
 
@@ -10,7 +11,10 @@ from coverage.table import TARGETS, run_case
 QUICK = ("clip", "vilt", "t5", "trocr", "perceiver", "idefics2_resampler")
 
 
-@pytest.mark.parametrize("name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in CASES])
+@pytest.mark.parametrize(
+    "name",
+    [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in CASES],
+)
 def test_model_is_covered(name: str) -> None:
     row = run_case(name)
     assert "failed" not in row, row["failed"]

@@ -1,7 +1,7 @@
 """Compile libraries that stand in for CUDA's where ONNX Runtime's CUDA provider looks for them.
 
-Which names they must have is read from the provider itself, so that another version of it gets what it asks for. What is not
-written in `provider_*.c` returns 0.
+Which names they must have is read from the provider itself, so that another version of it gets what
+it asks for. What is not written in `provider_*.c` returns 0.
 """
 
 from __future__ import annotations
@@ -17,7 +17,11 @@ from gpu_rehearsal.elf import imports_of
 __all__ = ["build_provider_standins", "missing_for_provider", "provider_library"]
 
 _HERE = Path(__file__).parent
-_SOURCES = {"libcudart": "provider_cudart.c", "libcublas": "provider_cublas.c", "libcublasLt": "provider_cublas.c"}
+_SOURCES = {
+    "libcudart": "provider_cudart.c",
+    "libcublas": "provider_cublas.c",
+    "libcublasLt": "provider_cublas.c",
+}
 _CUDNN = "libcudnn.so.9"
 
 
@@ -38,7 +42,8 @@ def missing_for_provider() -> str | None:
 
 
 def build_provider_standins(folder: Path) -> None:
-    """Write the libraries into a folder, which goes into ``LD_LIBRARY_PATH`` of a process of its own.
+    """Write the libraries into a folder, which goes into ``LD_LIBRARY_PATH`` of a process of its
+    own.
 
     Raises:
         RuntimeError: the compiler refuses them.
@@ -46,7 +51,9 @@ def build_provider_standins(folder: Path) -> None:
     provider = provider_library()
     assert provider is not None
     imports = imports_of(provider)
-    names: dict[str, set[str]] = {library: set() for library in imports.needed if re.match(r"lib(cu|nv)", library)}
+    names: dict[str, set[str]] = {
+        library: set() for library in imports.needed if re.match(r"lib(cu|nv)", library)
+    }
     versions: dict[str, str] = {}
     for (library, version), found in imports.versioned.items():
         if library in names:
@@ -60,13 +67,21 @@ def build_provider_standins(folder: Path) -> None:
                         names[home].add(name)
     names[_CUDNN] = set(imports.text)
     for library, wanted in names.items():
-        source = _SOURCES.get(library.split(".")[0], "provider_cudnn.c" if library == _CUDNN else None)
+        source = _SOURCES.get(
+            library.split(".")[0], "provider_cudnn.c" if library == _CUDNN else None
+        )
         _compile(folder, library, wanted, versions.get(library), source)
 
 
-def _compile(folder: Path, library: str, names: set[str], version: str | None, source: str | None) -> None:
+def _compile(
+    folder: Path, library: str, names: set[str], version: str | None, source: str | None
+) -> None:
     rest = folder / f"{library}.rest.c"
-    rest.write_text("".join(f"__attribute__((weak)) int {name}(void) {{ return 0; }}\n" for name in sorted(names)))
+    rest.write_text(
+        "".join(
+            f"__attribute__((weak)) int {name}(void) {{ return 0; }}\n" for name in sorted(names)
+        )
+    )
     exported = folder / f"{library}.map"
     exported.write_text(f"{version or ''} {{ global: *; }};\n")
     sources = [rest] if source is None else [rest, _HERE / source]

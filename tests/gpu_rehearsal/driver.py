@@ -1,4 +1,5 @@
-"""The stand-in for CUDA's driver: compiling it, and controlling it from inside a process that runs on it."""
+"""The stand-in for CUDA's driver: compiling it, and controlling it from inside a process that runs
+on it."""
 
 from __future__ import annotations
 
@@ -28,13 +29,26 @@ def missing_for_driver() -> str | None:
 
 
 def build_driver(folder: Path) -> None:
-    """Compile ``libcuda.so.1`` into a folder, which goes into ``LD_LIBRARY_PATH`` of a process of its own.
+    """Compile ``libcuda.so.1`` into a folder, which goes into ``LD_LIBRARY_PATH`` of a process of
+    its own.
 
     Raises:
         RuntimeError: the compiler refuses it.
     """
-    command = ["cc", "-w", "-shared", "-fPIC", "-O1", "-o", folder / "libcuda.so.1", _SOURCE, "-Wl,-soname,libcuda.so.1"]
-    done = subprocess.run([*command, "-lpthread", "-ldl"], capture_output=True, text=True, check=False)
+    command = [
+        "cc",
+        "-w",
+        "-shared",
+        "-fPIC",
+        "-O1",
+        "-o",
+        folder / "libcuda.so.1",
+        _SOURCE,
+        "-Wl,-soname,libcuda.so.1",
+    ]
+    done = subprocess.run(
+        [*command, "-lpthread", "-ldl"], capture_output=True, text=True, check=False
+    )
     if done.returncode:
         raise RuntimeError(f"the driver's stand-in can't be compiled: {done.stderr}")
 
@@ -44,7 +58,11 @@ def environment_on(*folders: Path, **variables: str) -> dict[str, str]:
     tests = Path(__file__).parent.parent
     path = os.pathsep.join([*map(str, folders), os.environ.get("LD_LIBRARY_PATH", "")])
     python = os.pathsep.join([str(tests), *(p for p in sys.path if p)])
-    return os.environ | {"LD_LIBRARY_PATH": path, "PYTHONPATH": python, "OMP_NUM_THREADS": "1"} | variables
+    return (
+        os.environ
+        | {"LD_LIBRARY_PATH": path, "PYTHONPATH": python, "OMP_NUM_THREADS": "1"}
+        | variables
+    )
 
 
 class Control:

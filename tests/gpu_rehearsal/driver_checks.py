@@ -1,8 +1,9 @@
-"""Checks of `crossfuse.runtime` on the stand-in for CUDA's driver, with the real cuda-core and the stand-in for TensorRT.
+"""Checks of `crossfuse.runtime` on the stand-in for CUDA's driver, with the real cuda-core and the
+stand-in for TensorRT.
 
-`test_runtime_on_standins.py` runs this file in a process of its own, where the stand-in is found. Device memory is host memory
-there, so a check can look at it; and nothing happens on a stream before somebody waits, so code that forgets to wait fails
-each time.
+`test_runtime_on_standins.py` runs this file in a process of its own, where the stand-in is found.
+Device memory is host memory there, so a check can look at it; and nothing happens on a stream
+before somebody waits, so code that forgets to wait fails each time.
 """
 
 from __future__ import annotations
@@ -22,18 +23,18 @@ import fake_tensorrt as fake
 from crossfuse.bundle.manifest import EngineInfo
 from crossfuse.bundle.store import Bundle, open_bundle
 from crossfuse.errors import BundleError, EngineError, InputError
-from crossfuse.profile.gpu_meter import GpuMeter
-from crossfuse.profile.placing import on_gpu
+from crossfuse.parity.reference import load_reference
+from crossfuse.parity.session_check import check_session
+from crossfuse.profiling.gpu_counters import GpuMeter
+from crossfuse.profiling.measure.device_inputs import on_gpu
 from crossfuse.runtime import SessionOptions, load
 from crossfuse.runtime.device_array import DeviceArray, DeviceMemory, device_array
 from crossfuse.runtime.dlpack import make_capsule, read_capsule
 from crossfuse.runtime.driver import LEGACY_STREAM, Driver, driver_version, gpu_count, gpu_uuid
 from crossfuse.runtime.gpu import Gpu
 from crossfuse.runtime.session import Session
-from crossfuse.runtime.trt import TrtStage
-from crossfuse.serve.engine import Engine, Request, UnexpectedError
-from crossfuse.verify.check import check_session
-from crossfuse.verify.reference import load_reference
+from crossfuse.runtime.tensorrt_stage import TrtStage
+from crossfuse.serve.request_engine import Engine, Request, UnexpectedError
 from gpu_rehearsal.driver import Control
 
 NO_MEMORY, ILLEGAL_ADDRESS, LAUNCH_FAILED = 2, 700, 719
@@ -70,7 +71,8 @@ def seen(pointer: int, shape: tuple[int, ...], dtype: str = "float32") -> np.nda
     return array
 
 
-# ---- the stand-in itself ----------------------------------------------------------------------------------------------------
+# ---- the stand-in itself
+# ----------------------------------------------------------------------------------------------------
 
 
 def test_nothing_happens_before_somebody_waits(gpu: Gpu, stream: Any, control: Control) -> None:
@@ -91,23 +93,51 @@ def test_nothing_happens_before_somebody_waits(gpu: Gpu, stream: Any, control: C
     assert seen(address, (64,), "uint8").tolist() == [0xDD] * 64
 
 
-# ---- failures of every call -------------------------------------------------------------------------------------------------
+# ---- failures of every call
+# -------------------------------------------------------------------------------------------------
 
 CALLS: dict[str, tuple[str, Callable[[Gpu, Any], Any]]] = {
     "cuStreamCreateWithPriority": ("make a stream", lambda gpu, stream: gpu.stream()),
     "cuMemAllocFromPoolAsync": ("allocate 64 bytes", lambda gpu, stream: gpu.allocate(64, stream)),
-    "cuMemcpyAsync": ("copy to the GPU", lambda gpu, stream: gpu.upload(np.ones(4), gpu.allocate(32, stream), stream)),
+    "cuMemcpyAsync": (
+        "copy to the GPU",
+        lambda gpu, stream: gpu.upload(np.ones(4), gpu.allocate(32, stream), stream),
+    ),
     "cuStreamSynchronize": ("finish its work", lambda gpu, stream: gpu.sync(stream)),
-    "cuStreamBeginCapture_v2": ("capture a graph", lambda gpu, stream: gpu.capture(stream, lambda: None)),
-    "cuStreamEndCapture": ("capture a graph", lambda gpu, stream: gpu.capture(stream, lambda: None)),
-    "cuGraphInstantiateWithParams": ("capture a graph", lambda gpu, stream: gpu.capture(stream, lambda: None)),
-    "cuGraphLaunch": ("replay a graph", lambda gpu, stream: gpu.replay(gpu.capture(stream, lambda: None), stream)),
-    "cuMemcpy2DAsync_v2": ("copy on the GPU", lambda gpu, stream: on(gpu, np.ones((3, 2))).take([1], 0)),
+    "cuStreamBeginCapture_v2": (
+        "capture a graph",
+        lambda gpu, stream: gpu.capture(stream, lambda: None),
+    ),
+    "cuStreamEndCapture": (
+        "capture a graph",
+        lambda gpu, stream: gpu.capture(stream, lambda: None),
+    ),
+    "cuGraphInstantiateWithParams": (
+        "capture a graph",
+        lambda gpu, stream: gpu.capture(stream, lambda: None),
+    ),
+    "cuGraphLaunch": (
+        "replay a graph",
+        lambda gpu, stream: gpu.replay(gpu.capture(stream, lambda: None), stream),
+    ),
+    "cuMemcpy2DAsync_v2": (
+        "copy on the GPU",
+        lambda gpu, stream: on(gpu, np.ones((3, 2))).take([1], 0),
+    ),
     "cuMemsetD8Async": ("fill memory", lambda gpu, stream: gpu.empty((3,), "float32").zero()),
     "cuMemcpyDtoHAsync_v2": ("copy from the GPU", lambda gpu, stream: on(gpu, np.ones(3)).numpy()),
-    "cuMemcpyDtoDAsync_v2": ("copy on the GPU", lambda gpu, stream: gpu.driver.copy(*two(gpu), 8, handle(stream))),
-    "cuEventRecord": ("order streams", lambda gpu, stream: gpu.driver.order(handle(stream), {LEGACY_STREAM})),
-    "cuStreamWaitEvent": ("order streams", lambda gpu, stream: gpu.driver.order(handle(stream), {LEGACY_STREAM})),
+    "cuMemcpyDtoDAsync_v2": (
+        "copy on the GPU",
+        lambda gpu, stream: gpu.driver.copy(*two(gpu), 8, handle(stream)),
+    ),
+    "cuEventRecord": (
+        "order streams",
+        lambda gpu, stream: gpu.driver.order(handle(stream), {LEGACY_STREAM}),
+    ),
+    "cuStreamWaitEvent": (
+        "order streams",
+        lambda gpu, stream: gpu.driver.order(handle(stream), {LEGACY_STREAM}),
+    ),
     "cuCtxPushCurrent_v2": ("use the GPU", lambda gpu, stream: gpu.driver.marks({LEGACY_STREAM})),
 }
 
@@ -120,9 +150,14 @@ def two(gpu: Gpu) -> tuple[int, int]:
 
 @pytest.mark.parametrize("name", CALLS)
 @pytest.mark.parametrize("code", [NO_MEMORY, LAUNCH_FAILED])
-def test_every_call_that_fails_is_one_paragraph_and_over(gpu: Gpu, stream: Any, control: Control, name: str, code: int) -> None:
+def test_every_call_that_fails_is_one_paragraph_and_over(
+    gpu: Gpu, stream: Any, control: Control, name: str, code: int
+) -> None:
     doing, work = CALLS[name]
-    with control.failing(name, code), pytest.raises(EngineError, match=f"the GPU could not {doing}.*CUDA_ERROR") as caught:
+    with (
+        control.failing(name, code),
+        pytest.raises(EngineError, match=f"the GPU could not {doing}.*CUDA_ERROR") as caught,
+    ):
         work(gpu, stream)
     assert "\n" not in str(caught.value)
     work(gpu, stream)
@@ -130,7 +165,10 @@ def test_every_call_that_fails_is_one_paragraph_and_over(gpu: Gpu, stream: Any, 
 
 
 def test_a_gpu_that_can_not_be_used_is_one_paragraph(control: Control) -> None:
-    with control.failing("cuDevicePrimaryCtxRetain", 46), pytest.raises(EngineError, match="could not use the GPU"):
+    with (
+        control.failing("cuDevicePrimaryCtxRetain", 46),
+        pytest.raises(EngineError, match="could not use the GPU"),
+    ):
         Gpu()
     with pytest.raises(BundleError, match=r"no NVIDIA GPU.*device 7.*2 GPUs"):
         Gpu(7)
@@ -138,16 +176,22 @@ def test_a_gpu_that_can_not_be_used_is_one_paragraph(control: Control) -> None:
         Driver(2)
 
 
-# ---- capture ----------------------------------------------------------------------------------------------------------------
+# ---- capture
+# ----------------------------------------------------------------------------------------------------------------
 
 
 def raising() -> None:
     raise ValueError("an exception of our own")
 
 
-@pytest.mark.parametrize("kind", ["exception", "engine error", "wait", "allocation that is forbidden", "interrupt"])
-def test_a_capture_that_fails_is_over_on_its_own_thread(gpu: Gpu, stream: Any, control: Control, kind: str) -> None:
-    """The exception is still held here, so nothing is cleaned up by chance; another thread captures meanwhile."""
+@pytest.mark.parametrize(
+    "kind", ["exception", "engine error", "wait", "allocation that is forbidden", "interrupt"]
+)
+def test_a_capture_that_fails_is_over_on_its_own_thread(
+    gpu: Gpu, stream: Any, control: Control, kind: str
+) -> None:
+    """The exception is still held here, so nothing is cleaned up by chance; another thread captures
+    meanwhile."""
 
     def interrupted() -> None:
         raise KeyboardInterrupt
@@ -173,18 +217,25 @@ def test_a_capture_that_fails_is_over_on_its_own_thread(gpu: Gpu, stream: Any, c
     buffer = gpu.allocate(16, stream)
     gpu.upload(np.arange(4, dtype=np.float32), buffer, stream)
     gpu.sync(stream)
-    graph = gpu.capture(stream, lambda: gpu.driver.copy(int(buffer.handle) + 8, int(buffer.handle), 8, handle(stream)))
+    graph = gpu.capture(
+        stream,
+        lambda: gpu.driver.copy(int(buffer.handle) + 8, int(buffer.handle), 8, handle(stream)),
+    )
     assert seen(int(buffer.handle), (4,)).tolist() == [0, 1, 2, 3], "a capture executes nothing"
     gpu.replay(graph, stream)
     gpu.sync(stream)
     assert seen(int(buffer.handle), (4,)).tolist() == [0, 1, 0, 1]
 
 
-# ---- DLPack -----------------------------------------------------------------------------------------------------------------
+# ---- DLPack
+# -----------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("versioned", [False, True])
-@pytest.mark.parametrize("dtype", ["float16", "float32", "float64", "int8", "int32", "int64", "uint8", "bool", "bfloat16"])
+@pytest.mark.parametrize(
+    "dtype",
+    ["float16", "float32", "float64", "int8", "int32", "int64", "uint8", "bool", "bfloat16"],
+)
 def test_arrays_are_given_and_taken_in_every_dtype(gpu: Gpu, dtype: str, versioned: bool) -> None:
     from cuda.core.utils import StridedMemoryView
 
@@ -196,8 +247,16 @@ def test_arrays_are_given_and_taken_in_every_dtype(gpu: Gpu, dtype: str, version
         again = device_array(Given(array), 0, "x")
         assert (again.pointer, again.shape, again.dtype) == (array.pointer, shape, dtype)
         view = StridedMemoryView.from_dlpack(array, stream_ptr=handle(gpu.stream()))
-        assert (view.ptr, tuple(view.shape), view.dtype.name, view.device_id) == (array.pointer, shape, dtype, 0)
-    assert all(gpu.empty((2,), "float32").__cuda_array_interface__[k] is not None for k in ("shape", "typestr", "data"))
+        assert (view.ptr, tuple(view.shape), view.dtype.name, view.device_id) == (
+            array.pointer,
+            shape,
+            dtype,
+            0,
+        )
+    assert all(
+        gpu.empty((2,), "float32").__cuda_array_interface__[k] is not None
+        for k in ("shape", "typestr", "data")
+    )
 
 
 class Given:
@@ -223,7 +282,11 @@ class Given:
         )(capsule, name)
         from crossfuse.runtime import dlpack
 
-        tensor = (dlpack._Versioned if b"versioned" in name else dlpack._Managed).from_address(pointer).tensor
+        tensor = (
+            (dlpack._Versioned if b"versioned" in name else dlpack._Managed)
+            .from_address(pointer)
+            .tensor
+        )
         for i, stride in enumerate(self.changes.get("strides", ())):
             tensor.strides[i] = stride
         tensor.offset = self.changes.get("offset", 0)
@@ -284,19 +347,25 @@ def test_what_can_not_be_read_is_said(gpu: Gpu) -> None:
             device_array(value, 0, "x")
 
 
-# ---- arrays that were given away --------------------------------------------------------------------------------------------
+# ---- arrays that were given away
+# --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("readers", [1, 2])
-def test_an_output_is_freed_behind_those_who_read_it(gpu: Gpu, control: Control, readers: int) -> None:
-    """As PyTorch does it: a tensor made of the output is dropped while kernels that read it are still queued."""
+def test_an_output_is_freed_behind_those_who_read_it(
+    gpu: Gpu, control: Control, readers: int
+) -> None:
+    """As PyTorch does it: a tensor made of the output is dropped while kernels that read it are
+    still queued."""
     streams = [gpu.stream() for _ in range(readers)]
     array = on(gpu, np.arange(8, dtype=np.float32))
     copies = [np.zeros(8, np.float32) for _ in streams]
     address = array.pointer
     for stream, copy in zip(streams, copies, strict=True):
         capsule = array.__dlpack__(stream=handle(stream))
-        control.enqueue(handle(stream), lambda copy=copy: ctypes.memmove(copy.ctypes.data, address, 32) and None)
+        control.enqueue(
+            handle(stream), lambda copy=copy: ctypes.memmove(copy.ctypes.data, address, 32) and None
+        )
         del capsule
     del array
     gc.collect()
@@ -320,7 +389,8 @@ def test_a_reader_whose_stream_is_gone_harms_nobody(gpu: Gpu) -> None:
     assert on(gpu, np.ones(3)).numpy().tolist() == [1, 1, 1]
 
 
-# ---- sessions ---------------------------------------------------------------------------------------------------------------
+# ---- sessions
+# ---------------------------------------------------------------------------------------------------------------
 
 
 def ranges(bundle: Bundle, stage: str) -> dict[str, Any]:
@@ -335,17 +405,28 @@ def ranges(bundle: Bundle, stage: str) -> dict[str, Any]:
 class Opened:
     """A bundle's session on the stand-ins."""
 
-    def __init__(self, bundle: Bundle, folder: Path, control: Control, *, rtx: bool, options: SessionOptions) -> None:
+    def __init__(
+        self, bundle: Bundle, folder: Path, control: Control, *, rtx: bool, options: SessionOptions
+    ) -> None:
         self.libraries: dict[str, fake.Library] = {}
         stages = {}
         for name, file in bundle.target("ort-cpu").stages.items():
-            self.libraries[name] = fake.Library(rtx=rtx, enqueue=control.enqueue, is_capturing=control.is_capturing)
-            plan = fake.write_plan(folder / f"{name}.plan", bundle.path / file, [ranges(bundle, name)])
+            self.libraries[name] = fake.Library(
+                rtx=rtx, enqueue=control.enqueue, is_capturing=control.is_capturing
+            )
+            plan = fake.write_plan(
+                folder / f"{name}.plan", bundle.path / file, [ranges(bundle, name)]
+            )
             target = "tensorrt-rtx" if rtx else "tensorrt"
             stages[name] = TrtStage(plan, target, INFO, options, library=self.libraries[name])
         manifest = bundle.manifest
         self.session = Session(
-            target, manifest.stages, manifest.dims, stages, shared_batch=manifest.shared_batch, decode=manifest.decode
+            target,
+            manifest.stages,
+            manifest.dims,
+            stages,
+            shared_batch=manifest.shared_batch,
+            decode=manifest.decode,
         )
         self.stages = stages
 
@@ -438,7 +519,9 @@ def test_a_run_in_which_a_call_fails_is_one_paragraph_and_the_next_one_right(
 
 
 @pytest.mark.parametrize("refused", ["execution", "shape"])
-def test_nothing_is_read_any_more_after_an_error(opened: Any, whole: Any, gpu: Gpu, control: Control, refused: str) -> None:
+def test_nothing_is_read_any_more_after_an_error(
+    opened: Any, whole: Any, gpu: Gpu, control: Control, refused: str
+) -> None:
     """The caller may free its arrays then; a copy of a misaligned one was enqueued already."""
     inputs, _ = whole
     made = opened("whole", options=SessionOptions(lanes=1))
@@ -451,7 +534,10 @@ def test_nothing_is_read_any_more_after_an_error(opened: Any, whole: Any, gpu: G
     if refused == "execution":
         engine.fails = {"execute": 1}
     else:
-        engine.profiles = [{n: (low, low, tuple(0 for _ in high)) for n, (low, _, high) in p.items()} for p in engine.profiles]
+        engine.profiles = [
+            {n: (low, low, tuple(0 for _ in high)) for n, (low, _, high) in p.items()}
+            for p in engine.profiles
+        ]
     with pytest.raises((EngineError, InputError)):
         made.session.run(**{**inputs, name: value})
     assert control.pending(handle(lane.stream)) == 0
@@ -459,9 +545,18 @@ def test_nothing_is_read_any_more_after_an_error(opened: Any, whole: Any, gpu: G
 
 @pytest.mark.parametrize(
     "name",
-    ["cuStreamBeginCapture_v2", "cuStreamEndCapture", "cuGraphInstantiateWithParams", "cuGraphLaunch", "library", "asked"],
+    [
+        "cuStreamBeginCapture_v2",
+        "cuStreamEndCapture",
+        "cuGraphInstantiateWithParams",
+        "cuGraphLaunch",
+        "library",
+        "asked",
+    ],
 )
-def test_what_can_not_be_captured_is_executed(opened: Any, whole: Any, control: Control, name: str) -> None:
+def test_what_can_not_be_captured_is_executed(
+    opened: Any, whole: Any, control: Control, name: str
+) -> None:
     inputs, expected = whole
     made = opened("whole")
     engine = made.engine()
@@ -478,11 +573,16 @@ def test_what_can_not_be_captured_is_executed(opened: Any, whole: Any, control: 
     replayed = control.calls("cuGraphLaunch")
     for _ in range(4):
         agree(made.session.run(**shorter), wanted)
-    assert name == "asked" or control.calls("cuGraphLaunch") == replayed + 2, "other shapes are captured as before"
+    assert name == "asked" or control.calls("cuGraphLaunch") == replayed + 2, (
+        "other shapes are captured as before"
+    )
 
 
-def test_shapes_that_take_turns_are_captured_rightly(opened: Any, whole: Any, control: Control) -> None:
-    """A shape is set anew between its runs; the library then wants an execution before a capture."""
+def test_shapes_that_take_turns_are_captured_rightly(
+    opened: Any, whole: Any, control: Control
+) -> None:
+    """A shape is set anew between its runs; the library then wants an execution before a
+    capture."""
     inputs, expected = whole
     shorter = {n: a[:1] for n, a in inputs.items()}
     wanted = on_cpu("whole", shorter)
@@ -503,7 +603,9 @@ def test_executions_and_addresses_that_are_refused_say_so(opened: Any, whole: An
         made.session.run(**inputs)
     agree(made.session.run(**inputs), expected)
     engine.refuses = {engine.inputs[0]}
-    with pytest.raises(EngineError, match=rf"refused the address.*{engine.inputs[0]}.*multiple of 256"):
+    with pytest.raises(
+        EngineError, match=rf"refused the address.*{engine.inputs[0]}.*multiple of 256"
+    ):
         made.session.run(**inputs)
     engine.refuses = set()
     agree(made.session.run(**inputs), expected)
@@ -514,13 +616,17 @@ def test_executions_and_addresses_that_are_refused_say_so(opened: Any, whole: An
 
 
 def test_device_inputs_are_checked_by_name(opened: Any, whole: Any, gpu: Gpu) -> None:
-    """The dtype of what is read, not of what was meant: int32 for int64 would be read beyond its end."""
+    """The dtype of what is read, not of what was meant: int32 for int64 would be read beyond its
+    end."""
     inputs, _ = whole
     made = opened("whole")
     name = next(iter(inputs))
     placed = on_gpu(inputs, gpu)
     for wrong in (np.float16, np.float64, np.int32, np.bool_):
-        with pytest.raises(InputError, match=rf"wrong dtype \({name}\): got {np.dtype(wrong).name}, expected float32"):
+        with pytest.raises(
+            InputError,
+            match=rf"wrong dtype \({name}\): got {np.dtype(wrong).name}, expected float32",
+        ):
             made.session.run(**{**placed, name: on(gpu, inputs[name].astype(wrong))})
     bf16 = DeviceArray(placed[name].memory, placed[name].shape, "bfloat16")
     with pytest.raises(InputError, match="got bfloat16, expected float32"):
@@ -531,7 +637,10 @@ def test_device_inputs_are_checked_by_name(opened: Any, whole: Any, gpu: Gpu) ->
         made.session.run(**{**placed, name: inputs[name].astype(np.float64)})
     with pytest.raises(InputError, match="another GPU"):
         made.session.run(**{**placed, name: on(Gpu(1), inputs[name])})
-    with load(bundle_of("whole").path, "ort-cpu") as session, pytest.raises(InputError, match=rf"on a GPU.*{name}"):
+    with (
+        load(bundle_of("whole").path, "ort-cpu") as session,
+        pytest.raises(InputError, match=rf"on a GPU.*{name}"),
+    ):
         session.run(**{**inputs, name: placed[name]})
 
 
@@ -567,7 +676,9 @@ def test_device_inputs_of_every_make_are_read_rightly(opened: Any, whole: Any, g
         "the CUDA array interface": Interface(on(gpu, array)),
         "with a stream": Interface(on(gpu, array), stream=2),
         "version 2": Interface(on(gpu, array), version=2),
-        "misaligned interface": Interface(moved, shape=array.shape, data=(moved.pointer + 4, False)),
+        "misaligned interface": Interface(
+            moved, shape=array.shape, data=(moved.pointer + 4, False)
+        ),
     }
     for label, value in makers.items():
         for _ in range(3):
@@ -579,7 +690,9 @@ def test_device_inputs_of_every_make_are_read_rightly(opened: Any, whole: Any, g
     agree(made.session.run(**{**one, name: odd}), on_cpu("whole", one))
 
 
-def test_what_a_producer_still_computes_is_waited_for(opened: Any, whole: Any, gpu: Gpu, control: Control) -> None:
+def test_what_a_producer_still_computes_is_waited_for(
+    opened: Any, whole: Any, gpu: Gpu, control: Control
+) -> None:
     inputs, expected = whole
     made = opened("whole")
     name = next(iter(inputs))
@@ -587,13 +700,22 @@ def test_what_a_producer_still_computes_is_waited_for(opened: Any, whole: Any, g
         producer = gpu.stream()
         array = on(gpu, np.zeros_like(inputs[name]))
         address, content = array.pointer, inputs[name]
-        control.enqueue(handle(producer), lambda a=address, c=content: ctypes.memmove(a, c.ctypes.data, c.nbytes) and None)
-        value = Interface(array, stream=handle(producer)) if interface else Given(array, stream=handle(producer))
+        control.enqueue(
+            handle(producer),
+            lambda a=address, c=content: ctypes.memmove(a, c.ctypes.data, c.nbytes) and None,
+        )
+        value = (
+            Interface(array, stream=handle(producer))
+            if interface
+            else Given(array, stream=handle(producer))
+        )
         agree(made.session.run(**{**inputs, name: value}), expected)
         assert interface or value.asked == [LEGACY_STREAM]
 
 
-def test_pageable_memory_does_where_there_is_no_other(opened: Any, whole: Any, control: Control) -> None:
+def test_pageable_memory_does_where_there_is_no_other(
+    opened: Any, whole: Any, control: Control
+) -> None:
     inputs, expected = whole
     made = opened("whole")
     with control.failing("cuMemAllocHost_v2", NO_MEMORY, times=-1):
@@ -601,7 +723,9 @@ def test_pageable_memory_does_where_there_is_no_other(opened: Any, whole: Any, c
             agree(made.session.run(**inputs), expected)
 
 
-def test_outputs_of_a_session_stay_while_they_are_read(opened: Any, whole: Any, gpu: Gpu, control: Control) -> None:
+def test_outputs_of_a_session_stay_while_they_are_read(
+    opened: Any, whole: Any, gpu: Gpu, control: Control
+) -> None:
     inputs, expected = whole
     made = opened("whole", options=SessionOptions(lanes=1))
     placed = on_gpu(inputs, gpu)
@@ -611,7 +735,9 @@ def test_outputs_of_a_session_stay_while_they_are_read(opened: Any, whole: Any, 
     copy = np.zeros(array.shape, array.dtype)
     address = array.pointer
     capsule = array.__dlpack__(stream=handle(reader))
-    control.enqueue(handle(reader), lambda: ctypes.memmove(copy.ctypes.data, address, copy.nbytes) and None)
+    control.enqueue(
+        handle(reader), lambda: ctypes.memmove(copy.ctypes.data, address, copy.nbytes) and None
+    )
     del outputs, array, capsule
     gc.collect()
     for _ in range(3):
@@ -641,9 +767,13 @@ def test_lanes_of_several_threads(opened: Any, whole: Any) -> None:
     assert not wrong
 
 
-def parts(bundle: Bundle, inputs: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+def parts(
+    bundle: Bundle, inputs: dict[str, np.ndarray]
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     names = {spec.name for spec in bundle.manifest.stages["context"].inputs}
-    return {n: a for n, a in inputs.items() if n in names}, {n: a for n, a in inputs.items() if n not in names}
+    return {n: a for n, a in inputs.items() if n in names}, {
+        n: a for n, a in inputs.items() if n not in names
+    }
 
 
 @pytest.mark.parametrize("rtx", [False, True])
@@ -656,7 +786,11 @@ def test_contexts_are_selected_on_the_device(opened: Any, rtx: bool) -> None:
         context = made.session.encode(**first)
         for picks in ([0], [1, 0, 1], [-1]):
             expected, got = whole.select(picks), context.select(picks)
-            assert (got.count, got.nbytes, got.sizes) == (expected.count, expected.nbytes, expected.sizes)
+            assert (got.count, got.nbytes, got.sizes) == (
+                expected.count,
+                expected.nbytes,
+                expected.sizes,
+            )
             agree(dict(got.tensors), {n: np.asarray(a) for n, a in expected.tensors.items()})
             asked = {n: np.concatenate([a[:1]] * len(picks)) for n, a in queries.items()}
             agree(made.session.query(got, **asked), session.query(expected, **asked))
@@ -691,35 +825,57 @@ def test_decoding_keeps_its_state_on_the_device(opened: Any, control: Control, r
         assert all(isinstance(a, DeviceArray) for a in state._state.values())
         assert state.nbytes == 2 * expected_state.nbytes
         for i in range(8):
-            agree(dict(made.session.step(state, ids[:, i])), dict(session.step(expected_state, ids[:, i])))
+            agree(
+                dict(made.session.step(state, ids[:, i])),
+                dict(session.step(expected_state, ids[:, i])),
+            )
         for each in (state, expected_state):
             each.reorder([2, 0, 0, 3])
-        agree(dict(made.session.step(state, ids[:, 8])), dict(session.step(expected_state, ids[:, 8])))
+        agree(
+            dict(made.session.step(state, ids[:, 8])), dict(session.step(expected_state, ids[:, 8]))
+        )
         for each in (state, expected_state):
             each.rewind(3)
         for i in range(9, 12):
-            agree(dict(made.session.step(state, ids[:, i])), dict(session.step(expected_state, ids[:, i])))
+            agree(
+                dict(made.session.step(state, ids[:, i])),
+                dict(session.step(expected_state, ids[:, i])),
+            )
         with control.failing("cuStreamSynchronize", LAUNCH_FAILED), pytest.raises(EngineError):
             made.session.step(state, ids[:, 0])
         assert state.position == expected_state.position
-        agree(dict(made.session.step(state, ids[:, 0])), dict(session.step(expected_state, ids[:, 0])))
-        with control.failing("cuMemcpy2DAsync_v2", LAUNCH_FAILED, after=1), pytest.raises(EngineError):
+        agree(
+            dict(made.session.step(state, ids[:, 0])), dict(session.step(expected_state, ids[:, 0]))
+        )
+        with (
+            control.failing("cuMemcpy2DAsync_v2", LAUNCH_FAILED, after=1),
+            pytest.raises(EngineError),
+        ):
             state.reorder([1, 1, 2, 3])
-        agree(dict(made.session.step(state, ids[:, 1])), dict(session.step(expected_state, ids[:, 1])))
+        agree(
+            dict(made.session.step(state, ids[:, 1])), dict(session.step(expected_state, ids[:, 1]))
+        )
 
 
 def test_steps_are_checked_on_gpus_too(opened: Any) -> None:
     bundle = bundle_of("decode")
-    report = check_session(opened("decode").session, load_reference(bundle.path / "reference.npz"), "fp32")
+    report = check_session(
+        opened("decode").session, load_reference(bundle.path / "reference.npz"), "fp32"
+    )
     assert report.passed
     assert any("step by step" in name for name in report.outputs)
 
 
-# ---- several GPUs -----------------------------------------------------------------------------------------------------------
+# ---- several GPUs
+# -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("options", [SessionOptions(device_id=1), SessionOptions(provider_options={"device_id": "1"})])
-def test_everything_is_on_the_gpu_that_was_asked_for(opened: Any, whole: Any, options: SessionOptions) -> None:
+@pytest.mark.parametrize(
+    "options", [SessionOptions(device_id=1), SessionOptions(provider_options={"device_id": "1"})]
+)
+def test_everything_is_on_the_gpu_that_was_asked_for(
+    opened: Any, whole: Any, options: SessionOptions
+) -> None:
     inputs, expected = whole
     made = opened("whole", options=options)
     agree(made.session.run(**inputs), expected)

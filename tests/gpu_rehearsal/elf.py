@@ -1,4 +1,5 @@
-"""What a shared library asks of others, read from the file: 64-bit little-endian ELF, the parts that this needs."""
+"""What a shared library asks of others, read from the file: 64-bit little-endian ELF, the parts
+that this needs."""
 
 from __future__ import annotations
 
@@ -16,8 +17,9 @@ _NEEDED = 1
 
 @dataclass(frozen=True)
 class Imports:
-    """Attributes: ``needed``, the libraries that the loader looks for; ``versioned``, (library, version) → names of symbols;
-    ``plain``, names without a version; ``text``, strings of the file that look like names, among them those it looks up later.
+    """Attributes: ``needed``, the libraries that the loader looks for; ``versioned``, (library,
+    version) → names of symbols; ``plain``, names without a version; ``text``, strings of the file
+    that look like names, among them those it looks up later.
     """
 
     needed: tuple[str, ...]
@@ -39,7 +41,10 @@ def imports_of(path: Path) -> Imports:
 def _imports(path: Path, data: mmap.mmap) -> Imports:
     if data[:6] != b"\x7fELF\x02\x01":
         raise ValueError(f"{path} is no 64-bit little-endian ELF file")
-    offset, size, count = struct.unpack_from("<Q", data, 40)[0], *struct.unpack_from("<HH", data, 58)
+    offset, size, count = (
+        struct.unpack_from("<Q", data, 40)[0],
+        *struct.unpack_from("<HH", data, 58),
+    )
     sections = [struct.unpack_from("<IIQQQQIIQQ", data, offset + i * size) for i in range(count)]
     by_type = {section[1]: section for section in sections}
 
@@ -73,11 +78,17 @@ def _imports(path: Path, data: mmap.mmap) -> Imports:
         name, _, _, home, _, _ = struct.unpack_from("<IBBHQQ", data, symbols[4] + 24 * i)
         if home:
             continue
-        index = struct.unpack_from("<H", data, by_type[_VERSYM][4] + 2 * i)[0] & 0x7FFF if _VERSYM in by_type else 0
+        index = (
+            struct.unpack_from("<H", data, by_type[_VERSYM][4] + 2 * i)[0] & 0x7FFF
+            if _VERSYM in by_type
+            else 0
+        )
         text = name_at(symbols[6], name)
         if index in versions:
             versioned.setdefault(versions[index], []).append(text)
         else:
             plain.append(text)
     names = frozenset(found.decode() for found in re.findall(rb"(?<=\0)cudnn[A-Z]\w+(?=\0)", data))
-    return Imports(needed, {key: tuple(found) for key, found in versioned.items()}, tuple(plain), names)
+    return Imports(
+        needed, {key: tuple(found) for key, found in versioned.items()}, tuple(plain), names
+    )

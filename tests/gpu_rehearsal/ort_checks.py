@@ -1,7 +1,9 @@
-"""Checks of `crossfuse.runtime` with ONNX Runtime's own CUDA provider, on the stand-ins for CUDA's libraries and its driver.
+"""Checks of `crossfuse.runtime` with ONNX Runtime's own CUDA provider, on the stand-ins for CUDA's
+libraries and its driver.
 
-`test_runtime_on_standins.py` runs this file in a process of its own. The provider partitions, binds and copies; its kernels
-compute nothing, so shapes, places and orders are checked here, and no values.
+`test_runtime_on_standins.py` runs this file in a process of its own. The provider partitions, binds
+and copies; its kernels compute nothing, so shapes, places and orders are checked here, and no
+values.
 """
 
 from __future__ import annotations
@@ -17,14 +19,14 @@ import pytest
 
 from crossfuse.bundle.store import Bundle, open_bundle
 from crossfuse.errors import BundleError, EngineError, InputError
-from crossfuse.profile.placing import on_gpu
+from crossfuse.parity.reference import load_reference
+from crossfuse.profiling.measure.device_inputs import on_gpu
 from crossfuse.runtime import Session, SessionOptions, load
 from crossfuse.runtime.device_array import DeviceArray
 from crossfuse.runtime.driver import LEGACY_STREAM
 from crossfuse.runtime.gpu import Gpu
-from crossfuse.runtime.ort import OrtStage
-from crossfuse.serve.engine import Engine, Request
-from crossfuse.verify.reference import load_reference
+from crossfuse.runtime.onnxruntime_stage import OrtStage
+from crossfuse.serve.request_engine import Engine, Request
 from gpu_rehearsal.driver import Control
 
 
@@ -79,7 +81,9 @@ def test_inputs_of_every_make(session: Session, gpu: Gpu, monkeypatch: pytest.Mo
     """What another library may still be computing is waited for; what is ours is there already."""
     waits: list[int] = []
     wait = ort.IOBinding.synchronize_inputs
-    monkeypatch.setattr(ort.IOBinding, "synchronize_inputs", lambda binding: waits.append(1) or wait(binding))
+    monkeypatch.setattr(
+        ort.IOBinding, "synchronize_inputs", lambda binding: waits.append(1) or wait(binding)
+    )
     inputs = sample("whole")
     placed = on_gpu(inputs, gpu)
     name, array = next(iter(inputs.items()))
@@ -102,13 +106,18 @@ def test_what_does_not_fit_is_refused_by_name(session: Session, gpu: Gpu) -> Non
     name = next(iter(inputs))
     for wrong in (np.float16, np.int32, np.bool_):
         other = on_gpu({name: inputs[name].astype(wrong)}, gpu)
-        with pytest.raises(InputError, match=rf"wrong dtype \({name}\): got {np.dtype(wrong).name}, expected float32"):
+        with pytest.raises(
+            InputError,
+            match=rf"wrong dtype \({name}\): got {np.dtype(wrong).name}, expected float32",
+        ):
             session.run(**{**placed, **other})
     with pytest.raises(InputError, match="another GPU than the session"):
         session.run(**{**placed, **on_gpu({name: inputs[name]}, Gpu(1))})
 
 
-@pytest.mark.parametrize("dtype", ["float16", "float32", "int32", "int64", "bool", "bfloat16", "uint8"])
+@pytest.mark.parametrize(
+    "dtype", ["float16", "float32", "int32", "int64", "bool", "bfloat16", "uint8"]
+)
 def test_arrays_of_every_dtype_are_made_and_given(session: Session, dtype: str) -> None:
     engine = session.engine("model")
     for shape in ((2, 3), (), (0, 4)):
@@ -141,7 +150,9 @@ def test_memory_is_kept_while_it_is_read(session: Session, gpu: Gpu) -> None:
     assert not engine._leaving
 
 
-def test_errors_of_the_gpu_and_of_the_inputs(session: Session, gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_errors_of_the_gpu_and_of_the_inputs(
+    session: Session, gpu: Gpu, monkeypatch: pytest.MonkeyPatch
+) -> None:
     engine = session.engine("model")
     assert isinstance(engine, OrtStage)
     inputs = sample("whole")
@@ -156,7 +167,8 @@ def test_errors_of_the_gpu_and_of_the_inputs(session: Session, gpu: Gpu, monkeyp
         "CUDA failure 700: an illegal memory access was encountered ; GPU=0": EngineError,
         "CUBLAS failure 13: CUBLAS_STATUS_EXECUTION_FAILED": EngineError,
         "BFCArena: Failed to allocate memory for requested buffer of size 12": EngineError,
-        "Non-zero status code returned while running Gather node: indices element out of data bounds": InputError,
+        "Non-zero status code returned while running Gather node: indices element out of data "
+        "bounds": InputError,
     }
     for text, kind in kinds.items():
 
@@ -193,7 +205,9 @@ def test_contexts_are_selected_and_asked_on_the_device(gpu: Gpu) -> None:
     for spec in picked.specs:
         whole, part = context.tensors[spec.name].numpy(), picked.tensors[spec.name].numpy()
         axis = spec.shape.index(context.batch) if context.batch in spec.shape else None
-        np.testing.assert_array_equal(part, whole if axis is None else np.take(whole, [1, 1, 0], axis=axis))
+        np.testing.assert_array_equal(
+            part, whole if axis is None else np.take(whole, [1, 1, 0], axis=axis)
+        )
     asked = {n: np.concatenate([a[:1]] * 3) for n, a in queries.items()}
     assert all(isinstance(a, np.ndarray) for a in session.query(picked, **asked).values())
     check_outputs(session.query(picked, **on_gpu(asked, gpu)), session, 3)
@@ -212,11 +226,15 @@ def test_decoding_stays_on_the_device() -> None:
     inputs = sample("decode")
     names = {spec.name for spec in session.stages["context"].inputs}
     state = session.start(session.encode(**{n: inputs[n] for n in names}), 4)
-    places = [{name: a.pointer for name, a in arrays.items()} for arrays in (state._state, state._other)]
+    places = [
+        {name: a.pointer for name, a in arrays.items()} for arrays in (state._state, state._other)
+    ]
     for i in range(6):
         outputs = session.step(state, np.array([4, 5, 6, 7]))
         assert {a.dtype.name for a in outputs.values()} == {"float32"}
-        assert {n: a.pointer for n, a in state._state.items()} == places[(i + 1) % 2], "two sets, in turn"
+        assert {n: a.pointer for n, a in state._state.items()} == places[(i + 1) % 2], (
+            "two sets, in turn"
+        )
     state.reorder([3, 3, 0, 1])
     session.step(state, np.array([4, 5, 6, 7]))
     state.rewind(2)
@@ -237,7 +255,10 @@ def test_the_gpu_that_was_asked_for() -> None:
     if count.value < 2:
         pytest.skip("the stand-ins have one GPU")
     inputs = sample("whole")
-    for options in (SessionOptions(device_id=1), SessionOptions(provider_options={"device_id": "1"})):
+    for options in (
+        SessionOptions(device_id=1),
+        SessionOptions(provider_options={"device_id": "1"}),
+    ):
         session = opened("whole", options)
         outputs = session.run(**on_gpu(inputs, Gpu(1)))
         assert {output.__dlpack_device__() for output in outputs.values()} == {(2, 1)}

@@ -1,4 +1,5 @@
-"""The CUDA provider on stand-ins, as tests use it: graphs in, kernels and errors out, by a process of its own."""
+"""The CUDA provider on stand-ins, as tests use it: graphs in, kernels and errors out, by a process
+of its own."""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from crossfuse.build.files import save_graph
+from crossfuse.targets.graph_files import save_graph
 
 __all__ = ["CAPABILITIES", "GRID", "Job", "Provider", "kernels_promised"]
 
@@ -40,7 +41,8 @@ class Provider:
     libraries: Path
 
     def run(self, jobs: Sequence[Job], capability: str = "9.0") -> list[dict[str, Any]]:
-        """Each job's result: ``failed``, or ``on_cpu``, ``on_cuda``, ``to_host`` and ``runs`` (see `provider_process`)."""
+        """Each job's result: ``failed``, or ``on_cpu``, ``on_cuda``, ``to_host`` and ``runs`` (see
+        `provider_process`)."""
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             asked = []
@@ -51,23 +53,32 @@ class Provider:
                     save_graph(job.graph, path, path.with_suffix(".bin"))
                 asked.append({"graph": str(path), "runs": list(job.runs)})
             (folder / "jobs.json").write_text(json.dumps(asked))
-            self.python(_PROGRAM, folder / "jobs.json", folder / "results.json", capability=capability)
+            self.python(
+                _PROGRAM, folder / "jobs.json", folder / "results.json", capability=capability
+            )
             results: list[dict[str, Any]] = json.loads((folder / "results.json").read_text())
         return results
 
     def python(self, *arguments: str | Path, capability: str = "9.0", **variables: str) -> str:
         """Run Python with the stand-ins in place; what it printed, on both streams."""
-        environment = os.environ | variables | {"CUDA_STANDIN_CAPABILITY": capability, "OMP_NUM_THREADS": "1"}
-        environment["LD_LIBRARY_PATH"] = os.pathsep.join([str(self.libraries), os.environ.get("LD_LIBRARY_PATH", "")])
+        environment = (
+            os.environ | variables | {"CUDA_STANDIN_CAPABILITY": capability, "OMP_NUM_THREADS": "1"}
+        )
+        environment["LD_LIBRARY_PATH"] = os.pathsep.join(
+            [str(self.libraries), os.environ.get("LD_LIBRARY_PATH", "")]
+        )
         environment["PYTHONPATH"] = os.pathsep.join(p for p in sys.path if p)
         command = [sys.executable, *map(str, arguments)]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=_LIMIT_S, check=False)
+        done = subprocess.run(
+            command, env=environment, capture_output=True, text=True, timeout=_LIMIT_S, check=False
+        )
         assert done.returncode == 0, f"exit code {done.returncode}: {done.stderr[-2000:]}"
         return done.stdout + done.stderr
 
 
 def kernels_promised(text: str, queries: int, keys: int) -> str:
-    """The kernel that a row of the ledger promises at these lengths: ``Attention (flash; efficient where …)``."""
+    """The kernel that a row of the ledger promises at these lengths: ``Attention (flash; efficient
+    where …)``."""
     usual, _, other = text.partition("(")[2].removesuffix(")").partition("; ")
     if not other:
         return usual

@@ -1,9 +1,11 @@
-"""Load and run graphs on ONNX Runtime's CUDA provider over the stand-ins: a program of its own, for the loader finds them then.
+"""Load and run graphs on ONNX Runtime's CUDA provider over the stand-ins: a program of its own, for
+the loader finds them then.
 
     LD_LIBRARY_PATH=STANDINS python provider_process.py JOBS.json RESULTS.json
 
-A job names a graph file and the sizes to run it at; its result says which nodes went to the CPU, and, for each run, the kernels
-that the provider's log names and the error, if any. Inputs are zeros, and what comes out means nothing.
+A job names a graph file and the sizes to run it at; its result says which nodes went to the CPU,
+and, for each run, the kernels that the provider's log names and the error, if any. Inputs are
+zeros, and what comes out means nothing.
 """
 
 from __future__ import annotations
@@ -24,13 +26,30 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 
-from crossfuse.sizes import size_at
+from crossfuse.core.dimensions import size_at
 
-FLOATS = {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16, onnx.TensorProto.DOUBLE}
+FLOATS = {
+    onnx.TensorProto.FLOAT,
+    onnx.TensorProto.FLOAT16,
+    onnx.TensorProto.BFLOAT16,
+    onnx.TensorProto.DOUBLE,
+}
 INT, BOOL = onnx.TensorProto.INT64, onnx.TensorProto.BOOL
 RESULTS = dict.fromkeys(("Shape", "Size", "NonZero", "ArgMax", "ArgMin"), INT)
 RESULTS |= dict.fromkeys(
-    ("Equal", "Less", "LessOrEqual", "Greater", "GreaterOrEqual", "IsNaN", "IsInf", "Not", "And", "Or"), BOOL
+    (
+        "Equal",
+        "Less",
+        "LessOrEqual",
+        "Greater",
+        "GreaterOrEqual",
+        "IsNaN",
+        "IsInf",
+        "Not",
+        "And",
+        "Or",
+    ),
+    BOOL,
 )
 DATA = {"Where": 1, "OneHot": 2, "CastLike": 1}
 """Which input has the type of the output, where it isn't the first."""
@@ -44,7 +63,12 @@ TYPES = {
     "tensor(bool)": np.bool_,
     "tensor(uint8)": np.uint8,
 }
-NAMES = {"FLASH_ATTENTION": "flash", "EFFICIENT_ATTENTION": "efficient", "MATH": "math", "CUDNN_FLASH_ATTENTION": "cudnn"}
+NAMES = {
+    "FLASH_ATTENTION": "flash",
+    "EFFICIENT_ATTENTION": "efficient",
+    "MATH": "math",
+    "CUDNN_FLASH_ATTENTION": "cudnn",
+}
 
 
 class Log:
@@ -70,10 +94,14 @@ def session_of(graph: Path, optimized: Path) -> ort.InferenceSession:
     settings.log_severity_level = 4
     settings.intra_op_num_threads = 1
     settings.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
-    settings.add_session_config_entry("session.optimized_model_external_initializers_file_name", "optimized.bin")
+    settings.add_session_config_entry(
+        "session.optimized_model_external_initializers_file_name", "optimized.bin"
+    )
     settings.optimized_model_filepath = str(optimized)
     options = {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"}
-    session = ort.InferenceSession(str(graph), settings, providers=[("CUDAExecutionProvider", options)])
+    session = ort.InferenceSession(
+        str(graph), settings, providers=[("CUDAExecutionProvider", options)]
+    )
     if session.get_providers()[0] != "CUDAExecutionProvider":
         raise RuntimeError("the CUDA provider did not load")
     session.disable_fallback()
@@ -81,7 +109,8 @@ def session_of(graph: Path, optimized: Path) -> ort.InferenceSession:
 
 
 def types_in(graph: onnx.GraphProto) -> dict[str, int]:
-    """Element types of all values; the optimized graph doesn't tell them. Without a rule an output has its first input's."""
+    """Element types of all values; the optimized graph doesn't tell them. Without a rule an output
+    has its first input's."""
     types = {v.name: v.type.tensor_type.elem_type for v in (*graph.input, *graph.output)}
     types.update({t.name: t.data_type for t in graph.initializer})
     for node in graph.node:
@@ -89,18 +118,25 @@ def types_in(graph: onnx.GraphProto) -> dict[str, int]:
         if node.op_type == "Cast":
             made = attributes["to"].i
         elif node.op_type in ("Constant", "ConstantOfShape"):
-            made = attributes["value"].t.data_type if "value" in attributes else onnx.TensorProto.FLOAT
+            made = (
+                attributes["value"].t.data_type if "value" in attributes else onnx.TensorProto.FLOAT
+            )
         elif node.op_type in RESULTS:
             made = RESULTS[node.op_type]
         else:
             made = types[node.input[DATA.get(node.op_type, 0)]]
         for i, name in enumerate(node.output):
-            types.setdefault(name, onnx.TensorProto.INT64 if (node.op_type, i) == ("TopK", 1) else made)
+            types.setdefault(
+                name, onnx.TensorProto.INT64 if (node.op_type, i) == ("TopK", 1) else made
+            )
     return types
 
 
-def floats_on_cpu(session: ort.InferenceSession, optimized: Path) -> tuple[list[str], dict[str, int]]:
-    """``operator name`` of each node that computes floats on the CPU, and the nodes on the GPU by operator."""
+def floats_on_cpu(
+    session: ort.InferenceSession, optimized: Path
+) -> tuple[list[str], dict[str, int]]:
+    """``operator name`` of each node that computes floats on the CPU, and the nodes on the GPU by
+    operator."""
     model = onnx.load(optimized, load_external_data=False)
     types = types_in(model.graph)
     by_name = {node.name: node for node in model.graph.node}
@@ -111,9 +147,14 @@ def floats_on_cpu(session: ort.InferenceSession, optimized: Path) -> tuple[list[
                 cuda[found.op_type] += 1
                 continue
             node = by_name.get(found.name)
-            names = [] if node is None else [*node.output] if node.op_type != "Cast" else [*node.input]
+            names = (
+                [] if node is None else [*node.output] if node.op_type != "Cast" else [*node.input]
+            )
             if node is None or any(name and types[name] in FLOATS for name in names):
-                floats.append(f"{found.op_type} {found.name}" + ("" if node is not None else " (not in the optimized graph)"))
+                floats.append(
+                    f"{found.op_type} {found.name}"
+                    + ("" if node is not None else " (not in the optimized graph)")
+                )
     return floats, dict(cuda)
 
 
@@ -122,7 +163,9 @@ def inputs_at(session: ort.InferenceSession, sizes: dict[str, int]) -> Any:
     for value in session.get_inputs():
         shape = [size_at(d, sizes) or sizes.get("", 2) for d in value.shape]
         if value.type == "tensor(bfloat16)":
-            made = ort.OrtValue.ortvalue_from_numpy_with_onnx_type(np.zeros(shape, np.uint16), onnx.TensorProto.BFLOAT16)
+            made = ort.OrtValue.ortvalue_from_numpy_with_onnx_type(
+                np.zeros(shape, np.uint16), onnx.TensorProto.BFLOAT16
+            )
         else:
             made = ort.OrtValue.ortvalue_from_numpy(np.zeros(shape, TYPES[value.type]))
         binding.bind_ortvalue_input(value.name, made)
@@ -148,7 +191,9 @@ def do(job: dict[str, Any], log: Log, folder: Path) -> dict[str, Any]:
             error = " ".join(str(raised).split())[-400:]
         kernels = [NAMES.get(k, k) for k in re.findall(r"SdpaKernel=(\w+)", log.new())]
         runs.append({"sizes": sizes, "kernels": kernels, "error": error})
-    copies = Counter(node.op_type for node in onnx.load(optimized, load_external_data=False).graph.node)
+    copies = Counter(
+        node.op_type for node in onnx.load(optimized, load_external_data=False).graph.node
+    )
     return {"on_cpu": floats, "on_cuda": cuda, "to_host": copies["MemcpyToHost"], "runs": runs}
 
 

@@ -1,4 +1,5 @@
-"""The table of docs/gpu.md: every model of the zoo (tiny) and of the coverage suite on the CUDA provider over stand-ins.
+"""The table of docs/gpu.md: every model of the zoo (tiny) and of the coverage suite on the CUDA
+provider over stand-ins.
 
 PYTHONPATH=tests .venv/bin/python -m gpu_rehearsal.table             # exports all models first: some minutes
 PYTHONPATH=tests .venv/bin/python -m gpu_rehearsal.table FOLDER      # bundles that are there already
@@ -20,7 +21,10 @@ from gpu_rehearsal.build_standins import build_provider_standins
 from gpu_rehearsal.provider import Provider
 from gpu_rehearsal.test_provider_models import PRECISIONS, ZOO, check, stages_of
 
-COLUMNS = "Model, Graphs, Attentions, Runs, Failed, Floats on the CPU, Copies to the host, Kernels in fp32, in fp16, in bf16"
+COLUMNS = (
+    "Model, Graphs, Attentions, Runs, Failed, Floats on the CPU, Copies to the host, "
+    "Kernels in fp32, in fp16, in bf16"
+)
 HEAD = f"| {COLUMNS.replace(', ', ' | ')} |\n{'|---' * 10}|"
 
 
@@ -33,7 +37,9 @@ def bundles(folder: Path | None, made: Path) -> Iterator[tuple[str, Path]]:
             size = "tiny" if isinstance(source, str) else None
             unfused = name in CASES and bool(CASES[name].unfused)
             try:
-                crossfuse.export(source, path, ["onnx"], size=size or "published", allow_unfused=unfused)
+                crossfuse.export(
+                    source, path, ["onnx"], size=size or "published", allow_unfused=unfused
+                )
             except crossfuse.CrossfuseError as error:
                 print(f"{name} is left out: {error}", file=sys.stderr)
                 continue
@@ -52,11 +58,16 @@ def main() -> None:
             bundle = open_bundle(path)
             stages = stages_of(bundle)
             found = [
-                check(Provider(libraries), stages, precision, "9.0", pairs=name.startswith("zoo: ")) for precision in PRECISIONS
+                check(Provider(libraries), stages, precision, "9.0", pairs=name.startswith("zoo: "))
+                for precision in PRECISIONS
             ]
             for error in {error for one in found for error in one.errors}:
                 print(f"{name}: {error}", file=sys.stderr)
-            numbers = [sum(one.graphs for one in found), len(bundle.ledger), sum(one.runs for one in found)]
+            numbers = [
+                sum(one.graphs for one in found),
+                len(bundle.ledger),
+                sum(one.runs for one in found),
+            ]
             numbers += [
                 sum(len(one.errors) for one in found),
                 sum(len(one.on_cpu) for one in found),

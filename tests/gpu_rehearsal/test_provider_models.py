@@ -1,4 +1,5 @@
-"""Whole models on the CUDA provider: every stage loads, no float is computed on the CPU, kernels are those of the ledger."""
+"""Whole models on the CUDA provider: every stage loads, no float is computed on the CPU, kernels
+are those of the ledger."""
 
 from __future__ import annotations
 
@@ -12,12 +13,12 @@ import pytest
 
 import crossfuse
 from coverage.cases import CASES
-from crossfuse.assembly import Stages, assemble
-from crossfuse.build.files import load_graph
-from crossfuse.build.precision.choose import half_stages
-from crossfuse.build.targets import TARGETS, lower_stages
 from crossfuse.bundle.store import Bundle
-from crossfuse.specs import CONTEXTS, Dim
+from crossfuse.core.tensors import CONTEXTS, Dim
+from crossfuse.export.split.assembly import Stages, assemble
+from crossfuse.targets.graph_files import load_graph
+from crossfuse.targets.precision.stages import half_stages
+from crossfuse.targets.registry import TARGETS, lower_stages
 from gpu_rehearsal.provider import CAPABILITIES, GRID, Job, Provider, kernels_promised
 
 PRECISIONS = ("fp32", "fp16", "bf16")
@@ -33,8 +34,11 @@ def stages_of(bundle: Bundle) -> Stages:
     return assemble(model, manifest.context, manifest.dims, manifest.example, decode=decode)
 
 
-def sizes_of(dims: Mapping[str, Dim], example: Mapping[str, int], grid: tuple[int, ...]) -> Iterator[dict[str, int]]:
-    """The example, all smallest, and each dimension over the grid as far as its range goes; the batch stays small."""
+def sizes_of(
+    dims: Mapping[str, Dim], example: Mapping[str, int], grid: tuple[int, ...]
+) -> Iterator[dict[str, int]]:
+    """The example, all smallest, and each dimension over the grid as far as its range goes; the
+    batch stays small."""
     batches = {name for name, dim in dims.items() if name in (CONTEXTS, "batch")}
     yield dict(example)
     yield {name: dim.min for name, dim in dims.items()}
@@ -48,14 +52,17 @@ def pairs_of(dims: Mapping[str, Dim], example: Mapping[str, int]) -> Iterator[di
     """All pairs of sizes of the grid, on the two sides of a model that has two lengths."""
     lengths = [name for name in dims if name not in (CONTEXTS, "batch")]
     for pair in itertools.product(GRID, repeat=len(lengths)) if len(lengths) == 2 else ():
-        if all(dims[n].min <= size <= (dims[n].max or size) for n, size in zip(lengths, pair, strict=True)):
+        if all(
+            dims[n].min <= size <= (dims[n].max or size)
+            for n, size in zip(lengths, pair, strict=True)
+        ):
             yield {**example, **dict(zip(lengths, pair, strict=True))}
 
 
 @dataclass(frozen=True)
 class Found:
-    """What one precision of a model gave: graphs, runs and their errors, nodes with floats on the CPU, copies from the device
-    to integer nodes on the CPU, and the kernels that ran.
+    """What one precision of a model gave: graphs, runs and their errors, nodes with floats on the
+    CPU, copies from the device to integer nodes on the CPU, and the kernels that ran.
     """
 
     graphs: int
@@ -67,14 +74,26 @@ class Found:
 
 
 def check(
-    provider: Provider, stages: Stages, precision: str, capability: str, grid: tuple[int, ...] = GRID, *, pairs: bool = False
+    provider: Provider,
+    stages: Stages,
+    precision: str,
+    capability: str,
+    grid: tuple[int, ...] = GRID,
+    *,
+    pairs: bool = False,
 ) -> Found:
-    """Run all stages at all sizes; graphs that don't load or kernels that the ledger doesn't promise are errors."""
+    """Run all stages at all sizes; graphs that don't load or kernels that the ledger doesn't
+    promise are errors."""
     graphs = stages.graphs
     if precision != "fp32":
-        graphs = half_stages(graphs, precision, half_frontier=True, without_bf16=TARGET.without_bf16).graphs
+        graphs = half_stages(
+            graphs, precision, half_frontier=True, without_bf16=TARGET.without_bf16
+        ).graphs
     lowered = lower_stages(graphs, TARGET)
-    runs = [*sizes_of(stages.dims, stages.example, grid), *(pairs_of(stages.dims, stages.example) if pairs else ())]
+    runs = [
+        *sizes_of(stages.dims, stages.example, grid),
+        *(pairs_of(stages.dims, stages.example) if pairs else ()),
+    ]
     # No fan-out: as many queries as contexts.
     batch = stages.example.get("batch", 2)
     runs = [{**sizes, **dict.fromkeys(sizes.keys() & {CONTEXTS, "batch"}, batch)} for sizes in runs]
@@ -116,7 +135,9 @@ def test_zoo(provider: Provider, zoo_bundle: Callable[[str], Bundle], name: str)
 @pytest.mark.slow
 @pytest.mark.parametrize("capability", CAPABILITIES)
 @pytest.mark.parametrize("name", ZOO)
-def test_zoo_on_every_device(provider: Provider, zoo_bundle: Callable[[str], Bundle], name: str, capability: str) -> None:
+def test_zoo_on_every_device(
+    provider: Provider, zoo_bundle: Callable[[str], Bundle], name: str, capability: str
+) -> None:
     stages = stages_of(zoo_bundle(name))
     for precision in PRECISIONS:
         require(check(provider, stages, precision, capability, pairs=True))
@@ -126,14 +147,19 @@ def test_zoo_on_every_device(provider: Provider, zoo_bundle: Callable[[str], Bun
 @pytest.mark.parametrize("name", list(CASES))
 def test_coverage(provider: Provider, tmp_path: Path, name: str) -> None:
     case = CASES[name]
-    bundle = crossfuse.export(case.make(), tmp_path / "b", ["onnx"], allow_unfused=bool(case.unfused))
+    bundle = crossfuse.export(
+        case.make(), tmp_path / "b", ["onnx"], allow_unfused=bool(case.unfused)
+    )
     stages = stages_of(bundle)
     for precision in PRECISIONS:
         require(check(provider, stages, precision, "9.0"))
 
 
-def test_a_target_runs_at_every_size_of_its_ranges(provider: Provider, zoo_bundle: Callable[[str], Bundle]) -> None:
-    """What the README builds, whole and split: every length that the bundle promises, and several queries per context."""
+def test_a_target_runs_at_every_size_of_its_ranges(
+    provider: Provider, zoo_bundle: Callable[[str], Bundle]
+) -> None:
+    """What the README builds, whole and split: every length that the bundle promises, and several
+    queries per context."""
     bundle = zoo_bundle("qformer")
     stages = stages_of(bundle)
     (whole,) = bundle.target("ort-cuda").stages.values()
@@ -141,7 +167,10 @@ def test_a_target_runs_at_every_size_of_its_ranges(provider: Provider, zoo_bundl
     for name, dim in stages.dims.items():
         if name not in ("batch", CONTEXTS):
             assert dim.max is not None
-            runs += [stages.example | {CONTEXTS: 1, "batch": 1, name: size} for size in range(dim.min, dim.max + 1)]
+            runs += [
+                stages.example | {CONTEXTS: 1, "batch": 1, name: size}
+                for size in range(dim.min, dim.max + 1)
+            ]
     split = [Job(low.model, runs) for low in lower_stages(stages.graphs, TARGET).values()]
     for result in provider.run([Job(bundle.path / whole, runs), *split]):
         assert result["on_cpu"] == []

@@ -1,4 +1,5 @@
-"""Operators that the CUDA provider has no kernel for: the lists in the sources, against the provider itself."""
+"""Operators that the CUDA provider has no kernel for: the lists in the sources, against the
+provider itself."""
 
 from __future__ import annotations
 
@@ -9,10 +10,10 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from crossfuse.build.cuda.lowering import OPSET
-from crossfuse.build.cuda.missing import NO_BF16, NO_KERNEL
-from crossfuse.build.cuda.operators import replace_operators
-from crossfuse.build.precision.cast import cast_graph
+from crossfuse.targets.cuda.lowering import OPSET
+from crossfuse.targets.cuda.missing import NO_BF16, NO_KERNEL
+from crossfuse.targets.cuda.operators import replace_operators
+from crossfuse.targets.precision.cast import cast_graph
 from gpu_rehearsal.provider import Job, Provider
 
 TYPES = {"fp32": TensorProto.FLOAT, "fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
@@ -91,7 +92,9 @@ OPERATORS: dict[str, tuple[list[Any], dict[str, Any]]] = {
     "Where": ([np.array([True]), TOKENS, TOKENS], {}),
 }
 RESULTS = dict.fromkeys(("ArgMax", "ArgMin", "NonZero"), ir.DataType.INT64)
-RESULTS |= dict.fromkeys(("Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual"), ir.DataType.BOOL)
+RESULTS |= dict.fromkeys(
+    ("Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual"), ir.DataType.BOOL
+)
 
 
 def model_of(op: str, precision: str) -> ir.Model:
@@ -108,7 +111,9 @@ def model_of(op: str, precision: str) -> ir.Model:
     node = helper.make_node(op, names, outputs, name="the node", **attributes)
     ends = [helper.make_empty_tensor_value_info(name) for name in outputs]
     graph = helper.make_graph([node], "g", inputs, ends, constants)
-    return ir.from_proto(helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=11))
+    return ir.from_proto(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=11)
+    )
 
 
 def lacks(result: dict[str, Any]) -> bool:
@@ -119,12 +124,15 @@ def test_operators_without_a_bf16_kernel(provider: Provider) -> None:
     assert OPERATORS.keys() | {"Upsample"} >= NO_BF16, "the table lacks some"
     names = list(OPERATORS)
     results = provider.run([Job(model_of(op, "bf16"), []) for op in names])
-    assert {op for op, result in zip(names, results, strict=True) if lacks(result)} == NO_BF16 - {"Upsample"}
+    assert {op for op, result in zip(names, results, strict=True) if lacks(result)} == NO_BF16 - {
+        "Upsample"
+    }
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
 def test_what_is_lowered_has_kernels(provider: Provider, precision: str) -> None:
-    """Each operator in a graph as a target gets it: in its precision, written in others where it has no kernel."""
+    """Each operator in a graph as a target gets it: in its precision, written in others where it
+    has no kernel."""
     models = []
     for op in OPERATORS:
         model = model_of(op, "fp32")

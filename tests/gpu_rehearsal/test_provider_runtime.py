@@ -1,4 +1,5 @@
-"""The runtime's session over the CUDA provider on stand-ins: it opens, runs at several sizes, and asks cuDNN for fast plans."""
+"""The runtime's session over the CUDA provider on stand-ins: it opens, runs at several sizes, and
+asks cuDNN for fast plans."""
 
 from __future__ import annotations
 
@@ -27,8 +28,11 @@ print(json.dumps([session.provider, shapes]))
 """
 
 
-def test_a_session_runs_on_the_provider(provider: Provider, zoo_bundle: Callable[[str], Bundle], tmp_path: Path) -> None:
-    """CLIP, whose images go through a convolution; each new shape is planned by cuDNN's fast heuristics (mode A)."""
+def test_a_session_runs_on_the_provider(
+    provider: Provider, zoo_bundle: Callable[[str], Bundle], tmp_path: Path
+) -> None:
+    """CLIP, whose images go through a convolution; each new shape is planned by cuDNN's fast
+    heuristics (mode A)."""
     program = tmp_path / "program.py"
     program.write_text(PROGRAM)
     told = provider.python(program, zoo_bundle("clip").path, CUDNN_STANDIN_TRACE="1")

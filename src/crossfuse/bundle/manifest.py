@@ -1,4 +1,5 @@
-"""The manifest's content as typed data, and its JSON form; ``manifest.schema.json`` describes the same for outsiders."""
+"""The manifest's content as typed data, and its JSON form; ``manifest.schema.json`` describes the
+same for outsiders."""
 
 from __future__ import annotations
 
@@ -7,12 +8,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from crossfuse.core.json_codec import json_text
+from crossfuse.core.ledger import Ledger
+from crossfuse.core.tensors import Dim, TensorSpec
 from crossfuse.errors import BundleError, CrossfuseError
-from crossfuse.jsontext import json_text
-from crossfuse.ledger import Ledger
-from crossfuse.specs import Dim, TensorSpec
 
-__all__ = ["MANIFEST", "SCHEMA_VERSION", "Decode", "EngineInfo", "FileEntry", "Manifest", "StageSpec", "TargetEntry"]
+__all__ = [
+    "MANIFEST",
+    "SCHEMA_VERSION",
+    "Decode",
+    "EngineInfo",
+    "FileEntry",
+    "Manifest",
+    "StageSpec",
+    "TargetEntry",
+]
 
 MANIFEST = "manifest.json"
 SCHEMA_VERSION = 1
@@ -54,7 +64,8 @@ class EngineInfo:
         library: Python module of the builder.
         version: of the library.
         compute_capabilities: of the GPUs that it runs on.
-        profiles: dimension → smallest, typical and largest size, one mapping per optimization profile.
+        profiles: dimension → smallest, typical and largest size, one mapping per optimization
+            profile.
         lean: the lean runtime, and other versions of the same major, can execute it.
         request: a digest of all that the build depended on.
     """
@@ -69,10 +80,11 @@ class EngineInfo:
 
 @dataclass(frozen=True)
 class TargetEntry:
-    """One target: its graph or engine file per stage, the files those need, precision, producers and results.
+    """One target: its graph or engine file per stage, the files those need, precision, producers
+    and results.
 
-    ``kept`` says which nodes stayed in fp32 and why, ``boundary`` which tensors at the stages' boundaries have another dtype
-    than ``Manifest.stages`` says.
+    ``kept`` says which nodes stayed in fp32 and why, ``boundary`` which tensors at the stages'
+    boundaries have another dtype than ``Manifest.stages`` says.
     """
 
     stages: Mapping[str, str]
@@ -89,8 +101,9 @@ class TargetEntry:
 class Manifest:
     """Everything the bundle says about itself.
 
-    ``shared_batch`` is the queries' batch dimension in a split bundle whose contexts have a batch of their own, ``contexts``:
-    the first is a multiple of the second. ``example`` holds the dimensions' sizes in the example inputs.
+    ``shared_batch`` is the queries' batch dimension in a split bundle whose contexts have a batch
+    of their own, ``contexts``: the first is a multiple of the second. ``example`` holds the
+    dimensions' sizes in the example inputs.
     """
 
     name: str
@@ -114,7 +127,8 @@ class Manifest:
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
-        """What the whole model takes: the only stage's inputs, or the context's and the query's own."""
+        """What the whole model takes: the only stage's inputs, or the context's and the query's
+        own."""
         if "model" in self.stages:
             return self.stages["model"].inputs
         context, query = self.stages["context"], self.stages["query"]
@@ -142,7 +156,9 @@ class Manifest:
             "ledger": [row.to_json() for row in self.ledger],
             "example": dict(self.example),
             "fused_graph": self.fused_graph,
-            "decode": None if self.decode is None else {"tokens": self.decode.tokens, "length": self.decode.length},
+            "decode": None
+            if self.decode is None
+            else {"tokens": self.decode.tokens, "length": self.decode.length},
             "targets": {
                 name: {
                     "stages": dict(t.stages),
@@ -166,14 +182,19 @@ class Manifest:
         """Read JSON text, checking every field.
 
         Raises:
-            BundleError: not JSON, NaN or infinity, a newer schema version, or a field of the wrong type.
+            BundleError: not JSON, NaN or infinity, a newer schema version, or a field of the wrong
+                type.
         """
         from crossfuse.bundle.reader import read_manifest
 
         try:
             data = json.loads(text, parse_constant=_no_constants)
         except (ValueError, RecursionError) as error:
-            raise BundleError(f"the manifest is not valid JSON: {error}", where=where, do="Export the bundle again") from error
+            raise BundleError(
+                f"the manifest is not valid JSON: {error}",
+                where=where,
+                do="Export the bundle again",
+            ) from error
         version = data.get("schema_version") if isinstance(data, dict) else None
         if isinstance(version, int) and not isinstance(version, bool) and version > SCHEMA_VERSION:
             raise BundleError(
@@ -205,7 +226,9 @@ def _engine_json(engine: EngineInfo) -> dict[str, Any]:
         "library": engine.library,
         "version": engine.version,
         "compute_capabilities": list(engine.compute_capabilities),
-        "profiles": [{name: list(sizes) for name, sizes in profile.items()} for profile in engine.profiles],
+        "profiles": [
+            {name: list(sizes) for name, sizes in profile.items()} for profile in engine.profiles
+        ],
         "lean": engine.lean,
         "request": engine.request,
     }

@@ -1,4 +1,5 @@
-"""From a manifest's JSON to typed data, every field checked: what is loaded may come from anywhere."""
+"""From a manifest's JSON to typed data, every field checked: what is loaded may come from
+anywhere."""
 
 from __future__ import annotations
 
@@ -6,10 +7,18 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from crossfuse.bundle.manifest import SCHEMA_VERSION, Decode, EngineInfo, FileEntry, Manifest, StageSpec, TargetEntry
+from crossfuse.bundle.manifest import (
+    SCHEMA_VERSION,
+    Decode,
+    EngineInfo,
+    FileEntry,
+    Manifest,
+    StageSpec,
+    TargetEntry,
+)
+from crossfuse.core.ledger import KINDS, Ledger, LedgerRow
+from crossfuse.core.tensors import DTYPES, SIZES, Dim, TensorSpec
 from crossfuse.errors import BundleError
-from crossfuse.ledger import KINDS, Ledger, LedgerRow
-from crossfuse.specs import DTYPES, SIZES, Dim, TensorSpec
 
 __all__ = ["read_manifest"]
 
@@ -34,7 +43,8 @@ class _Reader:
         if self.get(top, "schema_version", int) != SCHEMA_VERSION:
             self.fail("schema_version", top["schema_version"], SCHEMA_VERSION)
         dims = {
-            name: self.dim(name, self.mapping(value, f"dims.{name}")) for name, value in self.get(top, "dims", dict).items()
+            name: self.dim(name, self.mapping(value, f"dims.{name}"))
+            for name, value in self.get(top, "dims", dict).items()
         }
         return Manifest(
             name=self.get(top, "name", str),
@@ -55,10 +65,13 @@ class _Reader:
             fused_graph=self.get(top, "fused_graph", str),
             example=self.sizes(self.optional(top, "example", dict) or {}),
             decode=self.decode(self.optional(top, "decode", dict)),
-            targets={name: self.target(value) for name, value in self.mappings(top, "targets").items()},
+            targets={
+                name: self.target(value) for name, value in self.mappings(top, "targets").items()
+            },
             reference=self.optional(top, "reference", str),
             files={
-                name: FileEntry(self.size(value), self.digest(value)) for name, value in self.mappings(top, "files").items()
+                name: FileEntry(self.size(value), self.digest(value))
+                for name, value in self.mappings(top, "files").items()
             },
         )
 
@@ -81,7 +94,12 @@ class _Reader:
             producers=self.string_map(data, "producers"),
             parity=self.optional(data, "parity", dict),
             kept=self.string_map(data, "kept") if "kept" in data else {},
-            boundary={n: self.dtype(t) for n, t in (self.string_map(data, "boundary") if "boundary" in data else {}).items()},
+            boundary={
+                n: self.dtype(t)
+                for n, t in (
+                    self.string_map(data, "boundary") if "boundary" in data else {}
+                ).items()
+            },
             engine=self.engine(self.optional(data, "engine", dict)),
         )
 
@@ -119,7 +137,10 @@ class _Reader:
         if data is None:
             return None
         length = self.get(data, "length", int)
-        return Decode(self.get(data, "tokens", str), length if length > 0 else self.fail("decode.length", length, "1 or more"))
+        return Decode(
+            self.get(data, "tokens", str),
+            length if length > 0 else self.fail("decode.length", length, "1 or more"),
+        )
 
     def dim(self, name: str, data: Mapping[str, Any]) -> Dim:
         return Dim(name, self.get(data, "min", int), self.optional(data, "max", int))
@@ -127,15 +148,28 @@ class _Reader:
     def tensor(self, data: Mapping[str, Any]) -> TensorSpec:
         shape = self.get(data, "shape", list)
         for size in shape:
-            if isinstance(size, bool) or not isinstance(size, int | str) or (isinstance(size, int) and size < 0):
+            if (
+                isinstance(size, bool)
+                or not isinstance(size, int | str)
+                or (isinstance(size, int) and size < 0)
+            ):
                 self.fail("shape", size, "a size or a dimension's name")
-        return TensorSpec(self.get(data, "name", str), self.get(data, "dtype", str), tuple(shape), self.range(data))
+        return TensorSpec(
+            self.get(data, "name", str),
+            self.get(data, "dtype", str),
+            tuple(shape),
+            self.range(data),
+        )
 
     def range(self, data: Mapping[str, Any]) -> tuple[int, int | None] | None:
         ends = self.optional(data, "range", list)
         if ends is None:
             return None
-        if len(ends) == 2 and type(ends[0]) is int and (ends[1] is None or (type(ends[1]) is int and ends[1] >= ends[0])):
+        if (
+            len(ends) == 2
+            and type(ends[0]) is int
+            and (ends[1] is None or (type(ends[1]) is int and ends[1] >= ends[0]))
+        ):
             return ends[0], ends[1]
         self.fail("range", ends, "the lowest index, and the highest or null")
         return None
@@ -178,7 +212,12 @@ class _Reader:
     def fail(self, field: str, got: object, expected: object) -> Any:
         if isinstance(got, float) and not math.isfinite(got):
             got = "a number that is not finite"
-        raise BundleError("the manifest is invalid", where=f"{self.where}, {field}", got=repr(got), expected=expected)
+        raise BundleError(
+            "the manifest is invalid",
+            where=f"{self.where}, {field}",
+            got=repr(got),
+            expected=expected,
+        )
 
     def get(self, data: Mapping[str, Any], key: str, kind: type) -> Any:
         if key not in data:
@@ -195,15 +234,28 @@ class _Reader:
         return data if isinstance(data, dict) else self.fail(name, data, "an object")
 
     def mappings(self, data: Mapping[str, Any], key: str) -> dict[str, Mapping[str, Any]]:
-        return {name: self.mapping(value, f"{key}.{name}") for name, value in self.get(data, key, dict).items()}
+        return {
+            name: self.mapping(value, f"{key}.{name}")
+            for name, value in self.get(data, key, dict).items()
+        }
 
-    def tuple_of(self, data: Mapping[str, Any], key: str, read: Callable[[Mapping[str, Any]], Any]) -> tuple[Any, ...]:
-        return tuple(read(self.mapping(item, f"{key}[{i}]")) for i, item in enumerate(self.get(data, key, list)))
+    def tuple_of(
+        self, data: Mapping[str, Any], key: str, read: Callable[[Mapping[str, Any]], Any]
+    ) -> tuple[Any, ...]:
+        return tuple(
+            read(self.mapping(item, f"{key}[{i}]"))
+            for i, item in enumerate(self.get(data, key, list))
+        )
 
     def strings(self, data: Mapping[str, Any], key: str) -> tuple[str, ...]:
         items = self.get(data, key, list)
-        return tuple(item if isinstance(item, str) else self.fail(key, item, "text") for item in items)
+        return tuple(
+            item if isinstance(item, str) else self.fail(key, item, "text") for item in items
+        )
 
     def string_map(self, data: Mapping[str, Any], key: str) -> dict[str, str]:
         items = self.get(data, key, dict)
-        return {k: v if isinstance(v, str) else self.fail(f"{key}.{k}", v, "text") for k, v in items.items()}
+        return {
+            k: v if isinstance(v, str) else self.fail(f"{key}.{k}", v, "text")
+            for k, v in items.items()
+        }

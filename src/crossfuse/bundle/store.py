@@ -1,4 +1,5 @@
-"""Reading a bundle without trusting it: names stay inside the folder, sizes and hashes are checked before any parser runs."""
+"""Reading a bundle without trusting it: names stay inside the folder, sizes and hashes are checked
+before any parser runs."""
 
 from __future__ import annotations
 
@@ -8,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from crossfuse.bundle.manifest import MANIFEST, FileEntry, Manifest, TargetEntry
+from crossfuse.core.foreign import door
+from crossfuse.core.ledger import Ledger
 from crossfuse.errors import Advice, BundleError, Said, unknown
-from crossfuse.foreign import door
-from crossfuse.ledger import Ledger
 
 __all__ = ["Bundle", "check_name", "entry_of", "open_bundle", "sha256_of"]
 
@@ -49,7 +50,10 @@ class Bundle:
                 name,
                 self.targets,
                 where=self.path,
-                do=Advice("Build it with {}", Said(command, f"crossfuse.build({str(self.path)!r}, {name!r})")),
+                do=Advice(
+                    "Build it with {}",
+                    Said(command, f"crossfuse.build({str(self.path)!r}, {name!r})"),
+                ),
                 kind=BundleError,
             )
         return self.manifest.targets[name]
@@ -65,16 +69,24 @@ class Bundle:
     def _verified(self, name: str) -> Path:
         entry = self.manifest.files.get(name)
         if entry is None:
-            raise BundleError("the manifest doesn't list a file that it uses", where=self.path, got=repr(name))
+            raise BundleError(
+                "the manifest doesn't list a file that it uses", where=self.path, got=repr(name)
+            )
         path = self.path / check_name(name, self.path)
         if path.is_symlink() or not path.is_file():
-            raise BundleError("a file of the bundle is missing", where=path, do="Copy the whole folder, or export again")
+            raise BundleError(
+                "a file of the bundle is missing",
+                where=path,
+                do="Copy the whole folder, or export again",
+            )
         try:
             size, digest = path.stat().st_size, None
             if size == entry.size:
                 digest = sha256_of(path)
         except OSError as error:
-            raise BundleError(f"a file of the bundle can't be read: {error.strerror or error}", where=path) from error
+            raise BundleError(
+                f"a file of the bundle can't be read: {error.strerror or error}", where=path
+            ) from error
         if digest is None:
             raise BundleError(
                 "a file of the bundle has the wrong size",
@@ -99,7 +111,8 @@ def open_bundle(path: str | Path) -> Bundle:
     """Read and check a bundle's manifest.
 
     Raises:
-        BundleError: no bundle there, or a manifest that is invalid, unsafe or newer than this version.
+        BundleError: no bundle there, or a manifest that is invalid, unsafe or newer than this
+            version.
     """
     folder = Path(path)
     file = folder / MANIFEST

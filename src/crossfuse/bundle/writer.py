@@ -1,7 +1,8 @@
 """Writing a bundle so that a killed command leaves the old bundle, whole, or none.
 
-Everything goes to a hidden folder beside the destination. Only when all is there do the two change places, in one system call
-where the file system has it. A hidden folder left by a killed command holds no lock any more; the next write removes it.
+Everything goes to a hidden folder beside the destination. Only when all is there do the two change
+places, in one system call where the file system has it. A hidden folder left by a killed command
+holds no lock any more; the next write removes it.
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ class BundleWriter:
         self.destination = destination
 
     def file(self, name: str) -> Path:
-        """Where a file of that name goes; an existing one (of the bundle being replaced) is detached first."""
+        """Where a file of that name goes; an existing one (of the bundle being replaced) is
+        detached first."""
         path = self.folder / check_name(name, self.folder)
         path.unlink(missing_ok=True)
         return path
@@ -44,7 +46,8 @@ class BundleWriter:
     def adopt(self, bundle: Bundle, names: list[str], *, copied: Collection[str] = ()) -> None:
         """Take over verified files of an existing bundle, by hard link where possible.
 
-        ``copied`` names files that are to be read as weights: ONNX's readers refuse those with several links.
+        ``copied`` names files that are to be read as weights: ONNX's readers refuse those with
+        several links.
         """
         for path in bundle.verified(names):
             copy = self.folder / path.name
@@ -97,7 +100,9 @@ def write_bundle(destination: str | Path) -> Iterator[BundleWriter]:
     except OSError as error:
         if error.filename is not None and not str(error.filename).startswith(str(folder)):
             raise  # not about what is written here
-        raise InputError(f"the bundle can't be written: {error.strerror or error}", where=target) from error
+        raise InputError(
+            f"the bundle can't be written: {error.strerror or error}", where=target
+        ) from error
     finally:
         lock.close()
         shutil.rmtree(folder, ignore_errors=True)
@@ -105,10 +110,16 @@ def write_bundle(destination: str | Path) -> Iterator[BundleWriter]:
 
 def _check_destination(target: Path) -> None:
     if target.is_symlink() or (target.exists() and not target.is_dir()):
-        raise InputError("the output exists and is not a folder", where=target, do="Choose another output")
+        raise InputError(
+            "the output exists and is not a folder", where=target, do="Choose another output"
+        )
     if target.is_dir() and any(target.iterdir()):
         if not (target / MANIFEST).is_file():
-            raise InputError("the output folder holds something that is not a bundle", where=target, do="Choose another output")
+            raise InputError(
+                "the output folder holds something that is not a bundle",
+                where=target,
+                do="Choose another output",
+            )
         open_bundle(target)
 
 

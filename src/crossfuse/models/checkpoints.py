@@ -1,7 +1,8 @@
 """Weights of ``transformers`` checkpoints for the zoo: safetensors only, mapped name by name.
 
-Each entry of a mapping is a pattern of the checkpoint's names and the zoo's name for it. A tensor that the model needs and the
-checkpoint lacks, or has in another shape, is an error; one that is there and not known is reported.
+Each entry of a mapping is a pattern of the checkpoint's names and the zoo's name for it. A tensor
+that the model needs and the checkpoint lacks, or has in another shape, is an error; one that is
+there and not known is reported.
 """
 
 from __future__ import annotations
@@ -15,11 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from crossfuse.checkpoint_folder import CONFIG, read_json, weight_files
-from crossfuse.checkpoint_weights import require_weights, weights_about
+from crossfuse.core.checkpoint_folder import CONFIG, read_json, weight_files
+from crossfuse.core.checkpoint_weights import require_weights, weights_about
 from crossfuse.errors import InputError
-from crossfuse.model_spec import ModelSpec
 from crossfuse.models import clip, qformer, vilt
+from crossfuse.spec.model_spec import ModelSpec
 
 __all__ = ["Loaded", "checkpoint_spec", "load_module"]
 
@@ -28,7 +29,8 @@ Rules = tuple[tuple[str, str], ...]
 
 @dataclass(frozen=True)
 class _Format:
-    """How one system reads checkpoints: configuration, names, and names of parts that it does not have."""
+    """How one system reads checkpoints: configuration, names, and names of parts that it does not
+    have."""
 
     configure: Callable[[Mapping[str, Any], Mapping[str, Tensor]], Any]
     build: Callable[[Any], nn.Module]
@@ -40,16 +42,40 @@ class _Format:
 
 _CLIP_RULES: Rules = (
     (r"text_model\.embeddings\.(token|position)_embedding\.weight", r"text.\1_embedding.weight"),
-    (r"(text|vision)_model\.encoder\.layers\.(\d+)\.self_attn\.q_proj\.(\w+)", r"\1.layers.\2.attention.query.\3"),
-    (r"(text|vision)_model\.encoder\.layers\.(\d+)\.self_attn\.k_proj\.(\w+)", r"\1.layers.\2.attention.key.\3"),
-    (r"(text|vision)_model\.encoder\.layers\.(\d+)\.self_attn\.v_proj\.(\w+)", r"\1.layers.\2.attention.value.\3"),
-    (r"(text|vision)_model\.encoder\.layers\.(\d+)\.self_attn\.out_proj\.(\w+)", r"\1.layers.\2.attention.out.\3"),
-    (r"(text|vision)_model\.encoder\.layers\.(\d+)\.layer_norm(1|2)\.(\w+)", r"\1.layers.\2.norm\3.\4"),
-    (r"(text|vision)_model\.encoder\.layers\.(\d+)\.mlp\.fc1\.(\w+)", r"\1.layers.\2.feed_forward.up.\3"),
-    (r"(text|vision)_model\.encoder\.layers\.(\d+)\.mlp\.fc2\.(\w+)", r"\1.layers.\2.feed_forward.down.\3"),
+    (
+        r"(text|vision)_model\.encoder\.layers\.(\d+)\.self_attn\.q_proj\.(\w+)",
+        r"\1.layers.\2.attention.query.\3",
+    ),
+    (
+        r"(text|vision)_model\.encoder\.layers\.(\d+)\.self_attn\.k_proj\.(\w+)",
+        r"\1.layers.\2.attention.key.\3",
+    ),
+    (
+        r"(text|vision)_model\.encoder\.layers\.(\d+)\.self_attn\.v_proj\.(\w+)",
+        r"\1.layers.\2.attention.value.\3",
+    ),
+    (
+        r"(text|vision)_model\.encoder\.layers\.(\d+)\.self_attn\.out_proj\.(\w+)",
+        r"\1.layers.\2.attention.out.\3",
+    ),
+    (
+        r"(text|vision)_model\.encoder\.layers\.(\d+)\.layer_norm(1|2)\.(\w+)",
+        r"\1.layers.\2.norm\3.\4",
+    ),
+    (
+        r"(text|vision)_model\.encoder\.layers\.(\d+)\.mlp\.fc1\.(\w+)",
+        r"\1.layers.\2.feed_forward.up.\3",
+    ),
+    (
+        r"(text|vision)_model\.encoder\.layers\.(\d+)\.mlp\.fc2\.(\w+)",
+        r"\1.layers.\2.feed_forward.down.\3",
+    ),
     (r"text_model\.final_layer_norm\.(\w+)", r"text.final_norm.\1"),
     (r"vision_model\.embeddings\.class_embedding", r"vision.class_embedding"),
-    (r"vision_model\.embeddings\.(patch|position)_embedding\.weight", r"vision.\1_embedding.weight"),
+    (
+        r"vision_model\.embeddings\.(patch|position)_embedding\.weight",
+        r"vision.\1_embedding.weight",
+    ),
     (r"vision_model\.pre_layrnorm\.(\w+)", r"vision.pre_norm.\1"),
     (r"vision_model\.post_layernorm\.(\w+)", r"vision.post_norm.\1"),
     (r"(visual_projection|text_projection)\.weight", r"\1.weight"),
@@ -64,7 +90,10 @@ _VILT_RULES: Rules = (
     (r"embeddings\.position_embeddings", r"image.positions"),
     (r"embeddings\.patch_embeddings\.projection\.(\w+)", r"image.patches.\1"),
     (r"embeddings\.token_type_embeddings\.weight", r"modalities.weight"),
-    (r"encoder\.layer\.(\d+)\.attention\.attention\.(query|key|value)\.(\w+)", r"layers.\1.attention.\2.\3"),
+    (
+        r"encoder\.layer\.(\d+)\.attention\.attention\.(query|key|value)\.(\w+)",
+        r"layers.\1.attention.\2.\3",
+    ),
     (r"encoder\.layer\.(\d+)\.attention\.output\.dense\.(\w+)", r"layers.\1.attention.out.\2"),
     (r"encoder\.layer\.(\d+)\.intermediate\.dense\.(\w+)", r"layers.\1.feed_forward.up.\2"),
     (r"encoder\.layer\.(\d+)\.output\.dense\.(\w+)", r"layers.\1.feed_forward.down.\2"),
@@ -86,11 +115,26 @@ _QFORMER_RULES: Rules = (
     (_CROSS + r"attention\.(query|key|value)\.(\w+)", r"layers.\1.cross_attention.attention.\2.\3"),
     (_CROSS + r"output\.dense\.(\w+)", r"layers.\1.cross_attention.attention.out.\2"),
     (_CROSS + r"output\.LayerNorm\.(\w+)", r"layers.\1.cross_attention.norm.\2"),
-    (r"encoder\.layer\.(\d+)\.intermediate_query\.dense\.(\w+)", r"layers.\1.query_feed_forward.feed_forward.up.\2"),
-    (r"encoder\.layer\.(\d+)\.output_query\.dense\.(\w+)", r"layers.\1.query_feed_forward.feed_forward.down.\2"),
-    (r"encoder\.layer\.(\d+)\.output_query\.LayerNorm\.(\w+)", r"layers.\1.query_feed_forward.norm.\2"),
-    (r"encoder\.layer\.(\d+)\.intermediate\.dense\.(\w+)", r"layers.\1.text_feed_forward.feed_forward.up.\2"),
-    (r"encoder\.layer\.(\d+)\.output\.dense\.(\w+)", r"layers.\1.text_feed_forward.feed_forward.down.\2"),
+    (
+        r"encoder\.layer\.(\d+)\.intermediate_query\.dense\.(\w+)",
+        r"layers.\1.query_feed_forward.feed_forward.up.\2",
+    ),
+    (
+        r"encoder\.layer\.(\d+)\.output_query\.dense\.(\w+)",
+        r"layers.\1.query_feed_forward.feed_forward.down.\2",
+    ),
+    (
+        r"encoder\.layer\.(\d+)\.output_query\.LayerNorm\.(\w+)",
+        r"layers.\1.query_feed_forward.norm.\2",
+    ),
+    (
+        r"encoder\.layer\.(\d+)\.intermediate\.dense\.(\w+)",
+        r"layers.\1.text_feed_forward.feed_forward.up.\2",
+    ),
+    (
+        r"encoder\.layer\.(\d+)\.output\.dense\.(\w+)",
+        r"layers.\1.text_feed_forward.feed_forward.down.\2",
+    ),
     (r"encoder\.layer\.(\d+)\.output\.LayerNorm\.(\w+)", r"layers.\1.text_feed_forward.norm.\2"),
 )
 
@@ -102,7 +146,8 @@ class Loaded:
     Attributes:
         module: in eval mode, float32.
         config: its configuration.
-        missing: weights that the checkpoint lacks, or has in another shape; they are random, from a fixed seed.
+        missing: weights that the checkpoint lacks, or has in another shape; they are random, from a
+            fixed seed.
         left_over: the checkpoint's tensors that the module has no place for.
     """
 
@@ -121,7 +166,9 @@ def checkpoint_spec(name: str, folder: str, *, allow_missing: bool = False) -> M
     fmt = _format(name)
     loaded = load_module(name, folder, allow_missing=allow_missing)
     config = loaded.config
-    spec = fmt.spec_of(loaded.module, config, fmt.example | {"text": min(fmt.example["text"], config.text_length)})
+    spec = fmt.spec_of(
+        loaded.module, config, fmt.example | {"text": min(fmt.example["text"], config.text_length)}
+    )
     return replace(spec, about=weights_about(loaded.missing, loaded.left_over))
 
 
@@ -131,11 +178,13 @@ def load_module(name: str, folder: str, *, allow_missing: bool = False) -> Loade
     Args:
         name: of the system.
         folder: with ``config.json`` and safetensors files.
-        allow_missing: let weights that the checkpoint lacks, or has in another shape, stay random (from a fixed seed).
+        allow_missing: let weights that the checkpoint lacks, or has in another shape, stay random
+            (from a fixed seed).
 
     Raises:
-        InputError: a system without checkpoints, no configuration or safetensors file in the folder, a configuration that
-            the system doesn't cover, tensors that are missing, have other shapes, or whose names are not known.
+        InputError: a system without checkpoints, no configuration or safetensors file in the
+            folder, a configuration that the system doesn't cover, tensors that are missing, have
+            other shapes, or whose names are not known.
     """
     fmt = _format(name)
     path = Path(folder)
@@ -155,11 +204,24 @@ def load_module(name: str, folder: str, *, allow_missing: bool = False) -> Loade
         elif not re.match(fmt.ignored, key):
             left_over.append(key)
     missing = sorted(set(wanted) - set(state))
-    shapes = {key: (tuple(state[key].shape), shape) for key, shape in wanted.items() if key in state}
+    shapes = {
+        key: (tuple(state[key].shape), shape) for key, shape in wanted.items() if key in state
+    }
     other = {key: pair for key, pair in shapes.items() if pair[0] != pair[1]}
-    require_weights(path, f"the checkpoint doesn't fit {name!r}", missing, other, left_over, allow_missing=allow_missing)
-    module.load_state_dict({key: tensor for key, tensor in state.items() if key not in other}, strict=False)
-    return Loaded(module.eval(), config, tuple(sorted([*missing, *other])), tuple(sorted(left_over)))
+    require_weights(
+        path,
+        f"the checkpoint doesn't fit {name!r}",
+        missing,
+        other,
+        left_over,
+        allow_missing=allow_missing,
+    )
+    module.load_state_dict(
+        {key: tensor for key, tensor in state.items() if key not in other}, strict=False
+    )
+    return Loaded(
+        module.eval(), config, tuple(sorted([*missing, *other])), tuple(sorted(left_over))
+    )
 
 
 def _format(name: str) -> _Format:
@@ -177,7 +239,9 @@ def _format(name: str) -> _Format:
         ),
     }  # fmt: skip
     if name not in formats:
-        raise InputError("this system loads no checkpoints", got=repr(name), expected=" or ".join(formats))
+        raise InputError(
+            "this system loads no checkpoints", got=repr(name), expected=" or ".join(formats)
+        )
     return formats[name]
 
 
@@ -194,7 +258,9 @@ def _clip_config(settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> 
     text, vision = settings.get("text_config", {}), settings.get("vision_config", {})
     activations = {text.get("hidden_act", "quick_gelu"), vision.get("hidden_act", "quick_gelu")}
     if len(activations) != 1 or not activations <= {"quick_gelu", "gelu"}:
-        raise InputError("unknown activation", got=", ".join(sorted(activations)), expected="quick_gelu or gelu")
+        raise InputError(
+            "unknown activation", got=", ".join(sorted(activations)), expected="quick_gelu or gelu"
+        )
     epsilons = {text.get("layer_norm_eps", 1e-5), vision.get("layer_norm_eps", 1e-5)}
     if len(epsilons) != 1:
         raise InputError("the towers' layer norms differ", got=epsilons, expected="one epsilon")
@@ -247,7 +313,9 @@ def _qformer_config(settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) 
         heads=inner.get("num_attention_heads", base.heads),
         hidden=inner.get("intermediate_size", base.hidden),
         image_width=inner.get("encoder_hidden_size", base.image_width),
-        queries=settings.get("num_query_tokens", base.queries) if queries is None else queries.shape[1],
+        queries=settings.get("num_query_tokens", base.queries)
+        if queries is None
+        else queries.shape[1],
         cross_every=inner.get("cross_attention_frequency", base.cross_every),
         vocabulary=inner.get("vocab_size", base.vocabulary),
         text_length=inner.get("max_position_embeddings", base.text_length),

@@ -1,9 +1,11 @@
-"""CLIP: two towers trained so that matching images and texts point the same way (Radford et al. 2021, arXiv:2103.00020).
+"""CLIP: two towers trained so that matching images and texts point the same way (Radford et al.
+2021, arXiv:2103.00020).
 
     t = normalize(W_t · Text(ids)[eot]),  v = normalize(W_v · Vision(pixels)[cls])
     logits_per_text = exp(τ) · t vᵀ
 
-Text is a causal pre-norm transformer, vision a ViT; both use quick-GELU. The published size is ViT-B/32.
+Text is a causal pre-norm transformer, vision a ViT; both use quick-GELU. The published size is
+ViT-B/32.
 """
 
 from __future__ import annotations
@@ -14,10 +16,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from crossfuse.model_spec import ModelSpec
+from crossfuse.core.tensors import Dim
 from crossfuse.models import sampling
 from crossfuse.models.layers import PreNormBlock, key_mask, quick_gelu
-from crossfuse.specs import Dim
+from crossfuse.spec.model_spec import ModelSpec
 
 __all__ = ["CLIP", "EXAMPLES", "SIZES", "Config", "spec", "spec_of"]
 
@@ -45,7 +47,8 @@ class Config:
 
     @property
     def act(self) -> Callable[[Tensor], Tensor]:
-        """The feed-forwards' activation: ``quick_gelu`` in the original, ``gelu`` in some later checkpoints."""
+        """The feed-forwards' activation: ``quick_gelu`` in the original, ``gelu`` in some later
+        checkpoints."""
         return quick_gelu if self.activation == "quick_gelu" else nn.functional.gelu
 
 
@@ -56,7 +59,10 @@ SIZES = {
     ),
     "published": Config(),
 }  # fmt: skip
-EXAMPLES = {"tiny": {"texts": 3, "images": 2, "text": 9}, "published": {"texts": 3, "images": 2, "text": 20}}
+EXAMPLES = {
+    "tiny": {"texts": 3, "images": 2, "text": 9},
+    "published": {"texts": 3, "images": 2, "text": 20},
+}
 
 
 class TextTower(nn.Module):
@@ -68,7 +74,13 @@ class TextTower(nn.Module):
         self.token_embedding = nn.Embedding(config.vocabulary, config.text_width)
         self.position_embedding = nn.Embedding(config.text_length, config.text_width)
         self.layers = nn.ModuleList(
-            PreNormBlock(config.text_width, config.text_heads, config.text_hidden, activation=config.act, eps=config.eps)
+            PreNormBlock(
+                config.text_width,
+                config.text_heads,
+                config.text_hidden,
+                activation=config.act,
+                eps=config.eps,
+            )
             for _ in range(config.text_layers)
         )
         self.final_norm = nn.LayerNorm(config.text_width, eps=config.eps)
@@ -79,13 +91,17 @@ class TextTower(nn.Module):
         for layer in self.layers:
             x = layer(x, mask=key_mask(attention_mask), causal="upper_left")
         x = self.final_norm(x)
-        # Checkpoints converted before the token id was corrected say 2: there, the end-of-text token has the highest id.
-        end = (input_ids if self.eot_token == 2 else (input_ids == self.eot_token).int()).argmax(dim=-1)
+        # Checkpoints converted before the token id was corrected say 2: there, the end-of-text
+        # token has the highest id.
+        end = (input_ids if self.eot_token == 2 else (input_ids == self.eot_token).int()).argmax(
+            dim=-1
+        )
         return x[torch.arange(x.shape[0], device=x.device), end]
 
 
 class VisionTower(nn.Module):
-    """Vision transformer (Dosovitskiy et al. 2020, arXiv:2010.11929); the class token stands for the image."""
+    """Vision transformer (Dosovitskiy et al. 2020, arXiv:2010.11929); the class token stands for
+    the image."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -95,7 +111,13 @@ class VisionTower(nn.Module):
         self.position_embedding = nn.Embedding((config.image_size // patch) ** 2 + 1, width)
         self.pre_norm = nn.LayerNorm(width, eps=config.eps)
         self.layers = nn.ModuleList(
-            PreNormBlock(width, config.vision_heads, config.vision_hidden, activation=config.act, eps=config.eps)
+            PreNormBlock(
+                width,
+                config.vision_heads,
+                config.vision_hidden,
+                activation=config.act,
+                eps=config.eps,
+            )
             for _ in range(config.vision_layers)
         )
         self.post_norm = nn.LayerNorm(width, eps=config.eps)
@@ -121,12 +143,14 @@ class CLIP(nn.Module):
         self.visual_projection = nn.Linear(config.vision_width, config.projection, bias=False)
         self.logit_scale = nn.Parameter(torch.tensor(2.6592))
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, pixel_values: Tensor) -> dict[str, Tensor]:
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, pixel_values: Tensor
+    ) -> dict[str, Tensor]:
         """``input_ids``, ``attention_mask`` ``[texts, T]``; ``pixel_values`` ``[images, 3, H, W]``.
 
         Returns:
-            ``logits_per_image [images, texts]``, ``logits_per_text [texts, images]``, and the unit-length
-            ``text_embeds [texts, projection]``, ``image_embeds [images, projection]``.
+            ``logits_per_image [images, texts]``, ``logits_per_text [texts, images]``, and the
+            unit-length ``text_embeds [texts, projection]``, ``image_embeds [images, projection]``.
         """
         text = self.text_projection(self.text(input_ids, attention_mask))
         image = self.visual_projection(self.vision(pixel_values))
@@ -148,14 +172,21 @@ def spec(size: str = "published", seed: int = 0) -> ModelSpec:
 
 
 def spec_of(module: CLIP, config: Config, example: dict[str, int]) -> ModelSpec:
-    """Export spec of a module with weights of its own; ``example`` gives the sizes of the example inputs."""
-    texts, images, length = Dim("texts", 1, 1024), Dim("images", 1, 256), Dim("text", 1, config.text_length)
+    """Export spec of a module with weights of its own; ``example`` gives the sizes of the example
+    inputs."""
+    texts, images, length = (
+        Dim("texts", 1, 1024),
+        Dim("images", 1, 256),
+        Dim("text", 1, config.text_length),
+    )
 
     def sample(dims: dict[str, int], generator: torch.Generator) -> dict[str, Tensor]:
         mask = sampling.padding(generator, dims["texts"], dims["text"])
         ids = sampling.tokens(generator, config.eot_token, dims["texts"], dims["text"])
         ids = ids.scatter(1, mask.sum(1, keepdim=True) - 1, config.eot_token) * mask
-        pixels = sampling.features(generator, dims["images"], 3, config.image_size, config.image_size)
+        pixels = sampling.features(
+            generator, dims["images"], 3, config.image_size, config.image_size
+        )
         return {"input_ids": ids, "attention_mask": mask, "pixel_values": pixels}
 
     return ModelSpec.from_sampler(

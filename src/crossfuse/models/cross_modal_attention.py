@@ -4,8 +4,9 @@
     scores = Q Kᵀ / √D,  weights = softmax(scores),  context = weights V
     fused = a + g ⊙ (context W_o),  g = σ([a, context W_o] W_g)
 
-The gate decides per token and channel how much of the other modality enters (Arevalo et al. 2017, arXiv:1702.01992);
-attention after Vaswani et al. 2017 (arXiv:1706.03762), used across modalities as in Lu et al. 2019 (arXiv:1908.02265).
+The gate decides per token and channel how much of the other modality enters (Arevalo et al. 2017,
+arXiv:1702.01992); attention after Vaswani et al. 2017 (arXiv:1706.03762), used across modalities as
+in Lu et al. 2019 (arXiv:1908.02265).
 """
 
 from __future__ import annotations
@@ -15,10 +16,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from crossfuse.model_spec import ModelSpec
+from crossfuse.core.tensors import Dim
 from crossfuse.models import sampling
 from crossfuse.models.layers import Attention, key_mask
-from crossfuse.specs import Dim
+from crossfuse.spec.model_spec import ModelSpec
 
 __all__ = ["EXAMPLES", "SIZES", "Config", "CrossModalAttention", "spec", "spec_of"]
 
@@ -50,20 +51,25 @@ class CrossModalAttention(nn.Module):
         self.gate = nn.Linear(2 * config.width, config.width)
 
     def forward(self, a: Tensor, b: Tensor, b_mask: Tensor) -> dict[str, Tensor]:
-        """``a [B, L, width]``, ``b [B, S, context_width]``, ``b_mask [B, S]`` → ``fused``, ``context`` ``[B, L, width]``."""
+        """``a [B, L, width]``, ``b [B, S, context_width]``, ``b_mask [B, S]`` → ``fused``,
+        ``context`` ``[B, L, width]``."""
         context = self.attention(self.norm_a(a), self.norm_b(b), key_mask(b_mask))
         gate = torch.sigmoid(self.gate(torch.cat([a, context], dim=-1)))
         return {"fused": a + gate * context, "context": context}
 
 
 def spec(size: str = "published", seed: int = 0) -> ModelSpec:
-    """Export spec with seeded random weights; ``a``: 20 tokens, ``b``: 197 tokens at the published size."""
+    """Export spec with seeded random weights; ``a``: 20 tokens, ``b``: 197 tokens at the published
+    size."""
     config = SIZES[size]
-    return spec_of(sampling.initialised(lambda: CrossModalAttention(config), seed), config, EXAMPLES[size])
+    return spec_of(
+        sampling.initialised(lambda: CrossModalAttention(config), seed), config, EXAMPLES[size]
+    )
 
 
 def spec_of(module: CrossModalAttention, config: Config, example: dict[str, int]) -> ModelSpec:
-    """Export spec of a module with weights of its own; ``example`` gives the sizes of the example inputs."""
+    """Export spec of a module with weights of its own; ``example`` gives the sizes of the example
+    inputs."""
     batch, length, keys = Dim("batch", 1, 64), Dim("length", 1, 512), Dim("context_length", 1, 4096)
 
     def sample(dims: dict[str, int], generator: torch.Generator) -> dict[str, Tensor]:

@@ -2,10 +2,12 @@
 
     codes = argmin_k ‖Encoder(image) − e_k‖²           VQ-VAE tokenizer (van den Oord et al. 2017, arXiv:1711.00937)
     text ← Transformer(ids);  text ← text + Attention(text, e[codes])     text queries attend to image tokens
-    image tokens ← Transformer(e[codes], text) → logits over the codebook;  image' = Decoder(e[codes])
+    image tokens ← Transformer(e[codes], text) → logits over the codebook;  image' =
+    Decoder(e[codes])
 
-One pass gives the codes, the image decoded from them, the text states that have looked at the image, and the logits with
-which the transformer scores a codebook entry at every image position given the text.
+One pass gives the codes, the image decoded from them, the text states that have looked at the
+image, and the logits with which the transformer scores a codebook entry at every image position
+given the text.
 """
 
 from __future__ import annotations
@@ -16,10 +18,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from crossfuse.model_spec import ModelSpec
+from crossfuse.core.tensors import Dim
 from crossfuse.models import sampling
 from crossfuse.models.layers import PreNormBlock, key_mask
-from crossfuse.specs import Dim
+from crossfuse.spec.model_spec import ModelSpec
 
 __all__ = ["DALLE", "EXAMPLES", "SIZES", "Config", "spec", "spec_of"]
 
@@ -66,7 +68,8 @@ class ResidualBlock(nn.Module):
 
 
 class Tokenizer(nn.Module):
-    """VQ-VAE: strided convolutions to a grid of vectors, each replaced by its nearest codebook entry, and back."""
+    """VQ-VAE: strided convolutions to a grid of vectors, each replaced by its nearest codebook
+    entry, and back."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -81,7 +84,8 @@ class Tokenizer(nn.Module):
         self.codebook = nn.Embedding(config.codebook, code)
 
     def encode(self, image: Tensor) -> Tensor:
-        """``[B, 3, H, W]`` → int64 codes ``[B, h, w]``: argmin over entries of ‖z‖² − 2 z·e + ‖e‖², ‖z‖² left out."""
+        """``[B, 3, H, W]`` → int64 codes ``[B, h, w]``: argmin over entries of ‖z‖² − 2 z·e + ‖e‖²,
+        ‖z‖² left out."""
         z = self.encoder(image).permute(0, 2, 3, 1)
         entries = self.codebook.weight
         return (entries.square().sum(dim=1) - 2 * F.linear(z, entries)).argmin(dim=-1)
@@ -102,20 +106,26 @@ class DALLE(nn.Module):
         self.text_positions = nn.Embedding(config.text_length, width)
         self.code_projection = nn.Linear(config.code_width, width)
         self.image_positions = nn.Embedding(grid * grid, width)
-        self.text_layers = nn.ModuleList(PreNormBlock(width, config.heads, config.hidden) for _ in range(config.text_layers))
+        self.text_layers = nn.ModuleList(
+            PreNormBlock(width, config.heads, config.hidden) for _ in range(config.text_layers)
+        )
         self.cross_layers = nn.ModuleList(
-            PreNormBlock(width, config.heads, config.hidden, context_width=width) for _ in range(config.cross_layers)
+            PreNormBlock(width, config.heads, config.hidden, context_width=width)
+            for _ in range(config.cross_layers)
         )
         self.image_layer = PreNormBlock(width, config.heads, config.hidden, context_width=width)
         self.final_norm = nn.LayerNorm(width)
         self.code_head = nn.Linear(width, config.codebook)
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, pixel_values: Tensor) -> dict[str, Tensor]:
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, pixel_values: Tensor
+    ) -> dict[str, Tensor]:
         """``input_ids``, ``attention_mask`` ``[B, T]``; ``pixel_values [B, 3, H, W]`` in (−1, 1).
 
         Returns:
-            ``codes [B, h·w]`` int64, ``image [B, 3, H, W]`` decoded from them, ``text_states [B, T, width]`` after
-            attending to the image tokens, and ``code_logits [B, h·w, codebook]`` given the text.
+            ``codes [B, h·w]`` int64, ``image [B, 3, H, W]`` decoded from them, ``text_states [B, T,
+            width]`` after attending to the image tokens, and ``code_logits [B, h·w, codebook]``
+            given the text.
         """
         grid = self.tokenizer.encode(pixel_values)
         codes = grid.flatten(1)
@@ -142,7 +152,8 @@ def spec(size: str = "published", seed: int = 0) -> ModelSpec:
 
 
 def spec_of(module: DALLE, config: Config, example: dict[str, int]) -> ModelSpec:
-    """Export spec of a module with weights of its own; ``example`` gives the sizes of the example inputs."""
+    """Export spec of a module with weights of its own; ``example`` gives the sizes of the example
+    inputs."""
     batch, length = Dim("batch", 1, 64), Dim("text", 1, config.text_length)
 
     def sample(dims: dict[str, int], generator: torch.Generator) -> dict[str, Tensor]:

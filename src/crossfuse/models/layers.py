@@ -1,4 +1,5 @@
-"""The parts that the five systems share: one attention class for self and cross, and transformer blocks around it."""
+"""The parts that the five systems share: one attention class for self and cross, and transformer
+blocks around it."""
 
 from __future__ import annotations
 
@@ -7,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from crossfuse.operator.torch_op import fused_attention
+from crossfuse.ops.torch_op import fused_attention
 
 __all__ = ["Attention", "FeedForward", "PreNormBlock", "key_mask", "quick_gelu"]
 
@@ -18,15 +19,16 @@ def quick_gelu(x: Tensor) -> Tensor:
 
 
 def key_mask(attention_mask: Tensor) -> Tensor:
-    """``[B, S]`` integers or bools, non-zero = attend → bool ``[B, 1, 1, S]`` as the operator takes it."""
+    """``[B, S]`` integers or bools, non-zero = attend → bool ``[B, 1, 1, S]`` as the operator takes
+    it."""
     return attention_mask.to(torch.bool)[:, None, None, :]
 
 
 class Attention(nn.Module):
     """Multi-head attention (Vaswani et al. 2017, arXiv:1706.03762), self or cross.
 
-    softmax(Q Kᵀ / √D) V per head, with Q = x W_q, K = c W_k, V = c W_v and an output projection; the context ``c`` is ``x``
-    itself for self-attention.
+    softmax(Q Kᵀ / √D) V per head, with Q = x W_q, K = c W_k, V = c W_v and an output projection;
+    the context ``c`` is ``x`` itself for self-attention.
 
     Args:
         width: of ``x`` and of the output.
@@ -42,11 +44,23 @@ class Attention(nn.Module):
         self.value = nn.Linear(context_width or width, width)
         self.out = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, context: Tensor | None = None, mask: Tensor | None = None, causal: str = "none") -> Tensor:
-        """Attend from ``x [Bq, L, width]`` to ``context [Bk, S, context_width]``; mask as in the operator's contract."""
+    def forward(
+        self,
+        x: Tensor,
+        context: Tensor | None = None,
+        mask: Tensor | None = None,
+        causal: str = "none",
+    ) -> Tensor:
+        """Attend from ``x [Bq, L, width]`` to ``context [Bk, S, context_width]``; mask as in the
+        operator's contract."""
         source = x if context is None else context
         attended = fused_attention(
-            self.query(x), self.key(source), self.value(source), mask, num_heads=self.num_heads, causal=causal
+            self.query(x),
+            self.key(source),
+            self.value(source),
+            mask,
+            num_heads=self.num_heads,
+            causal=causal,
         )
         return self.out(attended)
 
@@ -54,7 +68,9 @@ class Attention(nn.Module):
 class FeedForward(nn.Module):
     """act(x W₁ + b₁) W₂ + b₂."""
 
-    def __init__(self, width: int, hidden: int, activation: Callable[[Tensor], Tensor] = nn.functional.gelu) -> None:
+    def __init__(
+        self, width: int, hidden: int, activation: Callable[[Tensor], Tensor] = nn.functional.gelu
+    ) -> None:
         super().__init__()
         self.up = nn.Linear(width, hidden)
         self.down = nn.Linear(hidden, width)
@@ -66,10 +82,12 @@ class FeedForward(nn.Module):
 
 
 class PreNormBlock(nn.Module):
-    """x + Attention(LN x), then (with a context) x + Attention(LN x, c), then x + FeedForward(LN x).
+    """x + Attention(LN x), then (with a context) x + Attention(LN x, c), then x + FeedForward(LN
+    x).
 
     Args:
-        context_width: width of the context for a cross-attention between self-attention and feed-forward; None for none.
+        context_width: width of the context for a cross-attention between self-attention and
+            feed-forward; None for none.
         eps: of the layer norms.
     """
 
@@ -100,7 +118,8 @@ class PreNormBlock(nn.Module):
         context_mask: Tensor | None = None,
         causal: str = "none",
     ) -> Tensor:
-        """``x [B, L, width]``, ``context [B, S, context_width]``, masks as in the operator's contract."""
+        """``x [B, L, width]``, ``context [B, S, context_width]``, masks as in the operator's
+        contract."""
         x = x + self.attention(self.norm1(x), mask=mask, causal=causal)
         if context is not None:
             x = x + self.cross_attention(self.norm_cross(x), context, context_mask)

@@ -1,10 +1,12 @@
-"""The Q-Former of BLIP-2: learned queries that read an image for a language model (Li et al. 2023, arXiv:2301.12597).
+"""The Q-Former of BLIP-2: learned queries that read an image for a language model (Li et al. 2023,
+arXiv:2301.12597).
 
     x = LN([queries ; Text(ids)]),  each layer:
-      x ← LN(x + Attention(x)),  every other layer, queries only: x ← LN(x + Attention(x, image)),  x ← LN(x + FeedForward(x))
+      x ← LN(x + Attention(x)),  every other layer, queries only: x ← LN(x + Attention(x, image)),
+      x ← LN(x + FeedForward(x))
 
-Post-norm as in BERT; queries and text share self-attention and have feed-forwards of their own. The published size has 32
-queries over 257 image features of width 1408 and 12 layers of width 768.
+Post-norm as in BERT; queries and text share self-attention and have feed-forwards of their own. The
+published size has 32 queries over 257 image features of width 1408 and 12 layers of width 768.
 """
 
 from __future__ import annotations
@@ -14,17 +16,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from crossfuse.model_spec import ModelSpec
+from crossfuse.core.tensors import Dim
 from crossfuse.models import sampling
 from crossfuse.models.layers import Attention, FeedForward, key_mask
-from crossfuse.specs import Dim
+from crossfuse.spec.model_spec import ModelSpec
 
 __all__ = ["EXAMPLES", "SIZES", "Config", "QFormer", "spec", "spec_of"]
 
 
 @dataclass(frozen=True)
 class Config:
-    """Sizes; ``text`` False leaves out word embeddings and the text feed-forwards (checkpoints for captioning)."""
+    """Sizes; ``text`` False leaves out word embeddings and the text feed-forwards (checkpoints for
+    captioning)."""
 
     width: int = 768
     layers: int = 12
@@ -78,7 +81,8 @@ class PostNormFeedForward(nn.Module):
 
 
 class QFormerLayer(nn.Module):
-    """Self-attention over queries and text, cross-attention of the queries to the image, two feed-forwards."""
+    """Self-attention over queries and text, cross-attention of the queries to the image, two
+    feed-forwards."""
 
     def __init__(self, config: Config, *, cross: bool) -> None:
         super().__init__()
@@ -89,7 +93,8 @@ class QFormerLayer(nn.Module):
         self.text_feed_forward = PostNormFeedForward(config) if config.text else None
 
     def forward(self, x: Tensor, mask: Tensor | None, image: Tensor, image_mask: Tensor) -> Tensor:
-        """``x [B, queries(+T), width]``, ``image [B, S, image_width]``, masks as in the operator's contract."""
+        """``x [B, queries(+T), width]``, ``image [B, S, image_width]``, masks as in the operator's
+        contract."""
         x = self.self_attention(x, None, mask)
         queries, text = x[:, : self.queries], x[:, self.queries :]
         if self.cross_attention is not None:
@@ -110,7 +115,9 @@ class QFormer(nn.Module):
             self.words = nn.Embedding(config.vocabulary, config.width)
             self.positions = nn.Embedding(config.text_length, config.width)
         self.norm = nn.LayerNorm(config.width, eps=config.eps)
-        self.layers = nn.ModuleList(QFormerLayer(config, cross=i % config.cross_every == 0) for i in range(config.layers))
+        self.layers = nn.ModuleList(
+            QFormerLayer(config, cross=i % config.cross_every == 0) for i in range(config.layers)
+        )
 
     def forward(
         self,
@@ -119,7 +126,8 @@ class QFormer(nn.Module):
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """``image_features [B, S, image_width]``, ``image_mask [B, S]``; ``input_ids``, ``attention_mask`` ``[B, T]``.
+        """``image_features [B, S, image_width]``, ``image_mask [B, S]``; ``input_ids``,
+        ``attention_mask`` ``[B, T]``.
 
         Returns:
             ``query_states [B, queries, width]`` and, with text, ``text_states [B, T, width]``.
@@ -129,7 +137,9 @@ class QFormer(nn.Module):
         if input_ids is not None and attention_mask is not None:
             text = self.words(input_ids) + self.positions.weight[: input_ids.shape[1]]
             x = torch.cat([x, text], dim=1)
-            mask = key_mask(torch.cat([attention_mask.new_ones(batch, count), attention_mask], dim=1))
+            mask = key_mask(
+                torch.cat([attention_mask.new_ones(batch, count), attention_mask], dim=1)
+            )
         x = self.norm(x)
         for layer in self.layers:
             x = layer(x, mask, image_features, key_mask(image_mask))
@@ -145,13 +155,17 @@ def spec(size: str = "published", seed: int = 0) -> ModelSpec:
 
 
 def spec_of(module: QFormer, config: Config, example: dict[str, int]) -> ModelSpec:
-    """Export spec of a module with weights of its own; ``example`` gives the sizes of the example inputs."""
+    """Export spec of a module with weights of its own; ``example`` gives the sizes of the example
+    inputs."""
     batch, keys, length = (
         Dim("batch", 1, 64),
         Dim("image_tokens", 1, 1024),
         Dim("text", 1, min(config.text_length, 128)),
     )
-    image: dict[str, dict[int, str | Dim]] = {"image_features": {0: batch, 1: keys}, "image_mask": {0: batch, 1: keys}}
+    image: dict[str, dict[int, str | Dim]] = {
+        "image_features": {0: batch, 1: keys},
+        "image_mask": {0: batch, 1: keys},
+    }
     text: dict[str, dict[int, str | Dim]] = {
         "input_ids": {0: batch, 1: length},
         "attention_mask": {0: batch, 1: length},

@@ -6,11 +6,11 @@ import importlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from crossfuse.core.tensors import SIZES
 from crossfuse.errors import unknown
-from crossfuse.specs import SIZES
 
 if TYPE_CHECKING:
-    from crossfuse.model_spec import ModelSpec
+    from crossfuse.spec.model_spec import ModelSpec
 
 __all__ = ["SIZES", "ZOO", "ZooEntry", "zoo_spec"]
 
@@ -30,11 +30,16 @@ ZOO = {
     for entry in (
         ZooEntry(
             "cross_modal_attention",
-            "the mechanism: tokens of one modality attend to another's, gated into their embeddings",
+            "the mechanism: tokens of one modality attend to another's, gated into their "
+            "embeddings",
             "width 768 over 1024, 12 heads",
         ),
-        ZooEntry("clip", "text and image towers scored against each other", "ViT-B/32", "CLIPModel"),
-        ZooEntry("vilt", "one transformer over words and image patches", "B/32, 384×384", "ViltModel"),
+        ZooEntry(
+            "clip", "text and image towers scored against each other", "ViT-B/32", "CLIPModel"
+        ),
+        ZooEntry(
+            "vilt", "one transformer over words and image patches", "B/32, 384×384", "ViltModel"
+        ),
         ZooEntry(
             "qformer",
             "learned queries and text that read image features",
@@ -51,7 +56,12 @@ ZOO = {
 
 
 def zoo_spec(
-    name: str, size: str = "published", seed: int = 0, checkpoint: str | None = None, *, allow_missing: bool = False
+    name: str,
+    size: str = "published",
+    seed: int = 0,
+    checkpoint: str | None = None,
+    *,
+    allow_missing: bool = False,
 ) -> ModelSpec:
     """The spec of a zoo system with random weights, or with those of a checkpoint folder.
 

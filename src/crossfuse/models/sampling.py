@@ -1,4 +1,5 @@
-"""Seeded weights and inputs for the zoo: normal features, padded masks whose values matter, never zeros."""
+"""Seeded weights and inputs for the zoo: normal features, padded masks whose values matter, never
+zeros."""
 
 from __future__ import annotations
 
@@ -24,7 +25,8 @@ def tokens(generator: torch.Generator, vocabulary: int, *shape: int) -> Tensor:
 
 
 def padding(generator: torch.Generator, batch: int, length: int) -> Tensor:
-    """An attention mask ``[batch, length]``, int64: each row keeps a random prefix of at least one, the last of many all."""
+    """An attention mask ``[batch, length]``, int64: each row keeps a random prefix of at least one,
+    the last of many all."""
     kept = torch.randint(1, length + 1, (batch,), generator=generator)
     if batch > 1:
         kept[-1] = length
@@ -32,7 +34,8 @@ def padding(generator: torch.Generator, batch: int, length: int) -> Tensor:
 
 
 def initialised(build: Callable[[], M], seed: int) -> M:
-    """Build a module with seeded weights, in eval mode; norms and biases are perturbed so that none is idle."""
+    """Build a module with seeded weights, in eval mode; norms and biases are perturbed so that none
+    is idle."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         module = build()

@@ -1,9 +1,12 @@
-"""ViLT: one transformer over words and image patches side by side (Kim et al. 2021, arXiv:2102.03334).
+"""ViLT: one transformer over words and image patches side by side (Kim et al. 2021,
+arXiv:2102.03334).
 
-    x = [Text(ids) + type₀ ; ViT-patches(pixels) + type₁],  x ← x + Attention(LN x),  x ← x + FeedForward(LN x)
+    x = [Text(ids) + type₀ ; ViT-patches(pixels) + type₁],  x ← x + Attention(LN x),  x ← x +
+    FeedForward(LN x)
 
-Every token attends to every token, so text meets image in each self-attention. Images smaller than the canvas are padded;
-``pixel_mask`` marks the real pixels, and position embeddings are stretched to them. The published size is B/32.
+Every token attends to every token, so text meets image in each self-attention. Images smaller than
+the canvas are padded; ``pixel_mask`` marks the real pixels, and position embeddings are stretched
+to them. The published size is B/32.
 """
 
 from __future__ import annotations
@@ -13,10 +16,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from crossfuse.model_spec import ModelSpec
+from crossfuse.core.tensors import Dim
 from crossfuse.models import sampling
 from crossfuse.models.layers import PreNormBlock, key_mask
-from crossfuse.specs import Dim
+from crossfuse.spec.model_spec import ModelSpec
 
 __all__ = ["EXAMPLES", "SIZES", "Config", "ViLT", "spec", "spec_of"]
 
@@ -58,7 +61,11 @@ class TextEmbeddings(nn.Module):
 
     def forward(self, input_ids: Tensor) -> Tensor:
         """``[B, T]`` → ``[B, T, width]``."""
-        x = self.words(input_ids) + self.token_types.weight[0] + self.positions.weight[: input_ids.shape[1]]
+        x = (
+            self.words(input_ids)
+            + self.token_types.weight[0]
+            + self.positions.weight[: input_ids.shape[1]]
+        )
         return self.norm(x)
 
 
@@ -73,7 +80,8 @@ class ImageEmbeddings(nn.Module):
         self.positions = nn.Parameter(0.02 * torch.randn(1, self.grid**2 + 1, config.width))
 
     def forward(self, pixel_values: Tensor, pixel_mask: Tensor) -> tuple[Tensor, Tensor]:
-        """``[B, 3, H, W]`` and ``[B, H, W]`` → tokens ``[B, 1+P, width]`` and their mask ``[B, 1+P]``, row-major patches."""
+        """``[B, 3, H, W]`` and ``[B, H, W]`` → tokens ``[B, 1+P, width]`` and their mask ``[B,
+        1+P]``, row-major patches."""
         patches = self.patches(pixel_values)
         step = self.patches.kernel_size[0]
         real = pixel_mask[:, ::step, ::step]
@@ -82,14 +90,17 @@ class ImageEmbeddings(nn.Module):
         return torch.cat([first, x], dim=1), torch.cat([real[:, 0, :1], real.flatten(1)], dim=1)
 
     def _stretched_positions(self, real: Tensor) -> Tensor:
-        """Bilinear interpolation, corners aligned, of the square grid of positions to each image's real patches.
+        """Bilinear interpolation, corners aligned, of the square grid of positions to each image's
+        real patches.
 
-        Linear interpolation at coordinate y is Σ_k max(0, 1 − |y − k|) · position_k, so that images of different
-        extents need no loop and no data-dependent shape.
+        Linear interpolation at coordinate y is Σ_k max(0, 1 − |y − k|) · position_k, so that images
+        of different extents need no loop and no data-dependent shape.
         """
         rows = self._hats(real[:, :, 0].sum(dim=1), real.shape[1])
         columns = self._hats(real[:, 0, :].sum(dim=1), real.shape[2])
-        weights = (rows[:, :, None, :, None] * columns[:, None, :, None, :]).flatten(3).flatten(1, 2)
+        weights = (
+            (rows[:, :, None, :, None] * columns[:, None, :, None, :]).flatten(3).flatten(1, 2)
+        )
         return weights @ self.positions[0, 1:]
 
     def _hats(self, extent: Tensor, size: int) -> Tensor:
@@ -97,7 +108,9 @@ class ImageEmbeddings(nn.Module):
         dtype, device = self.positions.dtype, self.positions.device
         stretch = (self.grid - 1) / (extent - 1).clamp(min=1).to(dtype)
         where = torch.arange(size, device=device, dtype=dtype) * stretch[:, None]
-        return (1 - (where[:, :, None] - torch.arange(self.grid, device=device, dtype=dtype)).abs()).clamp(min=0)
+        return (
+            1 - (where[:, :, None] - torch.arange(self.grid, device=device, dtype=dtype)).abs()
+        ).clamp(min=0)
 
 
 class ViLT(nn.Module):
@@ -109,17 +122,21 @@ class ViLT(nn.Module):
         self.image = ImageEmbeddings(config)
         self.modalities = nn.Embedding(config.modality_types, config.width)
         self.layers = nn.ModuleList(
-            PreNormBlock(config.width, config.heads, config.hidden, eps=config.eps) for _ in range(config.layers)
+            PreNormBlock(config.width, config.heads, config.hidden, eps=config.eps)
+            for _ in range(config.layers)
         )
         self.final_norm = nn.LayerNorm(config.width, eps=config.eps)
         self.pooler = nn.Linear(config.width, config.width)
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, pixel_values: Tensor, pixel_mask: Tensor) -> dict[str, Tensor]:
-        """``input_ids``, ``attention_mask`` ``[B, T]``; ``pixel_values [B, 3, H, W]``, ``pixel_mask [B, H, W]``.
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, pixel_values: Tensor, pixel_mask: Tensor
+    ) -> dict[str, Tensor]:
+        """``input_ids``, ``attention_mask`` ``[B, T]``; ``pixel_values [B, 3, H, W]``, ``pixel_mask
+        [B, H, W]``.
 
         Returns:
-            ``last_hidden_state [B, T+1+P, width]`` (text, class token, patches in row-major order) and
-            ``pooler_output [B, width]``.
+            ``last_hidden_state [B, T+1+P, width]`` (text, class token, patches in row-major order)
+            and ``pooler_output [B, width]``.
         """
         text = self.text(input_ids) + self.modalities.weight[0]
         image, image_mask = self.image(pixel_values, pixel_mask)
@@ -138,12 +155,15 @@ def spec(size: str = "published", seed: int = 0) -> ModelSpec:
 
 
 def spec_of(module: ViLT, config: Config, example: dict[str, int]) -> ModelSpec:
-    """Export spec of a module with weights of its own; ``example`` gives the sizes of the example inputs."""
+    """Export spec of a module with weights of its own; ``example`` gives the sizes of the example
+    inputs."""
     batch, length = Dim("batch", 1, 64), Dim("text", 1, config.text_length)
 
     def sample(dims: dict[str, int], generator: torch.Generator) -> dict[str, Tensor]:
         n, grid, step = dims["batch"], config.image_size // config.patch_size, config.patch_size
-        rows, columns = (sampling.padding(generator, n, grid).repeat_interleave(step, dim=1) for _ in range(2))
+        rows, columns = (
+            sampling.padding(generator, n, grid).repeat_interleave(step, dim=1) for _ in range(2)
+        )
         pixel_mask = rows[:, :, None] * columns[:, None, :]
         pixels = sampling.features(generator, n, 3, config.image_size, config.image_size)
         return {

@@ -11,13 +11,22 @@ with runtime.load("bundle/") as session:
     outputs = session.run({"self": a, "context": b})           # every call also takes one mapping, for names of any kind
 """
 
+from crossfuse.runtime.backends import best_target
 from crossfuse.runtime.binding import Binding
-from crossfuse.runtime.cache import ContextCache
 from crossfuse.runtime.context import Context
+from crossfuse.runtime.context_cache import ContextCache
 from crossfuse.runtime.decoding import DecodingState
-from crossfuse.runtime.engines import best_target
-from crossfuse.runtime.loading import load
+from crossfuse.runtime.load import load
 from crossfuse.runtime.options import SessionOptions
 from crossfuse.runtime.session import Session
 
-__all__ = ["Binding", "Context", "ContextCache", "DecodingState", "Session", "SessionOptions", "best_target", "load"]
+__all__ = [
+    "Binding",
+    "Context",
+    "ContextCache",
+    "DecodingState",
+    "Session",
+    "SessionOptions",
+    "best_target",
+    "load",
+]

@@ -17,12 +17,15 @@ __all__ = ["Binding"]
 
 
 class Binding:
-    """Inputs and outputs fixed in memory: write into the bound input arrays, call `run`, read ``outputs``.
+    """Inputs and outputs fixed in memory: write into the bound input arrays, call `run`, read
+    ``outputs``.
 
     For one thread at a time; make one binding per thread.
     """
 
-    def __init__(self, stages: list[tuple[Stage, dict[str, NDArray[Any]], tuple[str, ...]]]) -> None:
+    def __init__(
+        self, stages: list[tuple[Stage, dict[str, NDArray[Any]], tuple[str, ...]]]
+    ) -> None:
         self._bound: list[tuple[Stage, Any]] = []
         self._kept: list[dict[str, NDArray[Any]]] = []
         made: dict[str, NDArray[Any]] = {}

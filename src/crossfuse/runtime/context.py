@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from crossfuse.core.tensors import TensorSpec
 from crossfuse.errors import InputError
-from crossfuse.runtime.checks import positions_of
 from crossfuse.runtime.device_array import DeviceArray
-from crossfuse.specs import TensorSpec
+from crossfuse.runtime.input_checks import positions_of
 
 __all__ = ["Context"]
 
@@ -60,22 +60,33 @@ class Context:
         if self.batch is None:
             raise InputError("these contexts have no batch to select from")
         if not wanted.size or wanted.min() < -self.count or wanted.max() >= self.count:
-            raise InputError("positions out of range", got=wanted.tolist(), expected=f"0 to {self.count - 1}")
+            raise InputError(
+                "positions out of range", got=wanted.tolist(), expected=f"0 to {self.count - 1}"
+            )
         taken: dict[str, Any] = {}
         for spec in self.specs:
             tensor = self.tensors[spec.name]
             if self.batch not in spec.shape:
                 if any(self.batch in str(size) for size in spec.shape):
-                    raise InputError("a context tensor's batch is no axis of its own", where=spec.name, got=spec)
+                    raise InputError(
+                        "a context tensor's batch is no axis of its own", where=spec.name, got=spec
+                    )
                 taken[spec.name] = tensor
                 continue
             axis = spec.shape.index(self.batch)
             on_device = isinstance(tensor, DeviceArray)
-            taken[spec.name] = tensor.take(wanted.tolist(), axis) if on_device else frozen(np.take(tensor, wanted, axis=axis))
+            taken[spec.name] = (
+                tensor.take(wanted.tolist(), axis)
+                if on_device
+                else frozen(np.take(tensor, wanted, axis=axis))
+            )
         return replace(self, tensors=taken, count=int(wanted.size))
 
     def __repr__(self) -> str:
-        return f"<crossfuse Context: {self.count} contexts, {self.nbytes / 1e6:.2f} MB in {len(self.tensors)} tensors>"
+        return (
+            f"<crossfuse Context: {self.count} contexts, {self.nbytes / 1e6:.2f} MB in "
+            f"{len(self.tensors)} tensors>"
+        )
 
 
 def frozen(array: Any) -> Any:

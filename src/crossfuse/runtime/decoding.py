@@ -1,4 +1,5 @@
-"""`DecodingState`: the self-attention keys and values of sequences that grow token by token, in memory of fixed size."""
+"""`DecodingState`: the self-attention keys and values of sequences that grow token by token, in
+memory of fixed size."""
 
 from __future__ import annotations
 
@@ -7,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from crossfuse.core.tensors import NEXT, POSITION, STATE, TensorSpec
 from crossfuse.errors import InputError
-from crossfuse.runtime.checks import positions_of
 from crossfuse.runtime.context import Context
 from crossfuse.runtime.device_array import DeviceArray
-from crossfuse.specs import NEXT, POSITION, STATE, TensorSpec
+from crossfuse.runtime.input_checks import positions_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -30,12 +31,19 @@ class DecodingState:
         position: how many tokens each sequence has by now.
         length: the most tokens it can have.
 
-    The state's tensors are made once, where the engine computes. On the CPU a step writes one row of each in place; on a GPU
-    there are two sets of them, and a step reads the one and writes the other.
+    The state's tensors are made once, where the engine computes. On the CPU a step writes one row
+    of each in place; on a GPU there are two sets of them, and a step reads the one and writes the
+    other.
     """
 
     def __init__(
-        self, context: Context, engine: Stage, inputs: tuple[TensorSpec, ...], tokens: str, batch: int, length: int
+        self,
+        context: Context,
+        engine: Stage,
+        inputs: tuple[TensorSpec, ...],
+        tokens: str,
+        batch: int,
+        length: int,
     ) -> None:
         self.context = context
         self.batch = batch
@@ -46,7 +54,10 @@ class DecodingState:
         self.tokens: NDArray[Any] = np.zeros((batch, 1), dtype=dtype)
         names = {spec.name for spec in inputs}
         shapes = {
-            spec.name: (tuple(size if isinstance(size, int) else batch for size in spec.shape), spec.dtype)
+            spec.name: (
+                tuple(size if isinstance(size, int) else batch for size in spec.shape),
+                spec.dtype,
+            )
             for spec in inputs
             if spec.name.startswith(STATE)
         }
@@ -73,16 +84,23 @@ class DecodingState:
         return sum(int(array.nbytes) for array in (*self._state.values(), *self._other.values()))
 
     def reorder(self, indices: Sequence[int]) -> None:
-        """Sequence ``i`` goes on from what was sequence ``indices[i]``; for beams. Contexts keep their order.
+        """Sequence ``i`` goes on from what was sequence ``indices[i]``; for beams. Contexts keep
+        their order.
 
         Raises:
             InputError: other than one position per sequence.
         """
         order = positions_of(indices)
         if order.shape != (self.batch,) or order.min() < 0 or order.max() >= self.batch:
-            raise InputError("one position per sequence is needed", got=order.tolist(), expected=f"{self.batch} of them")
+            raise InputError(
+                "one position per sequence is needed",
+                got=order.tolist(),
+                expected=f"{self.batch} of them",
+            )
         if self._engine.on_device:
-            self._state = {name: array.take(order.tolist(), 0) for name, array in self._state.items()}
+            self._state = {
+                name: array.take(order.tolist(), 0) for name, array in self._state.items()
+            }
             return
         for array in self._state.values():
             array[:, : self.position] = array[order, : self.position]
@@ -100,17 +118,31 @@ class DecodingState:
     def advance(self, tokens: NDArray[Any]) -> Mapping[str, NDArray[Any]]:
         """Run one step in place; called by the session, which checks the tokens."""
         if self.position >= self.length:
-            raise InputError("the state is full", got=f"{self.position} tokens", expected=f"at most {self.length}")
+            raise InputError(
+                "the state is full",
+                got=f"{self.position} tokens",
+                expected=f"at most {self.length}",
+            )
         self.tokens[...] = tokens
         if self._engine.on_device:
             self._advance_on_device()
             self._position[0] += 1
             return self._outputs
         if self._binding is None:
-            first = dict(zip(self._engine.boundary[1], self._engine.run_mixed(self._feeds), strict=True))
-            self._outputs = {n: np.ascontiguousarray(a) for n, a in first.items() if not n.startswith(NEXT)}
-            # A state's next value is written where it is: the engine then changes one row and copies nothing.
-            ends = [self._state[STATE + n.removeprefix(NEXT)] if n.startswith(NEXT) else self._outputs[n] for n in first]
+            first = dict(
+                zip(self._engine.boundary[1], self._engine.run_mixed(self._feeds), strict=True)
+            )
+            self._outputs = {
+                n: np.ascontiguousarray(a) for n, a in first.items() if not n.startswith(NEXT)
+            }
+            # A state's next value is written where it is: the engine then changes one row and
+            # copies nothing.
+            ends = [
+                self._state[STATE + n.removeprefix(NEXT)]
+                if n.startswith(NEXT)
+                else self._outputs[n]
+                for n in first
+            ]
             self._binding = self._engine.bind(self._feeds, ends)
         self._engine.run_bound(self._binding)
         self._position[0] += 1

@@ -1,4 +1,5 @@
-"""`DeviceArray`: an array in a GPU's memory, our own or another library's, and who may still be reading it."""
+"""`DeviceArray`: an array in a GPU's memory, our own or another library's, and who may still be
+reading it."""
 
 from __future__ import annotations
 
@@ -9,8 +10,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from crossfuse.core.foreign import cause_of
 from crossfuse.errors import InputError
-from crossfuse.foreign import cause_of
 from crossfuse.runtime.dlpack import CUDA, CUDA_MANAGED, Foreign, make_capsule, read_capsule
 from crossfuse.runtime.driver import LEGACY_STREAM, Driver
 
@@ -41,9 +42,10 @@ class DeviceMemory:
         device: number of the GPU.
         owner: what keeps the memory.
         place: where more of it comes from; None for another library's.
-        release: is called once, when nothing refers to the memory any more, with the owner and the readers' streams: it must
-            give the memory back behind what those streams hold by then.
-        after: streams that must have come so far before the content is there; empty for content that is.
+        release: is called once, when nothing refers to the memory any more, with the owner and the
+            readers' streams: it must give the memory back behind what those streams hold by then.
+        after: streams that must have come so far before the content is there; empty for content
+            that is.
     """
 
     def __init__(
@@ -71,12 +73,14 @@ class DeviceMemory:
 
 
 class DeviceArray:
-    """A contiguous array in a GPU's memory; speaks DLPack and, for NumPy's dtypes, the CUDA array interface. The data is ready.
+    """A contiguous array in a GPU's memory; speaks DLPack and, for NumPy's dtypes, the CUDA array
+    interface. The data is ready.
 
-    Who takes it through DLPack tells its stream. The memory is given back when neither this array nor what was made of it
-    exists any more, behind everything that the takers' streams hold by then; so a PyTorch tensor made of it may be dropped
-    while kernels that read it are still queued on the stream on which it was taken. The CUDA array interface tells no stream:
-    CUDA's default stream counts as the reader.
+    Who takes it through DLPack tells its stream. The memory is given back when neither this array
+    nor what was made of it exists any more, behind everything that the takers' streams hold by
+    then; so a PyTorch tensor made of it may be dropped while kernels that read it are still queued
+    on the stream on which it was taken. The CUDA array interface tells no stream: CUDA's default
+    stream counts as the reader.
 
     Attributes:
         shape, dtype: of the array; ``bfloat16`` for a dtype that NumPy lacks.
@@ -107,7 +111,13 @@ class DeviceArray:
             raise AttributeError("the CUDA array interface has no bfloat16")
         self.memory.readers.add(LEGACY_STREAM)
         typestr = np.dtype(self.dtype).str
-        return {"shape": self.shape, "typestr": typestr, "data": (self.pointer, False), "strides": None, "version": 3}
+        return {
+            "shape": self.shape,
+            "typestr": typestr,
+            "data": (self.pointer, False),
+            "strides": None,
+            "version": 3,
+        }
 
     def __dlpack__(
         self,
@@ -118,12 +128,21 @@ class DeviceArray:
         copy: bool | None = None,
     ) -> Any:
         if dl_device not in (None, self.__dlpack_device__()):
-            raise BufferError(f"the array is on {self.__dlpack_device__()}, and can't be given on {dl_device}")
+            raise BufferError(
+                f"the array is on {self.__dlpack_device__()}, and can't be given on {dl_device}"
+            )
         if copy:
             raise BufferError("the array is given as it is, not copied")
         self.memory.readers.add(stream if stream is not None and stream > 0 else LEGACY_STREAM)
         versioned = max_version is not None and max_version[0] >= 1
-        return make_capsule(self.pointer, self.shape, self.dtype, self.memory.device, self.memory, versioned=versioned)
+        return make_capsule(
+            self.pointer,
+            self.shape,
+            self.dtype,
+            self.memory.device,
+            self.memory,
+            versioned=versioned,
+        )
 
     def __dlpack_device__(self) -> tuple[int, int]:
         return CUDA, self.memory.device
@@ -138,7 +157,11 @@ class DeviceArray:
             InputError: bfloat16, which NumPy lacks.
         """
         if self.dtype == "bfloat16":
-            raise InputError("NumPy has no bfloat16", got=self, do="Take the array through DLPack, for example with PyTorch")
+            raise InputError(
+                "NumPy has no bfloat16",
+                got=self,
+                do="Take the array through DLPack, for example with PyTorch",
+            )
         host = np.empty(self.shape, np.dtype(self.dtype))
         if host.nbytes:
             self._place().driver.download(self.pointer, host)
@@ -151,7 +174,9 @@ class DeviceArray:
         size = math.prod(self.shape[axis + 1 :]) * item_size(self.dtype)
         if taken.nbytes:
             rows, outer = [i % count for i in indices], math.prod(self.shape[:axis])
-            place.driver.gather(taken.pointer, self.pointer, rows, outer=outer, count=count, size=size)
+            place.driver.gather(
+                taken.pointer, self.pointer, rows, outer=outer, count=count, size=size
+            )
         return taken
 
     def zero(self) -> DeviceArray:
@@ -167,7 +192,8 @@ class DeviceArray:
 
 
 def device_array(value: Any, device: int, where: str) -> DeviceArray:
-    """An input on a GPU as it is there, ready for what is enqueued on a stream that waits for its ``memory.after``.
+    """An input on a GPU as it is there, ready for what is enqueued on a stream that waits for its
+    ``memory.after``.
 
     Args:
         value: a `DeviceArray`, or anything with DLPack or the CUDA array interface.
@@ -185,7 +211,9 @@ def device_array(value: Any, device: int, where: str) -> DeviceArray:
         except InputError:
             raise
         except Exception as error:  # a producer may raise anything
-            raise InputError(f"a device array can't be read: {cause_of(error)}", where=where) from error
+            raise InputError(
+                f"a device array can't be read: {cause_of(error)}", where=where
+            ) from error
         if found.device_kind not in (CUDA, CUDA_MANAGED):
             raise InputError(
                 "an array on this kind of device can't be used",
@@ -223,7 +251,8 @@ def _foreign(value: Any) -> Foreign:
 
 
 def _after(value: Any) -> frozenset[int]:
-    """DLPack's producers made the default stream wait for them; the CUDA array interface names a stream, or none."""
+    """DLPack's producers made the default stream wait for them; the CUDA array interface names a
+    stream, or none."""
     if hasattr(value, "__dlpack__"):
         return frozenset({LEGACY_STREAM})
     stream = value.__cuda_array_interface__.get("stream")
@@ -244,6 +273,9 @@ def _check_contiguous(found: Foreign, where: str) -> None:
     for size, stride in zip(reversed(found.shape), reversed(found.strides), strict=True):
         if size != 1 and stride != expected:
             raise InputError(
-                "a device array must be contiguous", where=where, got=f"strides {found.strides}", do="Make it contiguous first"
+                "a device array must be contiguous",
+                where=where,
+                got=f"strides {found.strides}",
+                do="Make it contiguous first",
             )
         expected *= size

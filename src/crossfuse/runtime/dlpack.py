@@ -1,4 +1,5 @@
-"""DLPack read and written through ctypes, so that every dtype works (bool and bfloat16 too) and nothing but NumPy is needed.
+"""DLPack read and written through ctypes, so that every dtype works (bool and bfloat16 too) and
+nothing but NumPy is needed.
 
 A producer's capsule is left as it is and kept: its memory lives as long as the capsule does.
 """
@@ -70,11 +71,19 @@ class Foreign:
 
 
 _api = ctypes.pythonapi
-_get_pointer = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object, ctypes.c_char_p)(("PyCapsule_GetPointer", _api))
+_get_pointer = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object, ctypes.c_char_p)(
+    ("PyCapsule_GetPointer", _api)
+)
 _get_name = ctypes.PYFUNCTYPE(ctypes.c_char_p, ctypes.py_object)(("PyCapsule_GetName", _api))
-_new = ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p)(("PyCapsule_New", _api))
-_raw_valid = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_char_p)(("PyCapsule_IsValid", _api))
-_raw_pointer = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_char_p)(("PyCapsule_GetPointer", _api))
+_new = ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p)(
+    ("PyCapsule_New", _api)
+)
+_raw_valid = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_char_p)(
+    ("PyCapsule_IsValid", _api)
+)
+_raw_pointer = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_char_p)(
+    ("PyCapsule_GetPointer", _api)
+)
 _hold = ctypes.PYFUNCTYPE(None, ctypes.py_object)(("Py_IncRef", _api))
 _drop = ctypes.PYFUNCTYPE(None, ctypes.c_void_p)(("Py_DecRef", _api))
 
@@ -100,7 +109,9 @@ def read_capsule(value: Any, stream: int) -> Foreign:
     shape = tuple(tensor.shape[i] for i in range(tensor.rank))
     strides = tuple(tensor.strides[i] for i in range(tensor.rank)) if tensor.strides else None
     pointer = (tensor.data or 0) + tensor.offset
-    return Foreign(pointer, shape, strides, _name(tensor), tensor.device_kind, tensor.device, capsule)
+    return Foreign(
+        pointer, shape, strides, _name(tensor), tensor.device_kind, tensor.device, capsule
+    )
 
 
 def _ask(value: Any, stream: int) -> Any:
@@ -122,7 +133,10 @@ def _name(tensor: Any) -> str:
             return "bfloat16"
         if tensor.code == _BOOL and tensor.bits == 8:
             return "bool"
-    raise BufferError(f"a dtype that isn't known here: DLPack's code {tensor.code}, {tensor.bits} bits, {tensor.lanes} lanes")
+    raise BufferError(
+        f"a dtype that isn't known here: DLPack's code {tensor.code}, {tensor.bits} bits, "
+        f"{tensor.lanes} lanes"
+    )
 
 
 class _Export:
@@ -132,7 +146,9 @@ class _Export:
         self.managed, self.sizes, self.owner = managed, sizes, owner
 
 
-def make_capsule(pointer: int, shape: tuple[int, ...], dtype: str, device: int, owner: object, *, versioned: bool) -> Any:
+def make_capsule(
+    pointer: int, shape: tuple[int, ...], dtype: str, device: int, owner: object, *, versioned: bool
+) -> Any:
     """A capsule of contiguous memory on a GPU, which keeps its owner until its consumer is done."""
     rank = len(shape)
     strides = [1] * rank
@@ -147,10 +163,16 @@ def make_capsule(pointer: int, shape: tuple[int, ...], dtype: str, device: int, 
     tensor.strides = ctypes.cast(ctypes.addressof(sizes) + 8 * rank, ctypes.POINTER(ctypes.c_int64))
     export = _Export(managed, sizes, owner)
     managed.manager = id(export)
-    managed.deleter = ctypes.cast(_delete_versioned if versioned else _delete_plain, ctypes.c_void_p).value
+    managed.deleter = ctypes.cast(
+        _delete_versioned if versioned else _delete_plain, ctypes.c_void_p
+    ).value
     _hold(export)
     end = _end_versioned if versioned else _end_plain
-    return _new(ctypes.addressof(managed), _VERSIONED if versioned else _PLAIN, ctypes.cast(end, ctypes.c_void_p))
+    return _new(
+        ctypes.addressof(managed),
+        _VERSIONED if versioned else _PLAIN,
+        ctypes.cast(end, ctypes.c_void_p),
+    )
 
 
 def _code(dtype: str) -> tuple[int, int]:
@@ -181,7 +203,10 @@ def _destructor(name: ctypes.c_char_p, delete: Callable[[int], None]) -> Any:
 
 
 _delete_plain, _delete_versioned = _deleter(_Managed), _deleter(_Versioned)
-_end_plain, _end_versioned = _destructor(_PLAIN, _delete_plain), _destructor(_VERSIONED, _delete_versioned)
+_end_plain, _end_versioned = (
+    _destructor(_PLAIN, _delete_plain),
+    _destructor(_VERSIONED, _delete_versioned),
+)
 for _function in (_delete_plain, _delete_versioned, _end_plain, _end_versioned):
     # Consumers may call them while the interpreter shuts down.
     _hold(_function)

@@ -1,6 +1,8 @@
-"""What the CUDA driver is asked directly, through ctypes: which GPUs there are, copies on one, the order of streams.
+"""What the CUDA driver is asked directly, through ctypes: which GPUs there are, copies on one, the
+order of streams.
 
-It needs no package, so ONNX Runtime's arrays on a GPU can be handled where cuda-core is not installed.
+It needs no package, so ONNX Runtime's arrays on a GPU can be handled where cuda-core is not
+installed.
 """
 
 from __future__ import annotations
@@ -27,10 +29,13 @@ _WITHOUT_TIMING = 2
 
 
 def gpu_count() -> int:
-    """NVIDIA GPUs that the driver sees (``CUDA_VISIBLE_DEVICES`` hides the others); 0 without a driver."""
+    """NVIDIA GPUs that the driver sees (``CUDA_VISIBLE_DEVICES`` hides the others); 0 without a
+    driver."""
     cuda = _library()
     count = ctypes.c_int(0)
-    return count.value if cuda is not None and cuda.cuDeviceGetCount(ctypes.byref(count)) == 0 else 0
+    return (
+        count.value if cuda is not None and cuda.cuDeviceGetCount(ctypes.byref(count)) == 0 else 0
+    )
 
 
 def driver_version() -> str:
@@ -43,11 +48,16 @@ def driver_version() -> str:
 
 
 def gpu_uuid(index: int) -> str | None:
-    """The identity of a GPU by its number in this process, as NVML and ``nvidia-smi`` write it; None where there is none."""
+    """The identity of a GPU by its number in this process, as NVML and ``nvidia-smi`` write it;
+    None where there is none."""
     cuda = _library()
     data = (ctypes.c_ubyte * 16)()
     device = ctypes.c_int(0)
-    if cuda is None or cuda.cuDeviceGet(ctypes.byref(device), index) != 0 or cuda.cuDeviceGetUuid_v2(data, device) != 0:
+    if (
+        cuda is None
+        or cuda.cuDeviceGet(ctypes.byref(device), index) != 0
+        or cuda.cuDeviceGetUuid_v2(data, device) != 0
+    ):
         return None
     return f"GPU-{uuid.UUID(bytes=bytes(data))}"
 
@@ -108,11 +118,16 @@ class Driver:
         """The number of the GPU that memory belongs to; 0 where the driver doesn't know it."""
         cuda, device = _library(), ctypes.c_int(0)
         if cuda is not None:
-            cuda.cuPointerGetAttribute(ctypes.byref(device), _DEVICE_ORDINAL, ctypes.c_void_p(pointer))
+            cuda.cuPointerGetAttribute(
+                ctypes.byref(device), _DEVICE_ORDINAL, ctypes.c_void_p(pointer)
+            )
         return max(device.value, 0)
 
-    def gather(self, to: int, source: int, rows: Collection[int], *, outer: int, count: int, size: int) -> None:
-        """Copy rows of ``[outer, count, size bytes]`` into new memory ``[outer, len(rows), size bytes]``; done on return."""
+    def gather(
+        self, to: int, source: int, rows: Collection[int], *, outer: int, count: int, size: int
+    ) -> None:
+        """Copy rows of ``[outer, count, size bytes]`` into new memory ``[outer, len(rows), size
+        bytes]``; done on return."""
         with self._current() as stream:
             for place, row in enumerate(rows):
                 rectangle = _Rectangle(
@@ -131,7 +146,14 @@ class Driver:
     def zero(self, to: int, size: int) -> None:
         """Fill memory with zeros; done on return."""
         with self._current() as stream:
-            self._call("fill memory", "cuMemsetD8Async", ctypes.c_void_p(to), 0, ctypes.c_size_t(size), stream)
+            self._call(
+                "fill memory",
+                "cuMemsetD8Async",
+                ctypes.c_void_p(to),
+                0,
+                ctypes.c_size_t(size),
+                stream,
+            )
             self._call("fill memory", "cuStreamSynchronize", stream)
 
     def upload(self, to: int, array: NDArray[Any]) -> None:
@@ -139,7 +161,12 @@ class Driver:
         with self._current() as stream:
             source = ctypes.c_void_p(array.ctypes.data)
             self._call(
-                "copy to the GPU", "cuMemcpyHtoDAsync_v2", ctypes.c_void_p(to), source, ctypes.c_size_t(array.nbytes), stream
+                "copy to the GPU",
+                "cuMemcpyHtoDAsync_v2",
+                ctypes.c_void_p(to),
+                source,
+                ctypes.c_size_t(array.nbytes),
+                stream,
             )
             self._call("copy to the GPU", "cuStreamSynchronize", stream)
 
@@ -148,7 +175,14 @@ class Driver:
         with self._current() as stream:
             to = ctypes.c_void_p(array.ctypes.data)
             size = ctypes.c_size_t(array.nbytes)
-            self._call("copy from the GPU", "cuMemcpyDtoHAsync_v2", to, ctypes.c_void_p(source), size, stream)
+            self._call(
+                "copy from the GPU",
+                "cuMemcpyDtoHAsync_v2",
+                to,
+                ctypes.c_void_p(source),
+                size,
+                stream,
+            )
             self._call("copy from the GPU", "cuStreamSynchronize", stream)
 
     def copy(self, to: int, source: int, size: int, stream: int) -> None:
@@ -162,7 +196,9 @@ class Driver:
         with self._current():
             for mark in self._marks(after):
                 try:
-                    self._call("order streams", "cuStreamWaitEvent", ctypes.c_void_p(stream), mark, 0)
+                    self._call(
+                        "order streams", "cuStreamWaitEvent", ctypes.c_void_p(stream), mark, 0
+                    )
                 finally:
                     self._cuda.cuEventDestroy_v2(mark)
 
@@ -209,7 +245,11 @@ class Driver:
             text = ctypes.c_char_p()
             self._cuda.cuGetErrorName(code, ctypes.byref(text))
             known = text.value.decode() if text.value else f"error {code}"
-            raise EngineError(f"the GPU could not {doing}", where=f"device {self.index}", got=f"{known} from {name}")
+            raise EngineError(
+                f"the GPU could not {doing}",
+                where=f"device {self.index}",
+                got=f"{known} from {name}",
+            )
 
 
 _NOT_READY = 600

@@ -44,7 +44,8 @@ class Gpu:
             from cuda.core import Device
         except ImportError as error:
             raise BundleError(
-                f"executing engines needs cuda-core: {error}", do="pip install 'crossfuse[rtx]' or 'crossfuse[gpu]'"
+                f"executing engines needs cuda-core: {error}",
+                do="pip install 'crossfuse[rtx]' or 'crossfuse[gpu]'",
             ) from error
         self.index = index
         self.driver = Driver(index)
@@ -74,13 +75,18 @@ class Gpu:
 
     def allocate(self, size: int, stream: Any) -> Any:
         """Device memory of so many bytes, one at least, freed on the stream."""
-        with self._asked(f"allocate {size} bytes", "Use smaller batches, or fewer lanes (SessionOptions.lanes)"):
+        with self._asked(
+            f"allocate {size} bytes", "Use smaller batches, or fewer lanes (SessionOptions.lanes)"
+        ):
             return self._device.allocate(max(size, 1), stream=stream)
 
     def array(self, shape: tuple[int, ...], dtype: str, stream: Any) -> DeviceArray:
-        """A new array to be given away, for work on the stream; see `DeviceArray` for when it is freed."""
+        """A new array to be given away, for work on the stream; see `DeviceArray` for when it is
+        freed."""
         buffer = self.allocate(math.prod(shape) * item_size(dtype), stream)
-        memory = DeviceMemory(int(buffer.handle), self.index, buffer, place=self, release=self._release)
+        memory = DeviceMemory(
+            int(buffer.handle), self.index, buffer, place=self, release=self._release
+        )
         return DeviceArray(memory, shape, dtype)
 
     def empty(self, shape: tuple[int, ...], dtype: str) -> DeviceArray:
@@ -91,7 +97,8 @@ class Gpu:
         return made
 
     def pinned(self, size: int) -> NDArray[np.uint8] | None:
-        """Page-locked host memory, which copies reach without a stop; None where there is none left."""
+        """Page-locked host memory, which copies reach without a stop; None where there is none
+        left."""
         from cuda.core import LegacyPinnedMemoryResource
 
         try:
@@ -109,13 +116,15 @@ class Gpu:
                 self._at(buffer, array.nbytes).copy_from(self._host(array), stream=stream)
 
     def download(self, buffer: Any, array: NDArray[Any], stream: Any) -> None:
-        """Copy the start of a buffer to a contiguous host array; it is there when the stream is done."""
+        """Copy the start of a buffer to a contiguous host array; it is there when the stream is
+        done."""
         if array.nbytes:
             with self._asked("copy from the GPU"):
                 self._at(buffer, array.nbytes).copy_to(self._host(array), stream=stream)
 
     def capture(self, stream: Any, work: Callable[[], None]) -> Any:
-        """A CUDA graph of what ``work`` enqueues on the stream. Whatever goes wrong, the capture is over when this returns."""
+        """A CUDA graph of what ``work`` enqueues on the stream. Whatever goes wrong, the capture is
+        over when this returns."""
         with self._asked("capture a graph"):
             builder = stream.create_graph_builder()
             try:
@@ -123,7 +132,8 @@ class Gpu:
                 work()
                 return builder.end_building().complete()
             except BaseException:
-                # A capture is ended by the thread that began it. One that was spoiled can't be ended, only closed.
+                # A capture is ended by the thread that began it. One that was spoiled can't be
+                # ended, only closed.
                 with suppress(Exception):
                     builder.end_building()
                 raise
@@ -150,7 +160,9 @@ class Gpu:
             raise
         except Exception as error:  # cuda-core's errors have no public base
             text = " ".join(str(error).split())
-            raise EngineError(f"the GPU could not {doing}: {text}", where=f"device {self.index}", do=do) from error
+            raise EngineError(
+                f"the GPU could not {doing}: {text}", where=f"device {self.index}", do=do
+            ) from error
 
     @staticmethod
     def _at(buffer: Any, size: int) -> Any:

@@ -16,15 +16,18 @@ class SessionOptions:
 
     Args:
         threads: threads inside one operator; None for the engine's default (one per core).
-        inter_op_threads: operators executed at the same time; more than 1 turns parallel execution on.
+        inter_op_threads: operators executed at the same time; more than 1 turns parallel execution
+            on.
         spin: keep idle threads spinning between operators; off saves CPU when sessions share cores.
-        provider: ONNX Runtime execution provider to use instead of the target's own (``CPUExecutionProvider`` runs the
-            graph of ``ort-cuda`` on a machine without a GPU, for checks).
-        provider_options: passed to the execution provider. For CUDA, ``use_tf32`` is ``"0"`` unless given: an fp32 bundle
-            computes in fp32; ``cudnn_conv_algo_search`` is ``"HEURISTIC"``: each new shape of a convolution is planned anew.
+        provider: ONNX Runtime execution provider to use instead of the target's own
+            (``CPUExecutionProvider`` runs the graph of ``ort-cuda`` on a machine without a GPU, for
+            checks).
+        provider_options: passed to the execution provider. For CUDA, ``use_tf32`` is ``"0"`` unless
+            given: an fp32 bundle computes in fp32; ``cudnn_conv_algo_search`` is ``"HEURISTIC"``:
+            each new shape of a convolution is planned anew.
         lanes: calls that an engine executes at once, each with its own buffers; more wait.
-        device_id: which GPU, for targets that need one, among those that ``CUDA_VISIBLE_DEVICES`` leaves visible. An entry of
-            ``provider_options`` of that name says the same.
+        device_id: which GPU, for targets that need one, among those that ``CUDA_VISIBLE_DEVICES``
+            leaves visible. An entry of ``provider_options`` of that name says the same.
     """
 
     threads: int | None = None
@@ -36,17 +39,27 @@ class SessionOptions:
     device_id: int = 0
 
     def __post_init__(self) -> None:
-        for name, value in (("threads", self.threads), ("inter_op_threads", self.inter_op_threads), ("lanes", self.lanes)):
+        for name, value in (
+            ("threads", self.threads),
+            ("inter_op_threads", self.inter_op_threads),
+            ("lanes", self.lanes),
+        ):
             if value is not None and (not isinstance(value, int) or isinstance(value, bool)):
                 raise InputError("a session option is no whole number", where=name, got=repr(value))
             if value is not None and value < 1:
-                raise InputError("a session option is out of range", where=name, got=value, expected="at least 1")
+                raise InputError(
+                    "a session option is out of range", where=name, got=value, expected="at least 1"
+                )
         told = self.provider_options.get("device_id")
-        if self.device_id < 0 or (told is not None and (not str(told).isdecimal() or self.device_id not in (0, int(told)))):
+        if self.device_id < 0 or (
+            told is not None and (not str(told).isdecimal() or self.device_id not in (0, int(told)))
+        ):
             raise InputError(
                 "a session option is out of range",
                 where="device_id",
-                got=self.device_id if told is None else f"{self.device_id}, and {told!r} among the provider's options",
+                got=self.device_id
+                if told is None
+                else f"{self.device_id}, and {told!r} among the provider's options",
                 expected="a GPU's number, told once",
             )
 

@@ -9,13 +9,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from crossfuse.bundle.manifest import Decode, StageSpec
+from crossfuse.core.tensors import Dim, TensorSpec, names_of
 from crossfuse.errors import Advice, InputError, Said
 from crossfuse.runtime.binding import Binding
-from crossfuse.runtime.checks import InputChecker, check_indices, given_by_name, ids_of, is_on_device
 from crossfuse.runtime.context import Context, frozen
 from crossfuse.runtime.decoding import DecodingState
+from crossfuse.runtime.input_checks import (
+    InputChecker,
+    check_indices,
+    given_by_name,
+    ids_of,
+    is_on_device,
+)
 from crossfuse.runtime.stage import Stage
-from crossfuse.specs import Dim, TensorSpec, names_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -24,9 +30,11 @@ __all__ = ["Session"]
 
 
 class Session:
-    """A target, ready to run. Safe to use from several threads at once; close it, or use it as a context manager.
+    """A target, ready to run. Safe to use from several threads at once; close it, or use it as a
+    context manager.
 
-    A split bundle's session also encodes contexts once (`encode`) and asks them many queries (`query`).
+    A split bundle's session also encodes contexts once (`encode`) and asks them many queries
+    (`query`).
     """
 
     def __init__(
@@ -56,10 +64,14 @@ class Session:
         self._check_context = InputChecker(first, dims)
         self._check_query = InputChecker(self._own, dims)
         self._context_names = names_of(first)
-        self._batch = next((s.shape[0] for s in first if s.shape and isinstance(s.shape[0], str)), None)
+        self._batch = next(
+            (s.shape[0] for s in first if s.shape and isinstance(s.shape[0], str)), None
+        )
         self._shared = shared_batch
         self.decode = decode
-        self._token = next((s for s in self._own if decode is not None and s.name == decode.tokens), None)
+        self._token = next(
+            (s for s in self._own if decode is not None and s.name == decode.tokens), None
+        )
         self._owner = owner or f"{target} {id(self)}"
         self._engines: Mapping[str, Stage] | None = dict(engines)
 
@@ -67,17 +79,18 @@ class Session:
         """Run on inputs by name: as keywords, or as one mapping, which takes any name.
 
         Args:
-            inputs: NumPy arrays, or anything with DLPack. Host arrays that are contiguous are not copied. Device arrays
-                stay on the device, and then so do the outputs (`DeviceArray`, which speaks DLPack). In a split bundle the
-                queries' batch may be a multiple of the contexts'.
+            inputs: NumPy arrays, or anything with DLPack. Host arrays that are contiguous are not
+                copied. Device arrays stay on the device, and then so do the outputs (`DeviceArray`,
+                which speaks DLPack). In a split bundle the queries' batch may be a multiple of the
+                contexts'.
             named: the same as keywords.
 
         Returns:
             outputs by name; NumPy arrays for host inputs.
 
         Raises:
-            InputError: names, dtypes or shapes that the specs don't allow, values that the engine refuses, or a closed
-                session.
+            InputError: names, dtypes or shapes that the specs don't allow, values that the engine
+                refuses, or a closed session.
             EngineError: the GPU failed.
         """
         engines = self._open_engines()
@@ -97,8 +110,11 @@ class Session:
         feeds.update(zip(self._frontier, context.run(first), strict=True))
         return dict(zip(self._names, query.run(feeds), strict=True))
 
-    def check(self, inputs: Mapping[str, Any], /, context: Context | None = None) -> dict[str, NDArray[Any]]:
-        """Check host inputs as `run` does, or, with a context, as `query` does, and compute nothing.
+    def check(
+        self, inputs: Mapping[str, Any], /, context: Context | None = None
+    ) -> dict[str, NDArray[Any]]:
+        """Check host inputs as `run` does, or, with a context, as `query` does, and compute
+        nothing.
 
         Args:
             inputs: all inputs by name, or the query inputs.
@@ -124,7 +140,8 @@ class Session:
         """Compute what depends on the context inputs alone, K and V projections included.
 
         Args:
-            inputs: the context inputs by name, one or more contexts in a batch; host or device arrays.
+            inputs: the context inputs by name, one or more contexts in a batch; host or device
+                arrays.
             named: the same as keywords.
 
         Returns:
@@ -143,26 +160,35 @@ class Session:
             feeds = self._check_context(given)
             context = engines["context"]
             tensors = context.run_on_device(feeds) if context.on_device else context.run(feeds)
-        kept = MappingProxyType({n: frozen(t) for n, t in zip(self._frontier, tensors, strict=True)})
+        kept = MappingProxyType(
+            {n: frozen(t) for n, t in zip(self._frontier, tensors, strict=True)}
+        )
         batch = self._batch if isinstance(self._batch, str) else None
-        axes = [pair for spec in stage.inputs for pair in zip(spec.shape, feeds[spec.name].shape, strict=True)]
+        axes = [
+            pair
+            for spec in stage.inputs
+            for pair in zip(spec.shape, feeds[spec.name].shape, strict=True)
+        ]
         sizes = {dim: int(size) for dim, size in axes if isinstance(dim, str)}
         return Context(kept, stage.outputs, self._count(feeds), batch, self._owner, sizes)
 
-    def query(self, context: Context, inputs: Mapping[str, Any] | None = None, /, **named: Any) -> dict[str, Any]:
+    def query(
+        self, context: Context, inputs: Mapping[str, Any] | None = None, /, **named: Any
+    ) -> dict[str, Any]:
         """Ask contexts that were encoded before.
 
         Args:
             context: of this bundle and target.
-            inputs: the query inputs by name. Their batch is a multiple G of the contexts'; queries ``i·G … (i+1)·G-1`` ask
-                context ``i``.
+            inputs: the query inputs by name. Their batch is a multiple G of the contexts'; queries
+                ``i·G … (i+1)·G-1`` ask context ``i``.
             named: the same as keywords.
 
         Returns:
             outputs by name, as from `run` on the same contexts and queries.
 
         Raises:
-            InputError: as `run`, a context of another bundle or target, or a batch that is no multiple of the contexts'.
+            InputError: as `run`, a context of another bundle or target, or a batch that is no
+                multiple of the contexts'.
         """
         engines = self._require_split()
         self._require_own(context)
@@ -177,7 +203,13 @@ class Session:
         engine = engines["query"]
         if on_device:
             return dict(zip(self._names, engine.run_on_device(feeds), strict=True))
-        return dict(zip(self._names, engine.run_mixed(feeds) if engine.on_device else engine.run(feeds), strict=True))
+        return dict(
+            zip(
+                self._names,
+                engine.run_mixed(feeds) if engine.on_device else engine.run(feeds),
+                strict=True,
+            )
+        )
 
     def start(self, context: Context, /, batch: int | None = None) -> DecodingState:
         """Begin to decode sequences over a context, token by token.
@@ -187,7 +219,8 @@ class Session:
             batch: how many sequences; a multiple of the contexts, by default one each.
 
         Raises:
-            InputError: a bundle that can't decode, a context of another one, or a batch that is no multiple.
+            InputError: a bundle that can't decode, a context of another one, or a batch that is no
+                multiple.
         """
         engines = self._require_split()
         if self.decode is None:
@@ -199,14 +232,25 @@ class Session:
         self._require_own(context)
         count = context.count if batch is None else batch
         if count < 1 or count % context.count:
-            raise InputError("the batch is no multiple of the number of contexts", got=count, expected=context.count)
+            raise InputError(
+                "the batch is no multiple of the number of contexts",
+                got=count,
+                expected=context.count,
+            )
         inputs = self.stages["step"].inputs
-        return DecodingState(context, engines["step"], inputs, self.decode.tokens, count, self.decode.length)
+        return DecodingState(
+            context, engines["step"], inputs, self.decode.tokens, count, self.decode.length
+        )
 
     def step(
-        self, state: DecodingState, tokens: NDArray[Any] | Mapping[str, Any] | None = None, /, **named: Any
+        self,
+        state: DecodingState,
+        tokens: NDArray[Any] | Mapping[str, Any] | None = None,
+        /,
+        **named: Any,
     ) -> Mapping[str, NDArray[Any]]:
-        """Give every sequence its next token and compute the outputs at it; the cost doesn't grow with the sequence.
+        """Give every sequence its next token and compute the outputs at it; the cost doesn't grow
+        with the sequence.
 
         Args:
             state: from `start`; changed in place.
@@ -223,16 +267,27 @@ class Session:
         if tokens is None or named or isinstance(tokens, Mapping):
             tokens = self._tokens_in(given_by_name(tokens, named))
         if not isinstance(state, DecodingState):
-            raise InputError("a step needs a state", got=type(state).__name__, do="Call session.start(context) first")
+            raise InputError(
+                "a step needs a state",
+                got=type(state).__name__,
+                do="Call session.start(context) first",
+            )
         ids = ids_of(tokens)
         if ids.shape[0] != state.batch or ids.dtype.kind not in "iu":
-            raise InputError("a step takes one id per sequence", got=f"{ids.dtype}{list(ids.shape)}", expected=state.batch)
+            raise InputError(
+                "a step takes one id per sequence",
+                got=f"{ids.dtype}{list(ids.shape)}",
+                expected=state.batch,
+            )
         if self._token is not None:
             check_indices(self._token, ids)
         return state.advance(ids)
 
-    def bind(self, inputs: Mapping[str, NDArray[Any]] | None = None, /, **named: NDArray[Any]) -> Binding:
-        """Check once, run many times: a binding to these host arrays, by name, for hot loops over one shape.
+    def bind(
+        self, inputs: Mapping[str, NDArray[Any]] | None = None, /, **named: NDArray[Any]
+    ) -> Binding:
+        """Check once, run many times: a binding to these host arrays, by name, for hot loops over
+        one shape.
 
         Raises:
             InputError: as `run`, and for arrays that would have to be copied.
@@ -246,10 +301,15 @@ class Session:
         if not self.split:
             return Binding([(engines["model"], feeds, self._names)])
         if engines["context"].on_device:
-            raise InputError("a split bundle on a GPU can't be bound", do="Encode the contexts once, and query them")
+            raise InputError(
+                "a split bundle on a GPU can't be bound",
+                do="Encode the contexts once, and query them",
+            )
         self._check_fan_out(feeds, self._count(feeds))
         first = {name: feeds.pop(name) for name in self._context_names}
-        return Binding([(engines["context"], first, self._frontier), (engines["query"], feeds, self._names)])
+        return Binding(
+            [(engines["context"], first, self._frontier), (engines["query"], feeds, self._names)]
+        )
 
     def close(self) -> None:
         """Release the engines; running threads finish first. Closing twice is fine."""
@@ -260,14 +320,21 @@ class Session:
     def __enter__(self) -> Session:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self.close()
 
     def __repr__(self) -> str:
         state = "closed" if self._engines is None else self.provider
         return f"<crossfuse Session {self.target} on {state}: {', '.join(map(str, self.inputs))}>"
 
-    def _run_on_device(self, engines: Mapping[str, Stage], inputs: Mapping[str, Any]) -> dict[str, Any]:
+    def _run_on_device(
+        self, engines: Mapping[str, Stage], inputs: Mapping[str, Any]
+    ) -> dict[str, Any]:
         feeds = self._check.check_device(inputs, next(iter(engines.values())))
         if not self.split:
             return dict(zip(self._names, engines["model"].run_on_device(feeds), strict=True))
@@ -280,7 +347,11 @@ class Session:
         """The ids among a step's inputs, which are nothing else."""
         name = "" if self.decode is None else self.decode.tokens
         if set(inputs) != {name}:
-            raise InputError("a step takes the ids alone", got=", ".join(map(str, inputs)) or "nothing", expected=name)
+            raise InputError(
+                "a step takes the ids alone",
+                got=", ".join(map(str, inputs)) or "nothing",
+                expected=name,
+            )
         return inputs[name]
 
     def _count(self, feeds: Mapping[str, Any]) -> int:
@@ -301,16 +372,22 @@ class Session:
                         "the number of queries is no multiple of the number of contexts",
                         where=f"{spec.name}, axis 0",
                         got=f"{queries} queries, {contexts} contexts",
-                        do="Give each context equally many queries, or select the contexts that you ask",
+                        do="Give each context equally many queries, or select the contexts that "
+                        "you ask",
                     )
                 return
 
     def _require_own(self, context: Context) -> None:
         if not hasattr(context, "owner"):
             got = type(context).__name__
-            raise InputError("a query needs an encoded context", got=got, do="Call session.encode(...) first")
+            raise InputError(
+                "a query needs an encoded context", got=got, do="Call session.encode(...) first"
+            )
         if context.owner != self._owner:
-            raise InputError("the context was encoded by another bundle or target", do="Encode it with the same session")
+            raise InputError(
+                "the context was encoded by another bundle or target",
+                do="Encode it with the same session",
+            )
 
     def _require_split(self) -> Mapping[str, Stage]:
         if not self.split:

@@ -35,10 +35,12 @@ class Stage(Protocol):
         """Outputs as host arrays, for any mix of host and device arrays."""
 
     def run_on_device(self, feeds: Mapping[str, Any]) -> list[Any]:
-        """Outputs on the engine's device (`DeviceArray` on a GPU), for any mix of host and device arrays."""
+        """Outputs on the engine's device (`DeviceArray` on a GPU), for any mix of host and device
+        arrays."""
 
     def run_into(self, feeds: Mapping[str, Any], kept: Mapping[str, DeviceArray]) -> list[Any]:
-        """Outputs as host arrays, but for those that are written into arrays on the GPU; for engines on one."""
+        """Outputs as host arrays, but for those that are written into arrays on the GPU; for
+        engines on one."""
 
     def empty(self, shape: tuple[int, ...], dtype: str) -> DeviceArray:
         """A new array on the GPU, its content undefined; for engines on one."""

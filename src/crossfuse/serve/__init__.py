@@ -1,1 +1,2 @@
-"""Bundles behind servers: what Triton, Ray Serve and bulk jobs share, and what each of them needs."""
+"""Bundles behind servers: what Triton, Ray Serve and bulk jobs share, and what each of them
+needs."""

@@ -1,4 +1,5 @@
-"""Ray on this machine, or an existing cluster, for the time of a context. Ray is imported here first, never before."""
+"""Ray on this machine, or an existing cluster, for the time of a context. Ray is imported here
+first, never before."""
 
 from __future__ import annotations
 
@@ -12,7 +13,8 @@ from crossfuse.errors import InputError
 __all__ = ["connected", "local_ray"]
 
 _PRIVATE = {
-    # Ray takes the machine's outward address for its own where it believes in clusters; this is its switch not to.
+    # Ray takes the machine's outward address for its own where it believes in clusters; this is its
+    # switch not to.
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
 }
@@ -20,7 +22,8 @@ _PRIVATE = {
 
 @contextmanager
 def local_ray(*, cpus: float | None = None, metrics_port: int | None = None) -> Iterator[None]:
-    """A Ray on this machine alone: its processes listen on the loopback interface, and nothing is reported anywhere.
+    """A Ray on this machine alone: its processes listen on the loopback interface, and nothing is
+    reported anywhere.
 
     Args:
         cpus: that Ray may give away; all of the machine's where omitted.
@@ -54,7 +57,9 @@ def connected(address: str) -> Iterator[None]:
     try:
         ray.init(address=address, log_to_driver=False)
     except ConnectionError as error:
-        raise InputError("there is no Ray cluster at this address", got=address, do="Start one: ray start --head") from error
+        raise InputError(
+            "there is no Ray cluster at this address", got=address, do="Start one: ray start --head"
+        ) from error
     try:
         yield
     finally:

@@ -41,10 +41,23 @@ class Limits:
             if not isinstance(array, np.ndarray):
                 raise InputError("an input is not an array", where=name, got=type(array).__name__)
             if array.ndim and array.shape[0] > self.max_batch:
-                raise InputError("the batch is too large", where=name, got=array.shape[0], expected=f"at most {self.max_batch}")
-            if not self.allow_nan and array.dtype.kind == "f" and array.size and np.isnan(np.min(array)):
+                raise InputError(
+                    "the batch is too large",
+                    where=name,
+                    got=array.shape[0],
+                    expected=f"at most {self.max_batch}",
+                )
+            if (
+                not self.allow_nan
+                and array.dtype.kind == "f"
+                and array.size
+                and np.isnan(np.min(array))
+            ):
                 raise InputError(
                     "an input holds NaN",
                     where=name,
-                    do=Advice("Send numbers, or start the server with {}", Said("--allow-nan", "Limits(allow_nan=True)")),
+                    do=Advice(
+                        "Send numbers, or start the server with {}",
+                        Said("--allow-nan", "Limits(allow_nan=True)"),
+                    ),
                 )

@@ -1,7 +1,7 @@
 """Requests merged along their batch: which of them may be, and whether the model lets them.
 
-Samples of a batch are independent in most models, but not in all (a contrastive matrix of logits, statistics over a batch). The
-shapes rule many out, and `holds` tries on real inputs.
+Samples of a batch are independent in most models, but not in all (a contrastive matrix of logits,
+statistics over a batch). The shapes rule many out, and `holds` tries on real inputs.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from crossfuse.core.tensors import TensorSpec
 from crossfuse.errors import CrossfuseError
-from crossfuse.specs import TensorSpec
 
 __all__ = ["Merging", "agree"]
 
@@ -26,7 +26,8 @@ _LOUD = 1000
 class Merging:
     """How queries are stacked and their answers taken apart.
 
-    With ``contexts`` contexts in each request, query ``i·G … (i+1)·G-1`` asks context ``i``; merged requests keep that order.
+    With ``contexts`` contexts in each request, query ``i·G … (i+1)·G-1`` asks context ``i``; merged
+    requests keep that order.
 
     Args:
         inputs: what varies from query to query.
@@ -37,12 +38,16 @@ class Merging:
         firsts = {spec.shape[0] if spec.shape else None for spec in outputs}
         first = firsts.pop() if len(firsts) == 1 else None
         self.batched = tuple(s.name for s in inputs if s.shape and s.shape[0] == first)
-        leads = isinstance(first, str) and not any(first in _dims_of(spec.shape[1:]) for spec in (*inputs, *outputs))
+        leads = isinstance(first, str) and not any(
+            first in _dims_of(spec.shape[1:]) for spec in (*inputs, *outputs)
+        )
         self.dim: str | None = str(first) if leads and self.batched else None
 
     def rows(self, inputs: Arrays) -> int:
         """Queries in a request; 1 where they can't be counted."""
-        if self.dim is None or not all(inputs[name].ndim for name in self.batched if name in inputs):
+        if self.dim is None or not all(
+            inputs[name].ndim for name in self.batched if name in inputs
+        ):
             return 1
         return max((inputs[name].shape[0] for name in self.batched if name in inputs), default=1)
 
@@ -66,7 +71,9 @@ class Merging:
             merged[name] = whole.reshape(-1, *whole.shape[2:])
         return merged
 
-    def take_apart(self, outputs: Arrays, rows: Sequence[int], contexts: int) -> list[dict[str, NDArray[Any]]]:
+    def take_apart(
+        self, outputs: Arrays, rows: Sequence[int], contexts: int
+    ) -> list[dict[str, NDArray[Any]]]:
         """Each request's own answer; ``rows`` are their queries.
 
         Raises:
@@ -87,13 +94,19 @@ class Merging:
     def holds(self, run: Callable[[Arrays], Arrays], inputs: Arrays) -> bool:
         """Whether merged requests get the answers that they get alone.
 
-        Tried on these inputs, on the same in another order, and beside a neighbour whose numbers are a thousand times as large:
-        what a stranger sends must not show in another's answer. Not where the model takes no such batch.
+        Tried on these inputs, on the same in another order, and beside a neighbour whose numbers
+        are a thousand times as large: what a stranger sends must not show in another's answer. Not
+        where the model takes no such batch.
         """
         if self.dim is None:
             return False
-        other = {name: np.flip(array, axis=-1).copy() if name in self.batched else array for name, array in inputs.items()}
-        loud = {name: _louder(array) if name in self.batched else array for name, array in other.items()}
+        other = {
+            name: np.flip(array, axis=-1).copy() if name in self.batched else array
+            for name, array in inputs.items()
+        }
+        loud = {
+            name: _louder(array) if name in self.batched else array for name, array in other.items()
+        }
         rows = self.rows(inputs)
         try:
             alone, others = run(inputs), run(other)
@@ -125,9 +138,18 @@ def agree(got: Arrays, expected: Arrays) -> bool:
 
 
 def _per_context(array: NDArray[Any], contexts: int) -> NDArray[Any]:
-    return array.reshape(contexts, -1, *array.shape[1:]) if array.size else array.reshape(contexts, 0, *array.shape[1:])
+    return (
+        array.reshape(contexts, -1, *array.shape[1:])
+        if array.size
+        else array.reshape(contexts, 0, *array.shape[1:])
+    )
 
 
 def _dims_of(shape: Sequence[int | str]) -> set[str]:
     """Names of the dimensions in a shape, in expressions too."""
-    return {name for size in shape if isinstance(size, str) for name in re.findall(r"[^\W\d][\w.]*", size)}
+    return {
+        name
+        for size in shape
+        if isinstance(size, str)
+        for name in re.findall(r"[^\W\d][\w.]*", size)
+    }

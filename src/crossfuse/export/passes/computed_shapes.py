@@ -1,17 +1,21 @@
 """Follow sizes through the arithmetic that files compute their shapes with.
 
-ONNX's shape inference gives up where a shape is computed: heads merged into a batch, a chunk's ends, a table cut to a length.
-Rules:
+ONNX's shape inference gives up where a shape is computed: heads merged into a batch, a chunk's
+ends, a table cut to a length. Rules:
 
-1. Small integer tensors are followed as lists of sizes, from ``Shape`` through arithmetic, slices and concatenations; a size
-   is a number, a product of dimensions, or a text that stands for what it was computed from.
-2. Where all sizes are numbers, the tensor becomes a constant; so does other small arithmetic on constants (a scale).
+1. Small integer tensors are followed as lists of sizes, from ``Shape`` through arithmetic, slices
+   and concatenations; a size is a number, a product of dimensions, or a text that stands for what
+   it was computed from.
+2. Where all sizes are numbers, the tensor becomes a constant; so does other small arithmetic on
+constants (a scale).
 3. An ``If`` whose condition is constant gives way to the branch that it takes.
-4. ``Reshape``, ``Expand``, ``ConstantOfShape``, ``Range``, ``Tile``, ``Slice`` and ``Concat`` get the shapes that follow; other
-   operators are inferred again, by ONNX's rules, where something about their result is unknown.
+4. ``Reshape``, ``Expand``, ``ConstantOfShape``, ``Range``, ``Tile``, ``Slice`` and ``Concat`` get
+   the shapes that follow; other operators are inferred again, by ONNX's rules, where something
+   about their result is unknown.
 5. A table of the file that is cut to a computed length, from its beginning, has that length.
 
-It must not touch shapes that are known, quantizers, or what depends on more than sizes and constants.
+It must not touch shapes that are known, quantizers, or what depends on more than sizes and
+constants.
 """
 
 from __future__ import annotations
@@ -25,8 +29,8 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx_ir.passes.common import ShapeInferencePass
 
-from crossfuse.export.axes import Size
-from crossfuse.export.size_arithmetic import Sizes, difference, folded, follow_sizes, total
+from crossfuse.export.matching.axes import Size
+from crossfuse.export.matching.size_arithmetic import Sizes, difference, folded, follow_sizes, total
 
 __all__ = ["compute_shapes"]
 
@@ -38,7 +42,12 @@ _UNKNOWN = "unk__"
 def compute_shapes(model: ir.Model) -> tuple[ir.Model, bool]:
     """Infer in place; returns the model and whether it changed."""
     ShapeInferencePass(data_prop=True)(model)
-    given = {str(d.value) for v in model.graph.inputs for d in v.shape or () if isinstance(d, ir.SymbolicDim)}
+    given = {
+        str(d.value)
+        for v in model.graph.inputs
+        for d in v.shape or ()
+        if isinstance(d, ir.SymbolicDim)
+    }
     work = _Work(model, given)
     for node in list(model.graph):
         work.visit(node)
@@ -62,14 +71,24 @@ class _Work:
             return
         self._infer(node)
         if len(node.outputs) != 1 or any(
-            a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in node.attributes.values()
+            a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
+            for a in node.attributes.values()
         ):
             return
         out = node.outputs[0]
         shape = _RULES.get(node.op_type, _nothing)(node, self)
         if shape is not None and (out.shape is None or any(_unknown(d) for d in out.shape)):
-            known = out.shape if out.shape is not None and len(out.shape) == len(shape) else [None] * len(shape)
-            out.shape = ir.Shape([s.dim if _unknown(d) and s is not None else d for d, s in zip(known, shape, strict=True)])
+            known = (
+                out.shape
+                if out.shape is not None and len(out.shape) == len(shape)
+                else [None] * len(shape)
+            )
+            out.shape = ir.Shape(
+                [
+                    s.dim if _unknown(d) and s is not None else d
+                    for d, s in zip(known, shape, strict=True)
+                ]
+            )
         self._follow(node, out)
 
     def _chosen(self, node: ir.Node) -> bool:
@@ -77,7 +96,9 @@ class _Work:
         condition, graph = self.array(node.inputs[0]), node.graph
         if condition is None or condition.size != 1 or not isinstance(graph, ir.Graph):
             return False
-        branch = node.attributes["then_branch" if condition.reshape(-1)[0] else "else_branch"].as_graph()
+        branch = node.attributes[
+            "then_branch" if condition.reshape(-1)[0] else "else_branch"
+        ].as_graph()
         results, nodes = list(branch.outputs), list(branch)
         if branch.initializers or any(value.producer() not in nodes for value in results):
             return False
@@ -120,29 +141,45 @@ class _Work:
         """A value's shape in sizes; None for what is unknown."""
         if value is None or value.shape is None:
             return None
-        return [None if _unknown(d) else Size.parse(d if isinstance(d, int) else str(d.value)) for d in value.shape]
+        return [
+            None if _unknown(d) else Size.parse(d if isinstance(d, int) else str(d.value))
+            for d in value.shape
+        ]
 
     def _forget(self, value: ir.Value) -> None:
         """Names that ONNX's inference made up for unknown sizes are no knowledge."""
         if value.shape is not None and not value.is_graph_output():
             made_up = [
-                not isinstance(d, int) and str(d.value).startswith(_UNKNOWN) and str(d.value) not in self.given
+                not isinstance(d, int)
+                and str(d.value).startswith(_UNKNOWN)
+                and str(d.value) not in self.given
                 for d in value.shape
             ]
             if any(made_up):
-                value.shape = ir.Shape([None if new else d for d, new in zip(value.shape, made_up, strict=True)])
+                value.shape = ir.Shape(
+                    [None if new else d for d, new in zip(value.shape, made_up, strict=True)]
+                )
 
     def _infer(self, node: ir.Node) -> None:
         """By ONNX's own rules, where something is unknown."""
-        if all(v.shape is not None and v.dtype is not None and not any(_unknown(d) for d in v.shape) for v in node.outputs):
+        if all(
+            v.shape is not None and v.dtype is not None and not any(_unknown(d) for d in v.shape)
+            for v in node.outputs
+        ):
             return
         version = self.model.graph.opset_imports.get("", 1)
         inputs = [v for v in node.inputs if v is not None]
-        if any(v.type is None for v in inputs) or any(a.type == ir.AttributeType.GRAPH for a in node.attributes.values()):
+        if any(v.type is None for v in inputs) or any(
+            a.type == ir.AttributeType.GRAPH for a in node.attributes.values()
+        ):
             return
         if any(not o.name for o in node.outputs) or any(not v.name for v in inputs):
             return
-        data = {v.name or "": ir.to_proto(ir.tensor(a, name=v.name)) for v in inputs if (a := self.array(v)) is not None}
+        data = {
+            v.name or "": ir.to_proto(ir.tensor(a, name=v.name))
+            for v in inputs
+            if (a := self.array(v)) is not None
+        }
         try:
             schema = onnx.defs.get_schema(node.op_type, version, "")
             found = onnx.shape_inference.infer_node_outputs(
@@ -162,9 +199,18 @@ class _Work:
                 value.type = ir.TensorType(ir.DataType(proto.tensor_type.elem_type))
             if not proto.tensor_type.HasField("shape"):
                 continue
-            dims = [d.dim_value if d.HasField("dim_value") else d.dim_param or None for d in proto.tensor_type.shape.dim]
-            known = list(value.shape) if value.shape is not None and len(value.shape) == len(dims) else [None] * len(dims)
-            value.shape = ir.Shape([new if _unknown(old) else old for old, new in zip(known, dims, strict=True)])
+            dims = [
+                d.dim_value if d.HasField("dim_value") else d.dim_param or None
+                for d in proto.tensor_type.shape.dim
+            ]
+            known = (
+                list(value.shape)
+                if value.shape is not None and len(value.shape) == len(dims)
+                else [None] * len(dims)
+            )
+            value.shape = ir.Shape(
+                [new if _unknown(old) else old for old, new in zip(known, dims, strict=True)]
+            )
 
     def _follow(self, node: ir.Node, out: ir.Value) -> None:
         """Note what an operator makes of sizes and small constants."""
@@ -210,7 +256,9 @@ def _unknown(dim: int | ir.SymbolicDim | str | None) -> bool:
 
 def _type_proto(value: ir.Value) -> onnx.TypeProto:
     assert value.dtype is not None
-    shape = None if value.shape is None else [d if isinstance(d, int) else d.value for d in value.shape]
+    shape = (
+        None if value.shape is None else [d if isinstance(d, int) else d.value for d in value.shape]
+    )
     return onnx.helper.make_tensor_type_proto(int(value.dtype), shape)
 
 
@@ -221,17 +269,37 @@ def _nothing(node: ir.Node, work: _Work) -> Sequence[Size | None] | None:
 def _reshape(node: ir.Node, work: _Work) -> Sequence[Size | None] | None:
     wanted, source = work.of(node.inputs[1]), work.dims(node.inputs[0])
     if wanted is None:
-        length = node.inputs[1].shape[0] if node.inputs[1] is not None and node.inputs[1].shape is not None else None
+        length = (
+            node.inputs[1].shape[0]
+            if node.inputs[1] is not None and node.inputs[1].shape is not None
+            else None
+        )
         return [None] * length if isinstance(length, int) else None
     found: list[Size | None] = []
     for axis, size in enumerate(wanted.elements):
-        copied = size is not None and size.static == 0 and not node.attributes.get_int("allowzero", 0)
-        found.append(source[axis] if copied and source is not None and axis < len(source) else size if not copied else None)
+        copied = (
+            size is not None and size.static == 0 and not node.attributes.get_int("allowzero", 0)
+        )
+        found.append(
+            source[axis]
+            if copied and source is not None and axis < len(source)
+            else size
+            if not copied
+            else None
+        )
     inferred = [axis for axis, size in enumerate(found) if size is not None and size.static == -1]
     if inferred:
         others = [s for axis, s in enumerate(found) if axis not in inferred]
-        whole = None if source is None or any(s is None for s in source) else math.prod((s for s in source if s), start=Size())
-        rest = None if any(s is None for s in others) else math.prod((s for s in others if s), start=Size())
+        whole = (
+            None
+            if source is None or any(s is None for s in source)
+            else math.prod((s for s in source if s), start=Size())
+        )
+        rest = (
+            None
+            if any(s is None for s in others)
+            else math.prod((s for s in others if s), start=Size())
+        )
         found[inferred[0]] = None if whole is None or rest is None else whole.over(rest)
     return found
 
@@ -244,7 +312,10 @@ def _expand(node: ir.Node, work: _Work) -> Sequence[Size | None] | None:
     one = Size()
     left = [*[one] * (rank - len(source)), *source]
     right = [*[one] * (rank - len(wanted.elements)), *wanted.elements]
-    return [b if a == one else a if b == one or a == b else None for a, b in zip(left, right, strict=True)]
+    return [
+        b if a == one else a if b == one or a == b else None
+        for a, b in zip(left, right, strict=True)
+    ]
 
 
 def _filled(node: ir.Node, work: _Work) -> Sequence[Size | None] | None:
@@ -263,7 +334,10 @@ def _tile(node: ir.Node, work: _Work) -> Sequence[Size | None] | None:
     repeats, source = work.of(node.inputs[1]), work.dims(node.inputs[0])
     if repeats is None or source is None or len(source) != len(repeats.elements):
         return None
-    return [None if a is None or b is None else a * b for a, b in zip(source, repeats.elements, strict=True)]
+    return [
+        None if a is None or b is None else a * b
+        for a, b in zip(source, repeats.elements, strict=True)
+    ]
 
 
 def _concat(node: ir.Node, work: _Work) -> Sequence[Size | None] | None:
@@ -272,7 +346,10 @@ def _concat(node: ir.Node, work: _Work) -> Sequence[Size | None] | None:
     first = parts[0]
     if first is None or any(p is None or len(p) != len(first) for p in parts):
         return None
-    shape = [next((p[i] for p in parts if p is not None and p[i] is not None), None) for i in range(len(first))]
+    shape = [
+        next((p[i] for p in parts if p is not None and p[i] is not None), None)
+        for i in range(len(first))
+    ]
     length: Size | None = Size(0)
     for part in parts:
         assert part is not None
@@ -291,7 +368,11 @@ def _slice(node: ir.Node, work: _Work) -> Sequence[Size | None] | None:
     places = axes.numbers if axes is not None else list(range(len(starts.elements)))
     if places is None or (steps is not None and steps.numbers != [1] * len(places)):
         return None
-    table = node.inputs[0] is not None and node.inputs[0].producer() is None and not node.inputs[0].is_graph_input()
+    table = (
+        node.inputs[0] is not None
+        and node.inputs[0].producer() is None
+        and not node.inputs[0].is_graph_input()
+    )
     shape = list(source)
     for place, start, end in zip(places, starts.elements, ends.elements, strict=True):
         shape[place] = _cut(source[place], start, end, table=table)
@@ -308,7 +389,12 @@ def _cut(size: Size | None, start: Size | None, end: Size | None, *, table: bool
         return size
     if begins and end.static is None and size.static is not None:
         return end if table else None
-    if start.static is not None and end.static is not None and end.static >= _FAR and start.static > 0:
+    if (
+        start.static is not None
+        and end.static is not None
+        and end.static >= _FAR
+        and start.static > 0
+    ):
         return difference(size, start)
     return None
 

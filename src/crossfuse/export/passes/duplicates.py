@@ -2,9 +2,11 @@
 
 Rules:
 
-1. Nodes with the same operator, inputs and attributes become one (onnx_ir's common-subexpression elimination).
-2. ``FusedAttention`` nodes must not merge, equal or not: the ledger has one node per attention of the eager model. The
-   number of the call, an attribute from translation on, tells them apart until here, also in the exporter's own elimination.
+1. Nodes with the same operator, inputs and attributes become one (onnx_ir's common-subexpression
+elimination).
+2. ``FusedAttention`` nodes must not merge, equal or not: the ledger has one node per attention of
+   the eager model. The number of the call, an attribute from translation on, tells them apart until
+   here, also in the exporter's own elimination.
 """
 
 from __future__ import annotations
@@ -12,8 +14,8 @@ from __future__ import annotations
 import onnx_ir as ir
 from onnx_ir.passes.common import CommonSubexpressionEliminationPass
 
-from crossfuse.graphs import attention_nodes
-from crossfuse.operator.onnx_op import CALL
+from crossfuse.graph.metadata import attention_nodes
+from crossfuse.ops.onnx_schema import CALL
 
 __all__ = ["merge_duplicates"]
 

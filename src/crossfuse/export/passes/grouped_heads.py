@@ -2,19 +2,21 @@
 
 Rules:
 
-1. Where keys and values of an attention both come from an ``Expand`` that repeats each head the same number of times, with
-   nothing but layout operators around it, the attention takes them as they were before, with fewer ``kv_num_heads``.
+1. Where keys and values of an attention both come from an ``Expand`` that repeats each head the
+   same number of times, with nothing but layout operators around it, the attention takes them as
+   they were before, with fewer ``kv_num_heads``.
 
-It must not fire where only one of them is repeated, nor where whole groups of heads are repeated in turn (``1 2 1 2``).
+It must not fire where only one of them is repeated, nor where whole groups of heads are repeated in
+turn (``1 2 1 2``).
 """
 
 from __future__ import annotations
 
 import onnx_ir as ir
 
-from crossfuse.export.arrange import Arranger, UnknownSizeError
-from crossfuse.export.axes import LAYOUT_OPS, Atom, Axes, axes_of, follow, leaves, size_of
-from crossfuse.graphs import attention_nodes
+from crossfuse.export.matching.axes import LAYOUT_OPS, Atom, Axes, axes_of, follow, leaves, size_of
+from crossfuse.export.matching.layout_builder import Arranger, UnknownSizeError
+from crossfuse.graph.metadata import attention_nodes
 
 __all__ = ["group_heads"]
 
@@ -32,7 +34,9 @@ def group_heads(model: ir.Model) -> tuple[ir.Model, bool]:
         if found[0] is None or found[1] is None or found[0][1] != found[1][1]:
             continue
         for new in arranger.tape.nodes:
-            new.metadata_props.update({k: v for k, v in node.metadata_props.items() if k.startswith("pkg.")})
+            new.metadata_props.update(
+                {k: v for k, v in node.metadata_props.items() if k.startswith("pkg.")}
+            )
         model.graph.insert_before(node, arranger.tape.nodes)
         for operand, (value, _) in zip((1, 2), (f for f in found if f is not None), strict=True):
             node.replace_input_with(operand, value)
@@ -41,7 +45,9 @@ def group_heads(model: ir.Model) -> tuple[ir.Model, bool]:
     return model, modified
 
 
-def _before_repeat(value: ir.Value | None, heads: int, arranger: Arranger) -> tuple[ir.Value, int] | None:
+def _before_repeat(
+    value: ir.Value | None, heads: int, arranger: Arranger
+) -> tuple[ir.Value, int] | None:
     """The operand ``[B, S, Hkv·D]`` without repetition, and how often each head was repeated."""
     steps: list[ir.Node] = []
     node = value.producer() if value is not None else None

@@ -1,23 +1,23 @@
 """Biases of keys go: softmax doesn't see them.
 
-A bias ``b`` that all keys share adds ``q·b`` to every score of a query, and softmax is the same for scores that differ by a
-constant.
+A bias ``b`` that all keys share adds ``q·b`` to every score of a query, and softmax is the same for
+scores that differ by a constant.
 
 Rules:
 
-1. An ``Add`` of a constant that is the same for all keys (all axes but the last are 1) in front of an attention's keys is
-   removed, and the constant with it.
+1. An ``Add`` of a constant that is the same for all keys (all axes but the last are 1) in front of
+   an attention's keys is removed, and the constant with it.
 
-It must not fire where the sum has another use than as keys, is an output of the graph, or differs in shape from what the
-constant is added to.
+It must not fire where the sum has another use than as keys, is an output of the graph, or differs
+in shape from what the constant is added to.
 """
 
 from __future__ import annotations
 
 import onnx_ir as ir
 
-from crossfuse.graphs import attention_nodes
-from crossfuse.operator.contract import DOMAIN, NAME
+from crossfuse.graph.metadata import attention_nodes
+from crossfuse.ops.contract import DOMAIN, NAME
 
 __all__ = ["drop_key_bias"]
 
@@ -46,7 +46,9 @@ def _parts(add: ir.Node, key: ir.Value) -> tuple[ir.Value, ir.Value] | None:
     """The keys without their bias, and the bias."""
     if add.op_type != "Add" or add.domain or key.is_graph_output():
         return None
-    if any((user.domain, user.op_type, place) != (DOMAIN, NAME, _KEY) for user, place in key.uses()):
+    if any(
+        (user.domain, user.op_type, place) != (DOMAIN, NAME, _KEY) for user, place in key.uses()
+    ):
         return None
     for bias, rest in (tuple(add.inputs), tuple(reversed(add.inputs))):
         if bias is None or rest is None or not _same_for_all_keys(bias):
@@ -58,4 +60,8 @@ def _parts(add: ir.Node, key: ir.Value) -> tuple[ir.Value, ir.Value] | None:
 
 def _same_for_all_keys(value: ir.Value) -> bool:
     tensor = value.const_value
-    return tensor is not None and len(tensor.shape) <= 3 and all(size == 1 for size in tensor.shape.numpy()[:-1])
+    return (
+        tensor is not None
+        and len(tensor.shape) <= 3
+        and all(size == 1 for size in tensor.shape.numpy()[:-1])
+    )

@@ -1,9 +1,10 @@
 """Cancel the transposes and reshapes that stand between an attention and the projections around it.
 
-Capture from 4-D attention leaves ``Reshape → Transpose → Transpose → Reshape`` on every operand. Rules:
+Capture from 4-D attention leaves ``Reshape → Transpose → Transpose → Reshape`` on every operand.
+Rules:
 
-1. A chain of layout operators is a regrouping and a permutation of atoms (`axes`). Where that is none at all the chain goes
-   away; where fewer operators do the same, they take its place.
+1. A chain of layout operators is a regrouping and a permutation of atoms (`axes`). Where that is
+   none at all the chain goes away; where fewer operators do the same, they take its place.
 2. Operators that others use too stay, and count as kept.
 
 It must not fire where a size is unknown, as then nothing says that a reshape keeps atoms whole.
@@ -14,8 +15,8 @@ from __future__ import annotations
 import onnx_ir as ir
 from onnx_ir.passes.common import IdentityEliminationPass, RemoveUnusedNodesPass
 
-from crossfuse.export.arrange import Arranger, UnknownSizeError
-from crossfuse.export.axes import LAYOUT_OPS, Axes, axes_of, follow, leaves
+from crossfuse.export.matching.axes import LAYOUT_OPS, Axes, axes_of, follow, leaves
+from crossfuse.export.matching.layout_builder import Arranger, UnknownSizeError
 
 __all__ = ["cancel_layout_changes"]
 
@@ -26,7 +27,11 @@ def cancel_layout_changes(model: ir.Model) -> tuple[ir.Model, bool]:
     while True:
         IdentityEliminationPass()(model)
         RemoveUnusedNodesPass()(model)
-        ends = [node for node in model.graph if node.op_type in LAYOUT_OPS and not node.domain and _is_end(node)]
+        ends = [
+            node
+            for node in model.graph
+            if node.op_type in LAYOUT_OPS and not node.domain and _is_end(node)
+        ]
         if not sum(_shorten(model.graph, node) for node in ends):
             return model, modified
         modified = True
@@ -50,7 +55,9 @@ def _shorten(graph: ir.Graph, end: ir.Node) -> bool:
         return False
     old = end.outputs[0]
     emitted = [node for node in arranger.tape.nodes if node.op_type in LAYOUT_OPS]
-    if len(emitted) >= _freed(chain) or (result is source and old.is_graph_output() and source.is_graph_input()):
+    if len(emitted) >= _freed(chain) or (
+        result is source and old.is_graph_output() and source.is_graph_input()
+    ):
         return False
     for node in arranger.tape.nodes:
         node.metadata_props.update(end.metadata_props)
@@ -62,7 +69,8 @@ def _shorten(graph: ir.Graph, end: ir.Node) -> bool:
 
 
 def _chain(end: ir.Node) -> tuple[list[ir.Node], ir.Value, Axes, Axes | None]:
-    """The longest chain that ends here and can be followed: its nodes, source, and axes at both ends."""
+    """The longest chain that ends here and can be followed: its nodes, source, and axes at both
+    ends."""
     nodes: list[ir.Node] = []
     node: ir.Node | None = end
     while node is not None and node.op_type in LAYOUT_OPS and node.inputs[0] is not None:
@@ -85,7 +93,9 @@ def _freed(chain: list[ir.Node]) -> int:
     """How many operators of the chain go away once its end is replaced."""
     gone = {chain[-1]}
     for node in reversed(chain[:-1]):
-        if node.outputs[0].is_graph_output() or any(user not in gone for user, _ in node.outputs[0].uses()):
+        if node.outputs[0].is_graph_output() or any(
+            user not in gone for user, _ in node.outputs[0].uses()
+        ):
             break
         gone.add(node)
     return len(gone)

@@ -1,10 +1,12 @@
-"""Note the module that each node of a file came from, where its exporter made that part of the node's name.
+"""Note the module that each node of a file came from, where its exporter made that part of the
+node's name.
 
 Rules:
 
-1. PyTorch's older exporter writes ``/encoder/layer.0/MatMul_1``, those of TensorFlow and Keras ``model/encoder/MatMul_1``:
-   what stands before the last slash is the path.
-2. An operator that has a scope of its own (Keras: ``model/attention/einsum_1/Einsum``) belongs to the module around it.
+1. PyTorch's older exporter writes ``/encoder/layer.0/MatMul_1``, those of TensorFlow and Keras
+   ``model/encoder/MatMul_1``: what stands before the last slash is the path.
+2. An operator that has a scope of its own (Keras: ``model/attention/einsum_1/Einsum``) belongs to
+the module around it.
 3. TensorFlow's wrappers, such as ``StatefulPartitionedCall``, are left out.
 
 It must not touch nodes with metadata of PyTorch's exporter, which says more.
@@ -16,8 +18,8 @@ import re
 
 import onnx_ir as ir
 
-from crossfuse.export.translate import SCOPES
-from crossfuse.graphs import MODULE
+from crossfuse.export.capture.to_onnx import SCOPES
+from crossfuse.graph.metadata import MODULE
 
 __all__ = ["note_modules"]
 

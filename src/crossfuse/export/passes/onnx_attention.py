@@ -2,12 +2,13 @@
 
 Rules:
 
-1. Queries, keys and values come as ``[B, H, L, D]``, or as ``[B, L, H·D]`` with the numbers of heads as attributes.
-2. A bool mask becomes ``mask``, a float one ``bias``, with four axes. ``is_causal`` is ``upper_left``; the scale is made
-   explicit.
+1. Queries, keys and values come as ``[B, H, L, D]``, or as ``[B, L, H·D]`` with the numbers of
+heads as attributes.
+2. A bool mask becomes ``mask``, a float one ``bias``, with four axes. ``is_causal`` is
+   ``upper_left``; the scale is made explicit.
 
-It must not fire on a node with a cache (past keys, or more than one output that is used), a cap on the scores, or heads or axes
-that are unknown. Such a node stays, and gives its reason.
+It must not fire on a node with a cache (past keys, or more than one output that is used), a cap on
+the scores, or heads or axes that are unknown. Such a node stays, and gives its reason.
 """
 
 from __future__ import annotations
@@ -17,13 +18,13 @@ import itertools
 import numpy as np
 import onnx_ir as ir
 
-from crossfuse.export.accounting import Missed
-from crossfuse.export.arrange import Arranger
-from crossfuse.export.axes import Axes, Size, axes_of, leaves, size_of
-from crossfuse.export.chains import Mismatch
-from crossfuse.export.translate import module_path
-from crossfuse.operator.contract import DOMAIN, NAME, VERSION
-from crossfuse.operator.onnx_op import CALL
+from crossfuse.export.capture.to_onnx import module_path
+from crossfuse.export.ledger_rows import Missed
+from crossfuse.export.matching.axes import Axes, Size, axes_of, leaves, size_of
+from crossfuse.export.matching.layout_builder import Arranger
+from crossfuse.export.matching.softmax_chain import Mismatch
+from crossfuse.ops.contract import DOMAIN, NAME, VERSION
+from crossfuse.ops.onnx_schema import CALL
 
 __all__ = ["fuse_onnx_attention"]
 
@@ -31,7 +32,8 @@ _FIRST_CALL = 1 << 24
 
 
 def fuse_onnx_attention(model: ir.Model) -> tuple[ir.Model, bool, list[Missed]]:
-    """Replace every node that matches; returns the model, whether it changed, and the nodes that did not match."""
+    """Replace every node that matches; returns the model, whether it changed, and the nodes that
+    did not match."""
     missed: list[Missed] = []
     calls = itertools.count(_FIRST_CALL)
     modified = False
@@ -50,12 +52,17 @@ def fuse_onnx_attention(model: ir.Model) -> tuple[ir.Model, bool, list[Missed]]:
 
 def _replace(graph: ir.Graph, node: ir.Node, call: int) -> None:
     given = [*node.inputs, *[None] * (7 - len(node.inputs))]
-    if any(v is not None for v in given[4:]) or any(out.uses() or out.is_graph_output() for out in node.outputs[1:]):
+    if any(v is not None for v in given[4:]) or any(
+        out.uses() or out.is_graph_output() for out in node.outputs[1:]
+    ):
         raise Mismatch("its Attention node has a cache or further outputs")
     if node.attributes.get_float("softcap", 0.0):
         raise Mismatch("its Attention node caps the scores")
     arranger = Arranger()
-    axes = [_by_head(v, node, name) for v, name in zip(given[:3], ("q_num_heads", *["kv_num_heads"] * 2), strict=True)]
+    axes = [
+        _by_head(v, node, name)
+        for v, name in zip(given[:3], ("q_num_heads", *["kv_num_heads"] * 2), strict=True)
+    ]
     operands = []
     for value, found in zip(given[:3], axes, strict=True):
         assert value is not None
@@ -126,5 +133,7 @@ def _four_axes(mask: ir.Value, arranger: Arranger) -> ir.Value:
     if not missing:
         return mask
     axes = arranger.constant(list(range(missing)), np.int64)
-    shape = [1] * missing + [size if isinstance(size, int) else str(size.value) for size in mask.shape]
+    shape = [1] * missing + [
+        size if isinstance(size, int) else str(size.value) for size in mask.shape
+    ]
     return arranger.op("Unsqueeze", [mask, axes], mask, shape)

@@ -2,12 +2,15 @@
 
 Rules:
 
-1. Older graphs are raised by ONNX's converter, its own weights left out, so that size doesn't matter.
-2. ``Softmax``, ``LogSoftmax`` and ``Hardmax`` of opset 12 and before normalise over all axes from ``axis`` on, as if flattened.
-   Over the last axis that is what they mean since 13. Over more, they become a ``Flatten``, the operator, and a ``Reshape``.
-   (The converter flattens wherever it doesn't know the rank, which no attention can be read through.)
-3. Newer graphs are said to be of an older opset where their operators exist there and mean the same: opsets 24 to 26 mostly
-   add types. ``Swish`` is written out; ``Attention`` loses its lengths of unpadded keys to a mask.
+1. Older graphs are raised by ONNX's converter, its own weights left out, so that size doesn't
+matter.
+2. ``Softmax``, ``LogSoftmax`` and ``Hardmax`` of opset 12 and before normalise over all axes from
+   ``axis`` on, as if flattened. Over the last axis that is what they mean since 13. Over more, they
+   become a ``Flatten``, the operator, and a ``Reshape``. (The converter flattens wherever it
+   doesn't know the rank, which no attention can be read through.)
+3. Newer graphs are said to be of an older opset where their operators exist there and mean the
+   same: opsets 24 to 26 mostly add types. ``Swish`` is written out; ``Attention`` loses its lengths
+   of unpadded keys to a mask.
 
 It must not lower a graph with an operator that the older opset lacks: its name is the reason.
 """
@@ -63,7 +66,8 @@ def raise_opset(model: ir.Model, opset: int) -> tuple[ir.Model, bool]:
     else:
         convert_version(model, opset)
     if opset_of(model) != opset:
-        raise InputError("the graph can't be converted", got=f"opset {opset_of(model)}", expected=f"opset {opset}",
+        raise InputError("the graph can't be converted", got="opset "
+            f"{opset_of(model)}", expected=f"opset {opset}",
                          do="Export it again at a newer opset")  # fmt: skip
     return model, True
 
@@ -81,7 +85,9 @@ def lower_opset(model: ir.Model, opset: int) -> tuple[ir.Model, bool]:
         for node in list(graph):
             if node.domain in ("", "ai.onnx"):
                 _lower(graph, node)
-    unknown = sorted({n.op_type for n in _own_nodes(model) if not onnx.defs.has(n.op_type, opset, "")})
+    unknown = sorted(
+        {n.op_type for n in _own_nodes(model) if not onnx.defs.has(n.op_type, opset, "")}
+    )
     if unknown:
         raise InputError(
             f"the graph has operators of opset {given} that can't be taken in",
@@ -143,8 +149,13 @@ def _uncoerce(graph: ir.Graph, node: ir.Node, axis: int) -> None:
 
 
 def _convert(model: ir.Model, opset: int) -> None:
-    """By ONNX's own converter, which loses weights over a limit of size, and metadata: both are kept here."""
-    notes = {node.outputs[0].name: dict(node.metadata_props) for node in model.graph.all_nodes() if node.outputs}
+    """By ONNX's own converter, which loses weights over a limit of size, and metadata: both are
+    kept here."""
+    notes = {
+        node.outputs[0].name: dict(node.metadata_props)
+        for node in model.graph.all_nodes()
+        if node.outputs
+    }
     weights = {name: value.const_value for name, value in model.graph.initializers.items()}
     stripped = model.clone()
     stripped.ir_version = max(stripped.ir_version, _WEIGHTS_APART)
@@ -157,11 +168,14 @@ def _convert(model: ir.Model, opset: int) -> None:
         stripped.graph.initializers.pop(name)
         stripped.graph.inputs.append(value)
     try:
-        converted = ir.from_proto(onnx.version_converter.convert_version(ir.to_proto(stripped), opset))
+        converted = ir.from_proto(
+            onnx.version_converter.convert_version(ir.to_proto(stripped), opset)
+        )
     except Exception as error:  # the converter's own errors share no base but this
         text = " ".join(str(error).split())
         raise InputError(
-            f"ONNX's converter can't raise the graph: {text if len(text) <= 200 else text[:199] + '…'}",
+            "ONNX's converter can't raise the graph: "
+            f"{text if len(text) <= 200 else text[:199] + '…'}",
             got=f"opset {opset_of(model)}",
             expected=f"opset {opset}",
             do="Export it again at a newer opset",
@@ -185,7 +199,11 @@ def _lower(graph: ir.Graph, node: ir.Node) -> None:
         (x,) = node.inputs
         alpha = node.attributes.get_float("alpha", 1.0)
         assert x is not None
-        inner = x if alpha == 1.0 else tape.op("Mul", [x, tape.op("CastLike", [_constant(tape, np.float32(alpha)), x])])
+        inner = (
+            x
+            if alpha == 1.0
+            else tape.op("Mul", [x, tape.op("CastLike", [_constant(tape, np.float32(alpha)), x])])
+        )
         result = tape.op("Mul", [x, tape.op("Sigmoid", [inner])])
     elif node.op_type == "Attention" and (_lengths(node) is not None or _windows(node)):
         result = _masked_attention(tape, node)
@@ -214,11 +232,18 @@ def _windows(node: ir.Node) -> dict[str, int]:
 
 def _masked_attention(tape: Tape, node: ir.Node) -> ir.Value:
     """Lengths of keys, windows, and a causal limit that is aligned with the lengths, as a mask."""
-    query, key, mask = node.inputs[0], node.inputs[1], node.inputs[3] if len(node.inputs) > 3 else None
+    query, key, mask = (
+        node.inputs[0],
+        node.inputs[1],
+        node.inputs[3] if len(node.inputs) > 3 else None,
+    )
     lengths, windows = _lengths(node), _windows(node)
     past = node.inputs[4] if len(node.inputs) > 4 else None
     if past is not None:
-        raise InputError("the graph has an Attention node with a cache and windows, which can't be taken in", where=node.name)
+        raise InputError(
+            "the graph has an Attention node with a cache and windows, which can't be taken in",
+            where=node.name,
+        )
     assert query is not None
     assert key is not None
     rows = tape.op("Unsqueeze", [_places(tape, query), _constant(tape, np.array([1]))])
@@ -244,16 +269,26 @@ def _masked_attention(tape: Tape, node: ir.Node) -> ir.Value:
     if mask is not None and mask.dtype == ir.DataType.BOOL:
         joined = tape.op("And", [mask, joined])
     elif mask is not None:
-        joined = tape.op("Where", [joined, mask, tape.op("CastLike", [_constant(tape, np.float32(-np.inf)), mask])])
+        joined = tape.op(
+            "Where",
+            [joined, mask, tape.op("CastLike", [_constant(tape, np.float32(-np.inf)), mask])],
+        )
     left_out = ("left_window_size", "right_window_size", "is_causal")
     attributes = {name: a.value for name, a in node.attributes.items() if name not in left_out}
-    return tape.op("Attention", [*node.inputs[:3], joined], {**attributes, "is_causal": int(causal)}, name=node.name)
+    return tape.op(
+        "Attention",
+        [*node.inputs[:3], joined],
+        {**attributes, "is_causal": int(causal)},
+        name=node.name,
+    )
 
 
 def _length(tape: Tape, value: ir.Value) -> ir.Value:
     """Of queries or keys, a number."""
     axis = 1 if value.shape is not None and len(value.shape) == 3 else 2
-    length: ir.Value = tape.op("Squeeze", [tape.op("Shape", [value], {"start": axis, "end": axis + 1})])
+    length: ir.Value = tape.op(
+        "Squeeze", [tape.op("Shape", [value], {"start": axis, "end": axis + 1})]
+    )
     return length
 
 

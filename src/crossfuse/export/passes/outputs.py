@@ -1,8 +1,10 @@
-"""Leave out outputs that nobody wants, and give every other one of the graph a value and a name of its own.
+"""Leave out outputs that nobody wants, and give every other one of the graph a value and a name of
+its own.
 
 Rules:
 
-1. A model that returns one tensor twice, or an input as it is, gets an ``Identity`` for each further mention.
+1. A model that returns one tensor twice, or an input as it is, gets an ``Identity`` for each
+further mention.
 2. Outputs carry the names of the eager model's result, in its order.
 """
 
@@ -16,8 +18,11 @@ from onnx_ir.passes.common import OutputFixPass, RemoveUnusedNodesPass
 __all__ = ["drop_outputs", "separate_outputs"]
 
 
-def drop_outputs(model: ir.Model, names: Sequence[str], kept: Sequence[str]) -> tuple[ir.Model, bool]:
-    """Leave out outputs, and what computes nothing else; returns the model and whether it changed."""
+def drop_outputs(
+    model: ir.Model, names: Sequence[str], kept: Sequence[str]
+) -> tuple[ir.Model, bool]:
+    """Leave out outputs, and what computes nothing else; returns the model and whether it
+    changed."""
     if len(names) == len(kept):
         return model, False
     values = [value for name, value in zip(names, model.graph.outputs, strict=True) if name in kept]

@@ -2,12 +2,14 @@
 
 Rules:
 
-1. ``Einsum`` of two operands whose labels appear once each, and where every label is a batch axis, a free axis of one operand
-   or a sum, becomes transposes, reshapes and a ``MatMul``.
-2. ``Gemm`` without a third operand becomes a ``MatMul``, with transposes and a factor where it has them.
+1. ``Einsum`` of two operands whose labels appear once each, and where every label is a batch axis,
+   a free axis of one operand or a sum, becomes transposes, reshapes and a ``MatMul``.
+2. ``Gemm`` without a third operand becomes a ``MatMul``, with transposes and a factor where it has
+them.
 
-It must not fire on more than two operands, repeated labels (a diagonal), an ellipsis, or a label that is summed in one operand
-alone; nor on products with weights, which are no attention and have kernels of their own.
+It must not fire on more than two operands, repeated labels (a diagonal), an ellipsis, or a label
+that is summed in one operand alone; nor on products with weights, which are no attention and have
+kernels of their own.
 """
 
 from __future__ import annotations
@@ -16,9 +18,9 @@ import re
 
 import onnx_ir as ir
 
-from crossfuse.export.arrange import Arranger, UnknownSizeError
-from crossfuse.export.axes import Atom, Axes, axes_of, size_of
-from crossfuse.export.chains import active_values
+from crossfuse.export.matching.axes import Atom, Axes, axes_of, size_of
+from crossfuse.export.matching.layout_builder import Arranger, UnknownSizeError
+from crossfuse.export.matching.softmax_chain import active_values
 
 __all__ = ["unify_products"]
 
@@ -49,7 +51,10 @@ def unify_products(model: ir.Model) -> tuple[ir.Model, bool]:
 
 
 def _einsum(node: ir.Node, arranger: Arranger) -> ir.Value | None:
-    match = re.fullmatch(r"([A-Za-z]+),([A-Za-z]+)->([A-Za-z]*)", node.attributes["equation"].as_string().replace(" ", ""))
+    match = re.fullmatch(
+        r"([A-Za-z]+),([A-Za-z]+)->([A-Za-z]*)",
+        node.attributes["equation"].as_string().replace(" ", ""),
+    )
     left, right = node.inputs[:2]
     if match is None or left is None or right is None:
         return None
@@ -57,7 +62,9 @@ def _einsum(node: ir.Node, arranger: Arranger) -> ir.Value | None:
     one, two = axes_of(left), axes_of(right)
     if one is None or two is None or any(len(set(t)) < len(t) for t in (first, second, result)):
         return None
-    if any((label in first) + (label in second) + (label in result) < 2 for label in first + second):
+    if any(
+        (label in first) + (label in second) + (label in result) < 2 for label in first + second
+    ):
         return None
     atoms: dict[str, list[Atom]] = {}
     for labels, axes in ((first, one), (second, two)):
@@ -66,7 +73,8 @@ def _einsum(node: ir.Node, arranger: Arranger) -> ir.Value | None:
             if known is None or (group and (not known or size_of(known).static is None)):
                 atoms[label] = group
     one, two = (
-        [atoms[label] if group else [] for label, group in zip(t, a, strict=True)] for t, a in ((first, one), (second, two))
+        [atoms[label] if group else [] for label, group in zip(t, a, strict=True)]
+        for t, a in ((first, one), (second, two))
     )
     arranger.knows(left, one)
     arranger.knows(right, two)

@@ -1,12 +1,15 @@
-"""Write a graph's floating types as other ones: a file of half precision in float32, any file in float64.
+"""Write a graph's floating types as other ones: a file of half precision in float32, any file in
+float64.
 
 Rules:
 
-1. Weights, constants, casts and whatever else names a type (``to``, ``dtype``) change; so do the declared inputs and outputs.
+1. Weights, constants, casts and whatever else names a type (``to``, ``dtype``) change; so do the
+declared inputs and outputs.
 2. Values of weights are the same numbers, in the other type.
 3. Declared types of what nodes make change likewise.
 
-4. Norms keep their statistics in float32 or better: a ``stash_type`` of half precision becomes float32.
+4. Norms keep their statistics in float32 or better: a ``stash_type`` of half precision becomes
+float32.
 
 It must not touch integers, bools, or the types that quantizers write (int8, 4 bits, float8).
 """
@@ -23,18 +26,26 @@ __all__ = ["DOUBLE", "SINGLE", "has_types", "retype"]
 SINGLE = {ir.DataType.FLOAT16: ir.DataType.FLOAT, ir.DataType.BFLOAT16: ir.DataType.FLOAT}
 """Half precisions in float32."""
 
-DOUBLE = dict.fromkeys((ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.FLOAT), ir.DataType.DOUBLE)
+DOUBLE = dict.fromkeys(
+    (ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.FLOAT), ir.DataType.DOUBLE
+)
 """Everything in float64."""
 
 _NAMING = {"to", "dtype", "softmax_precision"}
 
 
 def has_types(model: ir.Model, types: Mapping[ir.DataType, ir.DataType]) -> bool:
-    """The graph declares a weight, an input, an output, a constant or a cast in one of the types."""
+    """The graph declares a weight, an input, an output, a constant or a cast in one of the
+    types."""
     values = [*model.graph.inputs, *model.graph.outputs, *model.graph.initializers.values()]
     if any(value.dtype in types for value in values):
         return True
-    return any(_renamed(a, types) is not a for graph in _graphs(model) for node in graph for a in node.attributes.values())
+    return any(
+        _renamed(a, types) is not a
+        for graph in _graphs(model)
+        for node in graph
+        for a in node.attributes.values()
+    )
 
 
 def retype(model: ir.Model, types: Mapping[ir.DataType, ir.DataType]) -> tuple[ir.Model, bool]:
@@ -45,7 +56,9 @@ def retype(model: ir.Model, types: Mapping[ir.DataType, ir.DataType]) -> tuple[i
             if tensor is not None and tensor.dtype in types:
                 value.const_value = ir.tensor(_in(tensor, types), name=value.name)
             if value.dtype in types or value.dtype is None:
-                value.type = None if value.const_value is None else ir.TensorType(value.const_value.dtype)
+                value.type = (
+                    None if value.const_value is None else ir.TensorType(value.const_value.dtype)
+                )
         for node in graph:
             for name, attribute in list(node.attributes.items()):
                 node.attributes[name] = _renamed(attribute, types)
@@ -76,7 +89,11 @@ def _renamed(attribute: ir.Attr, types: Mapping[ir.DataType, ir.DataType]) -> ir
         return attribute
     if attribute.type == ir.AttributeType.TENSOR and attribute.as_tensor().dtype in types:
         return ir.AttrTensor(attribute.name, ir.tensor(_in(attribute.as_tensor(), types)))
-    if attribute.type == ir.AttributeType.INT and attribute.name in _NAMING and attribute.as_int() in types:
+    if (
+        attribute.type == ir.AttributeType.INT
+        and attribute.name in _NAMING
+        and attribute.as_int() in types
+    ):
         return ir.AttrInt64(attribute.name, int(types[ir.DataType(attribute.as_int())]))
     if attribute.name == "stash_type" and attribute.as_int() in SINGLE:
         return ir.AttrInt64(attribute.name, int(ir.DataType.FLOAT))

@@ -2,8 +2,9 @@
 
 Rules:
 
-1. ``Mul`` or ``Div`` by a constant of one element between a projection and an attention's queries or keys, with nothing but
-   layout operators in between, is removed, and the scale takes its factor.
+1. ``Mul`` or ``Div`` by a constant of one element between a projection and an attention's queries
+   or keys, with nothing but layout operators in between, is removed, and the scale takes its
+   factor.
 
 It must not fire where the scaled tensor has another use.
 """
@@ -12,9 +13,9 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from crossfuse.export.axes import LAYOUT_OPS
-from crossfuse.export.chains import scalar_of
-from crossfuse.graphs import attention_nodes
+from crossfuse.export.matching.axes import LAYOUT_OPS
+from crossfuse.export.matching.softmax_chain import scalar_of
+from crossfuse.graph.metadata import attention_nodes
 
 __all__ = ["absorb_scales"]
 
@@ -52,7 +53,12 @@ def _bypass(node: ir.Node, value: ir.Value) -> float | None:
     kept = left
     if number is None and node.op_type == "Mul":
         number, kept = scalar_of(left), right
-    if number is None or kept is None or number == 0 or list(kept.shape or ()) != list(value.shape or ()):
+    if (
+        number is None
+        or kept is None
+        or number == 0
+        or list(kept.shape or ()) != list(value.shape or ())
+    ):
         return None
     value.replace_all_uses_with(kept)
     return number if node.op_type == "Mul" else 1 / number

@@ -2,13 +2,16 @@
 
 Rules:
 
-1. Queries, keys and values are 3-D or 4-D; heads (axis −3) are merged into the width, and the transposes that this adds
-   cancel against the model's own in ONNX (`passes.layout`).
+1. Queries, keys and values are 3-D or 4-D; heads (axis −3) are merged into the width, and the
+   transposes that this adds cancel against the model's own in ONNX (`passes.layout`).
 2. The scale is made explicit: ``1/√D`` where the call gives none.
-3. A bool mask becomes ``mask``, a float mask ``bias``; both are broadcast to four axes. ``is_causal`` is ``upper_left``.
-4. ``enable_gqa`` keeps its fewer key heads; otherwise batches and heads that broadcast are expanded as SDPA does.
+3. A bool mask becomes ``mask``, a float mask ``bias``; both are broadcast to four axes.
+``is_causal`` is ``upper_left``.
+4. ``enable_gqa`` keeps its fewer key heads; otherwise batches and heads that broadcast are expanded
+as SDPA does.
 
-It must not fire, and says why, on more than four axes and on a mask of more than four axes. Dropout is an error.
+It must not fire, and says why, on more than four axes and on a mask of more than four axes. Dropout
+is an error.
 """
 
 from __future__ import annotations
@@ -21,10 +24,10 @@ from torch.export import ExportedProgram
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from crossfuse.errors import InputError
-from crossfuse.export.accounting import Missed
-from crossfuse.export.capture import quiet_exporter
-from crossfuse.export.decompose import decompose
-from crossfuse.operator.torch_op import fused_attention
+from crossfuse.export.capture.decompose import decompose
+from crossfuse.export.capture.trace import quiet_exporter
+from crossfuse.export.ledger_rows import Missed
+from crossfuse.ops.torch_op import fused_attention
 
 __all__ = ["fuse_sdpa"]
 
@@ -88,7 +91,10 @@ def _mismatch(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | Non
     if len(ranks) > 1 or query.ndim not in (3, 4):
         return f"scaled_dot_product_attention over {sorted(ranks)} axes: 3 or 4 are supported"
     if attn_mask is not None and attn_mask.ndim > 4:
-        return f"scaled_dot_product_attention with a mask of {attn_mask.ndim} axes: up to 4 are supported"
+        return (
+            f"scaled_dot_product_attention with a mask of {attn_mask.ndim} axes: up to 4 are "
+            "supported"
+        )
     return None
 
 
@@ -109,7 +115,8 @@ def _sdpa_via_operator(
         key, value = (t.expand(-1, heads, -1, -1) for t in (key, value))
     batch = key.shape[0] if statically_known_true(query.shape[0] == 1) else query.shape[0]
     query, key, value = (
-        t if statically_known_true(t.shape[0] == batch) else t.expand(batch, -1, -1, -1) for t in (query, key, value)
+        t if statically_known_true(t.shape[0] == batch) else t.expand(batch, -1, -1, -1)
+        for t in (query, key, value)
     )
     mask = bias = None
     if attn_mask is not None:

@@ -1,12 +1,14 @@
 """Sigmoids whose small values matter are computed to the last digit.
 
-An engine's kernel may be right to 1e-8 and no further: ONNX Runtime's on the CPU is 0 below −18. Beside numbers of the order
-of 1 that is nothing, but a logarithm makes −inf of it, and a quotient NaN.
+An engine's kernel may be right to 1e-8 and no further: ONNX Runtime's on the CPU is 0 below −18.
+Beside numbers of the order of 1 that is nothing, but a logarithm makes −inf of it, and a quotient
+NaN.
 
 Rules:
 
-1. ``Sigmoid`` becomes 1/(1 + exp(−x)) where its result, or a product, sum or selection of such results, is an operand of a
-   logarithm, a root, a power or a quotient of activations; and where it is an output of the model.
+1. ``Sigmoid`` becomes 1/(1 + exp(−x)) where its result, or a product, sum or selection of such
+   results, is an operand of a logarithm, a root, a power or a quotient of activations; and where it
+   is an output of the model.
 
 It must not fire on gates (SiLU, GLU, quick-GELU, …), whose results are added to others.
 """
@@ -15,7 +17,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from crossfuse.export.arrange import Arranger
+from crossfuse.export.matching.layout_builder import Arranger
 
 __all__ = ["compute_sigmoids_exactly"]
 

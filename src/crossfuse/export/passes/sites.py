@@ -3,8 +3,10 @@
 Rules:
 
 1. The site is the module's path; the root module is ``(root)``.
-2. Several attentions of one module (shared weights, or several calls) are told apart in order of execution by ``#2``, ``#3``.
-3. The node's name becomes the site, so that profilers of every engine show it; the site also goes into the metadata.
+2. Several attentions of one module (shared weights, or several calls) are told apart in order of
+execution by ``#2``, ``#3``.
+3. The node's name becomes the site, so that profilers of every engine show it; the site also goes
+into the metadata.
 """
 
 from __future__ import annotations
@@ -13,8 +15,8 @@ from collections import Counter
 
 import onnx_ir as ir
 
-from crossfuse.export.translate import module_path
-from crossfuse.graphs import SITE, attention_nodes
+from crossfuse.export.capture.to_onnx import module_path
+from crossfuse.graph.metadata import SITE, attention_nodes
 
 __all__ = ["name_sites", "site_name"]
 

@@ -1,1 +1,2 @@
-"""Bulk jobs: every row of a folder or of Parquet files through a bundle, exactly once, however often the job is killed."""
+"""Bulk jobs: every row of a folder or of Parquet files through a bundle, exactly once, however
+often the job is killed."""

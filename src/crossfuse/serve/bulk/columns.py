@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from crossfuse.core.tensors import TensorSpec
 from crossfuse.errors import InputError
-from crossfuse.specs import TensorSpec
 
 __all__ = ["to_array", "to_column"]
 
@@ -57,13 +57,19 @@ def to_column(arrays: Sequence[NDArray[Any]]) -> pa.Array:
     flat = np.concatenate([np.ascontiguousarray(array).reshape(-1) for array in arrays])
     column = pa.array(flat)
     for level in range(rank - 1, -1, -1):
-        lengths = [size for array in arrays for size in [array.shape[level]] * prod(array.shape[:level])]
-        column = pa.LargeListArray.from_arrays(pa.array([0, *accumulate(lengths)], pa.int64()), column)
+        lengths = [
+            size for array in arrays for size in [array.shape[level]] * prod(array.shape[:level])
+        ]
+        column = pa.LargeListArray.from_arrays(
+            pa.array([0, *accumulate(lengths)], pa.int64()), column
+        )
     return column
 
 
 def _is_list(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
+    return bool(
+        pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    )
 
 
 def _cast(values: NDArray[Any], spec: TensorSpec) -> NDArray[Any]:
@@ -73,19 +79,39 @@ def _cast(values: NDArray[Any], spec: TensorSpec) -> NDArray[Any]:
     # Wider floats may be narrowed, numbers may become floats; a fraction may not become an integer.
     allowed = values.dtype.kind in {"f": "iuf", "i": "iu", "u": "iu", "b": "b"}[dtype.kind]
     if not allowed:
-        raise InputError("a column's type doesn't fit the input", where=spec.name, got=values.dtype, expected=dtype)
+        raise InputError(
+            "a column's type doesn't fit the input",
+            where=spec.name,
+            got=values.dtype,
+            expected=dtype,
+        )
     cast = values.astype(dtype)
     if dtype.kind in "iu" and not np.array_equal(cast, values):
-        raise InputError("a number is out of the element type's range", where=spec.name, expected=dtype)
+        raise InputError(
+            "a number is out of the element type's range", where=spec.name, expected=dtype
+        )
     return cast
 
 
-def _fitting(given: tuple[int, ...], size: int, shape: Sequence[int | str], spec: TensorSpec) -> tuple[int, ...]:
+def _fitting(
+    given: tuple[int, ...], size: int, shape: Sequence[int | str], spec: TensorSpec
+) -> tuple[int, ...]:
     """The row's shape: as given, or a flat list arranged where only one size is open."""
     if len(given) == len(shape):
         return given
     known = prod(axis for axis in shape if isinstance(axis, int))
     unknown = [axis for axis in shape if isinstance(axis, str)]
-    if len(given) <= 1 and len(unknown) <= 1 and known and size % known == 0 and (unknown or size == known):
+    if (
+        len(given) <= 1
+        and len(unknown) <= 1
+        and known
+        and size % known == 0
+        and (unknown or size == known)
+    ):
         return tuple(size // known if isinstance(axis, str) else axis for axis in shape)
-    raise InputError("a row has the wrong shape", where=spec.name, got=given, expected=f"[{', '.join(map(str, shape))}]")
+    raise InputError(
+        "a row has the wrong shape",
+        where=spec.name,
+        got=given,
+        expected=f"[{', '.join(map(str, shape))}]",
+    )

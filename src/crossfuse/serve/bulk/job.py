@@ -1,4 +1,5 @@
-"""A job's folder: what it is a job of, which shards are done, what failed. Files appear whole or not at all."""
+"""A job's folder: what it is a job of, which shards are done, what failed. Files appear whole or
+not at all."""
 
 from __future__ import annotations
 
@@ -33,7 +34,9 @@ class Job:
 
     def finish(self, shard: Shard, failed: Mapping[str, str]) -> None:
         """Mark a shard whose answers were written; ``failed`` has reasons by row."""
-        write_whole(self._mark(shard.index), json.dumps({"rows": shard.rows, "failed": dict(failed)}))
+        write_whole(
+            self._mark(shard.index), json.dumps({"rows": shard.rows, "failed": dict(failed)})
+        )
 
     def result(self, shard: Shard) -> dict[str, Any]:
         """What was marked: ``rows``, and ``failed`` with reasons by row.
@@ -47,7 +50,9 @@ class Job:
             dict(data["failed"])
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise InputError(
-                "a shard's mark can't be read", where=mark, do="Remove it: the shard is then done again"
+                "a shard's mark can't be read",
+                where=mark,
+                do="Remove it: the shard is then done again",
             ) from error
         return data
 
@@ -85,8 +90,12 @@ def open_job(folder: Path, bundle: Path, target: str, shards: Sequence[Shard]) -
         try:
             was = json.loads(known.read_text(encoding="utf-8"))
         except ValueError as error:
-            raise InputError("the job's description can't be read", where=known, do="Choose another output") from error
-        changed = [name for name in about if not isinstance(was, dict) or was.get(name) != about[name]]
+            raise InputError(
+                "the job's description can't be read", where=known, do="Choose another output"
+            ) from error
+        changed = [
+            name for name in about if not isinstance(was, dict) or was.get(name) != about[name]
+        ]
         if changed:
             raise InputError(
                 "the output holds another job",
@@ -95,12 +104,16 @@ def open_job(folder: Path, bundle: Path, target: str, shards: Sequence[Shard]) -
                 do="Choose another output, or remove this one",
             )
     elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError("the output exists and holds no job", where=folder, do="Choose another output")
+        raise InputError(
+            "the output exists and holds no job", where=folder, do="Choose another output"
+        )
     try:
         (folder / _SHARDS).mkdir(parents=True, exist_ok=True)
         write_whole(known, json.dumps(about, indent=1))
     except OSError as error:
-        raise InputError(f"the output can't be written: {error.strerror or error}", where=folder) from error
+        raise InputError(
+            f"the output can't be written: {error.strerror or error}", where=folder
+        ) from error
     return Job(folder)
 
 

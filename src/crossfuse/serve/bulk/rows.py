@@ -14,10 +14,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from crossfuse.arrays import load_arrays, save_arrays
+from crossfuse.core.npz import load_arrays, save_arrays
 from crossfuse.errors import InputError
 from crossfuse.serve.bulk.columns import to_array, to_column
-from crossfuse.serve.engine import Engine, Request
+from crossfuse.serve.request_engine import Engine, Request
 
 __all__ = ["Row", "Shard", "list_shards", "read_rows", "write_answers"]
 
@@ -65,7 +65,11 @@ def list_shards(source: Path, rows: int) -> list[Shard]:
     if source.is_file():
         files = [source]
     elif source.is_dir():
-        files = sorted(path for path in source.iterdir() if path.suffix in (".npz", ".parquet") and path.is_file())
+        files = sorted(
+            path
+            for path in source.iterdir()
+            if path.suffix in (".npz", ".parquet") and path.is_file()
+        )
     else:
         raise InputError("the input doesn't exist", where=source)
     kinds = {path.suffix for path in files}
@@ -74,7 +78,9 @@ def list_shards(source: Path, rows: int) -> list[Shard]:
         return [Shard(i, tuple(map(str, chunk))) for i, chunk in enumerate(chunks)]
     if kinds != {".parquet"}:
         raise InputError(
-            "the input must be NPZ files or Parquet files", where=source, got=", ".join(sorted(kinds)) or "no such files"
+            "the input must be NPZ files or Parquet files",
+            where=source,
+            got=", ".join(sorted(kinds)) or "no such files",
         )
     shards: list[Shard] = []
     for path in files:
@@ -85,15 +91,17 @@ def list_shards(source: Path, rows: int) -> list[Shard]:
         for group in range(metadata.num_row_groups):
             total = metadata.row_group(group).num_rows
             for start in range(0, total, rows):
-                shards.append(Shard(len(shards), (str(path),), group, start, min(start + rows, total)))
+                shards.append(
+                    Shard(len(shards), (str(path),), group, start, min(start + rows, total))
+                )
     return shards
 
 
 def read_rows(shard: Shard, engine: Engine) -> Iterator[Row]:
     """The rows of a shard, one at a time.
 
-    NPZ files hold inputs as `Session.run` takes them. A row of Parquet has a column for each input, without the axis
-    of the batch.
+    NPZ files hold inputs as `Session.run` takes them. A row of Parquet has a column for each input,
+    without the axis of the batch.
     """
     if shard.group < 0:
         for file in shard.files:
@@ -104,13 +112,19 @@ def read_rows(shard: Shard, engine: Engine) -> Iterator[Row]:
     names = [spec.name for spec in specs]
     with pq.ParquetFile(file) as parquet:
         missing = set(names) - set(parquet.schema_arrow.names)
-        first = sum(parquet.metadata.row_group(g).num_rows for g in range(shard.group)) + shard.start
+        first = (
+            sum(parquet.metadata.row_group(g).num_rows for g in range(shard.group)) + shard.start
+        )
         unread: InputError | None = None
         if missing:
-            unread = InputError("columns are missing", where=Path(file).name, got=", ".join(sorted(missing)))
+            unread = InputError(
+                "columns are missing", where=Path(file).name, got=", ".join(sorted(missing))
+            )
         else:
             try:
-                table = parquet.read_row_group(shard.group, columns=names).slice(shard.start, shard.rows)
+                table = parquet.read_row_group(shard.group, columns=names).slice(
+                    shard.start, shard.rows
+                )
             except (pa.ArrowException, OSError) as error:
                 unread = InputError(f"the rows can't be read: {error}", where=Path(file).name)
     for i in range(shard.rows):
@@ -133,12 +147,16 @@ def _inputs_of(table: pa.Table, row: int, engine: Engine) -> Arrays:
     inputs = {}
     for spec in engine.session.inputs:
         batched = bool(spec.shape) and spec.shape[0] in engine.batch_dims
-        array = to_array(table.column(spec.name)[row], spec, spec.shape[1:] if batched else spec.shape)
+        array = to_array(
+            table.column(spec.name)[row], spec, spec.shape[1:] if batched else spec.shape
+        )
         inputs[spec.name] = array[None] if batched else array
     return inputs
 
 
-def write_answers(shard: Shard, folder: Path, names: Sequence[str], answers: Sequence[Arrays], engine: Engine) -> None:
+def write_answers(
+    shard: Shard, folder: Path, names: Sequence[str], answers: Sequence[Arrays], engine: Engine
+) -> None:
     """Write what succeeded, whole or not at all: an NPZ file for each, or one Parquet file.
 
     Args:

@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 
 from crossfuse.bundle.store import open_bundle
 from crossfuse.errors import CrossfuseError, InputError
-from crossfuse.runtime.engines import best_target
+from crossfuse.runtime.backends import best_target
 from crossfuse.serve.bulk.job import Job, open_job
 from crossfuse.serve.bulk.rows import Shard, list_shards, read_rows, write_answers
-from crossfuse.serve.engine import Request
 from crossfuse.serve.limits import Limits
-from crossfuse.serve.opening import EngineOptions, open_engine
+from crossfuse.serve.load_engine import EngineOptions, open_engine
+from crossfuse.serve.request_engine import Request
 
 __all__ = ["MapOptions", "MapReport", "map_rows"]
 
@@ -89,15 +89,26 @@ def map_rows(
     total = sum(shard.rows for shard in shards)
     before = total - sum(shard.rows for shard in open_shards)
     if open_shards:
-        engine = replace(chosen.engine, target=target, threads=chosen.engine.threads or max(1, round(chosen.num_cpus)))
+        engine = replace(
+            chosen.engine,
+            target=target,
+            threads=chosen.engine.threads or max(1, round(chosen.num_cpus)),
+        )
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
         rows = ray.data.from_items(
-            [{"shard": json.dumps(asdict(shard))} for shard in open_shards], override_num_blocks=len(open_shards)
+            [{"shard": json.dumps(asdict(shard))} for shard in open_shards],
+            override_num_blocks=len(open_shards),
         )
         finished = rows.map_batches(
             _Worker,
-            fn_constructor_args=(str(opened.path), str(output.resolve()), asdict(engine), chosen.batch_size, chosen.allow_nan),
+            fn_constructor_args=(
+                str(opened.path),
+                str(output.resolve()),
+                asdict(engine),
+                chosen.batch_size,
+                chosen.allow_nan,
+            ),
             batch_size=1,
             batch_format="numpy",
             compute=ray.data.ActorPoolStrategy(size=chosen.workers),
@@ -115,8 +126,12 @@ def map_rows(
 class _Worker:
     """An actor of the pool: a session that answers shard after shard."""
 
-    def __init__(self, bundle: str, output: str, engine: Mapping[str, Any], batch_size: int, allow_nan: bool) -> None:
-        self._engine = open_engine(bundle, EngineOptions(**engine), limits=Limits(max_batch=1 << 30, allow_nan=allow_nan))
+    def __init__(
+        self, bundle: str, output: str, engine: Mapping[str, Any], batch_size: int, allow_nan: bool
+    ) -> None:
+        self._engine = open_engine(
+            bundle, EngineOptions(**engine), limits=Limits(max_batch=1 << 30, allow_nan=allow_nan)
+        )
         self._job = Job(Path(output))
         self._batch = batch_size
 
@@ -130,7 +145,9 @@ class _Worker:
         pending: list[tuple[str, Request]] = []
 
         def answer() -> None:
-            for (name, _), got in zip(pending, self._engine.answer([request for _, request in pending]), strict=True):
+            for (name, _), got in zip(
+                pending, self._engine.answer([request for _, request in pending]), strict=True
+            ):
                 if isinstance(got, CrossfuseError):
                     failed[name] = str(got)
                 else:

@@ -1,1 +1,2 @@
-"""An application for Ray Serve: an ingress that speaks the Open Inference Protocol, and replicas that answer."""
+"""An application for Ray Serve: an ingress that speaks the Open Inference Protocol, and replicas
+that answer."""

@@ -24,12 +24,15 @@ def build(arguments: dict[str, Any]) -> Application:
 
 
 def application(options: ServeOptions, *, draining: bool = False) -> Application:
-    """The application; ``draining`` makes a running ingress refuse new requests, and restarts nothing."""
+    """The application; ``draining`` makes a running ingress refuse new requests, and restarts
+    nothing."""
     logging = LoggingConfig(encoding=options.log_format.upper(), enable_access_log=True)
     scaling: dict[str, Any] = {"num_replicas": options.replicas}
     if options.max_replicas > options.replicas:
         automatic = AutoscalingConfig(
-            min_replicas=options.replicas, max_replicas=options.max_replicas, target_ongoing_requests=options.batch_size
+            min_replicas=options.replicas,
+            max_replicas=options.max_replicas,
+            target_ongoing_requests=options.batch_size,
         )
         scaling = {"autoscaling_config": automatic}
     replica = serve.deployment(
@@ -53,7 +56,8 @@ def application(options: ServeOptions, *, draining: bool = False) -> Application
         graceful_shutdown_timeout_s=options.drain_s,
         user_config={"draining": draining},
         logging_config=logging,
-        # It needs next to nothing, so the new one may stand beside the old one, which answers until then.
+        # It needs next to nothing, so the new one may stand beside the old one, which answers until
+        # then.
         max_surge_percent=100,
     )
     plain = options.to_json()

@@ -19,14 +19,20 @@ from starlette.responses import JSONResponse, Response
 
 from crossfuse import __version__
 from crossfuse.bundle.store import open_bundle
+from crossfuse.core.tensors import names_of
+from crossfuse.core.terminal import shown_traceback
 from crossfuse.errors import CrossfuseError
-from crossfuse.runtime.cache import content_key
-from crossfuse.serve.meters import SECONDS
-from crossfuse.serve.opening import boundary
-from crossfuse.serve.protocol import BINARY_HEADER, Call, encode_outputs, parse_call, tensor_metadata
+from crossfuse.runtime.context_cache import content_key
+from crossfuse.serve.load_engine import boundary
+from crossfuse.serve.metrics import SECONDS
+from crossfuse.serve.open_inference import (
+    BINARY_HEADER,
+    Call,
+    encode_outputs,
+    parse_call,
+    tensor_metadata,
+)
 from crossfuse.serve.rayserve.options import ServeOptions
-from crossfuse.specs import names_of
-from crossfuse.terminal import shown_traceback
 
 __all__ = ["Ingress", "home_of"]
 
@@ -61,9 +67,13 @@ class Ingress:
         }
         self._open = 0
         self._draining = False
-        self._requests = metrics.Counter("crossfuse_requests", "Requests by HTTP status", tag_keys=("status",))
+        self._requests = metrics.Counter(
+            "crossfuse_requests", "Requests by HTTP status", tag_keys=("status",)
+        )
         bounds = list(SECONDS)
-        self._seconds = metrics.Histogram("crossfuse_request_seconds", "From head to answer", boundaries=bounds)
+        self._seconds = metrics.Histogram(
+            "crossfuse_request_seconds", "From head to answer", boundaries=bounds
+        )
         self._queue = metrics.Gauge("crossfuse_open_requests", "Requests that are not answered yet")
 
     def reconfigure(self, config: Mapping[str, Any]) -> None:
@@ -75,7 +85,13 @@ class Ingress:
         parts = [part for part in request.url.path.split("/") if part]
         match (request.method, parts):
             case ("GET", ["v2"]):
-                return JSONResponse({"name": "crossfuse", "version": __version__, "extensions": ["binary_tensor_data"]})
+                return JSONResponse(
+                    {
+                        "name": "crossfuse",
+                        "version": __version__,
+                        "extensions": ["binary_tensor_data"],
+                    }
+                )
             case ("GET", ["v2", "health", "live"]):
                 return Response()
             case ("GET", ["v2", "health", "ready"]):
@@ -86,7 +102,9 @@ class Ingress:
                         return _refused(404, f"the model has no version {rest[1]!r}; it has 1.")
                     rest = rest[2:]
                 if name != self._options.name:
-                    return _refused(404, f"there is no model {name!r}; there is {self._options.name!r}.")
+                    return _refused(
+                        404, f"there is no model {name!r}; there is {self._options.name!r}."
+                    )
                 if (method, rest) == ("GET", []):
                     return JSONResponse(self._metadata)
                 if (method, rest) == ("GET", ["ready"]):
@@ -131,7 +149,11 @@ class Ingress:
         if self._draining:
             raise Refusal(503, "the server is shutting down.")
         if self._open > self._options.limits.max_queue:
-            raise Refusal(503, f"the queue is full: {self._options.limits.max_queue} requests wait. Try again later.")
+            raise Refusal(
+                503,
+                f"the queue is full: {self._options.limits.max_queue} requests wait. Try again "
+                "later.",
+            )
         if request.headers.get("content-encoding", "identity") != "identity":
             raise Refusal(415, "compressed bodies aren't supported.")
         body = await self._body(request)
@@ -139,14 +161,22 @@ class Ingress:
         if header is not None and not header.isdigit():
             raise Refusal(400, f"{BINARY_HEADER} is no number.")
         length = None if header is None else int(header)
-        call, key = self._read(body, length) if len(body) <= _INLINE else await asyncio.to_thread(self._read, body, length)
+        call, key = (
+            self._read(body, length)
+            if len(body) <= _INLINE
+            else await asyncio.to_thread(self._read, body, length)
+        )
         status, answer = await self._ask(call, key)
         if status != 200:
             raise Refusal(status, str(answer))
         content, json_length = encode_outputs(answer, call, model=self._options.name)
         if json_length is None:
             return Response(content, media_type="application/json")
-        return Response(content, headers={BINARY_HEADER: str(json_length)}, media_type="application/octet-stream")
+        return Response(
+            content,
+            headers={BINARY_HEADER: str(json_length)},
+            media_type="application/octet-stream",
+        )
 
     async def _body(self, request: Request) -> bytes:
         most = self._options.limits.max_bytes
@@ -174,15 +204,22 @@ class Ingress:
         for attempt in (1, 2):
             try:
                 async with asyncio.timeout(self._options.timeout_s):
-                    answer: tuple[int, Any] = await handle.answer.remote(dict(call.inputs), call.context_id, key)
+                    answer: tuple[int, Any] = await handle.answer.remote(
+                        dict(call.inputs), call.context_id, key
+                    )
                     return answer
             except TimeoutError as error:
                 raise Refusal(504, f"no answer within {self._options.timeout_s:g} s.") from error
             except BackPressureError as error:
                 raise Refusal(503, "the queue is full. Try again later.") from error
             except (RayActorError, DeploymentUnavailableError) as error:
-                # An answer depends on the request alone, so it may be asked for again; once, lest it kills replica by replica.
-                _LOG.warning("a replica died or left while it had a request (attempt %d): %s", attempt, type(error).__name__)
+                # An answer depends on the request alone, so it may be asked for again; once, lest
+                # it kills replica by replica.
+                _LOG.warning(
+                    "a replica died or left while it had a request (attempt %d): %s",
+                    attempt,
+                    type(error).__name__,
+                )
         raise Refusal(503, "the replica that had the request died. Try again later.")
 
     async def _ready(self) -> bool:
@@ -196,15 +233,23 @@ class Ingress:
 
 
 def home_of(context_id: str | None, key: bytes | None) -> str:
-    """What routes a request: a digest of its context's name, or of the inputs; nothing where it has neither.
+    """What routes a request: a digest of its context's name, or of the inputs; nothing where it has
+    neither.
 
     Serve carries it in headers and tells it in logs, so a client's own text isn't it.
     """
     if context_id is not None:
-        return hashlib.blake2b(context_id.encode("utf-8", "surrogatepass"), digest_size=20).hexdigest()
+        return hashlib.blake2b(
+            context_id.encode("utf-8", "surrogatepass"), digest_size=20
+        ).hexdigest()
     return "" if key is None else key.hex()
 
 
 def _refused(status: int, text: str) -> Response:
     headers = {"Retry-After": "1"} if status == 503 else {}
-    return Response(json.dumps({"error": text}), status_code=status, headers=headers, media_type="application/json")
+    return Response(
+        json.dumps({"error": text}),
+        status_code=status,
+        headers=headers,
+        media_type="application/json",
+    )

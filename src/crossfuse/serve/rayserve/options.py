@@ -9,7 +9,7 @@ from typing import Any
 
 from crossfuse.errors import InputError, Said
 from crossfuse.serve.limits import Limits
-from crossfuse.serve.opening import EngineOptions
+from crossfuse.serve.load_engine import EngineOptions
 
 __all__ = ["ServeOptions"]
 
@@ -52,15 +52,23 @@ class ServeOptions:
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[\w.-]+", self.name):
-            raise InputError("a model's name must fit into a URL", where=Said("--name", "name"), got=repr(self.name))
+            raise InputError(
+                "a model's name must fit into a URL",
+                where=Said("--name", "name"),
+                got=repr(self.name),
+            )
         for name in ("replicas", "batch_size", "timeout_s"):
             if getattr(self, name) <= 0:
                 raise InputError("an option must be positive", where=name, got=getattr(self, name))
         for name in ("num_cpus", "num_gpus", "batch_wait_ms", "drain_s", "max_replicas"):
             if getattr(self, name) < 0:
-                raise InputError("an option must not be negative", where=name, got=getattr(self, name))
+                raise InputError(
+                    "an option must not be negative", where=name, got=getattr(self, name)
+                )
         if self.log_format not in ("text", "json"):
-            raise InputError("a log format isn't known", got=self.log_format, expected="text or json")
+            raise InputError(
+                "a log format isn't known", got=self.log_format, expected="text or json"
+            )
 
     def to_json(self) -> dict[str, Any]:
         """Plain data."""
@@ -78,7 +86,10 @@ class ServeOptions:
             raise InputError("options aren't known", got=", ".join(sorted(unknown)))
         given = dict(data)
         try:
-            engine, limits = EngineOptions(**given.pop("engine", {})), Limits(**given.pop("limits", {}))
+            engine, limits = (
+                EngineOptions(**given.pop("engine", {})),
+                Limits(**given.pop("limits", {})),
+            )
             return cls(**given, engine=engine, limits=limits)
         except TypeError as error:
             raise InputError(f"options can't be read: {error}") from error

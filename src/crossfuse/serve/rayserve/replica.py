@@ -14,10 +14,10 @@ from ray import serve
 from ray.serve import metrics
 
 from crossfuse.errors import CrossfuseError
-from crossfuse.serve.engine import Answer, Request, UnexpectedError, UnknownContextError
-from crossfuse.serve.meters import BATCHES, SECONDS
-from crossfuse.serve.opening import open_engine
+from crossfuse.serve.load_engine import open_engine
+from crossfuse.serve.metrics import BATCHES, SECONDS
 from crossfuse.serve.rayserve.options import ServeOptions
+from crossfuse.serve.request_engine import Answer, Request, UnexpectedError, UnknownContextError
 
 __all__ = ["Replica"]
 
@@ -48,12 +48,15 @@ class Replica:
         return 200, answer
 
     async def ready(self) -> bool:
-        """Answers once the constructor has: the bundle is loaded and has answered its reference inputs."""
+        """Answers once the constructor has: the bundle is loaded and has answered its reference
+        inputs."""
         return True
 
     @serve.batch  # type: ignore[untyped-decorator]
     async def _batch(self, requests: list[Request]) -> list[Answer]:
-        return await asyncio.get_running_loop().run_in_executor(self._pool, self._engine.answer, requests)
+        return await asyncio.get_running_loop().run_in_executor(
+            self._pool, self._engine.answer, requests
+        )
 
 
 class _Metrics:
@@ -61,9 +64,13 @@ class _Metrics:
 
     def __init__(self) -> None:
         about = "Time of a stage's executions"
-        self._seconds = metrics.Histogram("crossfuse_stage_seconds", about, boundaries=list(SECONDS), tag_keys=("stage",))
+        self._seconds = metrics.Histogram(
+            "crossfuse_stage_seconds", about, boundaries=list(SECONDS), tag_keys=("stage",)
+        )
         bounds = [float(np.nextafter(size, np.inf)) for size in BATCHES]
-        self._rows = metrics.Histogram("crossfuse_batch_rows", "Queries answered by one call", boundaries=bounds)
+        self._rows = metrics.Histogram(
+            "crossfuse_batch_rows", "Queries answered by one call", boundaries=bounds
+        )
         self._lookups = {
             True: metrics.Counter("crossfuse_context_cache_hits", "Contexts found in the cache"),
             False: metrics.Counter("crossfuse_context_cache_misses", "Contexts encoded"),

@@ -1,4 +1,5 @@
-"""``crossfuse serve``: a Ray of its own on this machine, or an existing cluster; until SIGTERM or SIGINT."""
+"""``crossfuse serve``: a Ray of its own on this machine, or an existing cluster; until SIGTERM or
+SIGINT."""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ _POLL = 0.05
 
 
 def deploy(options: ServeOptions, host: str, port: int) -> None:
-    """Start the application, or replace it without a gap where it runs already; returns when it is ready.
+    """Start the application, or replace it without a gap where it runs already; returns when it is
+    ready.
 
     Raises:
         InputError: the cluster has too few CPUs or GPUs for the replicas.
@@ -48,13 +50,15 @@ def deploy(options: ServeOptions, host: str, port: int) -> None:
         serve.run(application(options), name=options.name, route_prefix="/")
     except RuntimeError as error:
         raise CheckError(
-            f"the application did not start: {error}", do="The replicas' logs are in /tmp/ray/session_latest/logs/serve"
+            f"the application did not start: {error}",
+            do="The replicas' logs are in /tmp/ray/session_latest/logs/serve",
         ) from error
 
 
 @contextmanager
 def running(options: ServeOptions, host: str, port: int) -> Iterator[None]:
-    """The application for the time of the context; at its end, what was accepted is answered first."""
+    """The application for the time of the context; at its end, what was accepted is answered
+    first."""
     deploy(options, host, port)
     try:
         yield
@@ -74,9 +78,13 @@ def stop(options: ServeOptions) -> None:
 
 @contextmanager
 def asked_to_stop() -> Iterator[threading.Event]:
-    """An event that SIGTERM and SIGINT set, instead of ending the process; Ray's own handlers come back afterwards."""
+    """An event that SIGTERM and SIGINT set, instead of ending the process; Ray's own handlers come
+    back afterwards."""
     asked = threading.Event()
-    before = {number: signal.signal(number, lambda *_: asked.set()) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {
+        number: signal.signal(number, lambda *_: asked.set())
+        for number in (signal.SIGTERM, signal.SIGINT)
+    }
     try:
         yield asked
     finally:

@@ -6,15 +6,16 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from crossfuse.serve.protocol import DATATYPES
-from crossfuse.specs import TensorSpec
+from crossfuse.core.tensors import TensorSpec
+from crossfuse.serve.open_inference import DATATYPES
 
 __all__ = ["ModelConfig", "WarmUp"]
 
 
 @dataclass(frozen=True)
 class WarmUp:
-    """One request that Triton makes before a model is ready; ``files`` lie in the model's ``warmup`` folder, by input."""
+    """One request that Triton makes before a model is ready; ``files`` lie in the model's
+    ``warmup`` folder, by input."""
 
     files: Mapping[str, str]
     shapes: Mapping[str, tuple[int, ...]]
@@ -27,7 +28,8 @@ class ModelConfig:
     Args:
         name: of the model's folder.
         backend: ``python``, or a platform such as ``onnxruntime_onnx``.
-        inputs: with their first axis, which is left out where ``max_batch`` says that it is the batch.
+        inputs: with their first axis, which is left out where ``max_batch`` says that it is the
+            batch.
         outputs: likewise.
         max_batch: largest batch that Triton may make of several requests; 0 for none.
         optional: inputs that a request may leave out.
@@ -55,17 +57,28 @@ class ModelConfig:
     def text(self) -> str:
         """In protobuf's text format."""
         lines = [f"name: {_quoted(self.name)}"]
-        lines.append(f"{'backend' if self.backend == 'python' else 'platform'}: {_quoted(self.backend)}")
+        lines.append(
+            f"{'backend' if self.backend == 'python' else 'platform'}: {_quoted(self.backend)}"
+        )
         if self.file is not None:
             lines.append(f"default_model_filename: {_quoted(self.file)}")
         lines.append(f"max_batch_size: {self.max_batch}")
         for kind, specs in (("input", self.inputs), ("output", self.outputs)):
             lines += [f"{kind} [", *_listed([self._tensor(spec) for spec in specs]), "]"]
-        lines += ["instance_group [", f"  {{ count: {self.instances} kind: {'KIND_GPU' if self.gpu else 'KIND_CPU'} }}", "]"]
+        lines += [
+            "instance_group [",
+            f"  {{ count: {self.instances} kind: {'KIND_GPU' if self.gpu else 'KIND_CPU'} }}",
+            "]",
+        ]
         if self.max_batch:
-            lines.append(f"dynamic_batching {{ max_queue_delay_microseconds: {round(self.queue_ms * 1000)} }}")
+            lines.append(
+                f"dynamic_batching {{ max_queue_delay_microseconds: {round(self.queue_ms * 1000)} "
+                f"}}"
+            )
         for key, value in self.parameters.items():
-            lines.append(f"parameters {{ key: {_quoted(key)} value: {{ string_value: {_quoted(value)} }} }}")
+            lines.append(
+                f"parameters {{ key: {_quoted(key)} value: {{ string_value: {_quoted(value)} }} }}"
+            )
         if self.warm_up is not None:
             lines += self._warm_up(self.warm_up)
         return "\n".join(lines) + "\n"
@@ -74,19 +87,30 @@ class ModelConfig:
         shape = spec.shape[1:] if self.max_batch else spec.shape
         dims = ", ".join(str(size) if isinstance(size, int) else "-1" for size in shape)
         optional = " optional: true" if spec.name in self.optional else ""
-        # A tensor of the batch alone still needs a dimension in the configuration; reshape takes it away again.
+        # A tensor of the batch alone still needs a dimension in the configuration; reshape takes it
+        # away again.
         reshape = "" if shape else " reshape: { shape: [] }"
         kind = f"TYPE_{DATATYPES[spec.dtype]}"
-        return f"{{ name: {_quoted(spec.name)} data_type: {kind} dims: [ {dims or '1'} ]{reshape}{optional} }}"
+        return (
+            f"{{ name: {_quoted(spec.name)} data_type: {kind} dims: [ {dims or '1'} "
+            f"]{reshape}{optional} }}"
+        )
 
     def _warm_up(self, warm_up: WarmUp) -> list[str]:
-        lines = ["model_warmup [", '  { name: "reference"', f"    batch_size: {1 if self.max_batch else 0}"]
+        lines = [
+            "model_warmup [",
+            '  { name: "reference"',
+            f"    batch_size: {1 if self.max_batch else 0}",
+        ]
         for spec in self.inputs:
             shape = warm_up.shapes[spec.name][1:] if self.max_batch else warm_up.shapes[spec.name]
             dims = ", ".join(map(str, shape))
             value = f"data_type: TYPE_{DATATYPES[spec.dtype]} dims: [ {dims} ]"
             file = _quoted(warm_up.files[spec.name])
-            lines.append(f"    inputs {{ key: {_quoted(spec.name)} value: {{ {value} input_data_file: {file} }} }}")
+            lines.append(
+                f"    inputs {{ key: {_quoted(spec.name)} value: {{ {value} input_data_file: "
+                f"{file} }} }}"
+            )
         return [*lines, "  }", "]"]
 
 

@@ -1,4 +1,5 @@
-"""The Python backend's model: Triton's requests to an `Engine`, and back. Imported by the server, where Triton's module is."""
+"""The Python backend's model: Triton's requests to an `Engine`, and back. Imported by the server,
+where Triton's module is."""
 
 from __future__ import annotations
 
@@ -11,10 +12,10 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from crossfuse.errors import CrossfuseError, InputError
-from crossfuse.serve.engine import Request, UnexpectedError, UnknownContextError
 from crossfuse.serve.limits import Limits
-from crossfuse.serve.meters import BATCHES, SECONDS
-from crossfuse.serve.opening import EngineOptions, open_engine
+from crossfuse.serve.load_engine import EngineOptions, open_engine
+from crossfuse.serve.metrics import BATCHES, SECONDS
+from crossfuse.serve.request_engine import Request, UnexpectedError, UnknownContextError
 
 __all__ = ["TritonPythonModel"]
 
@@ -27,7 +28,9 @@ class TritonPythonModel:
         config = json.loads(args["model_config"])
         given = {key: value["string_value"] for key, value in config.get("parameters", {}).items()}
         folder = Path(args["model_repository"]) / args["model_version"] / "bundle"
-        device = int(args["model_instance_device_id"]) if args["model_instance_kind"] == "GPU" else 0
+        device = (
+            int(args["model_instance_device_id"]) if args["model_instance_kind"] == "GPU" else 0
+        )
         options = EngineOptions(
             target=given["target"],
             threads=int(given["threads"]) if given.get("threads") else None,
@@ -37,14 +40,19 @@ class TritonPythonModel:
             device=device,
         )
         limits = Limits(max_batch=int(given["max_batch"]), allow_nan=given["allow_nan"] == "true")
-        self._engine = open_engine(folder, options, limits=limits, meter=_Metrics(args["model_name"]))
+        self._engine = open_engine(
+            folder, options, limits=limits, meter=_Metrics(args["model_name"])
+        )
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
         """Answer all requests that Triton hands over."""
         asked: list[Request | CrossfuseError] = [self._read(request) for request in requests]
         good = [request for request in asked if isinstance(request, Request)]
         answers = iter(self._engine.answer(good))
-        return [_answered(next(answers) if isinstance(request, Request) else request) for request in asked]
+        return [
+            _answered(next(answers) if isinstance(request, Request) else request)
+            for request in asked
+        ]
 
     def finalize(self) -> None:
         """Release the engines."""
@@ -69,7 +77,9 @@ class _Metrics:
         def family(name: str, about: str, kind: Any) -> Any:
             return pb_utils.MetricFamily(name=f"crossfuse_{name}", description=about, kind=kind)
 
-        counter, gauge, histogram = (getattr(pb_utils.MetricFamily, kind) for kind in ("COUNTER", "GAUGE", "HISTOGRAM"))
+        counter, gauge, histogram = (
+            getattr(pb_utils.MetricFamily, kind) for kind in ("COUNTER", "GAUGE", "HISTOGRAM")
+        )
         labels = {"model": model}
         # A family lives as long as it is referenced.
         self._families = {
@@ -80,11 +90,18 @@ class _Metrics:
             "nbytes": family("context_cache_bytes", "Bytes of kept contexts", gauge),
         }
         self._stages = {
-            stage: self._families["seconds"].Metric(labels=labels | {"stage": stage}, buckets=list(SECONDS))
+            stage: self._families["seconds"].Metric(
+                labels=labels | {"stage": stage}, buckets=list(SECONDS)
+            )
             for stage in ("context", "query", "model")
         }
-        self._rows = self._families["rows"].Metric(labels=labels, buckets=[float(bound) for bound in BATCHES])
-        self._counts = {name: self._families[name].Metric(labels=labels) for name in ("hits", "misses", "nbytes")}
+        self._rows = self._families["rows"].Metric(
+            labels=labels, buckets=[float(bound) for bound in BATCHES]
+        )
+        self._counts = {
+            name: self._families[name].Metric(labels=labels)
+            for name in ("hits", "misses", "nbytes")
+        }
 
     def stage(self, name: str, seconds: float) -> None:
         self._stages[name].observe(seconds)
@@ -111,4 +128,6 @@ def _respond(answer: dict[str, Any] | CrossfuseError) -> Any:
         if isinstance(answer, UnexpectedError):
             code = codes.INTERNAL
         return pb_utils.InferenceResponse(error=codes(str(answer), code))
-    return pb_utils.InferenceResponse([pb_utils.Tensor(name, np.ascontiguousarray(array)) for name, array in answer.items()])
+    return pb_utils.InferenceResponse(
+        [pb_utils.Tensor(name, np.ascontiguousarray(array)) for name, array in answer.items()]
+    )

@@ -1,4 +1,5 @@
-"""A model repository for Triton, made of a bundle: ``NAME`` over the Python backend, and native models where graphs allow."""
+"""A model repository for Triton, made of a bundle: ``NAME`` over the Python backend, and native
+models where graphs allow."""
 
 from __future__ import annotations
 
@@ -16,17 +17,21 @@ from numpy.typing import NDArray
 
 from crossfuse.bundle.store import Bundle, open_bundle
 from crossfuse.bundle.writer import write_bundle
+from crossfuse.core.tensors import TensorSpec
 from crossfuse.errors import Advice, InputError, Said
-from crossfuse.runtime.engines import best_target
+from crossfuse.runtime.backends import best_target
 from crossfuse.serve.limits import Limits
+from crossfuse.serve.load_engine import EngineOptions, boundary, example_inputs, largest_batch
 from crossfuse.serve.merging import Merging
-from crossfuse.serve.opening import EngineOptions, boundary, example_inputs, largest_batch
 from crossfuse.serve.triton.config import ModelConfig, WarmUp
-from crossfuse.specs import TensorSpec
 
 __all__ = ["TritonOptions", "write_repository"]
 
-_NATIVE = {"ort-cpu": "onnxruntime_onnx", "ort-cuda": "onnxruntime_onnx", "tensorrt": "tensorrt_plan"}
+_NATIVE = {
+    "ort-cpu": "onnxruntime_onnx",
+    "ort-cuda": "onnxruntime_onnx",
+    "tensorrt": "tensorrt_plan",
+}
 _ON_GPU = ("ort-cuda", "tensorrt", "tensorrt-rtx")
 _NATIVE_FILES = {"onnxruntime_onnx": "model.onnx", "tensorrt_plan": "model.plan"}
 _SUFFIXES = {"onnxruntime_onnx": "onnxruntime", "tensorrt_plan": "tensorrt"}
@@ -54,14 +59,17 @@ class TritonOptions:
     native: bool = True
 
 
-def write_repository(bundle: str | Path, repository: str | Path, options: TritonOptions | None = None) -> list[str]:
+def write_repository(
+    bundle: str | Path, repository: str | Path, options: TritonOptions | None = None
+) -> list[str]:
     """Put a bundle into a model repository, whose other models stay.
 
     Returns:
         names of the models written.
 
     Raises:
-        InputError: a name that Triton can't take, or a folder in the way that crossfuse didn't write.
+        InputError: a name that Triton can't take, or a folder in the way that crossfuse didn't
+            write.
         BundleError: as :func:`crossfuse.runtime.load`.
     """
     chosen = options or TritonOptions()
@@ -70,7 +78,9 @@ def write_repository(bundle: str | Path, repository: str | Path, options: Triton
     root = Path(repository)
     name = chosen.name or re.sub(r"[^\w.-]+", "_", opened.manifest.name)
     if not re.fullmatch(r"[\w][\w.-]*", name):
-        raise InputError("a model's name must be letters, digits, dots, dashes and underscores", got=repr(name))
+        raise InputError(
+            "a model's name must be letters, digits, dots, dashes and underscores", got=repr(name)
+        )
     target = chosen.engine.target or best_target(opened.targets)
     entry = opened.target(target)
     inputs = example_inputs(bundle)
@@ -80,8 +90,12 @@ def write_repository(bundle: str | Path, repository: str | Path, options: Triton
         models.append(_native_model(opened, name, target, chosen))
     for config in models:
         _put_in_place(root, config, opened, target, inputs)
-    text = files("crossfuse.serve.triton").joinpath("README.template.md").read_text(encoding="utf-8")
-    (root / "README.md").write_text(text.replace("@@MODELS@@", _described(models)).replace("@@NAME@@", name), encoding="utf-8")
+    text = (
+        files("crossfuse.serve.triton").joinpath("README.template.md").read_text(encoding="utf-8")
+    )
+    (root / "README.md").write_text(
+        text.replace("@@MODELS@@", _described(models)).replace("@@NAME@@", name), encoding="utf-8"
+    )
     return [config.name for config in models]
 
 
@@ -128,8 +142,14 @@ def _native_model(bundle: Bundle, name: str, target: str, options: TritonOptions
     )
 
 
-def _max_batch(bundle: Bundle, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], options: TritonOptions) -> int:
-    """Triton's batch is the first axis of every tensor, and its smallest is 1; 0 where this model's isn't so."""
+def _max_batch(
+    bundle: Bundle,
+    inputs: Sequence[TensorSpec],
+    outputs: Sequence[TensorSpec],
+    options: TritonOptions,
+) -> int:
+    """Triton's batch is the first axis of every tensor, and its smallest is 1; 0 where this model's
+    isn't so."""
     merging = Merging(inputs, outputs)
     if merging.dim is None or len(merging.batched) < len(inputs) or not options.engine.merge:
         return 0
@@ -140,12 +160,18 @@ def _max_batch(bundle: Bundle, inputs: Sequence[TensorSpec], outputs: Sequence[T
 
 
 def _put_in_place(
-    root: Path, config: ModelConfig, bundle: Bundle, target: str, inputs: Mapping[str, NDArray[Any]] | None
+    root: Path,
+    config: ModelConfig,
+    bundle: Bundle,
+    target: str,
+    inputs: Mapping[str, NDArray[Any]] | None,
 ) -> None:
     """Write one model's folder, whole, in place of an older one of ours."""
     folder = root / config.name
     old = folder / "config.pbtxt"
-    if folder.exists() and not (old.is_file() and old.read_text(encoding="utf-8").startswith(_MARK)):
+    if folder.exists() and not (
+        old.is_file() and old.read_text(encoding="utf-8").startswith(_MARK)
+    ):
         raise InputError(
             "the repository holds a model of this name that crossfuse didn't write",
             where=folder,
@@ -158,13 +184,19 @@ def _put_in_place(
             shutil.rmtree(folder)
         partial.rename(folder)
     except OSError as error:
-        raise InputError(f"the repository can't be written: {error.strerror or error}", where=folder) from error
+        raise InputError(
+            f"the repository can't be written: {error.strerror or error}", where=folder
+        ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
 def _write_model(
-    folder: Path, config: ModelConfig, bundle: Bundle, target: str, inputs: Mapping[str, NDArray[Any]] | None
+    folder: Path,
+    config: ModelConfig,
+    bundle: Bundle,
+    target: str,
+    inputs: Mapping[str, NDArray[Any]] | None,
 ) -> None:
     version = folder / "1"
     version.mkdir(parents=True)
@@ -172,7 +204,10 @@ def _write_model(
         config = replace(config, warm_up=_write_warm_up(folder / "warmup", config, inputs))
     entry = bundle.target(target)
     if config.backend == "python":
-        program = 'from crossfuse.serve.triton.model import TritonPythonModel\n\n__all__ = ["TritonPythonModel"]\n'
+        program = (
+            "from crossfuse.serve.triton.model import TritonPythonModel\n\n__all__ = "
+            '["TritonPythonModel"]\n'
+        )
         (version / "model.py").write_text(program, encoding="utf-8")
         with write_bundle(version / "bundle") as writer:
             names = list(bundle.manifest.files)
@@ -192,7 +227,9 @@ def _write_warm_up(folder: Path, config: ModelConfig, inputs: Mapping[str, NDArr
     folder.mkdir()
     names, shapes = {}, {}
     for i, spec in enumerate(config.inputs):
-        array = np.ascontiguousarray(inputs[spec.name][:1] if config.max_batch else inputs[spec.name])
+        array = np.ascontiguousarray(
+            inputs[spec.name][:1] if config.max_batch else inputs[spec.name]
+        )
         names[spec.name] = f"input-{i}"
         shapes[spec.name] = array.shape
         (folder / names[spec.name]).write_bytes(array.tobytes())
@@ -202,6 +239,13 @@ def _write_warm_up(folder: Path, config: ModelConfig, inputs: Mapping[str, NDArr
 def _described(models: Sequence[ModelConfig]) -> str:
     lines = []
     for config in models:
-        batches = f"merges requests up to a batch of {config.max_batch}" if config.max_batch else "does not merge requests"
-        lines.append(f"- `{config.name}`: {config.backend} backend, {config.instances} instance(s); Triton {batches}")
+        batches = (
+            f"merges requests up to a batch of {config.max_batch}"
+            if config.max_batch
+            else "does not merge requests"
+        )
+        lines.append(
+            f"- `{config.name}`: {config.backend} backend, {config.instances} instance(s); Triton "
+            f"{batches}"
+        )
     return "\n".join(lines)

@@ -1,0 +1,172 @@
+"""The `crossfuse` command's way in and out: whatever happens ends in an exit code, and in one
+paragraph where it is an error.
+
+Standard library only, so that it can say what to install where the packages of the command line are
+missing.
+
+Exit codes: 0 when all checks passed, 1 for a failed check, 2 for wrong usage, bad input or anything
+else that kept the command from its end, 130 when interrupted, 141 when the reader of the output
+went away. ``CROSSFUSE_DEBUG=1`` shows tracebacks.
+"""
+
+from __future__ import annotations
+
+import codecs
+import io
+import json
+import os
+import re
+import select
+import sys
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any
+
+from crossfuse.core.foreign import own
+from crossfuse.errors import CrossfuseError, Door, InterruptedCommandError, PackageError, UsageError
+
+__all__ = ["main"]
+
+_READER_GONE = 141
+_INSTALL = (
+    "pip install 'crossfuse[cpu]' where bundles run ('crossfuse[gpu]' on NVIDIA GPUs), "
+    "'crossfuse[export,cpu]' where models "
+    "are exported"
+)
+_SPELLED = {
+    "·": "-", "×": "x", "…": "...", "–": "-", "—": "-", "∞": "inf", "≤": "<=", "≥": ">=", "→": "->", "µ": "u", "±": "+-",
+    "“": '"', "”": '"', "‘": "'", "’": "'", "•": "*",
+}  # fmt: skip
+"""How symbols are spelled where the terminal's encoding lacks them."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and end the process; the entry point of the ``crossfuse`` script."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    _print_anywhere()
+    try:
+        code = _run(given)
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        code = _tell(InterruptedCommandError("interrupted"), given)
+    except Exception as error:  # noqa: BLE001 -- the outermost door: everything becomes a paragraph and an exit code
+        if isinstance(error, BrokenPipeError) and _reader_gone():
+            code = _READER_GONE
+            with _whatever_output():
+                pass
+        else:
+            code = _tell(_ours(error), given)
+    sys.exit(code)
+
+
+def _run(arguments: list[str]) -> int:
+    """The exit code of a command that came to its end.
+
+    The steps of a standalone command, but for its handling of exceptions, which is here.
+    """
+    try:
+        import typer
+        from typer.main import get_command
+
+        from crossfuse.cli import app
+    except ImportError as error:
+        if (error.name or "").partition(".")[0] not in ("typer", "rich", "click"):
+            raise
+        raise PackageError(
+            f"the command line needs a package that can't be imported: {error}", do=_INSTALL
+        ) from error
+    command: Any = get_command(app)
+    try:
+        with command.make_context("crossfuse", arguments) as context:
+            command.invoke(context)
+    except typer.Exit as done:
+        return int(done.exit_code)
+    except typer.Abort:
+        raise KeyboardInterrupt from None
+    return 0
+
+
+def _ours(error: Exception) -> CrossfuseError:
+    """The error to tell. Errors of the parser are known by what they can do: its package differs
+    between typer's versions."""
+    show, message = getattr(error, "show", None), getattr(error, "format_message", None)
+    if show is None or message is None:
+        return own(error)
+    context: Any = getattr(error, "ctx", None)
+    path = "crossfuse" if context is None else context.command_path
+    if type(error).__name__ == "NoArgsIsHelpError":
+        return UsageError("no command is given", do=f"`{path} --help` lists them")
+    text, _, near = " ".join(message().split()).partition(" Did you mean ")
+    text = re.sub(r" \(Possible options: .*\)$", "", text)
+    possible = [f"{name!r}" for name in getattr(error, "possibilities", None) or ()]
+    do = (
+        f"Did you mean {near.rstrip('.?') if near else ' or '.join(possible)}?"
+        if near or possible
+        else None
+    )
+    return UsageError(text[:1].lower() + text[1:], do=do or f"`{path} --help` says what it takes")
+
+
+def _tell(error: CrossfuseError, arguments: list[str]) -> int:
+    """Say the error on stderr, and with ``--json`` on stdout as an object; give the exit code."""
+    with _whatever_output():
+        if os.environ.get("CROSSFUSE_DEBUG") == "1":
+            traceback.print_exception(error)
+    if "--json" in arguments:
+        with _whatever_output():
+            sys.stdout.write(json.dumps({"error": error.to_json()}, indent=1) + "\n")
+    with _whatever_output():
+        _on_stderr(error.paragraph(Door.COMMAND_LINE))
+    return error.exit_code
+
+
+def _on_stderr(paragraph: str) -> None:
+    try:
+        from crossfuse.commands.output import Output
+    except ImportError:
+        sys.stderr.write(f"error: {paragraph}\n")
+        sys.stderr.flush()
+    else:
+        Output(as_json=False).error(paragraph)
+
+
+@contextmanager
+def _whatever_output() -> Iterator[None]:
+    """What can't be written is thrown away, so that nothing fails at the process's end."""
+    with suppress(OSError):
+        yield
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            nothing = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nothing, stream.fileno())
+            os.close(nothing)
+
+
+def _reader_gone() -> bool:
+    """Whether nobody reads standard output any more."""
+    try:
+        waiting = select.poll()
+        waiting.register(sys.stdout.fileno(), 0)
+        return bool(waiting.poll(0))
+    except (OSError, ValueError, AttributeError):  # no file behind it, or a system without poll
+        return False
+
+
+def _print_anywhere() -> None:
+    """What the terminal's encoding lacks is spelled out instead of being an error."""
+    codecs.register_error("crossfuse.spelled", _spelled)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="crossfuse.spelled")
+
+
+def _spelled(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    text = error.object[error.start : error.end]
+    return "".join(
+        _SPELLED.get(c) or c.encode("ascii", "backslashreplace").decode() for c in text
+    ), error.end

@@ -1,0 +1,170 @@
+"""Names, dtypes and named dimensions of tensors: plain data that every stage shares (NumPy
+only)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from crossfuse.errors import Advice, InputError, Said
+
+__all__ = [
+    "CONTEXTS",
+    "DTYPES",
+    "NEXT",
+    "POSITION",
+    "SIZES",
+    "STATE",
+    "Dim",
+    "TensorSpec",
+    "collect_dims",
+    "names_of",
+]
+
+DTYPES = (
+    "float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "bool", "bfloat16",
+)  # fmt: skip
+"""Tensor element types that a bundle may hold, by NumPy's names; bfloat16, which NumPy lacks, only
+between its stages."""
+
+SIZES = ("tiny", "published")
+"""Sizes of a zoo model."""
+
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*\Z")
+
+
+CONTEXTS = "contexts"
+"""The dimension that counts contexts in a split bundle, where the whole model has one batch for
+contexts and queries."""
+
+POSITION = "position"
+"""The step stage's input that says how many tokens there were before, ``[1]`` int64."""
+
+STATE, NEXT = "state:", "next:"
+"""Prefixes of a decoding state's tensor, as an input and as an output of the step stage."""
+
+
+@dataclass(frozen=True, slots=True)
+class Dim:
+    """A named dynamic dimension and the sizes it may take.
+
+    Args:
+        name: an identifier; the same name on several inputs means the same size.
+        min: smallest size, at least 1.
+        max: largest size, or None for no limit.
+    """
+
+    name: str
+    min: int = 1
+    max: int | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not _NAME.match(self.name):
+            raise InputError("a dimension's name must be an identifier", got=repr(self.name))
+        for bound in (self.min, self.max):
+            if not isinstance(bound, int | None) or isinstance(bound, bool):
+                raise InputError(
+                    "a dimension's bound is no whole number", where=self.name, got=repr(bound)
+                )
+        if self.min < 1 or (self.max is not None and self.max < self.min):
+            raise InputError(
+                "a dimension's range is empty",
+                where=self.name,
+                got=f"{self.min}..{self.max}",
+                expected="1 ≤ min ≤ max",
+            )
+
+    @classmethod
+    def parse(cls, text: str | Dim) -> Dim:
+        """Read ``NAME``, ``NAME:MIN`` or ``NAME:MIN:MAX``."""
+        if isinstance(text, Dim):
+            return text
+        name, *bounds = text.split(":")
+        try:
+            numbers = [int(bound) for bound in bounds]
+        except ValueError:
+            numbers = [0, 0, 0]
+        if len(numbers) > 2:
+            raise InputError(
+                "a dynamic dimension can't be read", got=repr(text), expected="NAME[:MIN[:MAX]]"
+            )
+        return cls(name, *numbers)
+
+    def __str__(self) -> str:
+        return f"{self.name}={self.min}..{'∞' if self.max is None else self.max}"
+
+    def check(self, size: int, where: str) -> None:
+        """Raise :class:`InputError` if ``size`` is outside the range; ``where`` names the tensor
+        and axis."""
+        if size < self.min or (self.max is not None and size > self.max):
+            upper = "" if self.max is None else f" and at most {self.max}"
+            raise InputError(
+                f"dimension {self.name!r} is outside its range",
+                where=where,
+                got=size,
+                expected=f"at least {self.min}{upper}",
+                do=Advice(
+                    "Give a size in the range, or export again with another one: {}",
+                    Said(
+                        "--dynamic INPUT:AXIS=NAME:MIN:MAX",
+                        "dynamic={INPUT: {AXIS: 'NAME:MIN:MAX'}}",
+                    ),
+                ),
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """Name, element type and shape of a tensor; a string in the shape is a dynamic dimension's
+    name.
+
+    ``range``: of an input that holds indices, the lowest and the highest that the model takes
+    (None: not known).
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+    range: tuple[int, int | None] | None = None
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            raise InputError(
+                "a tensor's dtype isn't supported", where=self.name, got=self.dtype, expected=DTYPES
+            )
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.dtype}[{', '.join(map(str, self.shape))}]"
+
+
+def collect_dims(dynamic: Mapping[str, Mapping[int, str | Dim]]) -> dict[str, Dim]:
+    """The named dimensions of a spec, each once; a bare name takes the range given elsewhere.
+
+    Raises:
+        InputError: two different ranges under one name.
+    """
+    found: dict[str, Dim] = {}
+    for axes in dynamic.values():
+        for value in axes.values():
+            _merge(found, Dim.parse(value))
+    return found
+
+
+def _merge(found: dict[str, Dim], dim: Dim) -> None:
+    known = found.get(dim.name)
+    bare = Dim(dim.name)
+    if known is None or known == bare:
+        found[dim.name] = dim
+    elif dim not in (bare, known):
+        raise InputError(
+            "a dimension has two ranges",
+            where=dim.name,
+            got=f"{known} and {dim}",
+            expected="one range",
+        )
+
+
+def names_of(specs: Iterable[TensorSpec]) -> tuple[str, ...]:
+    """The names, in order."""
+    return tuple(spec.name for spec in specs)

@@ -1,0 +1,134 @@
+"""Self or cross? Decided by dataflow: do queries and keys spring from the same tokens?
+
+Walk back from an operand to its *origins*: the model inputs and attention outputs it is made of,
+through everything that works token by token. Rules:
+
+1. An attention's output is an origin (the walk stops there): what it mixed in through its keys does
+not count as its own.
+2. So is the product of two activations (an attention that was not captured).
+3. Looking up an embedding follows the ids, adding a weight follows the other side; shapes,
+   conditions and indices are not followed. A value made of weights alone (learned queries) has
+   those weights as origins.
+
+An attention is ``self`` where queries and keys share an origin, else ``cross``. Where keys are
+projected from a concatenation of tokens, one part of which shares nothing with the queries (latents
+that attend to an image and to themselves), it is ``cross`` as well. In a decoder, self-attention
+meets its own embeddings and earlier outputs on both sides, while cross-attention's keys come from
+an encoder whose tokens never enter the decoder's residual stream. Which model inputs *reach* each
+side, attentions included, is recorded next to it.
+"""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from crossfuse.ops.contract import DOMAIN, NAME
+
+__all__ = ["Dataflow"]
+
+_SHAPES = {"Shape", "Size", "ConstantOfShape", "Range", "EyeLike"}
+_FIRST_ONLY = {
+    "Reshape", "Expand", "Slice", "Unsqueeze", "Squeeze", "Tile", "Pad", "Split", "ReduceMean", "ReduceSum", "ReduceMax",
+    "ReduceMin", "ReduceL2", "Clip", "Cast", "CastLike", "TopK", "Resize", "CumSum", "LayerNormalization",
+    "InstanceNormalization", "GroupNormalization", "BatchNormalization",
+}  # fmt: skip
+_PRODUCTS = {"MatMul", "Gemm", "Einsum"}
+_TOKENWISE = _PRODUCTS | {
+    "Reshape",
+    "Transpose",
+    "Add",
+    "Mul",
+    "Div",
+    "Cast",
+    "LayerNormalization",
+    "Identity",
+    "Concat",
+}
+
+
+class Dataflow:
+    """Answers questions about where the operands of a model's attentions come from."""
+
+    def __init__(self, model: ir.Model) -> None:
+        self.graph = model.graph
+        self._origins: dict[ir.Value, frozenset[ir.Value]] = {}
+        self._reach: dict[ir.Value, frozenset[str]] = {}
+        for value in model.graph.inputs:
+            self._origins[value] = frozenset([value])
+            self._reach[value] = frozenset([value.name or ""])
+        for node in model.graph:
+            origins, reach = self._node_origins(node), self._node_reach(node)
+            for out in node.outputs:
+                self._origins[out], self._reach[out] = origins or frozenset([out]), reach
+
+    def kind(self, attention: ir.Node) -> str:
+        """``self`` or ``cross``."""
+        query, key, value = attention.inputs[:3]
+        own = self.origins(query)
+        if not own & (self.origins(key) | self.origins(value)):
+            return "cross"
+        return (
+            "cross" if any(not own & self.origins(part) for part in _joined_tokens(key)) else "self"
+        )
+
+    def reaching(self, *values: ir.Value | None) -> tuple[str, ...]:
+        """Names of the model inputs that reach any of the values, in the model's order."""
+        names = frozenset[str]().union(
+            *(self._reach.get(v, frozenset()) for v in values if v is not None)
+        )
+        return tuple(i.name for i in self.graph.inputs if i.name in names)
+
+    def origins(self, value: ir.Value | None) -> frozenset[ir.Value]:
+        """Origins of a value; a weight is its own."""
+        return frozenset() if value is None else self._origins.get(value, frozenset([value]))
+
+    def _is_weight(self, value: ir.Value) -> bool:
+        return not self._reach.get(value)
+
+    def _node_reach(self, node: ir.Node) -> frozenset[str]:
+        if node.op_type in _SHAPES:
+            return frozenset()
+        return frozenset[str]().union(
+            *(self._reach.get(v, frozenset()) for v in node.inputs if v is not None)
+        )
+
+    def _node_origins(self, node: ir.Node) -> frozenset[ir.Value]:
+        """Empty where the node's own output is the origin."""
+        inputs = [v for v in node.inputs if v is not None]
+        if (node.domain, node.op_type) == (DOMAIN, NAME) or node.op_type in _SHAPES or not inputs:
+            return frozenset()
+        if node.op_type in ("Gather", "GatherND", "GatherElements"):
+            followed = inputs[1:2] if self._is_weight(inputs[0]) else inputs[:1]
+        elif node.op_type == "Where":
+            followed = inputs[1:]
+        elif node.op_type in _FIRST_ONLY:
+            followed = inputs[:1]
+        else:
+            followed = inputs
+            active = [v for v in inputs if not self._is_weight(v)]
+            if node.op_type in _PRODUCTS and len(active) > 1:
+                return frozenset()
+        active = [v for v in followed if not self._is_weight(v)]
+        if node.op_type == "Concat" or not active:
+            active = followed
+        return frozenset[ir.Value]().union(*(self.origins(v) for v in active))
+
+
+def _joined_tokens(value: ir.Value | None) -> list[ir.Value]:
+    """What was concatenated along the tokens before a projection made keys of it; nothing where
+    that was not so."""
+    projected = False
+    node = value.producer() if value is not None else None
+    while node is not None:
+        if node.op_type == "Concat" and projected:
+            axis = node.attributes["axis"].as_int()
+            rank = len(node.outputs[0].shape or ())
+            return (
+                [v for v in node.inputs if v is not None] if rank == 3 and axis in (1, -2) else []
+            )
+        if node.op_type not in _TOKENWISE:
+            return []
+        projected = projected or node.op_type in _PRODUCTS
+        source = next((v for v in node.inputs if v is not None and v.producer() is not None), None)
+        node = source.producer() if source is not None else None
+    return []

@@ -1,0 +1,1 @@
+"""From a module to an ONNX graph: counted in eager execution, traced, decomposed, translated."""

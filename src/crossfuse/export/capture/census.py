@@ -1,0 +1,196 @@
+"""The census: how many attentions the eager model computes, and where, counted without the passes.
+
+The module runs once, eagerly, under a dispatch mode that sees ATen operators. An attention is
+
+* a call of ``crossfuse::fused_attention`` or of a scaled-dot-product-attention kernel, or
+* a product of two activations (``bmm``, ``mm``, ``baddbmm``) whose result goes through something
+  non-linear along the way to the left side of a second product with an activation: softmax(Q Kᵀ) V
+  and everything that takes softmax's place.
+
+So an attention that no pass knows still has a row in the ledger, with the operators between its two
+products as evidence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from crossfuse.export.capture.fast_paths import without_fast_paths
+from crossfuse.export.capture.module_paths import module_stack
+
+__all__ = ["Sighting", "census"]
+
+_PRODUCTS = {"aten::bmm", "aten::mm", "aten::baddbmm", "aten::addmm"}
+_VIEWS = {
+    "aten::view", "aten::_unsafe_view", "aten::expand", "aten::t", "aten::transpose", "aten::permute", "aten::unsqueeze",
+    "aten::squeeze", "aten::clone", "aten::detach", "aten::slice", "aten::alias", "aten::reshape", "aten::_to_copy",
+    "aten::contiguous", "aten::select", "aten::_reshape_alias", "aten::split", "aten::copy",
+}  # fmt: skip
+_LINEAR = _VIEWS | {
+    "aten::mul", "aten::div", "aten::add", "aten::sub", "aten::where", "aten::masked_fill", "aten::neg",
+    "aten::native_dropout", "aten::bernoulli_", "aten::cat", "aten::stack",
+}  # fmt: skip
+
+
+@dataclass
+class Sighting:
+    """One attention seen in eager execution.
+
+    Attributes:
+        module: path of the innermost module that was running.
+        form: ``operator``, ``sdpa``, or ``products`` for one written out by hand.
+        between: for ``products``, the operators between the two products.
+        returned: the attention's probabilities are an output of the model.
+    """
+
+    module: str
+    form: str
+    between: tuple[str, ...] = ()
+    returned: bool = False
+
+    @property
+    def normal(self) -> bool:
+        """There is a softmax, or an operator that has one, between its products."""
+        return self.form != "products" or any("softmax" in step for step in self.between)
+
+    @property
+    def reason(self) -> str:
+        """Why an attention of this form could not be captured."""
+        if self.returned:
+            return (
+                "its attention probabilities are an output of the model, so no fused operator "
+                "can hide them"
+            )
+        if self.form != "products":
+            return "the exported graph does not hold it as one operator"
+        steps = ", ".join(dict.fromkeys(self.between)) or "nothing"
+        if not self.normal:
+            return f"its scores are not normalised by a softmax (between the two products: {steps})"
+        return (
+            f"it is written out in a form that is not known (between the two products: {steps}); "
+            "call "
+            "F.scaled_dot_product_attention or crossfuse's fused_attention instead"
+        )
+
+
+@dataclass
+class _Scores:
+    """The life of one product's result until a second product consumes it."""
+
+    module: str
+    steps: list[str] = field(default_factory=list)
+    probabilities: list[Tensor] = field(default_factory=list)
+
+    @property
+    def normalised(self) -> bool:
+        return any(f"aten::{step}" not in _LINEAR for step in self.steps)
+
+    @property
+    def has_softmax(self) -> bool:
+        return any("softmax" in step for step in self.steps)
+
+
+@without_fast_paths()
+def census(module: nn.Module, inputs: dict[str, Tensor]) -> list[Sighting]:
+    """Run the module once on ``inputs`` and list its attentions in order of execution."""
+    with torch.no_grad(), module_stack(module) as stack:
+        observer = _Observer(module, stack)
+        with observer:
+            result = module(**inputs)
+    outputs = [t for t in _tensors(result) if isinstance(t, Tensor)]
+    for sighting, scores in observer.by_hand:
+        sighting.returned = any(_same_data(p, out) for p in scores.probabilities for out in outputs)
+    return observer.sightings
+
+
+class _Observer(TorchDispatchMode):
+    def __init__(self, root: nn.Module, stack: list[str]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.sightings: list[Sighting] = []
+        self.by_hand: list[tuple[Sighting, _Scores]] = []
+        self.stack = stack
+        self.scores = WeakTensorKeyDictionary()
+        self.mixed = WeakTensorKeyDictionary()
+        self.weights = WeakTensorKeyDictionary()
+        for tensor in [*root.parameters(), *root.buffers()]:
+            self.weights[tensor] = True
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        name = func._schema.name
+        if name == "crossfuse::fused_attention":
+            self.sightings.append(Sighting(self.stack[-1], "operator"))
+        elif "scaled_dot_product" in name and "backward" not in name:
+            self.sightings.append(Sighting(self.stack[-1], "sdpa"))
+        elif name in _PRODUCTS:
+            self._product(name, args, result)
+        else:
+            self._other(name, tree_leaves((args, kwargs or {})), tree_leaves(result))
+        return result
+
+    def _product(self, name: str, args: Any, result: Tensor) -> None:
+        left, right = args[-2:] if name in ("aten::baddbmm", "aten::addmm") else args[:2]
+        if left in self.weights or right in self.weights:
+            if left in self.scores or right in self.scores:
+                self.mixed[result] = True
+            return
+        scores = self.scores.get(left)
+        if scores is None or not scores.normalised:
+            # The transposed form, Vᵀ softmax(·)ᵀ. Only a softmax counts here: many products have
+            # something on their right.
+            mirrored = self.scores.get(right)
+            scores = mirrored if mirrored is not None and mirrored.has_softmax else None
+        if scores is not None:
+            # PyTorch's own attention, where it has no kernel for a case, is these products around a
+            # softmax of its own.
+            form = "sdpa" if "safe_softmax" in scores.steps else "products"
+            sighting = Sighting(self.stack[-1], form, tuple(scores.steps))
+            self.sightings.append(sighting)
+            self.by_hand.append((sighting, scores))
+            return
+        self.scores[result] = _Scores(self.stack[-1])
+
+    def _other(self, name: str, inputs: list[Any], outputs: list[Any]) -> None:
+        tensors = [t for t in inputs if isinstance(t, Tensor)]
+        made = [t for t in outputs if isinstance(t, Tensor)]
+        if name in _VIEWS and tensors and tensors[0] in self.weights:
+            for out in made:
+                self.weights[out] = True
+            return
+        scores = next((self.scores[t] for t in tensors if t in self.scores), None)
+        short = name.removeprefix("aten::").removeprefix("_").removesuffix("_")
+        if scores is None:
+            if not any(t in self.mixed for t in tensors):
+                return
+            # Scores mixed by weights (talking heads) are still an attention's once they go through
+            # a softmax.
+            if "softmax" not in short:
+                for out in made:
+                    self.mixed[out] = True
+                return
+            scores = _Scores(self.stack[-1])
+        if name not in _VIEWS:
+            scores.steps.append(short)
+        for out in made:
+            self.scores[out] = scores
+            if "softmax" in short:
+                scores.probabilities.append(out)
+
+
+def _tensors(result: object) -> list[Any]:
+    return tree_leaves(dict(result) if isinstance(result, Mapping) else result)
+
+
+def _same_data(a: Tensor, b: Tensor) -> bool:
+    return a.numel() == b.numel() and (
+        a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr()
+        or torch.equal(a.flatten(), b.flatten().to(a.dtype))
+    )

@@ -1,0 +1,339 @@
+"""Decompose an exported program operator by operator, in place of tracing all of it again.
+
+``ExportedProgram.run_decompositions`` traces the whole program twice, whatever there is to
+decompose; in most models that is a few casts. Here each operator that needs it is traced alone, on
+the fake tensors of the program, and its body takes its place.
+
+Rules:
+
+1. An operator is decomposed exactly where ``run_decompositions`` does: it is in the table, or is
+composite and can't be kept.
+2. The new nodes keep the module path and the line of the user's code. An output whose operator does
+nothing becomes a copy.
+3. Where a body's strides are not the operator's, those of all that follows are computed again: a
+   ``view`` or ``contiguous`` means what it would have meant had the program been traced so.
+4. Sizes are read off the program's inputs, each once, as tracing of the whole does.
+5. An operator that writes into a tensor which nothing else sees (``x.add_(y)`` on a sum) becomes
+its functional form.
+
+It must not fire on programs with other mutation, sub-graphs or attributes (autocast, control flow):
+those are traced whole.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+import types
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, cast
+
+import torch
+from torch import Tensor, fx
+from torch._ops import OpOverload
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.export import ExportedProgram
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._pytree import tree_leaves
+
+__all__ = ["decompose", "decompose_locally"]
+
+Table = Mapping[Any, Callable[..., Any]]
+
+_ALSO_KEPT = (torch.ops.aten.upsample_bilinear2d.vec, torch.ops.aten.upsample_nearest2d.vec)
+"""Composites that ``run_decompositions`` keeps although PyTorch's table of them leaves them out."""
+
+_NUMBER_OF_ELEMENTS = torch.ops.aten.sym_numel.default
+_SYMBOLIC = (types.BuiltinFunctionType, types.FunctionType)
+_KEPT_METADATA = ("nn_module_stack", "stack_trace", "source_fn_stack", "from_node", "custom")
+
+
+def decompose_locally(program: ExportedProgram) -> None:
+    """Make the program's own ``run_decompositions`` local, for exporters that call it."""
+    program.run_decompositions = lambda decomp_table=None, **_: decompose(
+        program, decomp_table or {}
+    )
+
+
+def decompose(program: ExportedProgram, table: Table) -> ExportedProgram:
+    """The program with the table's operators, and composites that can't be kept, decomposed;
+    changed in place where that works.
+
+    A function of the table may return ``NotImplemented``: the operator then stays.
+    """
+    if not _is_plain(program.graph):
+        whole: ExportedProgram = ExportedProgram.run_decompositions(program, dict(table))
+        return whole
+    kept = {*torch.export.default_decompositions(), *_ALSO_KEPT}
+    graph = program.graph
+    restrided: set[fx.Node] = set()
+    sizes = _Sizes(graph)
+    for node in list(graph.nodes):
+        if node.op != "call_function" or sizes.shared(node) is not node:
+            continue
+        if "val" not in node.meta:  # put there by a library's own patch
+            node.meta["val"] = _value(node)
+        if not restrided.isdisjoint(node.all_input_nodes) and _restride(node):
+            restrided.add(node)
+        if not isinstance(node.target, OpOverload):
+            continue
+        node.target = _functional(node.target) or node.target
+        if node.target in table or (node.target._can_decompose() and node.target not in kept):
+            result = _inline(program, node, table, sizes)
+            if result is not None and _strides(result) != _strides(node):
+                restrided.add(result)
+    graph.eliminate_dead_code()
+    program.graph_module.recompile()
+    return program
+
+
+def _restride(node: fx.Node) -> bool:
+    """Compute the node's fake value again; whether its strides changed."""
+    before = _strides(node)
+
+    try:
+        node.meta["val"] = _value(node)
+    except (RuntimeError, ValueError):
+        if node.target is not torch.ops.aten.view.default:
+            raise
+        node.target = torch.ops.aten.reshape.default
+        node.meta["val"] = _value(node)
+    return _strides(node) != before
+
+
+def _value(node: fx.Node) -> Any:
+    """The node's fake value, from those of its inputs."""
+    args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: n.meta["val"])
+    with torch.no_grad():
+        return node.target(*args, **kwargs)  # type: ignore[operator]
+
+
+def _strides(node: fx.Node) -> list[str]:
+    """As text: a comparison of symbols would become a guard."""
+    return [str(t.stride()) for t in tree_leaves(node.meta.get("val")) if isinstance(t, Tensor)]
+
+
+def _is_plain(graph: fx.Graph) -> bool:
+    for node in graph.nodes:
+        if node.op in ("placeholder", "output"):
+            continue
+        target = node.target
+        if node.op != "call_function":
+            return False
+        if isinstance(target, OpOverload):
+            if target._schema.is_mutable and not (
+                _functional(target) and _owns(node.args[0], node)
+            ):
+                return False
+        elif not (target is operator.getitem or isinstance(target, _SYMBOLIC)):
+            return False
+    return True
+
+
+def _functional(target: OpOverload) -> OpOverload | None:
+    """The functional form of an operator that writes into its first argument and returns it:
+    ``add_`` → ``add``."""
+    name = target._schema.name.removeprefix("aten::")
+    if (
+        not target._schema.is_mutable
+        or not name.endswith("_")
+        or not hasattr(torch.ops.aten, name[:-1])
+    ):
+        return None
+    packet = getattr(torch.ops.aten, name[:-1])
+    return (
+        getattr(packet, target._overloadname)
+        if target._overloadname in packet.overloads()
+        else None
+    )
+
+
+def _owns(value: Any, user: fx.Node) -> bool:
+    """Nothing but this user sees the value: it is an operator's own new tensor, and no view of
+    another one."""
+    if (
+        not isinstance(value, fx.Node)
+        or set(value.users) != {user}
+        or not isinstance(value.target, OpOverload)
+    ):
+        return False
+    schema = value.target._schema
+    return not (
+        schema.is_mutable
+        or value.target._can_decompose()
+        or any(r.alias_info for r in schema.returns)
+    )
+
+
+class _Sizes:
+    """The node of each size, by its expression; sums and products of the inputs' dimensions are
+    computed from those."""
+
+    def __init__(self, graph: fx.Graph) -> None:
+        self._graph = graph
+        self._nodes: dict[str, fx.Node] = {}
+        self._axes: dict[str, tuple[fx.Node, int]] = {}
+        for node in graph.nodes:
+            if node.op != "placeholder":
+                break
+            self._last_input = node
+            if isinstance(node.meta.get("val"), Tensor):
+                self._axes |= {
+                    str(n): (node, i)
+                    for i, n in enumerate(node.meta["val"].shape)
+                    if isinstance(n, torch.SymInt)
+                }
+
+    def shared(self, node: fx.Node) -> fx.Node:
+        """The node of this size that is to be used; another one takes its place."""
+        size = node.meta.get("val")
+        if not isinstance(size, torch.SymInt) or node.target is _NUMBER_OF_ELEMENTS:
+            return node
+        key = str(size)
+        if key not in self._nodes:
+            read = node.target is torch.ops.aten.sym_size.int
+            computed = self._computed(size.node.expr, node) if read or key in self._axes else None
+            self._nodes[key] = computed if isinstance(computed, fx.Node) else node
+        if (known := self._nodes[key]) is not node:
+            node.replace_all_uses_with(known)
+            self._graph.erase_node(node)
+        return known
+
+    def _computed(self, expression: Any, before: fx.Node) -> fx.Node | int | None:
+        """A sum or product of inputs' dimensions; None where it is something else."""
+        if expression.is_Integer:
+            return int(expression)
+        key = str(expression)
+        if key in self._nodes:
+            return self._nodes[key]
+        if key in self._axes:
+            self._nodes[key] = self._of_input(key)
+            return self._nodes[key]
+        if not (expression.is_Add or expression.is_Mul):
+            return None
+        operate: Callable[[Any, Any], Any] = operator.add if expression.is_Add else operator.mul
+        first, *others = [self._computed(part, before) for part in expression.args]
+        for other in others:
+            if first is None or other is None:
+                return None
+            with self._graph.inserting_before(before):
+                both = self._graph.call_function(operate, (first, other))
+            both.meta["val"] = operate(_size(first), _size(other))
+            first = both
+        return first
+
+    def _of_input(self, key: str) -> fx.Node:
+        tensor, axis = self._axes[key]
+        with self._graph.inserting_after(self._last_input):
+            node = self._graph.call_function(torch.ops.aten.sym_size.int, (tensor, axis))
+        node.meta["val"] = tensor.meta["val"].shape[axis]
+        return node
+
+
+def _size(part: fx.Node | int) -> Any:
+    return part if isinstance(part, int) else part.meta["val"]
+
+
+def _inline(program: ExportedProgram, node: fx.Node, table: Table, sizes: _Sizes) -> fx.Node | None:
+    """Put the body in the node's place; the node of its result where that is one tensor."""
+    graph = program.graph
+    inputs = list(dict.fromkeys(node.all_input_nodes))
+    decomposition: Any = table.get(node.target, node.target)
+
+    def call(*values: Any) -> Any:
+        given = dict(zip(inputs, values, strict=True))
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), given.__getitem__)
+        result = decomposition(*args, **kwargs)
+        if result is NotImplemented:
+            raise _KeptError
+        return result
+
+    try:
+        # What a body makes out of nothing (a number as a tensor) belongs to the program's mode, as
+        # all else does.
+        with torch.no_grad(), _fake_mode(program):
+            body = _trace(call, [n.meta["val"] for n in inputs], table)
+    except _KeptError:
+        return None
+    places = dict(zip((n for n in body.nodes if n.op == "placeholder"), inputs, strict=True))
+    with graph.inserting_before(node):
+        for inner in body.nodes:
+            if inner.op == "call_function":
+                copy = _copy(graph, inner, places, sizes)
+                copy.meta |= {key: node.meta[key] for key in _KEPT_METADATA if key in node.meta}
+                if "val" not in copy.meta:
+                    copy.meta["val"] = _value(copy)
+                places[inner] = sizes.shared(copy)
+    (result,) = body.output_node().args
+    replacement = fx.node.map_arg(result, places.__getitem__)
+    _replace(program, node, replacement)
+    return replacement if isinstance(replacement, fx.Node) else None
+
+
+def _fake_mode(program: ExportedProgram) -> AbstractContextManager[Any]:
+    values = (value for node in program.graph.nodes for value in tree_leaves(node.meta.get("val")))
+    return next((v.fake_mode for v in values if isinstance(v, FakeTensor)), nullcontext())
+
+
+def _trace(call: Callable[..., Any], values: list[Any], table: Table) -> fx.Graph:
+    """The operators of a call; of one that writes into its own tensors, their functional forms."""
+    traced = make_fx(call, decomposition_table=dict(table))(*values)
+    if any(
+        isinstance(n.target, OpOverload) and n.target._schema.is_mutable for n in traced.graph.nodes
+    ):
+        traced = make_fx(torch.func.functionalize(traced))(*values)
+    return traced.graph
+
+
+def _copy(
+    graph: fx.Graph, inner: fx.Node, places: Mapping[fx.Node, fx.Node], sizes: _Sizes
+) -> fx.Node:
+    """The node in the program's graph; a number of elements, which exporters don't know, as a
+    product of sizes."""
+    if inner.target is not _NUMBER_OF_ELEMENTS:
+        return graph.node_copy(inner, places.__getitem__)
+    tensor = places[cast(fx.Node, inner.args[0])]
+    shape = tensor.meta["val"].shape
+
+    def sized(target: Callable[..., Any], arguments: tuple[Any, ...], size: Any) -> fx.Node:
+        node = graph.call_function(target, arguments)
+        node.meta["val"] = size
+        return sizes.shared(node)
+
+    symbolic = [(i, n) for i, n in enumerate(shape) if not isinstance(n, int)]
+    factors = [(sized(torch.ops.aten.sym_size.int, (tensor, i), n), n) for i, n in symbolic]
+    product, value = factors[0]
+    for factor, size in [
+        *factors[1:],
+        (fixed := math.prod(n for n in shape if isinstance(n, int)), fixed),
+    ]:
+        value = value * size
+        product = sized(operator.mul, (product, factor), value)
+    return product
+
+
+def _replace(program: ExportedProgram, node: fx.Node, result: Any) -> None:
+    if isinstance(result, fx.Node):
+        if program.graph.output_node() in node.users:
+            result = _as_output(program.graph, node, result)
+            program.graph_signature.replace_all_uses(node.name, result.name)
+        node.replace_all_uses_with(result)
+    else:
+        for use in list(node.users):
+            _replace(program, use, result[use.args[1]])
+    program.graph.erase_node(node)
+
+
+def _as_output(graph: fx.Graph, node: fx.Node, result: fx.Node) -> fx.Node:
+    """The result, or a copy of it where it is an input or an output by itself."""
+    if result.op == "call_function" and graph.output_node() not in result.users:
+        return result
+    with graph.inserting_before(node):
+        copy = graph.call_function(torch.ops.aten.clone.default, (result,))
+    copy.meta = dict(node.meta)
+    return copy
+
+
+class _KeptError(Exception):
+    """A function of the table leaves its operator as it is."""

@@ -1,0 +1,37 @@
+"""Which module is running, by its path."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+
+__all__ = ["module_stack"]
+
+
+@contextmanager
+def module_stack(root: nn.Module) -> Iterator[list[str]]:
+    """A list whose last element is the path of the innermost module that is running, ``""`` for the
+    root."""
+    names = {module: name for name, module in root.named_modules()}
+    stack = [""]
+    handles = []
+
+    def enter(module: nn.Module, _: Any) -> None:
+        stack.append(names[module])
+
+    def leave(module: nn.Module, _: Any, __: Any) -> None:
+        stack.pop()
+
+    for module in names:
+        handles += [
+            module.register_forward_pre_hook(enter),
+            module.register_forward_hook(leave, always_call=True),
+        ]
+    try:
+        yield stack
+    finally:
+        for handle in handles:
+            handle.remove()

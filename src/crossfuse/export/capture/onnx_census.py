@@ -1,0 +1,128 @@
+"""The census of an ONNX file: its attentions counted by what flows from product to product, without
+the passes.
+
+The same definition as in `census`, on nodes instead of operators that run: an attention is a
+product of two activations whose result goes through something that is not linear along the way to a
+second product with an activation; or a node that is one. The first product may also be of learned
+queries, weights on its left, where a softmax follows. Bodies of ``If``, ``Loop`` and ``Scan`` are
+counted, too.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import onnx_ir as ir
+
+from crossfuse.export.capture.census import Sighting
+from crossfuse.export.capture.to_onnx import module_path
+
+__all__ = ["graph_census", "nested_attentions"]
+
+_PRODUCTS = {
+    "MatMul": (0, 1),
+    "Gemm": (0, 1),
+    "Einsum": (0, 1),
+    "MatMulInteger": (0, 1),
+    "QLinearMatMul": (0, 3),
+}
+_NODES = {"Attention", "MultiHeadAttention", "GroupQueryAttention", "FusedAttention"}
+_LINEAR = {
+    "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Expand", "Identity", "Cast", "Slice", "Split", "Concat",
+    "Gather", "Mul", "Div", "Add", "Sub", "Where", "Neg", "Dropout", "Tile", "Pad",
+    "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear",
+}  # fmt: skip
+_SHAPES = {"Shape", "Size"}
+
+
+@dataclass
+class _Scores:
+    steps: list[str] = field(default_factory=list)
+    returned: bool = False
+    learned: bool = False
+
+    @property
+    def softmax(self) -> bool:
+        return any("Softmax" in step for step in self.steps)
+
+    @property
+    def normalised(self) -> bool:
+        return self.softmax if self.learned else any(step not in _LINEAR for step in self.steps)
+
+
+def graph_census(model: ir.Model) -> list[Sighting]:
+    """Attentions in the graph's order."""
+    count = _Count()
+    count.graph(model.graph)
+    return [sighting for sighting, _ in count.found]
+
+
+def nested_attentions(model: ir.Model) -> list[tuple[str, str]]:
+    """Those within the bodies of other nodes: the module's path, and the operator whose body it
+    is."""
+    count = _Count()
+    count.graph(model.graph)
+    return [(sighting.module, body) for sighting, body in count.found if body]
+
+
+class _Count:
+    """A walk through a graph and the bodies within it."""
+
+    def __init__(self) -> None:
+        self.active: set[ir.Value] = set()
+        self.scores: dict[ir.Value, _Scores] = {}
+        self.found: list[tuple[Sighting, str]] = []
+
+    def graph(self, graph: ir.Graph, body: str = "") -> None:
+        """Count; ``body`` is the operator that the graph is a body of."""
+        self.active.update(graph.inputs)
+        for node in graph:
+            for attribute in node.attributes.values():
+                if attribute.type == ir.AttributeType.GRAPH:
+                    self.graph(attribute.as_graph(), node.op_type)
+                    self.active.update(node.outputs)
+            self._node(node, body)
+
+    def _node(self, node: ir.Node, body: str) -> None:
+        inputs = [v for v in node.inputs if v is not None]
+        if node.op_type in _SHAPES or not any(v in self.active for v in inputs):
+            return
+        self.active.update(node.outputs)
+        if node.op_type in _NODES:
+            self.found.append((Sighting(module_path(node), "sdpa"), body))
+        elif node.op_type in _PRODUCTS:
+            places = _PRODUCTS[node.op_type]
+            operands = [node.inputs[i] if i < len(node.inputs) else None for i in places]
+            self._product(node, operands, body)
+        else:
+            source = next((self.scores[v] for v in inputs if v in self.scores), None)
+            if source is not None:
+                source.steps.append(node.op_type)
+                source.returned |= source.normalised and any(
+                    v.is_graph_output() for v in node.outputs
+                )
+                self.scores.update(dict.fromkeys(node.outputs, source))
+
+    def _product(self, node: ir.Node, operands: list[ir.Value | None], body: str) -> None:
+        left, right = operands
+        if left is None or right is None:
+            return
+        if left in self.active and right in self.active:
+            consumed = self._consumed(left, right)
+            if consumed is not None:
+                steps = tuple(step.lower() for step in consumed.steps)
+                self.found.append(
+                    (Sighting(module_path(node), "products", steps, consumed.returned), body)
+                )
+            else:
+                self.scores[node.outputs[0]] = _Scores()
+        elif right in self.active and right.shape is not None and len(right.shape) > 2:
+            self.scores[node.outputs[0]] = _Scores(learned=True)
+
+    def _consumed(self, left: ir.Value, right: ir.Value) -> _Scores | None:
+        """The scores whose life ends in this product: normalised ones on its left, or with a
+        softmax on its right."""
+        first, second = self.scores.get(left), self.scores.get(right)
+        if first is not None and first.normalised:
+            return first
+        return second if second is not None and second.softmax else None

@@ -1,0 +1,169 @@
+"""An exported program → ``onnx_ir.Model``: names, dimensions and module paths kept,
+``fused_attention`` as one node."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import onnx_ir as ir
+import torch
+from torch.export import ExportedProgram
+
+from crossfuse.errors import InputError
+from crossfuse.export.capture.decompose import decompose_locally
+from crossfuse.export.capture.operators import stable_translations
+from crossfuse.export.capture.trace import quiet_exporter
+from crossfuse.graph.metadata import MODULE
+from crossfuse.ops.onnx_schema import translation_table
+from crossfuse.spec.model_spec import ModelSpec, Tracing
+
+__all__ = ["IR_VERSION", "OPSET", "SCOPES", "module_path", "name_dimensions", "program_to_onnx"]
+
+OPSET = 20
+"""The opset of every exported graph: the first with ``Gelu``, executed by every runtime in use."""
+
+IR_VERSION = 10
+"""The first IR version with function overloads, which the portable graph's operator body needs."""
+
+SCOPES = "pkg.torch.onnx.name_scopes"
+"""Metadata key under which PyTorch's exporter lists the modules around a node."""
+
+
+def program_to_onnx(
+    program: ExportedProgram,
+    spec: ModelSpec,
+    outputs: tuple[str, ...],
+    tracing: Tracing | None = None,
+) -> ir.Model:
+    """Translate with PyTorch's exporter.
+
+    Raises:
+        InputError: an operator that the exporter has no translation for.
+    """
+    tracing = tracing or Tracing()
+    table: dict[Any, Any] = {**stable_translations(), **tracing.translations, **translation_table()}
+    try:
+        with quiet_exporter():
+            tracing.fix_program(program)
+            decompose_locally(program)
+            exported = torch.onnx.export(
+                program,
+                dynamo=True,
+                opset_version=OPSET,
+                input_names=list(spec.inputs),
+                output_names=list(outputs),
+                custom_translation_table=table,
+                optimize=True,
+                verbose=False,
+            )
+    except Exception as error:  # the exporter wraps every cause in types of its own
+        raise InputError(
+            f"PyTorch's ONNX exporter can't translate the model: {_cause(error)}",
+            where=spec.name,
+            do="Replace the operator it names with one that has an ONNX translation",
+        ) from error
+    if exported is None:
+        raise InputError("PyTorch's ONNX exporter gave no model", where=spec.name)
+    tracing.fix_model(exported)
+    model = exported.model
+    model.ir_version = IR_VERSION
+    model.graph.name = re.sub(r"\W+", "_", spec.name) or "model"
+    _adopt_constants(model.graph)
+    _tell_apart(model.graph)
+    name_dimensions(model, _symbols(program, spec))
+    return model
+
+
+def module_path(node: ir.Node) -> str:
+    """The path of the PyTorch module that a node came from; empty for the root module or where
+    unknown.
+
+    PyTorch's exporter writes it into the node's metadata; for other files `note_modules` does.
+    """
+    scopes = node.metadata_props.get(SCOPES)
+    if not scopes:
+        return node.metadata_props.get(MODULE, "")
+    try:
+        modules = [str(scope) for scope in ast.literal_eval(scopes)[:-1] if scope]
+    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
+        return ""
+    return re.sub(r"@\d+", "", modules[-1]) if modules else ""
+
+
+def _adopt_constants(graph: ir.Graph) -> None:
+    """Make initializers of constants that nodes use and the graph doesn't hold: those whose name
+    another took when two equal operators were optimized (two clamps of one value, say)."""
+    for node in graph.all_nodes():
+        for value in node.inputs:
+            if (
+                value is None
+                or value.const_value is None
+                or value.producer() is not None
+                or value.is_initializer()
+            ):
+                continue
+            name = value.name or "constant"
+            while name in graph.initializers:
+                name += "_"
+            value.name = name
+            graph.register_initializer(value)
+
+
+def _tell_apart(graph: ir.Graph) -> None:
+    """Rename values inside that are called as an output is: an output may have any name, ``mean``
+    or ``clamp`` too."""
+    outputs = {value.name: value for value in graph.outputs}
+    inner = [*graph.initializers.values(), *(v for node in graph.all_nodes() for v in node.outputs)]
+    taken = {value.name for value in (*graph.inputs, *inner)}
+    for value in inner:
+        if value.name not in outputs or outputs[value.name] is value:
+            continue
+        name = f"{value.name}_"
+        while name in taken:
+            name += "_"
+        taken.add(name)
+        if value.is_initializer():
+            del graph.initializers[str(value.name)]
+            value.name = name
+            graph.register_initializer(value)
+        else:
+            value.name = name
+
+
+def _symbols(program: ExportedProgram, spec: ModelSpec) -> dict[str, str]:
+    """torch.export's symbol (``s31``) → the spec's dimension name, read off the program's
+    inputs."""
+    found: dict[str, str] = {}
+    user = set(program.graph_signature.user_inputs)
+    placeholders = [n for n in program.graph.nodes if n.op == "placeholder" and n.name in user]
+    for node, name in zip(placeholders, spec.inputs, strict=True):
+        for axis, dim in spec.axes.get(name, {}).items():
+            symbol = str(node.meta["val"].shape[axis])
+            if not symbol.isdigit():
+                found[symbol] = dim
+    return found
+
+
+def name_dimensions(model: ir.Model, symbols: Mapping[str, str]) -> None:
+    """Write dimensions' names in place of symbols, in expressions too."""
+    if not symbols:
+        return
+    pattern = re.compile(r"\b(" + "|".join(map(re.escape, symbols)) + r")\b")
+    values = [*model.graph.inputs, *(v for node in model.graph.all_nodes() for v in node.outputs)]
+    for value in values:
+        if value.shape is None:
+            continue
+        value.shape = ir.Shape(
+            [size if isinstance(size, int) or size.value is None
+             else pattern.sub(lambda m: symbols[m.group(1)], str(size.value)) for size in value.shape]
+        )  # fmt: skip
+
+
+def _cause(error: BaseException) -> str:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    text = " ".join(str(error).split())
+    return text if len(text) <= 400 else text[:399] + "…"

@@ -1,0 +1,1 @@
+"""Where models come from: a factory, a checkpoint of `transformers`, an ONNX file."""

@@ -1,0 +1,97 @@
+"""What a deployment wants from classes of ``transformers`` whose ``forward`` gives something else.
+
+* ``BlipForQuestionAnswering`` runs its text decoder only for a loss: here it returns the answer's
+  logits.
+* ``GroundingDinoForObjectDetection`` pads its logits with −∞, and its many other results with both
+  infinities, which no comparison of numbers can pass: here it returns logits (−10⁴ in the padding,
+  whose sigmoid is 0 as well) and boxes.
+* ``InstructBlipQFormerModel`` wants one mask for its queries and the instruction: here it is the
+  instruction's, as the queries are never padded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import MethodType
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+__all__ = ["adapt"]
+
+
+def adapt(model: nn.Module) -> nn.Module:
+    """Give the instance another ``forward`` where its class needs one; its modules keep their
+    paths."""
+    forward = _FORWARDS.get(type(model).__name__)
+    if forward is not None:
+        model.forward = MethodType(forward, model)
+    return model
+
+
+def _blip_answer(
+    self: Any,
+    input_ids: Tensor,
+    pixel_values: Tensor,
+    decoder_input_ids: Tensor,
+    attention_mask: Tensor | None = None,
+) -> dict[str, Tensor]:
+    image = self.vision_model(pixel_values=pixel_values).last_hidden_state
+    image_mask = torch.ones(image.shape[:-1], dtype=torch.long, device=image.device)
+    question = self.text_encoder(
+        input_ids=input_ids,
+        attention_mask=attention_mask,
+        encoder_hidden_states=image,
+        encoder_attention_mask=image_mask,
+    )[0]
+    answer = self.text_decoder(
+        input_ids=decoder_input_ids,
+        encoder_hidden_states=question,
+        encoder_attention_mask=attention_mask,
+    )
+    return {"logits": answer.logits}
+
+
+def _grounded_boxes(
+    self: Any,
+    pixel_values: Tensor,
+    input_ids: Tensor,
+    token_type_ids: Tensor | None = None,
+    attention_mask: Tensor | None = None,
+    pixel_mask: Tensor | None = None,
+) -> dict[str, Tensor]:
+    found = type(self).forward(
+        self, pixel_values, input_ids, token_type_ids, attention_mask, pixel_mask
+    )
+    return {"logits": found.logits.clamp(min=-1e4), "pred_boxes": found.pred_boxes}
+
+
+def _instructed_queries(
+    self: Any,
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    query_embeds: Tensor,
+    encoder_hidden_states: Tensor,
+    encoder_attention_mask: Tensor,
+) -> Any:
+    seen = torch.ones(
+        query_embeds.shape[:2], dtype=attention_mask.dtype, device=attention_mask.device
+    )
+    return type(self).forward(
+        self,
+        input_ids,
+        attention_mask=torch.cat([seen, attention_mask], dim=1),
+        query_embeds=query_embeds,
+        encoder_hidden_states=encoder_hidden_states,
+        encoder_attention_mask=encoder_attention_mask,
+    )
+
+
+_FORWARDS: dict[str, Callable[..., Any]] = {
+    "BlipForQuestionAnswering": _blip_answer,
+    "InstructBlipQFormerModel": _instructed_queries,
+    "GroundingDinoForObjectDetection": _grounded_boxes,
+}

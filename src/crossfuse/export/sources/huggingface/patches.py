@@ -1,0 +1,82 @@
+"""Patches for models of ``transformers`` that its own exporters can't trace. Each says what the
+original does and why not.
+
+A patch must compute what the original computes on every input; parity with the unpatched model, run
+eagerly, checks that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = ["our_patches"]
+
+
+@contextmanager
+def our_patches() -> Iterator[None]:
+    """Install every patch whose model is there, for a while."""
+    from transformers.exporters import utils
+
+    with ExitStack() as stack:
+        for path, patch in _PATCHES.items():
+            owner, _, attribute = path.rpartition(".")
+            target = utils.import_dotted_path(f"transformers.models.{owner}", missing_ok=True)
+            if target is not None and hasattr(target, attribute):
+                stack.enter_context(
+                    utils.patch_attribute(target, attribute, lambda _, patch=patch: patch)
+                )
+        yield
+
+
+def _vilt_patches(
+    self: Any, pixel_values: Tensor, pixel_mask: Tensor, max_image_length: int = 200
+) -> tuple[Tensor, Tensor, tuple[Tensor, tuple[int, int]]]:
+    """ViLT's image tokens, in order, padding included and masked.
+
+    The original stretches the grid of positions to each image in a loop, and draws as many patches
+    from each image as the largest has, in random order, padding drawn too. Attention doesn't see
+    the order, and the mask hides the padding.
+    """
+    x = self.patch_embeddings(pixel_values)
+    real = F.interpolate(pixel_mask[:, None].to(x.dtype), size=(x.shape[2], x.shape[3]))[:, 0]
+    grid = self.config.image_size // self.config.patch_size
+
+    def stretched(extent: Tensor, size: int) -> Tensor:
+        """Linear interpolation at y is Σₖ max(0, 1 − |y − k|) · positionₖ."""
+        stretch = (grid - 1) / (extent - 1).clamp(min=1)
+        at = torch.arange(size, device=x.device).to(x.dtype) * stretch[:, None]
+        weights: Tensor = (
+            1 - (at[:, :, None] - torch.arange(grid, device=x.device).to(x.dtype)).abs()
+        ).clamp(min=0)
+        return weights
+
+    rows = stretched(real[:, :, 0].sum(dim=1), x.shape[2])
+    columns = stretched(real[:, 0, :].sum(dim=1), x.shape[3])
+    weights = (rows[:, :, None, :, None] * columns[:, None, :, None, :]).flatten(3).flatten(1, 2)
+    positions = weights @ self.position_embeddings[0, 1:]
+    first = (self.cls_token + self.position_embeddings[:, :1]).expand(x.shape[0], -1, -1)
+    tokens = torch.cat([first, x.flatten(2).transpose(1, 2) + positions], dim=1)
+    seen = torch.cat([torch.ones_like(real[:, 0, :1]), real.flatten(1)], dim=1).long()
+    index = torch.stack(
+        torch.meshgrid(torch.arange(x.shape[2]), torch.arange(x.shape[3]), indexing="ij"), dim=-1
+    )
+    index = index.flatten(0, 1)[None].expand(x.shape[0], -1, -1)
+    return self.dropout(tokens), seen, (index, (x.shape[2], x.shape[3]))
+
+
+def _moonshine_lengths(self: Any, input_lengths: int) -> int:
+    """Lengths behind three convolutions. The original divides as floats, which fixes a symbolic
+    length to its example."""
+    return (((input_lengths - 127) // 64 + 1 - 7) // 3 + 1 - 3) // 2 + 1
+
+
+_PATCHES: dict[str, Any] = {
+    "vilt.modeling_vilt.ViltEmbeddings.visual_embed": _vilt_patches,
+    "moonshine.modeling_moonshine.MoonshinePreTrainedModel._get_feat_extract_output_lengths": _moonshine_lengths,
+}

@@ -1,0 +1,50 @@
+"""The context in which a model of ``transformers`` is traced and translated.
+
+The library's own exporters know how to make many of its models traceable; their patches are used,
+together with `patches` for what they leave. Their patches of scaled dot-product attention are not:
+ours goes further.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch.nn.functional as F
+
+from crossfuse.export.sources.huggingface.attention_interface import operator_as_interface
+from crossfuse.export.sources.huggingface.patches import our_patches
+from crossfuse.spec.model_spec import Tracing
+
+__all__ = ["tracing"]
+
+
+_UNPROVEN_SIZES = ("moonshine",)
+"""Models that compare a length computed twice, in ways that the tracer can't prove equal."""
+
+
+@contextmanager
+def tracing(model: Any, inputs: dict[str, Any]) -> Iterator[Tracing]:
+    """Make the model traceable for a while, with the operator as its attention."""
+    from transformers.exporters import exporter_onnx, utils
+    from transformers.exporters.exporter_dynamo import patch_forward_signature, reset_model_state
+
+    attention = F.scaled_dot_product_attention
+    with (
+        utils.apply_patches("dynamo"),
+        utils.apply_patches("onnx"),
+        utils.patch_attribute(F, "scaled_dot_product_attention", lambda _: attention),
+        our_patches(),
+        operator_as_interface(model) as interfaced,
+        reset_model_state(model),
+        patch_forward_signature(model, inputs),
+    ):
+        yield Tracing(
+            interfaced=interfaced,
+            defer_guards=getattr(getattr(model, "config", None), "model_type", None)
+            in _UNPROVEN_SIZES,
+            translations=exporter_onnx._ONNX_TRANSLATION_TABLE,
+            fix_program=lambda program: utils.apply_fx_node_fixes("onnx", program.graph_module),
+            fix_model=exporter_onnx.apply_onnx_ir_fixes,
+        )

@@ -1,0 +1,1 @@
+"""ONNX files as sources: read, brought to a known opset, shapes followed."""

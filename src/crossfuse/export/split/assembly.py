@@ -1,0 +1,98 @@
+"""From the fused graph to the graphs of a bundle's stages, with their boundaries: ``model``, or
+``context`` and ``query``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import onnx_ir as ir
+
+from crossfuse.bundle.manifest import Decode, StageSpec
+from crossfuse.core.tensors import CONTEXTS, Dim
+from crossfuse.export.split.decode_step import decode_stage
+from crossfuse.export.split.partition import split
+from crossfuse.graph.flops import count_flops
+from crossfuse.graph.metadata import boundary, dim_of
+
+__all__ = ["DEFAULT_LENGTH", "Stages", "assemble"]
+
+DEFAULT_LENGTH = 512
+"""The most tokens of a sequence being decoded, where its dimension has no maximum."""
+
+
+@dataclass(frozen=True)
+class Stages:
+    """Graphs and specs by stage, their dimensions with typical sizes, and the batch that contexts
+    and queries shared."""
+
+    graphs: Mapping[str, ir.Model]
+    specs: Mapping[str, StageSpec]
+    dims: Mapping[str, Dim]
+    example: Mapping[str, int]
+    shared_batch: str | None = None
+    decode: Decode | None = None
+
+
+def assemble(
+    model: ir.Model,
+    context: Sequence[str],
+    dims: Mapping[str, Dim],
+    sizes: Mapping[str, int],
+    *,
+    whole: bool = False,
+    decode: str | None = None,
+) -> Stages:
+    """Split the graph where it has context inputs.
+
+    Args:
+        model: the fused graph.
+        context: names of its context inputs.
+        dims: its dimensions.
+        sizes: their typical sizes.
+        whole: leave it whole all the same.
+        decode: the input of token ids of a model that decodes; gives a stage ``step``.
+
+    Raises:
+        InputError: there is nothing to split, or it can't be decoded step by step.
+    """
+    if not context or whole:
+        return Stages({"model": model}, {"model": _spec(model, sizes)}, dims, sizes)
+    parts = split(model, context, sizes)
+    if parts.shared is not None:
+        shared = dims[parts.shared]
+        dims = {**dims, CONTEXTS: replace(shared, name=CONTEXTS)}
+        sizes = {**sizes, CONTEXTS: sizes[parts.shared]}
+    graphs = {"context": parts.context, "query": parts.query}
+    steps = None
+    if decode is not None:
+        steps = Decode(decode, _most_tokens(parts.query, decode, dims))
+        graphs["step"] = decode_stage(parts.query, decode, steps.length)
+    return Stages(
+        graphs,
+        {name: _spec(graph, sizes) for name, graph in graphs.items()},
+        dims,
+        sizes,
+        parts.shared,
+        steps,
+    )
+
+
+def _most_tokens(query: ir.Model, tokens: str, dims: Mapping[str, Dim]) -> int:
+    value = next((v for v in query.graph.inputs if v.name == tokens), None)
+    size = (
+        dim_of(value, 1)
+        if value is not None and value.shape is not None and len(value.shape) > 1
+        else None
+    )
+    return (
+        dims[size].max or DEFAULT_LENGTH
+        if isinstance(size, str) and size in dims
+        else DEFAULT_LENGTH
+    )
+
+
+def _spec(model: ir.Model, sizes: Mapping[str, int]) -> StageSpec:
+    return StageSpec(
+        boundary(model.graph.inputs), boundary(model.graph.outputs), count_flops(model, sizes)
+    )

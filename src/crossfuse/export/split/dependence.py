@@ -1,0 +1,97 @@
+"""What of a graph depends on context inputs alone, and what on queries: the ground that a split
+stands on.
+
+Dependence is of content: reading a tensor's size is not reading it. What reads sizes and weights
+alone is *neutral*, and may be computed in either stage, where the sizes it reads are known.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Collection
+
+import onnx_ir as ir
+
+from crossfuse.core.dimensions import symbols_in
+from crossfuse.graph.metadata import dim_of
+
+__all__ = ["Content", "Dependence", "shape_symbols", "shape_window"]
+
+
+class Content(enum.Flag):
+    """Whose content a value depends on."""
+
+    NEUTRAL = 0
+    CONTEXT = enum.auto()
+    QUERY = enum.auto()
+
+
+class Dependence:
+    """Content of every value, and the named sizes that its computation reads.
+
+    Args:
+        graph: the whole graph.
+        context: names of the inputs that change rarely.
+        whole: values that must not be computed apart from the queries.
+    """
+
+    def __init__(
+        self, graph: ir.Graph, context: Collection[str], whole: Collection[ir.Value] = ()
+    ) -> None:
+        self.content: dict[ir.Value, Content] = {}
+        self.needs: dict[ir.Value, frozenset[str]] = {}
+        self.sizes_of_context = frozenset[str]()
+        for value in graph.inputs:
+            self.content[value] = Content.CONTEXT if value.name in context else Content.QUERY
+            if value.name in context:
+                self.sizes_of_context |= shape_symbols(value)
+        for node in graph:
+            content, needs = self._of_node(node)
+            for out in node.outputs:
+                self.content[out] = content | Content.QUERY if out in whole else content
+                self.needs[out] = needs
+
+    def of(self, value: ir.Value | None) -> Content:
+        """Content of a value; a weight is neutral."""
+        return Content.NEUTRAL if value is None else self.content.get(value, Content.NEUTRAL)
+
+    def early(self, value: ir.Value) -> bool:
+        """Depends on the context alone, and can be computed before any query is there."""
+        known = self.sizes_of_context
+        return (
+            self.of(value) == Content.CONTEXT
+            and self.needs.get(value, frozenset()) <= known
+            and all(symbols_in(size) <= known for size in _dims(value))
+        )
+
+    def _of_node(self, node: ir.Node) -> tuple[Content, frozenset[str]]:
+        if node.op_type in ("Shape", "Size"):
+            read = node.inputs[0]
+            return Content.NEUTRAL, frozenset().union(
+                *(symbols_in(d) for d in shape_window(node))
+            ) if read else frozenset()
+        content, needs = Content.NEUTRAL, frozenset[str]()
+        for value in node.inputs:
+            if value is not None:
+                content |= self.of(value)
+                needs |= self.needs.get(value, frozenset())
+        return content, needs
+
+
+def shape_symbols(value: ir.Value) -> frozenset[str]:
+    """Names in a value's shape."""
+    return frozenset().union(*(symbols_in(size) for size in _dims(value)))
+
+
+def shape_window(node: ir.Node) -> list[int | str | None]:
+    """The sizes that a ``Shape`` node reads."""
+    value = node.inputs[0]
+    dims = _dims(value) if value is not None else []
+    start, end = node.attributes.get_int("start", 0) or 0, node.attributes.get_int("end", None)
+    return dims[start:end] if node.op_type == "Shape" else dims
+
+
+def _dims(value: ir.Value) -> list[int | str | None]:
+    return (
+        [dim_of(value, axis) for axis in range(len(value.shape))] if value.shape is not None else []
+    )

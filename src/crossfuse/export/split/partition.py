@@ -1,0 +1,256 @@
+"""Split a fused graph in two: what depends on context inputs alone, and the rest.
+
+Rules:
+
+1. Every node that depends on the content of context inputs alone goes to the context stage: K and V
+projections included.
+2. What both stages use of weights and sizes alone is computed in both.
+3. The context stage's results are the *frontier*. A value that cheap operators (casts, reshapes,
+   comparisons, broadcasts) make of another one is made again in the query stage, where the other
+   one is on the frontier anyway or takes fewer bytes. Products are never made again.
+4. Where context and queries share a batch dimension, the split releases it: there are ``contexts``
+   contexts, and a multiple of that many queries. Keys, values and their masks stay one per context,
+   as the operator fans out by itself; what meets queries elsewhere is repeated inside the query
+   graph.
+5. A result whose batch is no axis of its own is kept whole: it is computed with the queries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+import onnx_ir as ir
+from onnx_ir.passes.common import NameFixPass
+
+from crossfuse.core.dimensions import size_at, symbols_in
+from crossfuse.core.tensors import CONTEXTS
+from crossfuse.errors import InputError
+from crossfuse.export.split.dependence import Content, Dependence
+from crossfuse.export.split.stage_builder import MissingSizeError, StageBuilder
+from crossfuse.graph.metadata import attention_nodes, clone, dim_of, site_of
+
+__all__ = ["Split", "split"]
+
+_CHEAP = {
+    "Cast", "Reshape", "Transpose", "Unsqueeze", "Squeeze", "Expand", "Identity", "Not", "Equal", "Less", "LessOrEqual",
+    "Greater", "GreaterOrEqual", "And", "Or", "Where", "Add", "Sub", "Mul", "Div", "Slice",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Split:
+    """Two stages.
+
+    Attributes:
+        context, query: the graphs.
+        frontier: names of the tensors that go from one to the other.
+        shared: the batch dimension of the whole graph that is now the queries' own, or None where
+            there was none.
+    """
+
+    context: ir.Model
+    query: ir.Model
+    frontier: tuple[str, ...]
+    shared: str | None
+
+
+def split(model: ir.Model, context: Sequence[str], sizes: Mapping[str, int]) -> Split:
+    """Split a copy of the graph; weights are shared.
+
+    Args:
+        model: the fused graph.
+        context: names of its context inputs.
+        sizes: typical sizes of its dimensions, by which bytes are compared.
+
+    Raises:
+        InputError: there is nothing to split.
+    """
+    whole = clone(model)
+    NameFixPass()(whole)
+    inputs = [value.name or "" for value in whole.graph.inputs]
+    queries = [name for name in inputs if name not in context]
+    if not queries:
+        raise InputError(
+            "there is nothing to split: every input is context, so no query is left to ask many of",
+            where=model.graph.name,
+            got=", ".join(context),
+            do="Export without context inputs",
+        )
+    shared = _shared_batch(whole.graph, context)
+    kept_whole: set[ir.Value] = set()
+    while True:
+        dependence = Dependence(whole.graph, context, kept_whole)
+        frontier = _frontier(whole.graph, dependence, sizes)
+        beyond = [*frontier, *_made_again(whole.graph, dependence, frontier)]
+        mixed = [
+            v
+            for v in beyond
+            if shared is not None and not _batch_alone(v, shared) and v.producer() is not None
+        ]
+        if not mixed:
+            break
+        kept_whole.update(mixed)
+    if not any(value.producer() is not None for value in frontier):
+        raise InputError(
+            "there is nothing to split: nothing is computed from the context inputs alone",
+            where=model.graph.name,
+            got=", ".join(context),
+            do="Export without context inputs",
+        )
+    while True:
+        names = _names(whole.graph, frontier)
+        builder = StageBuilder(whole, dependence, names, shared, CONTEXTS)
+        try:
+            return Split(
+                builder.context_stage(), builder.query_stage(), tuple(names.values()), shared
+            )
+        except MissingSizeError as error:
+            frontier = [_with_size(whole.graph, context, frontier, error, sizes), *frontier]
+
+
+def _with_size(
+    graph: ir.Graph,
+    context: Collection[str],
+    frontier: Collection[ir.Value],
+    error: MissingSizeError,
+    sizes: Mapping[str, int],
+) -> ir.Value:
+    """The smallest context input with a size that the query stage reads: it is handed over for
+    that.
+
+    Raises:
+        MissingSizeError: none has it.
+    """
+    have = [
+        value
+        for value in graph.inputs
+        if value.name in context
+        and value not in frontier
+        and error.dim in [dim_of(value, axis) for axis in range(len(value.shape or ()))]
+    ]
+    if not have:
+        raise error
+    return min(have, key=lambda value: _bytes(value, sizes))
+
+
+def _shared_batch(graph: ir.Graph, context: Collection[str]) -> str | None:
+    """The dimension that is the first axis of a context and of a query input."""
+    firsts: tuple[set[str], set[str]] = (set(), set())
+    for value in graph.inputs:
+        size = dim_of(value, 0) if value.shape is not None and len(value.shape) else None
+        if isinstance(size, str):
+            firsts[value.name in context].add(size)
+    both = firsts[0] & firsts[1]
+    return min(both) if both else None
+
+
+def _batch_alone(value: ir.Value, shared: str) -> bool:
+    """The batch is one axis by itself, or known to be none."""
+    if value.shape is None:
+        return False
+    dims = [dim_of(value, axis) for axis in range(len(value.shape))]
+    if any(dim is None for dim in dims):
+        return False
+    return sum(shared in symbols_in(dim) for dim in dims) == dims.count(shared) <= 1
+
+
+def _frontier(graph: ir.Graph, dependence: Dependence, sizes: Mapping[str, int]) -> list[ir.Value]:
+    """Values of the context stage that the query stage, or an output, needs; in the graph's
+    order."""
+    needed: list[ir.Value] = []
+    for node in graph:
+        if (
+            any(dependence.early(out) for out in node.outputs)
+            or dependence.of(node.outputs[0]) == Content.NEUTRAL
+        ):
+            continue
+        needed += [v for v in node.inputs if v is not None and dependence.early(v)]
+    needed += [v for v in graph.outputs if dependence.early(v)]
+    chosen = dict.fromkeys(needed)
+    for value in list(chosen):
+        source = _cheaper_source(value, chosen, dependence, sizes)
+        if source is not value:
+            del chosen[value]
+            chosen[source] = None
+    order = {
+        value: i
+        for i, value in enumerate([*graph.inputs, *(out for node in graph for out in node.outputs)])
+    }
+    return sorted(chosen, key=lambda value: order[value])
+
+
+def _made_again(
+    graph: ir.Graph, dependence: Dependence, frontier: Collection[ir.Value]
+) -> list[ir.Value]:
+    """Values of context content that the query stage computes: from the frontier on, or needing
+    sizes of queries."""
+    found: dict[ir.Value, None] = {}
+    pending = [v for v in graph.outputs if dependence.of(v) == Content.CONTEXT]
+    for node in graph:
+        if Content.QUERY in dependence.of(node.outputs[0]):
+            pending += [
+                v for v in node.inputs if v is not None and dependence.of(v) == Content.CONTEXT
+            ]
+    while pending:
+        value = pending.pop()
+        producer = value.producer()
+        if producer is None or value in frontier or value in found:
+            continue
+        found[value] = None
+        pending += [
+            v for v in producer.inputs if v is not None and dependence.of(v) == Content.CONTEXT
+        ]
+    return list(found)
+
+
+def _cheaper_source(
+    value: ir.Value, chosen: Collection[ir.Value], dependence: Dependence, sizes: Mapping[str, int]
+) -> ir.Value:
+    """The value itself, or one that cheap operators make it of and that costs less to keep."""
+    best, current = value, value
+    while True:
+        node = current.producer()
+        if node is None or node.op_type not in _CHEAP or node.domain:
+            return best
+        sources = [
+            v
+            for v in dict.fromkeys(node.inputs)
+            if v is not None and dependence.of(v) == Content.CONTEXT
+        ]
+        if len(sources) != 1 or any(_is_large_weight(v) for v in node.inputs):
+            return best
+        current = sources[0]
+        if current in chosen or _bytes(current, sizes) < _bytes(best, sizes):
+            best = current
+
+
+def _is_large_weight(value: ir.Value | None) -> bool:
+    tensor = value.const_value if value is not None and value.is_initializer() else None
+    return tensor is not None and tensor.size > 16
+
+
+def _bytes(value: ir.Value, sizes: Mapping[str, int]) -> float:
+    if value.shape is None or value.dtype is None:
+        return float("inf")
+    total = float(value.dtype.itemsize)
+    for axis in range(len(value.shape)):
+        size = size_at(dim_of(value, axis), sizes)
+        total *= float("inf") if size is None else size
+    return total
+
+
+def _names(graph: ir.Graph, frontier: Sequence[ir.Value]) -> dict[ir.Value, str]:
+    """Frontier names that say what they are: ``SITE.key``, ``SITE.value``, or the value's own."""
+    roles: dict[ir.Value, str] = {}
+    for node in attention_nodes(graph):
+        for role, value in zip(
+            ("key", "value", "mask", "bias", "key_lengths"), node.inputs[1:], strict=False
+        ):
+            if value is not None:
+                roles.setdefault(value, f"{site_of(node)}.{role}")
+    names: dict[ir.Value, str] = {}
+    for value in frontier:
+        name = roles.get(value, value.name or "frontier")
+        names[value] = f"context:{name}"
+    return names

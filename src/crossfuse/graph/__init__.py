@@ -1,0 +1,1 @@
+"""Helpers over ``onnx_ir`` that export, targets and parity share."""

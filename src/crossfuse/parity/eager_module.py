@@ -1,0 +1,150 @@
+"""How the eager module is run for the reference: in float64 where it runs, in float32 otherwise,
+never on a fast path.
+
+A module may refuse float64 in any way: it can't be copied, asserts a dtype, or mixes in tensors of
+its own. Then the reference is float32, and `EagerModule.reason` says why. So that float32's own
+error is still known, its products are then summed in
+float64: two float32 results of the same weights, whose difference is what float32 loses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from crossfuse.core.foreign import cause_of, place_of
+from crossfuse.errors import Advice, CrossfuseError, InputError, Said
+from crossfuse.export.capture.copies import copied
+from crossfuse.export.capture.fast_paths import without_fast_paths
+from crossfuse.export.capture.half_sources import half_source
+from crossfuse.export.capture.trace import named_outputs
+from crossfuse.parity.wide_products import WideProducts
+from crossfuse.spec.model_spec import ModelSpec
+
+__all__ = ["EagerModule", "EagerResults"]
+
+
+@dataclass(frozen=True)
+class EagerResults:
+    """What the eager model gives for some inputs: in float32, and the reference."""
+
+    single: dict[str, NDArray[Any]]
+    truth: dict[str, NDArray[Any]]
+
+
+class EagerModule:
+    """A spec's module in float32 and, where it runs, in float64.
+
+    Args:
+        spec: whose module is left as it is.
+        first: inputs on which float64 is tried.
+
+    Attributes:
+        dtype: of the reference: ``float64`` or ``float32``.
+        reason: why the reference is not plain float64 of a float32 model; empty where it is.
+    """
+
+    def __init__(self, spec: ModelSpec, first: Mapping[str, Tensor]) -> None:
+        self.spec = spec
+        self.dtype, self.reason = "float64", ""
+        self._double: nn.Module | None = None
+        try:
+            self._double = copied(spec.module, lambda _: torch.float64, attributes=True).double()
+        except Exception as error:  # noqa: BLE001 -- the user's code, which may refuse a copy in any way
+            self._give_up(f"can't be copied to float64: {cause_of(error)}")
+        else:
+            self._in_double(first)
+        half = half_source(spec.module)
+        if half is not None:
+            told = f"the source's weights are {half}, computed here in {self.dtype}"
+            self.reason = f"{told}; {self.reason}" if self.reason else told
+
+    def run(self, inputs: Mapping[str, Tensor]) -> EagerResults:
+        """Results in float32, and the reference.
+
+        Raises:
+            InputError: the module fails.
+        """
+        single = _arrays(self._checked(self.spec.module, inputs))
+        truth = self._in_double(inputs)
+        if truth is None:
+            truth = self._in_wide_products(inputs, single)
+        return EagerResults(single, truth)
+
+    @without_fast_paths()
+    def _call(self, module: nn.Module, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        # Copies: a module may write into its inputs.
+        given = {name: tensor.clone() for name, tensor in inputs.items()}
+        with torch.no_grad():
+            return self.spec.kept(named_outputs(module(**given)))
+
+    def _checked(self, module: nn.Module, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        try:
+            return self._call(module, inputs)
+        except CrossfuseError:
+            raise
+        except (Exception, SystemExit) as error:  # the user's code
+            shapes = {name: tuple(t.shape) for name, t in inputs.items()}
+            as_given = all(
+                tuple(t.shape) == tuple(self.spec.inputs[name].shape) for name, t in inputs.items()
+            )
+            place = place_of(error)
+            raise InputError(
+                f"the eager model fails: {cause_of(error)}",
+                where=f"{self.spec.name} on {shapes}" + ("" if place is None else f"; {place}"),
+                do="Make the module run in PyTorch first: module(**inputs)"
+                if as_given
+                else Advice(
+                    "If the model does not take these sizes, narrow the range of the dimension: {}",
+                    Said(
+                        "--dynamic INPUT:AXIS=NAME:MIN:MAX",
+                        "dynamic={INPUT: {AXIS: 'NAME:MIN:MAX'}}",
+                    ),
+                ),
+            ) from error
+
+    def _in_double(self, inputs: Mapping[str, Tensor]) -> dict[str, NDArray[Any]] | None:
+        """The float64 module's results; None once it has refused."""
+        if self._double is None:
+            return None
+        given = {name: t.double() if t.is_floating_point() else t for name, t in inputs.items()}
+        try:
+            return _arrays(self._call(self._double, given))
+        except Exception as error:  # noqa: BLE001 -- the user's code, which may refuse float64 in any way
+            self._give_up(f"does not run in float64: {cause_of(error)}")
+            return None
+
+    def _give_up(self, why: str) -> None:
+        self._double, self.dtype, self.reason = None, "float32", f"the module {why}"
+
+    def _in_wide_products(
+        self, inputs: Mapping[str, Tensor], single: dict[str, NDArray[Any]]
+    ) -> dict[str, NDArray[Any]]:
+        """Float32 with products summed in float64; plain float32 where the module can't be
+        watched."""
+        try:
+            with WideProducts(torch.float32, torch.float64):
+                wide = _arrays(self._call(self.spec.module, inputs))
+        except Exception:  # noqa: BLE001 -- the user's code, which may refuse to be watched in any way
+            return single
+        same = all(
+            name in wide and wide[name].shape == array.shape for name, array in single.items()
+        )
+        return wide if same else single
+
+
+def _arrays(outputs: Mapping[str, Tensor]) -> dict[str, NDArray[Any]]:
+    return {name: _array(tensor) for name, tensor in outputs.items()}
+
+
+def _array(tensor: Tensor) -> NDArray[Any]:
+    tensor = tensor.detach()
+    found: NDArray[Any] = (
+        (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).cpu().numpy()
+    )
+    return found

@@ -1,0 +1,159 @@
+"""Verify a bundle's target against the reference set that it carries."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from crossfuse.bundle.store import Bundle, open_bundle
+from crossfuse.core.tensors import NEXT, names_of
+from crossfuse.errors import BundleError, InputError, ParityError
+from crossfuse.parity.given import whole_boundary
+from crossfuse.parity.reference import ReferenceSet, check_reference, load_reference
+from crossfuse.parity.report import ParityReport, compare
+from crossfuse.runtime.backends import PROVIDERS, best_target
+from crossfuse.runtime.load import load
+from crossfuse.runtime.options import SessionOptions
+from crossfuse.runtime.session import Session
+
+__all__ = ["check_session", "reference_of", "verify_bundle"]
+
+
+def verify_bundle(
+    path: str | Path,
+    target: str | None = None,
+    *,
+    options: SessionOptions | None = None,
+    reference: ReferenceSet | None = None,
+) -> ParityReport:
+    """Parity of a target on this machine.
+
+    Args:
+        path: the bundle.
+        target: where omitted, the best that runs here.
+        options: of the session; ``SessionOptions(provider="CPUExecutionProvider")`` checks
+            ``ort-cuda`` without a GPU.
+        reference: a fresh reference set instead of the bundle's own.
+
+    Raises:
+        BundleError: the bundle is damaged, or holds no reference set, or can't run here.
+    """
+    bundle = open_bundle(path)
+    name = target or best_target(bundle.targets)
+    precision = bundle.target(name).precision
+    with load(path, name, options) as session:
+        return check_session(session, reference or reference_of(bundle), precision)
+
+
+def check_session(session: Session, reference: ReferenceSet, precision: str) -> ParityReport:
+    """Parity of an open session; of one that decodes, also of decoding step by step."""
+    _require_same_model(session, reference)
+    own = PROVIDERS.get(session.target) == session.provider
+    executed_on = session.provider if own else f"{session.provider} (not the target's own)"
+    dtypes = {spec.name: np.dtype(spec.dtype) for spec in session.inputs}
+
+    def run(inputs: Mapping[str, Any]) -> dict[str, Any]:
+        with _on_reference_inputs(session.target, inputs):
+            return session.run(
+                {name: array.astype(dtypes[name], copy=False) for name, array in inputs.items()}
+            )
+
+    report = compare(
+        run,
+        reference,
+        target=session.target,
+        executed_on=executed_on,
+        precision=precision,
+    )
+    if session.decode is None:
+        return report
+    steps = _check_steps(session, reference, session.decode.tokens, precision)
+    return replace(
+        report,
+        outputs={**report.outputs, **{f"{n}, step by step": o for n, o in steps.outputs.items()}},
+    )
+
+
+@contextmanager
+def _on_reference_inputs(target: str, inputs: Mapping[str, Any]) -> Iterator[None]:
+    """What the eager model takes, a target has to take: that it refuses is a failed check, no bad
+    input."""
+    try:
+        yield
+    except InputError as error:
+        raise ParityError(
+            f"target {target!r} fails on inputs that the eager model takes: {error.what}",
+            where=", ".join(f"{name} {list(array.shape)}" for name, array in inputs.items()),
+        ) from error
+
+
+def _require_same_model(session: Session, reference: ReferenceSet) -> None:
+    for what, ours in (("inputs", session.inputs), ("outputs", session.outputs)):
+        names = set(names_of(ours))
+        for point in reference.points:
+            theirs = point.inputs if what == "inputs" else point.outputs
+            if set(theirs) != names:
+                raise InputError(
+                    f"the reference is of another model: it has other {what}",
+                    got=", ".join(theirs),
+                    expected=", ".join(names_of(ours)),
+                    do="Give the source that the bundle was exported from, or export it again",
+                )
+    if not reference.points:
+        raise InputError("the reference set is empty", do="Export the bundle again")
+
+
+def _check_steps(
+    session: Session, reference: ReferenceSet, tokens: str, precision: str
+) -> ParityReport:
+    """Parity of decoding token by token with the eager model over whole sequences, at the first and
+    the last point."""
+    context_inputs = names_of(session.stages["context"].inputs)
+    kept = [spec.name for spec in session.stages["step"].outputs if not spec.name.startswith(NEXT)]
+
+    def run(inputs: Mapping[str, Any]) -> dict[str, Any]:
+        with _on_reference_inputs(session.target, inputs):
+            context = session.encode({name: inputs[name] for name in context_inputs})
+            ids = inputs[tokens]
+            state = session.start(context, ids.shape[0])
+            rows = [
+                {n: a.copy() for n, a in session.step(state, ids[:, i]).items()}
+                for i in range(ids.shape[1])
+            ]
+        return {name: np.concatenate([row[name] for row in rows], axis=1) for name in kept}
+
+    ends = (reference.points[0], reference.points[-1])
+    points = tuple(
+        replace(point, outputs={name: point.outputs[name] for name in kept}) for point in ends
+    )
+    return compare(
+        run,
+        ReferenceSet(reference.dtype, points),
+        target=session.target,
+        executed_on=session.provider,
+        precision=precision,
+    )
+
+
+def reference_of(bundle: Bundle) -> ReferenceSet:
+    """The reference set that a bundle carries, checked against its graphs.
+
+    Raises:
+        BundleError: it holds none, or a damaged one, or one that leaves something out.
+    """
+    name = bundle.manifest.reference
+    if name is None:
+        raise BundleError(
+            "the bundle holds no reference set",
+            where=bundle.path,
+            do="Verify against the model: pass its source",
+        )
+    (file,) = bundle.verified([name])
+    reference = load_reference(file)
+    check_reference(reference, *whole_boundary(bundle.manifest), file)
+    return reference

@@ -1,0 +1,148 @@
+"""Points at which parity is checked: sizes of the named dimensions, and what the inputs there are
+to reach.
+
+The user's own examples come first, as they are. Made inputs follow: masks padded at the end, masks
+of other kinds, samples without any key, ids of a table's largest rows, and features of ten times
+their size. What a model isn't defined on (it gives NaN, or fails) is replaced by something milder,
+step by step, or dropped, and the report says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from crossfuse.core.tensors import Dim
+
+if TYPE_CHECKING:
+    from crossfuse.spec.imitation import Draw
+    from crossfuse.spec.input_kinds import Kind
+
+__all__ = [
+    "EXAMPLE",
+    "LEAST_POINTS",
+    "MADE",
+    "TAILS",
+    "Planned",
+    "fan_out_points",
+    "planned_points",
+    "shape_points",
+]
+
+EXAMPLE, MADE, TAILS = "example", "made", "tails"
+"""Kinds of points: the user's own inputs, inputs made, and those made to reach tails, which are
+judged apart."""
+
+LEAST_POINTS = 4
+"""The fewest points at the model's own magnitudes that a bundle is checked at."""
+
+_TAILS = (10.0, 3.0)
+"""How many times features are scaled; the second where the model isn't defined on the first."""
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A point to be made.
+
+    Attributes:
+        sizes: of the named dimensions.
+        draws: what its inputs are to reach, the most demanding first.
+        kind: `MADE` or `TAILS`; the latter may be dropped.
+        fan_out: queries per context.
+        half: the eager model's errors in half precision are measured here.
+    """
+
+    sizes: Mapping[str, int]
+    draws: tuple[Draw, ...]
+    kind: str = MADE
+    fan_out: int = 1
+    half: bool = False
+
+
+def planned_points(
+    dims: Mapping[str, Dim],
+    example: Mapping[str, int],
+    kinds: Iterable[Kind],
+    plain: Draw,
+    shared_batch: str | None = None,
+) -> list[Planned]:
+    """What is made besides the user's examples.
+
+    Args:
+        dims: the named dimensions.
+        example: their sizes in the first example.
+        kinds: of the inputs.
+        plain: the draw that all others add to; it knows the tables.
+        shared_batch: of a split bundle: adds points with several queries per context.
+    """
+    mild = (plain, replace(plain, tables={}), replace(plain, tables={}, flipped=True))
+    holes = replace(plain, masks="holes")
+    extremes, nothing = replace(holes, extremes=True), replace(holes, masks="none")
+    known = list(kinds)
+    masked = any(kind.name in ("mask", "additive") for kind in known)
+    points = []
+    for i, sizes in enumerate(shape_points(dims, example)[1:]):
+        wanted = {1: (extremes, holes, replace(plain, extremes=True)), 2: (nothing, holes)}.get(
+            i, ()
+        )
+        points.append(Planned(sizes, (*wanted, *mild), half=i == 1 or (i == 2 and masked)))
+    if any(kind.name == "features" for kind in known):
+        points.append(
+            Planned(
+                example, tuple(replace(plain, scale=scale) for scale in _TAILS), TAILS, half=True
+            )
+        )
+    if shared_batch is not None:
+        points += [
+            Planned(sizes, mild, fan_out=count)
+            for sizes, count in fan_out_points(dims, example, shared_batch)
+        ]
+    return points
+
+
+def shape_points(dims: Mapping[str, Dim], example: Mapping[str, int]) -> list[dict[str, int]]:
+    """At least four points: the example, all at their minimum, beyond the example, and mixtures of
+    small and large.
+
+    Sizes beyond the example go up to one and a half times its size, so that a wide range doesn't
+    make the check slow. A model without dynamic dimensions gets its one shape four times (with other inputs each time).
+    """
+    low = {name: dim.min for name, dim in dims.items()}
+    high = {
+        name: _clamp(dim, example[name] + max(1, example[name] // 2)) for name, dim in dims.items()
+    }
+    middle = {name: _clamp(dim, example[name] + 1 | 1) for name, dim in dims.items()}
+    names = list(dims)
+    points = [
+        dict(example),
+        low,
+        high,
+        middle,
+        {name: (low if i == 0 else high)[name] for i, name in enumerate(names)},
+        {name: (high if i == 0 else low)[name] for i, name in enumerate(names)},
+    ]
+    distinct: list[dict[str, int]] = []
+    for point in points:
+        if point not in distinct:
+            distinct.append(point)
+    while len(distinct) < LEAST_POINTS:
+        distinct.append(dict(example))
+    return distinct
+
+
+def fan_out_points(
+    dims: Mapping[str, Dim], example: Mapping[str, int], batch: str
+) -> list[tuple[dict[str, int], int]]:
+    """Sizes and queries per context: five on one context, four on each of two, where the batch
+    allows it."""
+    points = []
+    for contexts, fan_out in ((1, 5), (2, 4), (1, 2)):
+        limit = dims[batch].max
+        if limit is None or contexts * fan_out <= limit:
+            points.append(({**example, batch: contexts * fan_out}, fan_out))
+    return points[:2]
+
+
+def _clamp(dim: Dim, size: int) -> int:
+    return max(dim.min, size if dim.max is None else min(size, dim.max))

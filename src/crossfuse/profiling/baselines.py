@@ -1,0 +1,299 @@
+"""What one would use otherwise, made from the model itself at the sizes to measure, each with its
+library's own defaults.
+
+======================  ================================================================================================
+``eager``               PyTorch, ``inference_mode``
+``compile``             ``torch.compile``, default mode
+``compile-max``         ``torch.compile``, ``max-autotune``, which captures CUDA graphs; on GPUs only
+``onnx``                ``torch.onnx.export``, in ONNX Runtime
+``hf``                  `transformers`' ``OnnxExporter`` with its fusions for ONNX Runtime; models of that library only
+``openvino``            the plain export in OpenVINO, latency hint, fp32
+``eager-fp16``          PyTorch in fp16; on GPUs only
+``tensorrt``            the plain export in TensorRT, run by Polygraphy; on GPUs only
+======================  ================================================================================================
+
+The exports are made for just the sizes measured: static shapes, where a bundle's are dynamic. Their
+inputs and outputs are host arrays, as a session's; on a GPU that includes the copies.
+"""
+
+from __future__ import annotations
+
+import copy
+import io
+import tempfile
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, redirect_stdout
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from crossfuse.core.onnx_runtime import onnxruntime
+from crossfuse.errors import InputError
+
+if TYPE_CHECKING:
+    from crossfuse.spec.model_spec import ModelSpec
+
+__all__ = ["RIVALS", "Rivals"]
+
+Arrays = Mapping[str, NDArray[Any]]
+Run = Callable[[], Arrays]
+
+_OPSET = 20
+_HF_OPSET = 23
+
+
+class Rivals:
+    """Makes the rivals of one model. A plain export is made once per sizes, for all that run it;
+    close it to delete those.
+
+    Args:
+        spec: the model.
+        device: ``cpu`` or ``cuda``.
+        threads: inside one operator; None for each library's default.
+        device_id: number of the GPU.
+    """
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        device: str = "cpu",
+        threads: int | None = None,
+        *,
+        device_id: int = 0,
+    ) -> None:
+        self._spec, self._device, self._threads, self._device_id = spec, device, threads, device_id
+        self._open = ExitStack()
+        self._folder = tempfile.TemporaryDirectory(
+            prefix="crossfuse-rivals-", ignore_cleanup_errors=True
+        )
+        self._exports: dict[tuple[tuple[str, tuple[int, ...]], ...], tuple[Path, list[str]]] = {}
+
+    def __enter__(self) -> Rivals:
+        import torch
+
+        self._torch_threads = torch.get_num_threads()
+        if self._threads is not None:
+            torch.set_num_threads(self._threads)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        import torch
+
+        torch.set_num_threads(self._torch_threads)
+        self._open.close()
+        self._folder.cleanup()
+        if self._device == "cuda" and torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def make(self, name: str, inputs: Arrays) -> Run:
+        """A function that runs the rival on these inputs and gives its outputs by name.
+
+        Raises:
+            InputError: no rival of that name, or one that can't be had here. Its library may raise
+                anything else.
+        """
+        from crossfuse.export.capture.trace import quiet_exporter
+
+        if name not in RIVALS:
+            raise InputError("there is no such rival", got=repr(name), expected=", ".join(RIVALS))
+        with quiet_exporter():
+            return RIVALS[name](self, inputs)
+
+    def _eager(self, inputs: Arrays) -> Run:
+        return self._module(inputs, lambda module: module)
+
+    def _compile(self, inputs: Arrays) -> Run:
+        import torch
+
+        return self._module(inputs, torch.compile)
+
+    def _compile_max(self, inputs: Arrays) -> Run:
+        import torch
+
+        self._need_gpu("compile-max")
+        return self._module(inputs, lambda module: torch.compile(module, mode="max-autotune"))
+
+    def _eager_fp16(self, inputs: Arrays) -> Run:
+        self._need_gpu("eager-fp16")
+        halved = {
+            name: array.astype(np.float16) if array.dtype.kind == "f" else array
+            for name, array in inputs.items()
+        }
+        return self._module(halved, lambda module: module.half())
+
+    def _module(self, inputs: Arrays, prepared: Callable[[Any], Any]) -> Run:
+        import torch
+
+        from crossfuse.export.capture.trace import named_outputs
+
+        device = (
+            torch.device("cpu")
+            if self._device == "cpu"
+            else torch.device(self._device, self._device_id)
+        )
+        # The exports go on reading the model on the CPU.
+        module = prepared(
+            self._spec.module
+            if device.type == "cpu"
+            else copy.deepcopy(self._spec.module).to(device)
+        )
+        given = {name: torch.from_numpy(np.array(array)) for name, array in inputs.items()}
+
+        def run() -> Arrays:
+            with torch.inference_mode():
+                outputs = self._spec.kept(
+                    named_outputs(module(**{name: t.to(device) for name, t in given.items()}))
+                )
+            return {name: tensor.cpu().numpy() for name, tensor in outputs.items()}
+
+        return run
+
+    def _onnx(self, inputs: Arrays) -> Run:
+        return self._onnxruntime(*self._plain_export(inputs), inputs)
+
+    def _hf(self, inputs: Arrays) -> Run:
+        import torch
+        from transformers import PreTrainedModel
+        from transformers.exporters.configs import OnnxConfig
+        from transformers.exporters.exporter_onnx import OnnxExporter
+
+        if not isinstance(self._spec.module, PreTrainedModel):
+            raise InputError("not a model of transformers", got=type(self._spec.module).__name__)
+        given: dict[str, Any] = {
+            name: torch.from_numpy(np.array(array)) for name, array in inputs.items()
+        }
+        config = OnnxConfig(
+            dynamic=False,
+            ort_fusions="cuda" if self._device == "cuda" else "cpu",
+            opset_version=_HF_OPSET,
+        )
+        path = Path(tempfile.mkdtemp(dir=self._folder.name)) / "hf.onnx"
+        with redirect_stdout(io.StringIO()):
+            exported = OnnxExporter().export(self._spec.module, given, config=config)
+        OnnxExporter.save_program(exported.program, path)
+        names = [str(value.name) for value in exported.program.graph.outputs]
+        return self._onnxruntime(path, names, inputs)
+
+    def _openvino(self, inputs: Arrays) -> Run:
+        import openvino
+
+        if self._device != "cpu":
+            raise InputError("openvino computes on CPUs and on Intel's GPUs", got=self._device)
+        path, names = self._plain_export(inputs)
+        core = openvino.Core()
+        # On processors that have it, OpenVINO would compute in bf16.
+        settings: dict[str, Any] = {
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_PRECISION_HINT": "f32",
+        }
+        if self._threads is not None:
+            settings["INFERENCE_NUM_THREADS"] = self._threads
+        compiled = core.compile_model(core.read_model(path), "CPU", settings)
+        request = compiled.create_infer_request()
+        taken = {name for port in compiled.inputs for name in port.get_names()}
+        feeds = {name: array for name, array in inputs.items() if name in taken}
+
+        def run() -> Arrays:
+            results = request.infer(feeds, share_inputs=True)
+            return dict(zip(names, results.values(), strict=True))
+
+        return run
+
+    def _tensorrt(self, inputs: Arrays) -> Run:
+        self._need_gpu("tensorrt")
+        from polygraphy.backend.trt import EngineFromNetwork, NetworkFromOnnxPath, TrtRunner
+
+        path, names = self._plain_export(inputs)
+        runner = TrtRunner(EngineFromNetwork(NetworkFromOnnxPath(str(path))))
+        self._open.enter_context(runner)
+        taken = runner.get_input_metadata()
+        feeds = {name: array for name, array in inputs.items() if name in taken}
+
+        def run() -> Arrays:
+            results = runner.infer(feeds, check_inputs=False)
+            return {name: results[name] for name in names}
+
+        return run
+
+    def _onnxruntime(self, path: Path, names: list[str], inputs: Arrays) -> Run:
+        ort = onnxruntime()
+        options = ort.SessionOptions()
+        options.log_severity_level = 3
+        options.intra_op_num_threads = self._threads or 0
+        wanted = "CUDAExecutionProvider" if self._device == "cuda" else "CPUExecutionProvider"
+        settings = {"device_id": str(self._device_id)} if self._device == "cuda" else {}
+        if self._device == "cuda" and hasattr(ort, "preload_dlls"):
+            ort.preload_dlls()
+        session = ort.InferenceSession(str(path), options, providers=[(wanted, settings)])
+        if session.get_providers()[0] != wanted:
+            # ONNX Runtime goes on without a provider that can't be had, and would be measured on
+            # the CPU.
+            raise InputError(
+                f"ONNX Runtime has no {wanted} here", got=f"{session.get_providers()[0]} instead"
+            )
+        taken = {i.name for i in session.get_inputs()}
+        feeds = {name: array for name, array in inputs.items() if name in taken}
+        return lambda: dict(zip(names, session.run(names, feeds), strict=True))
+
+    def _plain_export(self, inputs: Arrays) -> tuple[Path, list[str]]:
+        """``torch.onnx.export`` as it comes, and the names of the outputs.
+
+        Our operator, where the model calls it, is exported as the scaled dot-product attention that
+        it is in PyTorch.
+        """
+        key = tuple((name, array.shape) for name, array in inputs.items())
+        if key not in self._exports:
+            path = Path(tempfile.mkdtemp(dir=self._folder.name)) / "plain.onnx"
+            self._exports[key] = path, _export_plainly(self._spec, inputs, path)
+        return self._exports[key]
+
+    def _need_gpu(self, name: str) -> None:
+        if self._device != "cuda":
+            raise InputError(f"{name} is a rival on GPUs", got=self._device)
+
+
+def _export_plainly(spec: ModelSpec, inputs: Arrays, path: Path) -> list[str]:
+    import torch
+
+    from crossfuse.export.capture.trace import named_outputs
+    from crossfuse.ops.torch_op import compute
+
+    given = {name: torch.from_numpy(np.array(array)) for name, array in inputs.items()}
+    with torch.inference_mode():
+        names = list(named_outputs(spec.module(**given)))
+    program = torch.export.export(spec.module, (), given)
+    table = torch.export.default_decompositions()
+    table[torch.ops.crossfuse.fused_attention.default] = compute
+    program = program.run_decompositions(table)
+    torch.onnx.export(
+        program,
+        (),
+        path,
+        kwargs=given,
+        dynamo=True,
+        opset_version=_OPSET,
+        verbose=False,
+        output_names=names,
+    )
+    return names
+
+
+RIVALS: dict[str, Callable[[Rivals, Arrays], Run]] = {
+    "eager": Rivals._eager,
+    "compile": Rivals._compile,
+    "compile-max": Rivals._compile_max,
+    "onnx": Rivals._onnx,
+    "hf": Rivals._hf,
+    "openvino": Rivals._openvino,
+    "eager-fp16": Rivals._eager_fp16,
+    "tensorrt": Rivals._tensorrt,
+}
+"""Name → how it is made."""

@@ -1,0 +1,1 @@
+"""Where time goes: nodes, their work, what the machine could attain."""

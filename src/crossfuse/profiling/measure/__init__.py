@@ -1,0 +1,1 @@
+"""How time is measured: rounds, intervals, load, cold starts."""

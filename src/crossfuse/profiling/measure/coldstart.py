@@ -1,0 +1,118 @@
+"""Cold starts, in fresh processes: from the start of the process to the first result, and the
+memory that took."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from crossfuse.core.npz import save_arrays
+from crossfuse.errors import InputError
+
+__all__ = ["ColdStart", "cold_start"]
+
+_CHILD = """
+import json, resource, sys, time
+at = {"started": time.time_ns()}
+from crossfuse import runtime
+at["imported"] = time.time_ns()
+session = runtime.load(sys.argv[1], sys.argv[2], runtime.SessionOptions(device_id=int(sys.argv[4])))
+at["loaded"] = time.time_ns()
+import numpy
+inputs = dict(numpy.load(sys.argv[3], allow_pickle=False))
+before = time.time_ns()
+session.run(inputs)
+at["answered"] = time.time_ns() - before
+try:
+    # The largest memory of this program; getrusage's includes that of the process that started it.
+    peak = int(open("/proc/self/status").read().partition("VmHWM:")[2].split()[0]) * 1024
+except (OSError, IndexError):
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+print(json.dumps(at | {"peak": peak}))
+"""
+
+
+@dataclass(frozen=True)
+class ColdStart:
+    """Medians over fresh processes, in seconds and bytes.
+
+    Attributes:
+        process: from the start of the process to Python's first line.
+        imports: of :mod:`crossfuse.runtime`.
+        load: of the bundle, hashes checked.
+        first_result: the first call.
+        total: their sum.
+        peak_bytes: the process's largest resident memory.
+        runs: how many processes.
+    """
+
+    process: float
+    imports: float
+    load: float
+    first_result: float
+    total: float
+    peak_bytes: int
+    runs: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data."""
+        return asdict(self)
+
+
+def cold_start(
+    bundle: Path, target: str, inputs: Mapping[str, NDArray[Any]], runs: int = 5, *, device: int = 0
+) -> ColdStart:
+    """Start so many processes, one after the other; ``device`` is the number of the GPU.
+
+    Raises:
+        InputError: a process failed.
+    """
+    taken = []
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "inputs.npz"
+        save_arrays(file, inputs)
+        for _ in range(runs):
+            before = time.time_ns()
+            # -P: the working folder may be a stranger's, and is no place to import from.
+            command = [
+                sys.executable,
+                "-P",
+                "-c",
+                _CHILD,
+                str(bundle),
+                target,
+                str(file),
+                str(device),
+            ]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            if done.returncode:
+                raise InputError(
+                    "a fresh process failed: "
+                    f"{(done.stderr.strip().splitlines() or ['nothing said'])[-1]}"
+                )
+            taken.append(_phases(before, json.loads(done.stdout)))
+    middle = [statistics.median(values) for values in zip(*taken, strict=True)]
+    process, imports, loading, first, peak = middle
+    return ColdStart(
+        process, imports, loading, first, process + imports + loading + first, int(peak), runs
+    )
+
+
+def _phases(before: int, at: Mapping[str, int]) -> tuple[float, float, float, float, float]:
+    return (
+        (at["started"] - before) * 1e-9,
+        (at["imported"] - at["started"]) * 1e-9,
+        (at["loaded"] - at["imported"]) * 1e-9,
+        at["answered"] * 1e-9,
+        float(at["peak"]),
+    )

@@ -1,0 +1,1 @@
+"""A latency report: its schema, comparisons, and what people see of it."""

@@ -1,0 +1,287 @@
+"""Input checks, compiled once per session: names, dtypes, ranks, fixed sizes, and named dimensions
+with their ranges."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from crossfuse.core.foreign import cause_of
+from crossfuse.core.tensors import Dim, TensorSpec
+from crossfuse.errors import InputError, suggestion
+from crossfuse.runtime.device_array import device_array
+from crossfuse.runtime.dlpack import CPU, CUDA_HOST
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from crossfuse.runtime.stage import Stage
+
+__all__ = [
+    "InputChecker",
+    "check_indices",
+    "given_by_name",
+    "ids_of",
+    "is_on_device",
+    "positions_of",
+]
+
+_TAKES = "a NumPy array or an object with DLPack"
+_UNSIGNED: dict[int, Any] = {4: np.dtype(np.uint32), 8: np.dtype(np.uint64)}
+
+
+def is_on_device(value: object) -> bool:
+    """An array with DLPack, or with the CUDA array interface alone, that is not in host memory."""
+    if isinstance(value, np.ndarray):
+        return False
+    device = getattr(value, "__dlpack_device__", None)
+    try:
+        if device is None:
+            return hasattr(value, "__cuda_array_interface__")
+        kind = device()[0]
+    except Exception as error:  # another library's code
+        raise InputError(
+            f"an input can't be read through DLPack: {cause_of(error)}", got=type(value).__name__
+        ) from error
+    return kind not in (CPU, CUDA_HOST)
+
+
+def given_by_name(inputs: object, named: dict[str, Any]) -> Mapping[str, Any]:
+    """A call's inputs: its one mapping, or its keywords.
+
+    Raises:
+        InputError: both, or something else than a mapping.
+    """
+    if inputs is None:
+        return named
+    if not isinstance(inputs, Mapping):
+        got = type(inputs).__name__
+        raise InputError(
+            "inputs are given by name",
+            got=got,
+            expected="keywords, or one mapping from names to arrays",
+        )
+    if named:
+        raise InputError(
+            "inputs are given twice, in a mapping and as keywords",
+            got=", ".join(named),
+            do="Put all of them into the mapping",
+        )
+    # Another mapping may make its values anew at each access.
+    return inputs if type(inputs) is dict else dict(inputs)
+
+
+class InputChecker:
+    """Checks a session's inputs and turns them into what the engine takes."""
+
+    def __init__(self, specs: tuple[TensorSpec, ...], dims: Mapping[str, Dim]) -> None:
+        self._names = {spec.name for spec in specs}
+        self._plan = []
+        for spec in specs:
+            axes = tuple(
+                (axis, size, None)
+                if isinstance(size, int)
+                else (axis, size, dims.get(size) or Dim("size"))
+                for axis, size in enumerate(spec.shape)
+            )
+            self._plan.append((spec, np.dtype(spec.dtype), len(spec.shape), axes))
+
+    def __call__(
+        self, inputs: Mapping[str, Any], known: Mapping[str, int] | None = None
+    ) -> dict[str, NDArray[Any]]:
+        """Checked host arrays, without a copy where the input is contiguous; ``known`` dimensions
+        have these sizes already.
+
+        Raises:
+            InputError: naming the input, what it got, and what it takes.
+        """
+        if inputs.keys() != self._names:
+            self._wrong_names(inputs)
+        feeds: dict[str, NDArray[Any]] = {}
+        sizes: dict[str, int] = dict(known) if known else {}
+        for spec, dtype, rank, axes in self._plan:
+            value = inputs[spec.name]
+            array = value if type(value) is np.ndarray else _as_array(spec, value)
+            if array.dtype != dtype:
+                raise InputError(
+                    "an input has the wrong dtype",
+                    where=spec.name,
+                    got=array.dtype,
+                    expected=dtype,
+                    do=f"Convert it, for example with .astype('{dtype}')",
+                )
+            self._check_shape(spec, array.shape, rank, axes, sizes)
+            if spec.range is not None:
+                check_indices(spec, array)
+            feeds[spec.name] = array if array.flags.c_contiguous else np.ascontiguousarray(array)
+        return feeds
+
+    def check_device(
+        self, inputs: Mapping[str, Any], engine: Stage, known: Mapping[str, int] | None = None
+    ) -> dict[str, Any]:
+        """The same checks where some arrays are on a GPU: those as `DeviceArray`, the others as
+        host arrays.
+
+        Indices on the GPU are not checked: they would have to be copied to be seen. ``known``
+        dimensions have these sizes already.
+
+        Raises:
+            InputError: as above, an array on another GPU than the engine's, or an engine that is on
+                none.
+        """
+        if inputs.keys() != self._names:
+            self._wrong_names(inputs)
+        if not engine.on_device:
+            where = ", ".join(name for name, value in inputs.items() if is_on_device(value))
+            raise InputError(
+                "an input is on a GPU, and the session computes on the CPU",
+                where=where,
+                do="Copy it to host memory first",
+            )
+        feeds: dict[str, Any] = {}
+        sizes: dict[str, int] = dict(known or {})
+        for spec, _, rank, axes in self._plan:
+            value = inputs[spec.name]
+            array = (
+                device_array(value, engine.device, spec.name)
+                if is_on_device(value)
+                else _as_array(spec, value)
+            )
+            if str(array.dtype) != spec.dtype:
+                raise InputError(
+                    "an input has the wrong dtype",
+                    where=spec.name,
+                    got=array.dtype,
+                    expected=spec.dtype,
+                    do="Convert it",
+                )
+            self._check_shape(spec, tuple(array.shape), rank, axes, sizes)
+            if spec.range is not None and isinstance(array, np.ndarray):
+                check_indices(spec, array)
+            feeds[spec.name] = array
+        return feeds
+
+    @staticmethod
+    def _check_shape(
+        spec: TensorSpec,
+        shape: tuple[int, ...],
+        rank: int,
+        axes: tuple[tuple[int, int | str, Dim | None], ...],
+        sizes: dict[str, int],
+    ) -> None:
+        if len(shape) != rank:
+            raise InputError(
+                "an input has the wrong rank", where=spec.name, got=shape, expected=spec
+            )
+        for axis, size, dim in axes:
+            got = shape[axis]
+            if dim is None:
+                if got != size:
+                    raise InputError(
+                        "an input has the wrong size",
+                        where=f"{spec.name}, axis {axis}",
+                        got=got,
+                        expected=spec,
+                    )
+                continue
+            assert isinstance(size, str)
+            if got < dim.min or (dim.max is not None and got > dim.max):
+                dim.check(got, f"{spec.name}, axis {axis}")
+            if sizes.setdefault(size, got) != got:
+                raise InputError(
+                    f"inputs disagree about dimension {size!r}",
+                    where=f"{spec.name}, axis {axis}",
+                    got=got,
+                    expected=sizes[size],
+                )
+
+    def _wrong_names(self, inputs: Mapping[str, Any]) -> None:
+        takes = ", ".join(str(spec) for spec, *_ in self._plan)
+        unknown = sorted(map(str, set(inputs) - self._names))
+        missing = sorted(self._names - set(inputs))
+        problems = [f"unknown {', '.join(unknown)}"] * bool(unknown) + [
+            f"missing {', '.join(missing)}"
+        ] * bool(missing)
+        near = [suggestion(name, missing) for name in unknown]
+        raise InputError(
+            "the inputs' names are wrong",
+            got="; ".join(problems),
+            expected=takes,
+            do=next(filter(None, near), None),
+        )
+
+
+def check_indices(spec: TensorSpec, array: NDArray[Any]) -> None:
+    """Refuse indices outside the spec's range, in one pass: as unsigned numbers, those below the
+    range are above it.
+
+    Raises:
+        InputError: naming the first index outside, and the range.
+    """
+    if spec.range is None or not array.size or array.dtype.kind not in "iu":
+        return
+    low, high = spec.range
+    if array.itemsize < 4:  # numbers that may be smaller than the table
+        array = array.astype(np.int64)
+    # `argmax` is several times faster than `max` for the sizes that ids have.
+    if high is not None:
+        places = (array if low == 0 else array - low).view(_UNSIGNED[array.itemsize])
+        if places.item(places.argmax()) <= high - low:
+            return
+    elif array.item(array.argmin()) >= low:
+        return
+    outside = (array < low) if high is None else (array < low) | (array > high)
+    place = tuple(int(i) for i in np.argwhere(outside)[0])
+    raise InputError(
+        "an input holds an index outside its table",
+        where=spec.name + (f"[{', '.join(map(str, place))}]" if place else ""),
+        got=int(array[place]),
+        expected=f"at least {low}" + ("" if high is None else f" and at most {high}"),
+        do="Give indices within the table; what pads must be within it as well, and be masked",
+    )
+
+
+def _as_array(spec: TensorSpec, value: object) -> NDArray[Any]:
+    if isinstance(value, np.ndarray):
+        return np.asarray(value)
+    if not hasattr(value, "__dlpack__"):
+        raise InputError(
+            "an input is not an array",
+            where=spec.name,
+            got=type(value).__name__,
+            expected=_TAKES,
+        )
+    try:
+        return np.from_dlpack(value)
+    except Exception as error:  # another library's code
+        raise InputError(
+            f"an input can't be read through DLPack: {cause_of(error)}", where=spec.name
+        ) from error
+
+
+def positions_of(values: object) -> NDArray[np.int64]:
+    """Whole numbers given as an array or a list, in one row.
+
+    Raises:
+        InputError: nothing of the kind.
+    """
+    found = ids_of(values).reshape(-1)
+    if found.dtype.kind not in "iu" and found.size:
+        raise InputError("positions are no whole numbers", got=found.dtype)
+    return found.astype(np.int64)
+
+
+def ids_of(values: object) -> NDArray[Any]:
+    """Integers given as an array, a list, or anything with DLPack, as a column.
+
+    Raises:
+        InputError: nothing of the kind.
+    """
+    try:
+        return np.asarray(values).reshape(-1, 1)
+    except Exception as error:  # a ragged list, or another library's code
+        raise InputError(
+            f"token ids can't be read: {cause_of(error)}", got=type(values).__name__
+        ) from error

@@ -1,0 +1,124 @@
+"""From a bundle's folder to an `Engine` that has answered once: loaded, tried for merging, warm."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from crossfuse.bundle.manifest import Manifest
+from crossfuse.bundle.store import open_bundle
+from crossfuse.core.tensors import TensorSpec
+from crossfuse.errors import CrossfuseError, InputError
+from crossfuse.parity.reference import REFERENCE_FILE, load_reference
+from crossfuse.runtime.load import load
+from crossfuse.runtime.options import SessionOptions
+from crossfuse.serve.limits import Limits
+from crossfuse.serve.merging import Merging
+from crossfuse.serve.metrics import Meter
+from crossfuse.serve.request_engine import Engine, Request
+
+__all__ = ["EngineOptions", "boundary", "example_inputs", "largest_batch", "open_engine"]
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """How a server opens a bundle.
+
+    Args:
+        target: of the bundle; where omitted, the best that runs here.
+        threads: inside one operator.
+        cache_mb: megabytes (10⁶) of kept contexts; 0 for none.
+        merge: whether queries of different requests may share a call.
+        max_rows: queries in one call.
+        device: which GPU, for targets that need one.
+    """
+
+    target: str | None = None
+    threads: int | None = None
+    cache_mb: int = 1000
+    merge: bool = True
+    max_rows: int = 64
+    device: int = 0
+
+    def __post_init__(self) -> None:
+        if self.cache_mb < 0 or self.max_rows < 1:
+            raise InputError(
+                "an option of the server is out of range",
+                got=f"cache {self.cache_mb} MB, {self.max_rows} rows",
+            )
+
+
+def open_engine(
+    path: str | Path,
+    options: EngineOptions,
+    *,
+    limits: Limits | None = None,
+    meter: Meter | None = None,
+) -> Engine:
+    """Load a bundle, try on its reference inputs whether queries may be merged, and so warm it up.
+
+    Raises:
+        BundleError: as :func:`crossfuse.runtime.load`.
+        CrossfuseError: the bundle doesn't answer its own reference inputs.
+    """
+    bundle = open_bundle(path)
+    session = load(
+        path,
+        options.target,
+        SessionOptions(threads=options.threads, spin=False, device_id=options.device),
+    )
+    engine = Engine(
+        session,
+        cache_bytes=options.cache_mb * 1_000_000,
+        limits=limits,
+        merge=options.merge,
+        max_rows=min(options.max_rows, largest_batch(bundle.manifest, options.max_rows)),
+        meter=meter,
+    )
+    inputs = example_inputs(path)
+    if inputs is not None:
+        engine.prove_merging(inputs)
+        (answer,) = engine.answer([Request(inputs)])
+        if isinstance(answer, CrossfuseError):
+            raise answer.__cause__ if isinstance(answer.__cause__, CrossfuseError) else answer
+        if engine.cache is not None:
+            engine.cache.clear()
+    elif engine.merges:
+        engine.merges = False
+    return engine
+
+
+def example_inputs(path: str | Path) -> dict[str, NDArray[Any]] | None:
+    """The smallest of the bundle's reference inputs; None in a bundle without."""
+    bundle = open_bundle(path)
+    if bundle.manifest.reference is None:
+        return None
+    (file,) = bundle.verified([REFERENCE_FILE])
+    points = load_reference(file).points
+    return dict(
+        min(points, key=lambda point: sum(array.nbytes for array in point.inputs.values())).inputs
+    )
+
+
+def largest_batch(manifest: Manifest, otherwise: int) -> int:
+    """The largest size of the dimension that queries are merged along."""
+    _, queries, outputs = boundary(manifest)
+    first = Merging(queries, outputs).dim
+    dim = manifest.dims.get(first) if first is not None else None
+    return otherwise if dim is None or dim.max is None else dim.max
+
+
+def boundary(
+    manifest: Manifest,
+) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+    """What a server takes and gives: context inputs (none in an unsplit bundle), the other inputs,
+    and outputs."""
+    stages = manifest.stages
+    if "context" not in stages:
+        return (), stages["model"].inputs, stages["model"].outputs
+    frontier = {spec.name for spec in stages["context"].outputs}
+    queries = tuple(spec for spec in stages["query"].inputs if spec.name not in frontier)
+    return stages["context"].inputs, queries, stages["query"].outputs

@@ -1,0 +1,196 @@
+"""The fields of a :class:`ModelSpec`, checked one by one: a wrong type is told where it was given,
+not where it is used."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from crossfuse.core.tensors import DTYPES, Dim
+from crossfuse.errors import InputError, unknown
+
+if TYPE_CHECKING:
+    from crossfuse.spec.model_spec import ModelSpec
+
+__all__ = ["check_fields", "check_input", "check_tensors"]
+
+_WRAP = (
+    "Wrap the module in one whose forward takes tensors by name and makes of them what the model "
+    "wants; what is no tensor "
+    "belongs into the wrapper"
+)
+
+
+def check_fields(spec: Any) -> None:
+    """Check the types of a spec's fields.
+
+    Raises:
+        InputError: naming the field, what it got and what it takes.
+    """
+    from torch import nn
+
+    if not isinstance(spec.module, nn.Module):
+        _wrong("module", spec.module, "a torch.nn.Module")
+    if not isinstance(spec.inputs, Mapping):
+        _wrong("inputs", spec.inputs, "a mapping of input names to example tensors")
+    if not spec.inputs:
+        raise InputError(
+            "the spec has no inputs",
+            expected="example tensors by the names of forward's parameters",
+        )
+    for name, value in spec.inputs.items():
+        if not isinstance(name, str) or not name:
+            raise InputError(
+                "an input's name is no text",
+                where="inputs",
+                got=repr(name),
+                expected="a parameter of forward",
+            )
+        check_input(name, value)
+    if not isinstance(spec.dynamic, Mapping):
+        _wrong(
+            "dynamic",
+            spec.dynamic,
+            "a mapping of input names to {axis: dimension}",
+            do="Leave it out where nothing is dynamic",
+        )
+    for name, axes in spec.dynamic.items():
+        if not isinstance(axes, Mapping):
+            _wrong(
+                f"dynamic[{name!r}]",
+                axes,
+                "a mapping of axes to dimensions, such as {0: 'batch:1:16'}",
+            )
+        for axis, dim in axes.items():
+            if not isinstance(axis, int) or isinstance(axis, bool):
+                raise InputError(
+                    "a dynamic axis is no number",
+                    where=f"dynamic[{name!r}]",
+                    got=repr(axis),
+                    expected="an axis, counted from 0",
+                )
+            if not isinstance(dim, str | Dim):
+                _wrong(
+                    f"dynamic[{name!r}][{axis}]", dim, "a crossfuse.Dim, or text NAME[:MIN[:MAX]]"
+                )
+    for field, names in (("context", spec.context), ("drop_outputs", spec.drop_outputs)):
+        if isinstance(names, str):
+            raise InputError(
+                "a field takes several names",
+                where=f"ModelSpec.{field}",
+                got=repr(names),
+                expected=f"({names!r},)",
+            )
+        if not isinstance(names, tuple | list) or not all(isinstance(one, str) for one in names):
+            _wrong(field, names, "a tuple of names")
+    if not isinstance(spec.name, str) or not spec.name:
+        _wrong("name", spec.name, "a text")
+    if spec.decode is not None and not isinstance(spec.decode, str):
+        _wrong("decode", spec.decode, "the name of an input, or None")
+    if spec.sampler is not None and not callable(spec.sampler):
+        _wrong(
+            "sampler",
+            spec.sampler,
+            "a function of sizes and a generator that gives tensors by name, or None",
+        )
+    if not callable(spec.tracing):
+        _wrong("tracing", spec.tracing, "a function that gives a context")
+    for field, names in (
+        ("dynamic", spec.dynamic),
+        ("context", spec.context),
+        ("decode", [spec.decode] if spec.decode else []),
+        ("vocabulary", spec.vocabulary),
+    ):
+        for name in names:
+            if name not in spec.inputs:
+                raise unknown(f"{field} names an input that doesn't exist", name, spec.inputs)
+
+
+def check_input(name: str, value: Any) -> None:
+    """Check one example input.
+
+    Raises:
+        InputError: not a dense tensor on the CPU that holds values of a type which a bundle may
+            hold.
+    """
+    import numpy as np
+    import torch
+
+    def wrong(got: object, do: str) -> InputError:
+        expected = "a torch.Tensor on the CPU"
+        return InputError(
+            "an example input can't be used",
+            where=f"inputs[{name!r}]",
+            got=got,
+            expected=expected,
+            do=do,
+        )
+
+    if isinstance(value, np.ndarray):
+        raise wrong("a NumPy array", "Give torch.from_numpy(array)")
+    if not isinstance(value, torch.Tensor):
+        shown = (
+            f" ({value!r})" if value is None or isinstance(value, bool | int | float | str) else ""
+        )
+        raise wrong(f"{_article(type(value).__name__)}{shown}", _WRAP)
+    if value.device.type == "meta" or _is_fake(value):
+        raise wrong(
+            "a tensor without values (meta or fake)",
+            "Give one with values: torch.randn, torch.randint",
+        )
+    if value.device.type != "cpu":
+        raise wrong(f"a tensor on {value.device}", "Give tensor.cpu(), and the module on the CPU")
+    if value.layout != torch.strided or value.is_quantized or value.is_nested:
+        raise wrong(f"a tensor that is not dense ({value.layout})", "Give tensor.to_dense()")
+    dtype = str(value.dtype).removeprefix("torch.")
+    if dtype not in DTYPES:
+        raise wrong(f"a tensor of {dtype}", f"Types that can be used: {', '.join(DTYPES)}")
+
+
+def check_tensors(spec: ModelSpec) -> None:
+    """Check that a module's parameters and buffers hold values, on the CPU.
+
+    Raises:
+        InputError: naming the first ones that don't.
+    """
+    named = {**dict(spec.module.named_parameters()), **dict(spec.module.named_buffers())}
+    for what, do, found in (
+        (
+            "the module's parameters hold no values: they are on the meta device",
+            "Load its weights: module.to_empty(device='cpu'), then load_state_dict",
+            [
+                name
+                for name, tensor in named.items()
+                if tensor.device.type == "meta" or _is_fake(tensor)
+            ],
+        ),
+        (
+            "the module is not on the CPU, where it is traced and compared",
+            "Give module.cpu(); the target decides where a bundle runs",
+            [name for name, tensor in named.items() if tensor.device.type not in ("cpu", "meta")],
+        ),
+    ):
+        if found:
+            more = f" and {len(found) - 3} more" if len(found) > 3 else ""
+            raise InputError(what, where=spec.name, got=", ".join(found[:3]) + more, do=do)
+
+
+def _is_fake(tensor: Any) -> bool:
+    from torch._subclasses.fake_tensor import FakeTensor
+
+    return isinstance(tensor, FakeTensor)
+
+
+def _wrong(field: str, value: object, expected: str, do: str | None = None) -> None:
+    got = (
+        repr(value)
+        if value is None or isinstance(value, bool | int | float | str)
+        else _article(type(value).__name__)
+    )
+    raise InputError(
+        "a field has the wrong type", where=f"ModelSpec.{field}", got=got, expected=expected, do=do
+    )
+
+
+def _article(noun: str) -> str:
+    return f"{'an' if noun[:1].lower() in 'aeiou' else 'a'} {noun}"

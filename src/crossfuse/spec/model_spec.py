@@ -1,0 +1,301 @@
+"""`ModelSpec`: a PyTorch module with what an export must know about its inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from crossfuse.core.foreign import blaming
+from crossfuse.core.tensors import Dim, collect_dims
+from crossfuse.errors import InputError, unknown
+from crossfuse.spec.checks import check_fields, check_input
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from crossfuse.spec.imitation import Draw
+    from crossfuse.spec.input_kinds import Kind
+
+__all__ = ["ModelSpec", "Sampler", "Tracing"]
+
+Kept = TypeVar("Kept")
+
+Sampler = Callable[[dict[str, int], "torch.Generator"], "dict[str, Tensor]"]
+"""Makes inputs of the given sizes of the named dimensions: realistic, seeded by the generator,
+masks padded."""
+
+
+@dataclass(frozen=True)
+class Tracing:
+    """What a library brings to the tracing and translating of its models.
+
+    Attributes:
+        interfaced: paths of modules whose attention called the operator through the library's
+            interface; filled while tracing.
+        translations: PyTorch operator → its translation to ONNX.
+        defer_guards: relations between sizes that hold but that the tracer can't prove are not
+            errors.
+        fix_program: mends the exported program in place before it is translated.
+        fix_model: mends the ONNX program in place after that.
+    """
+
+    interfaced: Collection[str] = ()
+    translations: Mapping[Any, Any] = field(default_factory=dict)
+    defer_guards: bool = False
+    fix_program: Callable[[Any], None] = lambda _: None
+    fix_model: Callable[[Any], None] = lambda _: None
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """A module, example inputs by name, and which of their axes are dynamic.
+
+    Args:
+        module: called as ``module(**inputs)``; returns a tensor, or a dict, dataclass, named tuple
+            or tuple of tensors.
+        inputs: example tensors by the names of ``forward``'s parameters.
+        dynamic: axis → dimension per input; a dimension is a :class:`crossfuse.Dim`, or text
+            ``NAME[:MIN[:MAX]]``.
+        context: names of inputs that change rarely (an image with many questions, say).
+        name: of the model, for reports.
+        decode: the input of token ids, ``[batch, tokens]``, of a model that decodes token by token
+            over its context.
+        decode_where_possible: a model that can't be decoded so is exported without the stage for
+            steps, instead of refused.
+        drop_outputs: names of outputs to leave out; ``*`` stands for any text. An attention whose
+            probabilities are an output fuses only without that output.
+        tracing: gives the context in which the module, or a copy of it, is traced and translated;
+            set by sources that need one.
+        sampler: makes inputs at other sizes; where omitted, the examples are imitated, as
+            :mod:`crossfuse.spec.imitation` tells.
+        examples: further real inputs, by the same names and of any sizes that ``dynamic`` allows.
+            They and ``inputs`` are among the points at which every target is compared, and which a
+            search for mixed precision measures.
+        vocabulary: how many rows the table has that an input of ids looks up; where omitted, seen
+            in one eager run where the table is a parameter. Ids are made over all of it.
+        about: what the manifest adds about the source, as plain data; set by sources that load
+            weights.
+
+    Raises:
+        InputError: a field of the wrong type, an input that is no tensor, an input, axis or context
+            name that doesn't exist, or one dimension with two sizes or ranges.
+    """
+
+    module: nn.Module
+    inputs: Mapping[str, Tensor]
+    dynamic: Mapping[str, Mapping[int, str | Dim]] = field(default_factory=dict)
+    context: tuple[str, ...] = ()
+    name: str = "model"
+    sampler: Sampler | None = None
+    drop_outputs: tuple[str, ...] = ()
+    decode: str | None = None
+    tracing: Callable[[nn.Module], AbstractContextManager[Tracing]] = lambda _: nullcontext(
+        Tracing()
+    )
+    examples: Sequence[Mapping[str, Tensor]] = ()
+    vocabulary: Mapping[str, int] = field(default_factory=dict)
+    about: Mapping[str, Any] = field(default_factory=dict)
+    decode_where_possible: bool = False
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        for name, axes in self.dynamic.items():
+            rank = self.inputs[name].ndim
+            for axis in axes:
+                if not 0 <= axis < rank:
+                    raise InputError(
+                        "a dynamic axis doesn't exist",
+                        where=name,
+                        got=axis,
+                        expected=f"0..{rank - 1}",
+                    )
+        sizes = self.example_sizes
+        for dim in self.dims.values():
+            dim.check(sizes[dim.name], "the example inputs")
+        for i, example in enumerate(self.examples):
+            self.sizes_of(example, f"examples[{i}]")
+
+    @classmethod
+    def from_sampler(
+        cls,
+        module: nn.Module,
+        sampler: Sampler,
+        *,
+        dynamic: Mapping[str, Mapping[int, str | Dim]],
+        example: dict[str, int],
+        context: tuple[str, ...] = (),
+        name: str = "model",
+    ) -> ModelSpec:
+        """A spec whose examples come from its sampler at the sizes ``example``."""
+        with blaming("the sampler raised", where=name):
+            inputs = sampler(example, _generator(0))
+        return cls(module, inputs, dynamic, context, name, sampler)
+
+    def kept(self, outputs: Mapping[str, Kept]) -> dict[str, Kept]:
+        """The outputs that are not dropped.
+
+        Raises:
+            InputError: none is left, or a name without ``*`` matches none.
+        """
+        for pattern in self.drop_outputs:
+            if "*" not in pattern and pattern not in outputs:
+                raise unknown("an output to drop doesn't exist", pattern, outputs)
+        left = {
+            n: out
+            for n, out in outputs.items()
+            if not any(fnmatchcase(n, p) for p in self.drop_outputs)
+        }
+        if not left:
+            raise InputError("every output is dropped", where=self.name, got=", ".join(outputs))
+        return left
+
+    def traced_in(
+        self, tracing: Callable[[nn.Module], AbstractContextManager[Tracing]]
+    ) -> ModelSpec:
+        """The spec, traced in a context."""
+        return replace(self, tracing=tracing)
+
+    @property
+    def dims(self) -> dict[str, Dim]:
+        """The named dimensions, each once."""
+        return collect_dims(self.dynamic)
+
+    @property
+    def axes(self) -> dict[str, dict[int, str]]:
+        """Dimension names per input and axis."""
+        return {
+            name: {axis: Dim.parse(d).name for axis, d in axes.items()}
+            for name, axes in self.dynamic.items()
+        }
+
+    @property
+    def example_sizes(self) -> dict[str, int]:
+        """Sizes of the named dimensions in the example inputs."""
+        return self._sizes(self.inputs, "the example inputs")
+
+    def sizes_of(self, inputs: Mapping[str, Tensor], where: str) -> dict[str, int]:
+        """Sizes of the named dimensions in other inputs, which are checked against the examples.
+
+        Raises:
+            InputError: other names, dtypes, ranks or fixed sizes, one dimension with two sizes, or
+                a size out of its range.
+        """
+        if inputs.keys() != self.inputs.keys():
+            unknown, missing = (
+                sorted(inputs.keys() - self.inputs.keys()),
+                sorted(self.inputs.keys() - inputs.keys()),
+            )
+            got = [f"unknown {', '.join(unknown)}"] * bool(unknown) + [
+                f"missing {', '.join(missing)}"
+            ] * bool(missing)
+            raise InputError(
+                "the inputs' names are wrong",
+                where=where,
+                got="; ".join(got),
+                expected=", ".join(self.inputs),
+            )
+        for name, example in self.inputs.items():
+            tensor, free = inputs[name], self.axes.get(name, {})
+            if tensor.dtype != example.dtype:
+                raise InputError(
+                    "an input has the wrong dtype",
+                    where=f"{where}, {name}",
+                    got=tensor.dtype,
+                    expected=example.dtype,
+                )
+            fixed = tensor.ndim == example.ndim and all(
+                n == m
+                for i, (n, m) in enumerate(zip(tensor.shape, example.shape, strict=True))
+                if i not in free
+            )
+            if not fixed:
+                expected = [free.get(i, n) for i, n in enumerate(example.shape)]
+                raise InputError(
+                    "an input has the wrong shape",
+                    where=f"{where}, {name}",
+                    got=list(tensor.shape),
+                    expected=f"[{', '.join(map(str, expected))}]",
+                )
+        sizes = self._sizes(inputs, where)
+        for dim in self.dims.values():
+            dim.check(sizes[dim.name], where)
+        return sizes
+
+    def _sizes(self, inputs: Mapping[str, Tensor], where: str) -> dict[str, int]:
+        sizes: dict[str, int] = {}
+        for name, axes in self.axes.items():
+            for axis, dim in axes.items():
+                size = int(inputs[name].shape[axis])
+                if sizes.setdefault(dim, size) != size:
+                    raise InputError(
+                        f"dimension {dim!r} has two sizes in {where}",
+                        where=f"{name}, axis {axis}",
+                        got=size,
+                        expected=sizes[dim],
+                    )
+        return sizes
+
+    def kinds(self) -> dict[str, Kind]:
+        """What kind each input is, told by all examples."""
+        from crossfuse.spec.input_kinds import kinds_of
+
+        return kinds_of([self.inputs, *self.examples], self.axes)
+
+    def sample(
+        self, sizes: Mapping[str, int], seed: int, draw: Draw | None = None
+    ) -> dict[str, Tensor]:
+        """Seeded inputs at the given sizes of the named dimensions.
+
+        Args:
+            sizes: of the named dimensions.
+            seed: the same gives the same.
+            draw: what they are to reach; where omitted, masks are padded at the end, ids and
+                features as in the examples.
+
+        Raises:
+            InputError: the sampler fails, or gives other names or sizes than the spec says.
+        """
+        from crossfuse.spec.imitation import Draw, imitate, vary
+
+        generator, draw = _generator(seed), draw or Draw()
+        shapes = {name: self._shape(name, sizes) for name in self.inputs}
+        if self.sampler is None:
+            return imitate(self.kinds(), self.inputs, shapes, self.axes, draw, generator)
+        with blaming("the sampler raised", where=f"{self.name} at {dict(sizes)}"):
+            made = self.sampler(dict(sizes), generator)
+        if not isinstance(made, Mapping):
+            raise InputError(
+                "the sampler gives no tensors by name", where=self.name, got=type(made).__name__
+            )
+        for name, example in self.inputs.items():
+            if name in made:
+                check_input(name, made[name])
+            if (
+                name not in made
+                or tuple(made[name].shape) != shapes[name]
+                or made[name].dtype != example.dtype
+            ):
+                got = f"{made[name].dtype} {tuple(made[name].shape)}" if name in made else "nothing"
+                expected = f"{example.dtype} {shapes[name]}"
+                raise InputError(
+                    "the sampler's inputs differ", where=name, got=got, expected=expected
+                )
+        return vary(
+            self.kinds(), {name: made[name] for name in self.inputs}, self.axes, draw, generator
+        )
+
+    def _shape(self, name: str, sizes: Mapping[str, int]) -> tuple[int, ...]:
+        axes = self.axes.get(name, {})
+        return tuple(
+            sizes[axes[i]] if i in axes else int(n) for i, n in enumerate(self.inputs[name].shape)
+        )
+
+
+def _generator(seed: int) -> torch.Generator:
+    import torch
+
+    return torch.Generator().manual_seed(seed)

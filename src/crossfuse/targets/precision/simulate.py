@@ -1,0 +1,131 @@
+"""The fp32 graph that rounds as a half-precision graph does, so that its numbers can be had on any
+CPU.
+
+Half weights are widened; each result that the half graph would hold in fp16 or bf16 is rounded to
+it and back. Products are summed in fp32 and rounded once, as tensor cores do; operators that only
+move or select numbers need no rounding. What overflows there overflows here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import onnx_ir as ir
+
+from crossfuse.graph.metadata import clone
+
+__all__ = ["half_inputs", "simulate"]
+
+_HALF = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+_EXACT = {
+    "Abs", "Concat", "Constant", "DepthToSpace", "Expand", "Flatten", "Gather", "GatherElements", "GatherND", "Identity", "Max",
+    "MaxPool", "Min", "Neg", "Pad", "ReduceMax", "ReduceMin", "Relu", "Reshape", "ScatterElements", "ScatterND", "Slice",
+    "SpaceToDepth", "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze", "Where",
+}  # fmt: skip
+
+
+def simulate(model: ir.Model, *, boundary: Iterable[str] = ()) -> ir.Model:
+    """A copy without half floats inside.
+
+    Args:
+        model: with half floats; fused or lowered.
+        boundary: half inputs and outputs that stay so; the others become fp32, holding rounded
+            numbers.
+    """
+    model = clone(model)
+    graph = model.graph
+    stay = frozenset(boundary)
+    ends = [value.dtype for value in graph.outputs]
+    for node in list(graph):
+        _unconstant(graph, node)
+    starts = [v for v in (*graph.inputs, *graph.initializers.values()) if v.dtype in _HALF]
+    nodes = list(graph)
+    half = {
+        output: output.dtype for node in nodes for output in node.outputs if output.dtype in _HALF
+    }
+    for node in nodes:
+        _retype(node)
+    for value in starts:
+        if value.is_graph_input() and value.name not in stay:
+            value.type = ir.TensorType(ir.DataType.FLOAT)
+        else:
+            _convert_uses(graph, value, [ir.DataType.FLOAT], nodes)
+    for value, dtype in half.items():
+        value.type = ir.TensorType(ir.DataType.FLOAT)
+        producer = value.producer()
+        assert producer is not None
+        if producer.op_type not in _EXACT and dtype is not None:
+            _convert_uses(graph, value, [dtype, ir.DataType.FLOAT], nodes)
+    for i, value in enumerate(graph.outputs):
+        if value.name in stay and ends[i] in _HALF and value.dtype not in _HALF:
+            graph.outputs[i] = _end(graph, value, ends[i])
+    return model
+
+
+def half_inputs(model: ir.Model) -> tuple[str, ...]:
+    """Names of the graph's inputs that are half floats."""
+    return tuple(value.name or "" for value in model.graph.inputs if value.dtype in _HALF)
+
+
+def _unconstant(graph: ir.Graph, node: ir.Node) -> None:
+    """Half constants become initializers, which are widened like weights."""
+    if node.op_type != "Constant" or node.outputs[0].dtype not in _HALF:
+        return
+    old = node.outputs[0]
+    tensor = ir.convenience.get_const_tensor(old)
+    assert tensor is not None
+    new = ir.Value(name=f"{old.name}.value", type=old.type, shape=old.shape, const_value=tensor)
+    graph.register_initializer(new)
+    old.replace_all_uses_with(new, replace_graph_outputs=True)
+    graph.remove(node, safe=True)
+
+
+def _retype(node: ir.Node) -> None:
+    """Attributes that name the half type."""
+    if node.op_type == "Cast" and node.attributes["to"].as_int() in _HALF:
+        node.attributes["to"] = ir.AttrInt64("to", int(ir.DataType.FLOAT))
+    if node.op_type == "ConstantOfShape" and "value" in node.attributes:
+        tensor = node.attributes["value"].as_tensor()
+        if tensor.dtype in _HALF:
+            node.attributes["value"] = ir.AttrTensor(
+                "value", ir.tensor(tensor.numpy().astype("float32"))
+            )
+
+
+def _convert_uses(
+    graph: ir.Graph, value: ir.Value, types: list[ir.DataType], nodes: list[ir.Node]
+) -> None:
+    """Put casts between a value and its uses."""
+    uses = list(value.uses())
+    ends = [i for i, output in enumerate(graph.outputs) if output is value]
+    last, before = value, value.producer()
+    for dtype in types:
+        cast = ir.node("Cast", [last], attributes={"to": int(dtype)})
+        made = cast.outputs[0]
+        made.name, made.shape, made.type = (
+            f"{last.name}.as_{dtype.name.lower()}",
+            value.shape,
+            ir.TensorType(dtype),
+        )
+        if before is None:
+            graph.insert_before(nodes[0], cast)
+        else:
+            graph.insert_after(before, cast)
+        last, before = made, cast
+    for node, index in uses:
+        node.replace_input_with(index, last)
+    if ends:
+        name = value.name
+        value.name, last.name = f"{name}.computed", name
+        for i in ends:
+            graph.outputs[i] = last
+
+
+def _end(graph: ir.Graph, value: ir.Value, dtype: ir.DataType | None) -> ir.Value:
+    assert dtype is not None
+    cast = ir.node("Cast", [value], attributes={"to": int(dtype)})
+    made, name = cast.outputs[0], value.name
+    value.name, made.name = f"{name}.widened", name
+    made.shape, made.type = value.shape, ir.TensorType(dtype)
+    graph.append(cast)
+    return made

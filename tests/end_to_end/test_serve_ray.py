@@ -1,0 +1,347 @@
+"""The Ray Serve application through the command line, asked with Triton's client: answers,
+refusals, deaths, redeploys."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import crossfuse
+from coverage.cases import CASES
+from crossfuse import InputError, runtime
+from crossfuse.serve.merging import agree
+from crossfuse.serve.rayserve.options import ServeOptions
+from end_to_end.test_serve_triton import requests_for
+
+pytest.importorskip("ray", reason="ray is not installed")
+serving = pytest.importorskip("serving", reason="tritonclient is not installed")
+
+from crossfuse.serve.rayserve.ingress import home_of  # noqa: E402
+
+
+@contextmanager
+def server(
+    bundle: Path, *options: str, name: str = "m"
+) -> Iterator[tuple[int, subprocess.Popen[str]]]:
+    """``crossfuse serve`` on a free port."""
+    port, metrics = serving.free_port(), serving.free_port()
+    command = [
+        sys.executable,
+        "-m",
+        "crossfuse",
+        "serve",
+        str(bundle),
+        "--port",
+        str(port),
+        "--metrics-port",
+        str(metrics),
+    ]
+    command += ["--name", name, "--json", *options]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    try:
+        serving.wait_until_ready(port, name, 240)
+        yield port, process
+    finally:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.communicate(timeout=120)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
+
+
+def made(name: str, folder: Path) -> crossfuse.Bundle:
+    if name in CASES:
+        return crossfuse.export(CASES[name].make(), folder)
+    return crossfuse.export(name, folder, size="tiny")
+
+
+@pytest.mark.parametrize(
+    "name", ["qformer", pytest.param("blip_retrieval", marks=pytest.mark.slow)]
+)
+def test_application_answers_as_the_session_does(tmp_path: Path, name: str) -> None:
+    bundle = made(name, tmp_path / "bundle")
+    with (
+        runtime.load(bundle.path) as session,
+        server(bundle.path, "--replicas", "2", "--num-cpus", "0.5") as (port, process),
+    ):
+        requests = requests_for(session)
+        serving.check_metadata(port, "m", session)
+        serving.check_answers(port, "m", session, requests)
+        context = tuple(s.name for s in session.stages["context"].inputs)
+        serving.check_context_ids(port, "m", session, requests[0], context)
+        serving.check_refusals(port, "m", session, requests[0], context[0], "input_ids")
+        assert process.stdout is not None
+        started = read_json(process.stdout)
+        assert started["url"] == f"http://127.0.0.1:{port}/v2/models/m"
+        counted = metrics_of(started["metrics"])
+        assert counted["crossfuse_requests"] > len(requests)
+        assert (
+            counted["crossfuse_context_cache_hits"] > counted["crossfuse_context_cache_misses"] > 0
+        )
+        # What was taken is answered, although the server is told to stop.
+        slow, answers = requests[1], []
+        thread = threading.Thread(
+            target=lambda: answers.append(serving.infer(serving.client_of(port), "m", slow))
+        )
+        thread.start()
+        time.sleep(0.002)
+        process.send_signal(signal.SIGTERM)
+        thread.join()
+        assert agree(answers[0], session.run(**slow))
+        assert process.wait(120) == 0
+
+
+@pytest.mark.slow
+def test_a_killed_replica_costs_no_wrong_answer(tmp_path: Path) -> None:
+    """At most the requests that it had in flight fail; none does where another replica can take
+    them over."""
+    bundle = made("qformer", tmp_path / "bundle")
+    with (
+        runtime.load(bundle.path) as session,
+        server(bundle.path, "--replicas", "2", "--num-cpus", "0.5") as (port, _),
+    ):
+        requests = requests_for(session)
+        expected = [session.run(**arrays) for arrays in requests]
+        with serving.Load(port, "m", requests, expected, callers=4) as load:
+            wait_for(lambda: load.answers > 50)
+            victims = replicas()
+            os.kill(victims[0], signal.SIGKILL)
+            at = load.answers
+            wait_for(lambda: load.answers > at + 200)
+            wait_for(lambda: len(replicas()) == 2 and replicas() != victims)
+            at = load.answers
+            wait_for(lambda: load.answers > at + 50)
+        print(f"{load.answers} answers, {load.wrong} wrong, {len(load.failures)} failed")
+        assert load.wrong == 0
+        # Four callers in a closed loop: no more than four requests can have been in flight on the
+        # killed one.
+        assert len(load.failures) <= 4, load.failures
+        assert all("503" in failure or "died" in failure for failure in load.failures), (
+            load.failures
+        )
+
+
+@pytest.mark.slow
+def test_a_redeploy_under_load_fails_no_request(tmp_path: Path) -> None:
+    """By the emitted config, as ``serve run`` reads it, then by the command line on the running
+    cluster."""
+    from crossfuse.serve.cluster import local_ray
+
+    bundle = made("qformer", tmp_path / "bundle")
+    port = serving.free_port()
+    command = [
+        sys.executable,
+        "-m",
+        "crossfuse",
+        "serve",
+        str(bundle.path),
+        "--replicas",
+        "2",
+        "--num-cpus",
+        "0.5",
+    ]
+    command += ["--name", "m", "--port", str(port)]
+    subprocess.run([*command, "--emit-config", str(tmp_path / "serve.yaml")], check=True)
+    with runtime.load(bundle.path) as session, local_ray(cpus=2):
+        import ray
+
+        address = ray.get_runtime_context().gcs_address
+        environment = os.environ | {"RAY_ADDRESS": address}
+        script = Path(sys.executable).parent / "serve"
+        subprocess.run(
+            [script, "run", "--non-blocking", tmp_path / "serve.yaml"], check=True, env=environment
+        )
+        serving.wait_until_ready(port, "m")
+        requests = requests_for(session)
+        expected = [session.run(**arrays) for arrays in requests]
+        with serving.Load(port, "m", requests, expected) as load:
+            wait_for(lambda: load.answers > 50)
+            before = set(replicas())
+            subprocess.run([*command, "--max-rows", "32", "--address", address], check=True)
+            at = load.answers
+            wait_for(lambda: load.answers > at + 50)
+            assert not before & set(replicas())
+        print(f"{load.answers} answers, {load.wrong} wrong, {len(load.failures)} failed")
+        assert load.wrong == 0
+        assert not load.failures
+
+
+@pytest.mark.slow
+def test_requests_go_where_their_context_is(tmp_path: Path) -> None:
+    """50 contexts that fit into the caches, over 2 replicas: at least 90% of the repeated requests
+    hit."""
+    bundle = made("qformer", tmp_path / "bundle")
+    with (
+        runtime.load(bundle.path) as session,
+        server(bundle.path, "--replicas", "2", "--num-cpus", "0.5") as (port, process),
+    ):
+        assert process.stdout is not None
+        url = read_json(process.stdout)["metrics"]
+        rng = np.random.default_rng(0)
+        base = requests_for(session)[0]
+        contexts = [
+            rng.standard_normal(base["image_features"].shape).astype(np.float32) for _ in range(50)
+        ]
+        client = serving.client_of(port)
+        serving.infer(client, "m", base)
+        before = metrics_of(url)
+        rounds = 6
+        for i in rng.permutation(50 * rounds):
+            serving.infer(client, "m", base | {"image_features": contexts[i % 50]})
+        after = metrics_of(
+            url, lambda c: c["crossfuse_requests"] - before["crossfuse_requests"] >= 50 * rounds
+        )
+        hits = after["crossfuse_context_cache_hits"] - before["crossfuse_context_cache_hits"]
+        print(f"{hits:g} of {50 * (rounds - 1)} repeated requests hit")
+        assert hits >= 0.9 * 50 * (rounds - 1)
+
+
+@pytest.mark.slow
+def test_a_full_queue_says_so(tmp_path: Path) -> None:
+    bundle = made("qformer", tmp_path / "bundle")
+    limits = ["--max-queue", "2", "--batch-wait-ms", "500", "--batch-size", "64"]
+    with runtime.load(bundle.path) as session, server(bundle.path, *limits) as (port, _):
+        request = requests_for(session)[0]
+        with serving.Load(port, "m", [request], [session.run(**request)], callers=8) as load:
+            wait_for(lambda: load.answers > 4 and len(load.failures) > 4)
+        assert load.wrong == 0
+        assert all("queue is full" in failure for failure in load.failures)
+
+
+def test_config_file(tmp_path: Path) -> None:
+    """The emitted file is one that Serve reads, and builds the application that was asked for."""
+    yaml = pytest.importorskip("yaml")
+    from ray.serve.schema import ServeDeploySchema
+
+    bundle = made("qformer", tmp_path / "bundle")
+    file = tmp_path / "serve.yaml"
+    command = [
+        sys.executable,
+        "-m",
+        "crossfuse",
+        "serve",
+        str(bundle.path),
+        "--emit-config",
+        str(file),
+        "--replicas",
+        "3",
+    ]
+    subprocess.run(
+        [*command, "--host", "0.0.0.0", "--cache-mb", "7", "--max-replicas", "5"], check=True
+    )
+    data = yaml.safe_load(file.read_text())
+    schema = ServeDeploySchema.model_validate(data)
+    assert schema.http_options.host == "0.0.0.0"
+    (application,) = schema.applications
+    options = ServeOptions.from_json(application.args)
+    assert (options.replicas, options.max_replicas, options.engine.cache_mb) == (3, 5, 7)
+    module, _, function = application.import_path.partition(":")
+    import importlib
+
+    built = getattr(importlib.import_module(module), function)(application.args)
+    assert built._bound_deployment.name == "ingress"
+
+
+def test_routing_is_stable_and_even() -> None:
+    """Every context has one home; when a replica leaves, only its contexts move."""
+    from crossfuse.serve.rayserve.router import order
+
+    names = ["a", "b", "c"]
+    homes = {str(key): order(str(key), names)[0] for key in range(3000)}
+    assert all(900 < count < 1100 for count in Counter(homes.values()).values())
+    for key, home in homes.items():
+        assert order(key, ["c", "b", "a"])[0] == home
+        assert order(key, ["a", "b"])[0] == (
+            home if home != "c" else next(n for n in order(key, names) if n != "c")
+        )
+
+
+@pytest.mark.parametrize("name", ["cat", "", "x" * 100_000, "a\nb\x1b[2J", "\ud800", "é"])
+def test_what_routes_is_a_digest(name: str) -> None:
+    """A client's text goes into no header and no log."""
+    home = home_of(name, b"key")
+    assert len(home) == 40
+    assert set(home) <= set("0123456789abcdef")
+    assert home == home_of(name, None)
+    assert home != home_of(name + "x", None)
+    assert home_of(None, b"\x01") == "01"
+    assert home_of(None, None) == ""
+
+
+def test_options_are_checked() -> None:
+    with pytest.raises(InputError, match="positive"):
+        ServeOptions("b", "m", replicas=0)
+    with pytest.raises(InputError, match="URL"):
+        ServeOptions("b", "a/b")
+    with pytest.raises(InputError, match="known"):
+        ServeOptions.from_json({"bundle": "b", "name": "m", "colour": 1})
+    options = ServeOptions("b", "m", replicas=2)
+    assert ServeOptions.from_json(json.loads(json.dumps(options.to_json()))) == options
+
+
+def replicas() -> list[int]:
+    """Process ids of this machine's replicas that hold a session."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        try:
+            if (
+                entry.name.isdigit()
+                and b"ServeReplica:m:replica" in (entry / "cmdline").read_bytes()
+            ):
+                found.append(int(entry.name))
+        except OSError:
+            continue
+    return sorted(found)
+
+
+def read_json(stream: Any) -> dict[str, Any]:
+    text = ""
+    for line in stream:
+        text += line
+        try:
+            data: dict[str, Any] = json.loads(text)
+        except ValueError:
+            continue
+        return data
+    raise AssertionError(text)
+
+
+def metrics_of(
+    url: str, enough: Any = lambda counted: counted["crossfuse_requests"] > 0
+) -> Counter[str]:
+    """Sums over all replicas; Ray exports with some delay."""
+    end = time.monotonic() + 60
+    while True:
+        counted: Counter[str] = Counter()
+        with urllib.request.urlopen(url) as page:
+            for line in page.read().decode().splitlines():
+                if "crossfuse_" in line and not line.startswith("#"):
+                    name = line.split("{")[0].removeprefix("ray_").removesuffix("_total")
+                    counted[name] += float(line.split()[-1])
+        if enough(counted) or time.monotonic() > end:
+            return counted
+        time.sleep(0.5)
+
+
+def wait_for(condition: Any, seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "nothing happened"
+        time.sleep(0.05)

@@ -1,0 +1,153 @@
+"""Operators decomposed one by one: the program still computes what the module does, and nothing to
+decompose is left."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from crossfuse.export.capture.decompose import decompose
+
+ATEN = torch.ops.aten
+TABLE = {
+    ATEN.rsub.Scalar: lambda x, other, alpha=1: -alpha * x + other,
+    ATEN.silu.default: lambda x: x * torch.sigmoid(x),
+}
+
+
+def casts(x: Tensor) -> object:
+    return {
+        "same": x.to(torch.float32),
+        "double": x.to(torch.float64).float() * 2,
+        "input": x,
+        "like": x.to(x),
+    }
+
+
+def layouts(x: Tensor) -> object:
+    y = x.unflatten(-1, (4, -1)).transpose(1, 2)
+    return (
+        y.contiguous().view(y.shape[0], -1),
+        y.flatten(2),
+        y.reshape(-1, 3),
+        y.transpose(1, 2).contiguous(),
+    )
+
+
+def owned_mutation(x: Tensor) -> object:
+    y = x * 2
+    y += x.mean()
+    z = x.exp()
+    z.mul_(3)
+    return y + z
+
+
+def functions(x: Tensor) -> object:
+    return 1 - x, F.silu(x), F.dropout(x, 0.5, training=False), x.square(), torch.diff(x, dim=1)
+
+
+def several_results(x: Tensor) -> object:
+    first, second = x.chunk(2, -1)
+    return (
+        first & second
+        if x.dtype == torch.bool
+        else (first, torch.where(second > 0, second, 0).to(torch.int64))
+    )
+
+
+def twice(x: Tensor) -> object:
+    y = x.square()
+    return y, y, y.contiguous(), y.reshape(y.shape)
+
+
+def elements(x: Tensor) -> object:
+    return x.sum() / x.numel() + F.group_norm(x.transpose(1, 2), 3).mean()
+
+
+def writes_into_a_view(x: Tensor) -> object:
+    y = x * 2
+    y[:, 0] = 5.0
+    y.transpose(0, 1).add_(1)
+    return y
+
+
+def writes_into_what_is_seen(x: Tensor) -> object:
+    y = x * 2
+    z = y.view(-1)
+    z.add_(1)
+    return y
+
+
+WHOLE = (writes_into_a_view, writes_into_what_is_seen)
+PLAIN = (casts, layouts, owned_mutation, functions, several_results, twice, elements)
+
+
+class Net(nn.Module):
+    def __init__(self, function: Callable[[Tensor], object]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> object:
+        return self.function(x)
+
+
+def traced(module: nn.Module) -> torch.export.ExportedProgram:
+    batch, length = torch.export.Dim("batch", max=64), torch.export.Dim("length", min=3, max=64)
+    return torch.export.export(
+        module, (torch.randn(3, 5, 12),), dynamic_shapes=({0: batch, 1: length},)
+    )
+
+
+@pytest.mark.parametrize("function", [*PLAIN, *WHOLE], ids=lambda f: f.__name__)
+def test_decomposed_programs_compute_the_same(function: Callable[[Tensor], object]) -> None:
+    module = Net(function)
+    program = traced(module)
+    done = decompose(program, TABLE)
+    assert (done is program) == (function in PLAIN)
+    for shape in ((3, 5, 12), (2, 7, 12), (4, 4, 12)):
+        x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+        torch.testing.assert_close(done.module()(x.clone()), module(x.clone()), rtol=0, atol=1e-6)
+    kept = torch.export.default_decompositions()
+    for node in done.graph.nodes:
+        if isinstance(node.target, torch._ops.OpOverload):
+            assert node.target not in TABLE
+            assert not node.target._schema.is_mutable
+            assert node.target in kept or not node.target._can_decompose(), node
+
+
+def test_strides_of_a_replacement_reach_what_follows() -> None:
+    """The body's result is laid out otherwise than the operator's, so a ``contiguous`` behind it
+    copies."""
+
+    def attend(x: Tensor) -> Tensor:
+        y = F.scaled_dot_product_attention(*(x.unflatten(-1, (3, 4)).transpose(1, 2),) * 3)
+        return y.transpose(1, 2).contiguous().view(x.shape)
+
+    def written(q: Tensor, k: Tensor, v: Tensor, *_: object, **__: object) -> Tensor:
+        return (q @ k.mT * q.shape[-1] ** -0.5).softmax(-1) @ v
+
+    module = Net(attend)
+    done = decompose(traced(module), {ATEN.scaled_dot_product_attention.default: written})
+    x = torch.randn(2, 7, 12)
+    torch.testing.assert_close(done.module()(x), module(x), rtol=0, atol=1e-6)
+
+
+def test_an_operator_may_stay() -> None:
+    def attend(x: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(x, x, x)
+
+    done = decompose(
+        traced(Net(attend)),
+        {ATEN.scaled_dot_product_attention.default: lambda *_, **__: NotImplemented},
+    )
+    assert ATEN.scaled_dot_product_attention.default in [node.target for node in done.graph.nodes]
+
+
+def test_nodes_keep_their_module() -> None:
+    program = decompose(traced(nn.Sequential(Net(lambda x: 1 - x))), TABLE)
+    (node,) = [n for n in program.graph.nodes if n.target is ATEN.add.Tensor]
+    assert any("0" in path for path, _ in node.meta["nn_module_stack"].values())

@@ -1,0 +1,217 @@
+"""Decoding token by token: what a step computes is what eager PyTorch computes for whole
+sequences."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import crossfuse
+from coverage.cases import CASES
+from crossfuse import InputError, ModelSpec, runtime
+
+MODELS = [
+    "bart",
+    "t5",
+    *(
+        pytest.param(name, marks=pytest.mark.slow)
+        for name in ("whisper", "mt5", "marian", "pegasus")
+    ),
+]
+IDS = "decoder_input_ids"
+
+
+@pytest.fixture(scope="module")
+def exported(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Callable[[str], tuple[ModelSpec, crossfuse.Bundle]]:
+    made: dict[str, tuple[ModelSpec, crossfuse.Bundle]] = {}
+
+    def get(name: str) -> tuple[ModelSpec, crossfuse.Bundle]:
+        if name not in made:
+            spec = CASES[name].make()
+            made[name] = (
+                spec,
+                crossfuse.export(
+                    spec, tmp_path_factory.mktemp("decode") / name, ["onnx", "ort-cpu"]
+                ),
+            )
+        return made[name]
+
+    return get
+
+
+def inputs_of(
+    spec: ModelSpec, batch: int, length: int, seed: int = 0
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    sizes = {**spec.example_sizes, "batch": batch, "decoder_text": length}
+    made = {name: t.numpy() for name, t in spec.sample(sizes, seed).items()}
+    return made, made.pop(IDS)
+
+
+def eager(spec: ModelSpec, context: dict[str, np.ndarray], ids: np.ndarray) -> np.ndarray:
+    given = {
+        name: torch.from_numpy(np.repeat(a, len(ids) // len(a), axis=0))
+        for name, a in context.items()
+    }
+    with torch.no_grad():
+        return spec.module(**given, **{IDS: torch.from_numpy(ids)}).logits.numpy()
+
+
+@pytest.mark.parametrize("target", ["onnx", "ort-cpu"])
+@pytest.mark.parametrize("name", MODELS)
+def test_steps_equal_whole_sequences(exported: Any, name: str, target: str) -> None:
+    """Three sequences per context, different lengths of context, up to 20 tokens."""
+    spec, bundle = exported(name)
+    assert bundle.manifest.decode.tokens == IDS
+    context, _ = inputs_of(spec, 2, 5)
+    ids = np.random.default_rng(0).integers(3, 98, (6, 20))
+    expected = eager(spec, context, ids)
+    with runtime.load(bundle.path, target) as session:
+        state = session.start(session.encode(**context), batch=6)
+        addresses = {n: a.ctypes.data for n, a in state._state.items()}
+        for i in range(ids.shape[1]):
+            tokens = ids[:, i] if i % 2 else {IDS: ids[:, i]}
+            got = session.step(state, tokens)["logits"]
+            np.testing.assert_allclose(
+                got[:, 0], expected[:, i], atol=5e-5 * max(1, np.abs(expected).max())
+            )
+        assert state.position == 20
+        assert {n: a.ctypes.data for n, a in state._state.items()} == addresses, (
+            "the state stays where it is"
+        )
+
+
+def test_a_step_costs_one_token(exported: Any) -> None:
+    """The step stage's work doesn't know how many tokens there are."""
+    _, bundle = exported("bart")
+    stages = bundle.manifest.stages
+    assert stages["step"].flops < stages["query"].flops
+    shapes = {spec.name: spec.shape for spec in stages["step"].inputs}
+    assert shapes[IDS] == ("batch", 1)
+    length = bundle.manifest.decode.length
+    states = [shape for name, shape in shapes.items() if name.startswith("state:")]
+    assert len(states) == 4
+    assert all(shape[:2] == ("batch", length) for shape in states)
+
+
+def test_beams_are_reordered_and_rewound(exported: Any) -> None:
+    spec, bundle = exported("bart")
+    context, _ = inputs_of(spec, 1, 5)
+    ids = np.random.default_rng(1).integers(3, 98, (3, 6))
+    with runtime.load(bundle.path, "ort-cpu") as session:
+        state = session.start(session.encode(**context), batch=3)
+        for i in range(4):
+            session.step(state, ids[:, i])
+        state.reorder([2, 0, 2])
+        ids[:, :4] = ids[[2, 0, 2], :4]
+        got = session.step(state, ids[:, 4])["logits"][:, 0].copy()
+        expected = eager(spec, context, ids)
+        np.testing.assert_allclose(got, expected[:, 4], atol=1e-4)
+        state.rewind(2)
+        ids[:, 2] = 5
+        np.testing.assert_allclose(
+            session.step(state, ids[:, 2])["logits"][:, 0],
+            eager(spec, context, ids)[:, 2],
+            atol=1e-4,
+        )
+
+
+def test_misuse_is_refused(exported: Any, tmp_path: Path) -> None:
+    spec, bundle = exported("bart")
+    context, _ = inputs_of(spec, 2, 5)
+    with runtime.load(bundle.path, "ort-cpu") as session:
+        encoded = session.encode(**context)
+        state = session.start(encoded)
+        assert (state.batch, state.position, state.nbytes > 0) == (2, 0, True)
+        with pytest.raises(InputError, match="no multiple of the number of contexts"):
+            session.start(encoded, batch=3)
+        with pytest.raises(InputError, match="one id per sequence"):
+            session.step(state, np.array([1, 2, 3]))
+        for wrong in (
+            {},
+            {"ids": np.array([1, 2])},
+            {IDS: np.array([1, 2]), "more": np.array([1])},
+        ):
+            with pytest.raises(InputError, match="the ids alone"):
+                session.step(state, wrong)
+        with pytest.raises(InputError, match="the ids alone"):
+            session.step(state)
+        with pytest.raises(InputError, match="one id per sequence"):
+            session.step(state, np.array([0.5, 1.0]))
+        with pytest.raises(InputError, match="one position per sequence"):
+            state.reorder([0])
+        with pytest.raises(InputError, match="can't rewind"):
+            state.rewind(1)
+        for _ in range(state.length):
+            session.step(state, np.array([4, 5]))
+        with pytest.raises(InputError, match="the state is full.*at most 64"):
+            session.step(state, np.array([4, 5]))
+    plain = crossfuse.export("qformer", tmp_path / "b", size="tiny")
+    with runtime.load(plain.path) as session:
+        given = {
+            t.name: np.ones([2 if isinstance(s, str) else s for s in t.shape], t.dtype)
+            for t in session.stages["context"].inputs
+        }
+        with pytest.raises(InputError, match="no step stage"):
+            session.start(session.encode(**given))
+
+
+class Bidirectional(nn.Module):
+    """Tokens that see later ones, or that are mixed by a sum over all of them."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how = how
+        self.words = nn.Embedding(50, 16)
+        self.own, self.cross = (nn.MultiheadAttention(16, 4, batch_first=True) for _ in range(2))
+
+    def forward(self, ids: Tensor, memory: Tensor) -> Tensor:
+        x = self.words(ids)
+        if self.how == "mixed":
+            x = x + x.mean(1, keepdim=True)
+        mask = (
+            None
+            if self.how == "sees later"
+            else nn.Transformer.generate_square_subsequent_mask(ids.shape[1])
+        )
+        x = x + self.own(x, x, x, attn_mask=mask, need_weights=False)[0]
+        return x + self.cross(x, memory, memory, need_weights=False)[0]
+
+
+@pytest.mark.parametrize(
+    ("how", "error"), [("sees later", "sees later tokens"), ("mixed", "does not compute")]
+)
+def test_what_cannot_be_decoded_is_refused(tmp_path: Path, how: str, error: str) -> None:
+    torch.manual_seed(0)
+    spec = ModelSpec(
+        Bidirectional(how).eval(),
+        {"ids": torch.randint(0, 50, (2, 5)), "memory": torch.randn(2, 7, 16)},
+        {"ids": {0: "batch:1:16", 1: "tokens:1:32"}, "memory": {0: "batch", 1: "keys:1:32"}},
+        ("memory",),
+        decode="ids",
+    )
+    with pytest.raises(crossfuse.CrossfuseError, match=error):
+        crossfuse.export(spec, tmp_path / "b")
+
+
+def test_an_input_with_the_positions_name_is_refused(tmp_path: Path) -> None:
+    class Positions(Bidirectional):
+        def forward(self, position: Tensor, memory: Tensor) -> Tensor:
+            return super().forward(position, memory)
+
+    spec = ModelSpec(
+        Positions("in order").eval(),
+        {"position": torch.randint(0, 50, (2, 5)), "memory": torch.randn(2, 7, 16)},
+        {"position": {0: "batch:1:16", 1: "tokens:1:32"}, "memory": {0: "batch", 1: "keys:1:32"}},
+        ("memory",),
+        decode="position",
+    )
+    with pytest.raises(InputError, match="name that the number of tokens takes"):
+        crossfuse.export(spec, tmp_path / "b")
