@@ -4,7 +4,9 @@ Every node either takes and gives half floats, or is an *island* (`islands` has 
 as it was; casts stand where the two meet, one per value.
 
 Constants beyond the half type's range are clamped to it, as ``torch.finfo(dtype).min`` is when the
-eager model runs in that type; infinite ones stay infinite.
+eager model runs in that type; infinite ones stay infinite. Where clamped numbers would mean
+something else, in the biases of attentions, they are brought into the range in fp32
+(`wide_biases`).
 """
 
 from __future__ import annotations
@@ -18,12 +20,14 @@ import numpy as np
 import onnx_ir as ir
 
 from crossfuse.errors import InputError
+from crossfuse.graph.attention_node import attention_nodes
 from crossfuse.targets.precision.islands import (
     IslandOptions,
     computes_floats,
     find_islands,
     node_key,
 )
+from crossfuse.targets.precision.wide_biases import narrow_biases
 
 __all__ = ["HALF_TYPES", "HalfGraph", "cast_graph", "to_half"]
 
@@ -51,6 +55,8 @@ def cast_graph(
     keep: Mapping[str, str] | None = None,
     boundary: Iterable[str] = (),
     without_bf16: Collection[str] = (),
+    bounded: Collection[str] = (),
+    handed: Collection[str] = (),
 ) -> HalfGraph:
     """Cast a copy of an fp32 graph; weights are converted when they are written.
 
@@ -61,6 +67,8 @@ def cast_graph(
         boundary: names of fp32 inputs and outputs that become half floats too; the others keep
             their type.
         without_bf16: operators that the target has no bf16 kernel for; they stay in fp32.
+        bounded: names of inputs that hold no numbers beyond the range of half floats.
+        handed: names of outputs that are biases in another graph.
 
     Raises:
         InputError: another precision.
@@ -69,15 +77,19 @@ def cast_graph(
         raise InputError(
             "no half precision of that name", got=repr(precision), expected=" or ".join(HALF_TYPES)
         )
-    half = model.clone()
+    half, keep = model.clone(), keep or {}
+    wide = {node for node in attention_nodes(half.graph) if node_key(node) in keep}
+    biases = narrow_biases(half.graph, bounded=bounded, handed=handed, wide=wide)
     without_kernel = frozenset(without_bf16 if precision == "bf16" else ())
-    options = IslandOptions(keep or {}, without_kernel)
+    known = dict.fromkeys(biases.emitted, "") | biases.own
+    options = IslandOptions(keep, without_kernel, known)
     islands = find_islands(list(half.graph), options)
-    kept = {node_key(node): why for node, why in islands.items()}
+    kept = {node_key(node): why for node, why in islands.items() if node not in biases.emitted}
     _Caster(half.graph, HALF_TYPES[precision]).cast(islands, frozenset(boundary))
     return HalfGraph(half, kept)
 
 
+@dataclass
 class _Caster:
     """Rewrites a graph in place."""
 

@@ -60,10 +60,12 @@ class IslandOptions:
     Attributes:
         keep: names of nodes that stay in fp32 → why.
         without_kernel: operators of ONNX that the target has no kernel for in this precision.
+        known: nodes that stay in fp32 whatever the rules say → why.
     """
 
     keep: Mapping[str, str] = field(default_factory=dict)
     without_kernel: Collection[str] = ()
+    known: Mapping[ir.Node, str] = field(default_factory=dict)
 
 
 Islands = Mapping[ir.Node, str]
@@ -83,9 +85,9 @@ def find_islands(nodes: Sequence[ir.Node], options: IslandOptions) -> dict[ir.No
     Returns:
         node → why it stays.
     """
-    islands: dict[ir.Node, str] = {}
+    islands = dict(options.known)
     for node in nodes:
-        if node.op_type == "Constant" or not computes_floats(node):
+        if node in islands or node.op_type == "Constant" or not computes_floats(node):
             continue
         reasons = (rule(node, options) for rule in NODE_RULES)
         reason = next((reason for reason in reasons if reason is not None), None)
@@ -134,13 +136,13 @@ def loses_too_much(node: ir.Node, _: IslandOptions) -> str | None:
 
 
 def decides_a_choice(nodes: Sequence[ir.Node], _: Islands) -> Islands:
-    """What an ``ArgMax`` or ``ArgMin`` before any attention chooses by: a rounding error there is
-    another choice, as of a quantizer's code."""
+    """An ``ArgMax`` or ``ArgMin`` before any attention, and what it chooses by: a rounding error
+    there is another choice, as of a quantizer's code."""
     found: dict[ir.Node, str] = {}
     for choice in nodes:
         if choice.op_type in _CHOICES and not choice.domain:
             for node in _deciding(choice):
-                reason = f"an {choice.op_type} inside the model chooses by its results"
+                reason = f"an {choice.op_type} inside the model chooses by it"
                 found.setdefault(node, reason)
     return found
 
@@ -199,9 +201,9 @@ def computes_floats(node: ir.Node) -> bool:
 
 
 def _deciding(choice: ir.Node) -> list[ir.Node]:
-    """The nodes whose floats a discrete choice depends on; none where an attention is among
+    """A discrete choice, and the nodes whose floats it depends on; none where an attention is among
     them."""
-    seen: dict[ir.Node, None] = {}
+    seen: dict[ir.Node, None] = {choice: None}
     pending = [choice]
     while pending:
         for value in pending.pop().inputs:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from crossfuse.targets.precision.cast import HALF_TYPES, cast_graph
 from crossfuse.targets.precision.islands import node_key
 from crossfuse.targets.precision.mixed_search import BASE, search
+from crossfuse.targets.precision.wide_biases import bias_inputs, wide_outputs
 
 __all__ = ["StageGraphs", "half_stages", "search_islands"]
 
@@ -55,14 +56,25 @@ def half_stages(
     """
     base = BASE if precision == "mixed" else precision
     half = set(half_io)
+    handed, bounded = _handed_biases(graphs)
     if half_handover and "context" in graphs:
         context = graphs["context"]
-        islands = cast_graph(context, base, keep=keep, without_bf16=without_bf16).kept
+        islands = cast_graph(
+            context, base, keep=keep, without_bf16=without_bf16, handed=handed
+        ).kept
         half |= _computed_in_half(context.graph, islands)
     found: dict[str, ir.Model] = {}
     kept: dict[str, str] = {}
     for stage, graph in graphs.items():
-        cast = cast_graph(graph, base, keep=keep, boundary=half, without_bf16=without_bf16)
+        cast = cast_graph(
+            graph,
+            base,
+            keep=keep,
+            boundary=half,
+            without_bf16=without_bf16,
+            bounded=bounded,
+            handed=handed,
+        )
         found[stage] = cast.model
         kept |= cast.kept
     dtype = HALF_TYPES[base].numpy().name
@@ -78,6 +90,15 @@ def _computed_in_half(graph: ir.Graph, islands: Collection[str]) -> set[str]:
         and (producer := value.producer()) is not None
         and node_key(producer) not in islands
     }
+
+
+def _handed_biases(graphs: Mapping[str, ir.Model]) -> tuple[set[str], set[str]]:
+    """Of the tensors that one stage hands to another as biases: those that may be beyond the range,
+    and those that are not."""
+    given = {value.name or "" for graph in graphs.values() for value in graph.graph.outputs}
+    taken = given & {name for graph in graphs.values() for name in bias_inputs(graph.graph)}
+    wide = {name for graph in graphs.values() for name in wide_outputs(graph.graph, taken)}
+    return wide, taken - wide
 
 
 def search_islands(

@@ -45,6 +45,10 @@ _LOWEST = -65504.0
 """Added to the scores of keys that are not attended: the lowest fp16 number; in bf16 too, so that
 no multiple overflows."""
 
+_LOWEST_BIAS, _REMOVED = -1e30, -1e36
+"""In fp32: the least that a bias adds, which absorbs scores, and what is added for keys that are
+not attended, even less."""
+
 
 def lower_tensorrt(model: ir.Model, *, executable: bool = False) -> Lowered:
     """``Attention`` nodes named by their sites.
@@ -141,11 +145,7 @@ class _TensorRTForm:
 
     def _mask(self, build: LoweringBuilder, site: Site, removed: ir.Value) -> ir.Value:
         """What the kernel adds: finite numbers."""
-        lowest = build.constant(_LOWEST, build.dtype)
-        if site.bias is None:
-            mask = build.op("Where", removed, build.constant(0, build.dtype), lowest)
-        else:
-            mask = build.op("Max", removed, lowest)
+        mask = _finite(build, removed, additive=site.bias is not None)
         return build.with_full_rows(site, mask) if self.executable else mask
 
     def _own(self, build: LoweringBuilder, value: ir.Value) -> ir.Value:
@@ -156,6 +156,19 @@ class _TensorRTForm:
         copy = build.own("Max", value, build.constant(-np.inf, build.dtype))
         copy.shape, copy.type = value.shape, value.type
         return copy
+
+
+def _finite(build: LoweringBuilder, removed: ir.Value, *, additive: bool) -> ir.Value:
+    """What is added to the scores; ``removed`` holds −inf, or where it is no bias False, for keys
+    that are not attended."""
+    lowest = build.constant(_LOWEST, build.dtype)
+    if not additive:
+        return build.op("Where", removed, build.constant(0, build.dtype), lowest)
+    if build.dtype != np.float32:
+        return build.op("Max", removed, lowest)
+    attended = build.op("Greater", removed, build.constant(-np.inf, build.dtype))
+    bounded = build.op("Max", removed, build.constant(_LOWEST_BIAS, build.dtype))
+    return build.op("Where", attended, bounded, build.constant(_REMOVED, build.dtype))
 
 
 def _head_size(site: str, value: ir.Value, heads: int) -> int:
