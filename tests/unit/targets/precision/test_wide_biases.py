@@ -18,13 +18,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from crossfuse import ModelSpec
+from crossfuse.core.target import TARGETS
 from crossfuse.export.fuse import FusedGraph, fuse
 from crossfuse.export.split.assembly import assemble
 from crossfuse.ops.reference import attention_reference
 from crossfuse.targets.cpu_run import opened, run_once
 from crossfuse.targets.precision.cast import cast_graph
 from crossfuse.targets.precision.stages import half_stages
-from crossfuse.targets.registry import TARGETS, rehearsal, rehearse_stages
+from crossfuse.targets.registry import cpu_equivalent, cpu_equivalents
 from graphs_for_tests import Case
 
 HEADS, SIZE = 2, 16
@@ -170,7 +171,7 @@ def fused() -> FusedGraph:
 @pytest.mark.parametrize("target", LOWERED)
 @pytest.mark.parametrize("precision", HALVES)
 def test_hidden_rows_are_as_in_float64(fused: FusedGraph, target: str, precision: str) -> None:
-    model = rehearsal(cast_graph(fused.model, precision).model, TARGETS[target])
+    model = cpu_equivalent(cast_graph(fused.model, precision).model, TARGETS[target])
     names = [value.name for value in model.graph.outputs]
     found = []
     with opened(model) as run:
@@ -199,11 +200,11 @@ def test_a_context_hands_over_its_biases_unclamped(
     """The context stage makes the biases of the context's masks, and several queries share one."""
     spec = by_context.spec
     graphs = assemble(by_context.model, spec.context, spec.dims, spec.example_sizes).graphs
-    halves = half_stages(graphs, precision, half_frontier=True).graphs
+    halves = half_stages(graphs, precision, half_handover=True).graphs
     assert {v.name for v in halves["context"].graph.outputs if v.dtype == ir.DataType.FLOAT}, (
         "biases are handed over in fp32"
     )
-    stages = rehearse_stages(halves, TARGETS[target])
+    stages = cpu_equivalents(halves, TARGETS[target])
     found = []
     with opened(stages["context"]) as encode, opened(stages["query"]) as query:
         for i, inputs in enumerate(points()):
@@ -270,7 +271,7 @@ def test_rows_are_those_of_the_keys_that_are_attended(case: Case, kept: bool) ->
     for precision in HALVES:
         cast = cast_graph(case.model(), precision, keep={"site": "asked"} if kept else {}).model
         for target in LOWERED:
-            (got,) = run_once(rehearsal(cast, TARGETS[target]), inputs)
+            (got,) = run_once(cpu_equivalent(cast, TARGETS[target]), inputs)
             np.testing.assert_allclose(
                 got, truth, atol=ALLOWED[precision], err_msg=f"{target} {precision}"
             )
