@@ -92,6 +92,16 @@ def test_every_page_is_there_and_names_no_other_host(site: Path) -> None:
     assert not (site / "hooks").exists()
 
 
+def test_no_markdown_is_left_as_text(site: Path) -> None:
+    pages = [page for page in site.rglob("*.html") if page.name != "404.html"]
+    assert len(pages) > 25
+    for page in pages:
+        article = re.search(r"<article.*?</article>", page.read_text(), re.DOTALL)
+        assert article, page
+        prose = re.sub(r"<(pre|code)\b.*?</\1>|<[^>]*>", " ", article[0], flags=re.DOTALL)
+        assert not re.search(r"\]\(|\*\*|:::|<!--|^\|", prose, re.MULTILINE), page
+
+
 def test_the_reference_of_commands_has_every_option(site: Path) -> None:
     from typer.main import get_command
 
