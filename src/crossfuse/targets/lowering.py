@@ -3,6 +3,7 @@ operator, and rows without keys."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -28,6 +29,8 @@ __all__ = [
     "repeat_heads",
     "zero_empty_rows",
 ]
+
+_LOG = logging.getLogger(__name__)
 
 ATTENTION_OPSET = 23
 """The first opset with an ``Attention`` operator."""
@@ -90,6 +93,7 @@ def lower_sites(
         kernel.metadata_props.update(attention.node.metadata_props)
         kernel.metadata_props[SITE] = site.name
         kernels[site.name] = kernel.op_type
+        _LOG.debug("%s becomes %s", site.name, kernel.op_type)
         builders[dtype].replace(attention.node, output)
     model.graph.opset_imports.pop(DOMAIN, None)
     model.graph.opset_imports.update(domains or {})

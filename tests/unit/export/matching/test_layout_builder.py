@@ -24,7 +24,7 @@ def arranged(dims: str, order: object, sizes: tuple[int, ...], **options: bool) 
     assert callable(order)
     result = builder.arrange(value, axes, order(axes), **options)
     array = np.arange(np.prod(sizes), dtype=np.float32).reshape(sizes)
-    (got,) = run_reference(with_tape(model, list(builder.tape.nodes), result), {"x": array})
+    (got,) = run_reference(with_tape(model, list(builder.build.nodes), result), {"x": array})
     return got
 
 
@@ -52,7 +52,7 @@ def test_nothing_is_emitted_for_nothing() -> None:
     assert axes is not None
     builder = LayoutBuilder()
     assert builder.arrange(value, axes, axes) is value
-    assert not builder.tape.nodes
+    assert not builder.build.nodes
 
 
 def of_two(**options: bool) -> tuple[ir.Value, list[ir.Node], ir.Model]:
@@ -66,7 +66,7 @@ def of_two(**options: bool) -> tuple[ir.Value, list[ir.Node], ir.Model]:
     own: Axes = (axes[1],)
     builder = LayoutBuilder()
     builder.knows(x, axes)
-    return builder.arrange(m, own, axes, **options), list(builder.tape.nodes), model
+    return builder.arrange(m, own, axes, **options), list(builder.build.nodes), model
 
 
 def test_factors_that_are_lacking_are_expanded_or_left_at_one() -> None:
@@ -89,7 +89,7 @@ def test_sizes_are_read_off_what_is_known() -> None:
     builder.knows(value, axes)
     sizes = builder.sizes(((*axes[1], *axes[2]), axes[0], ()))
     (got,) = run_reference(
-        with_tape(model, list(builder.tape.nodes), sizes), {"x": np.zeros((2, 3, 4), np.float32)}
+        with_tape(model, list(builder.build.nodes), sizes), {"x": np.zeros((2, 3, 4), np.float32)}
     )
     np.testing.assert_array_equal(got, [12, 2, 1])
 
@@ -110,5 +110,5 @@ def test_neighbours_that_stay_neighbours_move_as_one_axis() -> None:
     builder.arrange(
         value, ((*axes[0], *axes[1]), axes[2], axes[3]), (axes[3], axes[0], axes[1], axes[2])
     )
-    (transpose,) = [node for node in builder.tape.nodes if node.op_type == "Transpose"]
+    (transpose,) = [node for node in builder.build.nodes if node.op_type == "Transpose"]
     assert len(transpose.attributes["perm"].as_ints()) == 3

@@ -43,7 +43,7 @@ class Attention:
         return FactoredValue(value_of(self.model, name), axes[name])
 
     def run(self, value: ir.Value, inputs: dict[str, np.ndarray]) -> np.ndarray:
-        model = with_tape(self.model, list(self.builder.tape.nodes), value)
+        model = with_tape(self.model, list(self.builder.build.nodes), value)
         (got,) = run_reference(model, inputs)
         return got
 
