@@ -1,5 +1,4 @@
-"""The whole way on the CPU: export the Q-Former at its published size, prove it, run it without
-PyTorch, and time it.
+"""The whole way on the CPU: export the Q-Former, prove it, run it without PyTorch, and time it.
 
 python examples/demo.py [--bundle FOLDER] [--size tiny] [--repeats N]
 """
@@ -19,6 +18,7 @@ from photo import inputs
 import crossfuse
 from crossfuse import runtime
 from crossfuse.commands.output import Output
+from crossfuse.commands.tables import show_ledger, show_parity
 from crossfuse.models.registry import zoo_spec
 
 HERE = Path(__file__).parent
@@ -63,13 +63,13 @@ def main() -> None:
     output = Output(as_json=False)
 
     print(f"1. Export the Q-Former ({arguments.size} size, random weights of seed 0)", flush=True)
-    with output.progress() as step:
+    with output.progress() as progress:
         bundle = crossfuse.export(
-            "qformer", arguments.bundle, size=arguments.size, seed=0, step=step
+            "qformer", arguments.bundle, size=arguments.size, seed=0, step=progress
         )
     print("\n2. The proof: every attention fused, and the numbers of eager PyTorch", flush=True)
-    output.ledger(bundle.ledger, bundle.targets)
-    output.parity(crossfuse.verify(bundle.path))
+    show_ledger(output, bundle.ledger, bundle.targets)
+    show_parity(output, crossfuse.verify(bundle))
     if arguments.size == "published":
         print("\n3. A photograph, in a process where PyTorch can't be imported", flush=True)
         subprocess.run(

@@ -1,6 +1,6 @@
 """``python -m crossfuse``."""
 
-from crossfuse.commands.process import main
+from crossfuse.cli import main
 
 if __name__ == "__main__":
     main()

@@ -13,7 +13,7 @@ import pytest
 
 import crossfuse
 from crossfuse import InputError, runtime
-from crossfuse.api.export import resolve
+from crossfuse.api.sources import Source
 from crossfuse.bundle.store import Bundle
 from crossfuse.cli import main
 from crossfuse.core.npz import load_arrays, save_arrays
@@ -28,7 +28,7 @@ from named_graphs import CONTEXT, OUTPUT, QUERIES, make_inputs, truth, write_gra
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     folder = tmp_path_factory.mktemp("named")
-    spec = resolve(str(write_graph(folder / "named.onnx")))
+    spec = Source.of(str(write_graph(folder / "named.onnx"))).load()
     return crossfuse.export(replace(spec, context=(CONTEXT,)), folder / "bundle")
 
 

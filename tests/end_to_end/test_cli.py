@@ -150,6 +150,10 @@ BAD: dict[str, tuple[list[str], str]] = {
     ),
     "unknown precision": (
         ["export", "clip", "-o", "out", "--precision", "int3"],
+        "unknown precision.*got 'int3'",
+    ),
+    "another target's precision": (
+        ["export", "clip", "-o", "out", "--target", "onnx", "--precision", "fp16"],
         "can't be built in this precision",
     ),
     "unwritable output": (["export", "clip", "-o", "/proc/none/out"], "can't be written"),

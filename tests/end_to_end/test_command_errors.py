@@ -19,7 +19,7 @@ import pytest
 
 import crossfuse
 from crossfuse.bundle.store import Bundle
-from crossfuse.commands.process import main
+from crossfuse.cli import main
 from crossfuse.core.requirements import EXTRAS
 from crossfuse.models.registry import zoo_spec
 
@@ -73,7 +73,7 @@ def workplace(
 def start(
     *arguments: object,
     cwd: Path,
-    code: str = "from crossfuse.commands.process import main; main()",
+    code: str = "from crossfuse.cli import main; main()",
     **options: Any,
 ) -> Any:
     command = [sys.executable, "-c", code, *map(str, arguments)]
@@ -276,7 +276,7 @@ def slow(path):
     sys.stderr.write("begun\\n"); sys.stderr.flush()
     time.sleep(60)
 crossfuse.core.npz.load_arrays = slow
-from crossfuse.commands.process import main
+from crossfuse.cli import main
 main()
 """
 
@@ -328,14 +328,13 @@ def test_results_are_flushed(tmp_path: Path, how: str) -> None:
 
 
 # -- absent packages
-# --------------------------------------------------------------------------------------------------
 
 
 WITHOUT = """
 import sys
 for name in sys.argv.pop(1).split(","):
     sys.modules[name] = None
-from crossfuse.commands.process import main
+from crossfuse.cli import main
 main()
 """
 EXPORT = ("torch", "onnx", "onnxscript", "onnx_ir", "safetensors", "transformers")
@@ -413,7 +412,6 @@ def test_extras_bring_the_command_line() -> None:
 
 
 # -- telemetry
-# --------------------------------------------------------------------------------------------------------
 
 
 def test_onnx_runtime_is_imported_in_one_place() -> None:
@@ -432,10 +430,11 @@ def test_onnx_runtime_is_imported_in_one_place() -> None:
 SPY = """
 import os, sys
 os.makedirs("fake", exist_ok=True)
+text = "str(os.environ.get('ORT_DISABLE_TELEMETRY'))"
 with open("fake/onnxruntime.py", "w") as file:
-    file.write("import os\\nraise ImportError('telemetry ' + str(os.environ.get('ORT_DISABLE_TELEMETRY')))\\n")
+    file.write(f"import os\\nraise ImportError('telemetry ' + {text})\\n")
 sys.path.insert(0, "fake")
-from crossfuse.commands.process import main
+from crossfuse.cli import main
 main()
 """
 

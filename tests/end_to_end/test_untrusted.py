@@ -12,7 +12,7 @@ import pytest
 
 import crossfuse
 from crossfuse import BundleError, InputError
-from crossfuse.api.sources import resolve_again
+from crossfuse.api.sources import Source
 from crossfuse.bundle.store import Bundle, open_bundle
 from crossfuse.cli import main
 from crossfuse.models.registry import SIZES, zoo_spec
@@ -35,6 +35,10 @@ def trap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.syspath_prepend(str(tmp_path))
     yield mark
     sys.modules.pop("trap_module", None)
+
+
+def again(source: Any, about: dict[str, Any], **options: Any) -> Any:
+    return Source.of_bundle(about, source, **options).load()
 
 
 def says(bundle: Path, **source: Any) -> Path:
@@ -60,9 +64,7 @@ def test_no_source_of_a_manifest_is_loaded(
 
 def test_a_zoo_name_is_taken_whatever_else_is_said(trap: Path) -> None:
     """Size and seed are data; a checkpoint or a task would be a path or a class."""
-    made = resolve_again(
-        None, {"kind": "zoo", "name": "cross_modal_attention", "size": "tiny", "seed": 3}
-    )
+    made = again(None, {"kind": "zoo", "name": "cross_modal_attention", "size": "tiny", "seed": 3})
     expected = zoo_spec("cross_modal_attention", "tiny", 3)
     for (name, ours), theirs in zip(
         made.module.state_dict().items(), expected.module.state_dict().values(), strict=True
@@ -71,26 +73,24 @@ def test_a_zoo_name_is_taken_whatever_else_is_said(trap: Path) -> None:
     about = {"kind": "zoo", "name": "clip", "checkpoint": str(trap.parent)}
     for source in (None, "clip"):
         with pytest.raises(InputError, match="checkpoint="):
-            resolve_again(source, about)
+            again(source, about)
     with pytest.raises(InputError, match="task="):
-        resolve_again(
-            "hf:somewhere", {"kind": "huggingface", "name": "hf:somewhere", "task": "AutoModel"}
-        )
+        again("hf:somewhere", {"kind": "huggingface", "name": "hf:somewhere", "task": "AutoModel"})
     # Of a source that the caller names, the manifest says nothing that matters.
-    assert resolve_again(expected, about) is expected
+    assert again(expected, about) is expected
     for size, seed in (("huge", 0), ("tiny", "0"), ("tiny", True), (["tiny"], 0), ({}, None)):
         with pytest.raises(InputError, match="size or seed"):
-            resolve_again(None, {"kind": "zoo", "name": "clip", "size": size, "seed": seed})
+            again(None, {"kind": "zoo", "name": "clip", "size": size, "seed": seed})
     for name in ("checkpoints", "registry", "../clip", "clip.clip", "os", ["clip"], None, 3):
         with pytest.raises(InputError, match="source="):
-            resolve_again(None, {"kind": "zoo", "name": name})
+            again(None, {"kind": "zoo", "name": name})
     assert not trap.exists()
 
 
 def test_a_checkpoint_that_the_caller_names_is_loaded(tmp_path: Path) -> None:
     about = {"kind": "zoo", "name": "clip", "checkpoint": "/nowhere"}
     with pytest.raises(InputError, match=str(tmp_path)):
-        resolve_again(None, about, checkpoint=str(tmp_path))
+        again(None, about, checkpoint=str(tmp_path))
 
 
 def test_commands_ask_for_the_source(

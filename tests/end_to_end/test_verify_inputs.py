@@ -215,7 +215,11 @@ def test_mixed_precision_sees_rows_that_the_example_has_not(tmp_path: Path) -> N
 
 
 def test_examples_of_every_kind_of_source(tmp_path: Path) -> None:
-    from crossfuse.api.sources import resolve
+    from crossfuse.api.arguments import Examples, paths
+    from crossfuse.api.sources import Source, SourceOptions
+
+    def resolve(source: ModelSpec | str, example: Examples) -> ModelSpec:
+        return Source.of(source, SourceOptions(size="tiny", examples=paths(example))).load()
 
     files = []
     for i in range(2):
@@ -227,16 +231,16 @@ def test_examples_of_every_kind_of_source(tmp_path: Path) -> None:
     )
     (tmp_path / "factory.py").write_text(code)
     for source in (NAME, f"{tmp_path / 'factory.py'}:make", zoo_spec(NAME, "tiny")):
-        spec = resolve(source, size="tiny", example=files)
+        spec = resolve(source, files)
         assert len(spec.examples) == 2
         assert np.array_equal(spec.examples[1]["a"].numpy(), np.load(files[1])["a"])
-    assert len(resolve(NAME, size="tiny", example=files[0]).examples) == 1
+    assert len(resolve(NAME, files[0]).examples) == 1
     np.savez(tmp_path / "bad.npz", a=np.ones((1, 2)))
     with pytest.raises(InputError, match=r"names are wrong.*bad\.npz"):
-        resolve(NAME, size="tiny", example=[tmp_path / "bad.npz"])
+        resolve(NAME, [tmp_path / "bad.npz"])
     np.savez(tmp_path / "text.npz", **{**inputs_of(NAME, 80), "a": np.array(["x"])})
     with pytest.raises(InputError, match=r"dtype that no tensor has.*text\.npz, a"):
-        resolve(NAME, size="tiny", example=[tmp_path / "text.npz"])
+        resolve(NAME, [tmp_path / "text.npz"])
 
 
 def test_on_the_command_line(

@@ -1,17 +1,43 @@
-"""From a source, as users name it, to the spec of a model."""
+"""A `Source`: what a user exports, as text, as a spec of a model, and as a manifest's words for it.
+
+The way of a source, each room once::
+
+    "clip", "hf:…", "m.onnx", "a.b:make", a ModelSpec         the caller's words
+      └► kind_of                     api/source_kinds.py      which of the five kinds; only here
+          └► Source(kind, name, options)                      frozen; travels in place of the words
+              ├► model()             by the kind, one room:
+              │    zoo               models/registry.py         zoo_spec
+              │    huggingface       export/sources/huggingface/spec.py
+              │    onnx              export/sources/onnx_file/load.py
+              │    factory           export/sources/factory.py
+              │    spec              the spec itself
+              ├► load()              the model, with context, dynamic axes, decoding, dropped
+              │    └► ModelSpec      outputs and examples of the options
+              │        └► accepted   parity/repeatable.py, export/capture/half_sources.py
+              └► to_manifest()       bundle/manifest.py       plain data
+                  └► Source.of_bundle(data, the caller's words)
+                       back to kind_of, with a zoo name or what the caller says: no code, file or
+                       address of a manifest is used
+
+``trust_remote_code`` and the paths of examples are the caller's alone: no manifest holds them.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
+from crossfuse.api.arguments import Progress, silent
+from crossfuse.api.source_kinds import HUGGING_FACE, SourceKind, kind_of
 from crossfuse.core.checkpoint_weights import MISSING
 from crossfuse.core.npz import load_arrays
-from crossfuse.errors import Advice, InputError, Said, unknown
+from crossfuse.core.tensors import Dim
+from crossfuse.errors import Advice, InputError, Said
 from crossfuse.models.registry import SIZES, ZOO, zoo_spec
 
 if TYPE_CHECKING:
@@ -19,45 +45,212 @@ if TYPE_CHECKING:
 
     from crossfuse.spec.model_spec import ModelSpec
 
-__all__ = ["Examples", "accepted", "describe", "resolve", "resolve_again", "with_tensors"]
+__all__ = ["Source", "SourceOptions", "accepted", "with_tensors"]
 
-Examples = str | Path | Iterable[str | Path] | None
-"""NPZ files of real inputs."""
-
-HUGGING_FACE = "hf:"
+_log = logging.getLogger(__name__)
 
 
-def resolve(
-    source: ModelSpec | str,
-    *,
-    size: str = "published",
-    seed: int = 0,
-    checkpoint: str | None = None,
-    task: str | None = None,
-    trust_remote_code: bool = False,
-    allow_missing: bool = False,
-    example: Examples = (),
-) -> ModelSpec:
-    """The spec behind a source; the options are those of `export`.
+@dataclass(frozen=True)
+class SourceOptions:
+    """What a caller says beside a source; see :func:`crossfuse.export`.
+
+    ``context``, ``dynamic`` and ``decode`` stand in place of the model's own, where given, axis by
+    axis; ``drop_outputs`` and ``examples`` beside them.
+    """
+
+    size: str = SIZES[-1]
+    seed: int = 0
+    checkpoint: str | None = None
+    task: str | None = None
+    trust_remote_code: bool = False
+    allow_missing: bool = False
+    context: tuple[str, ...] = ()
+    dynamic: Mapping[str, Mapping[int, str | Dim]] = field(default_factory=dict)
+    decode: str | None = None
+    drop_outputs: tuple[str, ...] = ()
+    examples: tuple[Path, ...] = ()
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model as a caller names it, with what he says of it.
+
+    Attributes:
+        kind: decided when the source was made.
+        name: the text, or a spec's name.
+        options: of the caller, or of a bundle's manifest.
+        spec: the spec that was given, where one was.
+    """
+
+    kind: SourceKind
+    name: str
+    options: SourceOptions = SourceOptions()
+    spec: ModelSpec | None = None
+
+    @classmethod
+    def of(cls, source: ModelSpec | str, options: SourceOptions | None = None) -> Source:
+        """The source behind a text or a spec.
+
+        Raises:
+            InputError: it is none.
+        """
+        kind, options = kind_of(source), options or SourceOptions()
+        if isinstance(source, str):
+            _log.debug("source %r: %s", source, kind.value)
+            return cls(kind, source, options)
+        return cls(kind, source.name, options, source)
+
+    @classmethod
+    def of_bundle(
+        cls,
+        about: Mapping[str, Any],
+        source: ModelSpec | str | None = None,
+        *,
+        checkpoint: str | None = None,
+        task: str | None = None,
+    ) -> Source:
+        """The source that a bundle was exported from, for `verify` and `profile`.
+
+        A bundle may come from anywhere, so what it says about its source names no code, file or
+        address here: of it come the name of a zoo model, its size and seed, and the names of
+        inputs, axes and outputs that the export was told. The rest is the caller's to say.
+
+        Args:
+            about: what the manifest says about the source.
+            source: as for `export`; None for the zoo model that the bundle names.
+            checkpoint, task: as for `export`.
+
+        Raises:
+            InputError: the bundle names no zoo model, or was made with a checkpoint or task that
+                isn't given.
+        """
+        if source is None:
+            source = _zoo_name(about)
+        size, seed = about.get("size", SIZES[-1]), about.get("seed", 0)
+        if size not in SIZES or type(seed) is not int:
+            raise InputError(
+                "the bundle names a size or seed that no zoo model has", got=f"{size!r}, {seed!r}"
+            )
+        found = cls.of(
+            source,
+            SourceOptions(
+                size=size,
+                seed=seed,
+                checkpoint=checkpoint,
+                task=task,
+                # Weights that were missing then may be missing now.
+                allow_missing=bool(about.get(MISSING)),
+                context=_texts(about, "context"),
+                dynamic=_axes_of(about),
+                decode=about.get("decode"),
+                drop_outputs=_texts(about, "drop_outputs"),
+            ),
+        )
+        if found.kind is SourceKind.ZOO and about.get("name") == source:
+            _require_given("checkpoint", checkpoint, about)
+        if found.kind is SourceKind.HUGGINGFACE:
+            _require_given("task", task, about)
+        return found
+
+    def to_manifest(self) -> dict[str, Any]:
+        """What a manifest says about the source: plain data."""
+        options = self.options
+        about: dict[str, Any] = {"kind": self.kind.value, "name": self.name}
+        if self.kind is SourceKind.ZOO and options.checkpoint:
+            about["checkpoint"] = options.checkpoint
+        elif self.kind is SourceKind.ZOO:
+            about |= {"size": options.size, "seed": options.seed}
+        elif self.kind is SourceKind.HUGGINGFACE and options.task:
+            about["task"] = options.task
+        asked = {
+            "context": list(options.context),
+            "dynamic": {
+                name: {str(axis): _dim_text(dim) for axis, dim in axes.items()}
+                for name, axes in options.dynamic.items()
+            },
+            "decode": options.decode,
+            "drop_outputs": list(options.drop_outputs),
+        }
+        return about | {key: value for key, value in asked.items() if value}
+
+    def model(self) -> ModelSpec:
+        """The spec as the source itself gives it, but for an ONNX file, whose examples the caller's
+        first are.
+
+        Raises:
+            InputError: a factory that fails, a checkpoint that can't be loaded, a damaged file.
+        """
+        options = self.options
+        if self.spec is not None:
+            return self.spec
+        if self.kind is SourceKind.ONNX:
+            from crossfuse.export.sources.onnx_file.load import onnx_spec
+
+            first = load_arrays(options.examples[0]) if options.examples else None
+            return onnx_spec(self.name, first)
+        if self.kind is SourceKind.HUGGINGFACE:
+            from crossfuse.export.sources.huggingface.spec import huggingface_spec
+
+            return huggingface_spec(
+                self.name.removeprefix(HUGGING_FACE),
+                task=options.task,
+                trust_remote_code=options.trust_remote_code,
+                allow_missing=options.allow_missing,
+            )
+        if self.kind is SourceKind.FACTORY:
+            from crossfuse.export.sources.factory import factory_spec
+
+            return factory_spec(self.name)
+        return zoo_spec(
+            self.name,
+            options.size,
+            options.seed,
+            options.checkpoint,
+            allow_missing=options.allow_missing,
+        )
+
+    def load(self) -> ModelSpec:
+        """The spec with the options: context, dynamic axes, decoding, dropped outputs, examples.
+
+        Raises:
+            InputError: as `model`; an option that names what the model doesn't have, or examples
+                that it doesn't take.
+        """
+        spec = self._with_options(self.model())
+        used = 1 if self.kind is SourceKind.ONNX else 0
+        files = self.options.examples[used:]
+        return _with_examples(spec, [(str(file), load_arrays(file)) for file in files])
+
+    def _with_options(self, spec: ModelSpec) -> ModelSpec:
+        options = self.options
+        if not (options.context or options.dynamic or options.decode or options.drop_outputs):
+            return spec
+        axes = {name: dict(own) for name, own in spec.dynamic.items()}
+        for name, asked in options.dynamic.items():
+            axes[name] = axes.get(name, {}) | dict(asked)
+        possible = spec.decode_where_possible and options.decode is None
+        return replace(
+            spec.with_dynamic(axes) if options.dynamic else spec,
+            context=options.context or spec.context,
+            decode=options.decode or spec.decode,
+            drop_outputs=(*spec.drop_outputs, *options.drop_outputs),
+            decode_where_possible=possible,
+        )
+
+
+def accepted(spec: ModelSpec, progress: Progress = silent) -> ModelSpec:
+    """The spec as an export takes it: of a module whose results depend on its inputs alone, its
+    half floats widened.
 
     Raises:
-        InputError: unknown name, a factory that fails, or examples that the model doesn't take.
+        InputError: the module is random, or in half precision and can't be widened.
     """
-    files = (
-        [Path(example)]
-        if isinstance(example, str | Path)
-        else [Path(file) for file in example or ()]
-    )
-    arrays = [(str(file), load_arrays(file)) for file in files]
-    if isinstance(source, str) and source.endswith(".onnx"):
-        from crossfuse.export.sources.onnx_file.load import onnx_spec
+    from crossfuse.export.capture.half_sources import widened
+    from crossfuse.parity.repeatable import require_repeatable
 
-        return _with_examples(onnx_spec(source, arrays[0][1] if arrays else None), arrays[1:])
-    if not isinstance(source, str):
-        return _with_examples(_given(source), arrays)
-    return _with_examples(
-        _named(source, size, seed, checkpoint, task, trust_remote_code, allow_missing), arrays
-    )
+    progress("running the model twice")
+    require_repeatable(spec)
+    return widened(spec)
 
 
 def with_tensors(arrays: Mapping[str, NDArray[Any]]) -> dict[str, Tensor]:
@@ -88,181 +281,48 @@ def _with_examples(
     return replace(spec, examples=(*spec.examples, *tensors))
 
 
-def _named(
-    source: str,
-    size: str,
-    seed: int,
-    checkpoint: str | None,
-    task: str | None,
-    trust_remote_code: bool,
-    allow_missing: bool,
-) -> ModelSpec:
-    from crossfuse.export.sources.factory import factory_spec, is_factory
-
-    if source.startswith(HUGGING_FACE):
-        from crossfuse.export.sources.huggingface.spec import huggingface_spec
-
-        return huggingface_spec(
-            source.removeprefix(HUGGING_FACE),
-            task=task,
-            trust_remote_code=trust_remote_code,
-            allow_missing=allow_missing,
-        )
-    if is_factory(source):
-        return factory_spec(source)
-    if source not in ZOO:
-        raise unknown(
-            "unknown source",
-            source,
-            ZOO,
-            expected=f"a zoo name ({', '.join(ZOO)}), hf:FOLDER-OR-ID, package.module:factory, "
-            "path/file.py:factory or "
-            "model.onnx",
-            do=_meant(source),
-        )
-    return zoo_spec(source, size, seed, checkpoint, allow_missing=allow_missing)
-
-
-def accepted(spec: ModelSpec, step: Callable[[str], None] = lambda _: None) -> ModelSpec:
-    """The spec as an export takes it: of a module whose results depend on its inputs alone, its
-    half floats widened.
-
-    Raises:
-        InputError: the module is random, or in half precision and can't be widened.
-    """
-    from crossfuse.export.capture.half_sources import widened
-    from crossfuse.parity.repeatable import require_repeatable
-
-    step("running the model twice")
-    require_repeatable(spec)
-    return widened(spec)
-
-
-def _given(source: object) -> ModelSpec:
-    from crossfuse.spec.model_spec import ModelSpec
-
-    if isinstance(source, ModelSpec):
-        return source
-    got = type(source).__name__
-    if hasattr(source, "forward"):
-        do = "Give crossfuse.ModelSpec(module, inputs={name: example tensor, ...})"
-        raise InputError("a module alone is no source: its inputs are not known", got=got, do=do)
-    if callable(source):
-        raise InputError(
-            "a function is no source",
-            got=got,
-            expected="what it returns: a crossfuse.ModelSpec",
-            do="Call it",
-        )
-    raise InputError("a source is a crossfuse.ModelSpec or a text", got=got)
-
-
-def _meant(source: str) -> str | Advice:
-    """Advice about a source that is none: what it may have been meant to be."""
-    folder = Path(source)
-    if (folder / "manifest.json").is_file():
-        build = Said("`crossfuse build`", "crossfuse.build")
-        return Advice("It is a folder with a bundle; {} adds a target to one", build)
-    if folder.is_dir() or source.count("/") == 1:
-        return f"A checkpoint of transformers is named hf:{source}"
-    return "A function in a module is named package.module:factory" if "." in source else _LIST
-
-
-_LIST = Advice("{} lists the zoo", Said("`crossfuse models`", "crossfuse.models.registry.ZOO"))
-
-
-def describe(
-    source: ModelSpec | str,
-    size: str,
-    seed: int,
-    checkpoint: str | None,
-    task: str | None,
-    drop_outputs: tuple[str, ...] = (),
-) -> dict[str, Any]:
-    """What the manifest says about a source; the options are those of `export`."""
-    return _described(source, size, seed, checkpoint, task) | (
-        {"drop_outputs": list(drop_outputs)} if drop_outputs else {}
+def _zoo_name(about: Mapping[str, Any]) -> str:
+    """The zoo model that a manifest names, and nothing else that it names."""
+    kind, name = about.get("kind"), str(about.get("name"))
+    if kind == SourceKind.ZOO.value and name in ZOO:
+        return name
+    raise InputError(
+        "the model that the bundle was exported from is loaded again only where it is the zoo's: a "
+        "bundle may come from anywhere, so no code, file or address that it names is used",
+        got=f"{kind} {name}",
+        do=Advice("If you trust that, name it yourself: {}", Said("--source SOURCE", "source=...")),
     )
 
 
-def _described(
-    source: ModelSpec | str, size: str, seed: int, checkpoint: str | None, task: str | None
-) -> dict[str, Any]:
-    if not isinstance(source, str):
-        return {"kind": "spec", "name": source.name}
-    if source in ZOO:
-        about: dict[str, Any] = {"kind": "zoo", "name": source}
-        return about | ({"checkpoint": checkpoint} if checkpoint else {"size": size, "seed": seed})
-    if source.startswith(HUGGING_FACE):
-        return {"kind": "huggingface", "name": source} | ({"task": task} if task else {})
-    return {"kind": "onnx" if source.endswith(".onnx") else "factory", "name": source}
-
-
-def resolve_again(
-    source: ModelSpec | str | None,
-    about: Mapping[str, Any],
-    *,
-    checkpoint: str | None = None,
-    task: str | None = None,
-) -> ModelSpec:
-    """The spec of the model that a bundle was exported from, for `verify` and `profile`.
-
-    A bundle may come from anywhere, so what it says about its source names no code, file or address
-    here: of it comes the name of a zoo model, with its size and seed, and nothing else. The rest is
-    the caller's to say.
-
-    Args:
-        source: as for `export`; None for the zoo model that the bundle names.
-        about: what the manifest says about the source.
-        checkpoint, task: as for `export`.
-
-    Raises:
-        InputError: the bundle names no zoo model, or was made with a checkpoint or task that isn't
-            given.
-    """
-    size, seed = about.get("size", SIZES[-1]), about.get("seed", 0)
-    if size not in SIZES or type(seed) is not int:
+def _require_given(option: str, given: str | None, about: Mapping[str, Any]) -> None:
+    """Refuse to go on without a path or class that the bundle names and the caller doesn't."""
+    if given is None and about.get(option) is not None:
         raise InputError(
-            "the bundle names a size or seed that no zoo model has", got=f"{size!r}, {seed!r}"
+            f"the bundle was exported with a {option}, which is not taken from it: it may come "
+            "from anywhere",
+            got=about[option],
+            do=Advice(
+                "If you trust that, name it yourself: {} ({} too, unless it is the zoo's)",
+                Said(f"--{option}", f"{option}=..."),
+                Said("--source", "source=..."),
+            ),
         )
-    if source is None:
-        name = str(about.get("name"))
-        if about.get("kind") != "zoo" or name not in ZOO:
-            raise InputError(
-                "the model that the bundle was exported from is loaded again only where it is the "
-                "zoo's: a bundle may come "
-                "from anywhere, so no code, file or address that it names is used",
-                got=f"{about.get('kind')} {name}",
-                do=Advice(
-                    "If you trust that, name it yourself: {}", Said("--source SOURCE", "source=...")
-                ),
-            )
-        source = name
-    for option, given, matters in (
-        (
-            "checkpoint",
-            checkpoint,
-            isinstance(source, str) and source in ZOO and about.get("name") == source,
-        ),
-        ("task", task, isinstance(source, str) and source.startswith(HUGGING_FACE)),
-    ):
-        if matters and given is None and about.get(option) is not None:
-            raise InputError(
-                f"the bundle was exported with a {option}, which is not taken from it: it may come "
-                "from anywhere",
-                got=about[option],
-                do=Advice(
-                    "If you trust that, name it yourself: {} ({} too, unless it is the zoo's)",
-                    Said(f"--{option}", f"{option}=..."),
-                    Said("--source", "source=..."),
-                ),
-            )
-    # Weights that were missing then may be missing now.
-    return resolve(
-        source,
-        size=size,
-        seed=seed,
-        checkpoint=checkpoint,
-        task=task,
-        allow_missing=bool(about.get(MISSING)),
-    )
+
+
+def _texts(about: Mapping[str, Any], key: str) -> tuple[str, ...]:
+    return tuple(text for text in about.get(key) or () if isinstance(text, str))
+
+
+def _axes_of(about: Mapping[str, Any]) -> dict[str, dict[int, str | Dim]]:
+    """Dynamic axes as a manifest has them, whose axes are text."""
+    return {
+        name: {int(axis): dim for axis, dim in axes.items()}
+        for name, axes in (about.get("dynamic") or {}).items()
+    }
+
+
+def _dim_text(dim: str | Dim) -> str:
+    """As it was given; a `Dim` as text that reads the same."""
+    if isinstance(dim, str):
+        return dim
+    return f"{dim.name}:{dim.min}" + ("" if dim.max is None else f":{dim.max}")

@@ -129,7 +129,10 @@ class TargetEntry:
         boundary: tensors at the stages' boundaries that have another dtype than ``stages`` of the
             manifest says → that dtype.
         engine: of targets that are engines.
+        package: which provides a target that is not built in.
     """
+
+    __json__: ClassVar[Form] = Form(sparse=frozenset({"package"}))
 
     stages: Mapping[str, _FileName]
     files: tuple[_FileName, ...]
@@ -139,6 +142,7 @@ class TargetEntry:
     kept: Mapping[str, str] = field(default_factory=dict)
     boundary: Mapping[str, Dtype] = field(default_factory=dict)
     engine: EngineInfo | None = None
+    package: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,10 +11,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from crossfuse.core.json_form import AtLeast, OneOf
+from crossfuse.core.json_form import AtLeast, Matches, OneOf
 from crossfuse.core.tensors import SIZES
 
 __all__ = ["OutputRecord", "ParityRecord", "SourceRecord"]
+
+
+_Axis = Annotated[str, Matches("[0-9]{1,3}", "an axis, counted from 0")]
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,10 @@ class SourceRecord:
         task: of a checkpoint with several heads.
         size: of a zoo model.
         seed: of a zoo model's random weights.
+        context: inputs that the export was told to be the context, in place of the source's own.
+        dynamic: axes that the export was told to be dynamic: input, axis, NAME[:MIN[:MAX]].
+        decode: the input of ids that the export was told to decode by.
+        drop_outputs: outputs that the export was told to leave out; * for any text.
         missing_weights: that the checkpoint lacks, or has in another shape: they are random.
         left_over_weights: tensors of the checkpoint that the model has no place for.
     """
@@ -40,6 +47,10 @@ class SourceRecord:
     task: str | None = None
     size: Annotated[str | None, OneOf(SIZES)] = None
     seed: Annotated[int | None, AtLeast(0, 2**63)] = None
+    context: tuple[str, ...] | None = None
+    dynamic: Mapping[str, Mapping[_Axis, str]] | None = None
+    decode: str | None = None
+    drop_outputs: tuple[str, ...] | None = None
     missing_weights: tuple[str, ...] | None = None
     left_over_weights: tuple[str, ...] | None = None
 

@@ -3,8 +3,9 @@ before any parser runs."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from crossfuse.bundle.manifest import FILE_NAME, MANIFEST, FileEntry, Manifest, TargetEntry
@@ -19,12 +20,19 @@ _EXPORT = Said("`crossfuse export SOURCE -o FOLDER`", "crossfuse.export(SOURCE, 
 _LARGEST_MANIFEST = 256 << 20
 
 
+_State = tuple[int, int, int, int]
+"""What changes when a file does: inode, size, times of the last write and of the last change."""
+
+
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle on disk: its folder and manifest. Files are verified when asked for."""
+    """A bundle on disk: its folder and manifest. Files are verified when asked for, and again only
+    where they changed since."""
 
     path: Path
     manifest: Manifest
+    _checked: dict[str, _State] = field(default_factory=dict, init=False, repr=False, compare=False)
+    """File whose hash was right → the state that it was in."""
 
     @property
     def ledger(self) -> Ledger:
@@ -65,6 +73,13 @@ class Bundle:
         """
         return [self._verified(name) for name in names]
 
+    def copied_to(self, folder: Path, names: Iterable[str]) -> Bundle:
+        """The same bundle in another folder, where copies or links of verified files are: those are
+        not hashed again."""
+        bundle = Bundle(folder, self.manifest)
+        bundle._checked.update({name: _state_of((folder / name).stat()) for name in names})
+        return bundle
+
     def _verified(self, name: str) -> Path:
         entry = self.manifest.files.get(name)
         if entry is None:
@@ -79,7 +94,10 @@ class Bundle:
                 do="Copy the whole folder, or export again",
             )
         try:
-            size, digest = path.stat().st_size, None
+            about = path.stat()
+            size, digest = about.st_size, None
+            if self._checked.get(name) == _state_of(about):
+                return path
             if size == entry.size:
                 digest = sha256_of(path)
         except OSError as error:
@@ -102,17 +120,20 @@ class Bundle:
                 expected=f"{entry.sha256[:12]}…",
                 do="Copy it again, or export again",
             )
+        self._checked[name] = _state_of(about)
         return path
 
 
 @door
-def open_bundle(path: str | Path) -> Bundle:
-    """Read and check a bundle's manifest.
+def open_bundle(path: str | Path | Bundle) -> Bundle:
+    """Read and check a bundle's manifest; a bundle that is open already is given back.
 
     Raises:
         BundleError: no bundle there, or a manifest that is invalid, unsafe or newer than this
             version.
     """
+    if isinstance(path, Bundle):
+        return path
     folder = Path(path)
     file = folder / MANIFEST
     if not folder.is_dir() or file.is_symlink() or not file.is_file():
@@ -145,6 +166,10 @@ def check_name(name: str, where: object) -> str:
             do=FILE_NAME.do,
         )
     return name
+
+
+def _state_of(about: os.stat_result) -> _State:
+    return about.st_ino, about.st_size, about.st_mtime_ns, about.st_ctime_ns
 
 
 def entry_of(path: Path) -> FileEntry:

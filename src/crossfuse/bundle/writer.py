@@ -16,7 +16,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
-from crossfuse.bundle.manifest import MANIFEST, Manifest
+from crossfuse.bundle.manifest import MANIFEST, FileEntry, Manifest
 from crossfuse.bundle.store import Bundle, check_name, entry_of, open_bundle
 from crossfuse.core.files import REPLACED, locked, put_in_place, try_lock, write_whole
 from crossfuse.errors import InputError
@@ -35,16 +35,19 @@ class BundleWriter:
     def __init__(self, folder: Path, destination: Path) -> None:
         self.folder = folder
         self.destination = destination
+        self._adopted: dict[str, FileEntry] = {}
 
     def file(self, name: str) -> Path:
         """Where a file of that name goes; an existing one (of the bundle being replaced) is
         detached first."""
         path = self.folder / check_name(name, self.folder)
         path.unlink(missing_ok=True)
+        self._adopted.pop(name, None)
         return path
 
-    def adopt(self, bundle: Bundle, names: list[str], *, copied: Collection[str] = ()) -> None:
-        """Take over verified files of an existing bundle, by hard link where possible.
+    def adopt(self, bundle: Bundle, names: list[str], *, copied: Collection[str] = ()) -> Bundle:
+        """Take over verified files of an existing bundle, by hard link where possible; gives that
+        bundle as it lies here.
 
         ``copied`` names files that are to be read as weights: ONNX's readers refuse those with
         several links.
@@ -58,25 +61,34 @@ class BundleWriter:
                 os.link(path, copy)
             except OSError:
                 shutil.copyfile(path, copy)
+        self._adopted |= {name: bundle.manifest.files[name] for name in names}
+        return bundle.copied_to(self.folder, names)
 
     def commit(self, manifest: Manifest) -> Bundle:
-        """Hash the files, write the manifest, and put the folder in the destination's place."""
+        """Hash the files that are new, write the manifest, and put the folder in the destination's
+        place."""
         names = sorted(p.name for p in self.folder.iterdir() if p.name != MANIFEST)
-        manifest = replace(manifest, files={name: entry_of(self.folder / name) for name in names})
+        files = {name: self._adopted.get(name) or entry_of(self.folder / name) for name in names}
+        manifest = replace(manifest, files=files)
         write_whole(self.folder / MANIFEST, manifest.dumps())
         put_in_place(self.folder, self.destination)
         return Bundle(self.destination, manifest)
 
 
 @contextmanager
-def write_bundle(destination: str | Path) -> Iterator[BundleWriter]:
+def write_bundle(destination: str | Path | Bundle) -> Iterator[BundleWriter]:
     """A writer for the destination; whatever was not committed is removed.
+
+    Args:
+        destination: a folder, or an open bundle to replace.
 
     Raises:
         InputError: the destination is no bundle and not empty, or its parent can't be written.
     """
-    target = Path(os.path.abspath(destination))  # noqa: PTH100 - Path.absolute keeps "..", resolve follows links
-    _check_destination(target)
+    is_open = isinstance(destination, Bundle)
+    given = destination.path if isinstance(destination, Bundle) else destination
+    target = Path(os.path.abspath(given))  # noqa: PTH100 - Path.absolute keeps "..", resolve follows links
+    _check_destination(target, is_open)
     _remove_abandoned(target)
     folder = target.parent / f".{target.name}{_PARTIAL}{secrets.token_hex(6)}"
     lock = _lock_of(folder)
@@ -112,7 +124,7 @@ def _lock_of(folder: Path) -> Path:
     return folder.with_name(folder.name + _LOCK)
 
 
-def _check_destination(target: Path) -> None:
+def _check_destination(target: Path, is_open: bool) -> None:
     if target.is_symlink() or (target.exists() and not target.is_dir()):
         raise InputError(
             "the output exists and is not a folder", where=target, do="Choose another output"
@@ -124,7 +136,8 @@ def _check_destination(target: Path) -> None:
                 where=target,
                 do="Choose another output",
             )
-        open_bundle(target)
+        if not is_open:
+            open_bundle(target)
 
 
 def _remove_abandoned(target: Path) -> None:

@@ -1,37 +1,85 @@
-"""Options and arguments that several commands share, and what some of them mean."""
+"""Options and arguments that several commands share: their types, help, panels and completion.
+
+Closed sets are `Literal` types, so that help lists them, shells complete them and the parser
+refuses the rest. Targets can be added by others (`register_target`), so they are text, completed.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Literal
 
 import typer
 
 from crossfuse.errors import InputError
 
 __all__ = [
+    "ENGINE",
+    "MODEL",
+    "RUN",
+    "SOURCE",
     "AllowMissing",
     "AllowUnfused",
+    "BuiltTarget",
     "BundlePath",
     "Capabilities",
     "Device",
+    "HalfType",
     "IoDtype",
     "Json",
     "Precision",
+    "PrecisionName",
     "Profiles",
     "Provider",
+    "SizeName",
     "SourceCheckpoint",
     "SourceTask",
     "Threads",
-    "override_spec",
+    "complete_sources",
+    "complete_targets",
+    "dynamic_axes",
 ]
+
+MODEL = "The model"
+SOURCE = "The model to compare with"
+ENGINE = "What is built"
+RUN = "Where it runs"
+"""Panels of the help, which group options."""
+
+SizeName = Literal["tiny", "published"]
+PrecisionName = Literal["fp32", "fp16", "bf16", "mixed"]
+HalfType = Literal["fp32", "fp16"]
+
+
+def complete_targets(incomplete: str) -> list[tuple[str, str]]:
+    """Targets that a name may become, with their summaries."""
+    from crossfuse.core.target import TARGETS
+
+    return [
+        (target.name, target.summary)
+        for target in TARGETS.values()
+        if target.name.startswith(incomplete)
+    ]
+
+
+def complete_sources(incomplete: str) -> list[tuple[str, str]]:
+    """Zoo models that a source may become, with their summaries."""
+    from crossfuse.models.registry import ZOO
+
+    return [
+        (entry.name, entry.summary) for entry in ZOO.values() if entry.name.startswith(incomplete)
+    ]
+
 
 BundlePath = Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle's folder.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 AllowUnfused = Annotated[
     bool,
     typer.Option(
-        "--allow-unfused", help="Warn, instead of fail, about attentions that did not fuse."
+        "--allow-unfused",
+        help="Warn, instead of fail, about attentions that did not fuse.",
+        rich_help_panel=ENGINE,
     ),
 ]
 AllowMissing = Annotated[
@@ -39,22 +87,41 @@ AllowMissing = Annotated[
     typer.Option(
         "--allow-missing",
         help="Let weights that a checkpoint lacks stay random; the bundle says which.",
+        rich_help_panel=MODEL,
+    ),
+]
+BuiltTarget = Annotated[
+    str | None,
+    typer.Option(
+        "--target",
+        help="Where omitted, the best that runs here.",
+        autocompletion=complete_targets,
+        rich_help_panel=RUN,
     ),
 ]
 Precision = Annotated[
-    str | None,
+    PrecisionName | None,
     typer.Option(
         "--precision",
-        help="fp32, fp16, bf16 or mixed; where omitted, fp16 for engines, fp32 for the others.",
+        help="Where omitted, fp16 for engines, fp32 for the others.",
+        rich_help_panel=ENGINE,
     ),
 ]
 IoDtype = Annotated[
-    str | None, typer.Option("--io-dtype", help="fp16: floating inputs and outputs in fp16, too.")
+    HalfType | None,
+    typer.Option(
+        "--io-dtype",
+        help="fp16: floating inputs and outputs in fp16, too.",
+        rich_help_panel=ENGINE,
+    ),
 ]
 Capabilities = Annotated[
     list[str] | None,
     typer.Option(
-        "--sm", metavar="8.9", help="A GPU's compute capability, for tensorrt-rtx; repeat."
+        "--sm",
+        metavar="8.9",
+        help="A GPU's compute capability, for tensorrt-rtx; repeat.",
+        rich_help_panel=ENGINE,
     ),
 ]
 Profiles = Annotated[
@@ -63,30 +130,51 @@ Profiles = Annotated[
         "--profile-shapes",
         metavar="DIM=MIN:OPT:MAX,…",
         help="An engine's optimization profile; repeat.",
+        rich_help_panel=ENGINE,
     ),
 ]
 SourceCheckpoint = Annotated[
-    str | None, typer.Option("--checkpoint", help="Of a zoo model that was exported with one.")
+    str | None,
+    typer.Option(
+        "--checkpoint",
+        help="Of a zoo model that was exported with one.",
+        rich_help_panel=SOURCE,
+    ),
 ]
 SourceTask = Annotated[
-    str | None, typer.Option("--task", help="Of an hf: source that was exported with one.")
+    str | None,
+    typer.Option(
+        "--task", help="Of an hf: source that was exported with one.", rich_help_panel=SOURCE
+    ),
 ]
-Threads = Annotated[int | None, typer.Option("--threads", help="Threads inside one operator.")]
+Threads = Annotated[
+    int | None,
+    typer.Option("--threads", help="Threads inside one operator.", rich_help_panel=RUN),
+]
 Device = Annotated[
-    int, typer.Option("--device", min=0, help="Which GPU, for targets that need one.")
+    int,
+    typer.Option(
+        "--device", min=0, help="Which GPU, for targets that need one.", rich_help_panel=RUN
+    ),
 ]
 Provider = Annotated[
     str | None,
-    typer.Option("--provider", help="ONNX Runtime execution provider instead of the target's own."),
+    typer.Option(
+        "--provider",
+        help="ONNX Runtime execution provider instead of the target's own.",
+        rich_help_panel=RUN,
+    ),
 ]
 
 
-def override_spec(spec: Any, context: list[str], dynamic: list[str], decode: str | None) -> Any:
-    """The spec with ``--context``, ``--dynamic`` and ``--decode`` in place of its own."""
-    from dataclasses import replace
+def dynamic_axes(texts: Iterable[str]) -> dict[str, dict[int, str]]:
+    """``--dynamic INPUT:AXIS=NAME[:MIN:MAX]``, several, as input → axis → dimension.
 
-    axes: dict[str, dict[int, str]] = {name: dict(a) for name, a in spec.dynamic.items()}
-    for text in dynamic:
+    Raises:
+        InputError: a text that can't be read.
+    """
+    axes: dict[str, dict[int, str]] = {}
+    for text in texts:
         where, _, dim = text.partition("=")
         name, _, axis = where.rpartition(":")
         if not dim or not axis.isdigit() or not name:
@@ -94,8 +182,4 @@ def override_spec(spec: Any, context: list[str], dynamic: list[str], decode: str
                 "--dynamic can't be read", got=repr(text), expected="INPUT:AXIS=NAME[:MIN:MAX]"
             )
         axes.setdefault(name, {})[int(axis)] = dim
-    possible = spec.decode_where_possible and decode is None
-    spec = replace(
-        spec, dynamic=axes, context=tuple(context) or spec.context, decode=decode or spec.decode
-    )
-    return replace(spec, decode_where_possible=possible)
+    return axes

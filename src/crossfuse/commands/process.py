@@ -19,72 +19,77 @@ import re
 import select
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
 from crossfuse.core.foreign import own
-from crossfuse.errors import CrossfuseError, Door, InterruptedCommandError, PackageError, UsageError
+from crossfuse.errors import (
+    CrossfuseError,
+    Door,
+    InterruptedCommandError,
+    PackageError,
+    UsageError,
+    unknown,
+)
 
-__all__ = ["main"]
+__all__ = ["exit_code_of", "needs_packages"]
 
 _READER_GONE = 141
 _INSTALL = (
     "pip install 'crossfuse[cpu]' where bundles run ('crossfuse[gpu]' on NVIDIA GPUs), "
-    "'crossfuse[export,cpu]' where models "
-    "are exported"
+    "'crossfuse[export,cpu]' where models are exported"
 )
+_CHOICE = re.compile(
+    r"'(?P<where>-[^']*)': (Value error, )?'(?P<got>.*)' is not one of (?P<known>'.*')\.?$"
+)
+"""What the parser, in several of its versions, says of a value not in an option's closed set."""
+
 _SPELLED = {
-    "·": "-", "×": "x", "…": "...", "–": "-", "—": "-", "∞": "inf", "≤": "<=", "≥": ">=", "→": "->", "µ": "u", "±": "+-",
-    "“": '"', "”": '"', "‘": "'", "’": "'", "•": "*",
+    "·": "-", "×": "x", "…": "...", "–": "-", "—": "-", "∞": "inf", "≤": "<=", "≥": ">=",
+    "→": "->", "µ": "u", "±": "+-", "“": '"', "”": '"', "‘": "'", "’": "'", "•": "*",
 }  # fmt: skip
 """How symbols are spelled where the terminal's encoding lacks them."""
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line and end the process; the entry point of the ``crossfuse`` script."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
+def exit_code_of(command: Callable[[], int], arguments: Sequence[str]) -> int:
+    """Run a command to its end, whatever that is; says its error where it has one.
+
+    Args:
+        command: gives an exit code, or raises.
+        arguments: of the command line; ``--json`` among them asks for errors as objects.
+    """
     _print_anywhere()
     try:
-        code = _run(given)
+        code = command()
         sys.stdout.flush()
     except KeyboardInterrupt:
-        code = _tell(InterruptedCommandError("interrupted"), given)
+        return _tell(InterruptedCommandError("interrupted"), arguments)
     except Exception as error:  # noqa: BLE001 -- the outermost door: everything becomes a paragraph and an exit code
         if isinstance(error, BrokenPipeError) and _reader_gone():
-            code = _READER_GONE
             with _whatever_output():
                 pass
-        else:
-            code = _tell(_ours(error), given)
-    sys.exit(code)
+            return _READER_GONE
+        return _tell(_ours(error), arguments)
+    return code
 
 
-def _run(arguments: list[str]) -> int:
-    """The exit code of a command that came to its end.
+@contextmanager
+def needs_packages(*names: str) -> Iterator[None]:
+    """Around imports of the command line's own packages: says what to install where they are
+    missing.
 
-    The steps of a standalone command, but for its handling of exceptions, which is here.
+    Raises:
+        PackageError: one of the named packages can't be imported.
     """
     try:
-        import typer
-        from typer.main import get_command
-
-        from crossfuse.cli import app
+        yield
     except ImportError as error:
-        if (error.name or "").partition(".")[0] not in ("typer", "rich", "click"):
+        if (error.name or "").partition(".")[0] not in names:
             raise
         raise PackageError(
             f"the command line needs a package that can't be imported: {error}", do=_INSTALL
         ) from error
-    command: Any = get_command(app)
-    try:
-        with command.make_context("crossfuse", arguments) as context:
-            command.invoke(context)
-    except typer.Exit as done:
-        return int(done.exit_code)
-    except typer.Abort:
-        raise KeyboardInterrupt from None
-    return 0
 
 
 def _ours(error: Exception) -> CrossfuseError:
@@ -97,18 +102,24 @@ def _ours(error: Exception) -> CrossfuseError:
     path = "crossfuse" if context is None else context.command_path
     if type(error).__name__ == "NoArgsIsHelpError":
         return UsageError("no command is given", do=f"`{path} --help` lists them")
-    text, _, near = " ".join(message().split()).partition(" Did you mean ")
+    text = " ".join(message().split())
+    if (choice := _CHOICE.search(text)) is not None:
+        name = (getattr(getattr(error, "param", None), "name", None) or "value").replace("_", " ")
+        known = re.findall(r"'([^']*)'", choice["known"])
+        return unknown(f"unknown {name}", choice["got"], known, where=choice["where"])
+    return _usage_error(text, path, getattr(error, "possibilities", None) or ())
+
+
+def _usage_error(message: str, path: str, possible: Sequence[str]) -> UsageError:
+    """A command line that can't be parsed, with advice."""
+    text, _, near = message.partition(" Did you mean ")
     text = re.sub(r" \(Possible options: .*\)$", "", text)
-    possible = [f"{name!r}" for name in getattr(error, "possibilities", None) or ()]
-    do = (
-        f"Did you mean {near.rstrip('.?') if near else ' or '.join(possible)}?"
-        if near or possible
-        else None
-    )
-    return UsageError(text[:1].lower() + text[1:], do=do or f"`{path} --help` says what it takes")
+    meant = near.rstrip(".?") if near else " or ".join(repr(name) for name in possible)
+    do = f"Did you mean {meant}?" if meant else f"`{path} --help` says what it takes"
+    return UsageError(text[:1].lower() + text[1:], do=do)
 
 
-def _tell(error: CrossfuseError, arguments: list[str]) -> int:
+def _tell(error: CrossfuseError, arguments: Sequence[str]) -> int:
     """Say the error on stderr, and with ``--json`` on stdout as an object; give the exit code."""
     with _whatever_output():
         if os.environ.get("CROSSFUSE_DEBUG") == "1":

@@ -3,106 +3,188 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
 from crossfuse.commands.options import (
+    SOURCE,
+    BuiltTarget,
     Device,
     Json,
     Provider,
     SourceCheckpoint,
     SourceTask,
     Threads,
+    complete_sources,
 )
 from crossfuse.core.files import require_writable, write_text
 from crossfuse.errors import InputError
 
-__all__ = ["profile"]
+if TYPE_CHECKING:
+    from crossfuse.commands.output import Output
+
+__all__ = ["complete_against", "profile"]
+
+_MEASURED = "What is measured"
+_REPORT = "Reports"
 
 
-def profile(
+def complete_against(incomplete: str) -> list[str]:
+    """Lists of baselines that a list may become by its last name."""
+    from crossfuse.profiling.baselines import BASELINES
+
+    before, comma, last = incomplete.rpartition(",")
+    taken = before.split(",")
+    return [
+        f"{before}{comma}{name}"
+        for name in BASELINES
+        if name.startswith(last) and name not in taken
+    ]
+
+
+def profile(  # noqa: PLR0913 -- a command: its parameters are its options
     bundle: Annotated[
         Path | None, typer.Argument(metavar="BUNDLE", help="A bundle's folder.")
     ] = None,
-    target: Annotated[
-        str | None, typer.Option("--target", help="Where omitted, the best that runs here.")
-    ] = None,
+    target: BuiltTarget = None,
     against: Annotated[
         str,
         typer.Option(
             "--against",
-            metavar="RIVAL,…",
+            metavar="BASELINE,…",
             help="eager, compile, onnx, hf, openvino; on GPUs compile-max, eager-fp16, tensorrt.",
+            autocompletion=complete_against,
+            rich_help_panel=SOURCE,
         ),
     ] = "",
     source: Annotated[
         str | None,
-        typer.Option("--source", help="The rivals' model, where the bundle's isn't the zoo's."),
+        typer.Option(
+            "--source",
+            help="The baselines' model, where the bundle's isn't the zoo's.",
+            autocompletion=complete_sources,
+            rich_help_panel=SOURCE,
+        ),
     ] = None,
     checkpoint: SourceCheckpoint = None,
     task: SourceTask = None,
     sweep: Annotated[
         list[str] | None,
         typer.Option(
-            "--sweep", metavar="DIM=SIZE,…", help="Sizes of a dimension to measure at; repeat."
+            "--sweep",
+            metavar="DIM=SIZE,…",
+            help="Sizes of a dimension to measure at; repeat.",
+            rich_help_panel=_MEASURED,
         ),
     ] = None,
-    rounds: Annotated[int, typer.Option("--rounds", min=3, help="Rounds of samples.")] = 12,
+    rounds: Annotated[
+        int,
+        typer.Option("--rounds", min=3, help="Rounds of samples.", rich_help_panel=_MEASURED),
+    ] = 12,
     seconds: Annotated[
-        float, typer.Option("--seconds", min=0.001, help="Of each callable in each round.")
+        float,
+        typer.Option(
+            "--seconds",
+            min=0.001,
+            help="Of each callable in each round.",
+            rich_help_panel=_MEASURED,
+        ),
     ] = 0.3,
     cold_starts: Annotated[
-        int, typer.Option("--cold-starts", min=0, help="Fresh processes to start.")
+        int,
+        typer.Option(
+            "--cold-starts", min=0, help="Fresh processes to start.", rich_help_panel=_MEASURED
+        ),
     ] = 5,
     callers: Annotated[
-        str, typer.Option("--callers", metavar="N,…", help="Also with N callers at once.")
+        str,
+        typer.Option(
+            "--callers",
+            metavar="N,…",
+            help="Also with N callers at once.",
+            rich_help_panel=_MEASURED,
+        ),
     ] = "",
     rates: Annotated[
         str,
-        typer.Option("--rates", metavar="R,…", help="Also with R arrivals per second, at random."),
+        typer.Option(
+            "--rates",
+            metavar="R,…",
+            help="Also with R arrivals per second, at random.",
+            rich_help_panel=_MEASURED,
+        ),
     ] = "",
     load_seconds: Annotated[
-        float, typer.Option("--load-seconds", min=0.01, help="How long each load lasts.")
+        float,
+        typer.Option(
+            "--load-seconds",
+            min=0.01,
+            help="How long each load lasts.",
+            rich_help_panel=_MEASURED,
+        ),
     ] = 5.0,
     trace: Annotated[
-        bool, typer.Option("--trace/--no-trace", help="Tell where the time goes.")
+        bool,
+        typer.Option(
+            "--trace/--no-trace", help="Tell where the time goes.", rich_help_panel=_MEASURED
+        ),
     ] = True,
     compare: Annotated[
         tuple[Path, Path] | None,
-        typer.Option("--compare", metavar="BEFORE AFTER", help="Two reports, instead of a bundle."),
+        typer.Option(
+            "--compare",
+            metavar="BEFORE AFTER",
+            help="Two reports, instead of a bundle.",
+            rich_help_panel=_REPORT,
+        ),
     ] = None,
     threshold: Annotated[
-        float, typer.Option("--threshold", min=0, help="How much slower is a regression.")
+        float,
+        typer.Option(
+            "--threshold",
+            min=0,
+            help="How much slower is a regression.",
+            rich_help_panel=_REPORT,
+        ),
     ] = 0.05,
     provider: Provider = None,
     device: Device = 0,
     threads: Threads = None,
     out: Annotated[
         Path | None,
-        typer.Option("--output", "-o", metavar="FILE.json", help="Write the report's JSON."),
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE.json",
+            help="Write the report's JSON.",
+            rich_help_panel=_REPORT,
+        ),
     ] = None,
     html: Annotated[
-        Path | None, typer.Option("--html", metavar="FILE.html", help="Write the report as a page.")
+        Path | None,
+        typer.Option(
+            "--html",
+            metavar="FILE.html",
+            help="Write the report as a page.",
+            rich_help_panel=_REPORT,
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Measure latency, against rivals in the same rounds; or compare two reports for
-    regressions."""
-    from crossfuse.api import export as pipeline
+    """Measure latency, against baselines in the same rounds; or compare two reports."""
+    from crossfuse.api.profile import profile as profile_bundle
+    from crossfuse.commands.latency_table import show_latency
     from crossfuse.commands.output import Output
     from crossfuse.core.json_codec import json_text
     from crossfuse.profiling.measure.inputs import parse_sweep
     from crossfuse.profiling.measure.sampling import Plan
-    from crossfuse.profiling.report.compare import compare_reports
     from crossfuse.profiling.report.page import render, require_html
     from crossfuse.runtime.options import SessionOptions
 
     output = Output(as_json=as_json)
     if compare is not None:
-        changes = compare_reports(*compare, threshold)
-        output.result([change.to_json() for change in changes], lambda: output.changes(changes))
-        raise typer.Exit(int(any(change.regressed for change in changes)))
+        _compare(output, *compare, threshold)
     if bundle is None:
         raise InputError(
             "what to profile is not given", expected="BUNDLE, or --compare BEFORE AFTER"
@@ -112,8 +194,8 @@ def profile(
     for file in (out, html):
         if file is not None:
             require_writable(file)
-    with output.progress() as step:
-        report = pipeline.profile(
+    with output.progress() as progress:
+        report = profile_bundle(
             bundle,
             target,
             against=[name for name in against.split(",") if name],
@@ -128,14 +210,24 @@ def profile(
             load_seconds=load_seconds,
             cold_starts=cold_starts,
             trace=trace,
-            step=step,
+            step=progress,
         )
     data = report.to_json()
     if out is not None:
         write_text(out, json_text(data))
     if html is not None:
         write_text(html, render(report))
-    output.result(data, lambda: output.latency(report))
+    output.result(data, lambda: show_latency(output, report))
+
+
+def _compare(output: Output, before: Path, after: Path, threshold: float) -> NoReturn:
+    """Show what changed between two reports; exit code 1 where something became slower."""
+    from crossfuse.commands.latency_table import show_changes
+    from crossfuse.profiling.report.compare import compare_reports
+
+    changes = compare_reports(before, after, threshold)
+    output.result([change.to_json() for change in changes], lambda: show_changes(output, changes))
+    raise typer.Exit(int(any(change.regressed for change in changes)))
 
 
 def _numbers(text: str, where: str) -> list[float]:

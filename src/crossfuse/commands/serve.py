@@ -1,51 +1,39 @@
-"""The commands ``crossfuse package``, ``serve`` and ``map``."""
+"""The commands ``crossfuse package``, ``crossfuse serve`` and ``crossfuse map``."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from crossfuse.commands.options import BundlePath, Json, Threads
+from crossfuse.commands.options import RUN, BuiltTarget, BundlePath, Json, Threads
+from crossfuse.commands.serve_options import (
+    REQUESTS,
+    Address,
+    AllowNan,
+    CacheMb,
+    Cpus,
+    Gpus,
+    MaxBatch,
+    MaxRows,
+    Merge,
+    Name,
+    Wait,
+)
 from crossfuse.core.files import write_text
-from crossfuse.errors import unknown
+
+if TYPE_CHECKING:
+    from crossfuse.commands.output import Output
+    from crossfuse.serve.rayserve.options import ServeOptions
 
 __all__ = ["map_command", "package", "serve"]
 
-Target = Annotated[
-    str | None, typer.Option("--target", help="Where omitted, the best that runs here.")
-]
-Name = Annotated[
-    str | None, typer.Option("--name", help="Of the model in URLs; where omitted, the bundle's.")
-]
-CacheMb = Annotated[
-    int,
-    typer.Option(
-        "--cache-mb", min=0, help="Megabytes of kept contexts; 0 encodes for every request."
-    ),
-]
-MaxRows = Annotated[
-    int, typer.Option("--max-rows", min=1, help="Queries of several requests in one call, at most.")
-]
-Merge = Annotated[
-    bool, typer.Option("--merge/--no-merge", help="Whether requests may share a call.")
-]
-AllowNan = Annotated[bool, typer.Option("--allow-nan", help="Take inputs that hold NaN.")]
-MaxBatch = Annotated[
-    int, typer.Option("--max-batch", min=1, help="Largest first axis of an input.")
-]
-Cpus = Annotated[
-    float, typer.Option("--num-cpus", min=0, help="That each reserves; also its threads.")
-]
-Gpus = Annotated[float, typer.Option("--num-gpus", min=0, help="That each reserves.")]
-Address = Annotated[
-    str | None,
-    typer.Option("--address", help="Of a running Ray cluster; where omitted, a Ray of its own."),
-]
+_ADDRESSES = "Addresses"
 
 
-def package(
+def package(  # noqa: PLR0913 -- a command: its parameters are its options
     bundle: BundlePath,
     out: Annotated[
         Path,
@@ -53,8 +41,10 @@ def package(
             "-o", "--output", metavar="REPOSITORY", help="A model repository; its others stay."
         ),
     ],
-    platform: Annotated[str, typer.Option("--for", help="triton.")] = "triton",
-    target: Target = None,
+    platform: Annotated[
+        Literal["triton"], typer.Option("--for", help="The server that the repository is for.")
+    ] = "triton",
+    target: BuiltTarget = None,
     name: Name = None,
     instances: Annotated[
         int, typer.Option("--instances", min=1, help="Copies, each with a cache of its own.")
@@ -62,9 +52,7 @@ def package(
     cache_mb: CacheMb = 1000,
     max_rows: MaxRows = 64,
     merge: Merge = True,
-    queue_ms: Annotated[
-        float, typer.Option("--batch-wait-ms", min=0, help="How long a request waits for others.")
-    ] = 2.0,
+    queue_ms: Wait = 2.0,
     native: Annotated[
         bool, typer.Option("--native/--no-native", help="Add models of Triton's own backends.")
     ] = True,
@@ -79,8 +67,6 @@ def package(
     from crossfuse.serve.load_engine import EngineOptions
     from crossfuse.serve.triton.repository import TritonOptions, write_repository
 
-    if platform != "triton":
-        raise unknown("a platform isn't known", platform, ["triton"], where="--for")
     engine = EngineOptions(
         target=target, threads=threads, cache_mb=cache_mb, merge=merge, max_rows=max_rows
     )
@@ -94,46 +80,96 @@ def package(
     )
 
 
-def serve(
+def serve(  # noqa: PLR0913 -- a command: its parameters are its options
     bundle: BundlePath,
-    target: Target = None,
+    target: BuiltTarget = None,
     name: Name = None,
-    host: Annotated[str, typer.Option("--host", help="To listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option("--port", min=1, max=65535, help="To listen on.")] = 8000,
+    host: Annotated[
+        str, typer.Option("--host", help="To listen on.", rich_help_panel=_ADDRESSES)
+    ] = "127.0.0.1",
+    port: Annotated[
+        int,
+        typer.Option("--port", min=1, max=65535, help="To listen on.", rich_help_panel=_ADDRESSES),
+    ] = 8000,
     metrics_port: Annotated[
-        int, typer.Option("--metrics-port", min=1, max=65535, help="Of Prometheus metrics.")
+        int,
+        typer.Option(
+            "--metrics-port",
+            min=1,
+            max=65535,
+            help="Of Prometheus metrics.",
+            rich_help_panel=_ADDRESSES,
+        ),
     ] = 8002,
     replicas: Annotated[
-        int, typer.Option("--replicas", min=1, help="Processes, each with a session and a cache.")
+        int,
+        typer.Option(
+            "--replicas",
+            min=1,
+            help="Processes, each with a session and a cache.",
+            rich_help_panel=RUN,
+        ),
     ] = 1,
     max_replicas: Annotated[
-        int, typer.Option("--max-replicas", min=0, help="Scale up to this many by load.")
+        int,
+        typer.Option(
+            "--max-replicas",
+            min=0,
+            help="Scale up to this many by load.",
+            rich_help_panel=RUN,
+        ),
     ] = 0,
     num_cpus: Cpus = 1.0,
     num_gpus: Gpus = 0.0,
     batch_size: Annotated[
-        int, typer.Option("--batch-size", min=1, help="Requests that a replica answers at once.")
+        int,
+        typer.Option(
+            "--batch-size",
+            min=1,
+            help="Requests that a replica answers at once.",
+            rich_help_panel=REQUESTS,
+        ),
     ] = 8,
-    batch_wait_ms: Annotated[
-        float, typer.Option("--batch-wait-ms", min=0, help="How long a request waits for others.")
-    ] = 2.0,
+    batch_wait_ms: Wait = 2.0,
     cache_mb: CacheMb = 1000,
     max_rows: MaxRows = 64,
     merge: Merge = True,
-    max_bytes: Annotated[int, typer.Option("--max-bytes", min=1, help="Of a request's body.")] = 64
-    << 20,
+    max_bytes: Annotated[
+        int,
+        typer.Option("--max-bytes", min=1, help="Of a request's body.", rich_help_panel=REQUESTS),
+    ] = 64 << 20,
     max_batch: MaxBatch = 1024,
     max_queue: Annotated[
-        int, typer.Option("--max-queue", min=1, help="Requests that wait; more are refused.")
+        int,
+        typer.Option(
+            "--max-queue",
+            min=1,
+            help="Requests that wait; more are refused.",
+            rich_help_panel=REQUESTS,
+        ),
     ] = 256,
     allow_nan: AllowNan = False,
     timeout: Annotated[
-        float, typer.Option("--timeout", min=0.1, help="Seconds until a request is given up.")
+        float,
+        typer.Option(
+            "--timeout",
+            min=0.1,
+            help="Seconds until a request is given up.",
+            rich_help_panel=REQUESTS,
+        ),
     ] = 60.0,
     drain: Annotated[
-        float, typer.Option("--drain", min=0, help="Seconds to finish what was taken, at SIGTERM.")
+        float,
+        typer.Option(
+            "--drain",
+            min=0,
+            help="Seconds to finish what was taken, at SIGTERM.",
+            rich_help_panel=REQUESTS,
+        ),
     ] = 30.0,
-    log_format: Annotated[str, typer.Option("--log-format", help="json or text.")] = "json",
+    log_format: Annotated[
+        Literal["json", "text"], typer.Option("--log-format", help="Of the server's log.")
+    ] = "json",
     address: Address = None,
     emit_config: Annotated[
         Path | None,
@@ -145,11 +181,12 @@ def serve(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Serve a bundle with Ray Serve over the Open Inference Protocol (HTTP), until SIGTERM or
-    Ctrl-C."""
+    """Serve a bundle with Ray Serve over the Open Inference Protocol (HTTP).
+
+    Until SIGTERM or Ctrl-C.
+    """
     from crossfuse.bundle.store import open_bundle
     from crossfuse.commands.output import Output
-    from crossfuse.serve.cluster import connected, local_ray
     from crossfuse.serve.limits import Limits
     from crossfuse.serve.load_engine import EngineOptions
     from crossfuse.serve.rayserve.options import ServeOptions
@@ -171,41 +208,74 @@ def serve(
         drain_s=drain,
         log_format=log_format,
     )
+    served = _Served(output, options, host, port)
     if emit_config is not None:
+        served.write_config(emit_config)
+    elif address is not None:
+        served.deploy(address)
+    else:
+        served.run(metrics_port)
+
+
+@dataclass(frozen=True)
+class _Served:
+    """An application, and the address at which it is to be."""
+
+    output: Output
+    options: ServeOptions
+    host: str
+    port: int
+
+    @property
+    def url(self) -> str:
+        return f"http://{self.host}:{self.port}/v2/models/{self.options.name}"
+
+    def write_config(self, file: Path) -> None:
+        """Write Ray Serve's config for a cluster."""
         import yaml
 
         from crossfuse.serve.rayserve.app import config
 
-        write_text(
-            emit_config, yaml.safe_dump(config(options, host=host, port=port), sort_keys=False)
+        about = config(self.options, host=self.host, port=self.port)
+        write_text(file, yaml.safe_dump(about, sort_keys=False))
+        self.output.result(
+            {"config": str(file)}, lambda: self.output.line(f"config written to {file}")
         )
-        output.result(
-            {"config": str(emit_config)}, lambda: output.line(f"config written to {emit_config}")
-        )
-        return
-    most = max(replicas, max_replicas)
-    url = f"http://{host}:{port}/v2/models/{options.name}"
-    about = {"url": url, "replicas": replicas}
-    if address is not None:
+
+    def deploy(self, address: str) -> None:
+        """Hand the application to a running cluster."""
+        from crossfuse.serve.cluster import connected
+
         with connected(address):
             from crossfuse.serve.rayserve.run import deploy
 
-            deploy(options, host, port)
-        output.result(about, lambda: output.line(f"deployed to the cluster at {address}: {url}"))
-        return
-    with local_ray(cpus=max(1.0, num_cpus * most), metrics_port=metrics_port):
-        from crossfuse.serve.rayserve.run import asked_to_stop, running
+            deploy(self.options, self.host, self.port)
+        self.output.result(
+            {"url": self.url, "replicas": self.options.replicas},
+            lambda: self.output.line(f"deployed to the cluster at {address}: {self.url}"),
+        )
 
-        about["metrics"] = f"http://127.0.0.1:{metrics_port}/metrics"
-        with asked_to_stop() as asked, running(options, host, port):
-            output.result(
-                about,
-                lambda: output.line(f"serving {url}; metrics on port {metrics_port}; Ctrl-C stops"),
-            )
-            asked.wait()
+    def run(self, metrics_port: int) -> None:
+        """Serve from a Ray of its own until the process is asked to stop."""
+        from crossfuse.serve.cluster import local_ray
+
+        options = self.options
+        most = max(options.replicas, options.max_replicas)
+        with local_ray(cpus=max(1.0, options.num_cpus * most), metrics_port=metrics_port):
+            from crossfuse.serve.rayserve.run import asked_to_stop, running
+
+            about = {
+                "url": self.url,
+                "replicas": options.replicas,
+                "metrics": f"http://127.0.0.1:{metrics_port}/metrics",
+            }
+            text = f"serving {self.url}; metrics on port {metrics_port}; Ctrl-C stops"
+            with asked_to_stop() as asked, running(options, self.host, self.port):
+                self.output.result(about, lambda: self.output.line(text))
+                asked.wait()
 
 
-def map_command(
+def map_command(  # noqa: PLR0913 -- a command: its parameters are its options
     bundle: BundlePath,
     source: Annotated[
         Path, typer.Option("--input", metavar="FOLDER|FILE.parquet", help="NPZ files, or Parquet.")
@@ -216,9 +286,12 @@ def map_command(
             "--output", "-o", metavar="FOLDER", help="Answers; go on where a job was killed."
         ),
     ],
-    target: Target = None,
+    target: BuiltTarget = None,
     workers: Annotated[
-        int, typer.Option("--workers", min=1, help="Processes, each with a session.")
+        int,
+        typer.Option(
+            "--workers", min=1, help="Processes, each with a session.", rich_help_panel=RUN
+        ),
     ] = 1,
     num_cpus: Cpus = 1.0,
     num_gpus: Gpus = 0.0,
@@ -234,8 +307,10 @@ def map_command(
     address: Address = None,
     as_json: Json = False,
 ) -> None:
-    """Answer every row of a folder or of Parquet files with Ray Data; run again, it goes on where
-    it was killed."""
+    """Answer every row of a folder or of Parquet files with Ray Data.
+
+    Run again, it goes on where it was killed.
+    """
     from crossfuse.commands.output import Output
     from crossfuse.serve.bulk.job import FAILED
     from crossfuse.serve.bulk.run import MapOptions, map_rows
@@ -249,8 +324,8 @@ def map_command(
     started = (
         local_ray(cpus=workers * max(1.0, num_cpus) + 1) if address is None else connected(address)
     )
-    with started, output.progress() as step:
-        report = map_rows(bundle, source, out, options, step)
+    with started, output.progress() as progress:
+        report = map_rows(bundle, source, out, options, progress)
 
     def render() -> None:
         output.line(

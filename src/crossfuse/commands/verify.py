@@ -1,13 +1,15 @@
-"""The command `verify`: a bundle's target checked again."""
+"""The command ``crossfuse verify``."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from crossfuse.commands.options import (
+    SOURCE,
+    BuiltTarget,
     BundlePath,
     Device,
     Json,
@@ -15,22 +17,23 @@ from crossfuse.commands.options import (
     SourceCheckpoint,
     SourceTask,
     Threads,
+    complete_sources,
 )
 from crossfuse.errors import Door
 
 __all__ = ["verify"]
 
 
-def verify(
+def verify(  # noqa: PLR0913 -- a command: its parameters are its options
     bundle: BundlePath,
-    target: Annotated[
-        str | None, typer.Option("--target", help="Where omitted, the best that runs here.")
-    ] = None,
+    target: BuiltTarget = None,
     source: Annotated[
         str | None,
         typer.Option(
             "--source",
             help="Recompute the reference from this model, instead of using the bundle's own.",
+            autocompletion=complete_sources,
+            rich_help_panel=SOURCE,
         ),
     ] = None,
     inputs: Annotated[
@@ -39,15 +42,19 @@ def verify(
             "--input",
             metavar="FILE.npz",
             help="Compare on these inputs, arrays by input name; repeat. With --source against the "
-            "eager model in float64; "
-            "without, against the bundle's fused graph, executed by ONNX Runtime on the CPU in "
-            "fp32.",
+            "eager model in float64; without, against the bundle's fused graph, executed by ONNX "
+            "Runtime on the CPU in fp32.",
         ),
     ] = None,
     checkpoint: SourceCheckpoint = None,
     task: SourceTask = None,
     seed: Annotated[
-        int, typer.Option("--seed", help="Of the fresh inputs; with --source and without --input.")
+        int,
+        typer.Option(
+            "--seed",
+            help="Of the fresh inputs; with --source and without --input.",
+            rich_help_panel=SOURCE,
+        ),
     ] = 1,
     bisect: Annotated[
         bool,
@@ -61,32 +68,33 @@ def verify(
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
-    """Check a bundle's numbers on this machine against the eager model's. Needs no PyTorch without
-    --source.
+    """Check a bundle's numbers on this machine against the eager model's.
 
-    docs/verify.md tells what it guarantees, and what it can't.
+    Needs no PyTorch without --source. docs/guides/verify.md tells what it guarantees, and what it
+    can't.
     """
-    from crossfuse.api import export as pipeline
+    from crossfuse.api.verify import verify as verify_bundle
     from crossfuse.commands.output import Output
+    from crossfuse.commands.tables import show_parity
     from crossfuse.runtime.options import SessionOptions
 
     output = Output(as_json=as_json)
-    options = SessionOptions(threads=threads, provider=provider, device_id=device)
-    of_source: dict[str, Any] = {"source": source, "checkpoint": checkpoint, "task": task}
-    with output.progress() as step:
-        report = pipeline.verify(
+    with output.progress() as progress:
+        report = verify_bundle(
             bundle,
             target,
+            source=source,
+            checkpoint=checkpoint,
+            task=task,
             inputs=inputs or None,
             seed=seed,
             bisect=bisect,
-            options=options,
-            step=step,
-            **of_source,
+            options=SessionOptions(threads=threads, provider=provider, device_id=device),
+            step=progress,
         )
     failure = report.failure
     data = report.to_json() | ({} if failure is None else {"error": failure.to_json()})
-    output.result(data, lambda: output.parity(report))
+    output.result(data, lambda: show_parity(output, report))
     if failure is not None:
         output.error(failure.paragraph(Door.COMMAND_LINE))
         raise typer.Exit(failure.exit_code)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import sys
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -24,9 +25,11 @@ class _CallablePackage(ModuleType):
 
     @property
     def __doc__(self) -> str:  # type: ignore[override]
-        """What ``help`` shows: the function's parameters and text."""
+        """What ``help`` shows: the function's first sentence, its parameters and the rest of its
+        text."""
         function = _function(self.__name__)
-        return f"{function.__name__}{inspect.signature(function)}\n\n{inspect.getdoc(function)}"
+        first, _, rest = (inspect.getdoc(function) or "").partition("\n")
+        return f"{first}\n\n{_call_text(self.__name__, function)}\n{rest}"
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return _function(self.__name__)(*args, **kwargs)
@@ -38,6 +41,35 @@ def make_callable(package: str) -> None:
     sys.modules[package].__class__ = _CallablePackage
 
 
-def _function(package: str) -> Any:
+def _function(package: str) -> Callable[..., Any]:
     parent, _, name = package.rpartition(".")
-    return getattr(importlib.import_module(sys.modules[parent].__callables__[name]), name)
+    module = importlib.import_module(sys.modules[parent].__callables__[name])
+    function: Callable[..., Any] = getattr(module, name)
+    return function
+
+
+def _call_text(name: str, function: Callable[..., Any]) -> str:
+    """A call of the function, one parameter a line; annotations as they are in its source."""
+    signature = inspect.signature(function)
+    lines, keyword_only = [f"{name}("], False
+    for parameter in signature.parameters.values():
+        if parameter.kind is parameter.KEYWORD_ONLY and not keyword_only:
+            keyword_only = True
+            lines.append("    *,")
+        lines.append(f"    {_parameter_text(parameter)},")
+    returned = signature.return_annotation
+    arrow = "" if returned is signature.empty else f" -> {_annotation_text(returned)}"
+    return "\n".join([*lines, f"){arrow}"])
+
+
+def _parameter_text(parameter: inspect.Parameter) -> str:
+    text = parameter.name
+    if parameter.annotation is not parameter.empty:
+        text += f": {_annotation_text(parameter.annotation)}"
+    if parameter.default is not parameter.empty:
+        text += f" = {parameter.default!r}"
+    return text
+
+
+def _annotation_text(annotation: Any) -> str:
+    return annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)

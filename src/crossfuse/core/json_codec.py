@@ -61,10 +61,14 @@ def _encode_dataclass(value: Any) -> Any:
     data: dict[str, Any] = {} if form.version is None else {VERSION: form.version}
     for name in attributes_of(kind):
         item = getattr(value, name)
-        if item is None and name in form.sparse:
+        if name in form.sparse and item == _default_of(kind, name):
             continue
         data[form.key(name)] = _encode_attribute(item, name, form)
     return data
+
+
+def _default_of(kind: type, name: str) -> Any:
+    return next(f.default for f in dataclasses.fields(kind) if f.name == name)
 
 
 def _encode_attribute(item: Any, name: str, form: Form) -> Any:

@@ -6,8 +6,8 @@ this module in ``Annotated``: the reader checks them (`json_reader.decode`), the
 (`json_schema.schema_of`).
 
 A new optional field needs a default and a line in the docstring, and, where it is to be left out of
-the JSON while it is None, its name in ``Form.sparse``: then old files are read as before, and
-written as before.
+the JSON while it has that default, its name in ``Form.sparse``: then old files are read as before,
+and written as before.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Form:
         names: attribute → its key, where that is another.
         whole: the one field whose JSON is that of the whole.
         array: an array of the fields' values in place of an object.
-        sparse: attributes that are left out where they are None.
+        sparse: fields that are left out where they have their default.
         keyed: a field with a mapping of objects → which of their fields is the key.
         gaps: numbers that are null where they are not finite.
         required: fields that a reader demands although they have a default or may be None.

@@ -47,11 +47,17 @@ def install(*extras: str) -> str:
 
 
 def is_installed(module: str) -> bool:
-    """Whether a module can be imported; nothing is."""
+    """Whether there is code behind a module's name; it is not imported, but packages above it are.
+
+    Type stubs alone leave a folder without code.
+    """
     try:
-        return importlib.util.find_spec(module) is not None
+        spec = importlib.util.find_spec(module)
+    except ImportError:  # of a package above it
+        return False
     except ValueError:  # a module that something else put there, without a spec
         return True
+    return spec is not None and spec.origin is not None
 
 
 @contextmanager

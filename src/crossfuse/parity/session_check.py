@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 
 from crossfuse.bundle.store import Bundle, open_bundle
+from crossfuse.core.target import require_target
 from crossfuse.core.tensors import NEXT, names_of
 from crossfuse.errors import BundleError, InputError, ParityError
 from crossfuse.parity.given import whole_boundary
 from crossfuse.parity.reference import ReferenceSet, check_reference, load_reference
 from crossfuse.parity.report import ParityReport, compare
-from crossfuse.runtime.backends import PROVIDERS, best_target
+from crossfuse.runtime.backends import best_target
 from crossfuse.runtime.load import load
 from crossfuse.runtime.options import SessionOptions
 from crossfuse.runtime.session import Session
@@ -25,7 +26,7 @@ __all__ = ["check_session", "reference_of", "verify_bundle"]
 
 
 def verify_bundle(
-    path: str | Path,
+    path: str | Path | Bundle,
     target: str | None = None,
     *,
     options: SessionOptions | None = None,
@@ -34,7 +35,7 @@ def verify_bundle(
     """Parity of a target on this machine.
 
     Args:
-        path: the bundle.
+        path: the bundle, or where it is.
         target: where omitted, the best that runs here.
         options: of the session; ``SessionOptions(provider="CPUExecutionProvider")`` checks
             ``ort-cuda`` without a GPU.
@@ -46,14 +47,14 @@ def verify_bundle(
     bundle = open_bundle(path)
     name = target or best_target(bundle.targets)
     precision = bundle.target(name).precision
-    with load(path, name, options) as session:
+    with load(bundle, name, options) as session:
         return check_session(session, reference or reference_of(bundle), precision)
 
 
 def check_session(session: Session, reference: ReferenceSet, precision: str) -> ParityReport:
     """Parity of an open session; of one that decodes, also of decoding step by step."""
     _require_same_model(session, reference)
-    own = PROVIDERS.get(session.target) == session.provider
+    own = require_target(session.target).provider == session.provider
     executed_on = session.provider if own else f"{session.provider} (not the target's own)"
     dtypes = {spec.name: np.dtype(spec.dtype) for spec in session.inputs}
 

@@ -16,8 +16,7 @@ __all__ = ["check_fields", "check_input", "check_tensors"]
 
 _WRAP = (
     "Wrap the module in one whose forward takes tensors by name and makes of them what the model "
-    "wants; what is no tensor "
-    "belongs into the wrapper"
+    "wants; what is no tensor belongs into the wrapper"
 )
 
 
@@ -30,71 +29,16 @@ def check_fields(spec: Any) -> None:
     from torch import nn
 
     if not isinstance(spec.module, nn.Module):
-        _wrong("module", spec.module, "a torch.nn.Module")
-    if not isinstance(spec.inputs, Mapping):
-        _wrong("inputs", spec.inputs, "a mapping of input names to example tensors")
-    if not spec.inputs:
-        raise InputError(
-            "the spec has no inputs",
-            expected="example tensors by the names of forward's parameters",
-        )
-    for name, value in spec.inputs.items():
-        if not isinstance(name, str) or not name:
-            raise InputError(
-                "an input's name is no text",
-                where="inputs",
-                got=repr(name),
-                expected="a parameter of forward",
-            )
-        check_input(name, value)
-    if not isinstance(spec.dynamic, Mapping):
-        _wrong(
-            "dynamic",
-            spec.dynamic,
-            "a mapping of input names to {axis: dimension}",
-            do="Leave it out where nothing is dynamic",
-        )
-    for name, axes in spec.dynamic.items():
-        if not isinstance(axes, Mapping):
-            _wrong(
-                f"dynamic[{name!r}]",
-                axes,
-                "a mapping of axes to dimensions, such as {0: 'batch:1:16'}",
-            )
-        for axis, dim in axes.items():
-            if not isinstance(axis, int) or isinstance(axis, bool):
-                raise InputError(
-                    "a dynamic axis is no number",
-                    where=f"dynamic[{name!r}]",
-                    got=repr(axis),
-                    expected="an axis, counted from 0",
-                )
-            if not isinstance(dim, str | Dim):
-                _wrong(
-                    f"dynamic[{name!r}][{axis}]", dim, "a crossfuse.Dim, or text NAME[:MIN[:MAX]]"
-                )
-    for field, names in (("context", spec.context), ("drop_outputs", spec.drop_outputs)):
-        if isinstance(names, str):
-            raise InputError(
-                "a field takes several names",
-                where=f"ModelSpec.{field}",
-                got=repr(names),
-                expected=f"({names!r},)",
-            )
-        if not isinstance(names, tuple | list) or not all(isinstance(one, str) for one in names):
-            _wrong(field, names, "a tuple of names")
+        raise _wrong("module", spec.module, "a torch.nn.Module")
+    _check_inputs(spec.inputs)
+    _check_dynamic(spec.dynamic)
+    _check_names("context", spec.context)
+    _check_names("drop_outputs", spec.drop_outputs)
     if not isinstance(spec.name, str) or not spec.name:
-        _wrong("name", spec.name, "a text")
+        raise _wrong("name", spec.name, "a text")
     if spec.decode is not None and not isinstance(spec.decode, str):
-        _wrong("decode", spec.decode, "the name of an input, or None")
-    if spec.sampler is not None and not callable(spec.sampler):
-        _wrong(
-            "sampler",
-            spec.sampler,
-            "a function of sizes and a generator that gives tensors by name, or None",
-        )
-    if not callable(spec.tracing):
-        _wrong("tracing", spec.tracing, "a function that gives a context")
+        raise _wrong("decode", spec.decode, "the name of an input, or None")
+    _check_functions(spec)
     for field, names in (
         ("dynamic", spec.dynamic),
         ("context", spec.context),
@@ -104,6 +48,69 @@ def check_fields(spec: Any) -> None:
         for name in names:
             if name not in spec.inputs:
                 raise unknown(f"{field} names an input that doesn't exist", name, spec.inputs)
+
+
+def _check_inputs(inputs: Any) -> None:
+    if not isinstance(inputs, Mapping):
+        raise _wrong("inputs", inputs, "a mapping of input names to example tensors")
+    if not inputs:
+        raise InputError(
+            "the spec has no inputs",
+            expected="example tensors by the names of forward's parameters",
+        )
+    for name, value in inputs.items():
+        if not isinstance(name, str) or not name:
+            raise InputError(
+                "an input's name is no text",
+                where="inputs",
+                got=repr(name),
+                expected="a parameter of forward",
+            )
+        check_input(name, value)
+
+
+def _check_dynamic(dynamic: Any) -> None:
+    if not isinstance(dynamic, Mapping):
+        raise _wrong(
+            "dynamic",
+            dynamic,
+            "a mapping of input names to {axis: dimension}",
+            do="Leave it out where nothing is dynamic",
+        )
+    for name, axes in dynamic.items():
+        field = f"dynamic[{name!r}]"
+        if not isinstance(axes, Mapping):
+            raise _wrong(field, axes, "a mapping of axes to dimensions, such as {0: 'batch:1:16'}")
+        for axis, dim in axes.items():
+            if not isinstance(axis, int) or isinstance(axis, bool):
+                raise InputError(
+                    "a dynamic axis is no number",
+                    where=field,
+                    got=repr(axis),
+                    expected="an axis, counted from 0",
+                )
+            if not isinstance(dim, str | Dim):
+                raise _wrong(f"{field}[{axis}]", dim, "a crossfuse.Dim, or text NAME[:MIN[:MAX]]")
+
+
+def _check_names(field: str, names: Any) -> None:
+    if isinstance(names, str):
+        raise InputError(
+            "a field takes several names",
+            where=f"ModelSpec.{field}",
+            got=repr(names),
+            expected=f"({names!r},)",
+        )
+    if not isinstance(names, tuple | list) or not all(isinstance(one, str) for one in names):
+        raise _wrong(field, names, "a tuple of names")
+
+
+def _check_functions(spec: Any) -> None:
+    if spec.sampler is not None and not callable(spec.sampler):
+        expected = "a function of sizes and a generator that gives tensors by name, or None"
+        raise _wrong("sampler", spec.sampler, expected)
+    if not callable(spec.tracing):
+        raise _wrong("tracing", spec.tracing, "a function that gives a context")
 
 
 def check_input(name: str, value: Any) -> None:
@@ -181,13 +188,13 @@ def _is_fake(tensor: Any) -> bool:
     return isinstance(tensor, FakeTensor)
 
 
-def _wrong(field: str, value: object, expected: str, do: str | None = None) -> None:
+def _wrong(field: str, value: object, expected: str, do: str | None = None) -> InputError:
     got = (
         repr(value)
         if value is None or isinstance(value, bool | int | float | str)
         else _article(type(value).__name__)
     )
-    raise InputError(
+    return InputError(
         "a field has the wrong type", where=f"ModelSpec.{field}", got=got, expected=expected, do=do
     )
 

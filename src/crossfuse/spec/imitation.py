@@ -241,7 +241,7 @@ def _with_extremes(
 ) -> Tensor:
     """Ids with the table's extremes, its last and its first row in up to one of ``share`` places,
     chosen ``among`` some."""
-    wanted = [
+    requested = [
         row for row in dict.fromkeys((*table.extremes, table.rows - 1, 0)) if 0 <= row < table.rows
     ]
     flat = values.reshape(-1).clone()
@@ -250,8 +250,8 @@ def _with_extremes(
     )
     places = places[torch.randperm(places.numel(), generator=generator)][
         : max(1, places.numel() // share)
-    ][: len(wanted)]
-    flat[places] = torch.tensor(wanted[: places.numel()], dtype=flat.dtype)
+    ][: len(requested)]
+    flat[places] = torch.tensor(requested[: places.numel()], dtype=flat.dtype)
     return flat.reshape(values.shape)
 
 

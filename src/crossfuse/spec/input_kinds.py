@@ -1,17 +1,22 @@
 """What kind each input is, told by its examples; `crossfuse.spec.imitation` makes others of that
 kind.
 
-========== ============================================================ =====================================================
-kind       examples hold                                                what is made
-========== ============================================================ =====================================================
-mask       booleans, or zeros and ones of any type                      rows padded at the end, at the start, with holes, with
-                                                                        one key, without any key
-additive   floats of which some hide (−∞, or far below all others)      the same rows; hidden places get the values seen
-ids        integers, perhaps with one negative value that is to be      ids over the whole table where one is known, otherwise
-           ignored (−100)                                               over the range seen; the ignored one where rows end
-lengths    one integer per sample, up to the size of a dimension        what the masks of that dimension show
-features   other floats                                                 normal, with the mean and deviation seen
-========== ============================================================ =====================================================
+======== ================================== ======================================
+kind     examples hold                      what is made
+======== ================================== ======================================
+mask     booleans, or zeros and ones of     rows padded at the end, at the start,
+         any type                           with holes, with one key, without any
+                                            key
+additive floats of which some hide (−∞, or  the same rows; hidden places get the
+         far below all others)              values seen
+ids      integers, perhaps with one         ids over the whole table where one is
+         negative value that is to be       known, otherwise over the range seen;
+         ignored (−100)                     the ignored one where rows end
+lengths  one integer per sample, up to the  what the masks of that dimension show
+         size of a dimension
+features other floats                       normal, with the mean and deviation
+                                            seen
+======== ================================== ======================================
 
 Masks over the same dimensions show the same places, and where the examples' ids hold one value in
 all hidden places (padding), so do the ids made. Which of a mask's two values shows a place is told
@@ -84,9 +89,10 @@ def kinds_of(examples: Sequence[Mapping[str, Tensor]], axes: Axes) -> dict[str, 
         if kind.name == "ids":
             tensors = [example[name] for example in examples]
             dim = _counted_dim(name, tensors, examples, axes) if kind.ignored is None else None
-            kinds[name] = replace(kind, name="lengths", dim=dim) if dim else replace(
-                kind, padding=_padding(name, examples, kinds)
-            )  # fmt: skip
+            if dim:
+                kinds[name] = replace(kind, name="lengths", dim=dim)
+            else:
+                kinds[name] = replace(kind, padding=_padding(name, examples, kinds))
     return kinds
 
 
@@ -164,12 +170,12 @@ def _shown_value(tensors: Sequence[Tensor]) -> int:
 
 def _counted_dim(
     name: str, tensors: Sequence[Tensor], examples: Sequence[Mapping[str, Tensor]], axes: Axes
-) -> str | None:  # fmt: skip
+) -> str | None:
     """The dimension whose size bounds an input of one positive number per sample, reached in each
     example."""
     own = set(axes.get(name, {}).values())
     if any(
-        t.numel() != (t.shape[0] if t.ndim else 1) or t.ndim == 0 or int(t.min()) < 1
+        t.ndim == 0 or t.numel() == 0 or t.numel() != t.shape[0] or int(t.min()) < 1
         for t in tensors
     ):
         return None
@@ -177,7 +183,7 @@ def _counted_dim(
         for axis, dim in named.items():
             if dim not in own and all(
                 int(t.max()) == e[other].shape[axis] for t, e in zip(tensors, examples, strict=True)
-            ):  # fmt: skip
+            ):
                 return dim
     return None
 

@@ -12,6 +12,7 @@ from crossfuse.core.foreign import blaming
 from crossfuse.core.tensors import Dim, collect_dims
 from crossfuse.errors import InputError, unknown
 from crossfuse.spec.checks import check_fields, check_input
+from crossfuse.spec.samplers import sampler_for
 
 if TYPE_CHECKING:
     import torch
@@ -152,6 +153,17 @@ class ModelSpec:
         if not left:
             raise InputError("every output is dropped", where=self.name, got=", ".join(outputs))
         return left
+
+    def with_dynamic(self, dynamic: Mapping[str, Mapping[int, str | Dim]]) -> ModelSpec:
+        """The spec with other dynamic axes; its sampler is asked by its own names, and where it
+        can't vary what is asked, the examples are imitated.
+
+        Raises:
+            InputError: an input or axis that doesn't exist, or one dimension with two sizes.
+        """
+        # First as they are, so that what is wrong with the axes is said of them.
+        changed = replace(self, dynamic=dynamic)
+        return replace(changed, sampler=sampler_for(self, dynamic))
 
     def traced_in(
         self, tracing: Callable[[nn.Module], AbstractContextManager[Tracing]]

@@ -107,8 +107,15 @@ def test_inputs_and_dimensions_of_ones_own(tmp_path: Path) -> None:
 def test_grouped_heads_stay_grouped(tmp_path: Path) -> None:
     """Through the interface no keys are repeated."""
     torch.manual_seed(0)
-    config = hf.LlamaConfig(vocab_size=99, hidden_size=32, num_hidden_layers=1, num_attention_heads=4, num_key_value_heads=2,
-                            intermediate_size=37, max_position_embeddings=64)  # fmt: skip
+    config = hf.LlamaConfig(
+        vocab_size=99,
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        intermediate_size=37,
+        max_position_embeddings=64,
+    )
     bundle = crossfuse.export(
         huggingface_spec(perturbed(hf.LlamaForCausalLM(config))), tmp_path / "b"
     )
@@ -116,8 +123,7 @@ def test_grouped_heads_stay_grouped(tmp_path: Path) -> None:
     assert (row.num_heads, row.kv_num_heads, row.captured, row.kind) == (4, 2, "interface", "self")
 
 
-# ── Dropped outputs
-# ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+# -- dropped outputs
 
 
 class WithWeights(nn.Module):
@@ -152,8 +158,7 @@ def test_dropped_output_lets_its_attention_fuse(tmp_path: Path) -> None:
         crossfuse.export(with_weights(), tmp_path / "c", drop_outputs=["*"])
 
 
-# ── What can't be used
-# ──────────────────────────────────────────────────────────────────────────────────────────────────────
+# -- what can't be used
 
 FACTORIES = """
 import torch

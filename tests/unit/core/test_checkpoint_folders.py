@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 import crossfuse
 from coverage.cases import TEXT, VISION
 from crossfuse import InputError
+from crossfuse.api.sources import Source, SourceOptions
 from crossfuse.cli import main
 from crossfuse.export.sources.huggingface.load import load_model
 from crossfuse.models.checkpoints import load_module
@@ -177,7 +178,8 @@ def test_checkpoints_of_the_zoo(tmp_path: Path) -> None:
     loaded = load_module("clip", str(folder), allow_missing=True)
     assert loaded.missing == ("logit_scale", "visual_projection.weight")
     assert loaded.left_over == ("text_model.more",)
-    spec = crossfuse.api.export.resolve("clip", checkpoint=str(folder), allow_missing=True)
+    options = SourceOptions(checkpoint=str(folder), allow_missing=True)
+    spec = Source.of("clip", options).load()
     assert spec.about == {
         "missing_weights": list(loaded.missing),
         "left_over_weights": ["text_model.more"],

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
@@ -18,6 +19,8 @@ from typing import Any
 from crossfuse.core.files import locked, sha256_of, user_cache
 
 __all__ = ["engine_key", "from_cache"]
+
+_LOG = logging.getLogger(__name__)
 
 
 def engine_key(graph: Path, weights: Mapping[str, Path], settings: Mapping[str, Any]) -> str:
@@ -49,6 +52,7 @@ def from_cache(
     with locked(folder / f"{key}.lock"):
         known = _read(entry)
         if known is not None:
+            _LOG.debug("engine %s comes from %s", key, folder)
             shutil.copyfile(entry / "plan", plan)
             return known, True
         about = make(plan)

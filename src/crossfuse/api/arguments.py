@@ -1,0 +1,44 @@
+"""What the public functions' arguments have in common: several texts, files, a function that is
+told what begins."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from crossfuse.errors import InputError
+
+__all__ = ["Examples", "Progress", "paths", "several", "silent"]
+
+Progress = Callable[[str], None]
+"""Told what begins, in a few words."""
+
+Examples = str | Path | Iterable[str | Path] | None
+"""NPZ files of real inputs."""
+
+
+def silent(text: str) -> None:
+    """A progress that nobody follows."""
+
+
+def several(argument: str, values: Iterable[str]) -> tuple[str, ...]:
+    """Several texts as they were given.
+
+    Raises:
+        InputError: one text alone, whose letters would be taken for several.
+    """
+    if isinstance(values, str):
+        raise InputError(
+            "an argument takes several texts",
+            where=argument,
+            got=repr(values),
+            expected=f"[{values!r}]",
+        )
+    return tuple(values)
+
+
+def paths(files: Examples) -> tuple[Path, ...]:
+    """One file, or several, or none, as paths."""
+    if isinstance(files, str | Path):
+        return (Path(files),)
+    return tuple(Path(file) for file in files or ())

@@ -1,0 +1,117 @@
+"""A target added to a bundle, from the fused graph and the reference set that the bundle holds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from crossfuse.api.arguments import Progress, several, silent
+from crossfuse.api.build_options import BuildOptions, check_options, request_key
+from crossfuse.api.build_target import TargetBuild
+from crossfuse.api.fused_graph import FUSED_GRAPH, WEIGHTS, fused_stages
+from crossfuse.bundle.store import Bundle, open_bundle
+from crossfuse.bundle.writer import write_bundle
+from crossfuse.core.foreign import door
+from crossfuse.core.onnx_runtime import require_onnxruntime
+from crossfuse.errors import BundleError
+from crossfuse.parity.reference import REFERENCE_FILE
+from crossfuse.parity.session_check import reference_of
+
+if TYPE_CHECKING:
+    from crossfuse.bundle.manifest import TargetEntry
+
+__all__ = ["build"]
+
+
+@door
+def build(  # noqa: PLR0913 -- public: what a user may say of a target
+    path: str | Path | Bundle,
+    target: str,
+    *,
+    precision: str | None = None,
+    io_dtype: str | None = None,
+    compute_capabilities: Iterable[str] = (),
+    profile_shapes: Iterable[str] = (),
+    memory_limit: int | None = None,
+    optimization_level: int | None = None,
+    lean: bool = False,
+    allow_unfused: bool = False,
+    step: Progress | None = None,
+) -> Bundle:
+    """Add a target to a bundle (or build it again), from the fused graph and the reference set that
+    the bundle holds.
+
+    Args:
+        path: the bundle, or where it is.
+        target: its name.
+        precision: ``fp32``, ``fp16``, ``bf16``, or ``mixed`` (fp16, with the fewest nodes in fp32
+            that parity needs); where omitted, fp16 for engines and fp32 for the others.
+        io_dtype: ``fp16`` for floating inputs and outputs in fp16; otherwise they are what the
+            eager model's are.
+        compute_capabilities: of the GPUs that a TensorRT-RTX engine is for, such as ``8.9``.
+        profile_shapes: one optimization profile each, as ``DIM=SIZE,DIM=MIN:OPT:MAX``; where
+            omitted, one over all sizes.
+        memory_limit, optimization_level, lean: of engine builders; see
+            :class:`~crossfuse.targets.tensorrt.build_engine.BuilderOptions`.
+        allow_unfused: build even if an attention does not fuse.
+        step: told what begins, for progress.
+
+    Raises:
+        BundleError: no bundle, or a damaged one.
+        InputError, FusionError, ParityError: as `export`.
+        EngineError: the engine builder refuses the graph.
+    """
+    old = open_bundle(path)
+    options = check_options(
+        target,
+        BuildOptions(
+            precision,
+            io_dtype,
+            allow_unfused,
+            several("compute_capabilities", compute_capabilities),
+            several("profile_shapes", profile_shapes),
+            memory_limit,
+            optimization_level,
+            lean,
+        ),
+    )
+    require_onnxruntime("the check of a target's numbers")
+    progress = step or silent
+    if _is_built(old, target, options):
+        progress(f"{target}: cached: the bundle holds this very build")
+        return old
+    with write_bundle(old) as writer:
+        progress("checking the bundle")
+        kept = {name: entry for name, entry in old.manifest.targets.items() if name != target}
+        shared = {FUSED_GRAPH, WEIGHTS, REFERENCE_FILE} & set(old.manifest.files)
+        files = shared | {file for entry in kept.values() for file in _files_of(entry)}
+        staged = writer.adopt(old, sorted(files), copied={WEIGHTS})
+        model, stages = fused_stages(staged)
+        reference = reference_of(staged)
+        manifest = TargetBuild(writer, model, stages, reference, progress).add(
+            replace(old.manifest, targets=kept), target, options
+        )
+        return writer.commit(manifest)
+
+
+def _is_built(bundle: Bundle, target: str, options: BuildOptions) -> bool:
+    """The bundle's engine was built from the same graph, options and versions, and its files are
+    whole."""
+    entry = bundle.manifest.targets.get(target)
+    if (
+        entry is None
+        or entry.engine is None
+        or entry.engine.request != request_key(bundle.manifest, target, options)
+    ):
+        return False
+    try:
+        bundle.verified(_files_of(entry))
+    except BundleError:
+        return False
+    return True
+
+
+def _files_of(entry: TargetEntry) -> set[str]:
+    return {*entry.files, *entry.stages.values()}

@@ -1,0 +1,102 @@
+"""How a target is built: the options, checked before any work, and what a finished build depended
+on."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+from crossfuse.api.fused_graph import WEIGHTS
+from crossfuse.core.json_codec import json_text
+from crossfuse.core.target import IO_DTYPES, require_precision, require_target
+from crossfuse.errors import Advice, InputError, Said
+from crossfuse.runtime.gpu import Gpu
+
+if TYPE_CHECKING:
+    from crossfuse.bundle.manifest import Manifest
+
+__all__ = ["BuildOptions", "check_options", "options_of", "request_key"]
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """How a target is built; see :func:`crossfuse.build`."""
+
+    precision: str | None = None
+    io_dtype: str | None = None
+    allow_unfused: bool = False
+    compute_capabilities: tuple[str, ...] = ()
+    profile_shapes: tuple[str, ...] = ()
+    memory_limit: int | None = None
+    optimization_level: int | None = None
+    lean: bool = False
+
+
+def check_options(target: str, options: BuildOptions) -> BuildOptions:
+    """The options with the target's defaults, and compute capabilities in order.
+
+    Raises:
+        InputError: an option that the target doesn't have, or a library that isn't installed.
+    """
+    known = require_target(target)
+    if options.io_dtype is not None and options.io_dtype not in IO_DTYPES:
+        raise InputError(
+            "inputs and outputs can't have this type",
+            got=repr(options.io_dtype),
+            expected=" or ".join(IO_DTYPES),
+        )
+    options = replace(options, precision=require_precision(options.precision, known))
+    if options.io_dtype == "fp16" and options.precision not in ("fp16", "mixed"):
+        raise InputError(
+            "inputs and outputs in fp16 need a target in fp16 or mixed", got=options.precision
+        )
+    if known.engine is None:
+        return options
+    from crossfuse.targets.tensorrt.libraries import check_capabilities, require_library
+    from crossfuse.targets.tensorrt.shape_profiles import parse_profile
+
+    for text in options.profile_shapes:
+        parse_profile(text)
+    capabilities = check_capabilities(known, options.compute_capabilities)
+    require_library(known)
+    if options.lean and known.engine.lean_module is None:
+        raise InputError(
+            f"{known.provider} has no lean runtime",
+            do=Advice("Leave {} out", Said("--lean", "lean")),
+        )
+    if known.builds_for_this_gpu:
+        capabilities = (Gpu().capability,)
+    return replace(options, compute_capabilities=capabilities)
+
+
+def options_of(target: str, options: BuildOptions) -> BuildOptions:
+    """Options of an export that builds several targets: GPUs and shapes are for those that have
+    engines.
+
+    Raises:
+        InputError: there is no such target.
+    """
+    known = require_target(target)
+    if known.engine is not None and not known.builds_for_this_gpu:
+        return options
+    return replace(options, compute_capabilities=())
+
+
+def request_key(manifest: Manifest, target: str, options: BuildOptions) -> str:
+    """A digest of all that a target's build depends on: the bundle's graph, weights and reference,
+    options, versions."""
+    from crossfuse.targets.tensorrt.libraries import library_version
+
+    known = require_target(target)
+    given = (manifest.fused_graph, WEIGHTS, manifest.reference)
+    inputs = {name: entry.sha256 for name, entry in manifest.files.items() if name in given}
+    about = {
+        "files": inputs,
+        "target": target,
+        "options": asdict(options),
+        "library": None if known.engine is None else library_version(known),
+        "crossfuse": version("crossfuse"),
+    }
+    return hashlib.sha256(json_text(about, sort_keys=True).encode()).hexdigest()

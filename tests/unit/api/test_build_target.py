@@ -1,0 +1,92 @@
+"""One target built into a bundle: files, ledger column, gates."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from crossfuse import FusionError, ParityError, runtime
+from crossfuse.api.build_options import BuildOptions
+from crossfuse.api.build_target import BuiltFiles, TargetBuild, _Fusions
+from crossfuse.api.fused_graph import fused_stages
+from crossfuse.bundle.manifest import Manifest
+from crossfuse.bundle.store import Bundle
+from crossfuse.bundle.writer import BundleWriter, write_bundle
+from crossfuse.core.ledger import Ledger, LedgerRow
+from crossfuse.parity.session_check import reference_of
+
+NAME = "cross_modal_attention"
+
+
+@pytest.fixture
+def parts(
+    zoo_bundle: Callable[[str], Bundle], tmp_path: Path
+) -> Callable[[BundleWriter], tuple[TargetBuild, Manifest]]:
+    def make(writer: BundleWriter) -> tuple[TargetBuild, Manifest]:
+        bundle = zoo_bundle(NAME)
+        names = ["fused.onnx", "weights.bin", "reference.npz"]
+        staged = writer.adopt(bundle, names, copied=["weights.bin"])
+        fused, told = fused_stages(staged), []
+        build = TargetBuild(writer, fused.model, fused.stages, reference_of(staged), told.append)
+        return build, replace(bundle.manifest, targets={})
+
+    return make
+
+
+def test_targets_share_their_weights(
+    parts: Callable[[BundleWriter], tuple[TargetBuild, Manifest]], tmp_path: Path
+) -> None:
+    with write_bundle(tmp_path / "b") as writer:
+        build, manifest = parts(writer)
+        for target in ("onnx", "ort-cpu"):
+            manifest = build.add(manifest, target, BuildOptions("fp32"))
+        written = writer.commit(manifest)
+    assert written.targets == ("onnx", "ort-cpu")
+    for name, file in (("onnx", "model.onnx"), ("ort-cpu", "model.ort-cpu.onnx")):
+        entry = written.manifest.targets[name]
+        assert entry.stages == {"model": file}
+        assert {file, "weights.bin"} <= set(entry.files)
+        assert entry.parity is not None
+        assert entry.parity["passed"]
+        assert all(row.fused[name] for row in written.ledger)
+    reference = reference_of(written).points[0]
+    with runtime.load(written, "ort-cpu") as session:
+        got = session.run(dict(reference.inputs))
+    for name, array in reference.outputs.items():
+        np.testing.assert_allclose(got[name], array, atol=1e-5)
+
+
+def test_a_target_with_other_numbers_is_not_added(
+    parts: Callable[[BundleWriter], tuple[TargetBuild, Manifest]], tmp_path: Path
+) -> None:
+    with write_bundle(tmp_path / "b") as writer:
+        build, manifest = parts(writer)
+        points = tuple(
+            replace(p, outputs={n: a * 1.01 for n, a in p.outputs.items()})
+            for p in build.reference.points
+        )
+        wrong = replace(build, reference=replace(build.reference, points=points))
+        with pytest.raises(ParityError, match="does not compute what the eager model computes"):
+            wrong.add(manifest, "ort-cpu", BuildOptions("fp32"))
+        rows = (*manifest.ledger, LedgerRow("lost", "self", None))
+        unfused = replace(manifest, ledger=Ledger(rows))
+        with pytest.raises(FusionError, match="lost"):
+            build.add(unfused, "ort-cpu", BuildOptions("fp32"))
+        allowed = build.add(unfused, "ort-cpu", BuildOptions("fp32", allow_unfused=True))
+        assert [row.fused["ort-cpu"] for row in allowed.ledger][-1] is None
+    assert not (tmp_path / "b").exists()
+
+
+def test_an_attention_of_several_stages_is_fused_if_it_is_in_all() -> None:
+    fusions = _Fusions()
+    fusions.note({"a": "MHA", "b": "MHA", "c": "MHA"}, {})
+    fusions.note({"a": "MHA", "b": "flash"}, {"c": "no kernel"})
+    fusions.note({"c": "MHA"}, {})
+    assert fusions.kernels == {"a": "MHA", "b": "MHA, flash"}
+    assert fusions.reasons == {"c": "no kernel"}
+    built = BuiltFiles({"model": "m"}, frozenset({"m"}), fusions.kernels, fusions.reasons)
+    assert built.engine is None

@@ -1,0 +1,72 @@
+"""Parity of a target before it is in a bundle, and of one that can't run here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+
+from crossfuse import InputError
+from crossfuse.api.fused_graph import FusedStages, fused_stages
+from crossfuse.bundle.store import Bundle
+from crossfuse.parity.reference import ReferenceSet
+from crossfuse.parity.session_check import reference_of
+from crossfuse.parity.target_check import ParityCheck, check_on_cpu
+from crossfuse.targets.precision.stages import half_stages
+from crossfuse.targets.registry import TARGETS
+
+NAME = "cross_modal_attention"
+
+
+@pytest.fixture(scope="module")
+def parts(zoo_bundle: Callable[[str], Bundle]) -> tuple[Bundle, FusedStages, ReferenceSet]:
+    bundle = zoo_bundle(NAME)
+    return bundle, fused_stages(bundle), reference_of(bundle)
+
+
+def other_numbers(reference: ReferenceSet) -> ReferenceSet:
+    points = tuple(
+        replace(point, outputs={name: array + 0.1 for name, array in point.outputs.items()})
+        for point in reference.points
+    )
+    return replace(reference, points=points)
+
+
+def test_a_target_that_cannot_run_here(parts: tuple[Bundle, FusedStages, ReferenceSet]) -> None:
+    bundle, fused, reference = parts
+    report = check_on_cpu(bundle.manifest, "ort-cuda", fused.stages, reference)
+    assert report.passed
+    assert report.target == "ort-cuda"
+    assert report.executed_on == "CPUExecutionProvider, fp32 simulated"
+    wrong = other_numbers(reference)
+    assert not check_on_cpu(bundle.manifest, "ort-cuda", fused.stages, wrong).passed
+    with pytest.raises(InputError, match="no such target: got 'tensorrt'"):
+        check_on_cpu(bundle.manifest, "tensorrt", fused.stages, reference)
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_half_precision_is_rounded_not_computed_in_fp32(
+    precision: str, parts: tuple[Bundle, FusedStages, ReferenceSet]
+) -> None:
+    _, fused, reference = parts
+    graphs = half_stages(fused.stages.graphs, precision)
+    errors = {}
+    for name, given in ((precision, graphs), ("fp32", replace(graphs, graphs=fused.stages.graphs))):
+        check = ParityCheck(fused.stages, reference, name)
+        report = check.checked_on_cpu(TARGETS["ort-cuda"], given)
+        assert report.passed
+        errors[name] = max(output.max_abs for output in report.outputs.values())
+    assert errors[precision] > 20 * errors["fp32"]
+
+
+def test_a_search_asks_whether_graphs_pass(
+    parts: tuple[Bundle, FusedStages, ReferenceSet],
+) -> None:
+    _, fused, reference = parts
+    graphs = fused.stages.graphs
+    assert ParityCheck(fused.stages, reference, "fp32").passes(graphs)
+    assert not ParityCheck(fused.stages, other_numbers(reference), "fp32").passes(graphs)
+    rounded = half_stages(graphs, "bf16").graphs
+    assert ParityCheck(fused.stages, reference, "bf16").passes(rounded)
+    assert not ParityCheck(fused.stages, reference, "fp32").passes(rounded)
