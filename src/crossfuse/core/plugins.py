@@ -8,7 +8,6 @@ time, so a package that fails can only fail those who ask for it.
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import logging
 import operator
 import threading
