@@ -130,7 +130,10 @@ class _Schema:
     def reference(
         self, kind: Any, *, without: str | None = None, is_open: bool = False
     ) -> dict[str, Any]:
-        """A reference to a dataclass's schema, which is made where it isn't there yet."""
+        """A reference to a dataclass's schema, which is made where it isn't there yet; one whose
+        JSON is that of a field is what the field is."""
+        if (whole := form_of(kind).whole) is not None:
+            return self.of(hints_of(kind)[whole])
         name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", kind.__name__).lower()
         name += "" if without is None else f"_by_{without}"
         if name not in self.defs:
