@@ -151,8 +151,8 @@ class Manifest:
 
     Attributes:
         name: the model's.
-        source: what was exported; of it only a zoo model's name, size and seed are ever used to load
-            the model again.
+        source: what was exported; of it only a zoo model's name, size and seed are ever used to
+            load the model again.
         created_by: crossfuse and its version.
         dims: named dynamic dimensions and the sizes they may take; a max of null is no limit.
         stages: ``model``, or ``context`` and ``query``; and ``step``.
