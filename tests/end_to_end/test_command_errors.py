@@ -20,7 +20,7 @@ import pytest
 import crossfuse
 from crossfuse.bundle.store import Bundle
 from crossfuse.cli import main
-from crossfuse.core.foreign import EXTRAS
+from crossfuse.core.requirements import EXTRAS
 from crossfuse.models.registry import zoo_spec
 
 NAME = "cross_modal_attention"

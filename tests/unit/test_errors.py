@@ -294,7 +294,7 @@ def test_an_error_of_ours_in_a_factory_keeps_its_words_and_gets_the_line(tmp_pat
         factory_spec(f"{file}:make")
 
 
-# -- files ----------------------------------------------------------------------------------------
+# -- files ---------------------------------------------------------------------------------------
 
 
 def npz(arrays: Mapping[str, Any]) -> bytes:
@@ -470,7 +470,7 @@ def test_whole_safetensors_pass(tmp_path: Path) -> None:
         require_whole(tmp_path / "none.safetensors")
 
 
-# -- bundles --------------------------------------------------------------------------------------
+# -- bundles -------------------------------------------------------------------------------------
 
 
 def test_numbers_of_numpy_enter_a_manifest_as_numbers(zoo_bundle: Callable[[str], Bundle]) -> None:
@@ -569,7 +569,7 @@ def test_a_target_that_refuses_the_references_inputs_is_a_failed_check(
         check_session(session, replace(reference, points=points), "fp32")
 
 
-# -- sessions -------------------------------------------------------------------------------------
+# -- sessions ------------------------------------------------------------------------------------
 
 
 class Ids(nn.Module):
@@ -675,7 +675,7 @@ def test_calls_with_wrong_things(decoder: Path) -> None:
             session.run(ids=ids, memroy=memory)
 
 
-# -- the mechanism --------------------------------------------------------------------------------
+# -- the mechanism -------------------------------------------------------------------------------
 
 
 def test_each_door_words_advice_its_own_way() -> None:
@@ -685,8 +685,13 @@ def test_each_door_words_advice_its_own_way() -> None:
     assert str(error) == "2 attentions. Pass allow_unfused=True."
     assert error.paragraph(Door.COMMAND_LINE) == "2 attentions. Pass --allow-unfused."
     assert error.to_json() == {
-        "kind": "fusion", "what": "2 attentions", "where": None, "got": None, "expected": None, "do": "Pass --allow-unfused",
-    }  # fmt: skip
+        "kind": "fusion",
+        "what": "2 attentions",
+        "where": None,
+        "got": None,
+        "expected": None,
+        "do": "Pass --allow-unfused",
+    }
     again = pickle.loads(pickle.dumps(error))
     assert (str(again), again.to_json()) == (str(error), error.to_json())
 

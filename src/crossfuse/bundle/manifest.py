@@ -1,19 +1,22 @@
-"""The manifest's content as typed data, and its JSON form; ``manifest.schema.json`` describes the
-same for outsiders."""
+"""The manifest's content as typed data, and its JSON; ``manifest.schema.json`` tells outsiders the
+same, and is made from these classes (`python -m crossfuse.bundle.schema`)."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Annotated, Any, ClassVar
 
-from crossfuse.core.json_codec import json_text
+from crossfuse.bundle.records import ParityRecord, SourceRecord
+from crossfuse.core.json_codec import encode, json_text
+from crossfuse.core.json_form import AtLeast, Entries, Form, Length, Matches
+from crossfuse.core.json_reader import Origin, decode_text
 from crossfuse.core.ledger import Ledger
-from crossfuse.core.tensors import Dim, TensorSpec
-from crossfuse.errors import BundleError, CrossfuseError
+from crossfuse.core.tensors import Dim, Dtype, TensorSpec
+from crossfuse.errors import BundleError
 
 __all__ = [
+    "FILE_NAME",
     "MANIFEST",
     "SCHEMA_VERSION",
     "Decode",
@@ -27,20 +30,47 @@ __all__ = [
 MANIFEST = "manifest.json"
 SCHEMA_VERSION = 1
 
+FILE_NAME = Matches(
+    r"[A-Za-z0-9_][A-Za-z0-9._+-]*",
+    "a plain file name, without separators: nothing leads outside the bundle",
+    do="Don't use this bundle: it was not written by crossfuse",
+)
+"""Names of the bundle's files."""
+
+_FileName = Annotated[str, FILE_NAME]
+_Digest = Annotated[str, Matches("[0-9a-f]{64}", "64 hexadecimal digits")]
+_Profile = Mapping[
+    str,
+    Annotated[
+        tuple[Annotated[int, AtLeast(1)], ...], Length(3, "smallest, typical and largest size")
+    ],
+]
+
 
 @dataclass(frozen=True)
 class FileEntry:
-    """A file's size in bytes and its SHA-256 in hexadecimal."""
+    """One file of the bundle.
 
-    size: int
-    sha256: str
+    Attributes:
+        size: in bytes.
+        sha256: of its content, in hexadecimal.
+    """
+
+    size: Annotated[int, AtLeast(0)]
+    sha256: _Digest
 
 
 @dataclass(frozen=True)
 class StageSpec:
-    """One stage's boundary: of the single stage ``model``, or of ``context`` and ``query``.
+    """One stage's boundary.
 
-    ``flops``: floating-point operations at the example's sizes, or None where not known.
+    Stages are ``model`` alone, or ``context`` and ``query``, whose further inputs are the context's
+    outputs; and ``step``, which decodes.
+
+    Attributes:
+        inputs: in the graph's order.
+        outputs: in the graph's order.
+        flops: floating-point operations at the example's sizes, or null where not known.
     """
 
     inputs: tuple[TensorSpec, ...]
@@ -50,10 +80,15 @@ class StageSpec:
 
 @dataclass(frozen=True)
 class Decode:
-    """How a bundle decodes: its input of ids, and the most tokens that one sequence may have."""
+    """How a bundle decodes.
+
+    Attributes:
+        tokens: its input of ids, of which the stage ``step`` takes one at a time.
+        length: the most tokens that one sequence may have.
+    """
 
     tokens: str
-    length: int
+    length: Annotated[int, AtLeast(1)]
 
 
 @dataclass(frozen=True)
@@ -67,61 +102,91 @@ class EngineInfo:
         profiles: dimension → smallest, typical and largest size, one mapping per optimization
             profile.
         lean: the lean runtime, and other versions of the same major, can execute it.
-        request: a digest of all that the build depended on.
+        request: a digest of all that the build depended on; part of a file's name in the cache.
     """
+
+    __json__: ClassVar[Form] = Form(required=frozenset({"lean", "request"}))
 
     library: str
     version: str
     compute_capabilities: tuple[str, ...]
-    profiles: tuple[Mapping[str, tuple[int, ...]], ...]
+    profiles: tuple[_Profile, ...]
     lean: bool = False
-    request: str = ""
+    request: Annotated[str, Matches("[A-Za-z0-9]*", "a digest")] = ""
 
 
 @dataclass(frozen=True)
 class TargetEntry:
-    """One target: its graph or engine file per stage, the files those need, precision, producers
-    and results.
+    """One target.
 
-    ``kept`` says which nodes stayed in fp32 and why, ``boundary`` which tensors at the stages'
-    boundaries have another dtype than ``Manifest.stages`` says, ``package`` which package provides
-    a target that is not built in.
+    Attributes:
+        stages: stage → its graph or engine file.
+        files: that those need, themselves included.
+        precision: of the target.
+        producers: package → version.
+        parity: how it compared with the reference when it was built.
+        kept: nodes that stayed in fp32 → why.
+        boundary: tensors at the stages' boundaries that have another dtype than ``stages`` of the
+            manifest says → that dtype.
+        engine: of targets that are engines.
+        package: which provides a target that is not built in.
     """
 
-    stages: Mapping[str, str]
-    files: tuple[str, ...]
+    __json__: ClassVar[Form] = Form(sparse=frozenset({"package"}))
+
+    stages: Mapping[str, _FileName]
+    files: tuple[_FileName, ...]
     precision: str
     producers: Mapping[str, str]
-    parity: Mapping[str, Any] | None = None
+    parity: Annotated[Mapping[str, Any] | None, Entries(ParityRecord)] = None
     kept: Mapping[str, str] = field(default_factory=dict)
-    boundary: Mapping[str, str] = field(default_factory=dict)
+    boundary: Mapping[str, Dtype] = field(default_factory=dict)
     engine: EngineInfo | None = None
     package: str = ""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """Everything the bundle says about itself.
+    """Everything a crossfuse bundle says about itself.
 
-    ``shared_batch`` is the queries' batch dimension in a split bundle whose contexts have a batch
-    of their own, ``contexts``: the first is a multiple of the second. ``example`` holds the
-    dimensions' sizes in the example inputs.
+    Attributes:
+        name: the model's.
+        source: what was exported.
+        created_by: crossfuse and its version.
+        dims: named dynamic dimensions and the sizes they may take; a max of null is no limit.
+        stages: ``model``, or ``context`` and ``query``; and ``step``.
+        context: inputs that change rarely.
+        shared_batch: the queries' batch dimension in a split bundle whose contexts have a batch of
+            their own, ``contexts``: the first is a multiple of the second.
+        ledger: the model's attentions, in the order of execution as far as captured.
+        example: sizes of the dimensions in the example inputs.
+        fused_graph: the graph with FusedAttention nodes, from which targets are built.
+        decode: null where the bundle doesn't decode.
+        targets: by name.
+        reference: inputs and eager results for parity.
+        files: every file of the bundle but the manifest.
     """
 
+    __json__: ClassVar[Form] = Form(
+        version=SCHEMA_VERSION,
+        keyed={"dims": "name"},
+        required=frozenset({"targets", "files"}),
+    )
+
     name: str
-    source: Mapping[str, Any]
+    source: Annotated[Mapping[str, Any], Entries(SourceRecord)]
     created_by: str
     dims: Mapping[str, Dim]
     stages: Mapping[str, StageSpec]
     context: tuple[str, ...]
     shared_batch: str | None
     ledger: Ledger
-    fused_graph: str
-    decode: Decode | None = None
     example: Mapping[str, int] = field(default_factory=dict)
+    fused_graph: _FileName
+    decode: Decode | None = None
     targets: Mapping[str, TargetEntry] = field(default_factory=dict)
-    reference: str | None = None
-    files: Mapping[str, FileEntry] = field(default_factory=dict)
+    reference: _FileName | None = None
+    files: Mapping[_FileName, FileEntry] = field(default_factory=dict)
 
     def with_target(self, name: str, entry: TargetEntry) -> Manifest:
         """The manifest with one target added or replaced."""
@@ -139,99 +204,24 @@ class Manifest:
 
     def dumps(self) -> str:
         """JSON text; strict, so that no NaN can enter."""
-        data = {
-            "schema_version": SCHEMA_VERSION,
-            "name": self.name,
-            "source": dict(self.source),
-            "created_by": self.created_by,
-            "dims": {d.name: {"min": d.min, "max": d.max} for d in self.dims.values()},
-            "stages": {
-                name: {
-                    "inputs": [_tensor_json(t) for t in s.inputs],
-                    "outputs": [_tensor_json(t) for t in s.outputs],
-                    "flops": s.flops,
-                }
-                for name, s in self.stages.items()
-            },
-            "context": list(self.context),
-            "shared_batch": self.shared_batch,
-            "ledger": [row.to_json() for row in self.ledger],
-            "example": dict(self.example),
-            "fused_graph": self.fused_graph,
-            "decode": None
-            if self.decode is None
-            else {"tokens": self.decode.tokens, "length": self.decode.length},
-            "targets": {
-                name: {
-                    "stages": dict(t.stages),
-                    "files": list(t.files),
-                    "precision": t.precision,
-                    "producers": dict(t.producers),
-                    "parity": t.parity,
-                    "kept": dict(t.kept),
-                    "boundary": dict(t.boundary),
-                    "engine": None if t.engine is None else _engine_json(t.engine),
-                    **({"package": t.package} if t.package else {}),
-                }
-                for name, t in self.targets.items()
-            },
-            "reference": self.reference,
-            "files": {name: {"size": f.size, "sha256": f.sha256} for name, f in self.files.items()},
-        }
-        return json_text(data, indent=1) + "\n"
+        return json_text(encode(self), indent=1) + "\n"
 
     @classmethod
     def loads(cls, text: str, where: str) -> Manifest:
         """Read JSON text, checking every field.
 
         Raises:
-            BundleError: not JSON, NaN or infinity, a newer schema version, or a field of the wrong
-                type.
+            BundleError: not JSON, NaN or infinity, a newer schema version, or a field that is
+                missing or wrong.
         """
-        from crossfuse.bundle.reader import read_manifest
-
-        try:
-            data = json.loads(text, parse_constant=_no_constants)
-        except (ValueError, RecursionError) as error:
-            raise BundleError(
-                f"the manifest is not valid JSON: {error}",
-                where=where,
-                do="Export the bundle again",
-            ) from error
-        version = data.get("schema_version") if isinstance(data, dict) else None
-        if isinstance(version, int) and not isinstance(version, bool) and version > SCHEMA_VERSION:
-            raise BundleError(
-                "the bundle was written by a newer crossfuse",
-                where=where,
-                got=f"schema version {version}",
-                expected=f"at most {SCHEMA_VERSION}",
-                do="Upgrade crossfuse here, or export the bundle with this version",
-            )
-        try:
-            return read_manifest(data, where)
-        except CrossfuseError as error:
-            if isinstance(error, BundleError):
-                raise
-            raise BundleError(f"the manifest is invalid: {error}", where=where) from error
-
-
-def _no_constants(name: str) -> float:
-    raise ValueError(f"{name} is not allowed")
-
-
-def _tensor_json(spec: TensorSpec) -> dict[str, Any]:
-    known = {} if spec.range is None else {"range": list(spec.range)}
-    return {"name": spec.name, "dtype": spec.dtype, "shape": list(spec.shape), **known}
-
-
-def _engine_json(engine: EngineInfo) -> dict[str, Any]:
-    return {
-        "library": engine.library,
-        "version": engine.version,
-        "compute_capabilities": list(engine.compute_capabilities),
-        "profiles": [
-            {name: list(sizes) for name, sizes in profile.items()} for profile in engine.profiles
-        ],
-        "lean": engine.lean,
-        "request": engine.request,
-    }
+        return decode_text(
+            cls,
+            text,
+            Origin(
+                "the manifest",
+                where,
+                BundleError,
+                broken="Export the bundle again",
+                newer="Upgrade crossfuse here, or export the bundle with this version",
+            ),
+        )

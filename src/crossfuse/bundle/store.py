@@ -4,19 +4,18 @@ before any parser runs."""
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from crossfuse.bundle.manifest import MANIFEST, FileEntry, Manifest, TargetEntry
+from crossfuse.bundle.manifest import FILE_NAME, MANIFEST, FileEntry, Manifest, TargetEntry
+from crossfuse.core.files import sha256_of
 from crossfuse.core.foreign import door
 from crossfuse.core.ledger import Ledger
 from crossfuse.errors import Advice, BundleError, Said, unknown
 
-__all__ = ["Bundle", "check_name", "entry_of", "open_bundle", "sha256_of"]
+__all__ = ["Bundle", "check_name", "entry_of", "open_bundle"]
 
-_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]*\Z")
 _EXPORT = Said("`crossfuse export SOURCE -o FOLDER`", "crossfuse.export(SOURCE, FOLDER)")
 _LARGEST_MANIFEST = 256 << 20
 
@@ -149,14 +148,7 @@ def open_bundle(path: str | Path | Bundle) -> Bundle:
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise BundleError(f"the manifest can't be read: {error}", where=file) from error
-    manifest = Manifest.loads(text, str(file))
-    used = [manifest.fused_graph, *manifest.files]
-    used += [] if manifest.reference is None else [manifest.reference]
-    for target in manifest.targets.values():
-        used += [*target.files, *target.stages.values()]
-    for name in used:
-        check_name(name, file)
-    return Bundle(folder, manifest)
+    return Bundle(folder, Manifest.loads(text, str(file)))
 
 
 def check_name(name: str, where: object) -> str:
@@ -165,27 +157,19 @@ def check_name(name: str, where: object) -> str:
     Raises:
         BundleError: an absolute path, a separator, ``..`` or a hidden name.
     """
-    if not _NAME.match(name):
+    if not FILE_NAME.accepts(name):
         raise BundleError(
             "the manifest names a path outside the bundle or one that is not a plain file name",
             where=where,
             got=repr(name),
-            expected="a file name without separators",
-            do="Don't use this bundle: it was not written by crossfuse",
+            expected=FILE_NAME.expected,
+            do=FILE_NAME.do,
         )
     return name
 
 
 def _state_of(about: os.stat_result) -> _State:
     return about.st_ino, about.st_size, about.st_mtime_ns, about.st_ctime_ns
-
-
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    import hashlib
-
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def entry_of(path: Path) -> FileEntry:

@@ -1,32 +1,32 @@
 """Writing a bundle so that a killed command leaves the old bundle, whole, or none.
 
 Everything goes to a hidden folder beside the destination. Only when all is there do the two change
-places, in one system call where the file system has it. A hidden folder left by a killed command
-holds no lock any more; the next write removes it.
+places, in one system call where the file system has it. A lock file beside the hidden folder is
+held while it is written: the lock of a killed command is free, and the next write removes what it
+left.
 """
 
 from __future__ import annotations
 
-import ctypes
-import fcntl
 import os
 import secrets
 import shutil
-import sys
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
 from crossfuse.bundle.manifest import MANIFEST, FileEntry, Manifest
 from crossfuse.bundle.store import Bundle, check_name, entry_of, open_bundle
+from crossfuse.core.files import REPLACED, locked, put_in_place, try_lock, write_whole
 from crossfuse.errors import InputError
 
 __all__ = ["BundleWriter", "write_bundle"]
 
+_PARTIAL = ".partial-"
 _LOCK = ".lock"
-_AT_FDCWD = -100
-_RENAME_EXCHANGE = 2
+_LOCK_INSIDE = ".lock"
+"""Where version 0.1.0 had its lock: in the folder."""
 
 
 class BundleWriter:
@@ -67,16 +67,11 @@ class BundleWriter:
     def commit(self, manifest: Manifest) -> Bundle:
         """Hash the files that are new, write the manifest, and put the folder in the destination's
         place."""
-        names = sorted(p.name for p in self.folder.iterdir() if p.name not in (_LOCK, MANIFEST))
+        names = sorted(p.name for p in self.folder.iterdir() if p.name != MANIFEST)
         files = {name: self._adopted.get(name) or entry_of(self.folder / name) for name in names}
         manifest = replace(manifest, files=files)
-        with (self.folder / MANIFEST).open("w", encoding="utf-8") as file:
-            file.write(manifest.dumps())
-            file.flush()
-            os.fsync(file.fileno())
-        _put_in_place(self.folder, self.destination)
-        # Until here the lock kept a concurrent write from taking the folder for an abandoned one.
-        (self.destination / _LOCK).unlink(missing_ok=True)
+        write_whole(self.folder / MANIFEST, manifest.dumps())
+        put_in_place(self.folder, self.destination)
         return Bundle(self.destination, manifest)
 
 
@@ -95,29 +90,38 @@ def write_bundle(destination: str | Path | Bundle) -> Iterator[BundleWriter]:
     target = Path(os.path.abspath(given))  # noqa: PTH100 - Path.absolute keeps "..", resolve follows links
     _check_destination(target, is_open)
     _remove_abandoned(target)
-    folder = target.parent / f".{target.name}.partial-{secrets.token_hex(6)}"
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        folder.mkdir()
-        lock = (folder / _LOCK).open("w")
-    except OSError as error:
-        raise InputError(
-            f"the output folder can't be written: {error.strerror or error}",
-            where=target,
-            do="Choose a folder that you may write to",
-        ) from error
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield BundleWriter(folder, target)
-    except OSError as error:
-        if error.filename is not None and not str(error.filename).startswith(str(folder)):
-            raise  # not about what is written here
-        raise InputError(
-            f"the bundle can't be written: {error.strerror or error}", where=target
-        ) from error
-    finally:
-        lock.close()
-        shutil.rmtree(folder, ignore_errors=True)
+    folder = target.parent / f".{target.name}{_PARTIAL}{secrets.token_hex(6)}"
+    lock = _lock_of(folder)
+    with ExitStack() as held:
+        held.callback(_remove_lock, lock)
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            held.enter_context(locked(lock))
+            folder.mkdir()
+        except OSError as error:
+            raise InputError(
+                f"the output folder can't be written: {error.strerror or error}",
+                where=target,
+                do="Choose a folder that you may write to",
+            ) from error
+        held.callback(shutil.rmtree, folder, ignore_errors=True)
+        try:
+            yield BundleWriter(folder, target)
+        except OSError as error:
+            if error.filename is not None and not str(error.filename).startswith(str(folder)):
+                raise  # not about what is written here
+            raise InputError(
+                f"the bundle can't be written: {error.strerror or error}", where=target
+            ) from error
+
+
+def _remove_lock(lock: Path) -> None:
+    with suppress(OSError):
+        lock.unlink(missing_ok=True)
+
+
+def _lock_of(folder: Path) -> Path:
+    return folder.with_name(folder.name + _LOCK)
 
 
 def _check_destination(target: Path, is_open: bool) -> None:
@@ -137,36 +141,19 @@ def _check_destination(target: Path, is_open: bool) -> None:
 
 
 def _remove_abandoned(target: Path) -> None:
-    for folder in target.parent.glob(f".{target.name}.partial-*"):
-        try:
-            with (folder / _LOCK).open("r") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            continue
-        except OSError:
-            pass
-        shutil.rmtree(folder, ignore_errors=True)
+    """Remove what killed commands left: folders and locks whose lock is free.
 
-
-def _put_in_place(folder: Path, destination: Path) -> None:
-    """Rename onto an absent destination, or exchange with the old bundle and remove that."""
-    if not destination.exists():
-        folder.rename(destination)
-    elif _exchange(folder, destination):
-        shutil.rmtree(folder)
-    else:
-        old = folder.with_name(folder.name + "-old")
-        destination.rename(old)
-        folder.rename(destination)
-        shutil.rmtree(old)
-
-
-def _exchange(a: Path, b: Path) -> bool:
-    """Swap two folders atomically; False where the system can't."""
-    if sys.platform != "linux":
-        return False
-    renameat2 = getattr(ctypes.CDLL(None), "renameat2", None)
-    if renameat2 is None:
-        return False
-    result: int = renameat2(_AT_FDCWD, os.fsencode(a), _AT_FDCWD, os.fsencode(b), _RENAME_EXCHANGE)
-    return result == 0
+    An old bundle that was moved out of its place, and whose successor did not come, returns.
+    """
+    for path in sorted(target.parent.glob(f".{target.name}{_PARTIAL}*")):
+        name = path.name.removesuffix(_LOCK).removesuffix(REPLACED)
+        lock = _lock_of(path.with_name(name))
+        if not lock.exists() and (path / _LOCK_INSIDE).exists():
+            lock = path / _LOCK_INSIDE
+        with suppress(OSError), try_lock(lock) as free:
+            if not free:
+                continue
+            if path.name.endswith(REPLACED) and not target.exists():
+                path.rename(target)
+            shutil.rmtree(path.with_name(path.name.removesuffix(_LOCK)), ignore_errors=True)
+            _lock_of(path.with_name(name)).unlink(missing_ok=True)

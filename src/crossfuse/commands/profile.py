@@ -18,7 +18,7 @@ from crossfuse.commands.options import (
     Threads,
     complete_sources,
 )
-from crossfuse.core.outputs import require_writable, write_text
+from crossfuse.core.files import require_writable, write_text
 from crossfuse.errors import InputError
 
 if TYPE_CHECKING:

@@ -22,7 +22,7 @@ from crossfuse.commands.serve_options import (
     Name,
     Wait,
 )
-from crossfuse.core.outputs import write_text
+from crossfuse.core.files import write_text
 
 if TYPE_CHECKING:
     from crossfuse.commands.output import Output

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from crossfuse.core.text import listed
 from crossfuse.errors import Advice, InputError, Said
 
 __all__ = ["LEFT_OVER", "MISSING", "require_weights", "weights_about", "weights_words"]
@@ -54,7 +55,9 @@ def require_weights(
     raise InputError(
         f"{what}: weights that it lacks would be random",
         where=where,
-        got="; ".join(f"{len(names)} {kind} ({_listed(names)})" for kind, names in parts if names),
+        got="; ".join(
+            f"{len(names)} {kind} ({listed(names, _MOST)})" for kind, names in parts if names
+        ),
         do=Advice(
             "Name the class that the checkpoint was saved from ({}), load one that is complete, or "
             "let these weights be random "
@@ -85,10 +88,7 @@ def weights_words(about: Mapping[str, Any]) -> list[str]:
         if isinstance(about.get(key), list)
     }
     return [
-        f"{len(found[key])} {text}: {_listed(found[key])}" for key, text in words if found.get(key)
+        f"{len(found[key])} {text}: {listed(found[key], _MOST)}"
+        for key, text in words
+        if found.get(key)
     ]
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = f", … and {len(names) - _MOST} more" if len(names) > _MOST else ""
-    return ", ".join(names[:_MOST]) + more

@@ -14,45 +14,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
+from crossfuse.core.requirements import extra_of, install
+from crossfuse.core.text import brief
 from crossfuse.errors import Advice, CrossfuseError, InputError, InternalError, PackageError, Said
 
-__all__ = ["EXTRAS", "blaming", "brief", "cause_of", "door", "own", "place_of"]
+__all__ = ["blaming", "cause_of", "door", "own", "place_of"]
 
-EXTRAS = {
-    "cuda": "gpu",
-    "filelock": "export",
-    "jinja2": "report",
-    "onnx": "export",
-    "onnx_ir": "export",
-    "onnxruntime": "cpu",
-    "onnxscript": "export",
-    "openvino": "rivals",
-    "polygraphy": "gpu",
-    "pyarrow": "serve",
-    "ray": "serve",
-    "rich": "cli",
-    "safetensors": "export",
-    "starlette": "serve",
-    "tensorrt": "gpu",
-    "tensorrt_rtx": "rtx",
-    "torch": "export",
-    "transformers": "hf",
-    "typer": "cli",
-    "yaml": "serve",
-}
-"""Module that crossfuse imports → the extra that installs it."""
-
-_LONGEST = 400
 _ROOT = Path(__file__).parents[1]
 
 Given = ParamSpec("Given")
 Result = TypeVar("Result")
-
-
-def brief(text: object, limit: int = _LONGEST) -> str:
-    """A text on one line, cut where it is long."""
-    line = " ".join(str(text).split())
-    return line if len(line) <= limit else line[: limit - 1] + "…"
 
 
 def cause_of(error: BaseException) -> str:
@@ -150,12 +121,10 @@ def own(error: BaseException) -> CrossfuseError:
     """The error that an exception is to the user, wherever it came from; one of ours is itself."""
     if isinstance(error, CrossfuseError):
         return error
-    if isinstance(error, ImportError) and (
-        extra := EXTRAS.get((error.name or "").partition(".")[0])
-    ):
+    if isinstance(error, ImportError) and (extra := extra_of(error.name)):
         return PackageError(
             f"a package that is needed here can't be imported: {brief(error)}",
-            do=f"Install it: pip install 'crossfuse[{extra}]'",
+            do=f"Install it: {install(extra)}",
         )
     if isinstance(error, MemoryError):
         return InputError(

@@ -5,8 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Annotated, Any, ClassVar
 
+from crossfuse.core.json_codec import JsonData
+from crossfuse.core.json_form import Form, OneOf
 from crossfuse.errors import Advice, FusionError, Said
 
 __all__ = ["KINDS", "Ledger", "LedgerRow"]
@@ -15,8 +17,8 @@ KINDS = ("self", "cross", "unknown")
 
 
 @dataclass(frozen=True)
-class LedgerRow:
-    """One attention.
+class LedgerRow(JsonData):
+    """One attention of the model.
 
     Attributes:
         site: PyTorch module path; ``#2`` and up tell apart several attentions of one module, in
@@ -30,8 +32,12 @@ class LedgerRow:
         reasons: target (or ``capture``) → why it did not fuse.
     """
 
+    __json__: ClassVar[Form] = Form(
+        required=frozenset({"query_inputs", "key_inputs", "fused", "reasons"})
+    )
+
     site: str
-    kind: str
+    kind: Annotated[str, OneOf(KINDS)]
     captured: str | None
     num_heads: int | None = None
     kv_num_heads: int | None = None
@@ -42,27 +48,13 @@ class LedgerRow:
     fused: Mapping[str, str | None] = field(default_factory=dict)
     reasons: Mapping[str, str] = field(default_factory=dict)
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain data for the manifest."""
-        return {
-            "site": self.site,
-            "kind": self.kind,
-            "captured": self.captured,
-            "num_heads": self.num_heads,
-            "kv_num_heads": self.kv_num_heads,
-            "head_size": self.head_size,
-            "value_size": self.value_size,
-            "query_inputs": list(self.query_inputs),
-            "key_inputs": list(self.key_inputs),
-            "fused": dict(self.fused),
-            "reasons": dict(self.reasons),
-        }
-
 
 @dataclass(frozen=True)
 class Ledger(Sequence[LedgerRow]):
     """All rows, in order of execution as far as captured; attentions that no pass captured come
     last."""
+
+    __json__: ClassVar[Form] = Form(whole="rows")
 
     rows: tuple[LedgerRow, ...]
 

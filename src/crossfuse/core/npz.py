@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import secrets
 import zipfile
 import zlib
 from collections import Counter
@@ -15,7 +12,9 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from crossfuse.core.foreign import brief, cause_of
+from crossfuse.core.files import whole_file
+from crossfuse.core.foreign import cause_of
+from crossfuse.core.text import brief
 from crossfuse.errors import InputError
 
 __all__ = ["load_arrays", "save_arrays"]
@@ -91,14 +90,10 @@ def save_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
     Raises:
         InputError: the file can't be written.
     """
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
-        with partial.open("wb") as file:
+        with whole_file(path) as partial, partial.open("wb") as file:
             _write(file, arrays)
-        os.replace(partial, path)  # noqa: PTH105 - os.replace says what it does
     except (OSError, ValueError) as error:  # ValueError for arrays of Python objects
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
         raise InputError(
             f"the output file can't be written: {getattr(error, 'strerror', None) or error}",
             where=path,

@@ -8,23 +8,20 @@ it.
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import os
 from typing import Any
 
+from crossfuse.core.requirements import install, is_installed
 from crossfuse.errors import BundleError, InputError, PackageError
 
 __all__ = ["has_onnxruntime", "onnxruntime", "require_onnxruntime"]
 
-_INSTALL = "Install it: pip install 'crossfuse[cpu]', or 'crossfuse[gpu]' for NVIDIA GPUs"
+_INSTALL = f"Install it: {install('cpu')}, or 'crossfuse[gpu]' for NVIDIA GPUs"
 
 
 def has_onnxruntime() -> bool:
     """Whether it is installed; nothing is imported."""
-    try:
-        return importlib.util.find_spec("onnxruntime") is not None
-    except ValueError:  # a module that something else put there, without a spec
-        return True
+    return is_installed("onnxruntime")
 
 
 def require_onnxruntime(who: str, kind: type[InputError] = PackageError) -> None:

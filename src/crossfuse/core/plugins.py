@@ -8,7 +8,6 @@ time, so a package that fails can only fail those who ask for it.
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import logging
 import operator
 import threading
@@ -21,7 +20,7 @@ from crossfuse.errors import CrossfuseError, InputError
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
 
-__all__ = ["Code", "Registry", "is_installed", "resolve"]
+__all__ = ["Code", "Registry", "resolve"]
 
 _LOG = logging.getLogger(__name__)
 
@@ -200,14 +199,3 @@ def resolve(code: Code, what: str) -> Callable[..., Any]:
     if not callable(code):
         raise InputError(f"{what} is no function", got=repr(code))
     return code
-
-
-def is_installed(module: str) -> bool:
-    """There is code behind the name; type stubs alone leave a folder without any."""
-    try:
-        spec = importlib.util.find_spec(module)
-    except ImportError:  # of a package above it
-        return False
-    except ValueError:  # a module that something else put there, without a spec
-        return True
-    return spec is not None and spec.origin is not None

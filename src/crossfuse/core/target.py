@@ -12,7 +12,8 @@ import re
 from dataclasses import KW_ONLY, dataclass, replace
 
 from crossfuse.core.missing_kernels import CUDA_WITHOUT_BF16, TENSORRT_WITHOUT_BF16
-from crossfuse.core.plugins import Code, Registry, is_installed
+from crossfuse.core.plugins import Code, Registry
+from crossfuse.core.requirements import is_installed
 from crossfuse.errors import InputError, unknown
 
 __all__ = [

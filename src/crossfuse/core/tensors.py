@@ -3,10 +3,12 @@ only)."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Annotated, ClassVar
 
+from crossfuse.core.dimensions import is_name
+from crossfuse.core.json_form import AtLeast, Form, OneOf, Where
 from crossfuse.errors import Advice, InputError, Said
 
 __all__ = [
@@ -17,6 +19,7 @@ __all__ = [
     "SIZES",
     "STATE",
     "Dim",
+    "Dtype",
     "TensorSpec",
     "collect_dims",
     "names_of",
@@ -30,9 +33,6 @@ between its stages."""
 
 SIZES = ("tiny", "published")
 """Sizes of a zoo model."""
-
-_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*\Z")
-
 
 CONTEXTS = "contexts"
 """The dimension that counts contexts in a split bundle, where the whole model has one batch for
@@ -55,12 +55,14 @@ class Dim:
         max: largest size, or None for no limit.
     """
 
+    __json__: ClassVar[Form] = Form(required=frozenset({"min"}))
+
     name: str
     min: int = 1
     max: int | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.name, str) or not _NAME.match(self.name):
+        if not isinstance(self.name, str) or not is_name(self.name):
             raise InputError("a dimension's name must be an identifier", got=repr(self.name))
         for bound in (self.min, self.max):
             if not isinstance(bound, int | None) or isinstance(bound, bool):
@@ -114,19 +116,36 @@ class Dim:
             )
 
 
+def _ascends(ends: tuple[int, int | None]) -> bool:
+    return ends[1] is None or ends[1] >= ends[0]
+
+
+Dtype = Annotated[str, OneOf(DTYPES)]
+"""An element type's name."""
+
+_Range = Annotated[
+    tuple[int, int | None] | None, Where(_ascends, "the lowest index, and the highest or null")
+]
+
+
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """Name, element type and shape of a tensor; a string in the shape is a dynamic dimension's
-    name.
+    """Name, element type and shape of a tensor.
 
-    ``range``: of an input that holds indices, the lowest and the highest that the model takes
-    (None: not known).
+    Attributes:
+        name: as the graphs call it.
+        dtype: of its elements.
+        shape: sizes; a string is a dynamic dimension's name, or an expression of such names.
+        range: of an input that holds indices, the lowest and the highest that the model takes, or
+            null where the highest is not known.
     """
 
+    __json__: ClassVar[Form] = Form(sparse=frozenset({"range"}))
+
     name: str
-    dtype: str
-    shape: tuple[int | str, ...]
-    range: tuple[int, int | None] | None = None
+    dtype: Dtype
+    shape: tuple[Annotated[int, AtLeast(0)] | str, ...]
+    range: _Range = None
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:

@@ -9,6 +9,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from crossfuse.spec.padding import padded_mask
+
 __all__ = ["features", "initialised", "padding", "tokens"]
 
 M = TypeVar("M", bound=nn.Module)
@@ -27,10 +29,8 @@ def tokens(generator: torch.Generator, vocabulary: int, *shape: int) -> Tensor:
 def padding(generator: torch.Generator, batch: int, length: int) -> Tensor:
     """An attention mask ``[batch, length]``, int64: each row keeps a random prefix of at least one,
     the last of many all."""
-    kept = torch.randint(1, length + 1, (batch,), generator=generator)
-    if batch > 1:
-        kept[-1] = length
-    return (torch.arange(length) < kept[:, None]).long()
+    whole = -1 if batch > 1 else None
+    return padded_mask((batch, length), generator, whole=whole).long()
 
 
 def initialised(build: Callable[[], M], seed: int) -> M:

@@ -5,11 +5,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from crossfuse.core.json_codec import JsonData
+from crossfuse.core.json_form import Form
 from crossfuse.errors import Advice, BundleError, ParityError, Said
 from crossfuse.parity.policy import (
     FLOORS,
@@ -37,7 +39,7 @@ Runner = Callable[[Mapping[str, NDArray[Any]]], Mapping[str, NDArray[Any]]]
 
 
 @dataclass(frozen=True)
-class Divergence:
+class Divergence(JsonData):
     """Where a target leaves its tolerance, as a bisection found it.
 
     Attributes:
@@ -48,6 +50,10 @@ class Divergence:
         error, tolerance: largest error there, and what it may be.
         evaluations: how many times the target was executed.
     """
+
+    __json__: ClassVar[Form] = Form(
+        keys=("site", "module", "evaluations", "error", "tolerance"), gaps=frozenset({"error"})
+    )
 
     site: str | None
     module: str | None
@@ -64,12 +70,6 @@ class Divergence:
             f"{self.tolerance:.3g}), found in "
             f"{self.evaluations} evaluations"
         )
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain data."""
-        finite = self.error if np.isfinite(self.error) else None
-        about = {"site": self.site, "module": self.module, "evaluations": self.evaluations}
-        return {**about, "error": finite, "tolerance": self.tolerance}
 
 
 @dataclass(frozen=True)
@@ -88,6 +88,20 @@ class OutputParity:
         finite: no NaN or infinity anywhere.
     """
 
+    __json__: ClassVar[Form] = Form(
+        keys=(
+            "passed",
+            "max_abs",
+            "max_rel",
+            "cosine",
+            "tolerance",
+            "tolerance_from",
+            "worst_at",
+            "finite",
+        ),
+        gaps=frozenset({"max_abs", "max_rel", "cosine"}),
+    )
+
     max_abs: float
     max_rel: float
     cosine: float
@@ -103,7 +117,7 @@ class OutputParity:
 
 
 @dataclass(frozen=True)
-class ParityReport:
+class ParityReport(JsonData):
     """A target against a reference.
 
     Attributes:
@@ -116,6 +130,24 @@ class ParityReport:
         reference_reason: why the reference is not plain float64 of a float32 model; empty where it
             is.
     """
+
+    __json__: ClassVar[Form] = Form(
+        keys=(
+            "passed",
+            "target",
+            "executed_on",
+            "precision",
+            "reference_dtype",
+            "computed_by",
+            "reference_reason",
+            "points",
+            "kinds",
+            "notes",
+            "outputs",
+            "fault",
+        ),
+        sparse=frozenset({"fault"}),
+    )
 
     target: str
     executed_on: str
@@ -166,34 +198,6 @@ class ParityReport:
         if (failure := self.failure) is not None:
             failure.do = _BEFORE_WRITING if self.precision == "fp32" else _NARROW
             raise failure
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain data for the manifest and ``--json``."""
-        return {
-            "passed": self.passed,
-            "target": self.target,
-            "executed_on": self.executed_on,
-            "precision": self.precision,
-            "reference_dtype": self.reference_dtype,
-            "computed_by": self.computed_by,
-            "reference_reason": self.reference_reason,
-            "points": [dict(p) for p in self.points],
-            "kinds": list(self.kinds),
-            "notes": list(self.notes),
-            "outputs": {
-                name: {
-                    "passed": o.passed,
-                    "max_abs": _finite(o.max_abs),
-                    "max_rel": _finite(o.max_rel),
-                    "cosine": _finite(o.cosine),
-                    "tolerance": o.tolerance,
-                    "tolerance_from": o.tolerance_from,
-                    "worst_at": dict(o.worst_at),
-                    "finite": o.finite,
-                }
-                for name, o in self.outputs.items()
-            },
-        } | ({"fault": self.fault.to_json()} if self.fault is not None else {})
 
 
 def compare(
@@ -308,8 +312,3 @@ def _cosine(got: NDArray[Any], truth: NDArray[Any]) -> float:
     if scale == 0:
         return 1.0 if np.array_equal(a, b) else 0.0
     return float(a @ b) / scale
-
-
-def _finite(value: float) -> float | None:
-    """JSON has no infinity; null says that there is no number."""
-    return value if np.isfinite(value) else None

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from crossfuse.core.foreign import brief
 from crossfuse.core.onnx_runtime import onnxruntime
+from crossfuse.core.text import brief
 from crossfuse.errors import BundleError, CrossfuseError, EngineError, InputError
 from crossfuse.runtime.device_array import DeviceArray, DeviceMemory
 from crossfuse.runtime.driver import Driver, gpu_count

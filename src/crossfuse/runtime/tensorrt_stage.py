@@ -6,7 +6,6 @@ from __future__ import annotations
 import hashlib
 import importlib
 import logging
-import os
 import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -16,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from crossfuse.bundle.manifest import EngineInfo
-from crossfuse.core.folders import user_cache
-from crossfuse.core.plugins import is_installed
+from crossfuse.core.files import user_cache, whole_file
+from crossfuse.core.requirements import is_installed
 from crossfuse.core.target import EngineLibrary, Target, require_target
 from crossfuse.core.tensorrt_layers import Layer, read_inspection
 from crossfuse.errors import Advice, BundleError, EngineError, Said
@@ -174,9 +173,8 @@ class TrtStage:
             return
         with suppress(OSError):
             self._kernels.parent.mkdir(parents=True, exist_ok=True)
-            aside = self._kernels.with_suffix(f".{os.getpid()}-{threading.get_ident()}")
-            aside.write_bytes(bytes(self._cache.serialize()))
-            aside.replace(self._kernels)
+            with whole_file(self._kernels) as partial:
+                partial.write_bytes(bytes(self._cache.serialize()))
 
     def _with_slot(self, work: Any) -> Any:
         with self._free:

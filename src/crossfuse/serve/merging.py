@@ -6,13 +6,13 @@ statistics over a batch). The shapes rule many out, and `holds` tries on real in
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from crossfuse.core.dimensions import symbols_in
 from crossfuse.core.tensors import TensorSpec
 from crossfuse.errors import CrossfuseError
 
@@ -147,9 +147,4 @@ def _per_context(array: NDArray[Any], contexts: int) -> NDArray[Any]:
 
 def _dims_of(shape: Sequence[int | str]) -> set[str]:
     """Names of the dimensions in a shape, in expressions too."""
-    return {
-        name
-        for size in shape
-        if isinstance(size, str)
-        for name in re.findall(r"[^\W\d][\w.]*", size)
-    }
+    return {name for size in shape for name in symbols_in(size)}

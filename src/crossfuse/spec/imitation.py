@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from crossfuse.spec.input_kinds import Axes, Kind
+from crossfuse.spec.padding import padded_mask
 
 __all__ = ["Draw", "Patterns", "Table", "imitate", "vary"]
 
@@ -166,9 +167,7 @@ class Patterns:
         if not shape or math.prod(shape) == 0:
             return torch.ones(shape, dtype=torch.bool)
         length, count = shape[-1], math.prod(shape[:-1])
-        places = torch.arange(length)
-        kept = self._draw(1, length + 1, (count, 1))
-        rows = places < kept
+        rows = padded_mask((count, length), self._generator, whole=None)
         if self._style != "prefix" and length > 1:
             for i in range(count):
                 rows[i] = self._unlike_prefix(i % 3, length)

@@ -114,10 +114,14 @@ def test_weights_left_over_are_reported_and_no_error(folder: Path) -> None:
     assert load_model(source).left_over == ("bert.encoder.layer.7.extra",)
 
 
+T5 = {"vocab_size": 99, "d_model": 32, "d_ff": 48, "d_kv": 8, "num_layers": 1, "num_heads": 4}
+GPT2 = {"vocab_size": 99, "n_embd": 32, "n_layer": 1, "n_head": 4, "n_positions": 16}
+
+
 @pytest.mark.parametrize("make", [
-    lambda: hf.T5Model(hf.T5Config(vocab_size=99, d_model=32, d_ff=48, d_kv=8, num_layers=1, num_heads=4)),
+    lambda: hf.T5Model(hf.T5Config(**T5)),
     lambda: hf.BertForMaskedLM(hf.BertConfig(**BERT)),
-    lambda: hf.GPT2LMHeadModel(hf.GPT2Config(vocab_size=99, n_embd=32, n_layer=1, n_head=4, n_positions=16)),
+    lambda: hf.GPT2LMHeadModel(hf.GPT2Config(**GPT2)),
     lambda: hf.CLIPModel(hf.CLIPConfig(text_config=TEXT, vision_config=VISION, projection_dim=16)),
 ], ids=["T5", "BERT", "GPT-2", "CLIP"])  # fmt: skip
 def test_tied_weights_and_buffers_are_not_missing(
@@ -195,9 +199,11 @@ class Trap:
         return os.mkdir, (str(self.file),)
 
 
-INDEXED = ["../x.bin", "/etc/x.safetensors", "../x.safetensors", "sub/x.safetensors", "x.bin", "x.pt", "x.ckpt", "x.pth",
-           "x.pkl", "..\\x.safetensors", "x.SAFETENSORS", "x.safetensors\0.bin", "C:x.safetensors", ".safetensors", "", 3, None,
-           ["x"]]  # fmt: skip
+INDEXED = [
+    "../x.bin", "/etc/x.safetensors", "../x.safetensors", "sub/x.safetensors", "x.bin", "x.pt",
+    "x.ckpt", "x.pth", "x.pkl", "..\\x.safetensors", "x.SAFETENSORS", "x.safetensors\0.bin",
+    "C:x.safetensors", ".safetensors", "", 3, None, ["x"],
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", INDEXED, ids=map(repr, INDEXED))

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from crossfuse.core.plugins import Registry, is_installed, resolve
+from crossfuse.core.plugins import Registry, resolve
+from crossfuse.core.requirements import is_installed
 from crossfuse.errors import InputError
 
 

@@ -16,7 +16,7 @@ import fake_tensorrt as fake
 from crossfuse import runtime
 from crossfuse.bundle.manifest import EngineInfo
 from crossfuse.bundle.store import Bundle
-from crossfuse.core.folders import user_cache
+from crossfuse.core.files import user_cache
 from crossfuse.errors import BundleError, InputError
 from crossfuse.models.registry import zoo_spec
 from crossfuse.parity.reference import load_reference

@@ -12,6 +12,8 @@ import torch
 from torch.export import ExportedProgram
 
 import crossfuse.ops.torch_op  # noqa: F401 -- registers the operator that the table translates
+from crossfuse.core.dimensions import rename
+from crossfuse.core.text import brief
 from crossfuse.errors import InputError
 from crossfuse.export.capture.decompose import decompose_locally
 from crossfuse.export.capture.operators import stable_translations
@@ -128,12 +130,11 @@ def name_dimensions(model: ir.Model, symbols: Mapping[str, str]) -> None:
     """Write dimensions' names in place of symbols, in expressions too."""
     if not symbols:
         return
-    pattern = re.compile(r"\b(" + "|".join(map(re.escape, symbols)) + r")\b")
 
     def named(size: int | ir.SymbolicDim) -> int | str | None:
         if isinstance(size, int) or size.value is None:
             return size if isinstance(size, int) else None
-        return pattern.sub(lambda match: symbols[match.group(1)], str(size.value))
+        return rename(str(size.value), symbols)
 
     values = [*model.graph.inputs, *(v for node in model.graph.all_nodes() for v in node.outputs)]
     for value in values:
@@ -144,5 +145,4 @@ def name_dimensions(model: ir.Model, symbols: Mapping[str, str]) -> None:
 def _cause(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
-    text = " ".join(str(error).split())
-    return text if len(text) <= 400 else text[:399] + "…"
+    return brief(error)

@@ -18,6 +18,7 @@ from torch.export import ExportedProgram
 
 from crossfuse.core.foreign import place_of
 from crossfuse.core.tensors import Dim
+from crossfuse.core.text import brief
 from crossfuse.errors import Advice, InputError, Said
 from crossfuse.spec.model_spec import ModelSpec
 
@@ -207,7 +208,7 @@ def _first_lines(error: BaseException, limit: int = 400) -> str:
     text = re.sub(
         r"For more information, run with TORCH_LOGS=\S+ ?|The error above occurred when.*", "", text
     ).strip()
-    return text if len(text) <= limit else text[: limit - 1] + "…"
+    return brief(text, limit)
 
 
 @contextmanager

@@ -21,7 +21,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
 from onnxscript.version_converter import convert_version
 
-from crossfuse.core.foreign import brief
+from crossfuse.core.text import brief
 from crossfuse.errors import InputError
 from crossfuse.export.passes.base import FusionPass, FusionResult
 from crossfuse.graph.builder import GraphBuilder

@@ -19,10 +19,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, ClassVar, NamedTuple
 
+from crossfuse.core.json_codec import JsonData
+from crossfuse.core.json_form import Form, OneOf
 from crossfuse.core.tensorrt_layers import Layer
-from crossfuse.profiling.explain.work import kind_of, work_of
+from crossfuse.profiling.explain.work import KINDS, kind_of, work_of
 from crossfuse.runtime.onnxruntime_stage import OrtStage
 from crossfuse.runtime.options import SessionOptions
 from crossfuse.runtime.tensorrt_stage import TrtStage
@@ -44,7 +46,7 @@ _BLOCKED = "_nchwc"
 
 
 @dataclass(frozen=True)
-class NodeTime:
+class NodeTime(JsonData):
     """One executed node.
 
     Attributes:
@@ -60,20 +62,16 @@ class NodeTime:
 
     name: str
     op: str
-    kind: str
+    kind: Annotated[str, OneOf((*KINDS, "other"))]
     module: str
     site: str | None
     seconds: float
     flops: int
     bytes: int
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain data."""
-        return dict(vars(self))
-
 
 @dataclass(frozen=True)
-class StageTimes:
+class StageTimes(JsonData):
     """One stage's nodes.
 
     Attributes:
@@ -82,6 +80,8 @@ class StageTimes:
         nodes: in the order of execution.
         runs: that were traced.
     """
+
+    __json__: ClassVar[Form] = Form(keys=("stage", "seconds", "runs", "nodes"))
 
     stage: str
     seconds: float
@@ -92,15 +92,6 @@ class StageTimes:
     def between(self) -> float:
         """Seconds of a run that belong to no node."""
         return self.seconds - sum(node.seconds for node in self.nodes)
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain data."""
-        return {
-            "stage": self.stage,
-            "seconds": self.seconds,
-            "runs": self.runs,
-            "nodes": [node.to_json() for node in self.nodes],
-        }
 
 
 def group(nodes: Sequence[NodeTime], key: str) -> list[tuple[str, list[NodeTime]]]:

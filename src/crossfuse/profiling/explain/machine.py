@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from crossfuse.core.json_codec import JsonData
 from crossfuse.runtime.onnxruntime_stage import OrtStage
 from crossfuse.runtime.options import SessionOptions
 
@@ -32,7 +33,7 @@ _TOKENS, _WIDTH, _LAYERS = 64, 512, 2
 
 
 @dataclass(frozen=True)
-class Limits:
+class Limits(JsonData):
     """Attainable rates: the best of all calls, so that a roof is one.
 
     Attributes:
@@ -45,10 +46,6 @@ class Limits:
     flops: float
     bandwidth: float
     product: tuple[int, int, int]
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain data."""
-        return {"flops": self.flops, "bandwidth": self.bandwidth, "product": list(self.product)}
 
     def seconds(self, flops: int, moved: int) -> float:
         """The least time that so much work takes."""

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import ClassVar
 
+from crossfuse.core.json_codec import JsonData
+from crossfuse.core.json_form import Form
 from crossfuse.profiling.explain.attribution import NodeTime
 from crossfuse.profiling.explain.machine import Limits
 
@@ -19,7 +21,7 @@ __all__ = ["Attained", "attained"]
 
 
 @dataclass(frozen=True)
-class Attained:
+class Attained(JsonData):
     """A group of nodes under the roof.
 
     Attributes:
@@ -27,6 +29,10 @@ class Attained:
         least: it could take.
         flops, bytes: of its work.
     """
+
+    __json__: ClassVar[Form] = Form(
+        keys=("seconds", "least", "flops", "bytes", "fraction", "rate", "intensity")
+    )
 
     seconds: float
     least: float
@@ -47,15 +53,6 @@ class Attained:
     def intensity(self) -> float:
         """Floating-point operations per byte."""
         return self.flops / self.bytes if self.bytes else 0.0
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain data."""
-        return {
-            **vars(self),
-            "fraction": self.fraction,
-            "rate": self.rate,
-            "intensity": self.intensity,
-        }
 
 
 def attained(nodes: Sequence[NodeTime], limits: Limits) -> Attained:

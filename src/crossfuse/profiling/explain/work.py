@@ -1,8 +1,7 @@
 """What a node of ONNX Runtime computes and moves, from the shapes that it was executed with.
 
-Floating-point operations as in :mod:`crossfuse.graph.flops`: products, convolutions and attentions,
-two per multiply-add. Bytes are what the node must at least read and write: its inputs, weights and
-outputs, once each.
+Floating-point operations by the rules of :mod:`crossfuse.core.flops`. Bytes are what the node must
+at least read and write: its inputs, weights and outputs, once each.
 """
 
 from __future__ import annotations
@@ -10,6 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+from crossfuse.core.flops import attention_flops, convolution_flops, product_flops
 
 __all__ = ["KINDS", "kind_of", "work_of"]
 
@@ -172,7 +173,8 @@ def work_of(
         length, width = _rows(query)
         keys, key_width = _rows(key)
         values = _rows(value)[1]
-        return 2 * query[0] * length * keys * (width + values * width // max(key_width, 1)), moved
+        value_width = values * width // max(key_width, 1)
+        return attention_flops(query[0] * length, keys, width, value_width), moved
     if kind == "convolution":
         weight = kernel or (inputs[1] if len(inputs) > 1 else ())
         if len(weight) < 3:
@@ -181,12 +183,12 @@ def work_of(
             moved += math.prod(weight) * item
         # Channels are the weight's: blocked layouts pad the tensors'.
         positions = math.prod((first if op == "ConvTranspose" else out)[2:]) * out[0]
-        return 2 * positions * math.prod(weight), moved
+        return convolution_flops(positions, weight), moved
     inner = _inner(first, out, inputs)
     if len(inputs) < 2 or not inputs[1]:
         # The weight was packed when the graph was loaded, and is not among the inputs any more.
         moved += inner * out[-1] * item
-    return 2 * math.prod(out) * inner, moved
+    return product_flops(out, inner), moved
 
 
 def _inner(first: list[int], out: list[int], inputs: Sequence[list[int]]) -> int:

@@ -10,19 +10,20 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from numpy.typing import NDArray
 
+from crossfuse.core.json_codec import JsonData
 from crossfuse.core.npz import save_arrays
 from crossfuse.errors import InputError
 
 __all__ = ["ColdStart", "cold_start"]
 
 _CHILD = """
-import json, resource, sys, time
+import json, sys, time
 at = {"started": time.time_ns()}
 from crossfuse import runtime
 at["imported"] = time.time_ns()
@@ -37,14 +38,18 @@ try:
     # The largest memory of this program; getrusage's includes that of the process that started it.
     peak = int(open("/proc/self/status").read().partition("VmHWM:")[2].split()[0]) * 1024
 except (OSError, IndexError):
-    unit = 1 if sys.platform == "darwin" else 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    try:
+        import resource
+        unit = 1 if sys.platform == "darwin" else 1024
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    except ImportError:  # Windows has no such module
+        peak = 0
 print(json.dumps(at | {"peak": peak}))
 """
 
 
 @dataclass(frozen=True)
-class ColdStart:
+class ColdStart(JsonData):
     """Medians over fresh processes, in seconds and bytes.
 
     Attributes:
@@ -53,7 +58,7 @@ class ColdStart:
         load: of the bundle, hashes checked.
         first_result: the first call.
         total: their sum.
-        peak_bytes: the process's largest resident memory.
+        peak_bytes: the process's largest resident memory; 0 where the system doesn't tell.
         runs: how many processes.
     """
 
@@ -64,10 +69,6 @@ class ColdStart:
     total: float
     peak_bytes: int
     runs: int
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain data."""
-        return asdict(self)
 
 
 def cold_start(

@@ -11,9 +11,12 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, ClassVar
 
 import numpy as np
+
+from crossfuse.core.json_codec import JsonData
+from crossfuse.core.json_form import Form, OneOf
 
 __all__ = ["LoadResult", "closed_loop", "open_loop"]
 
@@ -21,17 +24,22 @@ Call = Callable[[], object]
 
 
 @dataclass(frozen=True)
-class LoadResult:
+class LoadResult(JsonData):
     """What came of one load.
 
     Attributes:
         kind: ``closed`` or ``open``.
         level: callers, or requests per second that arrive.
-        latencies: nanoseconds, in order of completion.
+        latencies: in nanoseconds, in order of completion.
         throughput: requests per second that were answered.
     """
 
-    kind: str
+    __json__: ClassVar[Form] = Form(
+        keys=("kind", "level", "throughput", "p50", "p90", "p95", "p99", "latencies"),
+        names={"latencies": "latencies_ns"},
+    )
+
+    kind: Annotated[str, OneOf(("closed", "open"))]
     level: float
     latencies: tuple[int, ...]
     throughput: float
@@ -40,15 +48,25 @@ class LoadResult:
         """In seconds; ``q`` from 0 to 1."""
         return float(np.quantile(self.latencies, q)) * 1e-9
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain data."""
-        return {
-            "kind": self.kind,
-            "level": self.level,
-            "throughput": self.throughput,
-            **{f"p{round(q * 100)}": self.percentile(q) for q in (0.5, 0.9, 0.95, 0.99)},
-            "latencies_ns": list(self.latencies),
-        }
+    @property
+    def p50(self) -> float:
+        """The median, in seconds."""
+        return self.percentile(0.5)
+
+    @property
+    def p90(self) -> float:
+        """In seconds."""
+        return self.percentile(0.9)
+
+    @property
+    def p95(self) -> float:
+        """In seconds."""
+        return self.percentile(0.95)
+
+    @property
+    def p99(self) -> float:
+        """In seconds."""
+        return self.percentile(0.99)
 
 
 def closed_loop(

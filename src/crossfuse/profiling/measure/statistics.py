@@ -9,10 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
+
+from crossfuse.core.json_codec import JsonData
+from crossfuse.core.json_form import Form
 
 __all__ = ["Interval", "Summary", "paired_ratio", "summarize"]
 
@@ -23,20 +26,18 @@ Rounds = Sequence[Sequence[int]]
 
 
 @dataclass(frozen=True)
-class Interval:
-    """A number with the ends of its 95% interval."""
+class Interval(JsonData):
+    """A number with the ends of its 95% interval: value, low, high."""
+
+    __json__: ClassVar[Form] = Form(array=True)
 
     value: float
     low: float
     high: float
 
-    def to_json(self) -> list[float]:
-        """Value, low, high."""
-        return [self.value, self.low, self.high]
-
 
 @dataclass(frozen=True)
-class Summary:
+class Summary(JsonData):
     """Latencies in seconds.
 
     Attributes:
@@ -46,6 +47,11 @@ class Summary:
         minimum, mean: of all samples.
     """
 
+    __json__: ClassVar[Form] = Form(
+        keys=("count", "p50", "p50_interval", "p90", "p95", "p99", "minimum", "mean"),
+        names={"minimum": "min"},
+    )
+
     count: int
     median: Interval
     p90: float
@@ -54,18 +60,15 @@ class Summary:
     minimum: float
     mean: float
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain data."""
-        return {
-            "count": self.count,
-            "p50": self.median.value,
-            "p50_interval": [self.median.low, self.median.high],
-            "p90": self.p90,
-            "p95": self.p95,
-            "p99": self.p99,
-            "min": self.minimum,
-            "mean": self.mean,
-        }
+    @property
+    def p50(self) -> float:
+        """The median."""
+        return self.median.value
+
+    @property
+    def p50_interval(self) -> tuple[float, float]:
+        """Ends of the median's 95% interval."""
+        return self.median.low, self.median.high
 
 
 def summarize(rounds: Rounds, seed: int = 0) -> Summary:

@@ -15,11 +15,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from crossfuse.core.json_codec import JsonData
+from crossfuse.core.json_form import Form
 from crossfuse.errors import InputError
 from crossfuse.profiling.measure.statistics import CONFIDENCE, RESAMPLES, Interval
 from crossfuse.profiling.report.report import OURS, Row, read_rows
@@ -34,7 +36,7 @@ _FELT = (0.25, 1.0)
 
 
 @dataclass(frozen=True)
-class Change:
+class Change(JsonData):
     """How a row's latency changed.
 
     Attributes:
@@ -46,6 +48,10 @@ class Change:
             bundle's.
     """
 
+    __json__: ClassVar[Form] = Form(
+        keys=("name", "sizes", "ratio", "machine", "verdict", "regressed")
+    )
+
     name: str
     sizes: dict[str, int]
     ratio: Interval
@@ -56,17 +62,6 @@ class Change:
     def regressed(self) -> bool:
         """Whether the bundle is slower."""
         return self.verdict == _SLOWER
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain data."""
-        return {
-            "name": self.name,
-            "sizes": self.sizes,
-            "ratio": self.ratio.to_json(),
-            "machine": self.machine,
-            "verdict": self.verdict,
-            "regressed": self.regressed,
-        }
 
 
 def compare_reports(before: Path, after: Path, threshold: float = THRESHOLD) -> list[Change]:

@@ -1,33 +1,40 @@
 """What a profile found, with all its samples. ``report.schema.json`` beside this file describes the
-JSON."""
+JSON, and is made from these classes (`python -m crossfuse.profiling.report.schema`)."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ClassVar
 
+from crossfuse.core.json_codec import JsonData
+from crossfuse.core.json_form import AtLeast, Form, Where
+from crossfuse.core.json_reader import Origin, decode_text
 from crossfuse.errors import InputError
-from crossfuse.profiling.explain.attribution import StageTimes, group
+from crossfuse.profiling.explain.attribution import NodeTime, StageTimes, group
 from crossfuse.profiling.explain.machine import Limits
-from crossfuse.profiling.explain.roofline import attained
+from crossfuse.profiling.explain.roofline import Attained, attained
 from crossfuse.profiling.measure.coldstart import ColdStart
 from crossfuse.profiling.measure.load import LoadResult
 from crossfuse.profiling.measure.sampling import Samples
 from crossfuse.profiling.measure.statistics import Interval, Summary, summarize
 
-__all__ = ["OURS", "SCHEMA_VERSION", "LatencyReport", "Row", "read_rows"]
+__all__ = ["OURS", "SCHEMA_VERSION", "LatencyReport", "Row", "StageReport", "read_rows"]
 
 SCHEMA_VERSION = 1
+"""Raised when a reader of older reports would misread a newer one."""
+
 OURS = "crossfuse"
 """Name of the rows of the bundle itself."""
 
+_Nanoseconds = Annotated[int, AtLeast(1)]
+_Round = tuple[_Nanoseconds, ...]
+
 
 @dataclass(frozen=True)
-class Row:
+class Row(JsonData):
     """One callable at one point.
 
     Attributes:
@@ -44,6 +51,22 @@ class Row:
         failure: why there are no samples.
     """
 
+    __json__: ClassVar[Form] = Form(
+        keys=(
+            "name",
+            "sizes",
+            "summary",
+            "ratio",
+            "error",
+            "joules",
+            "failure",
+            "unstable_rounds",
+            "rounds_ns",
+            "machine",
+        ),
+        names={"summary": "latency", "machine": "machine_ns"},
+    )
+
     name: str
     sizes: Mapping[str, int]
     samples: Samples | None = None
@@ -58,28 +81,50 @@ class Row:
         """Percentiles and the median's interval."""
         return None if self.samples is None else summarize(self.samples.rounds)
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain data, raw samples included."""
-        return {
-            "name": self.name,
-            "sizes": dict(self.sizes),
-            "latency": None if self.summary is None else self.summary.to_json(),
-            "ratio": None if self.ratio is None else self.ratio.to_json(),
-            "error": self.error,
-            "joules": self.joules,
-            "failure": self.failure,
-            "unstable_rounds": [] if self.samples is None else list(self.samples.unstable),
-            "rounds_ns": [] if self.samples is None else [list(r) for r in self.samples.rounds],
-            "machine_ns": list(self.machine),
-        }
+    @property
+    def unstable_rounds(self) -> tuple[int, ...]:
+        """Rounds that stick out, by number."""
+        return () if self.samples is None else self.samples.unstable
+
+    @property
+    def rounds_ns(self) -> tuple[_Round, ...]:
+        """Every sample, by round."""
+        return () if self.samples is None else self.samples.rounds
 
 
 @dataclass(frozen=True)
-class LatencyReport:
-    """A profile of a bundle's target.
+class StageReport:
+    """One stage's nodes, and how far from the machine's limits it is where those were measured.
 
     Attributes:
-        bundle, model, target, provider, precision: what was profiled.
+        stage: its name in the bundle.
+        seconds: of a run under the engine's profiler.
+        runs: that were traced.
+        nodes: in the order of execution.
+        attained: of the whole stage.
+        sites: by attention.
+    """
+
+    __json__: ClassVar[Form] = Form(sparse=frozenset({"attained", "sites"}))
+
+    stage: str
+    seconds: float
+    runs: int
+    nodes: tuple[NodeTime, ...]
+    attained: Attained | None = None
+    sites: Mapping[str, Attained] | None = None
+
+
+@dataclass(frozen=True)
+class LatencyReport(JsonData):
+    """A profile of a bundle's target; times are seconds unless a name ends in ``_ns``.
+
+    Attributes:
+        bundle: its path as given.
+        model: its name.
+        target: that was profiled.
+        provider: what executed it.
+        precision: of the target.
         rows: by point: the bundle first, then its rivals.
         stages: where the time goes at the first point.
         limits: what the machine attains; None where that was not measured.
@@ -88,10 +133,34 @@ class LatencyReport:
         break_even: queries per context from which encoding once pays, where the bundle is split and
             it ever does.
         device_bytes: GPU memory in use with the session loaded, where there is a GPU that tells.
-        ledger, parity: what the bundle's manifest says about the target.
-        environment: machine and versions.
+        ledger: rows of the bundle's fusion ledger.
+        parity: of the target, when it was built.
+        environment: machine, system, versions, and the load average at the end.
         command: to do it again.
     """
+
+    __json__: ClassVar[Form] = Form(
+        keys=(
+            "bundle",
+            "model",
+            "target",
+            "provider",
+            "precision",
+            "rows",
+            "stage_reports",
+            "limits",
+            "load",
+            "cold_start",
+            "break_even",
+            "device_bytes",
+            "ledger",
+            "parity",
+            "environment",
+            "command",
+        ),
+        names={"stage_reports": "stages"},
+        version=SCHEMA_VERSION,
+    )
 
     bundle: str
     model: str
@@ -119,71 +188,57 @@ class LatencyReport:
         """The rows at a point."""
         return [row for row in self.rows if row.sizes == sizes]
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain data."""
-        return {
-            "schema_version": SCHEMA_VERSION,
-            "bundle": self.bundle,
-            "model": self.model,
-            "target": self.target,
-            "provider": self.provider,
-            "precision": self.precision,
-            "rows": [row.to_json() for row in self.rows],
-            "stages": [self._stage(stage) for stage in self.stages],
-            "limits": None if self.limits is None else self.limits.to_json(),
-            "load": [result.to_json() for result in self.load],
-            "cold_start": None if self.cold_start is None else self.cold_start.to_json(),
-            "break_even": self.break_even,
-            "device_bytes": self.device_bytes,
-            "ledger": [dict(row) for row in self.ledger],
-            "parity": None if self.parity is None else dict(self.parity),
-            "environment": dict(self.environment),
-            "command": self.command,
-        }
+    @property
+    def stage_reports(self) -> tuple[StageReport, ...]:
+        """Where the time goes at the first point, by stage; empty where nothing was traced."""
+        return tuple(_stage_report(stage, self.limits) for stage in self.stages)
 
-    def _stage(self, stage: StageTimes) -> dict[str, Any]:
-        data = stage.to_json()
-        if self.limits is not None:
-            data["attained"] = attained(stage.nodes, self.limits).to_json()
-            sites = group([node for node in stage.nodes if node.site is not None], "site")
-            data["sites"] = {site: attained(nodes, self.limits).to_json() for site, nodes in sites}
-        return data
+
+def _stage_report(stage: StageTimes, limits: Limits | None) -> StageReport:
+    about = StageReport(stage.stage, stage.seconds, stage.runs, stage.nodes)
+    if limits is None:
+        return about
+    sites = group([node for node in stage.nodes if node.site is not None], "site")
+    return replace(
+        about,
+        attained=attained(stage.nodes, limits),
+        sites={site: attained(nodes, limits) for site, nodes in sites},
+    )
+
+
+@dataclass(frozen=True)
+class _StoredRow:
+    """What is read of a row."""
+
+    name: str
+    sizes: Mapping[str, int]
+    rounds_ns: tuple[Annotated[_Round, Where(bool, "a round with samples")], ...]
+    machine_ns: _Round
+    failure: str | None
+
+    def row(self) -> Row:
+        samples = Samples(self.rounds_ns) if self.rounds_ns else None
+        return Row(self.name, self.sizes, samples, self.machine_ns, failure=self.failure)
+
+
+@dataclass(frozen=True)
+class _StoredReport:
+    """What is read of a report: its rows."""
+
+    __json__: ClassVar[Form] = Form(version=SCHEMA_VERSION)
+
+    rows: tuple[_StoredRow, ...]
 
 
 def read_rows(path: Path) -> list[Row]:
     """The rows of a report's JSON, with their samples.
 
     Raises:
-        InputError: not a report, or one of a newer version.
+        InputError: not a report, one of a newer version, or a field that is missing or wrong.
     """
     try:
-        data = json.loads(path.read_text())
-        if data["schema_version"] > SCHEMA_VERSION:
-            raise InputError(
-                "the report was written by a newer crossfuse",
-                where=path,
-                got=data["schema_version"],
-            )
-        return [
-            Row(
-                str(row["name"]),
-                {str(name): int(size) for name, size in row["sizes"].items()},
-                _samples(row["rounds_ns"]),
-                _times(row["machine_ns"]) if row["machine_ns"] else (),
-                failure=row["failure"],
-            )
-            for row in data["rows"]
-        ]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"not a latency report: {error}", where=path) from error
-
-
-def _samples(rounds: list[list[int]]) -> Samples | None:
-    return Samples(tuple(_times(r) for r in rounds)) if rounds else None
-
-
-def _times(values: list[int]) -> tuple[int, ...]:
-    times = tuple(int(ns) for ns in values)
-    if min(times, default=0) <= 0:
-        raise ValueError("a round without samples, or a time that is not positive")
-    return times
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"the latency report can't be read: {error}", where=path) from error
+    origin = Origin("the latency report", path, newer="Upgrade crossfuse here")
+    return [stored.row() for stored in decode_text(_StoredReport, text, origin).rows]

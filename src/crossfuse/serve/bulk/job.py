@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import secrets
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from crossfuse.bundle.manifest import MANIFEST
+from crossfuse.core.files import write_whole
 from crossfuse.errors import InputError
 from crossfuse.serve.bulk.rows import Shard
 
@@ -117,16 +116,6 @@ def open_job(folder: Path, bundle: Path, target: str, shards: Sequence[Shard]) -
             f"the output can't be written: {error.strerror or error}", where=folder
         ) from error
     return Job(folder)
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a text file, whole or not at all, even if the machine dies."""
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)  # noqa: PTH105 - os.replace says what it does
 
 
 def _digest(shards: Sequence[Shard]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -14,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from crossfuse.core.files import whole_file
 from crossfuse.core.npz import load_arrays, save_arrays
 from crossfuse.errors import InputError
 from crossfuse.serve.bulk.columns import to_array, to_column
@@ -188,6 +188,5 @@ def write_answers(
             rows = [row[0] for row in rows]
         columns[spec.name] = to_column([np.asarray(row) for row in rows])
     path = folder / f"part-{shard.index:06d}.parquet"
-    unfinished = path.with_name(f".{path.name}.partial")
-    pq.write_table(pa.table(columns), unfinished)
-    os.replace(unfinished, path)  # noqa: PTH105 - os.replace says what it does
+    with whole_file(path) as partial_file:
+        pq.write_table(pa.table(columns), partial_file)

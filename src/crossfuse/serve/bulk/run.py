@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossfuse.bundle.store import open_bundle
+from crossfuse.core.json_codec import JsonData
 from crossfuse.errors import CrossfuseError, InputError
 from crossfuse.runtime.backends import best_target
 from crossfuse.serve.bulk.job import Job, open_job
@@ -52,17 +53,13 @@ class MapOptions:
 
 
 @dataclass(frozen=True)
-class MapReport:
+class MapReport(JsonData):
     """What a job came to: rows in all, of them failed, and those that an earlier run had done."""
 
     rows: int
     failed: int
     done_before: int
     output: str
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain data."""
-        return asdict(self)
 
 
 def map_rows(

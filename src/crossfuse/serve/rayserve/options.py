@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any
 
+from crossfuse.core.json_codec import JsonData
+from crossfuse.core.json_reader import Origin, decode
 from crossfuse.errors import InputError, Said
 from crossfuse.serve.limits import Limits
 from crossfuse.serve.load_engine import EngineOptions
@@ -15,7 +17,7 @@ __all__ = ["ServeOptions"]
 
 
 @dataclass(frozen=True)
-class ServeOptions:
+class ServeOptions(JsonData):
     """Options of an application.
 
     Args:
@@ -70,26 +72,12 @@ class ServeOptions:
                 "a log format isn't known", got=self.log_format, expected="text or json"
             )
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain data."""
-        return asdict(self)
-
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> ServeOptions:
         """From plain data.
 
         Raises:
-            InputError: names that aren't options.
+            InputError: names that aren't options, or values that an option can't have.
         """
-        unknown = set(data) - {f.name for f in fields(cls)}
-        if unknown:
-            raise InputError("options aren't known", got=", ".join(sorted(unknown)))
-        given = dict(data)
-        try:
-            engine, limits = (
-                EngineOptions(**given.pop("engine", {})),
-                Limits(**given.pop("limits", {})),
-            )
-            return cls(**given, engine=engine, limits=limits)
-        except TypeError as error:
-            raise InputError(f"options can't be read: {error}") from error
+        origin = Origin("the application's configuration", "args")
+        return decode(cls, data, origin, closed=True)

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from crossfuse.bundle.store import Bundle, open_bundle
 from crossfuse.bundle.writer import write_bundle
+from crossfuse.core.files import put_in_place
 from crossfuse.core.target import Target
 from crossfuse.core.tensors import TensorSpec
 from crossfuse.errors import Advice, InputError, Said
@@ -179,9 +180,7 @@ def _put_in_place(
     partial = root / f".{config.name}.partial-{secrets.token_hex(6)}"
     try:
         _write_model(partial, config, bundle, target, inputs)
-        if folder.exists():
-            shutil.rmtree(folder)
-        partial.rename(folder)
+        put_in_place(partial, folder)
     except OSError as error:
         raise InputError(
             f"the repository can't be written: {error.strerror or error}", where=folder

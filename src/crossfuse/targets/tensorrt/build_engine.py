@@ -13,9 +13,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from crossfuse.core.foreign import brief
 from crossfuse.core.target import Target, require_target
 from crossfuse.core.tensorrt_layers import Layer, attention_kernels
+from crossfuse.core.text import brief
 from crossfuse.errors import EngineError
 from crossfuse.targets.graph_files import save_graph
 from crossfuse.targets.lowering import Lowered

@@ -16,14 +16,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
-from crossfuse.core.folders import user_cache
+from crossfuse.core.files import locked, sha256_of, user_cache
 
 __all__ = ["engine_key", "from_cache"]
 
 _LOG = logging.getLogger(__name__)
-_BLOCK = 1 << 20
 
 
 def engine_key(graph: Path, weights: Mapping[str, Path], settings: Mapping[str, Any]) -> str:
@@ -31,7 +28,7 @@ def engine_key(graph: Path, weights: Mapping[str, Path], settings: Mapping[str, 
     capabilities, options)."""
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for name, file in [("graph", graph), *sorted(weights.items())]:
-        digest.update(f"\0{name}\0".encode() + _sha256(file).encode())
+        digest.update(f"\0{name}\0".encode() + sha256_of(file).encode())
     return digest.hexdigest()
 
 
@@ -52,7 +49,7 @@ def from_cache(
     folder = user_cache() / "engines"
     folder.mkdir(parents=True, exist_ok=True)
     entry = folder / key
-    with FileLock(folder / f"{key}.lock"):
+    with locked(folder / f"{key}.lock"):
         known = _read(entry)
         if known is not None:
             _LOG.debug("engine %s comes from %s", key, folder)
@@ -67,7 +64,7 @@ def from_cache(
 def _read(entry: Path) -> dict[str, Any] | None:
     try:
         about = json.loads((entry / "entry.json").read_text())
-        if about["sha256"] == _sha256(entry / "plan"):
+        if about["sha256"] == sha256_of(entry / "plan"):
             kept: dict[str, Any] = about["about"]
             return kept
     except (OSError, ValueError, KeyError, TypeError):
@@ -80,13 +77,5 @@ def _write(entry: Path, plan: Path, about: dict[str, Any]) -> None:
     """Written aside and renamed, so that a killed build leaves no half entry."""
     aside = Path(tempfile.mkdtemp(dir=entry.parent))
     shutil.copyfile(plan, aside / "plan")
-    (aside / "entry.json").write_text(json.dumps({"sha256": _sha256(plan), "about": about}))
+    (aside / "entry.json").write_text(json.dumps({"sha256": sha256_of(plan), "about": about}))
     aside.replace(entry)
-
-
-def _sha256(file: Path) -> str:
-    digest = hashlib.sha256()
-    with file.open("rb") as stream:
-        while block := stream.read(_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from crossfuse.core.plugins import is_installed
+from crossfuse.core.requirements import is_installed
 from crossfuse.core.target import EngineLibrary, Target
 from crossfuse.errors import Advice, InputError, Said
 

@@ -19,7 +19,7 @@ from onnx_ir.tape import Tape
 import crossfuse
 from coverage.cases import CASES
 from crossfuse.bundle.store import Bundle, open_bundle
-from crossfuse.core.folders import user_cache
+from crossfuse.core.files import user_cache
 from crossfuse.core.target import EngineLibrary, Target
 from crossfuse.core.tensorrt_layers import attention_kernels, read_layers
 from crossfuse.core.tensors import Dim, TensorSpec

@@ -164,7 +164,7 @@ follow_imports = skip
 
 
 def test_stubs_alone_are_not_the_library() -> None:
-    from crossfuse.core.plugins import is_installed
+    from crossfuse.core.requirements import is_installed
 
     if importlib.util.find_spec("tensorrt") is None:
         pytest.skip("no folder of that name")

@@ -11,6 +11,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from crossfuse.spec.padding import padded_mask
+
 __all__ = [
     "Filler",
     "Shape",
@@ -79,10 +81,7 @@ def mask_from(least: Callable[[int], int]) -> Filler:
     """
 
     def fill(shape: Shape, generator: torch.Generator, made: dict[str, Tensor]) -> Tensor:
-        length = shape[-1]
-        kept = torch.randint(least(length), length + 1, (*shape[:-1], 1), generator=generator)
-        kept[0] = length
-        return (torch.arange(length) < kept).long()
+        return padded_mask(shape, generator, least=least(shape[-1])).long()
 
     return fill
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from crossfuse.core.checkpoint_folder import ADAPTER, CONFIG, INDEX, require_plain, weight_files
 from crossfuse.core.checkpoint_weights import require_weights
-from crossfuse.core.foreign import brief, cause_of
+from crossfuse.core.foreign import cause_of
+from crossfuse.core.text import brief
 from crossfuse.errors import Advice, InputError, Said
 
 if TYPE_CHECKING:

@@ -23,6 +23,7 @@ from crossfuse.errors import Advice, InputError, Said
 from crossfuse.export.sources.onnx_file.module import OnnxModule
 from crossfuse.export.sources.onnx_file.reading import load_onnx
 from crossfuse.spec.model_spec import ModelSpec
+from crossfuse.spec.padding import padded_mask
 
 __all__ = ["OnnxModule", "load_onnx", "onnx_spec"]
 
@@ -200,10 +201,7 @@ def _made(value: ir.Value, shape: list[int], generator: torch.Generator) -> Tens
     rows = _table_rows(value)
     if rows is not None and dtype != torch.bool:
         return torch.randint(rows, shape, generator=generator).to(dtype)
-    length = shape[-1] if shape else 1
-    kept = torch.randint(1, length + 1, (*shape[:-1], 1), generator=generator)
-    kept.view(-1)[0] = length
-    return (torch.arange(length) < kept).reshape(shape).to(dtype)
+    return padded_mask(shape or [1], generator).reshape(shape).to(dtype)
 
 
 def _table_rows(value: ir.Value) -> int | None:

@@ -16,6 +16,7 @@ from onnx_ir.passes.common import (
     ShapeInferencePass,
 )
 
+from crossfuse.core.text import brief
 from crossfuse.errors import InputError
 from crossfuse.export.capture.to_onnx import IR_VERSION, OPSET
 from crossfuse.export.passes.compute_shapes import ComputeShapesPass
@@ -199,5 +200,4 @@ def _without_weights(model: ir.Model) -> onnx.ModelProto:
 
 def short(error: BaseException) -> str:
     """An error in one line."""
-    text = " ".join(str(error).split())
-    return text if len(text) <= 300 else text[:299] + "…"
+    return brief(error, 300)

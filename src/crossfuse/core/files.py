@@ -1,0 +1,199 @@
+"""Files: written whole or not at all, locked, hashed; and where the user's cache is.
+
+What appears under its name is complete: it is written to a hidden neighbour, which then takes the
+name. `filelock` and `platformdirs` are imported where they are needed: a runtime of NumPy and one
+engine has neither.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import hashlib
+import os
+import secrets
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from crossfuse.core.requirements import needed
+from crossfuse.errors import InputError
+
+__all__ = [
+    "REPLACED",
+    "locked",
+    "put_in_place",
+    "require_writable",
+    "sha256_of",
+    "try_lock",
+    "user_cache",
+    "whole_file",
+    "write_text",
+    "write_whole",
+]
+
+REPLACED = "-old"
+"""Ending of a folder's name, after that of the one that takes its place, while they change places
+by two renames."""
+
+_AT_FDCWD = -100
+_RENAME_EXCHANGE = 2
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A hidden neighbour to write to, which takes the file's place at the end; after an exception
+    it is removed, and the file is what it was.
+
+    Raises:
+        OSError: the neighbour can't take its place.
+    """
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        yield partial
+        partial.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise
+
+
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Write text (UTF-8) or bytes, whole or not at all, even if the machine dies.
+
+    Raises:
+        OSError: the file can't be written.
+    """
+    data = content.encode("utf-8") if isinstance(content, str) else content
+    with whole_file(path) as partial, partial.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file that the user asked for: UTF-8 text, whole or not at all.
+
+    Raises:
+        InputError: the file can't be written.
+    """
+    try:
+        write_whole(path, text)
+    except OSError as error:
+        raise InputError(
+            f"the output file can't be written: {error.strerror or error}", where=path
+        ) from error
+
+
+def require_writable(path: Path) -> None:
+    """Raise :class:`InputError` where a file can't be written, before hours of work find out."""
+    if path.is_dir():
+        raise InputError("the output is a folder", where=path, expected="a file")
+    folder = path.absolute().parent
+    if not folder.is_dir():
+        raise InputError("the output's folder doesn't exist", where=folder, do="Make it first")
+    if not os.access(folder, os.W_OK):
+        raise InputError(
+            "the output's folder can't be written",
+            where=folder,
+            do="Choose a folder that you may write to",
+        )
+
+
+def put_in_place(folder: Path, destination: Path) -> None:
+    """Rename a folder onto an absent destination, or let it change places with the one there, which
+    is then removed.
+
+    The change is one system call on Linux, where the file system has it, and two renames elsewhere.
+
+    Raises:
+        OSError: the folder can't take the place; the destination is then what it was.
+    """
+    if not destination.exists():
+        folder.rename(destination)
+    elif _exchange(folder, destination):
+        shutil.rmtree(folder)
+    else:
+        old = folder.with_name(folder.name + REPLACED)
+        destination.rename(old)
+        try:
+            folder.rename(destination)
+        except OSError:
+            old.rename(destination)
+            raise
+        shutil.rmtree(old)
+
+
+def _exchange(a: Path, b: Path) -> bool:
+    """Swap two folders atomically; False where the system can't."""
+    if sys.platform != "linux":
+        return False
+    renameat2 = getattr(ctypes.CDLL(None), "renameat2", None)
+    if renameat2 is None:
+        return False
+    result: int = renameat2(_AT_FDCWD, os.fsencode(a), _AT_FDCWD, os.fsencode(b), _RENAME_EXCHANGE)
+    return result == 0
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold the lock of a lock file, waiting for whoever has it. A process that ends holds none.
+
+    Raises:
+        PackageError: `filelock` is not installed.
+        OSError: the lock file can't be written.
+    """
+    with needed("filelock", "a lock on files"):
+        from filelock import FileLock
+    with FileLock(path):
+        yield
+
+
+@contextmanager
+def try_lock(path: Path) -> Iterator[bool]:
+    """Hold the lock of a lock file, or be told at once that somebody has it.
+
+    Raises:
+        PackageError: `filelock` is not installed.
+        OSError: the lock file can't be opened.
+    """
+    with needed("filelock", "a lock on files"):
+        from filelock import FileLock, Timeout
+    lock = FileLock(path)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        lock.release()
+
+
+def user_cache() -> Path:
+    """Where crossfuse keeps what it may lose (engines and kernels that took long to build):
+    ``$CROSSFUSE_CACHE``, or ``crossfuse`` in the user's cache folder.
+
+    That is ``$XDG_CACHE_HOME`` or ``%LOCALAPPDATA%`` where they are set, and the system's own
+    otherwise, which `platformdirs` knows; without that package, ``~/.cache``.
+    """
+    chosen = os.environ.get("CROSSFUSE_CACHE")
+    if chosen:
+        return Path(chosen)
+    base = os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA")
+    if base:
+        return Path(base) / "crossfuse"
+    try:
+        from platformdirs import user_cache_path
+    except ImportError:
+        return Path.home() / ".cache" / "crossfuse"
+    return user_cache_path("crossfuse", appauthor=False)
