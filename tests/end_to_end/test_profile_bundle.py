@@ -110,7 +110,7 @@ def test_command_line(zoo_bundle: Callable[[str], Bundle], tmp_path: Path) -> No
 
 def test_wrong_usage(zoo_bundle: Callable[[str], Bundle]) -> None:
     path = str(zoo_bundle("cross_modal_attention").path)
-    with pytest.raises(InputError, match="no such rival"):
+    with pytest.raises(InputError, match="no such baseline"):
         crossfuse.profile(path, against=["tpu"])
     for option in ("--callers", "--rates"):
         with pytest.raises(SystemExit) as stop:
