@@ -1,22 +1,35 @@
 # Two commands do everything: `make demo` and `make test`. They need python3 (3.11 to 3.13), pip and make.
+# `make help` lists the others.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO := $(VENV)/.demo
 TEST := $(VENV)/.test
+DOCS := $(VENV)/.docs
 
 TRITON := .venv-triton
 
-.PHONY: demo test test-all coverage lint clean triton
+.PHONY: help demo test test-all coverage lint types docs clean triton
+
+help:
+	@echo "demo      export the Q-Former at its published size, prove it, run it, time it"
+	@echo "test      lint, types, documentation, and all tests that need no GPU"
+	@echo "test-all  published sizes, long matrices and servers under load, too"
+	@echo "lint      ruff: lint and format"
+	@echo "types     mypy, strict"
+	@echo "docs      the documentation, strictly, into site/"
+	@echo "coverage  docs/reference/coverage.md, written anew"
+	@echo "triton    the real tritonserver, in an environment of its own"
+	@echo "clean     remove environments, caches and what was built"
 
 # What the tests need holds all that the demo needs.
 demo: $(if $(wildcard $(TEST)),$(TEST),$(DEMO))
 	$(BIN)/python examples/demo.py
 
-test: $(TEST) lint
+test: $(TEST) lint types
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
 
-test-all: $(TEST) $(TRITON)/.installed lint
+test-all: $(TEST) $(TRITON)/.installed lint types
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 coverage: $(TEST)
@@ -25,11 +38,22 @@ coverage: $(TEST)
 lint: $(TEST)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+types: $(TEST)
 	$(BIN)/mypy
+
+# The quick tests build the same into a folder of their own. What the tests need holds all that this needs.
+docs: $(if $(wildcard $(TEST)),$(TEST),$(DOCS))
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 $(DEMO): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q -c constraints.txt -e ".[demo]"
+	touch $@
+
+$(DOCS): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q -c constraints.txt -e ".[docs]"
 	touch $@
 
 # Both packages of ONNX Runtime hold the module `onnxruntime`: the demo's gives way to the tests'.
@@ -50,4 +74,4 @@ $(TRITON)/.installed: pyproject.toml
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(TRITON) demo-bundle .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(TRITON) demo-bundle site .pytest_cache .mypy_cache .ruff_cache

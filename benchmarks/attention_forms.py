@@ -1,5 +1,4 @@
-"""Which ONNX Runtime form of an attention is fastest on the CPU, with a mask and without? In the
-same rounds of one process.
+"""Which ONNX Runtime form of an attention is fastest on the CPU, in the same rounds of one process.
 
     python benchmarks/attention_forms.py [--threads 2] [--rounds 9] [--json FILE]
 
@@ -44,8 +43,7 @@ WITHOUT = ", no mask"
 
 
 def model(form: str, heads: int, size: int) -> bytes:
-    """One attention over [B, L, H·D] tensors, and a bool mask [B, 1, 1, S] where the form has
-    one."""
+    """One attention over [B, L, H·D] tensors, with a bool mask [B, 1, 1, S] where it has one."""
     masked = not form.endswith(WITHOUT)
     floating, boolean = TensorProto.FLOAT, TensorProto.BOOL
     width = heads * size

@@ -1,5 +1,4 @@
-"""The suite's models that the zoo doesn't have, as factories that ``crossfuse export
-benchmarks/cases.py:NAME`` takes.
+"""The suite's models that the zoo doesn't have: ``crossfuse export benchmarks/cases.py:NAME``.
 
 Weights are random and seeded, except for Whisper's, which come with its checkpoint in
 ``$CROSSFUSE_ASSETS`` (default ``../shared``), as does the speech that it hears.
@@ -25,8 +24,7 @@ TOKENS = 32
 
 
 def blip_retrieval() -> ModelSpec:
-    """BLIP-base for image–text retrieval: 384×384 images, 12 layers of text over 577 image
-    tokens."""
+    """BLIP-base for image–text retrieval: 12 layers of text over 577 image tokens."""
     torch.manual_seed(0)
     config = hf.BlipConfig(vision_config=hf.BlipVisionConfig(image_size=384).to_dict())
     return huggingface_spec(hf.BlipForImageTextRetrieval(config).eval())

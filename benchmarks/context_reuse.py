@@ -1,5 +1,6 @@
-"""Encode once, ask many: BLIP-base's shapes (12 text layers of width 768, 577 image tokens, 20 text
-tokens), random weights.
+"""Encode once, ask many: BLIP-base's shapes, random weights.
+
+12 text layers of width 768, 577 image tokens, 20 text tokens.
 
     python benchmarks/context_reuse.py [--json FILE] [--rounds N]
 
@@ -92,9 +93,16 @@ def export_all(folder: Path) -> tuple[BlipForImageTextRetrieval, Matcher, dict[s
     }
     plain = folder / "plain.onnx"
     torch.onnx.export(
-        matcher, (), str(plain), kwargs=inputs, input_names=list(inputs), dynamic_shapes=shapes, opset_version=20, dynamo=True,
+        matcher,
+        (),
+        str(plain),
+        kwargs=inputs,
+        input_names=list(inputs),
+        dynamic_shapes=shapes,
+        opset_version=20,
+        dynamo=True,
         verbose=False,
-    )  # fmt: skip
+    )
     return model, matcher, {"split": folder / "split", "whole": folder / "whole", "plain": plain}
 
 
@@ -105,21 +113,25 @@ import numpy as np
 from crossfuse import runtime
 
 def status(field):
-    return int(next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith(field)).split()[1]) * 1024
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(x for x in lines if x.startswith(field)).split()[1]) * 1024
 
 session = runtime.load(sys.argv[1], "ort-cpu")
 context = session.encode(pixel_values=np.zeros((1, 3, 384, 384), "f4"))
 count = int(sys.argv[2])
 Path("/proc/self/clear_refs").write_text("5")
 before = status("VmRSS")
-session.query(context, input_ids=np.full((count, 20), 5), attention_mask=np.ones((count, 20), np.int64))
+ids, mask = np.full((count, 20), 5), np.ones((count, 20), np.int64)
+session.query(context, input_ids=ids, attention_mask=mask)
 print(status("VmHWM") - before, context.nbytes)
 """
 
 
 def fan_out_memory(bundle: Path, fan_out: int) -> dict[str, float]:
-    """What ``fan_out`` queries on one context add to the peak of one query, in fresh processes,
-    against copies of K and V."""
+    """What ``fan_out`` queries on one context add to the peak of one, against copies of K and V.
+
+    Each is measured in a fresh process.
+    """
     peaks = {}
     for count in (1, fan_out):
         command = [sys.executable, "-c", PEAK, str(bundle), str(count)]

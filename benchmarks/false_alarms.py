@@ -1,5 +1,4 @@
-"""Does `crossfuse profile --compare` cry wolf, and does it see a slowdown? Pairs of reports of one
-build on this machine.
+"""How often `crossfuse profile --compare` is wrong: pairs of reports of one build, and slowdowns.
 
     python benchmarks/false_alarms.py [--pairs 20] [--slowdown 0.15] [--json FILE]
 

@@ -1,5 +1,6 @@
-"""Memory that an export needs beyond the loaded module: ``python benchmarks/memory.py [--billions
-1.0] [--json FILE]``.
+"""Memory that an export needs beyond the loaded module.
+
+python benchmarks/memory.py [--billions 1.0] [--json FILE]
 
 A random decoder with cross-attention is exported to ``ort-cpu``, parity included. The peak is the
 kernel's high-water mark of resident memory, reset after the module is loaded (Linux only).

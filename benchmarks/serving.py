@@ -1,5 +1,4 @@
-"""A server with context reuse against the same server without, and against the bare session, side
-by side.
+"""A server with context reuse beside the same server without, and beside the bare session.
 
     python benchmarks/serving.py [--json FILE] [--work FOLDER] [--rounds N] [--callers N] [--tiny]
 
@@ -110,8 +109,7 @@ def requests_of(session: runtime.Session, images: int, seed: int) -> list[Arrays
 
 
 def over_http(port: int, requests: list[Arrays], callers: int) -> float:
-    """Seconds until closed-loop callers have all answers; they share the images, as callers about
-    one thing do."""
+    """Seconds until closed-loop callers have all answers; they share the images."""
 
     def ask(own: list[Arrays]) -> None:
         client = triton.InferenceServerClient(f"127.0.0.1:{port}", network_timeout=600)

@@ -1,12 +1,13 @@
-"""Latency of the zoo at published sizes, BLIP-base, Whisper tiny.en on speech and DETR, against
-every rival, batch 1 and 8.
+"""Latency of published models against every other library, at batch 1 and 8.
+
+The models: the zoo, BLIP-base, Whisper tiny.en on speech, and DETR.
 
     python benchmarks/suite.py [NAME]… [--work FOLDER] [--rounds N] [--seconds S]
     python benchmarks/suite.py --table
 
 Exports what is not in the work folder yet, profiles, and writes each report to
 benchmarks/results/suite/NAME-BATCH.json. ``--table`` prints the committed results as
-docs/performance.md has them.
+docs/reference/results.md has them.
 """
 
 from __future__ import annotations

@@ -1,5 +1,4 @@
-"""Whisper on real speech: encode once and one step per token, against eager PyTorch's `generate`
-with its cache.
+"""Whisper on real speech: encode once and step, against eager `generate` with its cache.
 
     python benchmarks/transcribing.py CHECKPOINT SOUND.wav [--json FILE] [--repeats N]
 

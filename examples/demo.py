@@ -1,5 +1,4 @@
-"""The whole way on the CPU: export the Q-Former at its published size, prove it, run it without
-PyTorch, and time it.
+"""The whole way on the CPU: export the Q-Former, prove it, run it without PyTorch, and time it.
 
 python examples/demo.py [--bundle FOLDER] [--size tiny] [--repeats N]
 """

@@ -1,5 +1,4 @@
-"""A diffusion-transformer action head, as in robot policies: action tokens, denoised in steps over
-a vision-language context.
+"""An action head, as in robot policies: tokens denoised in steps over a context of vision and text.
 
 The context's K and V are the same at every step, so the split computes them once per inference
 instead of once per step.

@@ -1,5 +1,6 @@
-"""Whisper: export once, then transcribe in a process that can't import PyTorch: encode the sound
-once, one step per token.
+"""Whisper, exported once, transcribes in a process that can't import PyTorch.
+
+The sound is encoded once; each token is one step.
 
 python examples/whisper.py CHECKPOINT SOUND.wav [--output FOLDER]
 
@@ -41,7 +42,8 @@ for name in ("torch", "onnx", "onnxscript", "onnx_ir", "transformers", "polygrap
 import numpy as np
 from crossfuse import runtime
 
-bundle, features, prompt, end, silent, longest = sys.argv[1], sys.argv[2], *map(json.loads, sys.argv[3:])
+bundle, features = sys.argv[1:3]
+prompt, end, silent, longest = map(json.loads, sys.argv[3:])
 tokens, seconds = list(prompt), []
 begin = time.perf_counter()
 with runtime.load(bundle) as session:
@@ -61,8 +63,13 @@ with runtime.load(bundle) as session:
         seconds.append(time.perf_counter() - start)
     done = time.perf_counter()
     print(json.dumps({
-        "tokens": tokens, "load_s": loaded - begin, "encode_s": encoded - loaded, "decode_s": done - encoded,
-        "token_ms": [1e3 * s for s in seconds], "context_bytes": context.nbytes, "state_bytes": state.nbytes,
+        "tokens": tokens,
+        "load_s": loaded - begin,
+        "encode_s": encoded - loaded,
+        "decode_s": done - encoded,
+        "token_ms": [1e3 * s for s in seconds],
+        "context_bytes": context.nbytes,
+        "state_bytes": state.nbytes,
         "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     }))
 """

@@ -1,5 +1,4 @@
-"""Fixtures: bundles of the tiny zoo (exported once per test process) and the parts they were made
-of."""
+"""Fixtures: bundles of the tiny zoo, exported once per test process."""
 
 from __future__ import annotations
 
@@ -61,8 +60,7 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def zoo_bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Bundle]:
-    """``zoo_bundle(name)``: a tiny bundle with all targets. Tests must not change it; copy it
-    first."""
+    """``zoo_bundle(name)``: a tiny bundle with all targets; a test that changes it copies it."""
     made: dict[str, Bundle] = {}
 
     def get(name: str) -> Bundle:

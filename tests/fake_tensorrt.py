@@ -1,5 +1,4 @@
-"""A stand-in for TensorRT: ONNX Runtime as the engine; and one for a GPU, with host memory as
-device memory.
+"""Stand-ins for TensorRT (ONNX Runtime is the engine) and for a GPU (host memory is its memory).
 
 They behave as the real ones where it matters. Nothing that is enqueued on a stream happens before
 the stream is synchronised. Memory that was freed on a stream is overwritten when the stream gets
@@ -127,8 +126,7 @@ class Driver:
 
 
 class Gpu:
-    """Counts what it does. ``fails`` maps the name of a method to how many of its next calls
-    fail."""
+    """Counts what it does; ``fails`` maps a method's name to how many of its next calls fail."""
 
     name = "stand-in"
     index = 0
@@ -322,8 +320,7 @@ class Context:
 
 
 class Engine:
-    """``ICudaEngine``. ``fails`` maps ``execute`` or ``capture`` to how many of the next ones
-    fail."""
+    """``ICudaEngine``; ``fails`` maps ``execute`` or ``capture`` to how many of the next fail."""
 
     device_memory_size_v2 = SCRATCH
 

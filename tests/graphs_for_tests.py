@@ -15,8 +15,7 @@ from crossfuse.ops.contract import DOMAIN, INPUTS, NAME
 
 @dataclass(frozen=True)
 class Case:
-    """An attention's sizes and options; ``mask_batch``: 1, ``k`` (per context) or ``q`` (per
-    query)."""
+    """An attention's sizes and options; ``mask_batch``: 1, ``k`` (context) or ``q`` (query)."""
 
     contexts: int = 2
     fan_out: int = 1
@@ -45,8 +44,7 @@ class Case:
         }
 
     def inputs(self, seed: int = 0) -> dict[str, np.ndarray]:
-        """Normal values; masks with fully masked rows, lengths that include 0, and a bias with a
-        row of −inf."""
+        """Normal values; fully masked rows, lengths that include 0, a row of −inf in the bias."""
         rng = np.random.default_rng(seed)
         bq, bk = self.contexts * self.fan_out, self.contexts
         made: dict[str, np.ndarray] = {
@@ -76,8 +74,7 @@ class Case:
         return made
 
     def model(self) -> ir.Model:
-        """The graph with one FusedAttention node; without ``known_shapes`` only widths are
-        known."""
+        """One FusedAttention node; without ``known_shapes`` only widths are known."""
         inputs = self.inputs()
         same = self.fan_out == 1 and self.known_shapes
         bq, bk = ("B", "B") if same else ("Bq", "Bk")

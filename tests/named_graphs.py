@@ -1,5 +1,4 @@
-"""A tiny ONNX file whose inputs and output have names that Python functions like to have for
-themselves."""
+"""A tiny ONNX file whose inputs and output have names that Python functions use themselves."""
 
 from __future__ import annotations
 

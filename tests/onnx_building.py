@@ -12,9 +12,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 Shape = Sequence[int | str]
 
-FLOAT, INT64, INT32, BOOL, HALF, BFLOAT16 = (
-    TensorProto.FLOAT, TensorProto.INT64, TensorProto.INT32, TensorProto.BOOL, TensorProto.FLOAT16, TensorProto.BFLOAT16,
-)  # fmt: skip
+FLOAT, HALF, BFLOAT16 = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16
+INT64, INT32, BOOL = TensorProto.INT64, TensorProto.INT32, TensorProto.BOOL
 
 
 class Graph:
@@ -91,8 +90,7 @@ def attention(
     scale: float | None = None,
     kv_heads: int | None = None,
 ) -> np.ndarray:
-    """``[B, L, H·D]`` attention in float64, from its formula; ``bias`` is added to the ``[B, H, L,
-    S]`` scores."""
+    """Attention of ``[B, L, H·D]`` in float64; ``bias`` is added to the ``[B, H, L, S]`` scores."""
     q, k, v = (np.asarray(t, np.float64) for t in (q, k, v))
 
     def split(t: np.ndarray, count: int) -> np.ndarray:

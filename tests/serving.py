@@ -1,5 +1,4 @@
-"""What any server of a bundle must do, asked with Triton's client over HTTP. Only to addresses of
-this machine's loopback."""
+"""What any server of a bundle must do, asked with Triton's client over the loopback interface."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""Forms of an attention side by side on ONNX Runtime: their kernels, latency, and error against the
-float64 reference."""
+"""Forms of an attention side by side on ONNX Runtime: kernels, latency, and error."""
 
 from __future__ import annotations
 

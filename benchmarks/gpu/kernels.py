@@ -1,5 +1,6 @@
-"""Which attention kernels ONNX Runtime's CUDA provider runs: it prints them, so this is a program
-of its own.
+"""Which attention kernels ONNX Runtime's CUDA provider runs.
+
+It prints them, so this is a program of its own.
 
     python benchmarks/gpu/kernels.py JOBS.json RESULTS.json
 

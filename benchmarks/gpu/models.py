@@ -18,7 +18,7 @@ from crossfuse.profiling.measure.statistics import summarize
 from crossfuse.runtime import load
 from crossfuse.runtime.device_array import DeviceArray
 from crossfuse.runtime.gpu import Gpu
-from crossfuse.serve.request_engine import Engine, Request
+from crossfuse.serve.request_engine import Request, RequestEngine
 
 __all__ = ["decoding", "latency", "parity"]
 
@@ -58,8 +58,7 @@ def _parity(run: Run, name: str, target: str, precision: str) -> dict[str, Any]:
 
 
 def decoding(run: Run) -> None:
-    """Steps with the state where the engine computes; and a server over contexts that are kept
-    there."""
+    """Steps with the state where the engine computes, and a server over contexts kept there."""
     run.case(lambda: _steps(run), what="steps")
     run.case(lambda: _served(run), what="a server")
 
@@ -115,7 +114,7 @@ def _served(run: Run) -> dict[str, Any]:
     folder = run.bundle("qformer")
     inputs = dict(load_reference(folder / REFERENCE_FILE).points[0].inputs)
     with load(folder, run.target, run.options) as session:
-        engine = Engine(session)
+        engine = RequestEngine(session)
         merges = engine.prove_merging(inputs)
         (alone,) = engine.answer([Request(inputs)])
         together = engine.answer([Request(inputs)] * 8)
@@ -160,7 +159,13 @@ def _latency(run: Run, name: str, precision: str, rivals: tuple[str, ...]) -> di
         shutil.copytree(run.bundle(name), folder)
     crossfuse.build(folder, run.target, precision=precision)
     report = crossfuse.profile(
-        folder, run.target, against=rivals, source=zoo_spec(name, run.size), plan=run.plan, cold_starts=0, trace=not run.dry,
+        folder,
+        run.target,
+        against=rivals,
+        source=zoo_spec(name, run.size),
+        plan=run.plan,
+        cold_starts=0,
+        trace=not run.dry,
         options=run.options,
-    )  # fmt: skip
+    )
     return {"report": report.to_json()}

@@ -1,5 +1,4 @@
-"""Orders between streams, and captures that fail: what can't be seen where nothing is
-asynchronous."""
+"""Orders between streams, and captures that fail, on a GPU that works asynchronously."""
 
 from __future__ import annotations
 
@@ -122,8 +121,7 @@ def _host(value: Any) -> np.ndarray:
 
 
 def capture(run: Run) -> None:
-    """A capture that an exception ends leaves its stream usable; engines answer the same, captured
-    or not."""
+    """A capture that an exception ends leaves its stream usable, and engines answer the same."""
     if not run.dry:
         gpu = Gpu(run.device)
 

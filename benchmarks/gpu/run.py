@@ -1,18 +1,23 @@
 """What only a GPU can settle, in parts that each take ten minutes at most and are useful alone.
 
-    python benchmarks/gpu/run.py PART --out FOLDER [--device 0] [--models clip,vilt] [--size published] [--minutes 9]
+    python benchmarks/gpu/run.py PART --out FOLDER [--device 0] [--models clip,vilt]
+                                 [--size published] [--minutes 9]
     python benchmarks/gpu/run.py PART --out FOLDER --dry-run
 
-==============  ====================================================================================================
-``parity``      the zoo in three precisions, on ONNX Runtime's CUDA provider and, where it has engines for the GPU,
-                TensorRT-RTX: numbers, and the attention kernels that ran
-``forms``       each form of an attention at L = 1, 12, 32, 512 and S = 257, 577, 1500: kernel, latency, error
-``races``       inputs that are still computed, and outputs that are dropped while they are read: wrong answers with
-                and without the orders that the runtime keeps
-``capture``     CUDA graphs whose capture is interrupted by exceptions, and what the stream does after that
-``decoding``    steps with the state on the GPU, against eager PyTorch; a server over encoded contexts
-``latency``     the zoo against eager, torch.compile (default, and max-autotune with CUDA graphs) and plain ONNX Runtime
-==============  ====================================================================================================
+==============  ===================================================================================
+``parity``      the zoo in three precisions, on ONNX Runtime's CUDA provider and, where it has
+                engines for the GPU, TensorRT-RTX: numbers, and the attention kernels that ran
+``forms``       each form of an attention at L = 1, 12, 32, 512 and S = 257, 577, 1500: kernel,
+                latency, error
+``races``       inputs that are still computed, and outputs that are dropped while they are read:
+                wrong answers with and without the orders that the runtime keeps
+``capture``     CUDA graphs whose capture is interrupted by exceptions, and what the stream does
+                after that
+``decoding``    steps with the state on the GPU, against eager PyTorch; a server over encoded
+                contexts
+``latency``     the zoo against eager, torch.compile (default, and max-autotune with CUDA graphs)
+                and plain ONNX Runtime
+==============  ===================================================================================
 
 Writes FOLDER/PART.json after every case, so that a part that is cut off has told what it found:
 results, GPU, driver, versions. ``--dry-run`` goes through the same steps on the CPU at tiny sizes;

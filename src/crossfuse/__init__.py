@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from crossfuse.api.profile import profile
     from crossfuse.api.verify import verify
     from crossfuse.bundle.store import Bundle, open_bundle
+    from crossfuse.core.target import Target, register_target
     from crossfuse.core.tensors import Dim, TensorSpec
     from crossfuse.errors import (
         BundleError,
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
         InputError,
         ParityError,
     )
+    from crossfuse.export.passes.registry import register_pass
+    from crossfuse.export.sources.huggingface.input_rules import register_input_rule
     from crossfuse.export.sources.huggingface.spec import huggingface_spec
     from crossfuse.ops.torch_op import fused_attention
     from crossfuse.spec.model_spec import ModelSpec
@@ -39,6 +42,7 @@ __all__ = [
     "InputError",
     "ModelSpec",
     "ParityError",
+    "Target",
     "TensorSpec",
     "__version__",
     "build",
@@ -47,6 +51,9 @@ __all__ = [
     "huggingface_spec",
     "open_bundle",
     "profile",
+    "register_input_rule",
+    "register_pass",
+    "register_target",
     "runtime",
     "verify",
 ]
@@ -66,12 +73,16 @@ _HOMES = {
     "InputError": "errors",
     "ModelSpec": "spec.model_spec",
     "ParityError": "errors",
+    "Target": "core.target",
     "TensorSpec": "core.tensors",
     "fused_attention": "ops.torch_op",
     "huggingface_spec": "export.sources.huggingface.spec",
     "build": "api.build",
     "open_bundle": "bundle.store",
     "profile": "api.profile",
+    "register_input_rule": "export.sources.huggingface.input_rules",
+    "register_pass": "export.passes.registry",
+    "register_target": "core.target",
     "verify": "api.verify",
 }
 _PACKAGES = ("export", "runtime")

@@ -1,5 +1,4 @@
-"""The coverage suite's cases: real architectures of ``transformers`` with tiny random
-configurations, frozen here."""
+"""The coverage suite's cases: architectures of ``transformers``, tiny and random, frozen here."""
 
 from __future__ import annotations
 
@@ -48,8 +47,7 @@ SEQ2SEQ: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Case:
-    """One model: how to make its spec, and how many attentions of each kind it must have;
-    ``unfused`` ones, and why."""
+    """One model: how to make its spec, how many attentions it has, and why some are unfused."""
 
     name: str
     make: Callable[[], ModelSpec]
@@ -83,8 +81,7 @@ def case(
 
 
 def perturbed(model: nn.Module) -> nn.Module:
-    """Random parameters everywhere: initial values are full of zeros and ones, which hide
-    errors."""
+    """Random parameters everywhere: initial zeros and ones hide errors."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, parameter in model.named_parameters():

@@ -1,7 +1,7 @@
-"""Run the coverage suite and write ``docs/coverage.md`` from what it gave.
+"""Run the coverage suite and write ``docs/reference/coverage.md`` from what it gave.
 
-.venv/bin/python tests/coverage/table.py              # all cases, a process each: the whole document
-.venv/bin/python tests/coverage/table.py whisper t5   # some cases: print what they gave, write nothing
+.venv/bin/python tests/coverage/table.py              # all cases, a process each: the whole page
+.venv/bin/python tests/coverage/table.py whisper t5   # some cases: print what they gave
 """
 
 from __future__ import annotations
@@ -19,22 +19,25 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
-DOCUMENT = ROOT / "docs" / "coverage.md"
+DOCUMENT = ROOT / "docs" / "reference" / "coverage.md"
 TARGETS = ("onnx", "ort-cpu", "ort-cuda")
 LIMIT_S = 600
 
 HEAD = """# Coverage
 
-Real architectures of `transformers` {transformers}, with tiny random configurations (`tests/coverage/cases.py`), exported in
-float32 with dynamic batch and lengths, and padded masks where the model takes one. Written by
-`python tests/coverage/table.py` (torch {torch}, onnxruntime {onnxruntime}); nothing here is written by hand.
+Real architectures of `transformers` {transformers}, with tiny random configurations
+(`tests/coverage/cases.py`). They are exported in float32 with dynamic batch and lengths, and with
+padded masks where the model takes one. `make coverage` writes this page (torch {torch}, onnxruntime
+{onnxruntime}); nothing here is written by hand.
 
-- **Attentions**: self + cross, counted on the eager model.
-- **Captured by**: `interface` (the library's attention interface), `sdpa` (`F.scaled_dot_product_attention`), `pattern`
-  (written out as products around a softmax).
-- **Fused**: attentions that became one kernel of the target, of all.
-- **Parity**: the worst error of `ort-cpu` against eager PyTorch in float64 over all shape points and outputs, beside the
-  tolerance of that output. `ort-cuda` graphs are executed on the CPU here.
+| Column | Meaning |
+|---|---|
+| Attentions | self + cross, counted on the eager model |
+| Captured by | how attentions were found: `interface`, `sdpa` or `pattern` |
+| Fused | attentions that became one kernel of the target, of all |
+| Parity | the worst error of `ort-cpu` over all points and outputs, beside its tolerance |
+
+Parity is against eager PyTorch in float64. `ort-cuda` graphs are executed on the CPU here.
 
 | Model | What was run | Attentions | Captured by | {targets} | Parity (tolerance) | Seconds |
 |---|---|---|---|{bars}---|---|

@@ -1,5 +1,4 @@
-"""Every model of the coverage suite: all attentions fused in every target, of the expected kinds,
-parity passed."""
+"""Every model of the coverage suite: attentions of the expected kinds, all fused, parity passed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Profiles of real bundles: rows, rivals, where the time goes, counted work, fresh processes."""
+"""Profiles of real bundles: rows, baselines, where the time goes, counted work, fresh processes."""
 
 from __future__ import annotations
 
@@ -24,8 +24,14 @@ from crossfuse.models import layers
 from crossfuse.models.registry import ZOO, zoo_spec
 from crossfuse.ops.torch_op import compute
 from crossfuse.parity.reference import load_reference
-from crossfuse.profiling.baselines import Rivals
-from crossfuse.profiling.explain.attribution import StageTimes, group, module_pattern, trace_stage
+from crossfuse.profiling.baselines import Baselines
+from crossfuse.profiling.explain.attribution import (
+    OpenedGraph,
+    StageTimes,
+    group,
+    module_pattern,
+    trace_stage,
+)
 from crossfuse.profiling.explain.machine import Limits, measure_limits
 from crossfuse.profiling.explain.roofline import attained
 from crossfuse.profiling.explain.work import kind_of, work_of
@@ -38,7 +44,9 @@ FAST = Plan(rounds=3, seconds=0.01)
 
 def schema() -> Any:
     return json.loads(
-        (Path(crossfuse.__file__).parent / "profiling" / "report" / "report.schema.json").read_text()
+        (
+            Path(crossfuse.__file__).parent / "profiling" / "report" / "report.schema.json"
+        ).read_text()
     )
 
 
@@ -75,7 +83,7 @@ def test_command_line(zoo_bundle: Callable[[str], Bundle], tmp_path: Path) -> No
         "crossfuse",
         "eager",
         "tensorrt at",
-        "is a rival on GPUs",
+        "is a baseline on GPUs",
         "cold start",
         "of the roofline",
         "2 callers",
@@ -89,12 +97,12 @@ def test_command_line(zoo_bundle: Callable[[str], Bundle], tmp_path: Path) -> No
     ]
     for row in data["rows"]:
         if row["name"] == "tensorrt":
-            assert row["failure"] == "tensorrt is a rival on GPUs: got cpu."
+            assert row["failure"] == "tensorrt is a baseline on GPUs: got cpu."
             continue
         assert row["failure"] is None, row
         assert 0 < row["latency"]["min"] <= row["latency"]["p50"] <= row["latency"]["p99"]
         if row["name"] == "eager":
-            assert row["error"] < 1e-5, "a rival computes the same"
+            assert row["error"] < 1e-5, "a baseline computes the same"
             assert row["ratio"][1] <= row["ratio"][0] <= row["ratio"][2]
     cold = data["cold_start"]
     assert cold["total"] == pytest.approx(
@@ -118,7 +126,7 @@ def test_wrong_usage(zoo_bundle: Callable[[str], Bundle]) -> None:
         assert stop.value.code == 2
 
 
-def test_rivals_of_a_model_that_is_not_the_zoos_need_a_source(tmp_path: Path) -> None:
+def test_baselines_of_a_model_that_is_not_the_zoos_need_a_source(tmp_path: Path) -> None:
     bundle = crossfuse.export(zoo_spec("cross_modal_attention", "tiny"), tmp_path / "bundle")
     with pytest.raises(InputError, match="source="):
         crossfuse.profile(bundle.path, against=["eager"], plan=FAST, cold_starts=0, trace=False)
@@ -162,11 +170,8 @@ def trace(bundle: Bundle, runs: int = 12) -> StageTimes:
     options = SessionOptions(threads=1)
     return trace_stage(
         "model",
-        graph,
-        CPU,
-        options,
+        OpenedGraph(graph, CPU, options),
         given,
-        alone=True,
         runs=runs,
         sites=[r.site for r in bundle.ledger],
     )
@@ -301,15 +306,17 @@ def test_the_roof(traced: StageTimes) -> None:
 
 
 @pytest.fixture(scope="module")
-def rivals(block_spec: ModelSpec) -> Any:
-    with Rivals(block_spec, threads=1) as made:
+def baselines(block_spec: ModelSpec) -> Any:
+    with Baselines(block_spec, threads=1) as made:
         yield made
 
 
 @pytest.mark.parametrize(
     "name", ["eager", "onnx", "openvino", pytest.param("compile", marks=pytest.mark.slow)]
 )
-def test_rivals_compute_the_model(name: str, rivals: Rivals, block_spec: ModelSpec) -> None:
+def test_baselines_compute_the_model(
+    name: str, baselines: Baselines, block_spec: ModelSpec
+) -> None:
     if name == "openvino":
         pytest.importorskip(
             "openvino", reason="OpenVINO is not installed (pip install 'crossfuse[rivals]')"
@@ -317,22 +324,22 @@ def test_rivals_compute_the_model(name: str, rivals: Rivals, block_spec: ModelSp
     inputs = {key: tensor.numpy() for key, tensor in block_spec.inputs.items()}
     with torch.inference_mode():
         expected = block_spec.module(**block_spec.inputs).numpy()
-    (output,) = rivals.make(name, inputs)().values()
+    (output,) = baselines.make(name, inputs)().values()
     np.testing.assert_allclose(output, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_rivals_that_need_something_else(rivals: Rivals) -> None:
+def test_baselines_that_need_something_else(baselines: Baselines) -> None:
     for name, reason in (
         ("hf", "not a model of transformers"),
         ("eager-fp16", "on GPUs"),
-        ("tpu", "no such rival"),
+        ("tpu", "no such baseline"),
     ):
         with pytest.raises(InputError, match=reason):
-            rivals.make(name, {})
+            baselines.make(name, {})
 
 
 @pytest.mark.slow
-def test_the_librarys_own_exporter_is_a_rival() -> None:
+def test_the_librarys_own_exporter_is_a_baseline() -> None:
     import transformers as hf
 
     torch.manual_seed(0)
@@ -345,7 +352,7 @@ def test_the_librarys_own_exporter_is_a_rival() -> None:
     )
     spec = crossfuse.huggingface_spec(hf.CLIPTextModel(text).eval())
     inputs = {key: tensor.numpy() for key, tensor in spec.inputs.items()}
-    with Rivals(spec) as made:
+    with Baselines(spec) as made:
         expected, output = made.make("eager", inputs)(), made.make("hf", inputs)()
     shared = set(expected) & set(output)
     assert shared

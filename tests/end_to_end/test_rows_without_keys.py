@@ -8,6 +8,7 @@ float64.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ from crossfuse.targets.cuda.lowering import lower_ort_cuda
 from crossfuse.targets.lowering import Lowered
 from crossfuse.targets.onnxruntime import lower_ort_cpu
 from crossfuse.targets.portable import lower_portable
+from crossfuse.targets.tensorrt.lowering import lower_tensorrt
 from graphs_for_tests import Case, run_model
 
 HEADS, SIZE = 2, 4
@@ -205,7 +207,10 @@ def test_what_would_mix_scores_and_fills_is_refused_by_its_site(form: Form, tmp_
         crossfuse.export(spec_of({"form": form}), tmp_path / "b")
 
 
-@pytest.mark.parametrize("lower", [lower_portable, lower_ort_cpu, lower_ort_cuda])
+@pytest.mark.parametrize(
+    "lower",
+    [lower_portable, lower_ort_cpu, lower_ort_cuda, partial(lower_tensorrt, executable=True)],
+)
 @pytest.mark.parametrize("fan_out", [1, 2])
 def test_the_lowest_number_is_a_bias_like_any_other(
     lower: Callable[..., Lowered], fan_out: int

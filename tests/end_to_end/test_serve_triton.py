@@ -307,7 +307,7 @@ def test_what_the_server_hands_over_is_checked_by_itself(
 ) -> None:
     """Without the server: whatever a request holds, and whatever reading or answering it raises, is
     its own answer."""
-    from crossfuse.serve.request_engine import Engine
+    from crossfuse.serve.request_engine import RequestEngine
 
     monkeypatch.setitem(sys.modules, "triton_python_backend_utils", FakeModule)
     found = importlib.util.find_spec("crossfuse.serve.triton.model")
@@ -317,7 +317,7 @@ def test_what_the_server_hands_over_is_checked_by_itself(
     found.loader.exec_module(loaded)
     with runtime.load(zoo_bundle("cross_modal_attention").path, "ort-cpu") as session:
         model = loaded.TritonPythonModel()
-        model._engine = Engine(session)
+        model._engine = RequestEngine(session)
         good = {
             s.name: np.ones([2 if isinstance(d, str) else d for d in s.shape], s.dtype)
             for s in session.inputs

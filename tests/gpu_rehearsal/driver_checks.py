@@ -34,7 +34,7 @@ from crossfuse.runtime.driver import LEGACY_STREAM, Driver, driver_version, gpu_
 from crossfuse.runtime.gpu import Gpu
 from crossfuse.runtime.session import Session
 from crossfuse.runtime.tensorrt_stage import TrtStage
-from crossfuse.serve.request_engine import Engine, Request, UnexpectedError
+from crossfuse.serve.request_engine import Request, RequestEngine, UnexpectedError
 from gpu_rehearsal.driver import Control
 
 NO_MEMORY, ILLEGAL_ADDRESS, LAUNCH_FAILED = 2, 700, 719
@@ -526,7 +526,7 @@ def test_nothing_is_read_any_more_after_an_error(
     inputs, _ = whole
     made = opened("whole", options=SessionOptions(lanes=1))
     made.session.run(**inputs)
-    (lane,) = made.stages["model"]._idle
+    (slot,) = made.stages["model"]._idle
     name, array = next(iter(inputs.items()))
     moved = on(gpu, np.concatenate([np.zeros(1, np.float32), array.reshape(-1)]))
     value = Given(DeviceArray(moved.memory, array.shape, "float32"), offset=4)
@@ -540,7 +540,7 @@ def test_nothing_is_read_any_more_after_an_error(
         ]
     with pytest.raises((EngineError, InputError)):
         made.session.run(**{**inputs, name: value})
-    assert control.pending(handle(lane.stream)) == 0
+    assert control.pending(handle(slot.stream)) == 0
 
 
 @pytest.mark.parametrize(
@@ -756,7 +756,7 @@ def test_lanes_of_several_threads(opened: Any, whole: Any) -> None:
         try:
             for _ in range(5):
                 agree(made.session.run(**inputs), expected)
-        except Exception as error:  # noqa: BLE001 -- told below
+        except Exception as error:  # noqa: BLE001 -- a case that fails is a result, and others go on
             wrong.append(str(error))
 
     threads = [threading.Thread(target=work) for _ in range(6)]
@@ -800,7 +800,7 @@ def test_contexts_are_selected_on_the_device(opened: Any, rtx: bool) -> None:
 
 def test_servers_open_bundles_with_a_batch_of_contexts(opened: Any, control: Control) -> None:
     inputs = sample("split")
-    engine = Engine(opened("split").session)
+    engine = RequestEngine(opened("split").session)
     engine.prove_merging(inputs)
     (answer,) = engine.answer([Request(inputs)])
     assert isinstance(answer, dict)
@@ -885,8 +885,8 @@ def test_everything_is_on_the_gpu_that_was_asked_for(
     for output in outputs.values():
         assert output.__dlpack_device__() == (2, 1)
         assert Driver.of_pointer(output.pointer) == 1
-    lane = made.stages["model"]._idle[0]
-    assert {Driver.of_pointer(int(buffer.handle)) for buffer, _ in lane._buffers.values()} == {1}
+    slot = made.stages["model"]._idle[0]
+    assert {Driver.of_pointer(int(buffer.handle)) for buffer, _ in slot._buffers.values()} == {1}
     with pytest.raises(InputError, match="another GPU.*device 0, expected device 1"):
         made.session.run(**on_gpu(inputs, Gpu(0)))
     agree(opened("whole").session.run(**on_gpu(inputs, Gpu(0))), expected)

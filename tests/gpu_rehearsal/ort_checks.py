@@ -26,7 +26,7 @@ from crossfuse.runtime.device_array import DeviceArray
 from crossfuse.runtime.driver import LEGACY_STREAM
 from crossfuse.runtime.gpu import Gpu
 from crossfuse.runtime.onnxruntime_stage import OrtStage
-from crossfuse.serve.request_engine import Engine, Request
+from crossfuse.serve.request_engine import Request, RequestEngine
 from gpu_rehearsal.driver import Control
 
 
@@ -214,7 +214,7 @@ def test_contexts_are_selected_and_asked_on_the_device(gpu: Gpu) -> None:
 
 
 def test_servers_open_a_split_bundle() -> None:
-    engine = Engine(opened("split"))
+    engine = RequestEngine(opened("split"))
     inputs = sample("split")
     engine.prove_merging(inputs)
     (answer,) = engine.answer([Request(inputs)])

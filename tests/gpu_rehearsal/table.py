@@ -1,8 +1,9 @@
-"""The table of docs/gpu.md: every model of the zoo (tiny) and of the coverage suite on the CUDA
-provider over stand-ins.
+"""The table of docs/reference/gpu-rehearsal.md: every model on the CUDA provider over stand-ins.
 
-PYTHONPATH=tests .venv/bin/python -m gpu_rehearsal.table             # exports all models first: some minutes
-PYTHONPATH=tests .venv/bin/python -m gpu_rehearsal.table FOLDER      # bundles that are there already
+The models are the zoo's (tiny) and the coverage suite's.
+
+PYTHONPATH=tests .venv/bin/python -m gpu_rehearsal.table             # exports all models: minutes
+PYTHONPATH=tests .venv/bin/python -m gpu_rehearsal.table FOLDER      # bundles that are there
 """
 
 from __future__ import annotations

@@ -14,11 +14,12 @@ import pytest
 import crossfuse
 from coverage.cases import CASES
 from crossfuse.bundle.store import Bundle
+from crossfuse.core.target import TARGETS
 from crossfuse.core.tensors import CONTEXTS, Dim
 from crossfuse.export.split.assembly import Stages, assemble
 from crossfuse.targets.graph_files import load_graph
 from crossfuse.targets.precision.stages import half_stages
-from crossfuse.targets.registry import TARGETS, lower_stages
+from crossfuse.targets.registry import lower_stages
 from gpu_rehearsal.provider import CAPABILITIES, GRID, Job, Provider, kernels_promised
 
 PRECISIONS = ("fp32", "fp16", "bf16")
@@ -87,7 +88,7 @@ def check(
     graphs = stages.graphs
     if precision != "fp32":
         graphs = half_stages(
-            graphs, precision, half_frontier=True, without_bf16=TARGET.without_bf16
+            graphs, precision, half_handover=True, without_bf16=TARGET.without_bf16
         ).graphs
     lowered = lower_stages(graphs, TARGET)
     runs = [

@@ -10,8 +10,8 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from crossfuse.core.missing_kernels import CUDA_WITHOUT_BF16, CUDA_WITHOUT_KERNEL
 from crossfuse.targets.cuda.lowering import OPSET
-from crossfuse.targets.cuda.missing import NO_BF16, NO_KERNEL
 from crossfuse.targets.cuda.operators import replace_operators
 from crossfuse.targets.precision.cast import cast_graph
 from gpu_rehearsal.provider import Job, Provider
@@ -121,12 +121,12 @@ def lacks(result: dict[str, Any]) -> bool:
 
 
 def test_operators_without_a_bf16_kernel(provider: Provider) -> None:
-    assert OPERATORS.keys() | {"Upsample"} >= NO_BF16, "the table lacks some"
+    assert OPERATORS.keys() | {"Upsample"} >= CUDA_WITHOUT_BF16, "the table lacks some"
     names = list(OPERATORS)
     results = provider.run([Job(model_of(op, "bf16"), []) for op in names])
-    assert {op for op, result in zip(names, results, strict=True) if lacks(result)} == NO_BF16 - {
-        "Upsample"
-    }
+    assert {
+        op for op, result in zip(names, results, strict=True) if lacks(result)
+    } == CUDA_WITHOUT_BF16 - {"Upsample"}
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
@@ -142,16 +142,24 @@ def test_what_is_lowered_has_kernels(provider: Provider, precision: str) -> None
                     value.shape = ir.Shape(about)
             node.outputs[0].type = ir.TensorType(RESULTS.get(op, ir.DataType.FLOAT))
         if precision != "fp32":
-            model = cast_graph(model, precision, without_bf16=NO_BF16).model
+            model = cast_graph(model, precision, without_bf16=CUDA_WITHOUT_BF16).model
         replace_operators(model)
         models.append(model)
     results = provider.run([Job(model, []) for model in models])
     failed = {op: result for op, result in zip(OPERATORS, results, strict=True) if lacks(result)}
-    assert failed.keys() <= NO_KERNEL, failed
+    assert failed.keys() <= CUDA_WITHOUT_KERNEL, failed
 
 
 def test_operators_without_a_kernel_of_their_own(provider: Provider) -> None:
     """The rehearsal would tell: as they are, these go to the CPU."""
-    names = [*NO_KERNEL, "MaxPool", "InstanceNormalization", "Elu", "Tan", "Mean", "Dropout"]
+    names = [
+        *CUDA_WITHOUT_KERNEL,
+        "MaxPool",
+        "InstanceNormalization",
+        "Elu",
+        "Tan",
+        "Mean",
+        "Dropout",
+    ]
     results = provider.run([Job(model_of(op, "fp32"), []) for op in names])
     assert [result["on_cpu"] for result in results] == [[f"{op} the node"] for op in names]

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 from crossfuse.api.fused_graph import WEIGHTS
 from crossfuse.core.json_codec import json_text
+from crossfuse.core.target import IO_DTYPES, require_precision, require_target
 from crossfuse.errors import Advice, InputError, Said
 from crossfuse.runtime.gpu import Gpu
-from crossfuse.targets.registry import IO_DTYPES, require_precision, require_target
 
 if TYPE_CHECKING:
     from crossfuse.bundle.manifest import Manifest
@@ -52,21 +52,22 @@ def check_options(target: str, options: BuildOptions) -> BuildOptions:
         raise InputError(
             "inputs and outputs in fp16 need a target in fp16 or mixed", got=options.precision
         )
-    if not known.engine:
+    if known.engine is None:
         return options
     from crossfuse.targets.tensorrt.libraries import check_capabilities, require_library
     from crossfuse.targets.tensorrt.shape_profiles import parse_profile
 
     for text in options.profile_shapes:
         parse_profile(text)
-    capabilities = check_capabilities(target, options.compute_capabilities)
-    require_library(target)
-    if target == "tensorrt":
-        capabilities = (Gpu().capability,)
-    elif options.lean:
+    capabilities = check_capabilities(known, options.compute_capabilities)
+    require_library(known)
+    if options.lean and known.engine.lean_module is None:
         raise InputError(
-            "TensorRT-RTX has no lean runtime", do=Advice("Leave {} out", Said("--lean", "lean"))
+            f"{known.provider} has no lean runtime",
+            do=Advice("Leave {} out", Said("--lean", "lean")),
         )
+    if known.builds_for_this_gpu:
+        capabilities = (Gpu().capability,)
     return replace(options, compute_capabilities=capabilities)
 
 
@@ -77,7 +78,8 @@ def options_of(target: str, options: BuildOptions) -> BuildOptions:
     Raises:
         InputError: there is no such target.
     """
-    if require_target(target).engine and target != "tensorrt":
+    known = require_target(target)
+    if known.engine is not None and not known.builds_for_this_gpu:
         return options
     return replace(options, compute_capabilities=())
 
@@ -85,15 +87,16 @@ def options_of(target: str, options: BuildOptions) -> BuildOptions:
 def request_key(manifest: Manifest, target: str, options: BuildOptions) -> str:
     """A digest of all that a target's build depends on: the bundle's graph, weights and reference,
     options, versions."""
-    from crossfuse.targets.tensorrt.libraries import LIBRARIES, library_version
+    from crossfuse.targets.tensorrt.libraries import library_version
 
+    known = require_target(target)
     given = (manifest.fused_graph, WEIGHTS, manifest.reference)
     inputs = {name: entry.sha256 for name, entry in manifest.files.items() if name in given}
     about = {
         "files": inputs,
         "target": target,
         "options": asdict(options),
-        "library": library_version(target) if target in LIBRARIES else None,
+        "library": None if known.engine is None else library_version(known),
         "crossfuse": version("crossfuse"),
     }
     return hashlib.sha256(json_text(about, sort_keys=True).encode()).hexdigest()

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 from crossfuse.api.arguments import Progress
 from crossfuse.api.build_options import BuildOptions, request_key
 from crossfuse.bundle.manifest import EngineInfo, Manifest, TargetEntry
+from crossfuse.core.target import Target, require_precision, require_target
 from crossfuse.parity.reference import ReferencePoint, ReferenceSet
 from crossfuse.parity.shape_points import EXAMPLE, MADE, TAILS
 from crossfuse.parity.target_check import ParityCheck
 from crossfuse.runtime.backends import runs_here
-from crossfuse.targets.registry import Target, lower_stages, require_precision, require_target
+from crossfuse.targets.registry import lower_stages, lowering_of
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from crossfuse.bundle.writer import BundleWriter
     from crossfuse.export.split.assembly import Stages
     from crossfuse.parity.report import ParityReport
-    from crossfuse.targets.precision.stages import Precise
+    from crossfuse.targets.precision.stages import StageGraphs
 
 __all__ = ["BuiltFiles", "TargetBuild"]
 
@@ -100,7 +101,7 @@ class TargetBuild:
         check = ParityCheck(self.stages, self.reference, precision)
         precise = self._in_precision(known, options, check)
         self.progress(f"{target}: lowering")
-        if known.engine:
+        if known.engine is not None:
             built = self._engines(precise, known, options, manifest)
         else:
             built = self._graphs(precise, known)
@@ -112,39 +113,42 @@ class TargetBuild:
             stages=built.stages,
             files=tuple(sorted(built.files)),
             precision=precision,
-            producers=_producers(),
+            producers=_producers(known),
             parity=self._parity(check, known, precise, built).to_json(),
             kept=precise.kept,
             boundary=precise.boundary,
             engine=built.engine,
+            package=known.package,
         )
         return replace(manifest.with_target(target, entry), ledger=ledger)
 
-    def _in_precision(self, target: Target, options: BuildOptions, check: ParityCheck) -> Precise:
+    def _in_precision(
+        self, target: Target, options: BuildOptions, check: ParityCheck
+    ) -> StageGraphs:
         """The stages' graphs in the target's precision."""
-        from crossfuse.targets.precision.stages import Precise, half_stages, search_islands
+        from crossfuse.targets.precision.stages import StageGraphs, half_stages, search_islands
 
         precision, graphs = check.precision, self.stages.graphs
         if precision == "fp32":
-            return Precise(graphs)
+            return StageGraphs(graphs)
         keep: dict[str, str] = {}
         if precision == "mixed":
             points = [_whole_inputs(p.inputs, self.model) for p in _calibration(self.reference)]
-            keep = search_islands(self.model, graphs, points, check.passes, step=self.progress)
+            keep = search_islands(self.model, graphs, points, check.passes, progress=self.progress)
         self.progress(f"{target.name}: casting to {precision}")
         ends = _float_ends(self.model) if options.io_dtype == "fp16" else []
         return half_stages(
             graphs,
             precision,
             keep=keep,
-            half_frontier=not target.simulates,
-            half_ends=ends,
+            half_handover=not target.simulates,
+            half_io=ends,
             without_bf16=target.without_bf16,
         )
 
-    def _graphs(self, precise: Precise, target: Target) -> BuiltFiles:
+    def _graphs(self, precise: StageGraphs, target: Target) -> BuiltFiles:
         """Write the graphs of an ONNX target."""
-        from crossfuse.targets.graph_files import Places, graph_file, save_graph
+        from crossfuse.targets.graph_files import Places, save_graph
         from crossfuse.targets.precision.simulate import half_inputs, simulate
 
         graphs = precise.graphs
@@ -158,15 +162,15 @@ class TargetBuild:
         used: set[str] = set()
         places: Places = {}
         for stage, lowered in lower_stages(graphs, target).items():
-            files[stage] = graph_file(stage, target.name)
-            own = ".".join(("weights", *[stage] * (stage != "model"), target.name, "bin"))
-            graph, weights = self.writer.file(files[stage]), self.writer.file(own)
+            files[stage] = target.file(stage)
+            graph = self.writer.file(files[stage])
+            weights = self.writer.file(target.weights_file(stage))
             used |= {files[stage], *save_graph(lowered.model, graph, weights, places)}
             fusions.note(lowered.kernels, lowered.reasons)
         return BuiltFiles(files, frozenset(used), fusions.kernels, fusions.reasons)
 
     def _engines(
-        self, precise: Precise, target: Target, options: BuildOptions, manifest: Manifest
+        self, precise: StageGraphs, target: Target, options: BuildOptions, manifest: Manifest
     ) -> BuiltFiles:
         """Build the engines."""
         from crossfuse.targets.tensorrt.build_engine import BuilderOptions, build_engine
@@ -188,19 +192,21 @@ class TargetBuild:
         fusions = _Fusions()
         files: dict[str, str] = {}
         for stage, graph in precise.graphs.items():
-            lowered = target.lower(graph)
-            files[stage] = f"{stage}.{name}.plan"
+            lowered = lowering_of(target).lower(graph)
+            files[stage] = target.file(stage)
             shapes = [input_shapes(stages.specs[stage].inputs, sizes) for sizes in profiles]
             plan = self.writer.file(files[stage])
-            built = build_engine(name, stage, lowered, plan, shapes, builder, step=self.progress)
+            built = build_engine(
+                name, stage, lowered, plan, shapes, builder, progress=self.progress
+            )
             if built.cached:
                 self.progress(f"{name}: {stage}: cached")
             fusions.note(built.kernels, built.reasons)
-        info = _engine_info(name, profiles, options, manifest)
+        info = _engine_info(target, profiles, options, manifest)
         return BuiltFiles(files, frozenset(files.values()), fusions.kernels, fusions.reasons, info)
 
     def _parity(
-        self, check: ParityCheck, target: Target, precise: Precise, built: BuiltFiles
+        self, check: ParityCheck, target: Target, precise: StageGraphs, built: BuiltFiles
     ) -> ParityReport:
         """Of the artifact where it can run, else of the graph that a CPU executes in its place.
 
@@ -209,7 +215,7 @@ class TargetBuild:
         """
         if runs_here(target.name) or (not target.engine and check.precision == "fp32"):
             paths = {stage: self.writer.folder / file for stage, file in built.stages.items()}
-            report = check.executed(target.name, paths, precise, built.engine)
+            report = check.executed(target, paths, precise, built.engine)
         else:
             report = check.checked_on_cpu(target, precise)
         report.require_passed()
@@ -235,21 +241,21 @@ class _Fusions:
 
 
 def _engine_info(
-    target: str,
+    target: Target,
     profiles: Sequence[Mapping[str, Sequence[int]]],
     options: BuildOptions,
     manifest: Manifest,
 ) -> EngineInfo:
     """What the manifest says about the engines."""
-    from crossfuse.targets.tensorrt.libraries import LIBRARIES, library_version
+    from crossfuse.targets.tensorrt.libraries import library_of, library_version
 
     return EngineInfo(
-        library=LIBRARIES[target],
+        library=library_of(target).module,
         version=library_version(target),
         compute_capabilities=options.compute_capabilities,
         profiles=tuple({dim: tuple(sizes) for dim, sizes in one.items()} for one in profiles),
         lean=options.lean,
-        request=request_key(manifest, target, options) if manifest.files else "",
+        request=request_key(manifest, target.name, options) if manifest.files else "",
     )
 
 
@@ -281,9 +287,9 @@ def _whole_inputs(inputs: Mapping[str, Any], model: ir.Model) -> dict[str, Any]:
     return {name: array for name, array in inputs.items() if name in names}
 
 
-def _producers() -> dict[str, str]:
+def _producers(target: Target) -> dict[str, str]:
     found = {"python": platform.python_version()}
-    for package in _PRODUCERS:
+    for package in (*_PRODUCERS, *([target.package] if target.package else [])):
         try:
             found[package] = version(package)
         except PackageNotFoundError:

@@ -18,6 +18,7 @@ from crossfuse.bundle.writer import write_bundle
 from crossfuse.core.checkpoint_weights import weights_words
 from crossfuse.core.foreign import door
 from crossfuse.core.onnx_runtime import require_onnxruntime
+from crossfuse.core.target import CPU_TARGET
 from crossfuse.parity.reference import REFERENCE_FILE, save_reference
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ _SEED = 1
 def export(  # noqa: PLR0913 -- public: what a user may say of a source and of its targets
     source: ModelSpec | str,
     path: str | Path,
-    targets: Iterable[str] = ("ort-cpu",),
+    targets: Iterable[str] = (CPU_TARGET,),
     *,
     precision: str | None = None,
     io_dtype: str | None = None,
@@ -67,7 +68,8 @@ def export(  # noqa: PLR0913 -- public: what a user may say of a source and of i
             ``path/file.py:factory`` or ``model.onnx``.
         path: the bundle's folder; an existing bundle there is replaced, at once and only when all
             is done.
-        targets: ``onnx``, ``ort-cpu``, ``ort-cuda``, ``tensorrt``, ``tensorrt-rtx``.
+        targets: ``onnx``, ``ort-cpu``, ``ort-cuda``, ``tensorrt``, ``tensorrt-rtx``, or those that
+            are registered.
         precision, io_dtype, compute_capabilities, profile_shapes: as `build`, for all the targets.
         allow_unfused: export even if an attention did not fuse; the ledger says which.
         size, seed, checkpoint: of a zoo model: ``tiny`` or ``published``, random weights' seed, or

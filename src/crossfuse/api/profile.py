@@ -68,15 +68,15 @@ def profile(  # noqa: PLR0913 -- public: what a user may say of a measurement
         InputError: an unknown baseline or dimension, or baselines of a bundle that names no zoo
             model, without a source.
     """
-    from crossfuse.profiling.baselines import RIVALS
+    from crossfuse.profiling.baselines import BASELINES
     from crossfuse.profiling.measure.sampling import Plan
-    from crossfuse.profiling.run import Wanted, profile_bundle
+    from crossfuse.profiling.run import ProfileRequest, profile_bundle
 
     names = list(dict.fromkeys(several("against", against)))
     for name in names:
-        if name not in RIVALS:
-            raise unknown("there is no such baseline", name, RIVALS)
-    requested = Wanted(
+        if name not in BASELINES:
+            raise unknown("there is no such baseline", name, BASELINES)
+    requested = ProfileRequest(
         names, sweep or {}, plan or Plan(), callers, rates, load_seconds, cold_starts, trace
     )
     bundle, progress, spec = open_bundle(path), step or silent, None
@@ -85,4 +85,4 @@ def profile(  # noqa: PLR0913 -- public: what a user may say of a measurement
         spec = Source.of_bundle(
             bundle.manifest.source, source, checkpoint=checkpoint, task=task
         ).load()
-    return profile_bundle(bundle, target, requested, spec=spec, options=options, step=progress)
+    return profile_bundle(bundle, target, requested, spec=spec, options=options, progress=progress)

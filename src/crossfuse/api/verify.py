@@ -14,19 +14,18 @@ from crossfuse.api.sources import Source, accepted, with_tensors
 from crossfuse.bundle.manifest import Manifest
 from crossfuse.bundle.store import Bundle, open_bundle
 from crossfuse.core.foreign import door
+from crossfuse.core.target import TARGETS
 from crossfuse.core.tensors import CONTEXTS, Dim
 from crossfuse.errors import Advice, InputError, Said
 from crossfuse.parity.given import Given, Inputs, check_given, read_given
 from crossfuse.parity.reference import ReferenceSet
-from crossfuse.parity.report import ParityReport
+from crossfuse.parity.report import Divergence, ParityReport
 from crossfuse.parity.session_check import reference_of, verify_bundle
 from crossfuse.parity.target_check import check_on_cpu
 from crossfuse.runtime.backends import best_target, runs_here
 from crossfuse.runtime.options import SessionOptions
-from crossfuse.targets.registry import TARGETS
 
 if TYPE_CHECKING:
-    from crossfuse.parity.bisect import Fault
     from crossfuse.spec.model_spec import ModelSpec
 
 __all__ = ["verify"]
@@ -143,24 +142,25 @@ class _Check:
         kept = reference or reference_of(bundle)
         return check_on_cpu(bundle.manifest, target, fused.stages, kept)
 
-    def divergence(self, report: ParityReport, reference: ReferenceSet | None) -> Fault | None:
+    def divergence(self, report: ParityReport, reference: ReferenceSet | None) -> Divergence | None:
         """The first attention or module where the target leaves its tolerance."""
-        from crossfuse.parity.bisect import bisect, stage_candidates, telling_point
+        from crossfuse.parity.bisect import bisect, bisection_point, stage_candidates
 
         bundle = self.bundle
         fused = fused_stages(bundle)
         kept = bundle.target(report.target).kept
         references = reference or reference_of(bundle)
-        point = telling_point(report, references, bundle.manifest.shared_batch)
+        point = bisection_point(report, references, bundle.manifest.shared_batch)
         candidates = stage_candidates(bundle, report.target, fused.stages.graphs)
         return bisect(
-            fused.model, candidates, point, report.precision, kept=kept, step=self.progress
+            fused.model, candidates, point, report.precision, kept=kept, progress=self.progress
         )
 
 
 def _needs_another_machine(target: str) -> bool:
-    """A known engine that can't run here."""
-    return target in TARGETS and TARGETS[target].engine and not runs_here(target)
+    """Whether the target's artifact can't be executed here, not even by the CPU provider."""
+    known = TARGETS.get(target)
+    return known is not None and not known.artifact_on_cpu and not runs_here(target)
 
 
 def _fitted(spec: ModelSpec, manifest: Manifest, dropped: tuple[str, ...]) -> ModelSpec:

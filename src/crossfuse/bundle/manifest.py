@@ -84,7 +84,8 @@ class TargetEntry:
     and results.
 
     ``kept`` says which nodes stayed in fp32 and why, ``boundary`` which tensors at the stages'
-    boundaries have another dtype than ``Manifest.stages`` says.
+    boundaries have another dtype than ``Manifest.stages`` says, ``package`` which package provides
+    a target that is not built in.
     """
 
     stages: Mapping[str, str]
@@ -95,6 +96,7 @@ class TargetEntry:
     kept: Mapping[str, str] = field(default_factory=dict)
     boundary: Mapping[str, str] = field(default_factory=dict)
     engine: EngineInfo | None = None
+    package: str = ""
 
 
 @dataclass(frozen=True)
@@ -169,6 +171,7 @@ class Manifest:
                     "kept": dict(t.kept),
                     "boundary": dict(t.boundary),
                     "engine": None if t.engine is None else _engine_json(t.engine),
+                    **({"package": t.package} if t.package else {}),
                 }
                 for name, t in self.targets.items()
             },

@@ -108,6 +108,7 @@ class _Reader:
                 ).items()
             },
             engine=self.engine(self.optional(data, "engine", dict)),
+            package=self.optional(data, "package", str) or "",
         )
 
     def dtype(self, name: str) -> str:

@@ -24,6 +24,7 @@ from crossfuse.commands.options import (
     complete_targets,
     dynamic_axes,
 )
+from crossfuse.core.target import CPU_TARGET
 
 if TYPE_CHECKING:
     from crossfuse.bundle.store import Bundle
@@ -48,7 +49,8 @@ def export(  # noqa: PLR0913 -- a command: its parameters are its options
         list[str] | None,
         typer.Option(
             "--target",
-            help="onnx, ort-cpu, ort-cuda, tensorrt, tensorrt-rtx; repeat.",
+            help="onnx, ort-cpu, ort-cuda, tensorrt, tensorrt-rtx, or one that a package adds; "
+            "repeat.",
             autocompletion=complete_targets,
             rich_help_panel=ENGINE,
         ),
@@ -153,7 +155,7 @@ def export(  # noqa: PLR0913 -- a command: its parameters are its options
         bundle = export_bundle(
             source,
             out,
-            target or ["ort-cpu"],
+            target or [CPU_TARGET],
             precision=precision,
             io_dtype=io_dtype,
             compute_capabilities=sm or [],
@@ -182,7 +184,7 @@ def build(  # noqa: PLR0913 -- a command: its parameters are its options
         str,
         typer.Option(
             "--target",
-            help="onnx, ort-cpu, ort-cuda, tensorrt, tensorrt-rtx.",
+            help="onnx, ort-cpu, ort-cuda, tensorrt, tensorrt-rtx, or one that a package adds.",
             autocompletion=complete_targets,
             rich_help_panel=ENGINE,
         ),

@@ -54,7 +54,7 @@ HalfType = Literal["fp32", "fp16"]
 
 def complete_targets(incomplete: str) -> list[tuple[str, str]]:
     """Targets that a name may become, with their summaries."""
-    from crossfuse.targets.registry import TARGETS
+    from crossfuse.core.target import TARGETS
 
     return [
         (target.name, target.summary)

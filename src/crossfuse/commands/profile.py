@@ -32,12 +32,14 @@ _REPORT = "Reports"
 
 def complete_against(incomplete: str) -> list[str]:
     """Lists of baselines that a list may become by its last name."""
-    from crossfuse.profiling.baselines import RIVALS
+    from crossfuse.profiling.baselines import BASELINES
 
     before, comma, last = incomplete.rpartition(",")
     taken = before.split(",")
     return [
-        f"{before}{comma}{name}" for name in RIVALS if name.startswith(last) and name not in taken
+        f"{before}{comma}{name}"
+        for name in BASELINES
+        if name.startswith(last) and name not in taken
     ]
 
 

@@ -70,7 +70,8 @@ def verify(  # noqa: PLR0913 -- a command: its parameters are its options
 ) -> None:
     """Check a bundle's numbers on this machine against the eager model's.
 
-    Needs no PyTorch without --source. docs/verify.md tells what it guarantees, and what it can't.
+    Needs no PyTorch without --source. docs/guides/verify.md tells what it guarantees, and what it
+    can't.
     """
     from crossfuse.api.verify import verify as verify_bundle
     from crossfuse.commands.output import Output

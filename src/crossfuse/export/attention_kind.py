@@ -4,7 +4,7 @@ Walk back from an operand to its *origins*: the model inputs and attention outpu
 through everything that works token by token. Rules:
 
 1. An attention's output is an origin (the walk stops there): what it mixed in through its keys does
-not count as its own.
+   not count as its own.
 2. So is the product of two activations (an attention that was not captured).
 3. Looking up an embedding follows the ids, adding a weight follows the other side; shapes,
    conditions and indices are not followed. A value made of weights alone (learned queries) has
@@ -22,18 +22,21 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from crossfuse.ops.contract import DOMAIN, NAME
+from crossfuse.graph.attention_node import AttentionNode, is_attention
+from crossfuse.graph.op_classes import PRODUCT_OPS, SIZE_OPS
 
 __all__ = ["Dataflow"]
 
-_SHAPES = {"Shape", "Size", "ConstantOfShape", "Range", "EyeLike"}
-_FIRST_ONLY = {
-    "Reshape", "Expand", "Slice", "Unsqueeze", "Squeeze", "Tile", "Pad", "Split", "ReduceMean", "ReduceSum", "ReduceMax",
-    "ReduceMin", "ReduceL2", "Clip", "Cast", "CastLike", "TopK", "Resize", "CumSum", "LayerNormalization",
-    "InstanceNormalization", "GroupNormalization", "BatchNormalization",
-}  # fmt: skip
-_PRODUCTS = {"MatMul", "Gemm", "Einsum"}
-_TOKENWISE = _PRODUCTS | {
+_MADE_OF_SIZES = SIZE_OPS | {"ConstantOfShape", "Range", "EyeLike"}
+_FIRST_ONLY = (
+    frozenset({"Reshape", "Expand", "Slice", "Unsqueeze", "Squeeze", "Tile", "Pad", "Split"})
+    | {"ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin", "ReduceL2", "TopK", "CumSum"}
+    | {"Cast", "CastLike", "Clip", "Resize", "LayerNormalization", "InstanceNormalization"}
+    | {"GroupNormalization", "BatchNormalization"}
+)
+"""Operators whose other operands say how, not what."""
+
+_TOKENWISE = PRODUCT_OPS | {
     "Reshape",
     "Transpose",
     "Add",
@@ -61,9 +64,9 @@ class Dataflow:
             for out in node.outputs:
                 self._origins[out], self._reach[out] = origins or frozenset([out]), reach
 
-    def kind(self, attention: ir.Node) -> str:
+    def kind(self, attention: AttentionNode) -> str:
         """``self`` or ``cross``."""
-        query, key, value = attention.inputs[:3]
+        query, key, value = attention.query, attention.key, attention.value
         own = self.origins(query)
         if not own & (self.origins(key) | self.origins(value)):
             return "cross"
@@ -86,7 +89,7 @@ class Dataflow:
         return not self._reach.get(value)
 
     def _node_reach(self, node: ir.Node) -> frozenset[str]:
-        if node.op_type in _SHAPES:
+        if node.op_type in _MADE_OF_SIZES:
             return frozenset()
         return frozenset[str]().union(
             *(self._reach.get(v, frozenset()) for v in node.inputs if v is not None)
@@ -95,7 +98,7 @@ class Dataflow:
     def _node_origins(self, node: ir.Node) -> frozenset[ir.Value]:
         """Empty where the node's own output is the origin."""
         inputs = [v for v in node.inputs if v is not None]
-        if (node.domain, node.op_type) == (DOMAIN, NAME) or node.op_type in _SHAPES or not inputs:
+        if is_attention(node) or node.op_type in _MADE_OF_SIZES or not inputs:
             return frozenset()
         if node.op_type in ("Gather", "GatherND", "GatherElements"):
             followed = inputs[1:2] if self._is_weight(inputs[0]) else inputs[:1]
@@ -106,7 +109,7 @@ class Dataflow:
         else:
             followed = inputs
             active = [v for v in inputs if not self._is_weight(v)]
-            if node.op_type in _PRODUCTS and len(active) > 1:
+            if node.op_type in PRODUCT_OPS and len(active) > 1:
                 return frozenset()
         active = [v for v in followed if not self._is_weight(v)]
         if node.op_type == "Concat" or not active:
@@ -128,7 +131,7 @@ def _joined_tokens(value: ir.Value | None) -> list[ir.Value]:
             )
         if node.op_type not in _TOKENWISE:
             return []
-        projected = projected or node.op_type in _PRODUCTS
+        projected = projected or node.op_type in PRODUCT_OPS
         source = next((v for v in node.inputs if v is not None and v.producer() is not None), None)
         node = source.producer() if source is not None else None
     return []

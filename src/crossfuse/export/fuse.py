@@ -1,4 +1,8 @@
-"""The export story: count, trace, capture, translate, name, and open the ledger."""
+"""The export story: count, trace, capture, translate, name, and open the ledger.
+
+`fusion_passes` and `PROGRAM_PASSES` are the passes in the order in which they run, each with the
+reason for its place; passes of other packages join them (`passes.registry`).
+"""
 
 from __future__ import annotations
 
@@ -11,35 +15,52 @@ import torch
 from crossfuse.core.foreign import blaming
 from crossfuse.core.ledger import Ledger
 from crossfuse.core.tensors import TensorSpec
+from crossfuse.errors import Advice, InputError, Said
 from crossfuse.export.capture.census import Sighting, census
 from crossfuse.export.capture.fast_paths import without_fast_paths
 from crossfuse.export.capture.indices import index_ranges, note_ranges
 from crossfuse.export.capture.onnx_census import graph_census, nested_attentions
 from crossfuse.export.capture.to_onnx import program_to_onnx
 from crossfuse.export.capture.trace import capture, named_outputs
-from crossfuse.export.ledger_rows import Missed, open_ledger
-from crossfuse.export.passes.duplicates import merge_duplicates
-from crossfuse.export.passes.fuse_unfused_attention import fuse_handwritten
-from crossfuse.export.passes.grouped_heads import group_heads
-from crossfuse.export.passes.key_bias import drop_key_bias
-from crossfuse.export.passes.layout import cancel_layout_changes
-from crossfuse.export.passes.onnx_attention import fuse_onnx_attention
-from crossfuse.export.passes.outputs import drop_outputs, separate_outputs
-from crossfuse.export.passes.products import unify_products
-from crossfuse.export.passes.scales import absorb_scales
-from crossfuse.export.passes.sdpa import fuse_sdpa
-from crossfuse.export.passes.sigmoids import compute_sigmoids_exactly
-from crossfuse.export.passes.sites import name_sites
-from crossfuse.export.passes.strip_metadata import trim_metadata
+from crossfuse.export.ledger_rows import open_ledger
+from crossfuse.export.passes.absorb_scales import AbsorbScalesPass
+from crossfuse.export.passes.base import (
+    FusionPass,
+    Missed,
+    ProgramPass,
+    run_passes,
+    run_program_passes,
+)
+from crossfuse.export.passes.cancel_layout import CancelLayoutPass
+from crossfuse.export.passes.drop_key_bias import DropKeyBiasPass
+from crossfuse.export.passes.drop_outputs import DropOutputsPass
+from crossfuse.export.passes.exact_sigmoids import ExactSigmoidsPass
+from crossfuse.export.passes.fuse_onnx_attention import FuseOnnxAttentionPass
+from crossfuse.export.passes.fuse_sdpa import FuseSdpaPass
+from crossfuse.export.passes.fuse_unfused_attention import FuseUnfusedAttentionPass
+from crossfuse.export.passes.group_heads import GroupHeadsPass
+from crossfuse.export.passes.merge_duplicates import MergeDuplicatesPass
+from crossfuse.export.passes.name_sites import NameSitesPass
+from crossfuse.export.passes.registry import PASSES
+from crossfuse.export.passes.separate_outputs import SeparateOutputsPass
+from crossfuse.export.passes.strip_metadata import StripMetadataPass
+from crossfuse.export.passes.unify_products import UnifyProductsPass
 from crossfuse.export.sources.onnx_file.load import OnnxModule, load_onnx
-from crossfuse.graph.metadata import boundary
+from crossfuse.graph.shapes import boundary
 from crossfuse.spec.checks import check_tensors
 from crossfuse.spec.model_spec import ModelSpec
 
-__all__ = ["FusedGraph", "fuse"]
+__all__ = ["PROGRAM_PASSES", "FusedGraph", "fuse", "fusion_passes"]
 
-Step = Callable[[str], None]
+Progress = Callable[[str], None]
 
+PROGRAM_PASSES: tuple[ProgramPass, ...] = (
+    # The exporter would write these calls out, and their masks with them.
+    FuseSdpaPass(),
+)
+"""What runs on the exported program of a module, before it becomes a graph."""
+
+_DROP = Said("--drop-output NAME", "drop_outputs=[NAME]")
 _RUN = "Make the module run in PyTorch first: module(**inputs)"
 _WATCH = (
     "Call F.scaled_dot_product_attention or crossfuse's fused_attention instead of the "
@@ -74,47 +95,81 @@ class _Source:
 
 
 @without_fast_paths()
-def fuse(spec: ModelSpec, step: Step = lambda _: None) -> FusedGraph:
-    """Trace a module, or read a file, and fuse its attentions; ``step`` is told what begins.
+def fuse(spec: ModelSpec, progress: Progress = lambda _: None) -> FusedGraph:
+    """Trace a module, or read a file, and fuse its attentions; ``progress`` is told what
+    begins.
 
     Raises:
         InputError: the module can't run, be traced or be translated.
     """
     source = (
-        _read(spec, spec.module, step)
+        _read(spec, spec.module, progress)
         if isinstance(spec.module, OnnxModule)
-        else _trace(spec, step)
+        else _trace(spec, progress)
     )
     spec, model = source.spec, source.model
     outputs = tuple(spec.kept(dict.fromkeys(source.outputs)))
-    step("fusing")
-    model, _ = drop_outputs(model, source.outputs, outputs)
-    model, _ = unify_products(model)
-    model, _, nodes_missed = fuse_onnx_attention(model)
-    model, _, missed = fuse_handwritten(model)
-    model, _ = compute_sigmoids_exactly(model)
-    model, _ = absorb_scales(model)
-    model, _ = group_heads(model)
-    model, _ = cancel_layout_changes(model)
-    model, _ = drop_key_bias(model)
-    model, _ = name_sites(model)
-    model, _ = merge_duplicates(model)
-    model, _ = separate_outputs(model, outputs)
-    ledger = open_ledger(
-        model,
-        spec.module,
-        source.sightings,
-        [*source.missed, *nodes_missed, *missed],
-        source.interfaced,
-    )
-    model, _ = trim_metadata(model)
+    _require_other_names(model.graph.inputs, outputs)
+    progress("fusing")
+    fused = run_passes(model, PASSES.placed(fusion_passes(source.outputs, outputs)))
+    missed = [*source.missed, *fused.missed]
+    ledger = open_ledger(fused.model, spec.module, source.sightings, missed, source.interfaced)
+    # Behind the ledger, which reads how each attention was captured.
+    model = run_passes(fused.model, [StripMetadataPass()]).model
     return FusedGraph(
         spec, model, ledger, boundary(model.graph.inputs), boundary(model.graph.outputs)
     )
 
 
-def _trace(spec: ModelSpec, step: Step) -> _Source:
-    step("counting attentions in eager execution")
+def _require_other_names(inputs: Sequence[ir.Value], outputs: Sequence[str]) -> None:
+    shared = sorted({value.name or "" for value in inputs} & set(outputs))
+    if shared:
+        raise InputError(
+            "an output of the model has the name of an input, and a graph has each name once",
+            got=", ".join(shared),
+            do=Advice("Call it otherwise, or leave it out: {}", _DROP),
+        )
+
+
+def fusion_passes(outputs: Sequence[str], kept: Sequence[str]) -> list[FusionPass]:
+    """The passes over the graph, in order.
+
+    Args:
+        outputs: names of the graph's outputs, in its order.
+        kept: those that the model is to have.
+    """
+    return [
+        # First: an attention that only a dropped output needs, or whose probabilities are one, is
+        # nothing to fuse, or fuses without it.
+        DropOutputsPass(outputs, kept),
+        # The matching knows products as MatMul alone.
+        UnifyProductsPass(),
+        # Before the written-out ones: an attention that is one node already is taken at its word,
+        # and its output ends the way back from the queries of the next one.
+        FuseOnnxAttentionPass(),
+        FuseUnfusedAttentionPass(),
+        # Behind the fusion, which reads sigmoids by name; before names are given to outputs.
+        ExactSigmoidsPass(),
+        # A factor between layout operators would keep them from cancelling, and hides repetitions.
+        AbsorbScalesPass(),
+        # While the layout around a repetition is what the exporter wrote; what it leaves of it
+        # cancels next.
+        GroupHeadsPass(),
+        # All operands have their last form.
+        CancelLayoutPass(),
+        # A bias stands right in front of the keys only once the layout between them is gone.
+        DropKeyBiasPass(),
+        # All attentions are there; they are named in order of execution.
+        NameSitesPass(),
+        # Behind everything that asks whether a value has other uses: shared values have many.
+        MergeDuplicatesPass(),
+        # Last: any pass may put one value in the place of two outputs.
+        SeparateOutputsPass(kept),
+    ]
+
+
+def _trace(spec: ModelSpec, progress: Progress) -> _Source:
+    progress("counting attentions in eager execution")
     check_tensors(spec)
     inputs = spec.sample(spec.example_sizes, seed=0)
     sizes = {name: tuple(t.shape) for name, t in inputs.items()}
@@ -127,18 +182,18 @@ def _trace(spec: ModelSpec, step: Step) -> _Source:
     with blaming("the model runs, but its operators can't be watched:", where=spec.name, do=_WATCH):
         sightings = census(spec.module, inputs)
     with spec.tracing(spec.module) as tracing:
-        step("tracing with torch.export")
+        progress("tracing with torch.export")
         program, spec = capture(spec, defer_guards=tracing.defer_guards)
         ranges = index_ranges(program, spec)
-        program, _, missed = fuse_sdpa(program)
-        step("translating to ONNX")
-        model = program_to_onnx(program, spec, outputs, tracing)
+        traced = run_program_passes(program, PROGRAM_PASSES)
+        progress("translating to ONNX")
+        model = program_to_onnx(traced.program, spec, outputs, tracing)
         note_ranges(model, ranges)
-    return _Source(spec, model, sightings, outputs, missed, tracing.interfaced)
+    return _Source(spec, model, sightings, outputs, traced.missed, tracing.interfaced)
 
 
-def _read(spec: ModelSpec, module: OnnxModule, step: Step) -> _Source:
-    step("reading the graph")
+def _read(spec: ModelSpec, module: OnnxModule, progress: Progress) -> _Source:
+    progress("reading the graph")
     model = load_onnx(module.path, spec.axes)
     outputs = tuple(value.name or "" for value in model.graph.outputs)
     nested = [

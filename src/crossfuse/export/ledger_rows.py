@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 
 import onnx_ir as ir
 from torch import nn
@@ -17,19 +16,12 @@ from torch import nn
 from crossfuse.core.ledger import Ledger, LedgerRow
 from crossfuse.export.attention_kind import Dataflow
 from crossfuse.export.capture.census import Sighting
-from crossfuse.export.capture.to_onnx import module_path
-from crossfuse.export.passes.sites import site_name
-from crossfuse.graph.metadata import CAPTURED, attention_nodes
+from crossfuse.export.passes.base import Missed
+from crossfuse.export.passes.name_sites import site_name
+from crossfuse.graph.attention_node import AttentionNode, attentions
+from crossfuse.graph.shapes import dim_of
 
-__all__ = ["Missed", "open_ledger"]
-
-
-@dataclass(frozen=True)
-class Missed:
-    """An attention that a pass did not match: the path of its module, and why."""
-
-    module: str
-    reason: str
+__all__ = ["open_ledger"]
 
 
 def open_ledger(
@@ -56,13 +48,12 @@ def open_ledger(
     captured = Counter[str]()
     rows = []
     flow = Dataflow(model)
-    for node in attention_nodes(model.graph):
-        path = module_path(node)
-        path = first_names.get(path, path)
+    for attention in attentions(model.graph):
+        path = first_names.get(attention.module, attention.module)
         seen = per_module[path]
         direct = captured[path] < len(seen) and seen[captured[path]].form == "operator"
         traced = "operator" if direct else "interface" if path in interfaced else "sdpa"
-        rows.append(_captured_row(node, flow, node.metadata_props.get(CAPTURED, traced)))
+        rows.append(_captured_row(attention, flow, attention.captured or traced))
         captured[path] += 1
     reasons = defaultdict[str, list[str]](list)
     for miss in missed:
@@ -95,24 +86,21 @@ def _missed_rows(
         yield LedgerRow(site_name(path, occurrence), "unknown", None, reasons={"capture": why})
 
 
-def _captured_row(node: ir.Node, flow: Dataflow, captured: str) -> LedgerRow:
-    heads, kv_heads = (
-        int(node.attributes[name].as_int()) for name in ("num_heads", "kv_num_heads")
-    )
-    query, key, value = node.inputs[:3]
-
-    def head_size(tensor: ir.Value | None, count: int) -> int | None:
-        width = None if tensor is None or tensor.shape is None else tensor.shape[2]
-        return width // count if isinstance(width, int) else None
-
+def _captured_row(attention: AttentionNode, flow: Dataflow, captured: str) -> LedgerRow:
+    query, key, value = attention.query, attention.key, attention.value
     return LedgerRow(
-        site=node.name or "",
-        kind=flow.kind(node),
+        site=attention.site,
+        kind=flow.kind(attention),
         captured=captured,
-        num_heads=heads,
-        kv_num_heads=kv_heads,
-        head_size=head_size(query, heads),
-        value_size=head_size(value, kv_heads),
+        num_heads=attention.num_heads,
+        kv_num_heads=attention.kv_num_heads,
+        head_size=_head_size(query, attention.num_heads),
+        value_size=_head_size(value, attention.kv_num_heads),
         query_inputs=flow.reaching(query),
         key_inputs=flow.reaching(key, value),
     )
+
+
+def _head_size(operand: ir.Value, heads: int) -> int | None:
+    width = dim_of(operand, 2)
+    return width // heads if isinstance(width, int) else None

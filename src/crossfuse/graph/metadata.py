@@ -1,24 +1,22 @@
-"""Small helpers over ``onnx_ir`` that both export and build use; no knowledge of either."""
+"""What nodes and values of a graph carry beside their computation: the module that they came from,
+the attention that they compute, the range of the indices that they hold."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import ast
+import re
 
 import onnx_ir as ir
-
-from crossfuse.core.tensors import TensorSpec
-from crossfuse.ops.contract import DOMAIN, NAME
 
 __all__ = [
     "CAPTURED",
     "MODULE",
     "RANGE",
+    "SCOPES",
     "SITE",
-    "attention_nodes",
-    "boundary",
-    "clone",
-    "dim_of",
-    "same_dim",
+    "index_range",
+    "inherited",
+    "module_path",
     "site_of",
 ]
 
@@ -32,15 +30,12 @@ gave it."""
 SITE = "crossfuse.site"
 """Metadata key under which a node carries the name of the attention it computes."""
 
-
 RANGE = "crossfuse.range"
 """Metadata key of an input that holds indices: ``LOW:HIGH``, the highest left out where it isn't
 known."""
 
-
-def attention_nodes(graph: ir.Graph) -> Iterator[ir.Node]:
-    """The ``FusedAttention`` nodes in the graph's order."""
-    return (node for node in graph if node.domain == DOMAIN and node.op_type == NAME)
+SCOPES = "pkg.torch.onnx.name_scopes"
+"""Metadata key under which PyTorch's exporter lists the modules around a node."""
 
 
 def site_of(node: ir.Node) -> str | None:
@@ -48,38 +43,33 @@ def site_of(node: ir.Node) -> str | None:
     return node.metadata_props.get(SITE)
 
 
-def clone(model: ir.Model) -> ir.Model:
-    """A copy whose graph can be rewritten freely; weights are shared, not copied."""
-    return model.clone()
+def module_path(node: ir.Node) -> str:
+    """The path of the module that a node came from; empty for the root or where unknown.
+
+    PyTorch's exporter writes it into the node's metadata; for other files the pass `note_modules`
+    does.
+    """
+    scopes = node.metadata_props.get(SCOPES)
+    if not scopes:
+        return node.metadata_props.get(MODULE, "")
+    try:
+        modules = [str(scope) for scope in ast.literal_eval(scopes)[:-1] if scope]
+    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
+        return ""
+    return re.sub(r"@\d+", "", modules[-1]) if modules else ""
 
 
-def dim_of(value: ir.Value | None, axis: int) -> int | str | None:
-    """A size of a value's shape: an int, a symbolic expression, or None where unknown."""
-    if value is None or value.shape is None:
-        return None
-    size = value.shape[axis]
-    return size if isinstance(size, int) else size.value
+def inherited(node: ir.Node) -> dict[str, str]:
+    """The metadata that is passed on to what is written in a node's place: all but what says that
+    the node itself is an attention."""
+    return {key: text for key, text in node.metadata_props.items() if key not in (SITE, CAPTURED)}
 
 
-def same_dim(a: int | str | None, b: int | str | None) -> bool:
-    """Two sizes are known to be equal."""
-    return a is not None and a == b
+def index_range(value: ir.Value) -> tuple[int, int | None] | None:
+    """Lowest and highest index that an input may hold; None where it is not known to hold any.
 
-
-def boundary(values: Sequence[ir.Value]) -> tuple[TensorSpec, ...]:
-    """Specs of a graph's inputs or outputs."""
-    specs = []
-    for value in values:
-        assert value.shape is not None, f"{value.name} has no shape"
-        assert value.dtype is not None, f"{value.name} has no type"
-        shape = tuple(s if isinstance(s, int) else str(s.value) for s in value.shape)
-        specs.append(
-            TensorSpec(value.name or "", value.dtype.numpy().name, shape, _range_of(value))
-        )
-    return tuple(specs)
-
-
-def _range_of(value: ir.Value) -> tuple[int, int | None] | None:
+    The highest alone may be unknown (None).
+    """
     if RANGE not in value.metadata_props:
         return None
     low, high = value.metadata_props[RANGE].split(":")

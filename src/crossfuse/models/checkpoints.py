@@ -20,11 +20,16 @@ from crossfuse.core.checkpoint_folder import CONFIG, read_json, weight_files
 from crossfuse.core.checkpoint_weights import require_weights, weights_about
 from crossfuse.errors import InputError
 from crossfuse.models import clip, qformer, vilt
+from crossfuse.models.checkpoint_names import (
+    CLIP_RULES,
+    QFORMER_RULES,
+    VILT_RULES,
+    Rules,
+    translate,
+)
 from crossfuse.spec.model_spec import ModelSpec
 
 __all__ = ["Loaded", "checkpoint_spec", "load_module"]
-
-Rules = tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True)
@@ -38,105 +43,6 @@ class _Format:
     example: dict[str, int]
     rules: Rules
     ignored: str
-
-
-_CLIP_RULES: Rules = (
-    (r"text_model\.embeddings\.(token|position)_embedding\.weight", r"text.\1_embedding.weight"),
-    (
-        r"(text|vision)_model\.encoder\.layers\.(\d+)\.self_attn\.q_proj\.(\w+)",
-        r"\1.layers.\2.attention.query.\3",
-    ),
-    (
-        r"(text|vision)_model\.encoder\.layers\.(\d+)\.self_attn\.k_proj\.(\w+)",
-        r"\1.layers.\2.attention.key.\3",
-    ),
-    (
-        r"(text|vision)_model\.encoder\.layers\.(\d+)\.self_attn\.v_proj\.(\w+)",
-        r"\1.layers.\2.attention.value.\3",
-    ),
-    (
-        r"(text|vision)_model\.encoder\.layers\.(\d+)\.self_attn\.out_proj\.(\w+)",
-        r"\1.layers.\2.attention.out.\3",
-    ),
-    (
-        r"(text|vision)_model\.encoder\.layers\.(\d+)\.layer_norm(1|2)\.(\w+)",
-        r"\1.layers.\2.norm\3.\4",
-    ),
-    (
-        r"(text|vision)_model\.encoder\.layers\.(\d+)\.mlp\.fc1\.(\w+)",
-        r"\1.layers.\2.feed_forward.up.\3",
-    ),
-    (
-        r"(text|vision)_model\.encoder\.layers\.(\d+)\.mlp\.fc2\.(\w+)",
-        r"\1.layers.\2.feed_forward.down.\3",
-    ),
-    (r"text_model\.final_layer_norm\.(\w+)", r"text.final_norm.\1"),
-    (r"vision_model\.embeddings\.class_embedding", r"vision.class_embedding"),
-    (
-        r"vision_model\.embeddings\.(patch|position)_embedding\.weight",
-        r"vision.\1_embedding.weight",
-    ),
-    (r"vision_model\.pre_layrnorm\.(\w+)", r"vision.pre_norm.\1"),
-    (r"vision_model\.post_layernorm\.(\w+)", r"vision.post_norm.\1"),
-    (r"(visual_projection|text_projection)\.weight", r"\1.weight"),
-    (r"logit_scale", r"logit_scale"),
-)
-
-_VILT_RULES: Rules = (
-    (r"embeddings\.text_embeddings\.(word|position)_embeddings\.weight", r"text.\1s.weight"),
-    (r"embeddings\.text_embeddings\.token_type_embeddings\.weight", r"text.token_types.weight"),
-    (r"embeddings\.text_embeddings\.LayerNorm\.(\w+)", r"text.norm.\1"),
-    (r"embeddings\.cls_token", r"image.class_token"),
-    (r"embeddings\.position_embeddings", r"image.positions"),
-    (r"embeddings\.patch_embeddings\.projection\.(\w+)", r"image.patches.\1"),
-    (r"embeddings\.token_type_embeddings\.weight", r"modalities.weight"),
-    (
-        r"encoder\.layer\.(\d+)\.attention\.attention\.(query|key|value)\.(\w+)",
-        r"layers.\1.attention.\2.\3",
-    ),
-    (r"encoder\.layer\.(\d+)\.attention\.output\.dense\.(\w+)", r"layers.\1.attention.out.\2"),
-    (r"encoder\.layer\.(\d+)\.intermediate\.dense\.(\w+)", r"layers.\1.feed_forward.up.\2"),
-    (r"encoder\.layer\.(\d+)\.output\.dense\.(\w+)", r"layers.\1.feed_forward.down.\2"),
-    (r"encoder\.layer\.(\d+)\.layernorm_before\.(\w+)", r"layers.\1.norm1.\2"),
-    (r"encoder\.layer\.(\d+)\.layernorm_after\.(\w+)", r"layers.\1.norm2.\2"),
-    (r"layernorm\.(\w+)", r"final_norm.\1"),
-    (r"pooler\.dense\.(\w+)", r"pooler.\1"),
-)
-
-_SELF, _CROSS = r"encoder\.layer\.(\d+)\.attention\.", r"encoder\.layer\.(\d+)\.crossattention\."
-_QFORMER_RULES: Rules = (
-    (r"query_tokens", r"query_tokens"),
-    (r"embeddings\.word_embeddings\.weight", r"words.weight"),
-    (r"embeddings\.position_embeddings\.weight", r"positions.weight"),
-    (r"layernorm\.(\w+)", r"norm.\1"),
-    (_SELF + r"attention\.(query|key|value)\.(\w+)", r"layers.\1.self_attention.attention.\2.\3"),
-    (_SELF + r"output\.dense\.(\w+)", r"layers.\1.self_attention.attention.out.\2"),
-    (_SELF + r"output\.LayerNorm\.(\w+)", r"layers.\1.self_attention.norm.\2"),
-    (_CROSS + r"attention\.(query|key|value)\.(\w+)", r"layers.\1.cross_attention.attention.\2.\3"),
-    (_CROSS + r"output\.dense\.(\w+)", r"layers.\1.cross_attention.attention.out.\2"),
-    (_CROSS + r"output\.LayerNorm\.(\w+)", r"layers.\1.cross_attention.norm.\2"),
-    (
-        r"encoder\.layer\.(\d+)\.intermediate_query\.dense\.(\w+)",
-        r"layers.\1.query_feed_forward.feed_forward.up.\2",
-    ),
-    (
-        r"encoder\.layer\.(\d+)\.output_query\.dense\.(\w+)",
-        r"layers.\1.query_feed_forward.feed_forward.down.\2",
-    ),
-    (
-        r"encoder\.layer\.(\d+)\.output_query\.LayerNorm\.(\w+)",
-        r"layers.\1.query_feed_forward.norm.\2",
-    ),
-    (
-        r"encoder\.layer\.(\d+)\.intermediate\.dense\.(\w+)",
-        r"layers.\1.text_feed_forward.feed_forward.up.\2",
-    ),
-    (
-        r"encoder\.layer\.(\d+)\.output\.dense\.(\w+)",
-        r"layers.\1.text_feed_forward.feed_forward.down.\2",
-    ),
-    (r"encoder\.layer\.(\d+)\.output\.LayerNorm\.(\w+)", r"layers.\1.text_feed_forward.norm.\2"),
-)
 
 
 @dataclass(frozen=True)
@@ -194,18 +100,18 @@ def load_module(name: str, folder: str, *, allow_missing: bool = False) -> Loade
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         module = fmt.build(config)
-    wanted = {key: tuple(tensor.shape) for key, tensor in module.state_dict().items()}
+    needed = {key: tuple(tensor.shape) for key, tensor in module.state_dict().items()}
     state: dict[str, Tensor] = {}
     left_over: list[str] = []
     for key, tensor in tensors.items():
-        target = _translate(key, fmt.rules)
-        if target in wanted:
+        target = translate(key, fmt.rules)
+        if target in needed:
             state[target] = tensor.float()
         elif not re.match(fmt.ignored, key):
             left_over.append(key)
-    missing = sorted(set(wanted) - set(state))
+    missing = sorted(set(needed) - set(state))
     shapes = {
-        key: (tuple(state[key].shape), shape) for key, shape in wanted.items() if key in state
+        key: (tuple(state[key].shape), shape) for key, shape in needed.items() if key in state
     }
     other = {key: pair for key, pair in shapes.items() if pair[0] != pair[1]}
     require_weights(
@@ -227,31 +133,36 @@ def load_module(name: str, folder: str, *, allow_missing: bool = False) -> Loade
 def _format(name: str) -> _Format:
     formats = {
         "clip": _Format(
-            _clip_config, clip.CLIP, clip.spec_of, clip.EXAMPLES["published"], _CLIP_RULES, r".*position_ids$"
+            _clip_config,
+            clip.CLIP,
+            clip.spec_of,
+            clip.EXAMPLES["published"],
+            CLIP_RULES,
+            ignored=r".*position_ids$",
         ),
         "vilt": _Format(
-            _vilt_config, vilt.ViLT, vilt.spec_of, vilt.EXAMPLES["published"], _VILT_RULES,
-            r"classifier\.|mlm_score\.|rank_output\.|.*position_ids$|.*token_type_ids$",
+            _vilt_config,
+            vilt.ViLT,
+            vilt.spec_of,
+            vilt.EXAMPLES["published"],
+            VILT_RULES,
+            ignored=r"(classifier|mlm_score|rank_output)\.|.*(position|token_type)_ids$",
         ),
         "qformer": _Format(
-            _qformer_config, qformer.QFormer, qformer.spec_of, qformer.EXAMPLES["published"], _QFORMER_RULES,
-            r"(vision_model|language_model|language_projection|vision_projection|text_projection|itm_head)\.|.*position_ids$",
+            _qformer_config,
+            qformer.QFormer,
+            qformer.spec_of,
+            qformer.EXAMPLES["published"],
+            QFORMER_RULES,
+            ignored=r"(vision_model|language_model|(language|vision|text)_projection|itm_head)\."
+            r"|.*position_ids$",
         ),
-    }  # fmt: skip
+    }
     if name not in formats:
         raise InputError(
             "this system loads no checkpoints", got=repr(name), expected=" or ".join(formats)
         )
     return formats[name]
-
-
-def _translate(key: str, rules: Rules) -> str | None:
-    key = re.sub(r"^(vilt|qformer)\.", "", key)
-    for pattern, target in rules:
-        match = re.fullmatch(pattern, key)
-        if match:
-            return match.expand(target)
-    return None
 
 
 def _clip_config(settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> clip.Config:

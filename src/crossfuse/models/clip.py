@@ -54,11 +54,23 @@ class Config:
 
 SIZES = {
     "tiny": Config(
-        text_width=32, text_layers=2, text_heads=4, text_hidden=64, vocabulary=99, text_length=16, eot_token=98,
-        vision_width=48, vision_layers=2, vision_heads=4, vision_hidden=96, image_size=32, patch_size=8, projection=24,
+        text_width=32,
+        text_layers=2,
+        text_heads=4,
+        text_hidden=64,
+        vocabulary=99,
+        text_length=16,
+        eot_token=98,
+        vision_width=48,
+        vision_layers=2,
+        vision_heads=4,
+        vision_hidden=96,
+        image_size=32,
+        patch_size=8,
+        projection=24,
     ),
     "published": Config(),
-}  # fmt: skip
+}
 EXAMPLES = {
     "tiny": {"texts": 3, "images": 2, "text": 9},
     "published": {"texts": 3, "images": 2, "text": 20},
@@ -66,7 +78,12 @@ EXAMPLES = {
 
 
 class TextTower(nn.Module):
-    """Causal transformer; the state of the end-of-text token stands for the text."""
+    """Causal transformer (Radford et al. 2019).
+
+    The state of the end-of-text token stands for the text.
+
+        x = E[ids] + P,  x ← blocks(x),  text = LN(x)[eot]
+    """
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -86,7 +103,15 @@ class TextTower(nn.Module):
         self.final_norm = nn.LayerNorm(config.text_width, eps=config.eps)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """``[B, T]`` ids and mask → ``[B, text_width]``."""
+        """Texts as vectors.
+
+        Args:
+            input_ids: int64 ``[B, T]``.
+            attention_mask: int64 or bool ``[B, T]``, non-zero = attend.
+
+        Returns:
+            float ``[B, text_width]``.
+        """
         x = self.token_embedding(input_ids) + self.position_embedding.weight[: input_ids.shape[1]]
         for layer in self.layers:
             x = layer(x, mask=key_mask(attention_mask), causal="upper_left")
@@ -100,8 +125,12 @@ class TextTower(nn.Module):
 
 
 class VisionTower(nn.Module):
-    """Vision transformer (Dosovitskiy et al. 2020, arXiv:2010.11929); the class token stands for
-    the image."""
+    """Vision transformer (Dosovitskiy et al. 2020, arXiv:2010.11929).
+
+    The class token stands for the image.
+
+        x = LN([class ; Conv(pixels)] + P),  x ← blocks(x),  image = LN(x[0])
+    """
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -123,7 +152,7 @@ class VisionTower(nn.Module):
         self.post_norm = nn.LayerNorm(width, eps=config.eps)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
-        """``[B, 3, image_size, image_size]`` → ``[B, vision_width]``."""
+        """Images as vectors: float ``[B, 3, image_size, image_size]`` → ``[B, vision_width]``."""
         patches = self.patch_embedding(pixel_values).flatten(2).transpose(1, 2)
         x = torch.cat([self.class_embedding.expand(patches.shape[0], 1, -1), patches], dim=1)
         x = self.pre_norm(x + self.position_embedding.weight)
@@ -133,7 +162,7 @@ class VisionTower(nn.Module):
 
 
 class CLIP(nn.Module):
-    """Scores every text against every image."""
+    """Scores every text against every image: exp(τ) · t vᵀ of unit-length t and v."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -146,7 +175,12 @@ class CLIP(nn.Module):
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, pixel_values: Tensor
     ) -> dict[str, Tensor]:
-        """``input_ids``, ``attention_mask`` ``[texts, T]``; ``pixel_values`` ``[images, 3, H, W]``.
+        """Scores of all pairs.
+
+        Args:
+            input_ids: int64 ``[texts, T]``.
+            attention_mask: int64 or bool ``[texts, T]``, non-zero = attend.
+            pixel_values: float ``[images, 3, image_size, image_size]``.
 
         Returns:
             ``logits_per_image [images, texts]``, ``logits_per_text [texts, images]``, and the
@@ -166,14 +200,24 @@ class CLIP(nn.Module):
 
 
 def spec(size: str = "published", seed: int = 0) -> ModelSpec:
-    """Export spec with seeded random weights; the image is the context."""
+    """Export spec with seeded random weights; the image is the context.
+
+    Raises:
+        KeyError: a size other than ``tiny`` and ``published``.
+    """
     config = SIZES[size]
     return spec_of(sampling.initialised(lambda: CLIP(config), seed), config, EXAMPLES[size])
 
 
 def spec_of(module: CLIP, config: Config, example: dict[str, int]) -> ModelSpec:
-    """Export spec of a module with weights of its own; ``example`` gives the sizes of the example
-    inputs."""
+    """Export spec of a module with weights of its own.
+
+    Args:
+        module: takes ``input_ids``, ``attention_mask`` ``[texts, text]`` and ``pixel_values
+            [images, 3, image_size, image_size]``.
+        config: of the module.
+        example: sizes of the example inputs: ``texts``, ``images`` and ``text``.
+    """
     texts, images, length = (
         Dim("texts", 1, 1024),
         Dim("images", 1, 256),

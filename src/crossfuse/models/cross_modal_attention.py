@@ -41,7 +41,7 @@ EXAMPLES = {
 
 
 class CrossModalAttention(nn.Module):
-    """Tokens of modality A enriched with what they find in modality B."""
+    """Tokens of modality A enriched with what they find in modality B: a + g ⊙ context."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -51,16 +51,29 @@ class CrossModalAttention(nn.Module):
         self.gate = nn.Linear(2 * config.width, config.width)
 
     def forward(self, a: Tensor, b: Tensor, b_mask: Tensor) -> dict[str, Tensor]:
-        """``a [B, L, width]``, ``b [B, S, context_width]``, ``b_mask [B, S]`` → ``fused``,
-        ``context`` ``[B, L, width]``."""
+        """Tokens of ``a`` with what they find in ``b``.
+
+        Args:
+            a: float ``[B, L, width]``.
+            b: float ``[B, S, context_width]``.
+            b_mask: int64 or bool ``[B, S]``, non-zero = attend.
+
+        Returns:
+            ``fused`` and ``context``, float ``[B, L, width]``.
+        """
         context = self.attention(self.norm_a(a), self.norm_b(b), key_mask(b_mask))
         gate = torch.sigmoid(self.gate(torch.cat([a, context], dim=-1)))
         return {"fused": a + gate * context, "context": context}
 
 
 def spec(size: str = "published", seed: int = 0) -> ModelSpec:
-    """Export spec with seeded random weights; ``a``: 20 tokens, ``b``: 197 tokens at the published
-    size."""
+    """Export spec with seeded random weights.
+
+    At the published size ``a`` has 20 tokens and ``b`` 197.
+
+    Raises:
+        KeyError: a size other than ``tiny`` and ``published``.
+    """
     config = SIZES[size]
     return spec_of(
         sampling.initialised(lambda: CrossModalAttention(config), seed), config, EXAMPLES[size]
@@ -68,8 +81,15 @@ def spec(size: str = "published", seed: int = 0) -> ModelSpec:
 
 
 def spec_of(module: CrossModalAttention, config: Config, example: dict[str, int]) -> ModelSpec:
-    """Export spec of a module with weights of its own; ``example`` gives the sizes of the example
-    inputs."""
+    """Export spec of a module with weights of its own.
+
+    Args:
+        module: takes ``a [batch, length, width]``, ``b [batch, context_length, context_width]``
+            and ``b_mask [batch, context_length]``.
+        config: of the module.
+        example: sizes of the example inputs: ``batch``, ``length`` and
+            ``context_length``.
+    """
     batch, length, keys = Dim("batch", 1, 64), Dim("length", 1, 512), Dim("context_length", 1, 4096)
 
     def sample(dims: dict[str, int], generator: torch.Generator) -> dict[str, Tensor]:

@@ -1,13 +1,12 @@
 """A DALL-E: text steers an image through discrete codes (Ramesh et al. 2021, arXiv:2102.12092).
 
-    codes = argmin_k ‖Encoder(image) − e_k‖²           VQ-VAE tokenizer (van den Oord et al. 2017, arXiv:1711.00937)
-    text ← Transformer(ids);  text ← text + Attention(text, e[codes])     text queries attend to image tokens
-    image tokens ← Transformer(e[codes], text) → logits over the codebook;  image' =
-    Decoder(e[codes])
+    codes = argmin_k ‖Encoder(image) − e_k‖²
+    text ← Transformer(ids),  text ← text + Attention(text, e[codes])
+    logits over the codebook = Transformer(e[codes], text),  image' = Decoder(e[codes])
 
-One pass gives the codes, the image decoded from them, the text states that have looked at the
-image, and the logits with which the transformer scores a codebook entry at every image position
-given the text.
+The tokenizer is a VQ-VAE (van den Oord et al. 2017, arXiv:1711.00937). One pass gives the codes,
+the image decoded from them, the text states that have looked at the image, and the logits with
+which the transformer scores a codebook entry at every image position given the text.
 """
 
 from __future__ import annotations
@@ -46,16 +45,26 @@ class Config:
 
 SIZES = {
     "tiny": Config(
-        width=32, heads=4, hidden=64, text_layers=2, cross_layers=2, vocabulary=99, text_length=16, image_size=16,
-        downsamplings=2, channels=8, codebook=32, code_width=16,
+        width=32,
+        heads=4,
+        hidden=64,
+        text_layers=2,
+        cross_layers=2,
+        vocabulary=99,
+        text_length=16,
+        image_size=16,
+        downsamplings=2,
+        channels=8,
+        codebook=32,
+        code_width=16,
     ),
     "published": Config(),
-}  # fmt: skip
+}
 EXAMPLES = {"tiny": {"batch": 2, "text": 9}, "published": {"batch": 2, "text": 32}}
 
 
 class ResidualBlock(nn.Module):
-    """x + Conv1×1(ReLU(Conv3×3(ReLU x)))."""
+    """x + Conv1×1(ReLU(Conv3×3(ReLU x))), as in VQ-VAE (van den Oord et al. 2017)."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -63,13 +72,13 @@ class ResidualBlock(nn.Module):
         self.conv2 = nn.Conv2d(channels, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """``[B, C, H, W]`` → the same."""
+        """Float ``[B, channels, H, W]`` → the same."""
         return x + self.conv2(F.relu(self.conv1(F.relu(x))))
 
 
 class Tokenizer(nn.Module):
-    """VQ-VAE: strided convolutions to a grid of vectors, each replaced by its nearest codebook
-    entry, and back."""
+    """VQ-VAE (arXiv:1711.00937): strided convolutions to a grid of vectors, each replaced by its
+    nearest codebook entry, and back."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -84,14 +93,16 @@ class Tokenizer(nn.Module):
         self.codebook = nn.Embedding(config.codebook, code)
 
     def encode(self, image: Tensor) -> Tensor:
-        """``[B, 3, H, W]`` → int64 codes ``[B, h, w]``: argmin over entries of ‖z‖² − 2 z·e + ‖e‖²,
-        ‖z‖² left out."""
+        """Float ``[B, 3, H, W]`` → int64 codes ``[B, h, w]``, where h = H / 2^downsamplings.
+
+        The argmin over entries e of ‖z‖² − 2 z·e + ‖e‖², ‖z‖² left out.
+        """
         z = self.encoder(image).permute(0, 2, 3, 1)
         entries = self.codebook.weight
         return (entries.square().sum(dim=1) - 2 * F.linear(z, entries)).argmin(dim=-1)
 
     def decode(self, codes: Tensor) -> Tensor:
-        """Codes ``[B, h, w]`` → image ``[B, 3, H, W]`` in (−1, 1)."""
+        """Int64 codes ``[B, h, w]`` → float image ``[B, 3, H, W]`` in (−1, 1)."""
         return torch.tanh(self.decoder(self.codebook(codes).permute(0, 3, 1, 2)))
 
 
@@ -120,7 +131,12 @@ class DALLE(nn.Module):
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, pixel_values: Tensor
     ) -> dict[str, Tensor]:
-        """``input_ids``, ``attention_mask`` ``[B, T]``; ``pixel_values [B, 3, H, W]`` in (−1, 1).
+        """Codes, the image that they decode to, and text and image looked at by each other.
+
+        Args:
+            input_ids: int64 ``[B, T]``.
+            attention_mask: int64 or bool ``[B, T]``, non-zero = attend.
+            pixel_values: float ``[B, 3, image_size, image_size]`` in (−1, 1).
 
         Returns:
             ``codes [B, h·w]`` int64, ``image [B, 3, H, W]`` decoded from them, ``text_states [B, T,
@@ -146,14 +162,24 @@ class DALLE(nn.Module):
 
 
 def spec(size: str = "published", seed: int = 0) -> ModelSpec:
-    """Export spec with seeded random weights; the image is the context, the text the query."""
+    """Export spec with seeded random weights; the image is the context, the text the query.
+
+    Raises:
+        KeyError: a size other than ``tiny`` and ``published``.
+    """
     config = SIZES[size]
     return spec_of(sampling.initialised(lambda: DALLE(config), seed), config, EXAMPLES[size])
 
 
 def spec_of(module: DALLE, config: Config, example: dict[str, int]) -> ModelSpec:
-    """Export spec of a module with weights of its own; ``example`` gives the sizes of the example
-    inputs."""
+    """Export spec of a module with weights of its own.
+
+    Args:
+        module: takes ``input_ids``, ``attention_mask`` ``[batch, text]`` and ``pixel_values
+            [batch, 3, image_size, image_size]``.
+        config: of the module.
+        example: sizes of the example inputs: ``batch`` and ``text``.
+    """
     batch, length = Dim("batch", 1, 64), Dim("text", 1, config.text_length)
 
     def sample(dims: dict[str, int], generator: torch.Generator) -> dict[str, Tensor]:

@@ -14,7 +14,8 @@ __all__ = ["Attention", "FeedForward", "PreNormBlock", "key_mask", "quick_gelu"]
 
 
 def quick_gelu(x: Tensor) -> Tensor:
-    """x · σ(1.702 x), the activation of the original CLIP."""
+    """x · σ(1.702 x) (Hendrycks and Gimpel 2016, arXiv:1606.08415), the activation of the original
+    CLIP; any shape."""
     return x * torch.sigmoid(1.702 * x)
 
 
@@ -51,8 +52,17 @@ class Attention(nn.Module):
         mask: Tensor | None = None,
         causal: str = "none",
     ) -> Tensor:
-        """Attend from ``x [Bq, L, width]`` to ``context [Bk, S, context_width]``; mask as in the
-        operator's contract."""
+        """Attend from ``x`` to ``context``, or to ``x`` itself.
+
+        Args:
+            x: float ``[Bq, L, width]``.
+            context: float ``[Bk, S, context_width]``; Bk divides Bq.
+            mask: bool ``[1|Bk|Bq, 1|heads, 1|L, S]``, True = attend.
+            causal: ``none``, ``upper_left`` or ``lower_right``.
+
+        Returns:
+            float ``[Bq, L, width]``.
+        """
         source = x if context is None else context
         attended = fused_attention(
             self.query(x),
@@ -66,7 +76,7 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """act(x W₁ + b₁) W₂ + b₂."""
+    """act(x W₁ + b₁) W₂ + b₂ (Vaswani et al. 2017, arXiv:1706.03762)."""
 
     def __init__(
         self, width: int, hidden: int, activation: Callable[[Tensor], Tensor] = nn.functional.gelu
@@ -77,17 +87,23 @@ class FeedForward(nn.Module):
         self.activation = activation
 
     def forward(self, x: Tensor) -> Tensor:
-        """``[..., width]`` → ``[..., width]``."""
+        """Float ``[..., width]`` → ``[..., width]``."""
         return self.down(self.activation(self.up(x)))
 
 
 class PreNormBlock(nn.Module):
-    """x + Attention(LN x), then (with a context) x + Attention(LN x, c), then x + FeedForward(LN
-    x).
+    """A pre-norm transformer block (Xiong et al. 2020, arXiv:2002.04745).
+
+        x ← x + Attention(LN x),  with a context: x ← x + Attention(LN x, c),
+        x ← x + FeedForward(LN x)
 
     Args:
+        width: of ``x``.
+        num_heads: heads; divides ``width``.
+        hidden: width inside the feed-forward.
         context_width: width of the context for a cross-attention between self-attention and
             feed-forward; None for none.
+        activation: of the feed-forward.
         eps: of the layer norms.
     """
 
@@ -118,8 +134,18 @@ class PreNormBlock(nn.Module):
         context_mask: Tensor | None = None,
         causal: str = "none",
     ) -> Tensor:
-        """``x [B, L, width]``, ``context [B, S, context_width]``, masks as in the operator's
-        contract."""
+        """One block.
+
+        Args:
+            x: float ``[B, L, width]``.
+            context: float ``[B, S, context_width]``.
+            mask: of the self-attention, bool ``[1|B, 1|heads, 1|L, L]``.
+            context_mask: of the cross-attention, bool ``[1|B, 1|heads, 1|L, S]``.
+            causal: of the self-attention.
+
+        Returns:
+            float ``[B, L, width]``.
+        """
         x = x + self.attention(self.norm1(x), mask=mask, causal=causal)
         if context is not None:
             x = x + self.cross_attention(self.norm_cross(x), context, context_mask)

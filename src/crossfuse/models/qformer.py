@@ -26,8 +26,11 @@ __all__ = ["EXAMPLES", "SIZES", "Config", "QFormer", "spec", "spec_of"]
 
 @dataclass(frozen=True)
 class Config:
-    """Sizes; ``text`` False leaves out word embeddings and the text feed-forwards (checkpoints for
-    captioning)."""
+    """Sizes of the Q-Former; published ones are BLIP-2's.
+
+    ``text`` False leaves out word embeddings and the text feed-forwards (checkpoints for
+    captioning).
+    """
 
     width: int = 768
     layers: int = 12
@@ -44,10 +47,17 @@ class Config:
 
 SIZES = {
     "tiny": Config(
-        width=32, layers=4, heads=4, hidden=64, image_width=24, queries=5, vocabulary=99, text_length=16
+        width=32,
+        layers=4,
+        heads=4,
+        hidden=64,
+        image_width=24,
+        queries=5,
+        vocabulary=99,
+        text_length=16,
     ),
     "published": Config(),
-}  # fmt: skip
+}
 EXAMPLES = {
     "tiny": {"batch": 2, "image_tokens": 11, "text": 7},
     "published": {"batch": 2, "image_tokens": 257, "text": 20},
@@ -55,7 +65,7 @@ EXAMPLES = {
 
 
 class PostNormAttention(nn.Module):
-    """LN(x + Attention(x, context))."""
+    """LN(x + Attention(x, context)), post-norm as in BERT (arXiv:1810.04805)."""
 
     def __init__(self, config: Config, context_width: int | None = None) -> None:
         super().__init__()
@@ -63,12 +73,13 @@ class PostNormAttention(nn.Module):
         self.norm = nn.LayerNorm(config.width, eps=config.eps)
 
     def forward(self, x: Tensor, context: Tensor | None, mask: Tensor | None) -> Tensor:
-        """``[B, L, width]`` → ``[B, L, width]``."""
+        """Float ``x [B, L, width]``, ``context [B, S, context_width]`` or None for ``x``, bool mask
+        ``[B, 1, 1, S]`` or None → ``[B, L, width]``."""
         return self.norm(x + self.attention(x, context, mask))
 
 
 class PostNormFeedForward(nn.Module):
-    """LN(x + FeedForward(x))."""
+    """LN(x + FeedForward(x)), post-norm as in BERT."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -76,7 +87,7 @@ class PostNormFeedForward(nn.Module):
         self.norm = nn.LayerNorm(config.width, eps=config.eps)
 
     def forward(self, x: Tensor) -> Tensor:
-        """``[B, L, width]`` → ``[B, L, width]``."""
+        """Float ``[B, L, width]`` → ``[B, L, width]``."""
         return self.norm(x + self.feed_forward(x))
 
 
@@ -93,8 +104,17 @@ class QFormerLayer(nn.Module):
         self.text_feed_forward = PostNormFeedForward(config) if config.text else None
 
     def forward(self, x: Tensor, mask: Tensor | None, image: Tensor, image_mask: Tensor) -> Tensor:
-        """``x [B, queries(+T), width]``, ``image [B, S, image_width]``, masks as in the operator's
-        contract."""
+        """One layer.
+
+        Args:
+            x: float ``[B, queries (+ T), width]``.
+            mask: of the self-attention, bool ``[B, 1, 1, queries + T]``; None without text.
+            image: float ``[B, S, image_width]``.
+            image_mask: bool ``[B, 1, 1, S]``.
+
+        Returns:
+            float, as ``x``; without text the queries alone.
+        """
         x = self.self_attention(x, None, mask)
         queries, text = x[:, : self.queries], x[:, self.queries :]
         if self.cross_attention is not None:
@@ -126,8 +146,13 @@ class QFormer(nn.Module):
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """``image_features [B, S, image_width]``, ``image_mask [B, S]``; ``input_ids``,
-        ``attention_mask`` ``[B, T]``.
+        """What the queries (and the text) read from the image.
+
+        Args:
+            image_features: float ``[B, S, image_width]``.
+            image_mask: int64 or bool ``[B, S]``, non-zero = attend.
+            input_ids: int64 ``[B, T]``, or None for the image alone.
+            attention_mask: int64 or bool ``[B, T]``.
 
         Returns:
             ``query_states [B, queries, width]`` and, with text, ``text_states [B, T, width]``.
@@ -149,14 +174,24 @@ class QFormer(nn.Module):
 
 
 def spec(size: str = "published", seed: int = 0) -> ModelSpec:
-    """Export spec with seeded random weights; the image is the context, the text the query."""
+    """Export spec with seeded random weights; the image is the context, the text the query.
+
+    Raises:
+        KeyError: a size other than ``tiny`` and ``published``.
+    """
     config = SIZES[size]
     return spec_of(sampling.initialised(lambda: QFormer(config), seed), config, EXAMPLES[size])
 
 
 def spec_of(module: QFormer, config: Config, example: dict[str, int]) -> ModelSpec:
-    """Export spec of a module with weights of its own; ``example`` gives the sizes of the example
-    inputs."""
+    """Export spec of a module with weights of its own.
+
+    Args:
+        module: takes ``image_features [batch, image_tokens, image_width]``, ``image_mask [batch,
+            image_tokens]`` and, with text, ``input_ids``, ``attention_mask`` ``[batch, text]``.
+        config: of the module.
+        example: sizes of the example inputs: ``batch``, ``image_tokens`` and ``text``.
+    """
     batch, keys, length = (
         Dim("batch", 1, 64),
         Dim("image_tokens", 1, 1024),

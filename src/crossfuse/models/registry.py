@@ -17,7 +17,14 @@ __all__ = ["SIZES", "ZOO", "ZooEntry", "zoo_spec"]
 
 @dataclass(frozen=True)
 class ZooEntry:
-    """One system of the zoo."""
+    """One system of the zoo.
+
+    Attributes:
+        name: of its module in `crossfuse.models`.
+        summary: one line for people.
+        published: what the published size is.
+        checkpoint: classes of ``transformers`` whose checkpoints it loads, or None.
+    """
 
     name: str
     summary: str
@@ -65,7 +72,12 @@ def zoo_spec(
 ) -> ModelSpec:
     """The spec of a zoo system with random weights, or with those of a checkpoint folder.
 
-    ``allow_missing`` lets weights that the checkpoint lacks stay random.
+    Args:
+        name: of the system.
+        size: ``tiny`` or ``published``.
+        seed: of random weights.
+        checkpoint: folder with ``config.json`` and safetensors files, which give size and weights.
+        allow_missing: let weights that the checkpoint lacks stay random.
 
     Raises:
         InputError: unknown name or size, or a checkpoint that doesn't fit.

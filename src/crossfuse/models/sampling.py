@@ -15,12 +15,12 @@ M = TypeVar("M", bound=nn.Module)
 
 
 def features(generator: torch.Generator, *shape: int) -> Tensor:
-    """Standard normal float32."""
+    """Standard normal float32 of the given shape."""
     return torch.randn(*shape, generator=generator)
 
 
 def tokens(generator: torch.Generator, vocabulary: int, *shape: int) -> Tensor:
-    """Token ids in ``1 … vocabulary-1``, int64."""
+    """Token ids in ``1 … vocabulary-1``, int64 of the given shape."""
     return torch.randint(1, vocabulary, shape, generator=generator)
 
 
@@ -34,8 +34,10 @@ def padding(generator: torch.Generator, batch: int, length: int) -> Tensor:
 
 
 def initialised(build: Callable[[], M], seed: int) -> M:
-    """Build a module with seeded weights, in eval mode; norms and biases are perturbed so that none
-    is idle."""
+    """Build a module with seeded weights, in eval mode.
+
+    Norms and biases are perturbed so that none is idle.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         module = build()

@@ -1,8 +1,8 @@
 """ViLT: one transformer over words and image patches side by side (Kim et al. 2021,
 arXiv:2102.03334).
 
-    x = [Text(ids) + type₀ ; ViT-patches(pixels) + type₁],  x ← x + Attention(LN x),  x ← x +
-    FeedForward(LN x)
+    x = [Text(ids) + type₀ ; ViT-patches(pixels) + type₁]
+    x ← x + Attention(LN x),  x ← x + FeedForward(LN x)
 
 Every token attends to every token, so text meets image in each self-attention. Images smaller than
 the canvas are padded; ``pixel_mask`` marks the real pixels, and position embeddings are stretched
@@ -42,15 +42,23 @@ class Config:
 
 SIZES = {
     "tiny": Config(
-        width=32, layers=2, heads=4, hidden=64, vocabulary=99, text_length=16, image_size=64, patch_size=16
+        width=32,
+        layers=2,
+        heads=4,
+        hidden=64,
+        vocabulary=99,
+        text_length=16,
+        image_size=64,
+        patch_size=16,
     ),
     "published": Config(),
-}  # fmt: skip
+}
 EXAMPLES = {"tiny": {"batch": 2, "text": 9}, "published": {"batch": 2, "text": 20}}
 
 
 class TextEmbeddings(nn.Module):
-    """Word, position and token-type embeddings as in BERT."""
+    """Word, position and token-type embeddings as in BERT (Devlin et al. 2018, arXiv:1810.04805):
+    LN(E[ids] + type₀ + P)."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -60,7 +68,7 @@ class TextEmbeddings(nn.Module):
         self.norm = nn.LayerNorm(config.width, eps=config.eps)
 
     def forward(self, input_ids: Tensor) -> Tensor:
-        """``[B, T]`` → ``[B, T, width]``."""
+        """Int64 ids ``[B, T]`` → float ``[B, T, width]``."""
         x = (
             self.words(input_ids)
             + self.token_types.weight[0]
@@ -80,8 +88,16 @@ class ImageEmbeddings(nn.Module):
         self.positions = nn.Parameter(0.02 * torch.randn(1, self.grid**2 + 1, config.width))
 
     def forward(self, pixel_values: Tensor, pixel_mask: Tensor) -> tuple[Tensor, Tensor]:
-        """``[B, 3, H, W]`` and ``[B, H, W]`` → tokens ``[B, 1+P, width]`` and their mask ``[B,
-        1+P]``, row-major patches."""
+        """Images as tokens.
+
+        Args:
+            pixel_values: float ``[B, 3, H, W]``.
+            pixel_mask: int64 ``[B, H, W]``, 1 for real pixels, which are at the top left.
+
+        Returns:
+            tokens ``[B, 1+P, width]`` and their mask ``[B, 1+P]``, the class token first, then the
+            patches row by row.
+        """
         patches = self.patches(pixel_values)
         step = self.patches.kernel_size[0]
         real = pixel_mask[:, ::step, ::step]
@@ -91,7 +107,7 @@ class ImageEmbeddings(nn.Module):
 
     def _stretched_positions(self, real: Tensor) -> Tensor:
         """Bilinear interpolation, corners aligned, of the square grid of positions to each image's
-        real patches.
+        real patches: ``[B, rows, columns]`` → ``[B, rows·columns, width]``.
 
         Linear interpolation at coordinate y is Σ_k max(0, 1 − |y − k|) · position_k, so that images
         of different extents need no loop and no data-dependent shape.
@@ -131,8 +147,13 @@ class ViLT(nn.Module):
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, pixel_values: Tensor, pixel_mask: Tensor
     ) -> dict[str, Tensor]:
-        """``input_ids``, ``attention_mask`` ``[B, T]``; ``pixel_values [B, 3, H, W]``, ``pixel_mask
-        [B, H, W]``.
+        """Words and patches that have looked at each other.
+
+        Args:
+            input_ids: int64 ``[B, T]``.
+            attention_mask: int64 ``[B, T]``, 1 = attend.
+            pixel_values: float ``[B, 3, H, W]``.
+            pixel_mask: int64 ``[B, H, W]``, 1 for real pixels.
 
         Returns:
             ``last_hidden_state [B, T+1+P, width]`` (text, class token, patches in row-major order)
@@ -149,14 +170,24 @@ class ViLT(nn.Module):
 
 
 def spec(size: str = "published", seed: int = 0) -> ModelSpec:
-    """Export spec with seeded random weights; samples hold images of different real extents."""
+    """Export spec with seeded random weights; samples hold images of different real extents.
+
+    Raises:
+        KeyError: a size other than ``tiny`` and ``published``.
+    """
     config = SIZES[size]
     return spec_of(sampling.initialised(lambda: ViLT(config), seed), config, EXAMPLES[size])
 
 
 def spec_of(module: ViLT, config: Config, example: dict[str, int]) -> ModelSpec:
-    """Export spec of a module with weights of its own; ``example`` gives the sizes of the example
-    inputs."""
+    """Export spec of a module with weights of its own.
+
+    Args:
+        module: takes ``input_ids``, ``attention_mask`` ``[batch, text]``, ``pixel_values [batch, 3,
+            image_size, image_size]`` and ``pixel_mask [batch, image_size, image_size]``.
+        config: of the module.
+        example: sizes of the example inputs: ``batch`` and ``text``.
+    """
     batch, length = Dim("batch", 1, 64), Dim("text", 1, config.text_length)
 
     def sample(dims: dict[str, int], generator: torch.Generator) -> dict[str, Tensor]:

@@ -15,7 +15,7 @@ from onnx_ir.tape import Tape
 
 from crossfuse.ops.contract import DOMAIN, INPUTS, NAME
 
-__all__ = ["Variant", "attention_function", "variant_of"]
+__all__ = ["Variant", "attention_function"]
 
 _ATTRIBUTES = {
     "num_heads": ir.AttributeType.INT,
@@ -44,13 +44,6 @@ class Variant:
     def may_lack_keys(self) -> bool:
         """A row may have no key to attend to; an upper-left causal mask always leaves the first."""
         return self.mask or self.bias or self.key_lengths or self.causal == "lower_right"
-
-
-def variant_of(node: ir.Node) -> Variant:
-    """The variant that a ``FusedAttention`` node needs."""
-    given = [i < len(node.inputs) and node.inputs[i] is not None for i in range(len(INPUTS))]
-    causal = node.attributes.get_string("causal", "none")
-    return Variant(given[3], given[4], given[5], causal or "none")
 
 
 def attention_function(variant: Variant, opset: int) -> ir.Function:

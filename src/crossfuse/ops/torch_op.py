@@ -21,7 +21,7 @@ __all__ = ["OP_NAME", "compute", "fused_attention"]
 OP_NAME = "crossfuse::fused_attention"
 
 
-def fused_attention(
+def fused_attention(  # noqa: PLR0913 -- the operator's own signature
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -72,7 +72,7 @@ def fused_attention(
 
 
 @torch.library.custom_op(OP_NAME, mutates_args=())
-def _fused_attention(
+def _fused_attention(  # noqa: PLR0913 -- the operator's own signature
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -111,7 +111,7 @@ def _fused_attention(
 
 
 @_fused_attention.register_fake
-def _fake(
+def _fake(  # noqa: PLR0913 -- the operator's own signature
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -129,7 +129,7 @@ def _fake(
     )
 
 
-def compute(
+def compute(  # noqa: PLR0913 -- the operator's own signature
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -219,17 +219,17 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     # Optional tensors that were not passed are saved as None, but have no place among the
     # gradients.
     passed = len(ctx.needs_input_grad)
-    wanted = [i for i in (0, 1, 2, 4) if i < passed and ctx.needs_input_grad[i]]
+    requested = [i for i in (0, 1, 2, 4) if i < passed and ctx.needs_input_grad[i]]
     with torch.enable_grad():
         again = [
-            t.detach().requires_grad_(i in wanted) if t is not None else None
+            t.detach().requires_grad_(i in requested) if t is not None else None
             for i, t in enumerate(saved)
         ]
         out = compute(*again, **ctx.attributes)  # type: ignore[arg-type]
-        leaves = [t for i in wanted if (t := again[i]) is not None]
+        leaves = [t for i in requested if (t := again[i]) is not None]
         grads = torch.autograd.grad(out, leaves, grad)
     result: list[Tensor | None] = [None] * passed
-    for i, value in zip(wanted, grads, strict=True):
+    for i, value in zip(requested, grads, strict=True):
         result[i] = value
     return tuple(result)
 

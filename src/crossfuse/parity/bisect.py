@@ -1,9 +1,10 @@
-"""Where does a target leave its tolerance? Bisection over the attentions, two or three tensors at a
-time.
+"""Where does a target leave its tolerance?
+
+Bisection over the attentions, two or three tensors at a time.
 
 Attentions are ordered as the graph computes them. A prefix of them is judged by its *last*
-attentions, those whose results no other attention of the prefix uses: a fault anywhere in the
-prefix reaches them, so whether a prefix is faulty is monotonic, and the first faulty attention is
+attentions, those whose results no other attention of the prefix uses: a difference anywhere in the
+prefix reaches them, so whether a prefix diverges is monotonic, and the first attention that does is
 found in log2 of their number. One evaluation more looks at the module outputs between it and the
 attentions before it.
 
@@ -16,64 +17,31 @@ in their place.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
 from crossfuse.bundle.store import Bundle
+from crossfuse.core.target import require_target
 from crossfuse.core.tensors import CONTEXTS
-from crossfuse.graph.metadata import MODULE, attention_nodes, clone, site_of
+from crossfuse.graph.attention_node import attention_nodes
+from crossfuse.graph.metadata import MODULE, site_of
+from crossfuse.parity.policy import EAGER_MULTIPLE, FLOORS, judged_as, output_error
 from crossfuse.parity.reference import ReferencePoint, ReferenceSet
-from crossfuse.parity.report import EAGER_MULTIPLE, FLOORS, ParityReport, judged_as, output_error
+from crossfuse.parity.report import Divergence, ParityReport
 from crossfuse.targets.cpu_run import run_once
 from crossfuse.targets.graph_files import load_graph
+from crossfuse.targets.portable import lower_portable
 from crossfuse.targets.precision.cast import cast_graph
 from crossfuse.targets.precision.simulate import simulate
 from crossfuse.targets.precision.stages import half_stages
-from crossfuse.targets.registry import lower, rehearsal, require_target
+from crossfuse.targets.registry import cpu_equivalent
 
-__all__ = ["Fault", "bisect", "stage_candidates", "telling_point"]
+__all__ = ["bisect", "bisection_point", "stage_candidates"]
 
 Arrays = dict[str, NDArray[Any]]
-
-
-@dataclass(frozen=True)
-class Fault:
-    """What a bisection found.
-
-    Attributes:
-        site: the first attention beyond its tolerance, or None where only what comes after the last
-            one is.
-        module: the first module whose output is, at or before that attention; None where it is the
-            attention itself.
-        error, tolerance: largest error there, and what it may be.
-        evaluations: how many times the target was executed.
-    """
-
-    site: str | None
-    module: str | None
-    error: float
-    tolerance: float
-    evaluations: int
-
-    def sentence(self) -> str:
-        """For people."""
-        where = f"attention {self.site}" if self.site else "what follows the last attention"
-        within = f"; the first module beyond it is {self.module}" if self.module else ""
-        return (
-            f"the first difference is in {where}{within} (error {self.error:.3g}, tolerance "
-            f"{self.tolerance:.3g}), found in "
-            f"{self.evaluations} evaluations"
-        )
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain data."""
-        finite = self.error if np.isfinite(self.error) else None
-        about = {"site": self.site, "module": self.module, "evaluations": self.evaluations}
-        return {**about, "error": finite, "tolerance": self.tolerance}
 
 
 def bisect(
@@ -83,8 +51,8 @@ def bisect(
     precision: str,
     *,
     kept: Mapping[str, str] | None = None,
-    step: Callable[[str], None] = lambda _: None,
-) -> Fault | None:
+    progress: Callable[[str], None] = lambda _: None,
+) -> Divergence | None:
     """The first attention or module beyond its tolerance; None where no prefix, and no output, is.
 
     Args:
@@ -93,31 +61,31 @@ def bisect(
         point: inputs with one query per context.
         precision: the target's.
         kept: nodes that the target keeps in fp32.
-        step: told what is evaluated.
+        progress: told what is evaluated.
     """
     runner = _Runner(fused, candidates, point, precision, kept)
     sites = [node for node in attention_nodes(fused.graph) if runner.has(_tensor(node))]
     upstream = _upstream(fused.graph, sites)
     outputs = [value.name or "" for value in fused.graph.outputs if runner.has(value.name or "")]
 
-    def faulty(count: int) -> bool:
+    def diverges(count: int) -> bool:
         prefix = sites[:count]
         last = [n for n in prefix if not any(n in upstream[other] for other in prefix)]
-        step(f"bisecting: {count} of {len(sites)} attentions")
+        progress(f"bisecting: {count} of {len(sites)} attentions")
         return runner.first_beyond([_tensor(node) for node in last]) is not None
 
-    if not sites or not faulty(len(sites)):
+    if not sites or not diverges(len(sites)):
         found = runner.first_beyond(outputs)
         if found is None:
             return None
-        later = _modules_between(fused.graph, None, sites, runner)
-        first = runner.first_beyond(later)
-        name, error, tolerance = first or (None, *found[1:])
-        return Fault(None, _module_of(fused.graph, name), error, tolerance, runner.evaluations)
+        first = runner.first_beyond(_modules_between(fused.graph, None, sites, runner))
+        module = None if first is None else _module_of(fused.graph, first.tensor)
+        worst = first or found
+        return Divergence(None, module, worst.error, worst.tolerance, runner.evaluations)
     good, bad = 0, len(sites)
     while bad - good > 1:
         middle = (good + bad) // 2
-        if faulty(middle):
+        if diverges(middle):
             bad = middle
         else:
             good = middle
@@ -125,9 +93,10 @@ def bisect(
     between = _modules_between(fused.graph, site, sites[: bad - 1], runner)
     first = runner.first_beyond([*between, _tensor(site)])
     assert first is not None
-    name, error, tolerance = first
-    module = None if name == _tensor(site) else _module_of(fused.graph, name)
-    return Fault(site_of(site) or site.name, module, error, tolerance, runner.evaluations)
+    module = None if first.tensor == _tensor(site) else _module_of(fused.graph, first.tensor)
+    return Divergence(
+        site_of(site) or site.name, module, first.error, first.tolerance, runner.evaluations
+    )
 
 
 def stage_candidates(
@@ -144,7 +113,7 @@ def stage_candidates(
         BundleError: a damaged file.
     """
     entry, known = bundle.target(target), require_target(target)
-    if not known.engine:
+    if known.artifact_on_cpu:
         graphs = {stage: load_graph(bundle, file) for stage, file in entry.stages.items()}
         return (
             graphs
@@ -154,22 +123,32 @@ def stage_candidates(
     graphs = dict(fused_stages)
     if entry.precision != "fp32":
         graphs = dict(
-            half_stages(graphs, entry.precision, keep=entry.kept, half_frontier=True).graphs
+            half_stages(graphs, entry.precision, keep=entry.kept, half_handover=True).graphs
         )
-    return {stage: rehearsal(graph, known) for stage, graph in graphs.items()}
+    return {stage: cpu_equivalent(graph, known) for stage, graph in graphs.items()}
 
 
-def telling_point(
+def bisection_point(
     report: ParityReport, reference: ReferenceSet, shared_batch: str | None
 ) -> ReferencePoint:
-    """The first point where parity fails, among those with one query per context; the first of
-    these where it holds."""
+    """The first point where parity fails, among those with one query per context.
+
+    Where parity holds, the first of these.
+    """
     points = {
         i: p
         for i, p in enumerate(reference.points)
         if shared_batch is None or p.sizes[shared_batch] == p.sizes[CONTEXTS]
     }
     return next((points[i] for i in report.failing if i in points), next(iter(points.values())))
+
+
+class _Beyond(NamedTuple):
+    """A tensor beyond its tolerance."""
+
+    tensor: str
+    error: float
+    tolerance: float
 
 
 class _Runner:
@@ -183,12 +162,11 @@ class _Runner:
         precision: str,
         kept: Mapping[str, str] | None,
     ) -> None:
-        self.truth = lower(fused, "onnx").model
+        self.truth = lower_portable(fused).model
         self.rounded: ir.Model | None = None
         if precision != "fp32":
-            self.rounded = lower(
-                simulate(cast_graph(fused, judged_as(precision), keep=kept).model), "onnx"
-            ).model
+            cast = cast_graph(fused, judged_as(precision), keep=kept).model
+            self.rounded = lower_portable(simulate(cast)).model
         self.candidates = {stage: graph for stage, graph in candidates.items() if stage != "step"}
         self.point = point
         self.floor = EAGER_MULTIPLE * FLOORS["fp32"]
@@ -204,7 +182,7 @@ class _Runner:
         """The tensor exists in both."""
         return name in self.stage_of
 
-    def first_beyond(self, names: Sequence[str]) -> tuple[str, float, float] | None:
+    def first_beyond(self, names: Sequence[str]) -> _Beyond | None:
         """The first tensor, in the order given, that is beyond its tolerance; one evaluation."""
         if not names:
             return None
@@ -218,7 +196,7 @@ class _Runner:
                 tolerance = max(noise, tolerance) if np.isfinite(noise) else tolerance
             error = output_error(np.asarray(got[name], expected[name].dtype), expected[name])
             if error > tolerance:
-                return name, error, tolerance
+                return _Beyond(name, error, tolerance)
         return None
 
     def _whole(self, model: ir.Model, names: Sequence[str]) -> Arrays:
@@ -228,11 +206,11 @@ class _Runner:
     def _got(self, names: Sequence[str]) -> Arrays:
         found: Arrays = {}
         for stage, graph in self.candidates.items():
-            wanted = [name for name in names if self.stage_of[name] == stage]
-            if not wanted:
+            here = [name for name in names if self.stage_of[name] == stage]
+            if not here:
                 continue
             given = {**self.point.inputs, **(self._handed_over() if stage == "query" else {})}
-            found |= _values(graph, wanted, given)
+            found |= _values(graph, here, given)
         return found
 
     def _handed_over(self) -> Arrays:
@@ -247,7 +225,7 @@ class _Runner:
 
 def _values(model: ir.Model, names: Sequence[str], inputs: Mapping[str, NDArray[Any]]) -> Arrays:
     """Tensors inside a graph, computing no more than they need."""
-    model = clone(model)
+    model = model.clone()
     by_name = {v.name: v for node in model.graph for v in node.outputs} | {
         v.name: v for v in model.graph.inputs
     }
@@ -323,8 +301,8 @@ def _modules_between(
     return list(last.values())
 
 
-def _module_of(graph: ir.Graph, tensor: str | None) -> str | None:
+def _module_of(graph: ir.Graph, tensor: str) -> str | None:
     for node in graph:
-        if tensor is not None and any(value.name == tensor for value in node.outputs):
+        if any(value.name == tensor for value in node.outputs):
             return node.metadata_props.get(MODULE) or node.name
     return None

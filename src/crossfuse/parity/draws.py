@@ -118,8 +118,10 @@ def _draws(values: Mapping[str, Any]) -> bool:
 
 
 def _decide(name: str, values: Mapping[str, Any], result: Any, end: str) -> None:
-    """Overwrite draws that switch, or that are compared, with one end of their range; others stay
-    as drawn."""
+    """Overwrite draws that switch, or that are compared, with one end of their range.
+
+    Others stay as drawn.
+    """
     if not isinstance(result, Tensor):
         return
     kind = name.removesuffix("_").removesuffix("_like")

@@ -17,8 +17,8 @@ from crossfuse.export.capture.fast_paths import without_fast_paths
 from crossfuse.export.capture.trace import named_outputs
 from crossfuse.parity.eager_module import EagerModule, EagerResults
 from crossfuse.parity.half_precision import HALF_DTYPES, half_errors
+from crossfuse.parity.policy import believed_error, output_error
 from crossfuse.parity.reference import ReferencePoint, ReferenceSet
-from crossfuse.parity.report import believed_error, output_error
 from crossfuse.parity.samples import Sample, example_sample, given_sample, made_sample
 from crossfuse.parity.shape_points import TAILS, Planned, planned_points
 from crossfuse.parity.tables import tables_seen
@@ -31,11 +31,11 @@ __all__ = ["eager_reference", "given_reference"]
 def eager_reference(
     spec: ModelSpec,
     seed: int = 1,
-    step: Callable[[str], None] = lambda _: None,
+    progress: Callable[[str], None] = lambda _: None,
     *,
     shared_batch: str | None = None,
 ) -> ReferenceSet:
-    """Reference results at the user's examples and at inputs made; ``step`` is told which.
+    """Reference results at the user's examples and at inputs made; ``progress`` is told which.
 
     ``shared_batch``, of a split bundle, adds points with several queries per context, where eager
     is given each context so many times.
@@ -56,7 +56,7 @@ def eager_reference(
     )
     found, samples, notes = [], [], []
     for i, sample in enumerate(examples):
-        step(
+        progress(
             f"eager reference {i + 1}/{len(examples) + len(planned)}: example "
             f"{_sizes_text(sample.sizes)}"
         )
@@ -67,7 +67,7 @@ def eager_reference(
         found.append(_point(sample, results))
         samples.append(sample)
     for i, plan in enumerate(planned):
-        step(
+        progress(
             f"eager reference {len(examples) + i + 1}/{len(examples) + len(planned)}: "
             f"{_sizes_text(plan.sizes)}"
         )
@@ -79,13 +79,15 @@ def eager_reference(
     dtype, reason = runner.dtype, runner.reason
     # The copies in float64 and in half precision don't live at the same time.
     del runner
-    return ReferenceSet(dtype, _with_half(spec, found, samples, step), tuple(notes), reason=reason)
+    return ReferenceSet(
+        dtype, _with_half(spec, found, samples, progress), tuple(notes), reason=reason
+    )
 
 
 def given_reference(
     spec: ModelSpec,
     given: Sequence[tuple[str, Mapping[str, Tensor]]],
-    step: Callable[[str], None] = lambda _: None,
+    progress: Callable[[str], None] = lambda _: None,
     *,
     shared_batch: str | None = None,
 ) -> ReferenceSet:
@@ -95,7 +97,7 @@ def given_reference(
         spec: of the model.
         given: where each set of inputs is from, and the inputs as a session takes them: in a split
             bundle each context may have several queries.
-        step: told what begins.
+        progress: told what begins.
         shared_batch: of a split bundle.
 
     Raises:
@@ -104,7 +106,7 @@ def given_reference(
     found, samples = [], []
     runner: EagerModule | None = None
     for i, (where, inputs) in enumerate(given):
-        step(f"eager reference {i + 1}/{len(given)}: {where}")
+        progress(f"eager reference {i + 1}/{len(given)}: {where}")
         sample = given_sample(spec, inputs, where, i, shared_batch)
         runner = runner or EagerModule(spec, sample.whole)
         results = runner.run(sample.whole)
@@ -113,7 +115,7 @@ def given_reference(
         samples.append(sample)
     dtype, reason = ("float64", "") if runner is None else (runner.dtype, runner.reason)
     del runner
-    return ReferenceSet(dtype, _with_half(spec, found, samples, step), reason=reason)
+    return ReferenceSet(dtype, _with_half(spec, found, samples, progress), reason=reason)
 
 
 @dataclass(frozen=True)
@@ -163,9 +165,9 @@ def _notes(plan: Planned, refused: list[tuple[Draw, str]], used: Draw | None) ->
     """What was not tried at a point: nothing where the first draw was."""
     if not refused:
         return []
-    told = "; ".join(f"with {draw.words()} the eager model {why}" for draw, why in refused)
+    reasons = "; ".join(f"with {draw.words()} the eager model {why}" for draw, why in refused)
     instead = "the point is left out" if used is None else f"{used.words()} instead"
-    return [f"not checked at {_sizes_text(plan.sizes) or 'the fixed sizes'}: {told}; {instead}"]
+    return [f"not checked at {_sizes_text(plan.sizes) or 'the fixed sizes'}: {reasons}; {instead}"]
 
 
 def _tables(spec: ModelSpec) -> dict[str, Table]:
@@ -245,13 +247,13 @@ def _with_half(
     spec: ModelSpec,
     points: Sequence[ReferencePoint],
     samples: Sequence[Sample],
-    step: Callable[[str], None],
+    progress: Callable[[str], None],
 ) -> tuple[ReferencePoint, ...]:
     """The points with the eager errors of half precisions at some of them."""
     some = [i for i, sample in enumerate(samples) if sample.half]
     errors: dict[int, dict[str, dict[str, float]]] = {i: {} for i in some}
     for precision in HALF_DTYPES:
-        step(f"eager in {precision}")
+        progress(f"eager in {precision}")
         measured = half_errors(
             spec.module,
             precision,

@@ -9,6 +9,7 @@ float64: two float32 results of the same weights, whose difference is what float
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -27,6 +28,8 @@ from crossfuse.parity.wide_products import WideProducts
 from crossfuse.spec.model_spec import ModelSpec
 
 __all__ = ["EagerModule", "EagerResults"]
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -61,8 +64,8 @@ class EagerModule:
             self._in_double(first)
         half = half_source(spec.module)
         if half is not None:
-            told = f"the source's weights are {half}, computed here in {self.dtype}"
-            self.reason = f"{told}; {self.reason}" if self.reason else told
+            about = f"the source's weights are {half}, computed here in {self.dtype}"
+            self.reason = f"{about}; {self.reason}" if self.reason else about
 
     def run(self, inputs: Mapping[str, Tensor]) -> EagerResults:
         """Results in float32, and the reference.
@@ -121,12 +124,15 @@ class EagerModule:
 
     def _give_up(self, why: str) -> None:
         self._double, self.dtype, self.reason = None, "float32", f"the module {why}"
+        _LOG.debug("%s: the reference is float32, as %s", self.spec.name, self.reason)
 
     def _in_wide_products(
         self, inputs: Mapping[str, Tensor], single: dict[str, NDArray[Any]]
     ) -> dict[str, NDArray[Any]]:
-        """Float32 with products summed in float64; plain float32 where the module can't be
-        watched."""
+        """Float32 with products summed in float64.
+
+        Plain float32 where the module can't be watched.
+        """
         try:
             with WideProducts(torch.float32, torch.float64):
                 wide = _arrays(self._call(self.spec.module, inputs))

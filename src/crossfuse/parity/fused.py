@@ -34,7 +34,7 @@ def fused_reference(
     manifest: Manifest,
     given: Sequence[Given],
     own: ReferenceSet | None,
-    step: Callable[[str], None] = lambda _: None,
+    progress: Callable[[str], None] = lambda _: None,
 ) -> ReferenceSet:
     """Results at the user's inputs.
 
@@ -45,25 +45,25 @@ def fused_reference(
         own: the bundle's reference set: how far fp32, or a half precision, is from float64 on this
             model, relative to the magnitudes of its outputs. Without it the policy's floors stand
             alone.
-        step: told what begins.
+        progress: told what begins.
 
     Raises:
         InputError: the graph gives NaN or infinity, or ONNX Runtime refuses the inputs.
     """
     from crossfuse.targets.cpu_run import opened
-    from crossfuse.targets.registry import lower
+    from crossfuse.targets.portable import lower_portable
 
-    lowered = lower(model, "onnx").model
+    lowered = lower_portable(model).model
     names = [value.name or "" for value in lowered.graph.outputs]
-    wanted = {value.name or "": value for value in lowered.graph.inputs}
+    needed = {value.name or "": value for value in lowered.graph.inputs}
     outputs = names_of(whole_boundary(manifest)[1])
     points = []
     with opened(lowered) as run:
         for i, (where, arrays) in enumerate(given):
-            step(f"fused graph in fp32 {i + 1}/{len(given)}: {where}")
+            progress(f"fused graph in fp32 {i + 1}/{len(given)}: {where}")
             whole = _whole(arrays, manifest)
             try:
-                results = dict(zip(names, run({name: whole[name] for name in wanted}), strict=True))
+                results = dict(zip(names, run({name: whole[name] for name in needed}), strict=True))
             except Exception as error:  # ONNX Runtime's exceptions have no common base
                 raise InputError(
                     f"the fused graph refuses the inputs: {' '.join(str(error).split())[:300]}",

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from crossfuse.export.capture.copies import copied
 from crossfuse.export.capture.fast_paths import without_fast_paths
-from crossfuse.parity.report import output_error
+from crossfuse.parity.policy import output_error
 from crossfuse.parity.wide_products import WideProducts
 
 __all__ = ["HALF_DTYPES", "half_errors"]
@@ -36,8 +36,9 @@ def half_errors(
     points: Sequence[tuple[Mapping[str, Tensor], Outputs]],
     outputs: Callable[[Any], Mapping[str, Tensor]],
 ) -> list[dict[str, float]]:
-    """Largest errors by output, one dict per point; without outputs that are not finite, and empty
-    where the module fails.
+    """Largest errors by output, one dict per point.
+
+    Outputs that are not finite are left out; where the module fails, all are.
 
     Args:
         module: in fp32; left as it is.

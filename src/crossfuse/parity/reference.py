@@ -89,8 +89,9 @@ class ReferenceSet:
     reason: str = ""
 
     def eager_error(self, output: str, precision: str = "fp32", *, tails: bool = False) -> float:
-        """The worst error of the eager model in a precision, over the points where it was measured;
-        0 where it never was.
+        """The worst error of the eager model in a precision, over the points where it was measured.
+
+        It is 0 where it never was.
 
         Where the eager model overflows in fp16, an eighth of its error in bf16 stands in: rounding
         with three bits more.
@@ -231,12 +232,12 @@ def check_reference(
             expected=LEAST_POINTS,
             do=do,
         )
-    given, wanted = {spec.name: spec for spec in inputs}, {spec.name: spec for spec in outputs}
+    takes, gives = {spec.name: spec for spec in inputs}, {spec.name: spec for spec in outputs}
     for i, point in enumerate(reference.points):
         for what, found, expected in (
-            ("inputs", set(point.inputs), set(given)),
-            ("outputs", set(point.outputs), set(wanted)),
-            ("eager errors", set(point.eager), set(wanted)),
+            ("inputs", set(point.inputs), set(takes)),
+            ("outputs", set(point.outputs), set(gives)),
+            ("eager errors", set(point.eager), set(gives)),
         ):
             if found != expected:
                 raise BundleError(
@@ -246,7 +247,7 @@ def check_reference(
                     expected=", ".join(sorted(expected)),
                     do=do,
                 )
-        for specs, arrays in ((given, point.inputs), (wanted, point.outputs)):
+        for specs, arrays in ((takes, point.inputs), (gives, point.outputs)):
             for name, array in arrays.items():
                 spec = specs[name]
                 floats = spec.dtype.startswith(("float", "bfloat"))
@@ -258,7 +259,7 @@ def check_reference(
                         expected=spec,
                         do=do,
                     )
-    for name, spec in wanted.items():
+    for name, spec in gives.items():
         if 0 not in spec.shape and not any(point.outputs[name].size for point in reference.points):
             raise BundleError(
                 "the reference set holds no number of an output", where=f"{where}, {name}", do=do

@@ -1,54 +1,28 @@
-"""The parity policy and its report.
-
-A candidate of dtype *t* passes an output when at each point its largest absolute error against the
-reference is within the absolute floor of *t* (scaled down for outputs whose largest magnitude is
-below 1), or no worse than ``EAGER_MULTIPLE`` times the error that the eager model run in *t* has
-against the same reference (its worst over all points). NaN and infinity never pass. Integer outputs
-are compared by the fraction of elements that differ, with a floor of 0.
-
-Points made to reach tails are judged among themselves: there the eager model's error says nothing
-about other points, and the floor is relative to the output's magnitude. Where the eager model in
-half precision overflows on them, they are not judged in it.
-
-An eager error that a bundle states is believed up to ``BELIEVED`` times the output's magnitude at
-the point.
-"""
+"""The parity report: a target's outputs at every point of a reference, judged by the policy
+(`crossfuse.parity.policy`)."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from crossfuse.errors import Advice, BundleError, ParityError, Said
+from crossfuse.parity.policy import (
+    FLOORS,
+    judged_as,
+    judged_points,
+    magnitude,
+    output_error,
+    tolerances,
+)
 from crossfuse.parity.reference import EAGER, ReferencePoint, ReferenceSet
-from crossfuse.parity.shape_points import MADE, TAILS
+from crossfuse.parity.shape_points import TAILS
 
-if TYPE_CHECKING:
-    from crossfuse.parity.bisect import Fault
-
-__all__ = [
-    "EAGER_MULTIPLE",
-    "FLOORS",
-    "OutputParity",
-    "ParityReport",
-    "believed_error",
-    "compare",
-    "judged_as",
-    "output_error",
-]
-
-FLOORS = {"fp32": 1e-5, "fp16": 5e-3, "bf16": 4e-2}
-"""Absolute error below which a candidate of a precision passes, whatever the eager model's error;
-in half precision about five units in the last place at 1."""
-
-
-EAGER_MULTIPLE = 4.0
-"""How many times the eager model's error in the same dtype a candidate may have: another order of
-summation, not more."""
+__all__ = ["Divergence", "OutputParity", "ParityReport", "compare"]
 
 _BEFORE_WRITING = (
     "Nothing was written. Check that the module gives the same outputs twice "
@@ -58,14 +32,44 @@ _NARROW = Advice(
     "Nothing was written. Take a wider precision, such as {}",
     Said("--precision mixed", "precision='mixed'"),
 )
-BELIEVED = {"fp32": 1e-3, "fp16": 5e-2, "bf16": 2e-1}
-"""The largest error of the eager model that is believed, relative to an output's largest magnitude:
-more would be no proof of anything, whoever says it."""
-
-_BELIEVED_FRACTION = 0.05
-"""The same of integer outputs: the fraction of elements that differ; always one element."""
 
 Runner = Callable[[Mapping[str, NDArray[Any]]], Mapping[str, NDArray[Any]]]
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """Where a target leaves its tolerance, as a bisection found it.
+
+    Attributes:
+        site: the first attention beyond its tolerance, or None where only what comes after the last
+            one is.
+        module: the first module whose output is, at or before that attention; None where it is the
+            attention itself.
+        error, tolerance: largest error there, and what it may be.
+        evaluations: how many times the target was executed.
+    """
+
+    site: str | None
+    module: str | None
+    error: float
+    tolerance: float
+    evaluations: int
+
+    def sentence(self) -> str:
+        """For people."""
+        where = f"attention {self.site}" if self.site else "what follows the last attention"
+        within = f"; the first module beyond it is {self.module}" if self.module else ""
+        return (
+            f"the first difference is in {where}{within} (error {self.error:.3g}, tolerance "
+            f"{self.tolerance:.3g}), found in "
+            f"{self.evaluations} evaluations"
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data."""
+        finite = self.error if np.isfinite(self.error) else None
+        about = {"site": self.site, "module": self.module, "evaluations": self.evaluations}
+        return {**about, "error": finite, "tolerance": self.tolerance}
 
 
 @dataclass(frozen=True)
@@ -119,7 +123,7 @@ class ParityReport:
     reference_dtype: str
     points: tuple[Mapping[str, int], ...]
     outputs: Mapping[str, OutputParity]
-    fault: Fault | None = None
+    fault: Divergence | None = None
     failing: tuple[int, ...] = ()
     kinds: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
@@ -155,8 +159,10 @@ class ParityReport:
         )
 
     def require_passed(self) -> None:
-        """Raise the `failure` where there is one: a :class:`ParityError`. For what is not written
-        yet, so can't be bisected."""
+        """Raise the `failure` where there is one: a :class:`ParityError`.
+
+        This is for what is not written yet, so can't be bisected.
+        """
         if (failure := self.failure) is not None:
             failure.do = _BEFORE_WRITING if self.precision == "fp32" else _NARROW
             raise failure
@@ -206,43 +212,22 @@ def compare(
             got=repr(precision),
             expected=", ".join(FLOORS),
         )
-    results = [run(point.inputs) for point in reference.points]
+    results = _results(run, reference)
     names = list(reference.points[0].outputs) if reference.points else []
-    for point, got in zip(reference.points, results, strict=True):
-        if set(point.outputs) != set(got) or set(point.outputs) != set(names):
-            raise BundleError(
-                "the target's outputs are not the reference's",
-                got=", ".join(got),
-                expected=", ".join(point.outputs),
-            )
-    outputs = {}
+    outputs: dict[str, OutputParity] = {}
     failing: set[int] = set()
     unjudged: dict[int, list[str]] = {}
     for name in names:
-        chosen = _judged_points(reference.points, name, judged)
+        chosen = judged_points(reference.points, name, judged)
         for i in set(range(len(results))) - set(chosen):
             unjudged.setdefault(i, []).append(name)
-        if not chosen:
-            continue
-        pairs = [(np.asarray(results[i][name]), reference.points[i].outputs[name]) for i in chosen]
-        errors = [output_error(got, truth) for got, truth in pairs]
-        allowed = _tolerances([reference.points[i] for i in chosen], name, reference, judged)
-        shares = [
-            _share(error, tolerance) for error, (tolerance, _) in zip(errors, allowed, strict=True)
-        ]
-        worst = int(np.argmax(shares))
-        outputs[name] = OutputParity(
-            max_abs=errors[worst],
-            max_rel=max(
-                error / _magnitude(truth) for error, (_, truth) in zip(errors, pairs, strict=True)
-            ),
-            cosine=min(_cosine(got, truth) for got, truth in pairs),
-            tolerance=allowed[worst][0],
-            tolerance_from=allowed[worst][1],
-            worst_at=reference.points[chosen[worst]].sizes,
-            finite=all(bool(np.isfinite(got).all()) for got, _ in pairs if got.dtype.kind == "f"),
-        )
-        failing |= {i for i, share in zip(chosen, shares, strict=True) if not share <= 1.0}
+        if chosen:
+            found = _judge(name, [results[i][name] for i in chosen], chosen, reference, judged)
+            outputs[name] = found.parity
+            failing |= found.failing
+    left_out = [
+        _unjudged_note(reference.points[i], names, judged) for i, names in sorted(unjudged.items())
+    ]
     return ParityReport(
         target,
         executed_on,
@@ -252,112 +237,67 @@ def compare(
         outputs,
         failing=tuple(sorted(failing)),
         kinds=tuple(point.kind for point in reference.points),
-        notes=(
-            *reference.notes,
-            *(
-                _unjudged_note(reference.points[i], names, judged)
-                for i, names in sorted(unjudged.items())
-            ),
-        ),
+        notes=(*reference.notes, *left_out),
         computed_by=reference.computed_by,
         reference_reason=reference.reason,
     )
 
 
-def _judged_points(points: Sequence[ReferencePoint], name: str, judged: str) -> list[int]:
-    """Positions of the points at which an output is judged.
+def _results(run: Runner, reference: ReferenceSet) -> list[Mapping[str, NDArray[Any]]]:
+    """The candidate's outputs at every point, which are to be the reference's."""
+    results = [run(point.inputs) for point in reference.points]
+    for point, got in zip(reference.points, results, strict=True):
+        if set(point.outputs) != set(got) or set(point.outputs) != set(reference.points[0].outputs):
+            raise BundleError(
+                "the target's outputs are not the reference's",
+                got=", ".join(got),
+                expected=", ".join(point.outputs),
+            )
+    return results
 
-    Not in half precision where the eager model in it is no measure: tails at which it is not
-    finite, and one made point at which it gives something else (an added finfo.min absorbs scores).
-    One, so that a reference set can't excuse them all.
-    """
-    if judged == "fp32":
-        return list(range(len(points)))
-    excused, tails = [], []
-    for i, point in enumerate(points):
-        error, truth = point.half.get(judged, {}).get(name), point.outputs[name]
-        if point.kind == TAILS and truth.dtype.kind == "f" and error is None:
-            tails.append(i)
-        elif point.kind == MADE and error is not None and error > believed_error(truth, judged):
-            excused.append(i)
-    left_out = {*tails, *(excused if len(excused) == 1 else ())}
-    return [i for i in range(len(points)) if i not in left_out]
+
+@dataclass(frozen=True)
+class _Judged:
+    """An output's worst case, and the positions of the points where it is beyond its tolerance."""
+
+    parity: OutputParity
+    failing: set[int]
+
+
+def _judge(
+    name: str,
+    results: Sequence[NDArray[Any]],
+    chosen: Sequence[int],
+    reference: ReferenceSet,
+    judged: str,
+) -> _Judged:
+    """One output at the chosen points; ``results`` are the candidate's there."""
+    points = [reference.points[i] for i in chosen]
+    pairs = [
+        (np.asarray(got), point.outputs[name]) for got, point in zip(results, points, strict=True)
+    ]
+    errors = [output_error(got, truth) for got, truth in pairs]
+    allowed = tolerances(points, name, reference, judged)
+    shares = [one.share(error) for one, error in zip(allowed, errors, strict=True)]
+    worst = int(np.argmax(shares))
+    parity = OutputParity(
+        max_abs=errors[worst],
+        max_rel=max(
+            error / magnitude(truth) for error, (_, truth) in zip(errors, pairs, strict=True)
+        ),
+        cosine=min(_cosine(got, truth) for got, truth in pairs),
+        tolerance=allowed[worst].allowed,
+        tolerance_from=allowed[worst].cause,
+        worst_at=points[worst].sizes,
+        finite=all(bool(np.isfinite(got).all()) for got, _ in pairs if got.dtype.kind == "f"),
+    )
+    return _Judged(parity, {i for i, share in zip(chosen, shares, strict=True) if not share <= 1.0})
 
 
 def _unjudged_note(point: ReferencePoint, names: list[str], judged: str) -> str:
     where = f"not judged at {dict(point.sizes)}, {point.kind}, {', '.join(names)}"
     why = "is not finite there" if point.kind == TAILS else "gives something else there"
     return f"{where}: the eager model in {judged} {why}"
-
-
-def _tolerances(
-    points: Sequence[ReferencePoint], name: str, reference: ReferenceSet, judged: str
-) -> list[tuple[float, str]]:  # fmt: skip
-    """What an output's error may be at each point, and where that comes from."""
-    found = []
-    measured = replace(reference, points=tuple(points))
-    magnitudes = {
-        tails: max(
-            (_magnitude(p.outputs[name]) for p in points if (p.kind == TAILS) is tails), default=1.0
-        )
-        for tails in (False, True)
-    }
-    for point in points:
-        truth, tails = point.outputs[name], point.kind == TAILS
-        own = _magnitude(truth)
-        floor = (
-            FLOORS[judged] * (own if tails else min(1.0, magnitudes[False]))
-            if truth.dtype.kind == "f"
-            else 0.0
-        )
-        believed = believed_error(truth, judged)
-        eager = measured.eager_error(name, judged, tails=tails)
-        allowed = EAGER_MULTIPLE * min(eager, believed)
-        cause = f"{EAGER_MULTIPLE:g} × eager {judged} error" + (
-            ", as far as believed" if eager > believed else ""
-        )
-        found.append((floor, f"floor of {judged}") if floor >= allowed else (allowed, cause))
-    return found
-
-
-def _share(error: float, tolerance: float) -> float:
-    """An error as a share of its tolerance."""
-    if error == 0:
-        return 0.0
-    return error / tolerance if tolerance > 0 else float("inf")
-
-
-def judged_as(precision: str) -> str:
-    """The precision whose floor and eager error judge another one: ``mixed`` is fp16 where it isn't
-    fp32."""
-    return "fp16" if precision == "mixed" else precision
-
-
-def believed_error(truth: NDArray[Any], precision: str) -> float:
-    """The largest error of the eager model in a precision that is believed, for an output of the
-    reference."""
-    if truth.dtype.kind == "f":
-        return BELIEVED[precision] * _magnitude(truth)
-    return max(_BELIEVED_FRACTION, 1.0 / max(truth.size, 1))
-
-
-def output_error(got: NDArray[Any], truth: NDArray[Any]) -> float:
-    """Largest absolute error in float64, or the fraction of differing elements of integers; a wrong
-    shape is infinite."""
-    if got.shape != truth.shape:
-        return float("inf")
-    if got.size == 0:
-        return 0.0
-    if truth.dtype.kind != "f":
-        return float(np.mean(got != truth))
-    error = float(np.max(np.abs(got.astype(np.float64) - truth.astype(np.float64))))
-    return float("inf") if np.isnan(error) else error
-
-
-def _magnitude(truth: NDArray[Any]) -> float:
-    if truth.dtype.kind != "f" or truth.size == 0:
-        return 1.0
-    return max(float(np.max(np.abs(truth))), np.finfo(np.float64).tiny)
 
 
 def _cosine(got: NDArray[Any], truth: NDArray[Any]) -> float:

@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 
 from crossfuse.bundle.store import Bundle, open_bundle
+from crossfuse.core.target import require_target
 from crossfuse.core.tensors import NEXT, names_of
 from crossfuse.errors import BundleError, InputError, ParityError
 from crossfuse.parity.given import whole_boundary
 from crossfuse.parity.reference import ReferenceSet, check_reference, load_reference
 from crossfuse.parity.report import ParityReport, compare
-from crossfuse.runtime.backends import PROVIDERS, best_target
+from crossfuse.runtime.backends import best_target
 from crossfuse.runtime.load import load
 from crossfuse.runtime.options import SessionOptions
 from crossfuse.runtime.session import Session
@@ -53,7 +54,7 @@ def verify_bundle(
 def check_session(session: Session, reference: ReferenceSet, precision: str) -> ParityReport:
     """Parity of an open session; of one that decodes, also of decoding step by step."""
     _require_same_model(session, reference)
-    own = PROVIDERS.get(session.target) == session.provider
+    own = require_target(session.target).provider == session.provider
     executed_on = session.provider if own else f"{session.provider} (not the target's own)"
     dtypes = {spec.name: np.dtype(spec.dtype) for spec in session.inputs}
 

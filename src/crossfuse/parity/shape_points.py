@@ -83,10 +83,10 @@ def planned_points(
     masked = any(kind.name in ("mask", "additive") for kind in known)
     points = []
     for i, sizes in enumerate(shape_points(dims, example)[1:]):
-        wanted = {1: (extremes, holes, replace(plain, extremes=True)), 2: (nothing, holes)}.get(
+        demanding = {1: (extremes, holes, replace(plain, extremes=True)), 2: (nothing, holes)}.get(
             i, ()
         )
-        points.append(Planned(sizes, (*wanted, *mild), half=i == 1 or (i == 2 and masked)))
+        points.append(Planned(sizes, (*demanding, *mild), half=i == 1 or (i == 2 and masked)))
     if any(kind.name == "features" for kind in known):
         points.append(
             Planned(
@@ -106,7 +106,8 @@ def shape_points(dims: Mapping[str, Dim], example: Mapping[str, int]) -> list[di
     small and large.
 
     Sizes beyond the example go up to one and a half times its size, so that a wide range doesn't
-    make the check slow. A model without dynamic dimensions gets its one shape four times (with other inputs each time).
+    make the check slow. A model without dynamic dimensions gets its one shape four times, with
+    other inputs each time.
     """
     low = {name: dim.min for name, dim in dims.items()}
     high = {

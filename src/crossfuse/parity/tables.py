@@ -23,8 +23,9 @@ _LOOKUPS = {"aten::embedding": (0, 1), "aten::index_select": (0, 2), "aten::inde
 
 @contextmanager
 def tables_seen(module: nn.Module, inputs: Mapping[str, Tensor]) -> Iterator[dict[str, Table]]:
-    """What each integer input looks up, by name, when the module is run inside; filled when the
-    context ends.
+    """What each integer input looks up, by name, when the module is run inside.
+
+    The result is filled when the context ends.
 
     A table is a parameter or buffer of the module. An input is ids of it where an operator is given
     them, or a part of them, as they are but for their shape, dtype and negative values. Of several

@@ -10,22 +10,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from crossfuse.bundle.manifest import EngineInfo, Manifest
+from crossfuse.core.target import CPU_TARGET, Target, require_target
 from crossfuse.errors import InputError, ParityError, unknown
 from crossfuse.parity.reference import ReferenceSet
 from crossfuse.parity.report import ParityReport
 from crossfuse.parity.session_check import check_session
 from crossfuse.runtime.backends import runs_here
-from crossfuse.runtime.load import open_session, with_dtypes
+from crossfuse.runtime.load import SessionSpec, open_session, with_dtypes
 from crossfuse.runtime.options import SessionOptions
-from crossfuse.targets.registry import Target, require_target
+from crossfuse.targets.registry import cpu_equivalents
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
     from crossfuse.export.split.assembly import Stages
-    from crossfuse.targets.precision.stages import Precise
+    from crossfuse.targets.precision.stages import StageGraphs
 
 __all__ = ["ParityCheck", "check_on_cpu"]
+
+_CPU = require_target(CPU_TARGET)
 
 
 def check_on_cpu(
@@ -39,19 +42,19 @@ def check_on_cpu(
         stages: of the fused graph, in fp32.
         reference: the eager model's results.
     """
-    from crossfuse.targets.precision.stages import Precise, half_stages
+    from crossfuse.targets.precision.stages import StageGraphs, half_stages
 
     if target not in manifest.targets:
         raise unknown("the bundle has no such target", target, manifest.targets)
     entry = manifest.targets[target]
-    precise = Precise(stages.graphs)
+    precise = StageGraphs(stages.graphs)
     if entry.precision != "fp32":
         missing = require_target(target).without_bf16
         precise = half_stages(
             stages.graphs,
             entry.precision,
             keep=entry.kept,
-            half_frontier=True,
+            half_handover=True,
             without_bf16=missing,
         )
     return ParityCheck(stages, reference, entry.precision).checked_on_cpu(
@@ -68,17 +71,21 @@ class ParityCheck:
     precision: str
 
     def executed(
-        self, target: str, paths: Mapping[str, Path], precise: Precise, engine: EngineInfo | None
+        self,
+        target: Target,
+        paths: Mapping[str, Path],
+        precise: StageGraphs,
+        engine: EngineInfo | None,
     ) -> ParityReport:
         """Of the artifact itself; an ONNX target that can't run here is executed by the CPU
         provider."""
-        options = SessionOptions(provider=None if runs_here(target) else "CPUExecutionProvider")
+        here = runs_here(target.name)
+        options = SessionOptions(provider=None if here else _CPU.provider)
         return self._check(target, paths, options, precise.boundary, engine)
 
-    def checked_on_cpu(self, target: Target, precise: Precise) -> ParityReport:
+    def checked_on_cpu(self, target: Target, precise: StageGraphs) -> ParityReport:
         """Of the graph that a CPU can execute in the target's place."""
-        from crossfuse.targets.graph_files import graph_file, save_graph
-        from crossfuse.targets.registry import rehearse_stages
+        from crossfuse.targets.graph_files import save_graph
 
         with tempfile.TemporaryDirectory() as folder:
             paths = {}
@@ -88,42 +95,39 @@ class ParityCheck:
                 for t in spec.inputs
                 if t.dtype in ("float16", "bfloat16")
             ]
-            for stage, graph in rehearse_stages(precise.graphs, target, half).items():
-                paths[stage] = Path(folder) / graph_file(stage, target.name)
+            for stage, graph in cpu_equivalents(precise.graphs, target, half).items():
+                paths[stage] = Path(folder) / _CPU.file(stage)
                 save_graph(graph, paths[stage], paths[stage].with_suffix(".bin"))
-            report = self._check("ort-cpu", paths, SessionOptions(), {}, None)
+            report = self._check(_CPU, paths, SessionOptions(), {}, None)
         return replace(
             report,
             target=target.name,
-            executed_on=f"CPUExecutionProvider, {self.precision} simulated",
+            executed_on=f"{_CPU.provider}, {self.precision} simulated",
         )
 
     def passes(self, graphs: Mapping[str, ir.Model]) -> bool:
         """Whether half graphs pass, executed as the CPU target."""
-        from crossfuse.targets.precision.stages import Precise
+        from crossfuse.targets.precision.stages import StageGraphs
 
         try:
-            return self.checked_on_cpu(require_target("ort-cpu"), Precise(graphs)).passed
+            return self.checked_on_cpu(_CPU, StageGraphs(graphs)).passed
         except (InputError, ParityError):
             return False
 
     def _check(
         self,
-        target: str,
+        target: Target,
         paths: Mapping[str, Path],
         options: SessionOptions,
         boundary: Mapping[str, str],
         engine: EngineInfo | None,
     ) -> ParityReport:
-        stages = with_dtypes(self.stages.specs, boundary)
-        with open_session(
-            target,
-            stages,
+        spec = SessionSpec(
+            with_dtypes(self.stages.specs, boundary),
             self.stages.dims,
-            paths,
-            options,
             shared_batch=self.stages.shared_batch,
             decode=self.stages.decode,
             engine=engine,
-        ) as session:
+        )
+        with open_session(target, paths, spec, options) as session:
             return check_session(session, self.reference, self.precision)

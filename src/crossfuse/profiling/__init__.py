@@ -1,7 +1,6 @@
 """How fast is a bundle, and against what?
 
-`sampling` runs callables interleaved and keeps every sample, `statistics` sums them up with
-intervals, `inputs` makes inputs at any size, `rivals` are what one would use otherwise, `load` asks
-from several callers at once, `coldstart` starts fresh processes, `report` holds what came out,
-`compare` finds regressions between two reports, and `run` does it all for a bundle.
+`run` does it all for a bundle. `measure` times calls (rounds, intervals, load, cold starts),
+`baselines` are what one would use otherwise, `explain` finds where the time goes, and `report`
+holds what came out, compares it, and shows it.
 """

@@ -1,16 +1,17 @@
 """What one would use otherwise, made from the model itself at the sizes to measure, each with its
 library's own defaults.
 
-======================  ================================================================================================
-``eager``               PyTorch, ``inference_mode``
-``compile``             ``torch.compile``, default mode
-``compile-max``         ``torch.compile``, ``max-autotune``, which captures CUDA graphs; on GPUs only
-``onnx``                ``torch.onnx.export``, in ONNX Runtime
-``hf``                  `transformers`' ``OnnxExporter`` with its fusions for ONNX Runtime; models of that library only
-``openvino``            the plain export in OpenVINO, latency hint, fp32
-``eager-fp16``          PyTorch in fp16; on GPUs only
-``tensorrt``            the plain export in TensorRT, run by Polygraphy; on GPUs only
-======================  ================================================================================================
+===============  ==========================================================================
+``eager``        PyTorch, ``inference_mode``
+``compile``      ``torch.compile``, default mode
+``compile-max``  ``torch.compile``, ``max-autotune``, which captures CUDA graphs; on GPUs
+``onnx``         ``torch.onnx.export``, in ONNX Runtime
+``hf``           `transformers`' ``OnnxExporter`` with its fusions for ONNX Runtime; models
+                 of that library
+``openvino``     the plain export in OpenVINO, latency hint, fp32
+``eager-fp16``   PyTorch in fp16; on GPUs
+``tensorrt``     the plain export in TensorRT, run by Polygraphy; on GPUs
+===============  ==========================================================================
 
 The exports are made for just the sizes measured: static shapes, where a bundle's are dynamic. Their
 inputs and outputs are host arrays, as a session's; on a GPU that includes the copies.
@@ -36,7 +37,7 @@ from crossfuse.errors import InputError
 if TYPE_CHECKING:
     from crossfuse.spec.model_spec import ModelSpec
 
-__all__ = ["RIVALS", "Rivals"]
+__all__ = ["BASELINES", "Baselines"]
 
 Arrays = Mapping[str, NDArray[Any]]
 Run = Callable[[], Arrays]
@@ -45,9 +46,10 @@ _OPSET = 20
 _HF_OPSET = 23
 
 
-class Rivals:
-    """Makes the rivals of one model. A plain export is made once per sizes, for all that run it;
-    close it to delete those.
+class Baselines:
+    """Makes the baselines of one model.
+
+    A plain export is made once per sizes, for all that run it; close it to delete those.
 
     Args:
         spec: the model.
@@ -67,11 +69,11 @@ class Rivals:
         self._spec, self._device, self._threads, self._device_id = spec, device, threads, device_id
         self._open = ExitStack()
         self._folder = tempfile.TemporaryDirectory(
-            prefix="crossfuse-rivals-", ignore_cleanup_errors=True
+            prefix="crossfuse-baselines-", ignore_cleanup_errors=True
         )
         self._exports: dict[tuple[tuple[str, tuple[int, ...]], ...], tuple[Path, list[str]]] = {}
 
-    def __enter__(self) -> Rivals:
+    def __enter__(self) -> Baselines:
         import torch
 
         self._torch_threads = torch.get_num_threads()
@@ -94,18 +96,20 @@ class Rivals:
             torch.cuda.empty_cache()
 
     def make(self, name: str, inputs: Arrays) -> Run:
-        """A function that runs the rival on these inputs and gives its outputs by name.
+        """A function that runs the baseline on these inputs and gives its outputs by name.
 
         Raises:
-            InputError: no rival of that name, or one that can't be had here. Its library may raise
-                anything else.
+            InputError: no baseline of that name, or one that can't be had here. Its library may
+                raise anything else.
         """
         from crossfuse.export.capture.trace import quiet_exporter
 
-        if name not in RIVALS:
-            raise InputError("there is no such rival", got=repr(name), expected=", ".join(RIVALS))
+        if name not in BASELINES:
+            raise InputError(
+                "there is no such baseline", got=repr(name), expected=", ".join(BASELINES)
+            )
         with quiet_exporter():
-            return RIVALS[name](self, inputs)
+            return BASELINES[name](self, inputs)
 
     def _eager(self, inputs: Arrays) -> Run:
         return self._module(inputs, lambda module: module)
@@ -228,16 +232,16 @@ class Rivals:
         options = ort.SessionOptions()
         options.log_severity_level = 3
         options.intra_op_num_threads = self._threads or 0
-        wanted = "CUDAExecutionProvider" if self._device == "cuda" else "CPUExecutionProvider"
+        provider = "CUDAExecutionProvider" if self._device == "cuda" else "CPUExecutionProvider"
         settings = {"device_id": str(self._device_id)} if self._device == "cuda" else {}
         if self._device == "cuda" and hasattr(ort, "preload_dlls"):
             ort.preload_dlls()
-        session = ort.InferenceSession(str(path), options, providers=[(wanted, settings)])
-        if session.get_providers()[0] != wanted:
+        session = ort.InferenceSession(str(path), options, providers=[(provider, settings)])
+        if session.get_providers()[0] != provider:
             # ONNX Runtime goes on without a provider that can't be had, and would be measured on
             # the CPU.
             raise InputError(
-                f"ONNX Runtime has no {wanted} here", got=f"{session.get_providers()[0]} instead"
+                f"ONNX Runtime has no {provider} here", got=f"{session.get_providers()[0]} instead"
             )
         taken = {i.name for i in session.get_inputs()}
         feeds = {name: array for name, array in inputs.items() if name in taken}
@@ -257,7 +261,7 @@ class Rivals:
 
     def _need_gpu(self, name: str) -> None:
         if self._device != "cuda":
-            raise InputError(f"{name} is a rival on GPUs", got=self._device)
+            raise InputError(f"{name} is a baseline on GPUs", got=self._device)
 
 
 def _export_plainly(spec: ModelSpec, inputs: Arrays, path: Path) -> list[str]:
@@ -286,14 +290,14 @@ def _export_plainly(spec: ModelSpec, inputs: Arrays, path: Path) -> list[str]:
     return names
 
 
-RIVALS: dict[str, Callable[[Rivals, Arrays], Run]] = {
-    "eager": Rivals._eager,
-    "compile": Rivals._compile,
-    "compile-max": Rivals._compile_max,
-    "onnx": Rivals._onnx,
-    "hf": Rivals._hf,
-    "openvino": Rivals._openvino,
-    "eager-fp16": Rivals._eager_fp16,
-    "tensorrt": Rivals._tensorrt,
+BASELINES: dict[str, Callable[[Baselines, Arrays], Run]] = {
+    "eager": Baselines._eager,
+    "compile": Baselines._compile,
+    "compile-max": Baselines._compile_max,
+    "onnx": Baselines._onnx,
+    "hf": Baselines._hf,
+    "openvino": Baselines._openvino,
+    "eager-fp16": Baselines._eager_fp16,
+    "tensorrt": Baselines._tensorrt,
 }
 """Name → how it is made."""

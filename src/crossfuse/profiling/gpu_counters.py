@@ -1,5 +1,7 @@
-"""What a GPU says about itself through NVML: energy and memory. Nothing where there is no GPU, or
-no `nvidia-ml-py`."""
+"""What a GPU says about itself through NVML: energy and memory.
+
+Nothing where there is no GPU, or no `nvidia-ml-py`.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Profile a bundle: its session and its rivals in the same rounds at every point of a sweep, and
+"""Profile a bundle: its session and its baselines in the same rounds at every point of a sweep, and
 where its time goes."""
 
 from __future__ import annotations
@@ -16,14 +16,19 @@ from numpy.typing import NDArray
 from crossfuse.bundle.store import Bundle, open_bundle
 from crossfuse.core.tensors import names_of
 from crossfuse.errors import BundleError, InputError
+from crossfuse.parity.policy import output_error
 from crossfuse.parity.reference import load_reference
-from crossfuse.parity.report import output_error
-from crossfuse.profiling.baselines import Rivals, Run
+from crossfuse.profiling.baselines import Baselines, Run
 from crossfuse.profiling.environment import command_line, environment
-from crossfuse.profiling.explain.attribution import StageTimes, trace_engine, trace_stage
+from crossfuse.profiling.explain.attribution import (
+    OpenedGraph,
+    StageTimes,
+    trace_engine,
+    trace_stage,
+)
 from crossfuse.profiling.explain.machine import fixed_work, measure_limits
 from crossfuse.profiling.gpu_counters import GpuMeter
-from crossfuse.profiling.measure.coldstart import cold_start
+from crossfuse.profiling.measure.coldstart import ColdStart, cold_start
 from crossfuse.profiling.measure.device_inputs import on_gpu
 from crossfuse.profiling.measure.inputs import inputs_at, sweep_points
 from crossfuse.profiling.measure.load import LoadResult, closed_loop, open_loop
@@ -32,6 +37,7 @@ from crossfuse.profiling.measure.statistics import Interval, paired_ratio
 from crossfuse.profiling.report.report import OURS, LatencyReport, Row
 from crossfuse.runtime.gpu import Gpu
 from crossfuse.runtime.load import load
+from crossfuse.runtime.onnxruntime_stage import OrtStage
 from crossfuse.runtime.options import SessionOptions
 from crossfuse.runtime.session import Session
 from crossfuse.runtime.tensorrt_stage import TrtStage
@@ -39,18 +45,18 @@ from crossfuse.runtime.tensorrt_stage import TrtStage
 if TYPE_CHECKING:
     from crossfuse.spec.model_spec import ModelSpec
 
-__all__ = ["Wanted", "profile_bundle"]
+__all__ = ["ProfileRequest", "profile_bundle"]
 
 _MACHINE = "fixed work"
 _ENERGY_CALLS = 20
 _COLORS = re.compile(r"\x1b\[[0-9;]*m")
 
 Arrays = Mapping[str, NDArray[Any]]
-Step = Callable[[str], None]
+Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Wanted:
+class ProfileRequest:
     """What to measure beside the latency of a bundle; see :func:`crossfuse.profile`."""
 
     against: Sequence[str] = ()
@@ -66,124 +72,162 @@ class Wanted:
 def profile_bundle(
     path: str | Path | Bundle,
     target: str | None,
-    wanted: Wanted,
+    request: ProfileRequest,
     *,
     spec: ModelSpec | None = None,
     options: SessionOptions | None = None,
-    step: Step = lambda _: None,
+    progress: Progress = lambda _: None,
 ) -> LatencyReport:
-    """See :func:`crossfuse.profile`; ``spec`` is the rivals' model."""
+    """Measure one target of a bundle, as :func:`crossfuse.profile` describes.
+
+    Args:
+        path: the bundle's folder.
+        target: where omitted, the best that runs here.
+        request: what to measure.
+        spec: the baselines' model; without one they are left out.
+        options: of the session.
+        progress: told what begins.
+
+    Raises:
+        BundleError: a damaged bundle, one without inputs, or one that can't run here.
+        InputError: a sweep over an unknown dimension, or a size outside its range.
+    """
     bundle = open_bundle(path)
     known = _known_inputs(bundle)
     manifest = bundle.manifest
     settings = options or SessionOptions()
-    points = sweep_points(wanted.sweep, manifest.example, manifest.dims, manifest.shared_batch)
-    rows: list[Row] = []
+    points = sweep_points(request.sweep, manifest.example, manifest.dims, manifest.shared_batch)
     with load(bundle, target, settings) as session, ExitStack() as stack:
+        gpu = _gpu_of(session)
         first = inputs_at(session.inputs, known, points[0])
-        entry = bundle.target(session.target)
         on_ort = session.provider.endswith("ExecutionProvider")
         limits = None
-        if wanted.trace and on_ort:
-            step("what the machine attains")
+        if request.trace and on_ort:
+            progress("what the machine attains")
             limits = measure_limits(session.provider, settings)
-        rivals = None
-        if wanted.against and spec is not None:
-            rivals = stack.enter_context(
-                Rivals(spec, _device_of(session), settings.threads, device_id=_gpu_of(session))
+        baselines = None
+        if request.against and spec is not None:
+            baselines = stack.enter_context(
+                Baselines(spec, _device_of(session), settings.threads, device_id=gpu)
             )
         fixed = fixed_work(session.provider, settings) if on_ort else None
+        bench = _Bench(session, request, baselines, fixed, progress)
+        rows: list[Row] = []
         for point in points:
-            rows += _point(
-                session, inputs_at(session.inputs, known, point), point, wanted, rivals, fixed, step
-            )
-        stages = tuple(_stages(bundle, session, settings, first, step)) if wanted.trace else ()
-        loads = tuple(_loads(session, first, wanted, step))
-        cold = None
-        if wanted.cold_starts:
-            step("cold starts")
-            cold = cold_start(
-                bundle.path, session.target, first, wanted.cold_starts, device=_gpu_of(session)
-            )
+            rows += bench.rows(inputs_at(session.inputs, known, point), point)
+        stages = _stages(bundle, session, settings, first, progress) if request.trace else ()
+        entry = bundle.target(session.target)
         return LatencyReport(
-            str(bundle.path),
-            manifest.name,
-            session.target,
-            session.provider,
-            entry.precision,
-            tuple(rows),
-            stages,
-            limits,
-            loads,
-            cold,
-            _break_even(rows, points[0]),
-            GpuMeter(device=_gpu_of(session)).used_bytes(),
-            tuple(row.to_json() for row in manifest.ledger),
-            entry.parity,
-            environment(),
-            command_line(),
+            bundle=str(bundle.path),
+            model=manifest.name,
+            target=session.target,
+            provider=session.provider,
+            precision=entry.precision,
+            rows=tuple(rows),
+            stages=tuple(stages),
+            limits=limits,
+            load=tuple(_loads(session, first, request, progress)),
+            cold_start=_cold_start(bundle, session, first, request, progress),
+            break_even=_break_even(rows, points[0]),
+            device_bytes=GpuMeter(device=gpu).used_bytes(),
+            ledger=tuple(row.to_json() for row in manifest.ledger),
+            parity=entry.parity,
+            environment=environment(),
+            command=command_line(),
         )
 
 
-def _point(
-    session: Session,
-    inputs: Arrays,
-    point: Mapping[str, int],
-    wanted: Wanted,
-    rivals: Rivals | None,
-    fixed: Callable[[], object] | None,
-    step: Step,
-) -> list[Row]:
-    """The rows at one point, sampled together."""
-    where = ", ".join(f"{name}={size}" for name, size in point.items())
-    calls: dict[str, Callable[[], object]] = {OURS: lambda: session.run(inputs)}
-    expected = session.run(inputs)
-    if session.split:
-        first, queries = _parts(session, inputs)
-        context = session.encode(first)
-        calls[f"{OURS} encode"] = lambda: session.encode(first)
-        calls[f"{OURS} query"] = lambda: session.query(context, queries)
-    if _device_of(session) == "cuda":
-        placed = on_gpu(inputs, Gpu(_gpu_of(session)))
-        calls[f"{OURS} without copies"] = lambda: session.run(placed)
-    failures: dict[str, str] = {}
-    errors: dict[str, float | None] = {}
-    if rivals is not None:
-        for name in wanted.against:
-            step(f"{name} at {where}")
-            run = _rival(name, rivals, inputs, failures)
+@dataclass(frozen=True)
+class _Bench:
+    """What is measured at every point: the session, its baselines, and fixed work beside them."""
+
+    session: Session
+    request: ProfileRequest
+    baselines: Baselines | None
+    fixed: Callable[[], object] | None
+    progress: Progress
+
+    def rows(self, inputs: Arrays, point: Mapping[str, int]) -> list[Row]:
+        """The rows at one point, sampled together."""
+        where = ", ".join(f"{name}={size}" for name, size in point.items())
+        calls = self._own_calls(inputs)
+        others = self._baseline_calls(inputs, where)
+        calls |= others.calls
+        gpu = _gpu_of(self.session)
+        joules = {name: _energy(call, gpu) for name, call in calls.items()}
+        if self.fixed is not None:
+            calls[_MACHINE] = self.fixed
+        taken = sample(
+            calls, self.request.plan, progress=lambda text: self.progress(f"{where}: {text}")
+        )
+        machine = () if self.fixed is None else tuple(min(r) for r in taken.pop(_MACHINE).rounds)
+        rows = [
+            Row(
+                name,
+                dict(point),
+                samples,
+                machine,
+                ratio=_ratio(name, taken),
+                error=others.errors.get(name),
+                joules=joules[name],
+            )
+            for name, samples in taken.items()
+        ]
+        failed = [Row(name, dict(point), failure=why) for name, why in others.failures.items()]
+        return [*rows, *failed]
+
+    def _own_calls(self, inputs: Arrays) -> dict[str, Callable[[], object]]:
+        """The bundle's own calls: whole, by stage, and without copies on a GPU."""
+        session = self.session
+        calls: dict[str, Callable[[], object]] = {OURS: lambda: session.run(inputs)}
+        if session.split:
+            first = _context_inputs(session, inputs)
+            queries = {name: array for name, array in inputs.items() if name not in first}
+            context = session.encode(first)
+            calls[f"{OURS} encode"] = lambda: session.encode(first)
+            calls[f"{OURS} query"] = lambda: session.query(context, queries)
+        if _device_of(session) == "cuda":
+            placed = on_gpu(inputs, Gpu(_gpu_of(session)))
+            calls[f"{OURS} without copies"] = lambda: session.run(placed)
+        return calls
+
+    def _baseline_calls(self, inputs: Arrays, where: str) -> _BaselineCalls:
+        """The baselines that run here, each run once and compared with the bundle."""
+        found = _BaselineCalls()
+        if self.baselines is None:
+            return found
+        expected = self.session.run(inputs)
+        for name in self.request.against:
+            self.progress(f"{name} at {where}")
+            run = _baseline(name, self.baselines, inputs, found.failures)
             if run is not None:
-                calls[name] = run
-                errors[name] = _difference(run(), expected)
-    joules = {name: _energy(call, _gpu_of(session)) for name, call in calls.items()}
-    if fixed is not None:
-        calls[_MACHINE] = fixed
-    taken = sample(calls, wanted.plan, step=lambda text: step(f"{where}: {text}"))
-    machine = () if fixed is None else tuple(min(r) for r in taken.pop(_MACHINE).rounds)
-    rows = [
-        Row(
-            name, dict(point), samples, machine, _ratio(name, taken), errors.get(name), joules[name]
-        )
-        for name, samples in taken.items()
-    ]
-    return [*rows, *(Row(name, dict(point), failure=why) for name, why in failures.items())]
+                found.calls[name] = run
+                found.errors[name] = _difference(run(), expected)
+        return found
 
 
-def _parts(
-    session: Session, inputs: Arrays
-) -> tuple[dict[str, NDArray[Any]], dict[str, NDArray[Any]]]:
-    """The inputs of the contexts, and those of the queries."""
-    names = names_of(session.stages["context"].inputs)
-    first = {name: inputs[name] for name in names}
-    return first, {name: array for name, array in inputs.items() if name not in first}
+@dataclass(frozen=True)
+class _BaselineCalls:
+    """Baselines by name: calls, differences from the bundle's outputs, and why others fail."""
+
+    calls: dict[str, Callable[[], object]] = field(default_factory=dict)
+    errors: dict[str, float | None] = field(default_factory=dict)
+    failures: dict[str, str] = field(default_factory=dict)
 
 
-def _rival(name: str, rivals: Rivals, inputs: Arrays, failures: dict[str, str]) -> Run | None:
-    """A rival that has run once, or None with its reason among the failures."""
+def _context_inputs(session: Session, inputs: Arrays) -> dict[str, NDArray[Any]]:
+    """Those of the inputs that the context stage takes."""
+    return {name: inputs[name] for name in names_of(session.stages["context"].inputs)}
+
+
+def _baseline(
+    name: str, baselines: Baselines, inputs: Arrays, failures: dict[str, str]
+) -> Run | None:
+    """A baseline that has run once, or None with its reason among the failures."""
     try:
-        run = rivals.make(name, inputs)
+        run = baselines.make(name, inputs)
         run()
-    except Exception as error:  # noqa: BLE001 -- a rival may fail in any way, and its row says how
+    except Exception as error:  # noqa: BLE001 -- a baseline may fail in any way, and its row says how
         text = " ".join(_COLORS.sub("", str(error)).split())
         failures[name] = (
             text if isinstance(error, InputError) else f"{type(error).__name__}: {text[:200]}"
@@ -197,8 +241,7 @@ def _ratio(name: str, taken: Mapping[str, Samples]) -> Interval | None:
 
 
 def _difference(got: Arrays, expected: Arrays) -> float | None:
-    """The worst output's largest difference, relative to the output's largest magnitude; None if no
-    name is in both."""
+    """The worst output's difference, relative to its magnitude; None if no name is in both."""
     found = []
     for name, array in expected.items():
         if name in got and array.dtype.kind == "f":
@@ -220,43 +263,57 @@ def _energy(call: Callable[[], object], device: int) -> float | None:
 
 
 def _stages(
-    bundle: Bundle, session: Session, options: SessionOptions, inputs: Arrays, step: Step
+    bundle: Bundle, session: Session, options: SessionOptions, inputs: Arrays, progress: Progress
 ) -> Iterator[StageTimes]:
     """Where the time of each stage goes."""
     entry = bundle.target(session.target)
     feeds: dict[str, Any] = dict(inputs)
     if session.split:
-        feeds |= session.encode(_parts(session, inputs)[0]).tensors
+        feeds |= session.encode(_context_inputs(session, inputs)).tensors
     sites = [row.site for row in bundle.ledger]
     for name in ("model", "context", "query"):
         if name in entry.stages:
-            step(f"where the time goes: {name}")
+            progress(f"where the time goes: {name}")
             given = {spec.name: feeds[spec.name] for spec in session.stages[name].inputs}
             engine = session.engine(name)
             if isinstance(engine, TrtStage):
                 if engine.times_layers:
                     yield trace_engine(name, engine, given, sites=sites)
-            else:
-                graph = bundle.path / entry.stages[name]
-                alone = len(entry.stages) == 1
-                yield trace_stage(
-                    name, graph, session.provider, options, given, alone=alone, sites=sites
+            elif isinstance(engine, OrtStage):
+                graph = OpenedGraph(
+                    bundle.path / entry.stages[name],
+                    session.provider,
+                    options,
+                    alone=len(entry.stages) == 1,
                 )
+                yield trace_stage(name, graph, given, sites=sites)
 
 
-def _loads(session: Session, inputs: Arrays, wanted: Wanted, step: Step) -> Iterator[LoadResult]:
-    """Several callers at once; then arrivals, served by as many threads as there were callers at
-    most."""
+def _loads(
+    session: Session, inputs: Arrays, request: ProfileRequest, progress: Progress
+) -> Iterator[LoadResult]:
+    """Several callers at once, then arrivals, served by as many threads as the most callers."""
 
     def call() -> object:
         return session.run(inputs)
 
-    for callers in wanted.callers:
-        step(f"{callers} callers at once")
-        yield closed_loop(call, callers, wanted.load_seconds)
-    for rate in wanted.rates:
-        step(f"{rate:g} requests per second")
-        yield open_loop(call, rate, wanted.load_seconds, max(wanted.callers, default=1))
+    for callers in request.callers:
+        progress(f"{callers} callers at once")
+        yield closed_loop(call, callers, request.load_seconds)
+    for rate in request.rates:
+        progress(f"{rate:g} requests per second")
+        yield open_loop(call, rate, request.load_seconds, max(request.callers, default=1))
+
+
+def _cold_start(
+    bundle: Bundle, session: Session, inputs: Arrays, request: ProfileRequest, progress: Progress
+) -> ColdStart | None:
+    if not request.cold_starts:
+        return None
+    progress("cold starts")
+    return cold_start(
+        bundle.path, session.target, inputs, request.cold_starts, device=_gpu_of(session)
+    )
 
 
 def _break_even(rows: Sequence[Row], point: Mapping[str, int]) -> float | None:
@@ -272,7 +329,7 @@ def _break_even(rows: Sequence[Row], point: Mapping[str, int]) -> float | None:
 
 def _device_of(session: Session) -> str:
     """Where a session computes, as PyTorch says it."""
-    return "cpu" if session.provider == "CPUExecutionProvider" else "cuda"
+    return "cuda" if session.engine(next(iter(session.stages))).on_device else "cpu"
 
 
 def _gpu_of(session: Session) -> int:

@@ -5,10 +5,10 @@ from crossfuse import runtime
 with runtime.load("bundle/") as session:
     outputs = session.run(pixel_values=pixels, input_ids=ids)
 
-    context = session.encode(pixel_values=pixels)              # split bundles: once
-    scores = session.query(context, input_ids=questions)       # many times, many queries per context
+    context = session.encode(pixel_values=pixels)         # split bundles: once
+    scores = session.query(context, input_ids=questions)  # many times, many queries per context
 
-    outputs = session.run({"self": a, "context": b})           # every call also takes one mapping, for names of any kind
+    outputs = session.run({"self": a, "context": b})      # one mapping takes names of any kind
 """
 
 from crossfuse.runtime.backends import best_target

@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from crossfuse.core.dimensions import symbols_in
 from crossfuse.core.tensors import TensorSpec
 from crossfuse.errors import InputError
 from crossfuse.runtime.device_array import DeviceArray
 from crossfuse.runtime.input_checks import positions_of
 
-__all__ = ["Context"]
+__all__ = ["Context", "frozen", "require_own"]
 
 
 @dataclass(frozen=True)
@@ -56,18 +57,18 @@ class Context:
             InputError: no positions, one out of range, or contexts without a batch.
             EngineError: no room on the GPU.
         """
-        wanted = positions_of(indices)
+        chosen = positions_of(indices)
         if self.batch is None:
             raise InputError("these contexts have no batch to select from")
-        if not wanted.size or wanted.min() < -self.count or wanted.max() >= self.count:
+        if not chosen.size or chosen.min() < -self.count or chosen.max() >= self.count:
             raise InputError(
-                "positions out of range", got=wanted.tolist(), expected=f"0 to {self.count - 1}"
+                "positions out of range", got=chosen.tolist(), expected=f"0 to {self.count - 1}"
             )
         taken: dict[str, Any] = {}
         for spec in self.specs:
             tensor = self.tensors[spec.name]
             if self.batch not in spec.shape:
-                if any(self.batch in str(size) for size in spec.shape):
+                if any(self.batch in symbols_in(size) for size in spec.shape):
                     raise InputError(
                         "a context tensor's batch is no axis of its own", where=spec.name, got=spec
                     )
@@ -76,11 +77,11 @@ class Context:
             axis = spec.shape.index(self.batch)
             on_device = isinstance(tensor, DeviceArray)
             taken[spec.name] = (
-                tensor.take(wanted.tolist(), axis)
+                tensor.take(chosen.tolist(), axis)
                 if on_device
-                else frozen(np.take(tensor, wanted, axis=axis))
+                else frozen(np.take(tensor, chosen, axis=axis))
             )
-        return replace(self, tensors=taken, count=int(wanted.size))
+        return replace(self, tensors=taken, count=int(chosen.size))
 
     def __repr__(self) -> str:
         return (
@@ -94,3 +95,21 @@ def frozen(array: Any) -> Any:
     if isinstance(array, np.ndarray):
         array.flags.writeable = False
     return array
+
+
+def require_own(context: Context, owner: str) -> None:
+    """Refuse what isn't a context of this bundle and target.
+
+    Raises:
+        InputError: no context, or one that another bundle or target encoded.
+    """
+    if not hasattr(context, "owner"):
+        got = type(context).__name__
+        raise InputError(
+            "a query needs an encoded context", got=got, do="Call session.encode(...) first"
+        )
+    if context.owner != owner:
+        raise InputError(
+            "the context was encoded by another bundle or target",
+            do="Encode it with the same session",
+        )

@@ -4,6 +4,7 @@ bounded in bytes."""
 from __future__ import annotations
 
 import hashlib
+import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -22,10 +23,13 @@ if TYPE_CHECKING:
 
 __all__ = ["ContextCache", "content_key"]
 
+_LOG = logging.getLogger(__name__)
+
 
 class ContextCache:
-    """Encodes a context once and gives it again while it stays within the budget. Safe to use from
-    several threads.
+    """Encodes a context once and gives it again while it stays within the budget.
+
+    Safe to use from several threads.
 
     Args:
         session: of a split bundle.
@@ -113,10 +117,12 @@ class ContextCache:
     def _keep(self, key: bytes, context: Context) -> None:
         size = context.nbytes
         if size > self.max_bytes:
+            _LOG.debug("a context of %d bytes is larger than the cache", size)
             return
         while self.nbytes + size > self.max_bytes:
             _, dropped = self._kept.popitem(last=False)
             self.nbytes -= dropped.nbytes
+            _LOG.debug("a context of %d bytes makes way for another", dropped.nbytes)
         self._kept[key] = context
         self.nbytes += size
 

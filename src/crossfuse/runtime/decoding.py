@@ -64,8 +64,12 @@ class DecodingState:
         self._state: dict[str, Any] = {}
         self._other: dict[str, DeviceArray] = {}
         if engine.on_device:
-            self._state = {name: engine.empty(*told).zero() for name, told in shapes.items()}
-            self._other = {name: engine.empty(*told).zero() for name, told in shapes.items()}
+            self._state = {
+                name: engine.empty(shape, dtype).zero() for name, (shape, dtype) in shapes.items()
+            }
+            self._other = {
+                name: engine.empty(shape, dtype).zero() for name, (shape, dtype) in shapes.items()
+            }
         else:
             self._state = {name: np.zeros(shape, dtype) for name, (shape, dtype) in shapes.items()}
         given = {name: tensor for name, tensor in context.tensors.items() if name in names}
@@ -84,8 +88,9 @@ class DecodingState:
         return sum(int(array.nbytes) for array in (*self._state.values(), *self._other.values()))
 
     def reorder(self, indices: Sequence[int]) -> None:
-        """Sequence ``i`` goes on from what was sequence ``indices[i]``; for beams. Contexts keep
-        their order.
+        """Sequence ``i`` goes on from what was sequence ``indices[i]``; for beams.
+
+        Contexts keep their order.
 
         Raises:
             InputError: other than one position per sequence.

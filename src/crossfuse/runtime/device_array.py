@@ -73,8 +73,9 @@ class DeviceMemory:
 
 
 class DeviceArray:
-    """A contiguous array in a GPU's memory; speaks DLPack and, for NumPy's dtypes, the CUDA array
-    interface. The data is ready.
+    """A contiguous array in a GPU's memory.
+
+    It speaks DLPack and, for NumPy's dtypes, the CUDA array interface. The data is ready.
 
     Who takes it through DLPack tells its stream. The memory is given back when neither this array
     nor what was made of it exists any more, behind everything that the takers' streams hold by
@@ -238,21 +239,25 @@ def device_array(value: Any, device: int, where: str) -> DeviceArray:
 def _foreign(value: Any) -> Foreign:
     if hasattr(value, "__dlpack__"):
         return read_capsule(value, LEGACY_STREAM)
-    told = value.__cuda_array_interface__
-    dtype = np.dtype(told["typestr"])
-    if told.get("mask") is not None or dtype.hasobject or dtype.byteorder == ">":
-        raise BufferError(f"a masked array, or one of dtype {told['typestr']}")
-    strides = told.get("strides")
+    interface = value.__cuda_array_interface__
+    dtype = np.dtype(interface["typestr"])
+    if interface.get("mask") is not None or dtype.hasobject or dtype.byteorder == ">":
+        raise BufferError(f"a masked array, or one of dtype {interface['typestr']}")
+    strides = interface.get("strides")
     counted = None if strides is None else tuple(stride // dtype.itemsize for stride in strides)
     if strides is not None and any(stride % dtype.itemsize for stride in strides):
         raise BufferError(f"strides {strides} that are no multiples of the elements' size")
-    driver = Driver.of_pointer(told["data"][0]) if told["data"][0] else 0
-    return Foreign(told["data"][0], tuple(told["shape"]), counted, dtype.name, CUDA, driver, value)
+    driver = Driver.of_pointer(interface["data"][0]) if interface["data"][0] else 0
+    return Foreign(
+        interface["data"][0], tuple(interface["shape"]), counted, dtype.name, CUDA, driver, value
+    )
 
 
 def _after(value: Any) -> frozenset[int]:
-    """DLPack's producers made the default stream wait for them; the CUDA array interface names a
-    stream, or none."""
+    """DLPack's producers made the default stream wait for them.
+
+    The CUDA array interface names a stream, or none.
+    """
     if hasattr(value, "__dlpack__"):
         return frozenset({LEGACY_STREAM})
     stream = value.__cuda_array_interface__.get("stream")
@@ -261,8 +266,12 @@ def _after(value: Any) -> frozenset[int]:
 
 def _dtype(value: Any, dtype: str) -> str:
     """ONNX Runtime's values give bool away as uint8, and say so apart."""
-    told = getattr(value, "data_type", None)
-    return "bool" if dtype == "uint8" and callable(told) and told() == "tensor(bool)" else dtype
+    data_type = getattr(value, "data_type", None)
+    return (
+        "bool"
+        if dtype == "uint8" and callable(data_type) and data_type() == "tensor(bool)"
+        else dtype
+    )
 
 
 def _check_contiguous(found: Foreign, where: str) -> None:

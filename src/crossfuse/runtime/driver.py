@@ -29,8 +29,10 @@ _WITHOUT_TIMING = 2
 
 
 def gpu_count() -> int:
-    """NVIDIA GPUs that the driver sees (``CUDA_VISIBLE_DEVICES`` hides the others); 0 without a
-    driver."""
+    """NVIDIA GPUs that the driver sees (``CUDA_VISIBLE_DEVICES`` hides the others).
+
+    Without a driver there are none.
+    """
     cuda = _library()
     count = ctypes.c_int(0)
     return (
@@ -48,8 +50,10 @@ def driver_version() -> str:
 
 
 def gpu_uuid(index: int) -> str | None:
-    """The identity of a GPU by its number in this process, as NVML and ``nvidia-smi`` write it;
-    None where there is none."""
+    """The identity of a GPU by its number in this process, as NVML and ``nvidia-smi`` write it.
+
+    It is None where there is no such GPU.
+    """
     cuda = _library()
     data = (ctypes.c_ubyte * 16)()
     device = ctypes.c_int(0)

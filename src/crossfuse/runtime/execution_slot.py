@@ -1,5 +1,6 @@
-"""`Lane`: one TensorRT execution context with its stream, its buffers and its CUDA graphs. For one
-thread at a time.
+"""`ExecutionSlot`: one TensorRT execution context with its stream, buffers and CUDA graphs.
+
+For one thread at a time.
 
 Host arrays go through page-locked memory to buffers that are kept and grow; device inputs are read
 where they are. A first run of a shape executes directly; the second, too, and is captured as a CUDA
@@ -13,7 +14,7 @@ import math
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -24,10 +25,10 @@ if TYPE_CHECKING:
     import tensorrt as trt_types
     from numpy.typing import NDArray
 
-__all__ = ["ALIGNMENT", "MAX_GRAPHS", "Lane"]
+__all__ = ["ALIGNMENT", "MAX_GRAPHS", "ExecutionSlot"]
 
 MAX_GRAPHS = 16
-"""CUDA graphs that a lane keeps, one per shape; the least recently used goes first."""
+"""CUDA graphs that a slot keeps, one per shape; the least recently used goes first."""
 
 ALIGNMENT = 256
 """TensorRT takes no address that isn't a multiple of this."""
@@ -36,20 +37,27 @@ _MAX_PINNED = 1 << 26
 _DIRECT = object()
 
 
-class Lane:
+class _Buffer(NamedTuple):
+    """Device memory that a tensor is copied through, and its bytes."""
+
+    memory: Any
+    size: int
+
+
+class ExecutionSlot:
     """Executes an engine.
 
     Args:
         trt: the library.
         engine: deserialized.
-        config: TensorRT-RTX's runtime configuration, of this lane alone, or None.
+        config: TensorRT-RTX's runtime configuration, of this slot alone, or None.
         gpu: memory and streams.
         boundary: names of inputs and outputs.
-        captures: whether the lane makes CUDA graphs; not where the library does.
+        captures: whether the slot makes CUDA graphs; not where the library does.
 
     Raises:
-        EngineError: no room for the lane, or whatever the GPU or the library refuses later on; the
-            lane is as it was then.
+        EngineError: no room for the slot, or whatever the GPU or the library refuses later on; the
+            slot is as it was then.
     """
 
     def __init__(
@@ -68,11 +76,8 @@ class Lane:
         self.inputs, self.outputs = boundary
         self.stream = gpu.stream()
         self._captures = captures
-        context = (
-            engine.create_execution_context()
-            if config is None
-            else engine.create_execution_context(config)
-        )
+        settings = () if config is None else (config,)
+        context = engine.create_execution_context(*settings)
         if context is None:
             raise EngineError(
                 "the engine has no room for another execution context",
@@ -89,7 +94,7 @@ class Lane:
             name: _dtype(trt, engine.get_tensor_dtype(name))
             for name in (*self.inputs, *self.outputs)
         }
-        self._buffers: dict[str, tuple[Any, int]] = {}
+        self._buffers: dict[str, _Buffer] = {}
         self._pinned: dict[str, NDArray[np.uint8] | None] = {}
         self._profile = 0
         self._seen: OrderedDict[Hashable, Any] = OrderedDict()
@@ -132,18 +137,13 @@ class Lane:
             arrays = [
                 self.gpu.array(made[name], self.dtypes[name], self.stream) for name in self.outputs
             ]
-            self._enqueue(
-                {
-                    **addresses,
-                    **{n: array.pointer for n, array in zip(self.outputs, arrays, strict=True)},
-                }
-            )
+            pointers = {n: a.pointer for n, a in zip(self.outputs, arrays, strict=True)}
+            self._enqueue({**addresses, **pointers})
             self.gpu.sync(self.stream)
             return arrays
 
     def time_layers(self, feeds: Mapping[str, Any], profiler: Any, runs: int) -> None:
-        """Execute so many times without CUDA graphs, an ``IProfiler`` listening to every layer. It
-        stays with the lane."""
+        """Execute without CUDA graphs, an ``IProfiler`` listening, which stays with the slot."""
         with self._settled():
             addresses, shapes = self._take(feeds)
             made = self._prepare(shapes)
@@ -156,8 +156,7 @@ class Lane:
 
     @contextmanager
     def _settled(self) -> Iterator[None]:
-        """Nothing that the caller may free is read or written any more when this is left, by an
-        error too."""
+        """When this is left, by an error too, nothing of the caller's is read or written."""
         self.gpu.use()
         try:
             yield
@@ -171,8 +170,10 @@ class Lane:
             raise
 
     def _take(self, feeds: Mapping[str, Any]) -> tuple[dict[str, int], dict[str, tuple[int, ...]]]:
-        """Addresses and shapes of the inputs; what can't be read where it is, is copied to
-        buffers."""
+        """Addresses and shapes of the inputs.
+
+        What can't be read where it is, is copied to buffers.
+        """
         addresses: dict[str, int] = {}
         shapes: dict[str, tuple[int, ...]] = {}
         for name in self.inputs:
@@ -195,8 +196,7 @@ class Lane:
         return addresses, shapes
 
     def _staged(self, name: str, array: NDArray[Any]) -> NDArray[Any]:
-        """The array in page-locked memory, where there is some: then the copy to the GPU needs no
-        stop."""
+        """The array in page-locked memory, where there is some: its copy needs no stop."""
         pinned = self._page_locked(name, array.nbytes)
         if pinned is None:
             return array if array.flags.c_contiguous else np.ascontiguousarray(array)
@@ -208,7 +208,7 @@ class Lane:
         """Enqueue the copy of an output; the function gives it once the stream is done."""
         result = np.empty(shape, dtype=np.dtype(self.dtypes[name]))
         pinned = self._page_locked(name, result.nbytes)
-        buffer = self._buffers[name][0]
+        buffer = self._buffers[name].memory
         if pinned is None:
             self.gpu.download(buffer, result, self.stream)
             return lambda: result
@@ -225,19 +225,20 @@ class Lane:
         if not size or size > _MAX_PINNED:
             return None
         if name not in self._pinned or (
-            (held := self._pinned[name]) is not None and held.nbytes < size
+            (pinned := self._pinned[name]) is not None and pinned.nbytes < size
         ):
             self._pinned[name] = self.gpu.pinned(size)
         return self._pinned[name]
 
     def _buffer(self, name: str, shape: tuple[int, ...]) -> Any:
         size = math.prod(shape) * item_size(self.dtypes[name])
-        held = self._buffers.get(name)
-        if held is None or held[1] < size:
+        buffer = self._buffers.get(name)
+        if buffer is None or buffer.size < size:
             # What was captured reads and writes the old place.
             self._seen.clear()
-            held = self._buffers[name] = (self.gpu.allocate(size, self.stream), size)
-        return held[0]
+            memory = self.gpu.allocate(size, self.stream)
+            buffer = self._buffers[name] = _Buffer(memory, size)
+        return buffer.memory
 
     def _prepare(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
         """Choose the profile, set the input shapes; the outputs' shapes."""

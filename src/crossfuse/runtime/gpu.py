@@ -81,8 +81,10 @@ class Gpu:
             return self._device.allocate(max(size, 1), stream=stream)
 
     def array(self, shape: tuple[int, ...], dtype: str, stream: Any) -> DeviceArray:
-        """A new array to be given away, for work on the stream; see `DeviceArray` for when it is
-        freed."""
+        """A new array to be given away, for work on the stream.
+
+        See `DeviceArray` for when it is freed.
+        """
         buffer = self.allocate(math.prod(shape) * item_size(dtype), stream)
         memory = DeviceMemory(
             int(buffer.handle), self.index, buffer, place=self, release=self._release
@@ -97,8 +99,10 @@ class Gpu:
         return made
 
     def pinned(self, size: int) -> NDArray[np.uint8] | None:
-        """Page-locked host memory, which copies reach without a stop; None where there is none
-        left."""
+        """Page-locked host memory, which copies reach without a stop.
+
+        None where there is none left.
+        """
         from cuda.core import LegacyPinnedMemoryResource
 
         try:
@@ -116,15 +120,19 @@ class Gpu:
                 self._at(buffer, array.nbytes).copy_from(self._host(array), stream=stream)
 
     def download(self, buffer: Any, array: NDArray[Any], stream: Any) -> None:
-        """Copy the start of a buffer to a contiguous host array; it is there when the stream is
-        done."""
+        """Copy the start of a buffer to a contiguous host array.
+
+        It is there when the stream is done.
+        """
         if array.nbytes:
             with self._asked("copy from the GPU"):
                 self._at(buffer, array.nbytes).copy_to(self._host(array), stream=stream)
 
     def capture(self, stream: Any, work: Callable[[], None]) -> Any:
-        """A CUDA graph of what ``work`` enqueues on the stream. Whatever goes wrong, the capture is
-        over when this returns."""
+        """A CUDA graph of what ``work`` enqueues on the stream.
+
+        Whatever goes wrong, the capture is over when this returns.
+        """
         with self._asked("capture a graph"):
             builder = stream.create_graph_builder()
             try:

@@ -4,7 +4,8 @@ with their ranges."""
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "InputChecker",
+    "any_on_device",
     "check_indices",
     "given_by_name",
     "ids_of",
@@ -48,6 +50,11 @@ def is_on_device(value: object) -> bool:
     return kind not in (CPU, CUDA_HOST)
 
 
+def any_on_device(inputs: Mapping[str, Any]) -> bool:
+    """Some input is an array that is not in host memory."""
+    return any(type(value) is not np.ndarray and is_on_device(value) for value in inputs.values())
+
+
 def given_by_name(inputs: object, named: dict[str, Any]) -> Mapping[str, Any]:
     """A call's inputs: its one mapping, or its keywords.
 
@@ -73,26 +80,73 @@ def given_by_name(inputs: object, named: dict[str, Any]) -> Mapping[str, Any]:
     return inputs if type(inputs) is dict else dict(inputs)
 
 
+class _Axis(NamedTuple):
+    """One axis of an input: its size, or its name with its range."""
+
+    place: int
+    size: int | str
+    dim: Dim | None
+
+
+@dataclass(frozen=True)
+class _TensorCheck:
+    """What one input must be, looked up once per session."""
+
+    spec: TensorSpec
+    dtype: np.dtype[Any]
+    axes: tuple[_Axis, ...]
+
+    @classmethod
+    def of(cls, spec: TensorSpec, dims: Mapping[str, Dim]) -> _TensorCheck:
+        axes = tuple(
+            _Axis(i, size, None if isinstance(size, int) else dims.get(size) or Dim("size"))
+            for i, size in enumerate(spec.shape)
+        )
+        return cls(spec, np.dtype(spec.dtype), axes)
+
+    def shape(self, shape: tuple[int, ...], sizes: dict[str, int]) -> None:
+        """Check a shape; ``sizes`` are those of named dimensions, and get the new ones."""
+        spec = self.spec
+        if len(shape) != len(self.axes):
+            raise InputError(
+                "an input has the wrong rank", where=spec.name, got=shape, expected=spec
+            )
+        for axis, size, dim in self.axes:
+            got = shape[axis]
+            if dim is None:
+                if got != size:
+                    raise InputError(
+                        "an input has the wrong size",
+                        where=f"{spec.name}, axis {axis}",
+                        got=got,
+                        expected=spec,
+                    )
+                continue
+            assert isinstance(size, str)
+            if got < dim.min or (dim.max is not None and got > dim.max):
+                dim.check(got, f"{spec.name}, axis {axis}")
+            if sizes.setdefault(size, got) != got:
+                raise InputError(
+                    f"inputs disagree about dimension {size!r}",
+                    where=f"{spec.name}, axis {axis}",
+                    got=got,
+                    expected=sizes[size],
+                )
+
+
 class InputChecker:
     """Checks a session's inputs and turns them into what the engine takes."""
 
     def __init__(self, specs: tuple[TensorSpec, ...], dims: Mapping[str, Dim]) -> None:
         self._names = {spec.name for spec in specs}
-        self._plan = []
-        for spec in specs:
-            axes = tuple(
-                (axis, size, None)
-                if isinstance(size, int)
-                else (axis, size, dims.get(size) or Dim("size"))
-                for axis, size in enumerate(spec.shape)
-            )
-            self._plan.append((spec, np.dtype(spec.dtype), len(spec.shape), axes))
+        self._plan = [_TensorCheck.of(spec, dims) for spec in specs]
 
     def __call__(
         self, inputs: Mapping[str, Any], known: Mapping[str, int] | None = None
     ) -> dict[str, NDArray[Any]]:
-        """Checked host arrays, without a copy where the input is contiguous; ``known`` dimensions
-        have these sizes already.
+        """Checked host arrays, without a copy where the input is contiguous.
+
+        ``known`` dimensions have these sizes already.
 
         Raises:
             InputError: naming the input, what it got, and what it takes.
@@ -101,7 +155,8 @@ class InputChecker:
             self._wrong_names(inputs)
         feeds: dict[str, NDArray[Any]] = {}
         sizes: dict[str, int] = dict(known) if known else {}
-        for spec, dtype, rank, axes in self._plan:
+        for check in self._plan:
+            spec, dtype = check.spec, check.dtype
             value = inputs[spec.name]
             array = value if type(value) is np.ndarray else _as_array(spec, value)
             if array.dtype != dtype:
@@ -112,7 +167,7 @@ class InputChecker:
                     expected=dtype,
                     do=f"Convert it, for example with .astype('{dtype}')",
                 )
-            self._check_shape(spec, array.shape, rank, axes, sizes)
+            check.shape(array.shape, sizes)
             if spec.range is not None:
                 check_indices(spec, array)
             feeds[spec.name] = array if array.flags.c_contiguous else np.ascontiguousarray(array)
@@ -142,7 +197,8 @@ class InputChecker:
             )
         feeds: dict[str, Any] = {}
         sizes: dict[str, int] = dict(known or {})
-        for spec, _, rank, axes in self._plan:
+        for check in self._plan:
+            spec = check.spec
             value = inputs[spec.name]
             array = (
                 device_array(value, engine.device, spec.name)
@@ -157,48 +213,14 @@ class InputChecker:
                     expected=spec.dtype,
                     do="Convert it",
                 )
-            self._check_shape(spec, tuple(array.shape), rank, axes, sizes)
+            check.shape(tuple(array.shape), sizes)
             if spec.range is not None and isinstance(array, np.ndarray):
                 check_indices(spec, array)
             feeds[spec.name] = array
         return feeds
 
-    @staticmethod
-    def _check_shape(
-        spec: TensorSpec,
-        shape: tuple[int, ...],
-        rank: int,
-        axes: tuple[tuple[int, int | str, Dim | None], ...],
-        sizes: dict[str, int],
-    ) -> None:
-        if len(shape) != rank:
-            raise InputError(
-                "an input has the wrong rank", where=spec.name, got=shape, expected=spec
-            )
-        for axis, size, dim in axes:
-            got = shape[axis]
-            if dim is None:
-                if got != size:
-                    raise InputError(
-                        "an input has the wrong size",
-                        where=f"{spec.name}, axis {axis}",
-                        got=got,
-                        expected=spec,
-                    )
-                continue
-            assert isinstance(size, str)
-            if got < dim.min or (dim.max is not None and got > dim.max):
-                dim.check(got, f"{spec.name}, axis {axis}")
-            if sizes.setdefault(size, got) != got:
-                raise InputError(
-                    f"inputs disagree about dimension {size!r}",
-                    where=f"{spec.name}, axis {axis}",
-                    got=got,
-                    expected=sizes[size],
-                )
-
     def _wrong_names(self, inputs: Mapping[str, Any]) -> None:
-        takes = ", ".join(str(spec) for spec, *_ in self._plan)
+        takes = ", ".join(str(check.spec) for check in self._plan)
         unknown = sorted(map(str, set(inputs) - self._names))
         missing = sorted(self._names - set(inputs))
         problems = [f"unknown {', '.join(unknown)}"] * bool(unknown) + [

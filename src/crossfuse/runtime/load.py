@@ -3,23 +3,47 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from crossfuse.bundle.manifest import Decode, EngineInfo, StageSpec
+from crossfuse.bundle.manifest import Decode, EngineInfo, StageSpec, TargetEntry
 from crossfuse.bundle.store import Bundle, open_bundle
 from crossfuse.core.foreign import door
+from crossfuse.core.target import Target
 from crossfuse.core.tensors import Dim, TensorSpec, names_of
 from crossfuse.errors import BundleError
-from crossfuse.runtime.backends import best_target, open_stage
+from crossfuse.runtime.backends import best_target, open_stage, target_of_bundle
 from crossfuse.runtime.options import SessionOptions
 from crossfuse.runtime.session import Session
-from crossfuse.runtime.stage import Stage
+from crossfuse.runtime.stage import Stage, StageRequest
 
-__all__ = ["load", "open_session", "with_dtypes"]
+__all__ = ["SessionSpec", "load", "open_session", "with_dtypes"]
 
+_LOG = logging.getLogger(__name__)
 _STAGES = ({"model"}, {"context", "query"}, {"context", "query", "step"})
+
+
+@dataclass(frozen=True)
+class SessionSpec:
+    """What a session has to know beside its graphs.
+
+    Attributes:
+        stages: inputs and outputs by stage.
+        dims: ranges of the named dimensions.
+        shared_batch: the queries' batch dimension, where contexts have one of their own.
+        decode: of a bundle that decodes step by step.
+        engine: what the manifest says about an engine.
+        owner: tells the contexts of different bundles apart; made up where omitted.
+    """
+
+    stages: Mapping[str, StageSpec]
+    dims: Mapping[str, Dim]
+    shared_batch: str | None = None
+    decode: Decode | None = None
+    engine: EngineInfo | None = None
+    owner: str = ""
 
 
 @door
@@ -41,29 +65,31 @@ def load(
     manifest = bundle.manifest
     name = target or best_target(bundle.targets)
     entry = bundle.target(name)
+    known = target_of_bundle(name, entry.package)
     if set(entry.stages) not in _STAGES or set(manifest.stages) != set(entry.stages):
         raise BundleError(
             "the bundle's stages are not known to this version", got=", ".join(entry.stages)
         )
     bundle.verified({*manifest.files, *entry.files, *entry.stages.values()})
-    graphs = {stage: bundle.path / file for stage, file in entry.stages.items()}
-    digests = "".join(
-        manifest.files[file].sha256
-        for file in (*entry.files, *entry.stages.values())
-        if file in manifest.files
-    )
-    owner = f"{name} {hashlib.sha256(digests.encode()).hexdigest()}"
-    return open_session(
-        name,
+    spec = SessionSpec(
         with_dtypes(manifest.stages, entry.boundary),
         manifest.dims,
-        graphs,
-        options or SessionOptions(),
         shared_batch=manifest.shared_batch,
         decode=manifest.decode,
-        owner=owner,
         engine=entry.engine,
+        owner=_owner(bundle, name, entry),
     )
+    graphs = {stage: bundle.path / file for stage, file in entry.stages.items()}
+    return open_session(known, graphs, spec, options or SessionOptions())
+
+
+def _owner(bundle: Bundle, target: str, entry: TargetEntry) -> str:
+    """The same for bundles whose target has the same files."""
+    files = bundle.manifest.files
+    digests = (
+        files[name].sha256 for name in (*entry.files, *entry.stages.values()) if name in files
+    )
+    return f"{target} {hashlib.sha256(''.join(digests).encode()).hexdigest()}"
 
 
 def with_dtypes(stages: Mapping[str, StageSpec], dtypes: Mapping[str, str]) -> dict[str, StageSpec]:
@@ -79,31 +105,42 @@ def with_dtypes(stages: Mapping[str, StageSpec], dtypes: Mapping[str, str]) -> d
 
 
 def open_session(
-    target: str,
-    stages: Mapping[str, StageSpec],
-    dims: Mapping[str, Dim],
-    graphs: Mapping[str, Path],
-    options: SessionOptions,
-    *,
-    shared_batch: str | None = None,
-    decode: Decode | None = None,
-    owner: str = "",
-    engine: EngineInfo | None = None,
+    target: Target, graphs: Mapping[str, Path], spec: SessionSpec, options: SessionOptions
 ) -> Session:
-    """A session over graph files that the caller vouches for; `load` is the way in for bundles."""
-    engines: dict[str, Stage] = {}
-    for name, stage in stages.items():
-        engines[name] = open_stage(
-            target, graphs[name], options, alone=len(stages) == 1, engine=engine
+    """A session over graph files that the caller vouches for; `load` is the way in for bundles.
+
+    Args:
+        target: whose graphs they are.
+        graphs: file by stage.
+        spec: of the session.
+        options: threads and provider options.
+
+    Raises:
+        BundleError: the engine is not installed, can't execute a graph, or finds other inputs and
+            outputs in it than ``spec`` has.
+    """
+    opened: dict[str, Stage] = {}
+    for name, stage in spec.stages.items():
+        opened[name] = open_stage(
+            StageRequest(
+                target, graphs[name], options, alone=len(spec.stages) == 1, engine=spec.engine
+            )
         )
+        _LOG.debug("stage %s: %s on %s", name, graphs[name].name, opened[name].provider)
         expected = (names_of(stage.inputs), names_of(stage.outputs))
-        if engines[name].boundary != expected:
+        if opened[name].boundary != expected:
             raise BundleError(
                 "the graph's inputs and outputs are not the manifest's",
                 where=name,
-                got=engines[name].boundary,
+                got=opened[name].boundary,
                 expected=expected,
             )
     return Session(
-        target, stages, dims, engines, shared_batch=shared_batch, decode=decode, owner=owner
+        target.name,
+        spec.stages,
+        spec.dims,
+        opened,
+        shared_batch=spec.shared_batch,
+        decode=spec.decode,
+        owner=spec.owner,
     )

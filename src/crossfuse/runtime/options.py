@@ -50,16 +50,20 @@ class SessionOptions:
                 raise InputError(
                     "a session option is out of range", where=name, got=value, expected="at least 1"
                 )
-        told = self.provider_options.get("device_id")
-        if self.device_id < 0 or (
-            told is not None and (not str(told).isdecimal() or self.device_id not in (0, int(told)))
-        ):
+        self._check_device(self.provider_options.get("device_id"))
+
+    def _check_device(self, of_provider: object) -> None:
+        if of_provider is None:
+            got, fits = str(self.device_id), self.device_id >= 0
+        else:
+            got = f"{self.device_id}, and {of_provider!r} among the provider's options"
+            number = str(of_provider)
+            fits = number.isdecimal() and self.device_id in (0, int(number))
+        if not fits:
             raise InputError(
                 "a session option is out of range",
                 where="device_id",
-                got=self.device_id
-                if told is None
-                else f"{self.device_id}, and {told!r} among the provider's options",
+                got=got,
                 expected="a GPU's number, told once",
             )
 

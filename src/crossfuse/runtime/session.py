@@ -6,21 +6,20 @@ from collections.abc import Mapping
 from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from crossfuse.bundle.manifest import Decode, StageSpec
-from crossfuse.core.tensors import Dim, TensorSpec, names_of
+from crossfuse.core.tensors import Dim, TensorSpec
 from crossfuse.errors import Advice, InputError, Said
 from crossfuse.runtime.binding import Binding
-from crossfuse.runtime.context import Context, frozen
+from crossfuse.runtime.context import Context, frozen, require_own
 from crossfuse.runtime.decoding import DecodingState
 from crossfuse.runtime.input_checks import (
     InputChecker,
+    any_on_device,
     check_indices,
     given_by_name,
     ids_of,
-    is_on_device,
 )
+from crossfuse.runtime.session_layout import SessionLayout
 from crossfuse.runtime.stage import Stage
 
 if TYPE_CHECKING:
@@ -30,8 +29,9 @@ __all__ = ["Session"]
 
 
 class Session:
-    """A target, ready to run. Safe to use from several threads at once; close it, or use it as a
-    context manager.
+    """A target, ready to run.
+
+    Safe to use from several threads at once; close it, or use it as a context manager.
 
     A split bundle's session also encodes contexts once (`encode`) and asks them many queries
     (`query`).
@@ -50,28 +50,16 @@ class Session:
     ) -> None:
         self.target = target
         self.stages: Mapping[str, StageSpec] = MappingProxyType(dict(stages))
-        self.split = "context" in stages
-        last = stages["query" if self.split else "model"]
-        given = stages["context"].outputs if self.split else ()
-        self._frontier = names_of(given)
-        self._own = tuple(spec for spec in last.inputs if spec.name not in self._frontier)
-        first = stages["context"].inputs if self.split else ()
-        self.inputs: tuple[TensorSpec, ...] = (*first, *self._own)
-        self.outputs: tuple[TensorSpec, ...] = last.outputs
-        self.provider = next(iter(engines.values())).provider
-        self._names = names_of(self.outputs)
-        self._check = InputChecker(self.inputs, dims)
-        self._check_context = InputChecker(first, dims)
-        self._check_query = InputChecker(self._own, dims)
-        self._context_names = names_of(first)
-        self._batch = next(
-            (s.shape[0] for s in first if s.shape and isinstance(s.shape[0], str)), None
-        )
-        self._shared = shared_batch
+        self._layout = layout = SessionLayout(stages, shared_batch, decode)
+        self.split = layout.split
+        self.inputs: tuple[TensorSpec, ...] = layout.inputs
+        self.outputs: tuple[TensorSpec, ...] = layout.outputs
         self.decode = decode
-        self._token = next(
-            (s for s in self._own if decode is not None and s.name == decode.tokens), None
-        )
+        self.provider = next(iter(engines.values())).provider
+        self._names = layout.output_names
+        self._check = InputChecker(layout.inputs, dims)
+        self._check_context = InputChecker(layout.context, dims)
+        self._check_query = InputChecker(layout.queries, dims)
         self._owner = owner or f"{target} {id(self)}"
         self._engines: Mapping[str, Stage] | None = dict(engines)
 
@@ -95,19 +83,17 @@ class Session:
         """
         engines = self._open_engines()
         given = given_by_name(inputs, named)
-        for value in given.values():
-            if type(value) is not np.ndarray and is_on_device(value):
-                return self._run_on_device(engines, given)
+        if any_on_device(given):
+            return self._run_on_device(engines, given)
         feeds = self._check(given)
         if not self.split:
             return dict(zip(self._names, engines["model"].run(feeds), strict=True))
-        self._check_fan_out(feeds, self._count(feeds))
-        first = {name: feeds.pop(name) for name in self._context_names}
+        first = self._take_contexts(feeds)
         context, query = engines["context"], engines["query"]
         if context.on_device:
-            feeds.update(zip(self._frontier, context.run_on_device(first), strict=True))
+            feeds.update(zip(self._layout.frontier, context.run_on_device(first), strict=True))
             return dict(zip(self._names, query.run_mixed(feeds), strict=True))
-        feeds.update(zip(self._frontier, context.run(first), strict=True))
+        feeds.update(zip(self._layout.frontier, context.run(first), strict=True))
         return dict(zip(self._names, query.run(feeds), strict=True))
 
     def check(
@@ -129,11 +115,11 @@ class Session:
         if context is None:
             feeds = self._check(inputs)
             if self.split:
-                self._check_fan_out(feeds, self._count(feeds))
+                self._layout.check_fan_out(feeds, self._layout.contexts_in(feeds))
             return feeds
-        self._require_own(context)
+        require_own(context, self._owner)
         feeds = self._check_query(inputs, context.sizes)
-        self._check_fan_out(feeds, context.count)
+        self._layout.check_fan_out(feeds, context.count)
         return feeds
 
     def encode(self, inputs: Mapping[str, Any] | None = None, /, **named: Any) -> Context:
@@ -151,26 +137,23 @@ class Session:
             InputError: as `run`, or the bundle is not split.
         """
         engines = self._require_split()
-        stage = self.stages["context"]
-        given = given_by_name(inputs, named)
-        if any(type(v) is not np.ndarray and is_on_device(v) for v in given.values()):
-            feeds = self._check_context.check_device(given, engines["context"])
-            tensors = engines["context"].run_on_device(feeds)
+        given, context = given_by_name(inputs, named), engines["context"]
+        if any_on_device(given):
+            feeds = self._check_context.check_device(given, context)
         else:
             feeds = self._check_context(given)
-            context = engines["context"]
-            tensors = context.run_on_device(feeds) if context.on_device else context.run(feeds)
+        tensors = context.run_on_device(feeds) if context.on_device else context.run(feeds)
         kept = MappingProxyType(
-            {n: frozen(t) for n, t in zip(self._frontier, tensors, strict=True)}
+            {n: frozen(t) for n, t in zip(self._layout.frontier, tensors, strict=True)}
         )
-        batch = self._batch if isinstance(self._batch, str) else None
-        axes = [
-            pair
-            for spec in stage.inputs
-            for pair in zip(spec.shape, feeds[spec.name].shape, strict=True)
-        ]
-        sizes = {dim: int(size) for dim, size in axes if isinstance(dim, str)}
-        return Context(kept, stage.outputs, self._count(feeds), batch, self._owner, sizes)
+        return Context(
+            kept,
+            self.stages["context"].outputs,
+            self._layout.contexts_in(feeds),
+            self._layout.batch,
+            self._owner,
+            self._layout.context_sizes(feeds),
+        )
 
     def query(
         self, context: Context, inputs: Mapping[str, Any] | None = None, /, **named: Any
@@ -191,25 +174,20 @@ class Session:
                 multiple of the contexts'.
         """
         engines = self._require_split()
-        self._require_own(context)
+        require_own(context, self._owner)
         given = given_by_name(inputs, named)
-        on_device = any(type(v) is not np.ndarray and is_on_device(v) for v in given.values())
+        on_device = any_on_device(given)
         if on_device:
             feeds = self._check_query.check_device(given, engines["query"], context.sizes)
         else:
             feeds = self._check_query(given, context.sizes)
-        self._check_fan_out(feeds, context.count)
+        self._layout.check_fan_out(feeds, context.count)
         feeds.update(context.tensors)
         engine = engines["query"]
         if on_device:
             return dict(zip(self._names, engine.run_on_device(feeds), strict=True))
-        return dict(
-            zip(
-                self._names,
-                engine.run_mixed(feeds) if engine.on_device else engine.run(feeds),
-                strict=True,
-            )
-        )
+        outputs = engine.run_mixed(feeds) if engine.on_device else engine.run(feeds)
+        return dict(zip(self._names, outputs, strict=True))
 
     def start(self, context: Context, /, batch: int | None = None) -> DecodingState:
         """Begin to decode sequences over a context, token by token.
@@ -229,7 +207,7 @@ class Session:
                 got=", ".join(self.stages),
                 do=Advice("Export it with {}", Said("--decode INPUT", "ModelSpec(decode=...)")),
             )
-        self._require_own(context)
+        require_own(context, self._owner)
         count = context.count if batch is None else batch
         if count < 1 or count % context.count:
             raise InputError(
@@ -249,8 +227,9 @@ class Session:
         /,
         **named: Any,
     ) -> Mapping[str, NDArray[Any]]:
-        """Give every sequence its next token and compute the outputs at it; the cost doesn't grow
-        with the sequence.
+        """Give every sequence its next token and compute the outputs at it.
+
+        The cost doesn't grow with the sequence.
 
         Args:
             state: from `start`; changed in place.
@@ -265,7 +244,7 @@ class Session:
         """
         self._open_engines()
         if tokens is None or named or isinstance(tokens, Mapping):
-            tokens = self._tokens_in(given_by_name(tokens, named))
+            tokens = self._layout.tokens_in(given_by_name(tokens, named))
         if not isinstance(state, DecodingState):
             raise InputError(
                 "a step needs a state",
@@ -279,8 +258,8 @@ class Session:
                 got=f"{ids.dtype}{list(ids.shape)}",
                 expected=state.batch,
             )
-        if self._token is not None:
-            check_indices(self._token, ids)
+        if self._layout.token is not None:
+            check_indices(self._layout.token, ids)
         return state.advance(ids)
 
     def bind(
@@ -305,10 +284,12 @@ class Session:
                 "a split bundle on a GPU can't be bound",
                 do="Encode the contexts once, and query them",
             )
-        self._check_fan_out(feeds, self._count(feeds))
-        first = {name: feeds.pop(name) for name in self._context_names}
+        first = self._take_contexts(feeds)
         return Binding(
-            [(engines["context"], first, self._frontier), (engines["query"], feeds, self._names)]
+            [
+                (engines["context"], first, self._layout.frontier),
+                (engines["query"], feeds, self._names),
+            ]
         )
 
     def close(self) -> None:
@@ -338,56 +319,16 @@ class Session:
         feeds = self._check.check_device(inputs, next(iter(engines.values())))
         if not self.split:
             return dict(zip(self._names, engines["model"].run_on_device(feeds), strict=True))
-        self._check_fan_out(feeds, self._count(feeds))
-        first = {name: feeds.pop(name) for name in self._context_names}
-        feeds.update(zip(self._frontier, engines["context"].run_on_device(first), strict=True))
+        first = self._take_contexts(feeds)
+        feeds.update(
+            zip(self._layout.frontier, engines["context"].run_on_device(first), strict=True)
+        )
         return dict(zip(self._names, engines["query"].run_on_device(feeds), strict=True))
 
-    def _tokens_in(self, inputs: Mapping[str, Any]) -> Any:
-        """The ids among a step's inputs, which are nothing else."""
-        name = "" if self.decode is None else self.decode.tokens
-        if set(inputs) != {name}:
-            raise InputError(
-                "a step takes the ids alone",
-                got=", ".join(map(str, inputs)) or "nothing",
-                expected=name,
-            )
-        return inputs[name]
-
-    def _count(self, feeds: Mapping[str, Any]) -> int:
-        """How many contexts the inputs hold."""
-        for spec in self.stages["context"].inputs:
-            if spec.shape and spec.shape[0] == self._batch and isinstance(self._batch, str):
-                return int(feeds[spec.name].shape[0])
-        return 1
-
-    def _check_fan_out(self, feeds: Mapping[str, Any], contexts: int) -> None:
-        if self._shared is None:
-            return
-        for spec in self._own:
-            if spec.shape and spec.shape[0] == self._shared:
-                queries = int(feeds[spec.name].shape[0])
-                if queries % contexts:
-                    raise InputError(
-                        "the number of queries is no multiple of the number of contexts",
-                        where=f"{spec.name}, axis 0",
-                        got=f"{queries} queries, {contexts} contexts",
-                        do="Give each context equally many queries, or select the contexts that "
-                        "you ask",
-                    )
-                return
-
-    def _require_own(self, context: Context) -> None:
-        if not hasattr(context, "owner"):
-            got = type(context).__name__
-            raise InputError(
-                "a query needs an encoded context", got=got, do="Call session.encode(...) first"
-            )
-        if context.owner != self._owner:
-            raise InputError(
-                "the context was encoded by another bundle or target",
-                do="Encode it with the same session",
-            )
+    def _take_contexts(self, feeds: dict[str, Any]) -> dict[str, Any]:
+        """Take the context inputs out of checked inputs; what is left are the queries'."""
+        self._layout.check_fan_out(feeds, self._layout.contexts_in(feeds))
+        return {name: feeds.pop(name) for name in self._layout.context_names}
 
     def _require_split(self) -> Mapping[str, Stage]:
         if not self.split:

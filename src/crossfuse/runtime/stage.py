@@ -3,16 +3,44 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+import numpy as np
+
+from crossfuse.core.target import Target
+from crossfuse.runtime.options import SessionOptions
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from crossfuse.bundle.manifest import EngineInfo
     from crossfuse.runtime.device_array import DeviceArray
 
-__all__ = ["Stage"]
+__all__ = ["HostStage", "Stage", "StageRequest"]
 
 
+@dataclass(frozen=True)
+class StageRequest:
+    """What a target's opener is to open.
+
+    Attributes:
+        target: whose graph it is.
+        graph: the stage's file, verified; files that it refers to lie beside it.
+        options: of the session.
+        alone: the bundle has no other stage.
+        engine: what the manifest says about an engine; None for graphs.
+    """
+
+    target: Target
+    graph: Path
+    options: SessionOptions
+    alone: bool = True
+    engine: EngineInfo | None = None
+
+
+@runtime_checkable
 class Stage(Protocol):
     """One stage on some engine. Several threads may run it at once.
 
@@ -53,3 +81,52 @@ class Stage(Protocol):
 
     def close(self) -> None:
         """Nobody runs it any more."""
+
+
+class HostStage:
+    """A stage of an engine that takes and gives arrays on the host: a subclass defines `run`.
+
+    Args:
+        provider: what executes it.
+        inputs, outputs: their names, in the graph's order.
+    """
+
+    on_device = False
+    device = 0
+
+    def __init__(self, provider: str, inputs: Sequence[str], outputs: Sequence[str]) -> None:
+        self.provider = provider
+        self.boundary = (tuple(inputs), tuple(outputs))
+
+    def run(self, feeds: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
+        """Outputs in the boundary's order, for host arrays."""
+        raise NotImplementedError
+
+    def run_mixed(self, feeds: Mapping[str, Any]) -> list[NDArray[Any]]:
+        """As `run`."""
+        return self.run(feeds)
+
+    def run_on_device(self, feeds: Mapping[str, Any]) -> list[Any]:
+        """As `run`."""
+        return self.run(feeds)
+
+    def run_into(self, feeds: Mapping[str, Any], kept: Mapping[str, DeviceArray]) -> list[Any]:
+        """As `run`: nothing is kept on a GPU."""
+        return self.run(feeds)
+
+    def empty(self, shape: tuple[int, ...], dtype: str) -> DeviceArray:
+        """Not asked of an engine that is on no GPU."""
+        raise NotImplementedError
+
+    def bind(self, feeds: Mapping[str, Any], outputs: Sequence[NDArray[Any]]) -> Any:
+        """The arrays themselves, for `run_bound`."""
+        return dict(feeds), list(outputs)
+
+    def run_bound(self, binding: Any) -> None:
+        """Execute a binding: reads the bound inputs, writes the bound outputs."""
+        feeds, outputs = binding
+        for kept, made in zip(outputs, self.run(feeds), strict=True):
+            np.copyto(kept, made)
+
+    def close(self) -> None:
+        """Nothing is held."""

@@ -1,11 +1,11 @@
-"""One stage on TensorRT or TensorRT-RTX: its full runtime, or TensorRT's lean one for engines that
-were built for it."""
+"""One stage on a library with TensorRT's API: its full runtime, or a lean one for engines that were
+built for it."""
 
 from __future__ import annotations
 
 import hashlib
 import importlib
-import importlib.util
+import logging
 import os
 import threading
 from collections.abc import Mapping, Sequence
@@ -17,10 +17,12 @@ import numpy as np
 
 from crossfuse.bundle.manifest import EngineInfo
 from crossfuse.core.folders import user_cache
+from crossfuse.core.plugins import is_installed
+from crossfuse.core.target import EngineLibrary, Target, require_target
 from crossfuse.core.tensorrt_layers import Layer, read_inspection
 from crossfuse.errors import Advice, BundleError, EngineError, Said
 from crossfuse.runtime.device_array import DeviceArray
-from crossfuse.runtime.execution_slot import Lane
+from crossfuse.runtime.execution_slot import ExecutionSlot
 from crossfuse.runtime.gpu import Gpu
 from crossfuse.runtime.options import SessionOptions
 
@@ -28,24 +30,20 @@ if TYPE_CHECKING:
     import tensorrt as trt_types
     from numpy.typing import NDArray
 
-__all__ = ["RUNTIMES", "TrtStage", "build_command", "check_version", "runtime_module"]
+__all__ = ["TrtStage", "build_command", "check_version"]
 
-RUNTIMES = {"tensorrt": ("tensorrt", "tensorrt_lean"), "tensorrt-rtx": ("tensorrt_rtx",)}
-"""Target → modules that can execute its engines, the first that is installed."""
-
-_NAMES = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT-RTX"}
-_EXTRAS = {"tensorrt": "gpu", "tensorrt-rtx": "rtx"}
+_LOG = logging.getLogger(__name__)
 
 
 class TrtStage:
-    """An engine with as many lanes (execution contexts with streams and buffers) as calls may run
+    """An engine with as many slots (execution contexts with streams and buffers) as calls may run
     at once.
 
-    Several threads may run it; those beyond the lanes wait.
+    Several threads may run it; those beyond the slots wait.
 
     Args:
         plan: the engine's file, verified.
-        target: ``tensorrt`` or ``tensorrt-rtx``.
+        target: name of one whose artifacts are engines.
         engine: what the manifest says about it.
         options: of the session.
         library, gpu: instead of the installed runtime and the GPU that the options name.
@@ -72,11 +70,12 @@ class TrtStage:
                 got=options.provider,
                 do="Leave it out",
             )
-        trt = library or _import(target, engine)
+        known = require_target(target)
+        trt = library or _import(known, engine)
         self.gpu = gpu or Gpu(options.device)
         self.device: int = self.gpu.index
-        _check_gpu(self.gpu, engine, target)
-        self.provider = _NAMES[target]
+        _check_gpu(self.gpu, engine, known)
+        self.provider = known.provider
         self.version = str(trt.__version__)
         runtime: trt_types.Runtime = trt.Runtime(trt.Logger(trt.Logger.ERROR))
         if engine.lean:
@@ -105,11 +104,11 @@ class TrtStage:
         self.boundary = (inputs, tuple(n for n in names if n not in inputs))
         self._free = threading.BoundedSemaphore(options.lanes)
         self._lock = threading.Lock()
-        self._idle: list[Lane] = []
+        self._idle: list[ExecutionSlot] = []
 
     def run(self, feeds: Mapping[str, Any]) -> list[NDArray[Any]]:
         """Outputs in the engine's order as host arrays, for any mix of host and device arrays."""
-        outputs: list[NDArray[Any]] = self._with_lane(lambda lane: lane.run(feeds))
+        outputs: list[NDArray[Any]] = self._with_slot(lambda slot: slot.run(feeds))
         return outputs
 
     def run_mixed(self, feeds: Mapping[str, Any]) -> list[NDArray[Any]]:
@@ -118,12 +117,12 @@ class TrtStage:
 
     def run_on_device(self, feeds: Mapping[str, Any]) -> list[DeviceArray]:
         """Outputs as `DeviceArray`, which stay on the GPU."""
-        arrays: list[DeviceArray] = self._with_lane(lambda lane: lane.run_on_device(feeds))
+        arrays: list[DeviceArray] = self._with_slot(lambda slot: slot.run_on_device(feeds))
         return arrays
 
     def run_into(self, feeds: Mapping[str, Any], kept: Mapping[str, DeviceArray]) -> list[Any]:
         """Outputs as host arrays, but for those that are written into arrays on the GPU."""
-        outputs: list[Any] = self._with_lane(lambda lane: lane.run_into(feeds, kept))
+        outputs: list[Any] = self._with_slot(lambda slot: slot.run_into(feeds, kept))
         return outputs
 
     def empty(self, shape: tuple[int, ...], dtype: str) -> DeviceArray:
@@ -151,7 +150,7 @@ class TrtStage:
     ) -> tuple[list[tuple[str, float]], dict[str, Layer]]:
         """Seconds of every layer in every run, in the order of execution, and what the layers are.
 
-        The library's own profiler times them on the GPU, in a lane of its own and without CUDA
+        The library's own profiler times them on the GPU, in a slot of its own and without CUDA
         graphs, after two runs that it doesn't see.
         """
         times: list[tuple[str, float]] = []
@@ -160,10 +159,10 @@ class TrtStage:
             def report_layer_time(self, layer_name: str, ms: float) -> None:
                 times.append((layer_name, float(ms) * 1e-3))
 
-        lane = self._lane(captures=False)
+        slot = self._new_slot(captures=False)
         for _ in range(2):
-            lane.run(feeds)
-        lane.time_layers(feeds, Listener(), runs)
+            slot.run(feeds)
+        slot.time_layers(feeds, Listener(), runs)
         inspector = self._engine.create_engine_inspector()
         return times, read_inspection(
             inspector.get_engine_information(self._trt.LayerInformationFormat.JSON)
@@ -179,33 +178,33 @@ class TrtStage:
             aside.write_bytes(bytes(self._cache.serialize()))
             aside.replace(self._kernels)
 
-    def _with_lane(self, work: Any) -> Any:
+    def _with_slot(self, work: Any) -> Any:
         with self._free:
             with self._lock:
-                lane = self._idle.pop() if self._idle else None
-            if lane is None:
-                lane = self._lane()
+                slot = self._idle.pop() if self._idle else None
+            if slot is None:
+                slot = self._new_slot()
             result = None
             try:
-                result = work(lane)
+                result = work(slot)
             except EngineError:
-                # What made the GPU fail may have left the lane's context or stream unusable: the
+                # What made the GPU fail may have left the slot's context or stream unusable: the
                 # next call makes another.
                 raise
             except BaseException:
-                self._give_back(lane)
+                self._give_back(slot)
                 raise
-            self._give_back(lane)
+            self._give_back(slot)
             return result
 
-    def _give_back(self, lane: Lane) -> None:
+    def _give_back(self, slot: ExecutionSlot) -> None:
         with self._lock:
-            self._idle.append(lane)
+            self._idle.append(slot)
 
-    def _lane(self, *, captures: bool = True) -> Lane:
+    def _new_slot(self, *, captures: bool = True) -> ExecutionSlot:
         config = self._runtime_config(captures)
         own = config is not None and hasattr(config, "cuda_graph_strategy")
-        return Lane(
+        return ExecutionSlot(
             self._trt, self._engine, config, self.gpu, self.boundary, captures=captures and not own
         )
 
@@ -227,7 +226,7 @@ class TrtStage:
         return config
 
     def _runtime_cache(self) -> Any:
-        """Kernels that TensorRT-RTX compiled here before, for all lanes; they are kept beside the
+        """Kernels that TensorRT-RTX compiled here before, for all slots; they are kept beside the
         user's other caches."""
         if not hasattr(self._trt, "IRuntimeCache"):
             return None
@@ -242,30 +241,30 @@ class TrtStage:
         """Kernels belong to an engine, a GPU and a driver: machines that share a cache folder don't
         take each other's place."""
         built = engine.request or str(plan.stat().st_size)
-        told = (built, self.gpu.name, self.gpu.capability, self.gpu.driver_version, self.version)
-        return hashlib.sha256("\0".join(told).encode()).hexdigest()[:24]
+        gpu = (self.gpu.name, self.gpu.capability, self.gpu.driver_version)
+        return hashlib.sha256("\0".join((built, *gpu, self.version)).encode()).hexdigest()[:24]
 
 
-def runtime_module(target: str, *, lean: bool) -> str | None:
-    """The installed module that executes a target's engines, or None."""
-    for module in RUNTIMES[target]:
-        spec = importlib.util.find_spec(module)
-        # Type stubs alone leave a folder without code.
-        if spec is not None and spec.origin is not None and (lean or module != "tensorrt_lean"):
-            return module
-    return None
-
-
-def _import(target: str, engine: EngineInfo) -> Any:
-    module = runtime_module(target, lean=engine.lean)
+def _import(target: Target, engine: EngineInfo) -> Any:
+    """The installed module that executes the target's engines."""
+    library = _library_of(target)
+    modules = [m for m in library.runtimes if engine.lean or m != library.lean_module]
+    module = next((m for m in modules if is_installed(m)), None)
     if module is None:
         raise BundleError(
-            f"target {target!r} needs {' or '.join(RUNTIMES[target])}, which is not installed",
-            do=f"pip install 'crossfuse[{_EXTRAS[target]}]'",
+            f"target {target.name!r} needs {' or '.join(modules)}, which is not installed",
+            do=target.install,
         )
-    library: Any = importlib.import_module(module)
-    check_version(str(library.__version__), engine, target)
-    return library
+    found: Any = importlib.import_module(module)
+    _LOG.debug("%s executes the engines of target %s", module, target.name)
+    check_version(str(found.__version__), engine, target.name)
+    return found
+
+
+def _library_of(target: Target) -> EngineLibrary:
+    if target.engine is None:
+        raise BundleError("the target has no engines", got=repr(target.name))
+    return target.engine
 
 
 def check_version(installed: str, engine: EngineInfo, target: str) -> None:
@@ -276,7 +275,7 @@ def check_version(installed: str, engine: EngineInfo, target: str) -> None:
     if installed == engine.version or (engine.lean and same_major and newer):
         return
     raise BundleError(
-        f"the engine was built by another version of {_NAMES[target]}",
+        f"the engine was built by another version of {require_target(target).provider}",
         got=f"{engine.version}; installed is {installed}",
         do=Advice(
             "Build it again here ({}), or install {}",
@@ -296,7 +295,7 @@ def build_command(target: str, capability: str | None = None) -> Said:
     )
 
 
-def _check_gpu(gpu: Any, engine: EngineInfo, target: str) -> None:
+def _check_gpu(gpu: Any, engine: EngineInfo, target: Target) -> None:
     if engine.compute_capabilities and gpu.capability not in engine.compute_capabilities:
         raise BundleError(
             "the engine was not built for this GPU",
@@ -304,7 +303,7 @@ def _check_gpu(gpu: Any, engine: EngineInfo, target: str) -> None:
             expected=", ".join(engine.compute_capabilities),
             do=Advice(
                 "Build it for this GPU: {}",
-                build_command(target, gpu.capability if target == "tensorrt-rtx" else None),
+                build_command(target.name, None if target.builds_for_this_gpu else gpu.capability),
             ),
         )
 

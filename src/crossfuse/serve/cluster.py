@@ -1,5 +1,7 @@
-"""Ray on this machine, or an existing cluster, for the time of a context. Ray is imported here
-first, never before."""
+"""Ray on this machine, or an existing cluster, for the time of a context.
+
+Ray is imported here first, never before.
+"""
 
 from __future__ import annotations
 

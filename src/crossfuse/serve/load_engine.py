@@ -1,10 +1,10 @@
-"""From a bundle's folder to an `Engine` that has answered once: loaded, tried for merging, warm."""
+"""From a bundle's folder to a `RequestEngine`: loaded, tried for merging, warm."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from numpy.typing import NDArray
 
@@ -18,9 +18,16 @@ from crossfuse.runtime.options import SessionOptions
 from crossfuse.serve.limits import Limits
 from crossfuse.serve.merging import Merging
 from crossfuse.serve.metrics import Meter
-from crossfuse.serve.request_engine import Engine, Request
+from crossfuse.serve.request_engine import Request, RequestEngine
 
-__all__ = ["EngineOptions", "boundary", "example_inputs", "largest_batch", "open_engine"]
+__all__ = [
+    "Boundary",
+    "EngineOptions",
+    "boundary",
+    "example_inputs",
+    "largest_batch",
+    "open_engine",
+]
 
 
 @dataclass(frozen=True)
@@ -57,7 +64,7 @@ def open_engine(
     *,
     limits: Limits | None = None,
     meter: Meter | None = None,
-) -> Engine:
+) -> RequestEngine:
     """Load a bundle, try on its reference inputs whether queries may be merged, and so warm it up.
 
     Raises:
@@ -70,7 +77,7 @@ def open_engine(
         options.target,
         SessionOptions(threads=options.threads, spin=False, device_id=options.device),
     )
-    engine = Engine(
+    engine = RequestEngine(
         session,
         cache_bytes=options.cache_mb * 1_000_000,
         limits=limits,
@@ -91,9 +98,12 @@ def open_engine(
     return engine
 
 
-def example_inputs(path: str | Path | Bundle) -> dict[str, NDArray[Any]] | None:
-    """The smallest of the bundle's reference inputs; None in a bundle without."""
-    bundle = open_bundle(path)
+def example_inputs(bundle: Bundle) -> dict[str, NDArray[Any]] | None:
+    """The smallest of the bundle's reference inputs; None in a bundle without.
+
+    Raises:
+        BundleError: the reference set is damaged.
+    """
     if bundle.manifest.reference is None:
         return None
     (file,) = bundle.verified([REFERENCE_FILE])
@@ -111,14 +121,20 @@ def largest_batch(manifest: Manifest, otherwise: int) -> int:
     return otherwise if dim is None or dim.max is None else dim.max
 
 
-def boundary(
-    manifest: Manifest,
-) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+class Boundary(NamedTuple):
     """What a server takes and gives: context inputs (none in an unsplit bundle), the other inputs,
     and outputs."""
+
+    context: tuple[TensorSpec, ...]
+    queries: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+
+def boundary(manifest: Manifest) -> Boundary:
+    """The boundary of a bundle as its servers show it."""
     stages = manifest.stages
     if "context" not in stages:
-        return (), stages["model"].inputs, stages["model"].outputs
+        return Boundary((), stages["model"].inputs, stages["model"].outputs)
     frontier = {spec.name for spec in stages["context"].outputs}
     queries = tuple(spec for spec in stages["query"].inputs if spec.name not in frontier)
-    return stages["context"].inputs, queries, stages["query"].outputs
+    return Boundary(stages["context"].inputs, queries, stages["query"].outputs)

@@ -1,5 +1,7 @@
-"""What a server counts: time by stage, batch sizes, cache hits. Where it is shown is up to each
-server."""
+"""What a server counts: time by stage, batch sizes, cache hits.
+
+Where it is shown is up to each server.
+"""
 
 from __future__ import annotations
 

@@ -48,14 +48,14 @@ class Call:
         inputs: arrays by name, read-only views of the body where they came as bytes.
         identity: the client's name for the request, given back.
         context_id: the client's name for the contexts in it, or of earlier ones.
-        wanted: outputs asked for, and whether each is wanted as bytes; None where all are.
-        binary: whether outputs are wanted as bytes where ``wanted`` says nothing.
+        requested: outputs asked for, and whether each is requested as bytes; None where all are.
+        binary: whether outputs are requested as bytes where ``requested`` says nothing.
     """
 
     inputs: Mapping[str, NDArray[Any]]
     identity: str | None = None
     context_id: str | None = None
-    wanted: Mapping[str, bool] | None = None
+    requested: Mapping[str, bool] | None = None
     binary: bool = False
 
 
@@ -118,9 +118,9 @@ def encode_outputs(
     Raises:
         InputError: an output that doesn't exist was asked for.
     """
-    wanted = dict.fromkeys(outputs, call.binary) if call.wanted is None else call.wanted
+    requested = dict.fromkeys(outputs, call.binary) if call.requested is None else call.requested
     described, chunks = [], []
-    for name, binary in wanted.items():
+    for name, binary in requested.items():
         if name not in outputs:
             raise InputError("an output doesn't exist", got=name, expected=", ".join(outputs))
         array = np.ascontiguousarray(outputs[name])
@@ -234,7 +234,7 @@ def _from_json(
 def _wanted(top: dict[str, Any], binary: bool) -> dict[str, bool] | None:
     if "outputs" not in top:
         return None
-    wanted = {}
+    requested = {}
     for output in _of(top["outputs"], list, "outputs"):
         name = _of(_of(output, dict, "outputs").get("name"), str, "an output's name")
         parameters = _of(output.get("parameters", {}), dict, f"{name}, parameters")
@@ -242,8 +242,8 @@ def _wanted(top: dict[str, Any], binary: bool) -> dict[str, bool] | None:
             raise InputError(
                 "an output's shared memory and classification aren't supported", where=name
             )
-        wanted[name] = _of(parameters.get("binary_data", binary), bool, f"{name}, binary_data")
-    return wanted or None
+        requested[name] = _of(parameters.get("binary_data", binary), bool, f"{name}, binary_data")
+    return requested or None
 
 
 def _json_numbers(array: NDArray[Any]) -> list[Any]:

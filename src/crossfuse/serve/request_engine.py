@@ -1,5 +1,4 @@
-"""`Engine`: answers many requests at once over one session, with contexts kept and queries of one
-context merged."""
+"""`RequestEngine`: many requests at once over one session, contexts kept, queries merged."""
 
 from __future__ import annotations
 
@@ -24,7 +23,7 @@ from crossfuse.serve.limits import Limits
 from crossfuse.serve.merging import Merging
 from crossfuse.serve.metrics import Meter, Totals
 
-__all__ = ["Engine", "Request", "UnexpectedError", "UnknownContextError"]
+__all__ = ["Request", "RequestEngine", "UnexpectedError", "UnknownContextError"]
 
 _LOG = logging.getLogger(__name__)
 _MAX_IDS = 100_000
@@ -54,7 +53,7 @@ class Request:
 Answer = dict[str, NDArray[Any]] | CrossfuseError
 
 
-class Engine:
+class RequestEngine:
     """Answers requests over a session. Safe to use from several threads.
 
     Each request is checked by itself, whole, before it is merged with any other: names, element
@@ -119,11 +118,16 @@ class Engine:
             )
         elif self.merges:
             self.merges = self.merging.holds(self.session.run, queries)
+        _LOG.debug(
+            "queries of different requests are %s", "merged" if self.merges else "kept apart"
+        )
         return self.merges
 
     def answer(self, requests: Sequence[Request]) -> list[Answer]:
-        """Answers in the requests' order; whatever is wrong with one is its own answer and touches
-        no other."""
+        """Answers in the requests' order.
+
+        Whatever is wrong with one is its own answer and touches no other.
+        """
         answers: list[Answer] = [UnexpectedError("the request was not answered") for _ in requests]
         groups: dict[object, list[int]] = {}
         contexts: dict[int, Context] = {}
@@ -170,8 +174,10 @@ class Engine:
         return (self._context_of(request, checked) if self.session.split else None), checked
 
     def _context_of(self, request: Request, inputs: dict[str, NDArray[Any]]) -> Context:
-        """The contexts of a request, from the cache or encoded; takes their inputs away from the
-        queries'."""
+        """The contexts of a request, from the cache or encoded.
+
+        Their inputs are taken out of ``inputs``, which then are the queries' alone.
+        """
         given = {name: inputs.pop(name) for name in self.context_names}
         start = time.perf_counter()
         if self.cache is None:

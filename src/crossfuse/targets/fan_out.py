@@ -2,27 +2,27 @@
 preparing masks.
 
 Folding: ``Bq = G·Bk`` queries of length L over ``Bk`` contexts are ``Bk`` queries of length
-``G·L``, so that keys and values
-are not copied. Nothing is folded where both batches are known to be one and the same dimension.
+``G·L``, so that keys and values are not copied. Nothing is folded where both batches are known to
+be one and the same dimension.
 
 Masks: ``mask``, ``key_lengths`` and causal kinds join in one bool tensor ``[1|Bk, 1|Hq, 1|G·L,
-S]``, prepared once per
-distinct source and shared by all attentions that use it.
+S]``, prepared once per distinct source and shared by all attentions that use it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-from onnx_ir.tape import Tape
 
-from crossfuse.graph.metadata import MODULE, dim_of, same_dim
+from crossfuse.graph.attention_node import AttentionNode
+from crossfuse.graph.builder import GraphBuilder
+from crossfuse.graph.magnitudes import magnitudes_behind
+from crossfuse.graph.shapes import dim_of, same_dim
 
-__all__ = ["Emitter", "Site", "read_site"]
+__all__ = ["LoweringBuilder", "Site"]
 
 WITHOUT_PAD = frozenset({"bfloat16"})
 """Types for which ONNX Runtime's CUDA provider has no ``Pad``."""
@@ -30,22 +30,53 @@ WITHOUT_PAD = frozenset({"bfloat16"})
 
 @dataclass(frozen=True)
 class Site:
-    """A ``FusedAttention`` node, read."""
+    """An attention as its lowering sees it: what the node says, or what stands for it by now.
 
-    node: ir.Node
+    Attributes:
+        attention: the node.
+        query, key, value, mask, bias, key_lengths: operands.
+        counted: the value and axis that say how many keys there are, where that isn't axis 1 of the
+            key: it has rows behind the last.
+    """
+
+    attention: AttentionNode
     query: ir.Value
     key: ir.Value
     value: ir.Value
-    mask: ir.Value | None
-    bias: ir.Value | None
-    key_lengths: ir.Value | None
-    num_heads: int
-    kv_num_heads: int
-    scale: float
-    causal: str
+    mask: ir.Value | None = None
+    bias: ir.Value | None = None
+    key_lengths: ir.Value | None = None
     counted: tuple[ir.Value, int] | None = None
-    """The value and axis that say how many keys there are, where that isn't axis 1 of the key: it
-    has rows behind the last."""
+
+    @classmethod
+    def of(cls, attention: AttentionNode) -> Site:
+        """The site of a node."""
+        return cls(attention, *attention.inputs)
+
+    @property
+    def name(self) -> str:
+        """Of the attention."""
+        return self.attention.site
+
+    @property
+    def num_heads(self) -> int:
+        """``Hq``."""
+        return self.attention.num_heads
+
+    @property
+    def kv_num_heads(self) -> int:
+        """``Hkv``."""
+        return self.attention.kv_num_heads
+
+    @property
+    def scale(self) -> float:
+        """Factor on the scores."""
+        return self.attention.scale
+
+    @property
+    def causal(self) -> str:
+        """``none``, ``upper_left`` or ``lower_right``."""
+        return self.attention.causal
 
     @property
     def keys(self) -> tuple[ir.Value, int]:
@@ -64,6 +95,11 @@ class Site:
         return same_dim(dim_of(self.query, 1), dim_of(self.key, 1))
 
     @property
+    def causal_alone(self) -> bool:
+        """Nothing but a causal kind removes keys, and it is what engines' attribute means."""
+        return self.causal != "none" and not self.folded and self.never_empty
+
+    @property
     def never_empty(self) -> bool:
         """Every row has a key: nothing but an upper-left causal mask."""
         only_causal = self.mask is None and self.bias is None and self.key_lengths is None
@@ -75,89 +111,16 @@ class Site:
         return all(m is None or dim_of(m, 1) == 1 for m in (self.mask, self.bias))
 
 
-def read_site(node: ir.Node) -> Site:
-    """Read a ``FusedAttention`` node."""
-    given = [*node.inputs, *[None] * (6 - len(node.inputs))]
-    query, key, value = given[:3]
-    assert query is not None
-    assert key is not None
-    assert value is not None
-    attributes = node.attributes
-    return Site(
-        node,
-        query,
-        key,
-        value,
-        given[3],
-        given[4],
-        given[5],
-        attributes["num_heads"].as_int(),
-        attributes["kv_num_heads"].as_int(),
-        attributes["scale"].as_float(),
-        attributes.get_string("causal", "none") or "none",
-    )
+class LoweringBuilder(GraphBuilder):
+    """Emits what lowerings prepare; equal preparations are made once for all sites.
 
+    Args:
+        dtype: of the attentions' tensors.
+    """
 
-@dataclass
-class Emitter:
-    """Emits nodes before the site at hand; remembers what it made, so that equal preparations are
-    made once."""
-
-    dtype: np.dtype[np.generic] = field(default_factory=lambda: np.dtype(np.float32))
-    tape: Tape = field(default_factory=Tape)
-    made: dict[Hashable, ir.Value] = field(default_factory=dict)
-
-    def flush(self, before: ir.Node) -> None:
-        """Insert what was emitted before a node, as parts of that node's module."""
-        graph = before.graph
-        assert isinstance(graph, ir.Graph)
-        if MODULE in before.metadata_props:
-            for node in self.tape.nodes:
-                node.metadata_props.setdefault(MODULE, before.metadata_props[MODULE])
-        graph.insert_before(before, self.tape.nodes)
-        self.tape = Tape()
-
-    def op(
-        self, name: str, *inputs: ir.Value | None, domain: str = "", **attributes: object
-    ) -> ir.Value:
-        """Emit a node with one output, or give the output of the same node emitted earlier."""
-        key = (name, domain, inputs, tuple(sorted((k, str(v)) for k, v in attributes.items())))
-        if key not in self.made:
-            self.made[key] = self.tape.op(
-                name,
-                list(inputs),
-                attributes=attributes or None,  # type: ignore[arg-type]
-                domain=domain,
-            )
-        return self.made[key]
-
-    def constant(self, values: object, dtype: object) -> ir.Value:
-        """A small constant."""
-        array = np.asarray(values, dtype=dtype)  # type: ignore[call-overload]
-        key = ("constant", array.dtype.str, array.shape, array.tobytes())
-        if key not in self.made:
-            self.made[key] = self.tape.op("Constant", [], attributes={"value": ir.tensor(array)})
-        return self.made[key]
-
-    def ints(self, *values: int) -> ir.Value:
-        """A constant 1-D int64."""
-        return self.constant(values, np.int64)
-
-    def size(self, value: ir.Value, axis: int) -> ir.Value:
-        """One size of a value, ``[1]`` int64: a constant where it is known, and computed once per
-        named dimension."""
-        known = dim_of(value, axis)
-        if isinstance(known, int):
-            return self.ints(known)
-        if known is None:
-            return self.op("Shape", value, start=axis, end=axis + 1)
-        if ("size", known) not in self.made:
-            self.made["size", known] = self.op("Shape", value, start=axis, end=axis + 1)
-        return self.made["size", known]
-
-    def concat(self, *parts: ir.Value) -> ir.Value:
-        """Join 1-D int64 values."""
-        return self.op("Concat", *parts, axis=0)
+    def __init__(self, dtype: np.dtype[np.generic]) -> None:
+        super().__init__(share=True)
+        self.dtype = dtype
 
     def fold_query(self, site: Site) -> ir.Value:
         """``[Bq, L, W]`` → ``[Bk, G·L, W]``."""
@@ -173,7 +136,7 @@ class Emitter:
         if not site.folded:
             return output
         batch, length = self.size(site.query, 0), self.size(site.query, 1)
-        width = dim_of(site.node.outputs[0], 2)
+        width = dim_of(site.attention.output, 2)
         return self.op(
             "Reshape",
             output,
@@ -189,7 +152,7 @@ class Emitter:
         if site.key_lengths is not None:
             lengths = self.op("Cast", site.key_lengths, to=ir.DataType.INT64)
             column = self.op("Reshape", lengths, self.ints(-1, 1, 1, 1))
-            parts.append(self.op("Less", self._positions(self.size(*site.keys)), column))
+            parts.append(self.op("Less", self.positions(self.size(*site.keys)), column))
         if site.causal != "none" and not skip_causal:
             parts.append(self._causal(site))
         attend = None
@@ -206,10 +169,10 @@ class Emitter:
         if per_context and dim_of(mask, 2) == 1:
             return mask
         # A batch of Bq holds G masks per context; 1 and Bk hold one, which all G queries share.
-        held = self.op("Max", self.op("Div", batch, contexts), self.ints(1))
+        each = self.op("Max", self.op("Div", batch, contexts), self.ints(1))
         fan_out = self.op("Div", self.size(site.query, 0), contexts)
         heads, keys, length = self.size(mask, 1), self.size(mask, 3), self.size(site.query, 1)
-        split = self.concat(self.op("Div", batch, held), held, heads, self.size(mask, 2), keys)
+        split = self.concat(self.op("Div", batch, each), each, heads, self.size(mask, 2), keys)
         shaped = self.op("Reshape", mask, split)
         full = self.op(
             "Expand", shaped, self.concat(self.ints(1), fan_out, self.ints(1), length, self.ints(1))
@@ -282,7 +245,7 @@ class Emitter:
         if self.dtype.kind != "f":
             return bias
         limits: Any = np.finfo(self.dtype)
-        if not _may_be(bias, float(limits.min)):
+        if not magnitudes_behind(bias).reach(-float(limits.min)):
             return bias
         found = self.op("Equal", bias, self.constant(limits.min, self.dtype))
         step = self.op(
@@ -294,14 +257,10 @@ class Emitter:
         step.shape, step.type = bias.shape, bias.type
         return step
 
-    def _positions(self, count: ir.Value) -> ir.Value:
-        scalar = self.op("Squeeze", count)
-        return self.op("Range", self.constant(0, np.int64), scalar, self.constant(1, np.int64))
-
     def _causal(self, site: Site) -> ir.Value:
         """Bool ``[1, 1, L|G·L, S]``."""
         length, keys = self.size(site.query, 1), self.size(*site.keys)
-        last = self._positions(length)
+        last = self.positions(length)
         if site.causal == "lower_right":
             last = self.op("Add", last, self.op("Sub", keys, length))
         rows = self.op("Reshape", last, self.ints(-1, 1))
@@ -309,29 +268,5 @@ class Emitter:
             fan_out = self.op("Div", self.size(site.query, 0), self.size(site.key, 0))
             rows = self.op("Tile", rows, self.concat(fan_out, self.ints(1)))
         return self.op(
-            "Unsqueeze", self.op("LessOrEqual", self._positions(keys), rows), self.ints(0, 1)
+            "Unsqueeze", self.op("LessOrEqual", self.positions(keys), rows), self.ints(0, 1)
         )
-
-
-def _may_be(bias: ir.Value, lowest: float) -> bool:
-    """The bias comes from outside, or from a constant as low as this."""
-    seen, pending = {bias}, [bias]
-    while pending:
-        value = pending.pop()
-        tensor = ir.convenience.get_const_tensor(value)
-        node = value.producer()
-        if tensor is not None:
-            if (
-                tensor.dtype.is_floating_point()
-                and tensor.size
-                and bool((np.abs(tensor.numpy()) >= -lowest).any())
-            ):
-                return True
-        elif node is None:
-            if value.dtype is None or value.dtype.is_floating_point():
-                return True
-        elif node.op_type not in ("Shape", "MatMul", "Gemm"):
-            found = [v for v in node.inputs if v is not None and v not in seen]
-            seen.update(found)
-            pending += found
-    return False

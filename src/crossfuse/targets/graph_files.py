@@ -15,15 +15,10 @@ import onnx_ir as ir
 from crossfuse.bundle.store import Bundle, check_name
 from crossfuse.errors import BundleError
 
-__all__ = ["Places", "graph_file", "load_graph", "save_graph"]
+__all__ = ["Places", "load_graph", "save_graph"]
 
 _INLINE_LIMIT = 1024
 _ALIGNMENT = 64
-
-
-def graph_file(stage: str, target: str) -> str:
-    """File name of a stage's graph for a target."""
-    return f"{stage}.onnx" if target == "onnx" else f"{stage}.{target}.onnx"
 
 
 Places = dict[tuple[str, bytes], tuple[str, int, int]]
@@ -69,9 +64,14 @@ def save_graph(
             file, start, length = places[key]
             used.add(file)
             value.const_value = ir.ExternalTensor(
-                file, start, length, tensor.dtype, shape=ir.Shape(tensor.shape.numpy()), name=value.name or "",
+                file,
+                start,
+                length,
+                tensor.dtype,
+                shape=ir.Shape(tensor.shape.numpy()),
+                name=value.name or "",
                 base_dir=graph.parent,
-            )  # fmt: skip
+            )
     finally:
         if handle is not None:
             handle.close()

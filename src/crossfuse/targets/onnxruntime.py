@@ -15,8 +15,8 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from crossfuse.graph.metadata import clone, dim_of
-from crossfuse.targets.fan_out import Emitter, Site
+from crossfuse.graph.shapes import dim_of
+from crossfuse.targets.fan_out import LoweringBuilder, Site
 from crossfuse.targets.lowering import (
     ATTENTION_OPSET,
     Lowered,
@@ -35,22 +35,16 @@ _LONG = 768
 def lower_ort_cpu(model: ir.Model) -> Lowered:
     """ONNX ``Attention``; ``MultiHeadAttention`` without a mask for many queries."""
     return lower_sites(
-        at_opset(clone(model), ATTENTION_OPSET, "ort-cpu"), _cpu_form, {_MICROSOFT: 1}
+        at_opset(model.clone(), ATTENTION_OPSET, "ort-cpu"), _cpu_form, {_MICROSOFT: 1}
     )
 
 
-def _cpu_form(emit: Emitter, site: Site) -> ir.Value:
-    masked = (
-        site.mask is not None
-        or site.bias is not None
-        or site.key_lengths is not None
-        or site.causal != "none"
-    )
-    return (
-        _onnx_attention(emit, site)
-        if masked or not _many_queries(site)
-        else _multi_head_attention(emit, site)
-    )
+def _cpu_form(build: LoweringBuilder, site: Site) -> ir.Value:
+    removed_by = (site.mask, site.bias, site.key_lengths)
+    masked = site.causal != "none" or any(value is not None for value in removed_by)
+    if masked or not _many_queries(site):
+        return _onnx_attention(build, site)
+    return _multi_head_attention(build, site)
 
 
 def _many_queries(site: Site) -> bool:
@@ -58,48 +52,40 @@ def _many_queries(site: Site) -> bool:
     return length >= _LONG if isinstance(length, int) else site.square
 
 
-def _onnx_attention(emit: Emitter, site: Site) -> ir.Value:
+def _onnx_attention(build: LoweringBuilder, site: Site) -> ir.Value:
     """ONNX ``Attention`` (opset 23): bool or additive mask with all rows; grouped heads
     natively."""
     native_causal = (
         site.causal != "none" and not site.folded and (site.causal == "upper_left" or site.square)
     )
-    attend = emit.attended(site, skip_causal=native_causal)
-    bias = None if site.bias is None else emit.fold_mask(site, emit.above_lowest(site.bias))
-    mask = attend if bias is None else emit.additive(site, attend, bias)
-    inputs = [emit.fold_query(site), site.key, site.value]
+    attend = build.attended(site, skip_causal=native_causal)
+    bias = None if site.bias is None else build.fold_mask(site, build.above_lowest(site.bias))
+    mask = attend if bias is None else build.additive(site, attend, bias)
+    inputs = [build.fold_query(site), site.key, site.value]
     if mask is not None:
-        inputs.append(emit.with_full_rows(site, mask))
-    output = emit.tape.op(
+        inputs.append(build.with_full_rows(site, mask))
+    output = build.own(
         "Attention",
-        inputs,
-        attributes={
-            "q_num_heads": site.num_heads,
-            "kv_num_heads": site.kv_num_heads,
-            "scale": site.scale,
-            "is_causal": int(native_causal),
-        },
+        *inputs,
+        q_num_heads=site.num_heads,
+        kv_num_heads=site.kv_num_heads,
+        scale=site.scale,
+        is_causal=int(native_causal),
     )
-    if bias is not None:
-        output = zero_empty_rows(emit, site, mask, output)
-    return emit.unfold_output(site, output)
+    if bias is not None and mask is not None:
+        output = zero_empty_rows(build, site, mask, output)
+    return build.unfold_output(site, output)
 
 
-def _multi_head_attention(emit: Emitter, site: Site) -> ir.Value:
-    """``com.microsoft.MultiHeadAttention``: additive mask with all rows; grouped heads repeated."""
-    attend = emit.attended(site)
-    bias = None if site.bias is None else emit.fold_mask(site, site.bias)
-    mask = emit.additive(site, attend, bias)
-    key, value = repeat_heads(emit, site, site.key), repeat_heads(emit, site, site.value)
-    inputs: list[ir.Value | None] = [emit.fold_query(site), key, value]
-    if mask is not None:
-        inputs += [None, None, emit.with_full_rows(site, mask)]
-    output = emit.tape.op(
+def _multi_head_attention(build: LoweringBuilder, site: Site) -> ir.Value:
+    """``com.microsoft.MultiHeadAttention`` without a mask; grouped heads repeated."""
+    output = build.own(
         "MultiHeadAttention",
-        inputs,
-        attributes={"num_heads": site.num_heads, "scale": site.scale},
+        build.fold_query(site),
+        repeat_heads(build, site, site.key),
+        repeat_heads(build, site, site.value),
         domain=_MICROSOFT,
+        num_heads=site.num_heads,
+        scale=site.scale,
     )
-    if mask is not None and not site.never_empty:
-        output = zero_empty_rows(emit, site, mask, output)
-    return emit.unfold_output(site, output)
+    return build.unfold_output(site, output)

@@ -1,5 +1,8 @@
-"""The targets: what each is, which graph it takes, what a CPU can execute of it, and which
-precisions it has."""
+"""Lowerings of the targets: the graph that each takes, and what a CPU executes in its place.
+
+What a target is, stands in :mod:`crossfuse.core.target`; here its code is bound to it: that of the
+built-in ones by their names, that of engines by their library, that of others as they bring it.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,10 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from crossfuse.errors import unknown
-from crossfuse.targets.cuda.missing import NO_BF16
+from crossfuse.core.foreign import blaming
+from crossfuse.core.plugins import Code, resolve
+from crossfuse.core.target import CPU_TARGET, Target, require_target
+from crossfuse.errors import InputError
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -16,47 +21,112 @@ if TYPE_CHECKING:
     from crossfuse.targets.lowering import Lowered
 
 __all__ = [
-    "IO_DTYPES",
-    "PRECISIONS",
-    "TARGETS",
-    "Target",
+    "Lowering",
+    "cpu_equivalent",
+    "cpu_equivalents",
     "lower",
     "lower_stages",
-    "rehearsal",
-    "rehearse_stages",
-    "require_precision",
-    "require_target",
+    "lowering_of",
 ]
 
-PRECISIONS = ("fp32", "fp16", "bf16", "mixed")
-"""What targets compute in; ``mixed`` is fp16 with as few nodes in fp32 as parity needs."""
-
-IO_DTYPES = {"fp32": "float32", "fp16": "float16"}
-"""Choices for the inputs and outputs of a target: NumPy has no bfloat16."""
+Graphs = Mapping[str, "ir.Model"]
 
 
 @dataclass(frozen=True)
-class Target:
-    """A target and how its graph is made.
+class Lowering:
+    """How a target's graphs are made. All functions leave what they are given as it is.
 
     Attributes:
-        name, summary: for people.
         lower: the fused graph, in the target's precision → the graph that the target executes or
             builds its engine from.
-        precisions: that it can be built in, the default first.
-        simulates: it executes half precision as fp32 that is rounded to it; so does the rehearsal
-            of the others.
-        engine: the artifact is an engine plan.
-        without_bf16: operators that it has no bf16 kernel for; they stay in fp32.
+        on_cpu: the fused graph, in fp32 with roundings → a graph that ONNX Runtime's CPU provider
+            executes in its place.
+        lower_stages, on_cpu_stages: the same for all stages of a bundle at once, where they have to
+            fit each other; the second takes them in the target's precision, and names of inputs
+            that the check gives in half precision.
     """
 
-    name: str
-    summary: str
     lower: Callable[[ir.Model], Lowered]
-    precisions: tuple[str, ...] = PRECISIONS
-    simulates: bool = False
-    engine: bool = False
-    without_bf16: frozenset[str] = frozenset()
+    on_cpu: Callable[[ir.Model], ir.Model]
+    lower_stages: Callable[[Graphs], dict[str, Lowered]] | None = None
+    on_cpu_stages: Callable[[Graphs, frozenset[str]], dict[str, ir.Model]] | None = None
+
+
+def lowering_of(target: Target) -> Lowering:
+    """How the target's graphs are made."""
+    if target.lowering is not None:
+        return _own_lowering(target, target.lowering)
+    if target.engine is not None:
+        return Lowering(_tensorrt, _tensorrt_on_cpu)
+    return _BUILT_IN[target.name]
+
+
+def lower(model: ir.Model, target: str) -> Lowered:
+    """Lower a copy of the fused graph, in any precision; the original stays as it is and weights
+    are shared."""
+    return lowering_of(require_target(target)).lower(model)
+
+
+def lower_stages(graphs: Graphs, target: Target) -> dict[str, Lowered]:
+    """Lower all stages of a bundle, in the target's precision, so that they fit each other."""
+    lowering = lowering_of(target)
+    if lowering.lower_stages is not None:
+        return lowering.lower_stages(graphs)
+    return {stage: lowering.lower(graph) for stage, graph in graphs.items()}
+
+
+def cpu_equivalent(model: ir.Model, target: Target, half_inputs: Iterable[str] = ()) -> ir.Model:
+    """What the target's graph computes, as a graph that ONNX Runtime's CPU provider executes: for
+    checks without a GPU.
+
+    Args:
+        model: the fused graph in the target's precision.
+        target: the target.
+        half_inputs: inputs that the model itself has in half precision; the check gives them so.
+    """
+    return cpu_equivalents({"model": model}, target, half_inputs)["model"]
+
+
+def cpu_equivalents(
+    graphs: Graphs, target: Target, half_inputs: Iterable[str] = ()
+) -> dict[str, ir.Model]:
+    """`cpu_equivalent` of all stages of a bundle, so that they fit each other."""
+    from crossfuse.targets.precision.simulate import simulate
+
+    lowering, half = lowering_of(target), frozenset(half_inputs)
+    if lowering.on_cpu_stages is not None:
+        return lowering.on_cpu_stages(graphs, half)
+    return {
+        stage: lowering.on_cpu(simulate(graph, boundary=half)) for stage, graph in graphs.items()
+    }
+
+
+def _own_lowering(target: Target, code: Code) -> Lowering:
+    """Of a target that brings its code, which is somebody else's."""
+
+    def lower_graph(model: ir.Model) -> Lowered:
+        from crossfuse.targets.lowering import Lowered
+
+        who = f"the lowering of target {target.name!r}"
+        with blaming(f"{who} raised"):
+            lowered = resolve(code, who)(model)
+        if not isinstance(lowered, Lowered):
+            raise InputError(
+                f"{who} gives no lowered graph",
+                got=repr(lowered),
+                expected="crossfuse.targets.lowering.Lowered",
+            )
+        return lowered
+
+    def on_cpu(model: ir.Model) -> ir.Model:
+        if target.cpu_equivalent is None:
+            return lower_graph(model).model
+        who = f"the CPU equivalent of target {target.name!r}"
+        with blaming(f"{who} raised"):
+            graph: ir.Model = resolve(target.cpu_equivalent, who)(model)
+        return graph
+
+    return Lowering(lower_graph, on_cpu)
 
 
 def _portable(model: ir.Model) -> Lowered:
@@ -71,90 +141,26 @@ def _ort_cpu(model: ir.Model) -> Lowered:
     return lower_ort_cpu(model)
 
 
-def _ort_cuda(model: ir.Model) -> Lowered:
-    from crossfuse.targets.cuda.lowering import lower_ort_cuda
-
-    return lower_ort_cuda(model)
-
-
 def _tensorrt(model: ir.Model) -> Lowered:
     from crossfuse.targets.tensorrt.lowering import lower_tensorrt
 
     return lower_tensorrt(model)
 
 
-ORT_CUDA = "ort-cuda"
+def _tensorrt_on_cpu(model: ir.Model) -> ir.Model:
+    from crossfuse.targets.tensorrt.lowering import lower_tensorrt
 
-_TENSORRT_NO_BF16 = frozenset({"ConvTranspose"})
-_HALF_FIRST = ("fp16", "bf16", "mixed", "fp32")
-
-TARGETS = {
-    target.name: target
-    for target in (
-        Target("onnx", "portable ONNX with the operator as a function", _portable, ("fp32",)),
-        Target("ort-cpu", "ONNX Runtime's fused operators for the CPU", _ort_cpu, simulates=True),
-        Target(
-            ORT_CUDA,
-            "ONNX Runtime's fused operators for NVIDIA GPUs",
-            _ort_cuda,
-            without_bf16=NO_BF16,
-        ),
-        Target(
-            "tensorrt",
-            "TensorRT engine for the GPU at hand",
-            _tensorrt,
-            _HALF_FIRST,
-            engine=True,
-            without_bf16=_TENSORRT_NO_BF16,
-        ),
-        Target(
-            "tensorrt-rtx",
-            "TensorRT-RTX engine, built without a GPU",
-            _tensorrt,
-            _HALF_FIRST,
-            engine=True,
-            without_bf16=_TENSORRT_NO_BF16,
-        ),
-    )
-}
+    return lower_tensorrt(model, executable=True).model
 
 
-def require_target(name: str) -> Target:
-    """The target of that name.
+def _ort_cuda(model: ir.Model) -> Lowered:
+    from crossfuse.targets.cuda.lowering import lower_ort_cuda
 
-    Raises:
-        InputError: there is none.
-    """
-    if not isinstance(name, str) or name not in TARGETS:
-        raise unknown("unknown target", name, TARGETS)
-    return TARGETS[name]
+    return lower_ort_cuda(model)
 
 
-def require_precision(name: str | None, target: Target) -> str:
-    """The precision, or the target's own where none is given.
-
-    Raises:
-        InputError: the target can't be built in it.
-    """
-    if name is None:
-        return target.precisions[0]
-    if name not in target.precisions:
-        raise unknown(
-            f"target {target.name!r} can't be built in this precision", name, target.precisions
-        )
-    return name
-
-
-def lower(model: ir.Model, target: str) -> Lowered:
-    """Lower a copy of the fused graph, in any precision; the original stays as it is and weights
-    are shared."""
-    return require_target(target).lower(model)
-
-
-def lower_stages(graphs: Mapping[str, ir.Model], target: Target) -> dict[str, Lowered]:
-    """Lower all stages of a bundle, in the target's precision, so that they fit each other."""
-    if target.name != ORT_CUDA:
-        return {stage: target.lower(graph) for stage, graph in graphs.items()}
+def _ort_cuda_stages(graphs: Graphs) -> dict[str, Lowered]:
+    """A context stage's keys and values are padded once, for all queries."""
     from crossfuse.targets.cuda.lowering import lower_ort_cuda
     from crossfuse.targets.cuda.padding import pad_contexts
 
@@ -162,49 +168,16 @@ def lower_stages(graphs: Mapping[str, ir.Model], target: Target) -> dict[str, Lo
     return {stage: lower_ort_cuda(graph, handed) for stage, graph in fitted.items()}
 
 
-def rehearse_stages(
-    graphs: Mapping[str, ir.Model], target: Target, half_inputs: Iterable[str] = ()
-) -> dict[str, ir.Model]:
-    """`rehearsal` of all stages of a bundle, so that they fit each other."""
-    half = frozenset(half_inputs)
-    if target.name != ORT_CUDA:
-        return {stage: rehearsal(graph, target, half) for stage, graph in graphs.items()}
-    return _rehearsed_cuda(graphs, half)
-
-
-def rehearsal(model: ir.Model, target: Target, half_inputs: Iterable[str] = ()) -> ir.Model:
-    """What the target's graph computes, as a graph that ONNX Runtime's CPU provider executes: for
-    checks without a GPU.
-
-    Args:
-        model: the fused graph in the target's precision.
-        target: the target.
-        half_inputs: inputs that the model itself has in half precision; the check gives them so.
-    """
-    from crossfuse.targets.precision.simulate import simulate
-
-    if target.name == ORT_CUDA:
-        return _rehearsed_cuda({"model": model}, half_inputs)["model"]
-    simulated = simulate(model, boundary=half_inputs)
-    if target.engine:
-        from crossfuse.targets.tensorrt.lowering import lower_tensorrt
-
-        return lower_tensorrt(simulated, executable=True).model
-    return target.lower(simulated).model
-
-
-def _rehearsed_cuda(
-    graphs: Mapping[str, ir.Model], half_inputs: Iterable[str]
-) -> dict[str, ir.Model]:
+def _ort_cuda_on_cpu(graphs: Graphs, half_inputs: frozenset[str]) -> dict[str, ir.Model]:
     """In fp32 with rounding, attentions in the forms that they have in the target's precision."""
-    from crossfuse.graph.metadata import attention_nodes, site_of
+    from crossfuse.graph.attention_node import attentions
     from crossfuse.targets.cuda.lowering import is_half, lower_ort_cuda
     from crossfuse.targets.cuda.padding import pad_contexts
     from crossfuse.targets.precision.simulate import simulate
 
     half = {
-        s: {site_of(n) or n.name or "" for n in attention_nodes(g.graph) if is_half(n)}
-        for s, g in graphs.items()
+        stage: {found.site for found in attentions(graph.graph) if is_half(found)}
+        for stage, graph in graphs.items()
     }
     fitted, handed = pad_contexts(
         {stage: simulate(graph, boundary=half_inputs) for stage, graph in graphs.items()}
@@ -212,3 +185,16 @@ def _rehearsed_cuda(
     return {
         stage: lower_ort_cuda(graph, handed, half[stage]).model for stage, graph in fitted.items()
     }
+
+
+_BUILT_IN: Mapping[str, Lowering] = {
+    "onnx": Lowering(_portable, lambda model: _portable(model).model),
+    CPU_TARGET: Lowering(_ort_cpu, lambda model: _ort_cpu(model).model),
+    "ort-cuda": Lowering(
+        _ort_cuda,
+        lambda model: _ort_cuda(model).model,
+        lower_stages=_ort_cuda_stages,
+        on_cpu_stages=_ort_cuda_on_cpu,
+    ),
+}
+"""Of the built-in targets whose artifacts are graphs."""

@@ -58,9 +58,13 @@ def clip_model(eos: int, activation: str = "quick_gelu", tiny: bool = True) -> C
 
 @pytest.mark.parametrize(
     ("eos", "activation", "tiny"),
-    [(98, "quick_gelu", True), (2, "quick_gelu", True), (98, "gelu", True),
-     pytest.param(49407, "quick_gelu", False, marks=pytest.mark.slow)],
-)  # fmt: skip
+    [
+        (98, "quick_gelu", True),
+        (2, "quick_gelu", True),
+        (98, "gelu", True),
+        pytest.param(49407, "quick_gelu", False, marks=pytest.mark.slow),
+    ],
+)
 def test_clip(tmp_path: Path, eos: int, activation: str, tiny: bool) -> None:
     theirs = clip_model(eos, activation, tiny)
     ours = load_module("clip", saved(theirs, tmp_path)).module
@@ -81,9 +85,15 @@ def vilt_config(tiny: bool) -> ViltConfig:
     if not tiny:
         return ViltConfig()
     return ViltConfig(
-        hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48, vocab_size=99,
-        max_position_embeddings=16, image_size=64, patch_size=16,
-    )  # fmt: skip
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=48,
+        vocab_size=99,
+        max_position_embeddings=16,
+        image_size=64,
+        patch_size=16,
+    )
 
 
 @pytest.mark.parametrize("tiny", [True, pytest.param(False, marks=pytest.mark.slow)])
@@ -140,9 +150,15 @@ def blip2(text: bool, tiny: bool) -> Blip2ForImageTextRetrieval:
             )
         )
     config = Blip2QFormerConfig(
-        hidden_size=32, num_hidden_layers=4, num_attention_heads=4, intermediate_size=48, encoder_hidden_size=24,
-        vocab_size=99, max_position_embeddings=16, use_qformer_text_input=text,
-    )  # fmt: skip
+        hidden_size=32,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        intermediate_size=48,
+        encoder_hidden_size=24,
+        vocab_size=99,
+        max_position_embeddings=16,
+        use_qformer_text_input=text,
+    )
     vision = dict(
         hidden_size=24,
         num_hidden_layers=1,

@@ -18,6 +18,10 @@ import crossfuse
 from coverage.cases import CASES
 from crossfuse.bundle.store import Bundle, entry_of, open_bundle
 from crossfuse.cli import app
+from crossfuse.core.tensors import CONTEXTS
+from crossfuse.parity.bisect import bisection_point
+from crossfuse.parity.reference import ReferencePoint, ReferenceSet
+from crossfuse.parity.report import Divergence, ParityReport
 
 
 @pytest.fixture(scope="module")
@@ -146,3 +150,38 @@ def test_command_line(bundles: dict[str, Path], tmp_path: Path) -> None:
     assert data["fault"]["site"] == "layers.1.self_attention.attention"
     assert data["fault"]["module"] == module
     assert result.exit_code == 1
+
+
+def test_the_point_to_bisect_at_has_one_query_per_context() -> None:
+    """The first that fails among those; the first of those where none does."""
+    many, one, other = (
+        ReferencePoint({"batch": b, CONTEXTS: c}, 0, {}, {}, {})
+        for b, c in ((4, 2), (3, 3), (1, 1))
+    )
+    reference = ReferenceSet("float64", (many, one, other))
+
+    def report(*failing: int) -> ParityReport:
+        return ParityReport("t", "x", "fp32", "float64", (), {}, failing=failing)
+
+    assert bisection_point(report(0, 2), reference, "batch") is other
+    assert bisection_point(report(0), reference, "batch") is one
+    assert bisection_point(report(0), reference, None) is many
+
+
+@pytest.mark.parametrize(
+    ("found", "said"),
+    [
+        (
+            Divergence("a.b", "a.c", 0.25, 1e-3, 4),
+            "attention a.b; the first module beyond it is a.c",
+        ),
+        (Divergence("a.b", None, 0.25, 1e-3, 4), "attention a.b (error 0.25, tolerance 0.001)"),
+        (Divergence(None, "a.c", math.inf, 1e-3, 4), "what follows the last attention"),
+    ],
+)
+def test_a_divergence_is_told(found: Divergence, said: str) -> None:
+    assert said in found.sentence()
+    assert "4 evaluations" in found.sentence()
+    data = found.to_json()
+    assert data["error"] == (None if math.isinf(found.error) else found.error)
+    assert json.loads(json.dumps(data, allow_nan=False)) == data

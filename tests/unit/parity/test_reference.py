@@ -16,8 +16,9 @@ import pytest
 import crossfuse
 from crossfuse import BundleError
 from crossfuse.bundle.store import Bundle, entry_of
+from crossfuse.parity.policy import BELIEVED, EAGER_MULTIPLE
 from crossfuse.parity.reference import ReferencePoint, ReferenceSet, load_reference
-from crossfuse.parity.report import BELIEVED, EAGER_MULTIPLE, compare
+from crossfuse.parity.report import compare
 from unit.parity.test_bisect import damaged, weights_of
 
 NAME = "cross_modal_attention"

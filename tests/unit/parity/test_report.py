@@ -14,36 +14,35 @@ import crossfuse
 from crossfuse import ParityError
 from crossfuse.core.tensors import Dim
 from crossfuse.export.fuse import fuse
-from crossfuse.graph.metadata import attention_nodes
+from crossfuse.graph.attention_node import attentions
 from crossfuse.models.registry import ZOO, zoo_spec
 from crossfuse.parity.eager import eager_reference
+from crossfuse.parity.policy import output_error
 from crossfuse.parity.reference import ReferencePoint, ReferenceSet, load_reference, save_reference
-from crossfuse.parity.report import compare, output_error
+from crossfuse.parity.report import compare
 from crossfuse.parity.shape_points import shape_points
 from crossfuse.targets.registry import lower
 from graphs_for_tests import run_model
 
 
 def scale_off_by_two_percent(model: ir.Model) -> None:
-    node = list(attention_nodes(model.graph))[-1]
-    node.attributes["scale"] = ir.AttrFloat32("scale", node.attributes["scale"].as_float() * 1.02)
+    last = attentions(model.graph)[-1]
+    last.set_scale(last.scale * 1.02)
 
 
 def one_mask_ignored(model: ir.Model) -> None:
-    masked = [
-        n for n in attention_nodes(model.graph) if len(n.inputs) > 3 and n.inputs[3] is not None
-    ]
-    masked[-1].replace_input_with(3, None)
+    masked = [found for found in attentions(model.graph) if found.mask is not None]
+    masked[-1].set_operand("mask", None)
     # Under a causal mask, padding after the last token can't matter; there, the causal mask is the
     # one to lose.
-    masked[-1].attributes["causal"] = ir.AttrString("causal", "none")
+    masked[-1].set_causal("none")
 
 
 def one_head_permuted(model: ir.Model) -> None:
     """Swap the first two heads of one attention's values, as a wrong weight mapping would."""
-    node = next(iter(attention_nodes(model.graph)))
-    value = node.inputs[2]
-    width, heads = value.shape[2], node.attributes["num_heads"].as_int()
+    attention = attentions(model.graph)[0]
+    value = attention.value
+    width, heads = value.shape[2], attention.num_heads
     order = np.arange(width).reshape(heads, -1)
     order[[0, 1]] = order[[1, 0]]
     index = ir.Value(name="swapped", const_value=ir.tensor(order.flatten(), name="swapped"))
@@ -51,8 +50,8 @@ def one_head_permuted(model: ir.Model) -> None:
     gather = ir.Node("", "Gather", [value, index], attributes=[ir.AttrInt64("axis", 2)])
     gather.outputs[0].name = "swapped_values"
     gather.outputs[0].shape, gather.outputs[0].type = value.shape, value.type
-    model.graph.insert_before(node, gather)
-    node.replace_input_with(2, gather.outputs[0])
+    model.graph.insert_before(attention.node, gather)
+    attention.set_operand("value", gather.outputs[0])
 
 
 def parity_of(name: str, breakage: Callable[[ir.Model], None] | None, target: str):

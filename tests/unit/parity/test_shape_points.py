@@ -212,8 +212,15 @@ def test_masks_over_the_same_dimensions_agree_with_each_other_and_with_lengths()
         },
     )
     kinds = {name: kind.name for name, kind in spec.kinds().items()}
-    assert kinds == {"x": "features", "mask": "mask", "hidden": "mask", "additive": "additive", "ids": "ids", "labels": "ids",
-                     "lengths": "lengths"}  # fmt: skip
+    assert kinds == {
+        "x": "features",
+        "mask": "mask",
+        "hidden": "mask",
+        "additive": "additive",
+        "ids": "ids",
+        "labels": "ids",
+        "lengths": "lengths",
+    }
     for style in ("prefix", "holes", "none"):
         made = spec.sample({"batch": 5, "n": 9}, 3, Draw(masks=style))
         shown = made["mask"] == 1

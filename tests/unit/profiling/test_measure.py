@@ -215,7 +215,7 @@ def test_compare_on_a_machine_that_was_slower_throughout(felt: float) -> None:
     assert all(change.verdict != "not slower" for change in hidden)
 
 
-def test_rivals_are_compared_and_never_blamed() -> None:
+def test_baselines_are_compared_and_never_blamed() -> None:
     change = compare_rows([report_row(0, name="eager")], [report_row(1, 1.5, name="eager")])[0]
     assert change.ratio.value == pytest.approx(1.5, rel=0.05)
     assert (change.verdict, change.regressed) == ("rival", False)

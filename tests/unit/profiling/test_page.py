@@ -27,7 +27,7 @@ from crossfuse.profiling.report.summary_text import milliseconds, sentences
 
 FIGURES = (
     "distributions",
-    "rivals",
+    "baselines",
     "sweep",
     "modules",
     "roofline",
@@ -40,7 +40,7 @@ FIGURES = (
 
 
 def a_report() -> LatencyReport:
-    """Every part of a report, from made-up numbers: three batches, five rivals, two stages."""
+    """Every part of a report, from made-up numbers: three batches, five baselines, two stages."""
     rng = np.random.default_rng(0)
 
     def samples(milliseconds: float) -> Samples:
@@ -169,13 +169,17 @@ def browser() -> Iterator[Any]:
 
 
 OVERLAPS = """() => {
-  const found = [], walker = document.createTreeWalker(document.querySelector('main'), NodeFilter.SHOW_TEXT);
+  const main = document.querySelector('main');
+  const found = [], walker = document.createTreeWalker(main, NodeFilter.SHOW_TEXT);
   while (walker.nextNode()) {
     const node = walker.currentNode;
     if (!node.textContent.trim() || !node.parentElement.checkVisibility()) continue;
     const range = document.createRange(); range.selectNodeContents(node);
     for (const r of range.getClientRects())
-      if (r.width > 1 && r.height > 1) found.push([node.textContent.trim().slice(0, 40), r.left, r.top, r.right, r.bottom]);
+      if (r.width > 1 && r.height > 1) {
+        const text = node.textContent.trim().slice(0, 40);
+        found.push([text, r.left, r.top, r.right, r.bottom]);
+      }
   }
   const clashes = [];
   for (let i = 0; i < found.length; i++) for (let j = i + 1; j < found.length; j++) {

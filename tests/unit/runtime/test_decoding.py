@@ -15,6 +15,10 @@ from torch import Tensor, nn
 import crossfuse
 from coverage.cases import CASES
 from crossfuse import InputError, ModelSpec, runtime
+from crossfuse.core.tensors import TensorSpec
+from crossfuse.runtime.context import Context
+from crossfuse.runtime.decoding import DecodingState
+from unit.runtime.stub_stage import StubStage
 
 MODELS = [
     "bart",
@@ -215,3 +219,66 @@ def test_an_input_with_the_positions_name_is_refused(tmp_path: Path) -> None:
     )
     with pytest.raises(InputError, match="name that the number of tokens takes"):
         crossfuse.export(spec, tmp_path / "b")
+
+
+HEADS, LONGEST, WIDTH = 2, 8, 3
+
+
+def add_up(feeds: dict[str, Any]) -> list[np.ndarray]:
+    """A step that writes its token into the state and gives the sum of all tokens so far."""
+    state = np.array(feeds["state:k"])
+    at = int(feeds["position"][0])
+    state[:, at] = feeds["ids"].reshape(-1, 1, 1)
+    logits = state[:, : at + 1, 0, 0].sum(1)[:, None, None] + feeds["bias"]
+    return [logits.astype(np.float32), state]
+
+
+def state_of(batch: int) -> DecodingState:
+    inputs = (
+        TensorSpec("ids", "int64", ("batch", 1)),
+        TensorSpec("bias", "float32", (1,)),
+        TensorSpec("position", "int64", (1,)),
+        TensorSpec("state:k", "float32", ("batch", LONGEST, HEADS, WIDTH)),
+    )
+    stage = StubStage([spec.name for spec in inputs], ["logits", "next:k"], add_up)
+    context = Context({"bias": np.float32([0.5]), "unused": np.ones(3)}, (), 1, None, "o")
+    return DecodingState(context, stage, inputs, "ids", batch, LONGEST)
+
+
+def test_a_states_memory_is_made_once_for_the_longest_sequence() -> None:
+    state = state_of(batch=4)
+    assert state._state["state:k"].shape == (4, LONGEST, HEADS, WIDTH)
+    assert state.nbytes == 4 * LONGEST * HEADS * WIDTH * 4
+    assert (state.position, state.tokens.shape, state.tokens.dtype) == (0, (4, 1), np.int64)
+
+
+def test_steps_reorder_and_rewind_as_sums_do() -> None:
+    state = state_of(batch=2)
+    tokens = np.array([[1, 10], [2, 20], [3, 30]])
+    for i, given in enumerate(tokens):
+        got = state.advance(given[:, None])["logits"][:, 0, 0]
+        np.testing.assert_array_equal(got, tokens[: i + 1].sum(0) + 0.5)
+    state.reorder([1, 1])
+    state.rewind(1)
+    got = state.advance(np.array([[5], [6]]))["logits"][:, 0, 0]
+    np.testing.assert_array_equal(got, [10 + 5 + 0.5, 10 + 6 + 0.5])
+    assert state.position == 2
+
+
+@pytest.mark.parametrize("order", [[0], [0, 2], [-1, 0], [0, 0, 1], [0.0, 1.0]])
+def test_an_order_that_is_none_is_refused(order: list[int]) -> None:
+    with pytest.raises(InputError, match="one position per sequence|no whole numbers"):
+        state_of(batch=2).reorder(order)
+
+
+def test_the_end_of_the_memory_is_told() -> None:
+    state = state_of(batch=1)
+    for _ in range(LONGEST):
+        state.advance(np.array([[1]]))
+    with pytest.raises(InputError, match=f"state is full.*{LONGEST}"):
+        state.advance(np.array([[1]]))
+    for place in (LONGEST + 1, -1, 1.5):
+        with pytest.raises(InputError, match="can't rewind"):
+            state.rewind(place)
+    state.rewind()
+    assert state.position == 0

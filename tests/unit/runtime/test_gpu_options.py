@@ -13,12 +13,12 @@ import fake_tensorrt as fake
 from crossfuse.bundle.manifest import EngineInfo
 from crossfuse.errors import InputError
 from crossfuse.models.registry import zoo_spec
-from crossfuse.profiling.baselines import Rivals
+from crossfuse.profiling.baselines import Baselines
 from crossfuse.runtime import SessionOptions
 from crossfuse.runtime.driver import gpu_count
 from crossfuse.runtime.input_checks import is_on_device
 from crossfuse.runtime.tensorrt_stage import TrtStage
-from crossfuse.serve import opening
+from crossfuse.serve import load_engine
 
 
 @pytest.mark.parametrize(
@@ -59,10 +59,10 @@ def test_servers_open_a_bundle_on_their_gpu(monkeypatch: pytest.MonkeyPatch) -> 
         asked.append(options)
         raise Stop
 
-    monkeypatch.setattr(opening, "load", load)
-    monkeypatch.setattr(opening, "open_bundle", lambda path: SimpleNamespace())
+    monkeypatch.setattr(load_engine, "load", load)
+    monkeypatch.setattr(load_engine, "open_bundle", lambda path: SimpleNamespace())
     with pytest.raises(Stop):
-        opening.open_engine("bundle", opening.EngineOptions(target="tensorrt", device=3))
+        load_engine.open_engine("bundle", load_engine.EngineOptions(target="tensorrt", device=3))
     assert asked[0].device == 3
     assert not asked[0].provider_options
 
@@ -100,16 +100,16 @@ def test_compiled_kernels_belong_to_a_gpu_and_a_driver(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(gpu_count() > 0, reason="there is a GPU")
 @pytest.mark.parametrize("name", ["onnx", "openvino"])
-def test_a_rival_that_can_not_use_the_gpu_is_no_rival(name: str) -> None:
+def test_what_can_not_use_the_gpu_is_no_baseline(name: str) -> None:
     """ONNX Runtime would go on without its provider, and the CPU be measured as if it were the
     GPU."""
     spec = zoo_spec("cross_modal_attention", "tiny")
     inputs = {n: t.numpy() for n, t in spec.sample(spec.example_sizes, 0).items()}
     with (
-        Rivals(spec, "cuda") as rivals,
+        Baselines(spec, "cuda") as baselines,
         pytest.raises(InputError, match=r"no CUDAExecutionProvider|openvino computes on CPUs"),
     ):
-        rivals.make(name, inputs)
+        baselines.make(name, inputs)
 
 
 def test_what_is_on_a_device() -> None:

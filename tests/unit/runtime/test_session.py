@@ -54,7 +54,8 @@ for name in {FORBIDDEN!r}:
 import numpy as np
 from crossfuse import runtime
 session = runtime.load({str(zoo_bundle(NAME).path)!r})
-out = session.run(a=np.ones((1, 2, 32), "f4"), b=np.ones((1, 3, 24), "f4"), b_mask=np.ones((1, 3), "i8"))
+a, b = np.ones((1, 2, 32), "f4"), np.ones((1, 3, 24), "f4")
+out = session.run(a=a, b=b, b_mask=np.ones((1, 3), "i8"))
 print(session.target, {{k: v.shape for k, v in out.items()}})
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -22,7 +22,7 @@ from crossfuse.models.registry import zoo_spec
 from crossfuse.parity.reference import load_reference
 from crossfuse.profiling.explain.attribution import trace_engine
 from crossfuse.profiling.measure.device_inputs import on_gpu
-from crossfuse.runtime import lane as lanes
+from crossfuse.runtime import execution_slot
 from crossfuse.runtime.device_array import DeviceArray
 from crossfuse.runtime.driver import gpu_count
 from crossfuse.runtime.gpu import Gpu
@@ -108,7 +108,7 @@ def test_runs_as_onnx_runtime_does(bundle: Bundle, tmp_path: Path) -> None:
 def test_graphs_are_captured_once_per_shape_and_bounded(
     bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lanes, "MAX_GRAPHS", 2)
+    monkeypatch.setattr(execution_slot, "MAX_GRAPHS", 2)
     stage, library, gpu = stage_of(bundle, tmp_path)
     session = session_of(bundle, {"model": stage})
     spec = zoo_spec("cross_modal_attention", "tiny")
@@ -159,7 +159,7 @@ def test_time_by_layer_is_the_library_s_own(bundle: Bundle, tmp_path: Path) -> N
     np.testing.assert_allclose([node.seconds for node in times.nodes], [0.0005, 0.002, 0.001])
     assert times.seconds == pytest.approx(0.0035)
     assert times.between == pytest.approx(0)
-    assert gpu.captured == 0, "the lane that is profiled captures nothing"
+    assert gpu.captured == 0, "the slot that is profiled captures nothing"
     for _ in range(2):
         assert session_of(bundle, {"model": stage}).run(**inputs)
     assert gpu.captured == 1, "lanes without a profiler capture as before"
@@ -184,7 +184,7 @@ def test_profiles_are_chosen_by_shape(bundle: Bundle, tmp_path: Path) -> None:
         session.run(**inputs)
 
 
-def test_threads_have_lanes_of_their_own(bundle: Bundle, tmp_path: Path) -> None:
+def test_threads_have_slots_of_their_own(bundle: Bundle, tmp_path: Path) -> None:
     stage, library, _ = stage_of(bundle, tmp_path, options=SessionOptions(lanes=3))
     session = session_of(bundle, {"model": stage})
     spec = zoo_spec("cross_modal_attention", "tiny")

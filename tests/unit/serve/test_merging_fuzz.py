@@ -24,7 +24,7 @@ from crossfuse.serve.limits import Limits
 from crossfuse.serve.load_engine import EngineOptions, open_engine
 from crossfuse.serve.merging import Merging
 from crossfuse.serve.metrics import Totals
-from crossfuse.serve.request_engine import Engine, Request, UnexpectedError
+from crossfuse.serve.request_engine import Request, RequestEngine, UnexpectedError
 
 Arrays = dict[str, Any]
 
@@ -186,7 +186,7 @@ def draws(draw: st.DrawFn, *, fan_out: bool) -> Draw:
     return Draw(laid if spoil is None else SPOILS[spoil](laid), spoil)
 
 
-def ask_from_threads(engine: Engine, requests: list[Draw], cuts: list[int]) -> None:
+def ask_from_threads(engine: RequestEngine, requests: list[Draw], cuts: list[int]) -> None:
     """Each thread asks its share of the requests, several at once; every answer is compared."""
     wrong: list[str] = []
     start = threading.Barrier(THREADS)
@@ -206,7 +206,7 @@ def ask_from_threads(engine: Engine, requests: list[Draw], cuts: list[int]) -> N
     def guarded(share: list[Draw]) -> None:
         try:
             work(share)
-        except Exception as error:  # noqa: BLE001 -- a thread of the server must not die
+        except Exception as error:  # noqa: BLE001 -- a case that fails is a result, and others go on
             wrong.append(f"the engine raised {error!r}")
 
     threads = [
@@ -219,7 +219,7 @@ def ask_from_threads(engine: Engine, requests: list[Draw], cuts: list[int]) -> N
     assert not wrong, wrong
 
 
-def _judge(drawn: Draw, answer: Any, engine: Engine) -> str | None:
+def _judge(drawn: Draw, answer: Any, engine: RequestEngine) -> str | None:
     """What is wrong with an answer."""
     if drawn.spoil is not None:
         refused = isinstance(answer, InputError) and not isinstance(answer, UnexpectedError)
@@ -436,4 +436,4 @@ def test_queries_with_the_contexts_own_batch_are_not_merged(split: Path) -> None
         replace(s, shape=(engine.merging.dim, *s.shape[1:])) for s in stages["context"].inputs
     )
     engine.session.inputs = (*same, *engine.session.inputs[len(same) :])
-    assert not Engine(engine.session).merges
+    assert not RequestEngine(engine.session).merges

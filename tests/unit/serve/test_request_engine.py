@@ -21,7 +21,7 @@ from crossfuse.serve.limits import Limits
 from crossfuse.serve.load_engine import EngineOptions, open_engine
 from crossfuse.serve.merging import Merging, agree
 from crossfuse.serve.metrics import Totals
-from crossfuse.serve.request_engine import Engine, Request, UnknownContextError
+from crossfuse.serve.request_engine import Request, RequestEngine, UnknownContextError
 
 Arrays = dict[str, np.ndarray]
 
@@ -176,7 +176,7 @@ def test_whole_models(zoo_bundle: Callable[[str], Bundle], name: str) -> None:
     assert engine.merges == (name != "clip")
     from crossfuse.serve.load_engine import example_inputs
 
-    inputs = example_inputs(zoo_bundle(name).path)
+    inputs = example_inputs(zoo_bundle(name))
     assert inputs is not None
     expected = engine.session.run(**inputs)
     for answer in engine.answer([Request(inputs), Request(inputs), Request(inputs)]):
@@ -229,7 +229,7 @@ def test_inputs_without_a_batch_must_be_equal_to_merge() -> None:
 def test_engine_without_a_cache(blip: Bundle, tmp_path: Path) -> None:
     with runtime.load(blip.path) as session:
         meter = Totals()
-        engine = Engine(session, cache_bytes=0, meter=meter)
+        engine = RequestEngine(session, cache_bytes=0, meter=meter)
         inputs = blip_inputs(session, 0, 1, 5, 1)
         answers = engine.answer([Request(inputs), Request(inputs)])
         assert meter.calls["context"] == 2

@@ -19,18 +19,19 @@ import torch
 
 import crossfuse
 from crossfuse.bundle.store import Bundle
+from crossfuse.core.missing_kernels import CUDA_WITHOUT_BF16
+from crossfuse.core.target import TARGETS
 from crossfuse.export.split.assembly import Stages, assemble
-from crossfuse.graph.metadata import attention_nodes, clone
+from crossfuse.graph.attention_node import AttentionNode, attention_nodes
 from crossfuse.ops.reference import attention_reference
 from crossfuse.targets.cpu_run import run_once
 from crossfuse.targets.cuda.lowering import lower_ort_cuda, needs_padded_keys
-from crossfuse.targets.cuda.missing import NO_BF16
 from crossfuse.targets.cuda.operators import replace_operators
 from crossfuse.targets.cuda.padding import pad_contexts
-from crossfuse.targets.fan_out import read_site
+from crossfuse.targets.fan_out import Site
 from crossfuse.targets.graph_files import load_graph
 from crossfuse.targets.precision.cast import cast_graph
-from crossfuse.targets.registry import TARGETS, lower_stages, rehearse_stages
+from crossfuse.targets.registry import cpu_equivalents, lower_stages
 from graphs_for_tests import Case, run_model
 
 SHAPES = [
@@ -200,12 +201,12 @@ def test_contexts_hand_over_padded_keys(zoo_bundle: Callable[[str], Bundle]) -> 
         }
         results = []
         for graphs in (portable, lowered):
-            handed = dict(zip(names, run_once(clone(graphs["context"]), given), strict=True))
+            handed = dict(zip(names, run_once(graphs["context"].clone(), given), strict=True))
             if graphs is lowered:
                 assert {
                     handed[v.name or ""].shape[1] for v in attention.inputs[1:3] if v is not None
                 } == {-(-keys // 8) * 8}
-            results.append(run_once(clone(graphs["query"]), questions | handed))
+            results.append(run_once(graphs["query"].clone(), questions | handed))
         for got, expected in zip(*results, strict=True):
             np.testing.assert_allclose(got, expected, atol=1e-5)
 
@@ -258,15 +259,15 @@ def test_what_is_not_padded_in_the_context_stage() -> None:
     pad_contexts(before)
     assert operators(before["context"]) == ["Neg", "Neg"]
     (node,) = attention_nodes(before["query"].graph)
-    assert needs_padded_keys(read_site(node))
+    assert needs_padded_keys(Site.of(AttentionNode(node)))
 
 
-def test_rehearsal_has_the_forms_of_half_precision() -> None:
+def test_cpu_equivalent_has_the_forms_of_half_precision() -> None:
     """What the CPU checks for an fp16 target has grouped heads as that target has them, not as fp32
     would."""
     graph = cast_graph(Case(heads=4, size=8, value_size=8).model(), "fp16").model
-    rehearsed = rehearse_stages({"model": graph}, TARGETS["ort-cuda"])["model"]
-    (node,) = [n for n in rehearsed.graph if n.op_type == "Attention"]
+    equivalent = cpu_equivalents({"model": graph}, TARGETS["ort-cuda"])["model"]
+    (node,) = [n for n in equivalent.graph if n.op_type == "Attention"]
     assert node.attributes["kv_num_heads"].as_int() == 2
 
 
@@ -438,8 +439,8 @@ def test_operators_that_stay(attributes: dict[str, object]) -> None:
 
 def test_islands_of_bf16_are_the_targets_own() -> None:
     model = single("Clip", {"x": X})
-    held = cast_graph(model, "bf16", without_bf16=NO_BF16)
+    held = cast_graph(model, "bf16", without_bf16=CUDA_WITHOUT_BF16)
     assert list(held.kept.values()) == ["the target has no bf16 kernel for Clip"]
     assert cast_graph(model, "bf16").kept == {}
-    assert cast_graph(model, "fp16", without_bf16=NO_BF16).kept == {}
-    assert TARGETS["ort-cuda"].without_bf16 == NO_BF16
+    assert cast_graph(model, "fp16", without_bf16=CUDA_WITHOUT_BF16).kept == {}
+    assert TARGETS["ort-cuda"].without_bf16 == CUDA_WITHOUT_BF16

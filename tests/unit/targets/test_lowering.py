@@ -9,8 +9,9 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+from crossfuse.core.target import TARGETS
 from crossfuse.ops.reference import attention_reference
-from crossfuse.targets.registry import TARGETS, lower, rehearsal
+from crossfuse.targets.registry import cpu_equivalent, lower
 from graphs_for_tests import Case, run_model
 
 SHAPES = [
@@ -42,7 +43,7 @@ MASKS = [
 def check(target: str, case: Case) -> None:
     inputs = case.inputs()
     expected = attention_reference(**inputs, **case.attributes)
-    (got,) = run_model(rehearsal(case.model(), TARGETS[target]), inputs)
+    (got,) = run_model(cpu_equivalent(case.model(), TARGETS[target]), inputs)
     assert got.shape == expected.shape
     np.testing.assert_allclose(got, expected, atol=3e-6, err_msg=f"{target} {case}")
 
@@ -148,6 +149,6 @@ def test_lowering_leaves_the_fused_graph_alone() -> None:
     model = Case(mask=True).model()
     for target in TARGETS:
         lower(model, target)
-        rehearsal(model, TARGETS[target])
+        cpu_equivalent(model, TARGETS[target])
     assert operators(model) == ["FusedAttention"]
     assert list(model.functions) == []

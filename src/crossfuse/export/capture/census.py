@@ -28,16 +28,22 @@ from crossfuse.export.capture.module_paths import module_stack
 
 __all__ = ["Sighting", "census"]
 
-_PRODUCTS = {"aten::bmm", "aten::mm", "aten::baddbmm", "aten::addmm"}
-_VIEWS = {
-    "aten::view", "aten::_unsafe_view", "aten::expand", "aten::t", "aten::transpose", "aten::permute", "aten::unsqueeze",
-    "aten::squeeze", "aten::clone", "aten::detach", "aten::slice", "aten::alias", "aten::reshape", "aten::_to_copy",
-    "aten::contiguous", "aten::select", "aten::_reshape_alias", "aten::split", "aten::copy",
-}  # fmt: skip
+_PRODUCTS = frozenset({"aten::bmm", "aten::mm", "aten::baddbmm", "aten::addmm"})
+_VIEWS = frozenset(
+    {
+        *("aten::view", "aten::_unsafe_view", "aten::expand", "aten::t", "aten::transpose"),
+        *("aten::permute", "aten::unsqueeze", "aten::squeeze", "aten::clone", "aten::detach"),
+        *("aten::slice", "aten::alias", "aten::reshape", "aten::_to_copy", "aten::contiguous"),
+        *("aten::select", "aten::_reshape_alias", "aten::split", "aten::copy"),
+    }
+)
+"""Operators that move elements, or convert them: a weight behind them is still one."""
+
 _LINEAR = _VIEWS | {
-    "aten::mul", "aten::div", "aten::add", "aten::sub", "aten::where", "aten::masked_fill", "aten::neg",
-    "aten::native_dropout", "aten::bernoulli_", "aten::cat", "aten::stack",
-}  # fmt: skip
+    *("aten::mul", "aten::div", "aten::add", "aten::sub", "aten::where", "aten::masked_fill"),
+    *("aten::neg", "aten::native_dropout", "aten::bernoulli_", "aten::cat", "aten::stack"),
+}
+"""Operators behind which a product of products is still linear in both: no attention yet."""
 
 
 @dataclass

@@ -4,7 +4,7 @@ conversion after would need the memory of both."""
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -29,9 +29,9 @@ def copied(
     """
     memo: dict[int, Any] = {}
     for tensor in _tensors(module, attributes=attributes):
-        wanted = dtype(tensor) if tensor.is_floating_point() else None
-        if wanted is not None:
-            memo[id(tensor)] = _converted(tensor, wanted)
+        requested = dtype(tensor) if tensor.is_floating_point() else None
+        if requested is not None:
+            memo[id(tensor)] = _converted(tensor, requested)
     return copy.deepcopy(module, memo)
 
 
@@ -40,14 +40,14 @@ def _tensors(module: nn.Module, *, attributes: bool) -> Iterator[Tensor]:
     yield from module.buffers()
     for part in module.modules() if attributes else ():
         for value in vars(part).values():
-            items = (
-                value.values()
-                if type(value) is dict
-                else value
-                if type(value) in (list, tuple)
-                else (value,)
-            )
-            yield from (item for item in items if isinstance(item, Tensor))
+            yield from (item for item in _items(value) if isinstance(item, Tensor))
+
+
+def _items(value: Any) -> Iterable[Any]:
+    """What a plain container holds; anything else is one item."""
+    if type(value) is dict:
+        return value.values()
+    return value if type(value) in (list, tuple) else (value,)
 
 
 def _converted(tensor: Tensor, dtype: torch.dtype) -> Tensor:

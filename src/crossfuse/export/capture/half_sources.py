@@ -15,6 +15,7 @@ precision, nothing is widened.
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from types import MethodType
@@ -28,9 +29,11 @@ from torch.utils._pytree import tree_map
 from crossfuse.core.foreign import cause_of
 from crossfuse.errors import Advice, InputError, Said
 from crossfuse.export.capture.copies import copied
-from crossfuse.spec.model_spec import ModelSpec
+from crossfuse.spec.model_spec import ModelSpec, Sampler
 
 __all__ = ["half_source", "widened"]
+
+_log = logging.getLogger(__name__)
 
 _HALF = (torch.float16, torch.bfloat16)
 _NARROW, _SOURCE = "_crossfuse_narrow_forward", "_crossfuse_half_source"
@@ -49,11 +52,12 @@ def widened(spec: ModelSpec) -> ModelSpec:
         InputError: the module can't be copied.
     """
     module = spec.module
-    held = [tensor.dtype for tensor in (*module.parameters(), *module.buffers())]
-    given = [value.dtype for value in spec.inputs.values() if isinstance(value, Tensor)]
-    kinds = [name for dtype, name in _NAMES.items() if dtype in (*held, *given)]
+    weights = [tensor.dtype for tensor in (*module.parameters(), *module.buffers())]
+    inputs = [value.dtype for value in spec.inputs.values() if isinstance(value, Tensor)]
+    kinds = " and ".join(name for dtype, name in _NAMES.items() if dtype in (*weights, *inputs))
     if not kinds or half_source(module) is not None:
         return spec
+    _log.debug("%s is in %s: a copy in float32 takes its place", spec.name, kinds)
     try:
         wide = copied(
             module, lambda tensor: torch.float32 if tensor.dtype in _HALF else None, attributes=True
@@ -63,21 +67,19 @@ def widened(spec: ModelSpec) -> ModelSpec:
             "the module is in half precision, and no copy of it can be made in float32: "
             f"{cause_of(error)}",
             where=spec.name,
-            got=" and ".join(kinds),
+            got=kinds,
             do="Call module.float() before it is given to crossfuse: its weights keep their values",
         ) from error
-    _give_wide_forward(wide, " and ".join(kinds))
-    _require_running(spec, wide, " and ".join(kinds))
+    _give_wide_forward(wide, kinds)
+    _require_running(spec, wide, kinds)
     sampler = spec.sampler
     return replace(
         spec,
         module=wide,
         inputs=_without_bf16(spec.inputs),
         examples=[_without_bf16(example) for example in spec.examples],
-        sampler=None
-        if sampler is None
-        else lambda sizes, generator: _without_bf16(sampler(sizes, generator)),
-        about={**spec.about, "dtype": " and ".join(kinds)},
+        sampler=None if sampler is None else _sampling_without_bf16(sampler),
+        about={**spec.about, "dtype": kinds},
     )
 
 
@@ -166,3 +168,7 @@ def _without_bf16(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         name: _widen(t, torch.float32) if t.dtype == torch.bfloat16 else t
         for name, t in inputs.items()
     }
+
+
+def _sampling_without_bf16(sampler: Sampler) -> Sampler:
+    return lambda sizes, generator: _without_bf16(sampler(sizes, generator))

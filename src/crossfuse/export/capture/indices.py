@@ -17,7 +17,8 @@ PyTorch, too, counts negative ids from the end.
 
 from __future__ import annotations
 
-from typing import Any
+import logging
+from typing import Any, NamedTuple
 
 import onnx_ir as ir
 import torch
@@ -26,55 +27,90 @@ from torch.export import ExportedProgram
 from crossfuse.graph.metadata import RANGE
 from crossfuse.spec.model_spec import ModelSpec
 
-__all__ = ["index_ranges", "note_ranges"]
+__all__ = ["IndexRange", "index_ranges", "note_ranges"]
 
-Range = tuple[int, int | None]
-"""The lowest and the highest index; None where the table's size is dynamic."""
+_log = logging.getLogger(__name__)
 
 _ATEN = torch.ops.aten
-_TABLES: dict[object, tuple[int, int | None, int]] = {
-    _ATEN.embedding.default: (0, None, 1),
-    _ATEN.embedding_bag.padding_idx: (0, None, 1),
-    _ATEN._embedding_bag.default: (0, None, 1),
-    _ATEN._embedding_bag_forward_only.default: (0, None, 1),
-    _ATEN.index_select.default: (0, 1, 2),
-    _ATEN.gather.default: (0, 1, 2),
-    _ATEN.scatter.src: (0, 1, 2),
-    _ATEN.scatter.value: (0, 1, 2),
-    _ATEN.scatter_add.default: (0, 1, 2),
+
+
+class IndexRange(NamedTuple):
+    """The lowest and the highest index; None where the table's size is dynamic."""
+
+    low: int
+    high: int | None
+
+
+class _Lookup(NamedTuple):
+    """Which arguments of an operator are the table, its axis (None for the first) and the
+    indices."""
+
+    table: int
+    axis: int | None
+    indices: int
+
+
+class _Indexed(NamedTuple):
+    """What a node takes for indices, and how many places there are, where that is fixed."""
+
+    indices: Any
+    size: int | None
+
+
+class _Origin(NamedTuple):
+    """The placeholder that a value is, all of it, and what was added to it."""
+
+    placeholder: torch.fx.Node
+    shift: int
+
+
+_LOOKUPS: dict[object, _Lookup] = {
+    _ATEN.embedding.default: _Lookup(0, None, 1),
+    _ATEN.embedding_bag.padding_idx: _Lookup(0, None, 1),
+    _ATEN._embedding_bag.default: _Lookup(0, None, 1),
+    _ATEN._embedding_bag_forward_only.default: _Lookup(0, None, 1),
+    _ATEN.index_select.default: _Lookup(0, 1, 2),
+    _ATEN.gather.default: _Lookup(0, 1, 2),
+    _ATEN.scatter.src: _Lookup(0, 1, 2),
+    _ATEN.scatter.value: _Lookup(0, 1, 2),
+    _ATEN.scatter_add.default: _Lookup(0, 1, 2),
 }
-"""Operator → which arguments are the table, its axis (None for the first) and the indices."""
 
-_WHOLE = frozenset({"view", "_unsafe_view", "reshape", "unsqueeze", "squeeze", "flatten", "unflatten", "transpose", "permute",
-                    "t", "expand", "contiguous", "clone", "alias", "detach", "lift_fresh_copy", "to", "_to_copy", "type_as",
-                    "repeat", "view_as", "expand_as", "mT", "movedim"})  # fmt: skip
+_WHOLE = frozenset(
+    {
+        *("view", "_unsafe_view", "reshape", "unsqueeze", "squeeze", "flatten", "unflatten"),
+        *("transpose", "permute", "t", "mT", "movedim", "expand", "expand_as", "repeat"),
+        *("contiguous", "clone", "alias", "detach", "lift_fresh_copy", "to", "_to_copy"),
+        *("type_as", "view_as"),
+    }
+)
+"""Operators behind which all elements of an input are there still, and no others."""
 
 
-def index_ranges(program: ExportedProgram, spec: ModelSpec) -> dict[str, Range]:
+def index_ranges(program: ExportedProgram, spec: ModelSpec) -> dict[str, IndexRange]:
     """The range of every input that is found to be indices."""
     user = set(program.graph_signature.user_inputs)
     placeholders = [n for n in program.graph.nodes if n.op == "placeholder" and n.name in user]
     names = dict(zip(placeholders, spec.inputs, strict=True))
-    found: dict[str, Range] = {}
+    found: dict[str, IndexRange] = {}
     for node in program.graph.nodes:
         indexed = _indexed(node)
-        if indexed is None:
+        origin = None if indexed is None else _origin(indexed.indices)
+        if indexed is None or origin is None or origin.placeholder not in names:
             continue
-        indices, size = indexed
-        origin = _origin(indices)
-        if origin is None or origin[0] not in names:
-            continue
-        name, shift = names[origin[0]], origin[1]
-        low, high = found.get(name, (-shift, None))
-        own = None if size is None else size - 1 - shift
-        found[name] = (
-            max(low, -shift),
-            own if high is None else high if own is None else min(high, own),
-        )
+        name, shift = names[origin.placeholder], origin.shift
+        own = IndexRange(-shift, None if indexed.size is None else indexed.size - 1 - shift)
+        found[name] = _within_both(found.get(name, own), own)
+        _log.debug("%s holds indices: %s", name, found[name])
     return found
 
 
-def note_ranges(model: ir.Model, ranges: dict[str, Range]) -> None:
+def _within_both(a: IndexRange, b: IndexRange) -> IndexRange:
+    highs = [high for high in (a.high, b.high) if high is not None]
+    return IndexRange(max(a.low, b.low), min(highs, default=None))
+
+
+def note_ranges(model: ir.Model, ranges: dict[str, IndexRange]) -> None:
     """Write the ranges to the graph's inputs, where the stages' specs take them from."""
     for value in model.graph.inputs:
         if value.name in ranges:
@@ -82,49 +118,70 @@ def note_ranges(model: ir.Model, ranges: dict[str, Range]) -> None:
             value.metadata_props[RANGE] = f"{low}:{'' if high is None else high}"
 
 
-def _indexed(node: torch.fx.Node) -> tuple[Any, int | None] | None:
-    """What a node takes for indices, and how many places there are."""
+def _indexed(node: torch.fx.Node) -> _Indexed | None:
     if node.target is _ATEN.one_hot.default:
         classes = node.args[1] if len(node.args) > 1 else -1
-        return node.args[0], classes if isinstance(classes, int) and classes > 0 else None
-    if node.target not in _TABLES or len(node.args) < 2:
+        return _Indexed(node.args[0], classes if isinstance(classes, int) and classes > 0 else None)
+    if node.target not in _LOOKUPS or len(node.args) < 2:
         return None
-    table, axis, indices = _TABLES[node.target]
-    value = getattr(node.args[table], "meta", {}).get("val")
-    along = 0 if axis is None else node.args[axis]
+    lookup = _LOOKUPS[node.target]
+    value = getattr(node.args[lookup.table], "meta", {}).get("val")
+    along = 0 if lookup.axis is None else node.args[lookup.axis]
     if value is None or not value.ndim or not isinstance(along, int):
         return None
     size = value.shape[along]
-    return node.args[indices], size if isinstance(size, int) else None
+    return _Indexed(node.args[lookup.indices], size if isinstance(size, int) else None)
 
 
-def _origin(value: Any) -> tuple[torch.fx.Node, int] | None:
-    """The placeholder that a value is, all of it, and what was added to it."""
+def _origin(value: Any) -> _Origin | None:
+    """Go back from indices to the input that they are, through what changes no element, or all of
+    them by one constant."""
     shift = 0
     while isinstance(value, torch.fx.Node) and value.op == "call_function":
-        target = value.target
-        name = (
-            target._schema.name.removeprefix("aten::")
-            if isinstance(target, torch._ops.OpOverload)
-            else ""
-        )
-        if name in ("add", "sub") and len(value.args) > 1 and not value.kwargs:
-            first, second = value.args[:2]
-            if isinstance(second, int):
-                shift += second if name == "add" else -second
-            elif isinstance(first, int) and name == "add":
-                shift, first = shift + first, second
-            else:
+        name = _operator_name(value)
+        if name in ("add", "sub"):
+            added = _added_constant(value, name)
+            if added is None:
                 return None
-            value = first
-        elif (name == "slice" and value.args[2:] in ((), (0,), (0, 2**63 - 1))) or (
-            name in _WHOLE
-            and (kind := value.meta.get("val")) is not None
-            and not kind.is_floating_point()
-        ):
+            value, shift = added.value, shift + added.constant
+        elif _is_whole_slice(value, name) or _keeps_all_elements(value, name):
             value = value.args[0]
         else:
             return None
-    return (
-        (value, shift) if isinstance(value, torch.fx.Node) and value.op == "placeholder" else None
-    )
+    if isinstance(value, torch.fx.Node) and value.op == "placeholder":
+        return _Origin(value, shift)
+    return None
+
+
+class _Added(NamedTuple):
+    """A value, and the constant that is added to it."""
+
+    value: Any
+    constant: int
+
+
+def _operator_name(node: torch.fx.Node) -> str:
+    target = node.target
+    if not isinstance(target, torch._ops.OpOverload):
+        return ""
+    return target._schema.name.removeprefix("aten::")
+
+
+def _added_constant(node: torch.fx.Node, name: str) -> _Added | None:
+    """Of a sum or difference with a number."""
+    if len(node.args) < 2 or node.kwargs:
+        return None
+    first, second = node.args[:2]
+    if isinstance(second, int):
+        return _Added(first, second if name == "add" else -second)
+    return _Added(second, first) if isinstance(first, int) and name == "add" else None
+
+
+def _is_whole_slice(node: torch.fx.Node, name: str) -> bool:
+    return name == "slice" and node.args[2:] in ((), (0,), (0, 2**63 - 1))
+
+
+def _keeps_all_elements(node: torch.fx.Node, name: str) -> bool:
+    """It moves or converts elements, and does not round: indices are no floats."""
+    kind = node.meta.get("val") if name in _WHOLE else None
+    return kind is not None and not kind.is_floating_point()

@@ -15,23 +15,28 @@ from dataclasses import dataclass, field
 import onnx_ir as ir
 
 from crossfuse.export.capture.census import Sighting
-from crossfuse.export.capture.to_onnx import module_path
+from crossfuse.graph.metadata import module_path
 
 __all__ = ["graph_census", "nested_attentions"]
 
-_PRODUCTS = {
+_PRODUCTS: dict[str, tuple[int, int]] = {
     "MatMul": (0, 1),
     "Gemm": (0, 1),
     "Einsum": (0, 1),
     "MatMulInteger": (0, 1),
     "QLinearMatMul": (0, 3),
 }
+"""Operator → which inputs it multiplies."""
+
 _NODES = {"Attention", "MultiHeadAttention", "GroupQueryAttention", "FusedAttention"}
-_LINEAR = {
-    "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Expand", "Identity", "Cast", "Slice", "Split", "Concat",
-    "Gather", "Mul", "Div", "Add", "Sub", "Where", "Neg", "Dropout", "Tile", "Pad",
-    "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear",
-}  # fmt: skip
+_LINEAR = frozenset(
+    {
+        *("Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Expand", "Identity", "Cast"),
+        *("Slice", "Split", "Concat", "Gather", "Tile", "Pad", "Dropout"),
+        *("Mul", "Div", "Add", "Sub", "Where", "Neg"),
+        *("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"),
+    }
+)
 _SHAPES = {"Shape", "Size"}
 
 

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import ast
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -12,24 +11,21 @@ import onnx_ir as ir
 import torch
 from torch.export import ExportedProgram
 
+import crossfuse.ops.torch_op  # noqa: F401 -- registers the operator that the table translates
 from crossfuse.errors import InputError
 from crossfuse.export.capture.decompose import decompose_locally
 from crossfuse.export.capture.operators import stable_translations
 from crossfuse.export.capture.trace import quiet_exporter
-from crossfuse.graph.metadata import MODULE
 from crossfuse.ops.onnx_schema import translation_table
 from crossfuse.spec.model_spec import ModelSpec, Tracing
 
-__all__ = ["IR_VERSION", "OPSET", "SCOPES", "module_path", "name_dimensions", "program_to_onnx"]
+__all__ = ["IR_VERSION", "OPSET", "name_dimensions", "program_to_onnx"]
 
 OPSET = 20
 """The opset of every exported graph: the first with ``Gelu``, executed by every runtime in use."""
 
 IR_VERSION = 10
 """The first IR version with function overloads, which the portable graph's operator body needs."""
-
-SCOPES = "pkg.torch.onnx.name_scopes"
-"""Metadata key under which PyTorch's exporter lists the modules around a node."""
 
 
 def program_to_onnx(
@@ -77,33 +73,14 @@ def program_to_onnx(
     return model
 
 
-def module_path(node: ir.Node) -> str:
-    """The path of the PyTorch module that a node came from; empty for the root module or where
-    unknown.
-
-    PyTorch's exporter writes it into the node's metadata; for other files `note_modules` does.
-    """
-    scopes = node.metadata_props.get(SCOPES)
-    if not scopes:
-        return node.metadata_props.get(MODULE, "")
-    try:
-        modules = [str(scope) for scope in ast.literal_eval(scopes)[:-1] if scope]
-    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
-        return ""
-    return re.sub(r"@\d+", "", modules[-1]) if modules else ""
-
-
 def _adopt_constants(graph: ir.Graph) -> None:
     """Make initializers of constants that nodes use and the graph doesn't hold: those whose name
     another took when two equal operators were optimized (two clamps of one value, say)."""
     for node in graph.all_nodes():
         for value in node.inputs:
-            if (
-                value is None
-                or value.const_value is None
-                or value.producer() is not None
-                or value.is_initializer()
-            ):
+            if value is None or value.const_value is None:
+                continue
+            if value.producer() is not None or value.is_initializer():
                 continue
             name = value.name or "constant"
             while name in graph.initializers:
@@ -152,14 +129,16 @@ def name_dimensions(model: ir.Model, symbols: Mapping[str, str]) -> None:
     if not symbols:
         return
     pattern = re.compile(r"\b(" + "|".join(map(re.escape, symbols)) + r")\b")
+
+    def named(size: int | ir.SymbolicDim) -> int | str | None:
+        if isinstance(size, int) or size.value is None:
+            return size if isinstance(size, int) else None
+        return pattern.sub(lambda match: symbols[match.group(1)], str(size.value))
+
     values = [*model.graph.inputs, *(v for node in model.graph.all_nodes() for v in node.outputs)]
     for value in values:
-        if value.shape is None:
-            continue
-        value.shape = ir.Shape(
-            [size if isinstance(size, int) or size.value is None
-             else pattern.sub(lambda m: symbols[m.group(1)], str(size.value)) for size in value.shape]
-        )  # fmt: skip
+        if value.shape is not None:
+            value.shape = ir.Shape([named(size) for size in value.shape])
 
 
 def _cause(error: BaseException) -> str:

@@ -23,6 +23,7 @@ from crossfuse.spec.model_spec import ModelSpec
 
 __all__ = ["capture", "named_outputs", "quiet_exporter"]
 
+_log = logging.getLogger(__name__)
 
 _SUGGESTION = re.compile(r"(\w+) = Dim\('\1'(?:, min=(\d+))?(?:, max=(\d+))?\)")
 
@@ -79,22 +80,32 @@ def _trace(spec: ModelSpec, defer_guards: bool) -> ExportedProgram:
         redirect_stdout(io.StringIO()),
         redirect_stderr(io.StringIO()),
     ):
-        return torch.export.export(spec.module, (), inputs, dynamic_shapes=shapes, strict=False,
-                                   prefer_deferred_runtime_asserts_over_guards=defer_guards)  # fmt: skip
+        return torch.export.export(
+            spec.module,
+            (),
+            inputs,
+            dynamic_shapes=shapes,
+            strict=False,
+            prefer_deferred_runtime_asserts_over_guards=defer_guards,
+        )
 
 
 def _with_limits(spec: ModelSpec, message: str) -> ModelSpec | None:
     """The spec with the maxima that torch.export suggests for dimensions that have none; None where
     it suggests none."""
     open_ended = {name: dim for name, dim in spec.dims.items() if dim.max is None}
-    found = {name: Dim(name, open_ended[name].min, int(high)) for name, _, high in _SUGGESTION.findall(message)
-             if high and name in open_ended}  # fmt: skip
+    found = {
+        name: Dim(name, open_ended[name].min, int(high))
+        for name, _, high in _SUGGESTION.findall(message)
+        if high and name in open_ended
+    }
     if not found:
         return None
     axes = {
         name: {axis: found.get(Dim.parse(dim).name, dim) for axis, dim in axes.items()}
         for name, axes in spec.dynamic.items()
     }
+    _log.debug("the model limits %s", ", ".join(f"{n} to {d.max}" for n, d in found.items()))
     return dataclasses.replace(spec, dynamic=axes)
 
 
@@ -122,30 +133,45 @@ def named_outputs(result: object) -> dict[str, Tensor]:
     return {name or "output": tensor for name, tensor in flat.items()}
 
 
-def _walk(prefix: str, value: object) -> Iterator[tuple[str, Tensor]]:
-    join = f"{prefix}_" if prefix else ""
+def _walk(name: str, value: object) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of a result with their names, in order."""
     if isinstance(value, Tensor):
-        yield prefix, value
-    elif value is None:
+        yield name, value
         return
-    elif isinstance(value, Mapping):
-        for key, item in value.items():
-            yield from _walk(f"{join}{key}", item)
-    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
-        for item in dataclasses.fields(value):
-            yield from _walk(f"{join}{item.name}", getattr(value, item.name))
-    elif isinstance(value, tuple) and hasattr(value, "_fields"):
-        for name in value._fields:
-            yield from _walk(f"{join}{name}", getattr(value, name))
+    if value is None:
+        return
+    for part, item in _parts(name, value):
+        yield from _walk(part, item)
+
+
+def _parts(name: str, value: object) -> Iterator[tuple[str, object]]:
+    """What a container of this name holds, with names.
+
+    Raises:
+        InputError: it is no container.
+    """
+    fields = _fields(value)
+    if fields is not None:
+        yield from ((f"{name}_{field}" if name else field, item) for field, item in fields.items())
     elif isinstance(value, tuple | list):
-        for i, item in enumerate(value):
-            yield from _walk(f"{prefix or 'output'}_{i}", item)
+        yield from ((f"{name or 'output'}_{i}", item) for i, item in enumerate(value))
     else:
         raise InputError(
             "the model returns something that is not a tensor",
-            where=prefix,
+            where=name,
             got=type(value).__name__,
         )
+
+
+def _fields(value: object) -> dict[str, object] | None:
+    """What a mapping, dataclass or named tuple holds, by name; None of anything else."""
+    if isinstance(value, Mapping):
+        return {f"{key}": item for key, item in value.items()}
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return {field: getattr(value, field) for field in value._fields}
+    return None
 
 
 def _advice(error: Exception) -> str | Advice:

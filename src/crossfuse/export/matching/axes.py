@@ -1,10 +1,11 @@
-"""Which part of a tensor's shape comes from where: axes as groups of atoms, followed through
+"""Which part of a tensor's shape comes from where: axes as groups of factors, followed through
 transposes and reshapes.
 
-An *atom* is an indivisible factor of a shape: ``[batch·heads, length, size]`` begins as three
-atoms; a reshape to ``[batch, heads, length, size]`` splits the first. As in row-major order a
-reshape never mixes atoms, a chain of layout operators is the same as a regrouping and a permutation
-of atoms, and two chains that do the same are known to.
+An *axis factor* is a part of a shape that nothing has split so far: ``[batch·heads, length, size]``
+begins as three factors; a reshape to ``[batch, heads, length, size]`` splits the first into two. In
+row-major order a reshape keeps the factors and their order, and a transpose keeps the factors of
+each axis together. So a chain of layout operators is a regrouping and a permutation of factors, and
+two chains that do the same are known to, whatever operators they are written with.
 """
 
 from __future__ import annotations
@@ -16,31 +17,43 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from crossfuse.graph.metadata import dim_of
+from crossfuse.graph.op_classes import LAYOUT_OPS
+from crossfuse.graph.shapes import dim_of
 
-__all__ = ["LAYOUT_OPS", "Atom", "Axes", "Size", "axes_of", "follow", "leaves", "size_of"]
-
-LAYOUT_OPS = frozenset({"Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten"})
-"""Operators that move elements without changing them."""
+__all__ = [
+    "LAYOUT_OPS",
+    "Axes",
+    "Axis",
+    "AxisFactor",
+    "FactoredValue",
+    "Size",
+    "all_factors",
+    "axes_of",
+    "factors",
+    "follow_layout",
+    "size_of",
+]
 
 
 @dataclass(frozen=True)
 class Size:
-    """A size as a product: a number and symbols. Symbols that are no plain names (``length//2``)
-    are opaque."""
+    """A size as a product: a number and symbols.
+
+    Symbols that are no plain names (``length//2``) are opaque: nothing is known of their factors.
+    """
 
     factor: int = 1
     symbols: tuple[str, ...] = ()
 
     @classmethod
     def parse(cls, dim: int | str) -> Size:
-        """From a dimension of a graph."""
+        """From a dimension of a graph: ``6``, ``batch``, ``4*batch*length``."""
         if isinstance(dim, int):
             return cls(dim)
-        parts = [part.strip() for part in _factors(dim)]
+        parts = [part.strip() for part in _split_product(dim)]
         if not all(re.fullmatch(r"\w+|\([^()]*\)", part) for part in parts):
             return cls(1, (dim,))
-        numbers = [int(p) for p in parts if p.isdigit()]
+        numbers = [int(part) for part in parts if part.isdigit()]
         return cls(math.prod(numbers), tuple(sorted(p for p in parts if not p.isdigit())))
 
     def __mul__(self, other: Size) -> Size:
@@ -70,94 +83,132 @@ class Size:
         return "*".join(([str(self.factor)] if self.factor != 1 else []) + list(self.symbols))
 
 
-def _factors(dim: str) -> list[str]:
-    """Split at ``*`` outside parentheses."""
-    return re.split(r"\*(?![^(]*\))", dim)
-
-
 ONE = Size()
 
 
-class Atom:
-    """A factor of a shape; ``parts`` once a reshape has split it."""
+@dataclass(eq=False)
+class AxisFactor:
+    """A factor of a shape; each is itself and no other, whatever its size.
 
-    def __init__(self, size: Size) -> None:
-        self.size = size
-        self.parts: tuple[Atom, Atom] | None = None
+    Attributes:
+        size: how many places it has.
+        parts: the two factors that a reshape has split it into, the first one varying slower; None
+            as long as none has. Whoever holds the factor sees the split, as all operands that share
+            it are cut in the same way.
+    """
 
-    def leaves(self) -> Iterator[Atom]:
-        """The atoms that it is made of now."""
+    size: Size
+    parts: tuple[AxisFactor, AxisFactor] | None = None
+
+    def undivided(self) -> Iterator[AxisFactor]:
+        """The factors that it is made of by now: itself where nothing has split it."""
         if self.parts is None:
             yield self
         else:
             for part in self.parts:
-                yield from part.leaves()
+                yield from part.undivided()
 
-    def split(self, first: Size, rest: Size) -> tuple[Atom, Atom]:
+    def split(self, first: Size, rest: Size) -> tuple[AxisFactor, AxisFactor]:
         """Split into two, the first one varying slower."""
-        self.parts = (Atom(first), Atom(rest))
+        self.parts = (AxisFactor(first), AxisFactor(rest))
         return self.parts
 
 
-Axes = list[list[Atom]]
-"""One list of atoms per axis, slowest first; an axis of size 1 has none."""
+Axis = Sequence[AxisFactor]
+"""The factors of one axis, slowest first; an axis of size 1 has none."""
+
+Axes = Sequence[Axis]
+"""The axes of a tensor, in order."""
 
 
-def leaves(atoms: Sequence[Atom]) -> list[Atom]:
-    """Atoms, split as far as known by now."""
-    return [leaf for atom in atoms for leaf in atom.leaves()]
+@dataclass(frozen=True)
+class FactoredValue:
+    """A value, with the factors of its axes."""
+
+    value: ir.Value
+    axes: Axes
 
 
-def size_of(atoms: Sequence[Atom]) -> Size:
-    """The product of atoms' sizes."""
-    return math.prod((atom.size for atom in atoms), start=ONE)
+def factors(axis: Axis) -> tuple[AxisFactor, ...]:
+    """The factors of an axis, split as far as known by now."""
+    return tuple(part for factor in axis for part in factor.undivided())
+
+
+def all_factors(axes: Axes) -> tuple[AxisFactor, ...]:
+    """The factors of all axes in order, split as far as known by now."""
+    return tuple(part for axis in axes for part in factors(axis))
+
+
+def size_of(axis: Axis) -> Size:
+    """The product of the factors' sizes."""
+    return math.prod((factor.size for factor in axis), start=ONE)
 
 
 def axes_of(value: ir.Value) -> Axes | None:
-    """Fresh atoms for a value, or None where its rank is unknown. An unknown size is a symbol of
-    its own."""
+    """New factors for a value, one per axis, or None where its rank is unknown.
+
+    An unknown size is a symbol of its own.
+    """
     if value.shape is None:
         return None
     sizes = [_size(value, axis) for axis in range(len(value.shape))]
-    return [[] if size == ONE else [Atom(size)] for size in sizes]
+    return tuple(() if size == ONE else (AxisFactor(size),) for size in sizes)
 
 
-def follow(node: ir.Node, axes: Axes) -> Axes | None:
-    """Axes of a layout operator's output, given those of its input; None where they can't be
-    told."""
+def follow_layout(node: ir.Node, axes: Axes) -> Axes | None:
+    """Axes of a layout operator's output, given those of its input.
+
+    Returns None where they can't be told: a size is unknown, or a reshape cuts a factor at a place
+    that does not divide it.
+    """
     out = node.outputs[0]
     if node.op_type == "Transpose":
         perm = node.attributes.get("perm")
         order = list(perm.as_ints()) if perm is not None else list(range(len(axes)))[::-1]
-        return [axes[i] for i in order]
+        return tuple(axes[i] for i in order)
     if out.shape is None:
         return None
     return _regroup(axes, [_size(out, axis) for axis in range(len(out.shape))])
 
 
 def _regroup(axes: Axes, sizes: Sequence[Size]) -> Axes | None:
-    """The same atoms in the same order, cut into axes of other sizes; splits atoms where a cut goes
-    through them."""
-    pending = leaves([atom for axis in axes for atom in axis])[::-1]
-    found: Axes = []
+    """The same factors in the same order, cut into axes of other sizes.
+
+    Splits factors where a cut goes through them.
+    """
+    pending = list(all_factors(axes)[::-1])
+    found: list[Axis] = []
     for size in sizes:
-        group: list[Atom] = []
-        while size != ONE:
-            if not pending:
+        axis = _take(pending, size)
+        if axis is None:
+            return None
+        found.append(axis)
+    return None if pending else tuple(found)
+
+
+def _take(pending: list[AxisFactor], size: Size) -> Axis | None:
+    """Take the factors of one axis off the end of those that wait, the next one last."""
+    axis: list[AxisFactor] = []
+    while size != ONE:
+        if not pending:
+            return None
+        factor = pending.pop()
+        rest = size.over(factor.size)
+        if rest is None:
+            beyond = factor.size.over(size)
+            if beyond is None:
                 return None
-            atom = pending.pop()
-            rest = size.over(atom.size)
-            if rest is None:
-                beyond = atom.size.over(size)
-                if beyond is None:
-                    return None
-                first, last = atom.split(size, beyond)
-                pending.append(last)
-                atom, rest = first, ONE
-            group.append(atom)
-            size = rest
-        found.append(group)
-    return found if not pending else None
+            factor, last = factor.split(size, beyond)
+            pending.append(last)
+            rest = ONE
+        axis.append(factor)
+        size = rest
+    return tuple(axis)
+
+
+def _split_product(dim: str) -> list[str]:
+    """Split at ``*`` outside parentheses."""
+    return re.split(r"\*(?![^(]*\))", dim)
 
 
 def _size(value: ir.Value, axis: int) -> Size:

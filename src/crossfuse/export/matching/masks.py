@@ -1,160 +1,77 @@
 """Masks, fills and biases of a written-out attention as one mask and one bias, and the rows in
-which its scores count."""
+which its scores count.
+
+A fill of −inf is a mask of the operator. A finite one is a bias of that size where it hides. In a
+row where fills hide every key the scores must not count: `zero_rows` makes its queries 0.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import onnx_ir as ir
 
-from crossfuse.export.matching.attention_match import Reading, Term
-from crossfuse.export.matching.axes import Atom, Axes, leaves, size_of
-from crossfuse.export.matching.layout_builder import Arranger
+from crossfuse.export.matching.axes import Axes, Axis, FactoredValue, all_factors, size_of
+from crossfuse.export.matching.axis_roles import AxisRoles
+from crossfuse.export.matching.layout_builder import LayoutBuilder
+from crossfuse.export.matching.terms import Term
 
-__all__ = ["Mask", "Roles", "Rows", "combined", "zeroed"]
-
-
-@dataclass(frozen=True)
-class Roles:
-    """Batch atoms by what they are to the operator."""
-
-    batch: list[Atom]
-    heads: list[Atom]
-    kv_heads: list[Atom]
-    contexts: list[Atom]
-    rows: list[Atom]
-    keys: list[Atom]
+__all__ = ["MaskAndBias", "PlacedTerm", "join_terms", "zero_rows"]
 
 
-def _joined(name: str, values: Iterable[ir.Value | None], arranger: Arranger) -> ir.Value | None:
-    joined: ir.Value | None = None
-    for value in values:
-        if value is not None and joined is not None:
-            joined = arranger.op(name, [joined, value], joined, _broadcast(joined, value))
-        else:
-            joined = joined if value is None else value
-    return joined
+class MaskAndBias(NamedTuple):
+    """An attention's terms as the operator takes them.
+
+    Attributes:
+        mask: bool ``[1|batch, 1|heads, 1|rows, keys]``, True where a key is attended; None for all.
+        bias: floats of that shape, or None.
+        counted: ``[1|batch, 1|heads, 1|rows, 1]``, 1 in rows in which scores count and 0 in others;
+            None where they count in all.
+    """
+
+    mask: ir.Value | None
+    bias: ir.Value | None
+    counted: FactoredValue | None
 
 
-def _broadcast(a: ir.Value, b: ir.Value) -> list[int | str]:
-    assert a.shape is not None
-    assert b.shape is not None
-    return [y if x == 1 else x for x, y in zip(_plain(a.shape), _plain(b.shape), strict=True)]
+class PlacedTerm:
+    """A term brought to the operator's four axes.
 
+    Args:
+        term: as it was written out.
+        builder: emits what brings it there.
+        roles: of the attention's factors.
+    """
 
-def _plain(shape: ir.Shape) -> list[int | str]:
-    return [size if isinstance(size, int) else str(size.value) for size in shape]
+    def __init__(self, term: Term, builder: LayoutBuilder, roles: AxisRoles) -> None:
+        self.term, self.builder = term, builder
+        its_own = set(all_factors(term.operand.axes))
 
+        def whole(axis: Axis) -> Axis:
+            return axis if its_own & set(axis) else ()
 
-@dataclass(frozen=True)
-class Rows:
-    """What is said of rows: a value ``[1|batch, 1|heads, 1|rows, 1]``, and its axes."""
-
-    value: ir.Value
-    axes: Axes
-
-
-def combined(
-    terms: Sequence[Mask], like: ir.Value, arranger: Arranger
-) -> tuple[ir.Value | None, ir.Value | None, Rows | None]:
-    """The terms, in order, as one mask and one bias of the type of ``like``; and in which rows
-    scores count, if not in all."""
-    mask: ir.Value | None = None
-    bias: ir.Value | None = None
-    for item in terms:
-        if item.term.fill is None:
-            bias = _joined("Add", [bias, item.bias(like)], arranger)
-        elif not item.term.finite:
-            mask = _joined("And", [mask, item.attended()], arranger)
-        else:
-            if (
-                mask is not None
-            ):  # what an earlier mask removed is there again, with the fill as its score
-                mask = _joined("Or", [mask, item.hidden()], arranger)
-            bias = item.filled(bias, like, item.term.score)
-    if not any(t.term.finite for t in terms):
-        return mask, bias, None
-    attended = _joined("And", [t.attended() for t in terms if t.term.fill is not None], arranger)
-    assert attended is not None
-    last = arranger.constant([3], np.int64)
-    if not any(t.term.may_hide for t in terms):
-        count = arranger.op("Cast", [attended], like, _shape(attended), to=like.dtype)
-        peak = arranger.op("ReduceMax", [count, last], like, [*_shape(attended)[:3], 1], keepdims=1)
-        return mask, bias, Rows(peak, _joint_axes([t for t in terms if t.term.fill is not None]))
-    assert bias is not None
-    nothing = arranger.constant(-np.inf, _numpy(like))
-    filled = arranger.op("Not", [attended], attended, _shape(attended))
-    if mask is not None:
-        filled = _joined("And", [filled, mask], arranger) or filled
-    peaks = []
-    for where in (attended, filled):
-        shape = _broadcast(where, bias)
-        part = arranger.op("Where", [where, bias, nothing], like, shape)
-        peaks.append(arranger.op("ReduceMax", [part, last], like, [*shape[:3], 1], keepdims=1))
-    counts = arranger.op("Greater", peaks, attended, _shape(peaks[0]))
-    return (
-        mask,
-        bias,
-        Rows(
-            arranger.op("Cast", [counts], like, _shape(counts), to=like.dtype), _joint_axes(terms)
-        ),
-    )
-
-
-def zeroed(
-    query: ir.Value, rows: Rows, roles: Roles, reading: Reading, arranger: Arranger
-) -> ir.Value:
-    """The queries ``[batch, rows, heads·size]``, 0 in rows where scores don't count."""
-    target: Axes = [roles.batch, roles.rows, [*roles.heads, *reading.size]]
-    present = [[a for a in axis if any(a in have for have in rows.axes)] for axis in target[:2]]
-    width = [*roles.heads, *reading.size] if rows.axes[1] else []
-    spread = arranger.arrange(rows.value, rows.axes, [present[0], present[1], width])
-    return arranger.op(
-        "Mul", [query, spread], query, None if query.shape is None else _plain(query.shape)
-    )
-
-
-def _shape(value: ir.Value) -> list[int | str]:
-    assert value.shape is not None
-    return _plain(value.shape)
-
-
-def _joint_axes(terms: Sequence[Mask]) -> Axes:
-    """Of what the terms have in common, the keys reduced."""
-    return [*(next((t.axes[i] for t in terms if t.axes[i]), []) for i in range(3)), []]
-
-
-class Mask:
-    """A term brought to the operator's four axes."""
-
-    def __init__(self, term: Term, arranger: Arranger, roles: Roles) -> None:
-        self.term, self.arranger = term, arranger
-        held = {leaf for axis in term.operand.axes for leaf in leaves(axis)}
-
-        def whole(atoms: list[Atom]) -> list[Atom]:
-            return atoms if held & set(atoms) else []
-
-        self.axes: Axes = [whole(roles.batch), whole(roles.heads), whole(roles.rows), roles.keys]
+        self.axes: Axes = (whole(roles.batch), whole(roles.heads), whole(roles.rows), roles.keys)
         self.shape = [size_of(axis).dim for axis in self.axes]
-        self.value = arranger.arrange(term.operand.value, term.operand.axes, self.axes)
+        self.value = builder.arrange(term.operand.value, term.operand.axes, self.axes)
 
     def bias(self, like: ir.Value) -> ir.Value:
         """What a bias adds to the scores, of the type of ``like``."""
-        value, op = self.value, self.arranger.op
+        value, op = self.value, self.builder.op
         if value.dtype != like.dtype and like.dtype is not None:
             value = op("Cast", [value], like, self.shape, to=like.dtype)
-        factor = self.arranger.constant(self.term.factor, _numpy(like))
+        factor = self.builder.constant(self.term.factor, _numpy_type(like))
         return value if self.term.factor == 1 else op("Mul", [value, factor], like, self.shape)
 
-    def filled(self, bias: ir.Value | None, like: ir.Value, score: float) -> ir.Value:
-        """The bias so far, replaced by a score where the term hides."""
-        fill, zero = (self.arranger.constant(x, _numpy(like)) for x in (score, 0))
+    def filled(self, bias: ir.Value | None, like: ir.Value) -> ir.Value:
+        """The bias so far, replaced by the fill's score where the term hides."""
+        numbers = (self.term.score, 0)
+        fill, zero = (self.builder.constant(x, _numpy_type(like)) for x in numbers)
         before = zero if bias is None else bias
         order = [self.value, fill, before] if self.term.hidden else [self.value, before, fill]
         shape = self.shape if bias is None else _broadcast(self.value, bias)
-        return self.arranger.op("Where", order, like, shape)
+        return self.builder.op("Where", order, like, shape)
 
     def attended(self) -> ir.Value:
         """Bool, True where a mask lets a key be attended."""
@@ -165,9 +82,111 @@ class Mask:
         return self.value if self.term.hidden else self._negated()
 
     def _negated(self) -> ir.Value:
-        return self.arranger.op("Not", [self.value], self.value, self.shape)
+        return self.builder.op("Not", [self.value], self.value, self.shape)
 
 
-def _numpy(value: ir.Value) -> np.dtype[np.generic]:
+def join_terms(terms: Sequence[PlacedTerm], like: ir.Value, builder: LayoutBuilder) -> MaskAndBias:
+    """Join the terms, in order.
+
+    Args:
+        terms: of one attention.
+        like: a value of the type that the bias is to have, the queries.
+        builder: emits the nodes.
+    """
+    mask: ir.Value | None = None
+    bias: ir.Value | None = None
+    for placed in terms:
+        if placed.term.fill is None:
+            bias = _joined("Add", [bias, placed.bias(like)], builder)
+        elif not placed.term.finite:
+            mask = _joined("And", [mask, placed.attended()], builder)
+        else:
+            if mask is not None:
+                # What an earlier mask removed is there again, with the fill as its score.
+                mask = _joined("Or", [mask, placed.hidden()], builder)
+            bias = placed.filled(bias, like)
+    if not any(placed.term.finite for placed in terms):
+        return MaskAndBias(mask, bias, None)
+    fills = [placed for placed in terms if placed.term.fill is not None]
+    attended = _joined("And", [fill.attended() for fill in fills], builder)
+    assert attended is not None
+    if any(placed.term.may_hide for placed in terms):
+        assert bias is not None
+        counted = _rows_with_largest_attended(attended, mask, bias, like, builder)
+        return MaskAndBias(mask, bias, FactoredValue(counted, _axes_of_rows(terms)))
+    counted = _rows_with_any_attended(attended, like, builder)
+    return MaskAndBias(mask, bias, FactoredValue(counted, _axes_of_rows(fills)))
+
+
+def zero_rows(
+    query: ir.Value, counted: FactoredValue, roles: AxisRoles, size: Axis, builder: LayoutBuilder
+) -> ir.Value:
+    """The queries ``[batch, rows, heads·size]``, 0 in rows where scores don't count."""
+    its_own = set(all_factors(counted.axes))
+    batch, rows = (
+        [factor for factor in axis if factor in its_own] for axis in (roles.batch, roles.rows)
+    )
+    width = (*roles.heads, *size) if counted.axes[1] else ()
+    spread = builder.arrange(counted.value, counted.axes, (batch, rows, width))
+    return builder.op("Mul", [query, spread], query, None if query.shape is None else _dims(query))
+
+
+def _rows_with_any_attended(attended: ir.Value, like: ir.Value, builder: LayoutBuilder) -> ir.Value:
+    """1 in rows with a key that no mask hides, of the type of ``like``."""
+    last = builder.constant([3], np.int64)
+    count = builder.op("Cast", [attended], like, _dims(attended), to=like.dtype)
+    return builder.op("ReduceMax", [count, last], like, [*_dims(attended)[:3], 1], keepdims=1)
+
+
+def _rows_with_largest_attended(
+    attended: ir.Value,
+    mask: ir.Value | None,
+    bias: ir.Value,
+    like: ir.Value,
+    builder: LayoutBuilder,
+) -> ir.Value:
+    """1 in rows whose largest bias is on a key that no mask hides, of the type of ``like``: biases
+    may hide what masks leave."""
+    last = builder.constant([3], np.int64)
+    nothing = builder.constant(-np.inf, _numpy_type(like))
+    filled = builder.op("Not", [attended], attended, _dims(attended))
+    if mask is not None:
+        filled = _joined("And", [filled, mask], builder) or filled
+    peaks = []
+    for where in (attended, filled):
+        shape = _broadcast(where, bias)
+        part = builder.op("Where", [where, bias, nothing], like, shape)
+        peaks.append(builder.op("ReduceMax", [part, last], like, [*shape[:3], 1], keepdims=1))
+    counted = builder.op("Greater", peaks, attended, _dims(peaks[0]))
+    return builder.op("Cast", [counted], like, _dims(counted), to=like.dtype)
+
+
+def _axes_of_rows(terms: Sequence[PlacedTerm]) -> Axes:
+    """The axes that any of the terms has, the keys reduced."""
+    return (*(next((t.axes[i] for t in terms if t.axes[i]), ()) for i in range(3)), ())
+
+
+def _joined(
+    name: str, values: Iterable[ir.Value | None], builder: LayoutBuilder
+) -> ir.Value | None:
+    joined: ir.Value | None = None
+    for value in values:
+        if value is not None and joined is not None:
+            joined = builder.op(name, [joined, value], joined, _broadcast(joined, value))
+        else:
+            joined = joined if value is None else value
+    return joined
+
+
+def _broadcast(a: ir.Value, b: ir.Value) -> list[int | str]:
+    return [y if x == 1 else x for x, y in zip(_dims(a), _dims(b), strict=True)]
+
+
+def _dims(value: ir.Value) -> list[int | str]:
+    assert value.shape is not None
+    return [size if isinstance(size, int) else str(size.value) for size in value.shape]
+
+
+def _numpy_type(value: ir.Value) -> np.dtype[np.generic]:
     assert value.dtype is not None
     return value.dtype.numpy()

@@ -1,10 +1,14 @@
 """Small integer tensors as sizes, and what operators make of them: numbers, products of dimensions,
-or texts for the rest."""
+or texts for the rest.
+
+`follow_sizes` computes one operator on sizes, `folded` one on constants. Neither evaluates a text:
+what can't be computed exactly becomes a symbol of its own, ``(length // 2)``.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -14,13 +18,24 @@ from numpy.typing import NDArray
 
 from crossfuse.export.matching.axes import Size
 
-__all__ = ["Known", "Sizes", "difference", "folded", "follow_sizes", "total"]
+__all__ = ["KnownSizes", "Sizes", "difference", "folded", "follow_sizes", "total"]
 
 _ARITHMETIC: dict[str, Callable[..., NDArray[np.generic]]] = {
-    "Add": np.add, "Sub": np.subtract, "Mul": np.multiply, "Sqrt": np.sqrt, "Neg": np.negative, "Pow": np.power,
-    "Reciprocal": np.reciprocal, "Floor": np.floor, "Ceil": np.ceil, "Max": np.maximum, "Min": np.minimum,
-    "Equal": np.equal, "Greater": np.greater, "Less": np.less,
-}  # fmt: skip
+    "Add": np.add,
+    "Sub": np.subtract,
+    "Mul": np.multiply,
+    "Sqrt": np.sqrt,
+    "Neg": np.negative,
+    "Pow": np.power,
+    "Reciprocal": np.reciprocal,
+    "Floor": np.floor,
+    "Ceil": np.ceil,
+    "Max": np.maximum,
+    "Min": np.minimum,
+    "Equal": np.equal,
+    "Greater": np.greater,
+    "Less": np.less,
+}
 
 
 @dataclass(frozen=True)
@@ -37,7 +52,11 @@ class Sizes:
         return None if any(n is None for n in found) else [n for n in found if n is not None]
 
 
-class Known(Protocol):
+Operands = Sequence[Sizes | None]
+"""Sizes of the inputs behind an operator's first."""
+
+
+class KnownSizes(Protocol):
     """What is known about values so far."""
 
     def of(self, value: ir.Value | None) -> Sizes | None:
@@ -89,67 +108,23 @@ def _product(a: Size | None, b: Size | None) -> Size | None:
     return Size(0) if 0 in (a.static, b.static) else a * b
 
 
-_OF_SIZES = {"Add": total, "Sub": difference, "Mul": _product, "Div": _quotient}
+def follow_sizes(node: ir.Node, known: KnownSizes) -> Sizes | None:
+    """The sizes that an operator makes of sizes, or reads off a shape.
 
-
-def follow_sizes(node: ir.Node, known: Known) -> Sizes | None:
-    """The sizes that an operator makes; None where it is none of those, or where it doesn't get
-    sizes."""
-    name = node.op_type
-    if name == "Shape":
-        return _shape_of(node, known)
-    if name == "Size":
-        dims = known.dims(node.inputs[0])
-        return (
-            None
-            if dims is None or any(d is None for d in dims)
-            else Sizes((math.prod((d for d in dims if d), start=Size()),), True)
-        )
-    if not node.inputs:
+    Returns None where it does neither, or where what it gets is not known to be sizes.
+    """
+    reader = _READERS.get(node.op_type)
+    if reader is not None:
+        return reader(node, known)
+    operands = [known.of(value) for value in node.inputs]
+    first = operands[0] if operands else None
+    handler = _OF_SIZES.get(node.op_type)
+    if first is None or handler is None:
         return None
-    given = [known.of(v) for v in node.inputs]
-    first = given[0]
-    if first is None:
-        return None
-    if name in ("Identity", "Cast"):
-        integers = node.outputs[0].dtype in (ir.DataType.INT64, ir.DataType.INT32)
-        return first if name == "Identity" or integers else None
-    if name in ("Squeeze", "Unsqueeze", "Reshape"):
-        return _ranked(node, first)
-    if name == "Gather":
-        index = given[1]
-        places = None if index is None else index.numbers
-        if (
-            places is None
-            or first.scalar
-            or any(not -len(first.elements) <= p < len(first.elements) for p in places)
-        ):
-            return None
-        assert index is not None
-        return Sizes(tuple(first.elements[p] for p in places), index.scalar)
-    if name == "Concat":
-        if any(g is None or g.scalar for g in given):
-            return None
-        return Sizes(tuple(e for g in given if g is not None for e in g.elements))
-    if name == "Slice":
-        bounds = [None if g is None else g.numbers for g in given[1:]]
-        if first.scalar or len(bounds) < 2 or any(b is None or len(b) != 1 for b in bounds):
-            return None
-        start, end, *more = (b[0] for b in bounds if b is not None)
-        return Sizes(first.elements[start : end : more[1] if len(more) > 1 else 1])
-    if name == "ReduceProd":
-        present = [e for e in first.elements if e is not None]
-        if len(present) < len(first.elements):
-            return None
-        return Sizes(
-            (math.prod(present, start=Size()),), not node.attributes.get_int("keepdims", 1)
-        )
-    if name in _OF_SIZES and len(given) == 2 and given[1] is not None:
-        return _elementwise(_OF_SIZES[name], first, given[1])
-    return _expanded_shape(node, known) if name == "Where" else None
+    return handler(node, first, operands[1:])
 
 
-def _shape_of(node: ir.Node, known: Known) -> Sizes | None:
+def _shape(node: ir.Node, known: KnownSizes) -> Sizes | None:
     dims = known.dims(node.inputs[0])
     if dims is None:
         return None
@@ -157,38 +132,22 @@ def _shape_of(node: ir.Node, known: Known) -> Sizes | None:
     return Sizes(tuple(dims[start:end]))
 
 
-def _ranked(node: ir.Node, sizes: Sizes) -> Sizes | None:
-    shape = node.outputs[0].shape
-    return None if shape is None or len(shape) > 1 else Sizes(sizes.elements, len(shape) == 0)
+def _size(node: ir.Node, known: KnownSizes) -> Sizes | None:
+    dims = known.dims(node.inputs[0])
+    return None if dims is None else _product_of(dims, scalar=True)
 
 
-def _elementwise(
-    operator: Callable[[Size | None, Size | None], Size | None], a: Sizes, b: Sizes
-) -> Sizes | None:
-    count = max(len(a.elements), len(b.elements))
-    if any(len(s.elements) not in (1, count) for s in (a, b)):
-        return None
-    left, right = (s.elements * (count // len(s.elements)) for s in (a, b))
-    return Sizes(
-        tuple(operator(x, y) for x, y in zip(left, right, strict=True)), a.scalar and b.scalar
-    )
-
-
-def _expanded_shape(node: ir.Node, known: Known) -> Sizes | None:
+def _expanded_shape(node: ir.Node, known: KnownSizes) -> Sizes | None:
     """``Where(shape == −1, ones, shape)``, by which exporters write PyTorch's ``expand``: symbols
     are never −1."""
     test = node.inputs[0].producer() if node.inputs[0] is not None else None
-    ones, sizes = (known.of(v) for v in node.inputs[1:3])
-    if (
-        test is None
-        or test.op_type != "Equal"
-        or ones is None
-        or sizes is None
-        or len(ones.elements) != len(sizes.elements)
-    ):
+    ones, sizes = (known.of(value) for value in node.inputs[1:3])
+    if test is None or test.op_type != "Equal" or ones is None or sizes is None:
         return None
-    sides = [known.of(v) for v in test.inputs]
-    other = next((s for s in sides if s is not None and s != sizes), None)
+    if len(ones.elements) != len(sizes.elements):
+        return None
+    sides = [known.of(value) for value in test.inputs]
+    other = next((side for side in sides if side is not None and side != sizes), None)
     if sizes not in sides or other is None or set(other.numbers or ()) != {-1}:
         return None
     chosen = [
@@ -198,24 +157,127 @@ def _expanded_shape(node: ir.Node, known: Known) -> Sizes | None:
     return Sizes(tuple(chosen), sizes.scalar)
 
 
+_READERS: dict[str, Callable[[ir.Node, KnownSizes], Sizes | None]] = {
+    "Shape": _shape,
+    "Size": _size,
+    "Where": _expanded_shape,
+}
+"""Operators whose first input is not sizes."""
+
+
+def _same(node: ir.Node, sizes: Sizes, _: Operands) -> Sizes | None:
+    """``Identity``, and ``Cast`` to integers."""
+    integers = node.outputs[0].dtype in (ir.DataType.INT64, ir.DataType.INT32)
+    return sizes if node.op_type == "Identity" or integers else None
+
+
+def _ranked(node: ir.Node, sizes: Sizes, _: Operands) -> Sizes | None:
+    """``Squeeze``, ``Unsqueeze`` and ``Reshape``, as long as the rank is 0 or 1."""
+    shape = node.outputs[0].shape
+    return None if shape is None or len(shape) > 1 else Sizes(sizes.elements, len(shape) == 0)
+
+
+def _gather(_: ir.Node, sizes: Sizes, others: Operands) -> Sizes | None:
+    index = others[0]
+    places = None if index is None else index.numbers
+    if index is None or places is None or sizes.scalar:
+        return None
+    count = len(sizes.elements)
+    if any(not -count <= place < count for place in places):
+        return None
+    return Sizes(tuple(sizes.elements[place] for place in places), index.scalar)
+
+
+def _concat(_: ir.Node, sizes: Sizes, others: Operands) -> Sizes | None:
+    parts = [part for part in (sizes, *others) if part is not None and not part.scalar]
+    if len(parts) < 1 + len(others):
+        return None
+    return Sizes(tuple(element for part in parts for element in part.elements))
+
+
+def _slice(_: ir.Node, sizes: Sizes, others: Operands) -> Sizes | None:
+    bounds = [None if other is None else other.numbers for other in others]
+    numbers = [bound[0] for bound in bounds if bound is not None and len(bound) == 1]
+    if sizes.scalar or len(bounds) < 2 or len(numbers) < len(bounds):
+        return None
+    start, end, *more = numbers
+    return Sizes(sizes.elements[start : end : more[1] if len(more) > 1 else 1])
+
+
+def _reduce_product(node: ir.Node, sizes: Sizes, _: Operands) -> Sizes | None:
+    return _product_of(sizes.elements, scalar=not node.attributes.get_int("keepdims", 1))
+
+
+def _elementwise(
+    operator: Callable[[Size | None, Size | None], Size | None],
+) -> Callable[[ir.Node, Sizes, Operands], Sizes | None]:
+    """An operator on each pair of elements; one element goes with all of the other side."""
+
+    def follow(_: ir.Node, sizes: Sizes, others: Operands) -> Sizes | None:
+        other = others[0] if len(others) == 1 else None
+        if other is None:
+            return None
+        count = max(len(sizes.elements), len(other.elements))
+        if any(len(side.elements) not in (1, count) for side in (sizes, other)):
+            return None
+        left, right = (side.elements * (count // len(side.elements)) for side in (sizes, other))
+        pairs = zip(left, right, strict=True)
+        return Sizes(tuple(operator(a, b) for a, b in pairs), sizes.scalar and other.scalar)
+
+    return follow
+
+
+_OF_SIZES: dict[str, Callable[[ir.Node, Sizes, Operands], Sizes | None]] = {
+    "Identity": _same,
+    "Cast": _same,
+    "Squeeze": _ranked,
+    "Unsqueeze": _ranked,
+    "Reshape": _ranked,
+    "Gather": _gather,
+    "Concat": _concat,
+    "Slice": _slice,
+    "ReduceProd": _reduce_product,
+    "Add": _elementwise(total),
+    "Sub": _elementwise(difference),
+    "Mul": _elementwise(_product),
+    "Div": _elementwise(_quotient),
+}
+"""Operators on sizes: node, sizes of its first input, and those of its others → sizes."""
+
+
+def _product_of(sizes: Sequence[Size | None], *, scalar: bool) -> Sizes | None:
+    """All of them multiplied, where all are known."""
+    known = [size for size in sizes if size is not None]
+    if len(known) < len(sizes):
+        return None
+    return Sizes((math.prod(known, start=Size()),), scalar)
+
+
 def folded(node: ir.Node, arrays: list[NDArray[np.generic]]) -> NDArray[np.generic] | None:
-    """Arithmetic on small constants."""
+    """What an operator makes of small constants, of the type that ONNX gives it; None where it is
+    no arithmetic."""
     name = node.op_type
     if name == "Cast":
         return arrays[0].astype(ir.DataType(node.attributes["to"].as_int()).numpy())
     if name == "Div":
-        integers = arrays[0].dtype.kind in "iu"
-        if integers and not np.all(arrays[1]):
-            return None
-        quotient: NDArray[np.generic] = np.divide(*arrays)
-        return np.trunc(quotient).astype(arrays[0].dtype) if integers else quotient
+        return _divided(*arrays)
     if name in ("Unsqueeze", "Squeeze") and len(arrays) == 2:
-        axes = tuple(int(a) for a in arrays[1].reshape(-1))
-        return (
-            np.expand_dims(arrays[0], axes) if name == "Unsqueeze" else np.squeeze(arrays[0], axes)
-        )
-    if name in _ARITHMETIC and all(a.dtype == arrays[0].dtype for a in arrays) and len(arrays) <= 2:
+        axes = tuple(int(axis) for axis in arrays[1].reshape(-1))
+        change = np.expand_dims if name == "Unsqueeze" else np.squeeze
+        return change(arrays[0], axes)
+    if name in _ARITHMETIC and len(arrays) <= 2 and len({a.dtype for a in arrays}) == 1:
         with np.errstate(all="ignore"):
             result = np.asarray(_ARITHMETIC[name](*arrays))
             return result if result.dtype == np.bool_ else result.astype(arrays[0].dtype)
     return None
+
+
+def _divided(
+    dividend: NDArray[np.generic], divisor: NDArray[np.generic]
+) -> NDArray[np.generic] | None:
+    """The quotient, of integers towards zero; None where one would be divided by 0."""
+    integers = dividend.dtype.kind in "iu"
+    if integers and not np.all(divisor):
+        return None
+    quotient: NDArray[np.generic] = np.divide(dividend, divisor)
+    return np.trunc(quotient).astype(dividend.dtype) if integers else quotient

@@ -1,28 +1,39 @@
 """The chain of a written-out attention: from the product of queries and keys over a softmax to the
 product with the values.
 
-`find_chains` walks from a ``Softmax`` back to the first product and forward to the second, through
-operators that a fused attention can absorb. What it can't pass is the reason why the attention is
-not fused.
+`find_softmax_chains` walks from a ``Softmax`` back to the first product and forward to the second,
+through operators that a fused attention can absorb. What it can't pass is the reason why the
+attention is not fused. What the operators compute is read later, by `attention_match`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import onnx_ir as ir
 
 from crossfuse.export.matching.axes import LAYOUT_OPS
 
-__all__ = ["WIDE", "Chain", "Mismatch", "Step", "active_values", "find_chains", "scalar_of"]
+__all__ = [
+    "WIDE",
+    "ChainNode",
+    "Mismatch",
+    "SoftmaxChain",
+    "active_values",
+    "find_softmax_chains",
+    "scalar_of",
+]
 
 WIDE = 1e4
 """A limit on scores at least this far out acts only on scores whose weights are 0 already."""
 
 _PASSED = LAYOUT_OPS | {"Cast", "Identity", "Dropout", "Expand"}
-_BINARY = {
+"""Operators that a chain runs through by their first input, before and after the softmax."""
+
+_ARITHMETIC = {
     "Add": (0, 1),
     "Sub": (0,),
     "Mul": (0, 1),
@@ -32,7 +43,10 @@ _BINARY = {
     "Max": (0, 1),
     "Min": (0, 1),
 }
+"""Operators on scores that a fused attention can absorb, and by which inputs scores may come in."""
+
 _DEEPEST = 64
+"""How many operators back from a softmax a product is looked for."""
 
 
 class Mismatch(Exception):  # noqa: N818 -- an outcome with its reason, not an error
@@ -40,7 +54,7 @@ class Mismatch(Exception):  # noqa: N818 -- an outcome with its reason, not an e
 
 
 @dataclass(frozen=True)
-class Step:
+class ChainNode:
     """A node of the chain, and which of its inputs the chain comes in by."""
 
     node: ir.Node
@@ -48,8 +62,8 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Chain:
-    """A written-out attention.
+class SoftmaxChain:
+    """A written-out attention, as nodes.
 
     Attributes:
         scores: the product of queries and keys.
@@ -60,21 +74,46 @@ class Chain:
     """
 
     scores: ir.Node
-    before: tuple[Step, ...]
+    before: tuple[ChainNode, ...]
     softmax: ir.Node
-    after: tuple[Step, ...]
-    values: Step
-    helpers: tuple[ir.Node, ...] = field(default=())
+    after: tuple[ChainNode, ...]
+    values: ChainNode
+    helpers: tuple[ir.Node, ...] = ()
 
     def interior(self) -> set[ir.Node]:
         """Nodes that the fused operator replaces, the last product excepted."""
-        steps = {step.node for step in (*self.before, *self.after)}
-        return steps | {self.scores, self.softmax, *self.helpers}
+        between = {link.node for link in (*self.before, *self.after)}
+        return between | {self.scores, self.softmax, *self.helpers}
+
+
+class _WayBack(NamedTuple):
+    """From a softmax's input back to a product."""
+
+    scores: ir.Node
+    between: tuple[ChainNode, ...]
+    helpers: tuple[ir.Node, ...]
+
+
+class _WayOn(NamedTuple):
+    """From a softmax's result on to a product."""
+
+    between: tuple[ChainNode, ...]
+    values: ChainNode
+    helpers: tuple[ir.Node, ...]
+
+
+class _NanGuard(NamedTuple):
+    """``Where(IsNaN(p), 0, p)``, the two nodes."""
+
+    check: ir.Node
+    where: ir.Node
 
 
 def active_values(graph: ir.Graph) -> set[ir.Value]:
-    """Values that depend on the graph's inputs, rather than on weights alone; on their sizes is
-    enough, as in learned queries that are repeated for each sample."""
+    """Values that depend on the graph's inputs, rather than on weights alone.
+
+    To depend on their sizes is enough, as learned queries do that are repeated for each sample.
+    """
     active = set(graph.inputs)
     for node in graph:
         if any(v in active for v in node.inputs if v is not None):
@@ -90,73 +129,75 @@ def scalar_of(value: ir.Value | None) -> float | None:
     return float(np.asarray(tensor.numpy(), dtype=np.float64).reshape(()))
 
 
-def find_chains(softmax: ir.Node, active: set[ir.Value]) -> list[Chain]:
-    """Every attention that a softmax is the softmax of.
+def find_softmax_chains(softmax: ir.Node, active: set[ir.Value]) -> list[SoftmaxChain]:
+    """Every attention that a softmax is the softmax of: one per product that its result goes to.
+
+    Args:
+        softmax: the node.
+        active: `active_values` of its graph.
 
     Raises:
         Mismatch: there is one, but it has another form; with the reason.
     """
     source = softmax.inputs[0]
     assert source is not None
-    found = _back(source, active, 0)
-    if found is None:
-        raise Mismatch(_why_not_back(source, active))
-    scores, before, helpers = found
+    back = _way_back(source, active, 0)
+    if back is None:
+        raise Mismatch(_why_no_way_back(source, active))
     probabilities = softmax.outputs[0]
     if probabilities.is_graph_output():
         raise Mismatch("its attention probabilities are an output of the model")
-    ends = list(_forward(probabilities, active))
-    if not ends:
+    ways_on = list(_ways_on(probabilities, active))
+    if not ways_on:
         raise Mismatch("no product follows its softmax")
     return [
-        Chain(scores, before, softmax, after, last, (*helpers, *extra))
-        for after, last, extra in ends
+        SoftmaxChain(
+            back.scores, back.between, softmax, on.between, on.values, (*back.helpers, *on.helpers)
+        )
+        for on in ways_on
     ]
 
 
-_Found = tuple[ir.Node, tuple[Step, ...], tuple[ir.Node, ...]]
-
-
-def _back(value: ir.Value, active: set[ir.Value], depth: int) -> _Found | None:
-    """The product behind a value, the steps from there to it, and helper nodes."""
+def _way_back(value: ir.Value, active: set[ir.Value], depth: int) -> _WayBack | None:
+    """The product behind a value, the nodes from there to it, and helper nodes."""
     node = value.producer()
     if node is None or node.domain not in ("", "ai.onnx") or depth > _DEEPEST:
         return None
     if node.op_type == "MatMul":
-        return (
-            (node, (), ())
-            if all(v in active for v in node.inputs) or _right_only(node, active)
-            else None
-        )
-    if node.op_type in _PASSED:
-        sources: tuple[int, ...] = (0,)
-    else:
-        sources = _BINARY.get(node.op_type, ())
-    candidates: list[_Found] = []
-    for operand in sources:
+        return _WayBack(node, (), ()) if _is_product_of_scores(node, active) else None
+    candidates: list[_WayBack] = []
+    for operand in _operands_of_scores(node):
         source = node.inputs[operand] if operand < len(node.inputs) else None
         if source is None or source not in active:
             continue
-        found = _back(source, active, depth + 1)
-        if found is not None:
-            scores, steps, helpers = found
-            candidates.append(
-                (
-                    scores,
-                    (*steps, Step(node, operand)),
-                    (*helpers, *_subtracted_maximum(node, operand)),
-                )
-            )
+        back = _way_back(source, active, depth + 1)
+        if back is not None:
+            between = (*back.between, ChainNode(node, operand))
+            helpers = (*back.helpers, *_subtracted_maximum(node, operand))
+            candidates.append(_WayBack(back.scores, between, helpers))
     # A product of two activations is the scores; one with weights beside it makes a bias out of the
     # queries.
-    candidates.sort(key=lambda c: not all(v in active for v in c[0].inputs))
+    candidates.sort(key=lambda back: not _is_of_activations(back.scores, active))
     return candidates[0] if candidates else None
 
 
-def _right_only(node: ir.Node, active: set[ir.Value]) -> bool:
-    """Learned queries that no layer projects: weights on the left, with an axis of their own, and
-    keys on the right."""
-    left, right = node.inputs[:2]
+def _operands_of_scores(node: ir.Node) -> tuple[int, ...]:
+    """The inputs of a node by which scores may come in; none where it can't be absorbed."""
+    return (0,) if node.op_type in _PASSED else _ARITHMETIC.get(node.op_type, ())
+
+
+def _is_product_of_scores(product: ir.Node, active: set[ir.Value]) -> bool:
+    return _is_of_activations(product, active) or _is_of_learned_queries(product, active)
+
+
+def _is_of_activations(product: ir.Node, active: set[ir.Value]) -> bool:
+    return all(v in active for v in product.inputs)
+
+
+def _is_of_learned_queries(product: ir.Node, active: set[ir.Value]) -> bool:
+    """Learned queries that no layer projects: weights on the left, and keys on the right, with a
+    batch axis."""
+    left, right = product.inputs[:2]
     return (
         left is not None
         and right is not None
@@ -172,12 +213,13 @@ def _subtracted_maximum(node: ir.Node, operand: int) -> tuple[ir.Node, ...]:
     return (helper,) if helper is not None and helper.op_type == "ReduceMax" else ()
 
 
-def _why_not_back(value: ir.Value, active: set[ir.Value]) -> str:
+def _why_no_way_back(value: ir.Value, active: set[ir.Value]) -> str:
     """Name the first operator on the way back that a fused attention can't absorb."""
     node = value.producer()
-    while node is not None and (node.op_type in _PASSED or node.op_type in _BINARY):
-        steps = [node.inputs[i] for i in (_BINARY.get(node.op_type, (0,))) if i < len(node.inputs)]
-        following = [v for v in steps if v is not None and v in active]
+    while node is not None and (node.op_type in _PASSED or node.op_type in _ARITHMETIC):
+        operands = _ARITHMETIC.get(node.op_type, (0,))
+        sources = [node.inputs[i] for i in operands if i < len(node.inputs)]
+        following = [v for v in sources if v is not None and v in active]
         if not following:
             return "its softmax is not over a product of activations"
         node = following[0].producer()
@@ -188,39 +230,40 @@ def _why_not_back(value: ir.Value, active: set[ir.Value]) -> str:
     return f"its scores go through {node.op_type} on the way to the softmax"
 
 
-def _forward(
-    value: ir.Value, active: set[ir.Value]
-) -> Iterator[tuple[tuple[Step, ...], Step, tuple[ir.Node, ...]]]:
-    """Every way from the probabilities to a product, with the steps and helper nodes."""
+def _ways_on(value: ir.Value, active: set[ir.Value]) -> Iterator[_WayOn]:
+    """Every way from the probabilities to a product, with the nodes between and helper nodes."""
     uses = list(value.uses())
     guard = _nan_guard(uses)
     if guard is not None:
-        check, where = guard
-        operand = next(i for i in (1, 2) if where.inputs[i] is value)
-        for after, last, helpers in _forward(where.outputs[0], active):
-            yield (Step(where, operand), *after), last, (check, *helpers)
+        operand = next(i for i in (1, 2) if guard.where.inputs[i] is value)
+        for on in _ways_on(guard.where.outputs[0], active):
+            between = (ChainNode(guard.where, operand), *on.between)
+            yield _WayOn(between, on.values, (guard.check, *on.helpers))
         return
     if not uses:
         raise Mismatch("its attention probabilities lead nowhere")
     for node, index in uses:
         if node.op_type == "MatMul":
-            other = node.inputs[1 - index]
-            if other is None or other not in active:
-                raise Mismatch(
-                    "its probabilities are multiplied with weights, so there are no values"
-                )
-            yield (), Step(node, index), ()
+            yield _end(node, index, active)
             continue
         if node.op_type not in _PASSED or index != 0:
             raise Mismatch(f"its attention probabilities go through {node.op_type}")
         out = node.outputs[0]
         if out.is_graph_output():
             raise Mismatch("its attention probabilities are an output of the model")
-        for after, last, helpers in _forward(out, active):
-            yield (Step(node, index), *after), last, helpers
+        for on in _ways_on(out, active):
+            yield on._replace(between=(ChainNode(node, index), *on.between))
 
 
-def _nan_guard(uses: Sequence[tuple[ir.Node, int]]) -> tuple[ir.Node, ir.Node] | None:
+def _end(product: ir.Node, index: int, active: set[ir.Value]) -> _WayOn:
+    """The way that ends in this product."""
+    other = product.inputs[1 - index]
+    if other is None or other not in active:
+        raise Mismatch("its probabilities are multiplied with weights, so there are no values")
+    return _WayOn((), ChainNode(product, index), ())
+
+
+def _nan_guard(uses: Sequence[tuple[ir.Node, int]]) -> _NanGuard | None:
     """``Where(IsNaN(p), 0, p)``: rows without keys get 0, which the fused operator gives by
     itself."""
     if len(uses) != 2:
@@ -229,4 +272,4 @@ def _nan_guard(uses: Sequence[tuple[ir.Node, int]]) -> tuple[ir.Node, ir.Node] |
     wheres = [node for node, _ in uses if node.op_type == "Where"]
     if len(checks) != 1 or len(wheres) != 1 or wheres[0].inputs[0] is not checks[0].outputs[0]:
         return None
-    return (checks[0], wheres[0]) if scalar_of(wheres[0].inputs[1]) == 0 else None
+    return _NanGuard(checks[0], wheres[0]) if scalar_of(wheres[0].inputs[1]) == 0 else None

@@ -7,9 +7,8 @@ Rules:
 declared inputs and outputs.
 2. Values of weights are the same numbers, in the other type.
 3. Declared types of what nodes make change likewise.
-
 4. Norms keep their statistics in float32 or better: a ``stash_type`` of half precision becomes
-float32.
+   float32.
 
 It must not touch integers, bools, or the types that quantizers write (int8, 4 bits, float8).
 """
@@ -21,7 +20,9 @@ from collections.abc import Mapping
 import numpy as np
 import onnx_ir as ir
 
-__all__ = ["DOUBLE", "SINGLE", "has_types", "retype"]
+from crossfuse.export.passes.base import FusionPass, FusionResult
+
+__all__ = ["DOUBLE", "SINGLE", "RetypePass", "has_types"]
 
 SINGLE = {ir.DataType.FLOAT16: ir.DataType.FLOAT, ir.DataType.BFLOAT16: ir.DataType.FLOAT}
 """Half precisions in float32."""
@@ -48,25 +49,44 @@ def has_types(model: ir.Model, types: Mapping[ir.DataType, ir.DataType]) -> bool
     )
 
 
-def retype(model: ir.Model, types: Mapping[ir.DataType, ir.DataType]) -> tuple[ir.Model, bool]:
-    """Change in place; returns the model and True."""
-    for graph in _graphs(model):
-        for value in graph.initializers.values() if isinstance(graph, ir.Graph) else ():
-            tensor = value.const_value
-            if tensor is not None and tensor.dtype in types:
-                value.const_value = ir.tensor(_in(tensor, types), name=value.name)
-            if value.dtype in types or value.dtype is None:
-                value.type = (
-                    None if value.const_value is None else ir.TensorType(value.const_value.dtype)
-                )
-        for node in graph:
-            for name, attribute in list(node.attributes.items()):
-                node.attributes[name] = _renamed(attribute, types)
-            for value in node.outputs:
-                _declare(value, types)
-        for value in (*graph.inputs, *graph.outputs):
-            _declare(value, types)
-    return model, True
+class RetypePass(FusionPass):
+    """The graph in other floating types.
+
+    Args:
+        types: old type → new type, such as `SINGLE` and `DOUBLE`.
+    """
+
+    def __init__(self, types: Mapping[ir.DataType, ir.DataType]) -> None:
+        self.types = types
+
+    def call(self, model: ir.Model) -> FusionResult:
+        """Change in place."""
+        modified = has_types(model, self.types)
+        for graph in _graphs(model):
+            if isinstance(graph, ir.Graph):
+                for value in graph.initializers.values():
+                    _rewrite_weight(value, self.types)
+            for node in graph:
+                for name, attribute in list(node.attributes.items()):
+                    node.attributes[name] = _renamed(attribute, self.types)
+                for value in node.outputs:
+                    _declare(value, self.types)
+            for value in (*graph.inputs, *graph.outputs):
+                _declare(value, self.types)
+        return FusionResult(model, modified)
+
+    def ensures(self, model: ir.Model) -> None:
+        """No weight, constant or cast has an old type any more."""
+        assert not has_types(model, self.types)
+
+
+def _rewrite_weight(value: ir.Value, types: Mapping[ir.DataType, ir.DataType]) -> None:
+    tensor = value.const_value
+    if tensor is not None and tensor.dtype in types:
+        value.const_value = ir.tensor(_in(tensor, types), name=value.name)
+    if value.dtype in types or value.dtype is None:
+        known = value.const_value
+        value.type = None if known is None else ir.TensorType(known.dtype)
 
 
 def _declare(value: ir.Value, types: Mapping[ir.DataType, ir.DataType]) -> None:

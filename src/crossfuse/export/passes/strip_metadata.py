@@ -11,34 +11,37 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from crossfuse.export.capture.to_onnx import module_path
-from crossfuse.graph.metadata import MODULE, RANGE, SITE
+from crossfuse.export.passes.base import FusionPass, FusionResult
+from crossfuse.graph.metadata import MODULE, RANGE, SITE, module_path
 
-__all__ = ["trim_metadata"]
-
-
-def trim_metadata(model: ir.Model) -> tuple[ir.Model, bool]:
-    """Trim in place; returns the model and True."""
-    for node in model.graph.all_nodes():
-        kept = {MODULE: module_path(node)}
-        if SITE in node.metadata_props:
-            kept[SITE] = node.metadata_props[SITE]
-        _clear(node)
-        node.metadata_props.update(kept)
-        for value in node.outputs:
-            _clear(value)
-    for value in model.graph.inputs:
-        kept = {RANGE: value.metadata_props[RANGE]} if RANGE in value.metadata_props else {}
-        _clear(value)
-        value.metadata_props.update(kept)
-    for value in model.graph.initializers.values():
-        _clear(value)
-    model.graph.doc_string = model.doc_string = None
-    model.graph.metadata_props.clear()
-    model.metadata_props.clear()
-    return model, True
+__all__ = ["StripMetadataPass"]
 
 
-def _clear(item: ir.Node | ir.Value) -> None:
+class StripMetadataPass(FusionPass):
+    """A graph that says no more about its origin than modules and sites."""
+
+    def call(self, model: ir.Model) -> FusionResult:
+        """Strip in place."""
+        modified = False
+        for node in model.graph.all_nodes():
+            kept = {MODULE: module_path(node)}
+            if SITE in node.metadata_props:
+                kept[SITE] = node.metadata_props[SITE]
+            modified |= _strip(node, kept)
+            for value in node.outputs:
+                modified |= _strip(value, {})
+        for value in model.graph.inputs:
+            props = value.metadata_props
+            modified |= _strip(value, {RANGE: props[RANGE]} if RANGE in props else {})
+        for value in model.graph.initializers.values():
+            modified |= _strip(value, {})
+        modified |= _strip(model.graph, {}) | _strip(model, {})
+        return FusionResult(model, modified)
+
+
+def _strip(item: ir.Node | ir.Value | ir.Graph | ir.Model, kept: dict[str, str]) -> bool:
+    changed = dict(item.metadata_props) != kept or bool(item.doc_string)
     item.metadata_props.clear()
+    item.metadata_props.update(kept)
     item.doc_string = None
+    return changed

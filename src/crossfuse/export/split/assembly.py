@@ -13,7 +13,7 @@ from crossfuse.core.tensors import CONTEXTS, Dim
 from crossfuse.export.split.decode_step import decode_stage
 from crossfuse.export.split.partition import split
 from crossfuse.graph.flops import count_flops
-from crossfuse.graph.metadata import boundary, dim_of
+from crossfuse.graph.shapes import boundary, dim_of
 
 __all__ = ["DEFAULT_LENGTH", "Stages", "assemble"]
 
@@ -68,28 +68,17 @@ def assemble(
     if decode is not None:
         steps = Decode(decode, _most_tokens(parts.query, decode, dims))
         graphs["step"] = decode_stage(parts.query, decode, steps.length)
-    return Stages(
-        graphs,
-        {name: _spec(graph, sizes) for name, graph in graphs.items()},
-        dims,
-        sizes,
-        parts.shared,
-        steps,
-    )
+    specs = {name: _spec(graph, sizes) for name, graph in graphs.items()}
+    return Stages(graphs, specs, dims, sizes, parts.shared, steps)
 
 
 def _most_tokens(query: ir.Model, tokens: str, dims: Mapping[str, Dim]) -> int:
+    """The most tokens that a sequence may have: the maximum of its dimension, where it has one."""
     value = next((v for v in query.graph.inputs if v.name == tokens), None)
-    size = (
-        dim_of(value, 1)
-        if value is not None and value.shape is not None and len(value.shape) > 1
-        else None
-    )
-    return (
-        dims[size].max or DEFAULT_LENGTH
-        if isinstance(size, str) and size in dims
-        else DEFAULT_LENGTH
-    )
+    has_axis = value is not None and value.shape is not None and len(value.shape) > 1
+    size = dim_of(value, 1) if has_axis else None
+    limit = dims[size].max if isinstance(size, str) and size in dims else None
+    return limit or DEFAULT_LENGTH
 
 
 def _spec(model: ir.Model, sizes: Mapping[str, int]) -> StageSpec:

@@ -16,7 +16,7 @@ mixes tokens is shown by running: parity of steps with eager PyTorch over whole 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import onnx_ir as ir
@@ -28,8 +28,8 @@ from crossfuse.core.tensors import NEXT, POSITION, STATE
 from crossfuse.errors import InputError
 from crossfuse.export.matching.axes import Size
 from crossfuse.export.split.dependence import shape_symbols, shape_window
-from crossfuse.graph.metadata import attention_nodes, clone, dim_of, site_of
-from crossfuse.ops.contract import DOMAIN, NAME
+from crossfuse.graph.attention_node import AttentionNode, attentions, is_attention, role_at
+from crossfuse.graph.shapes import dim_of
 
 __all__ = ["NoStepsError", "decode_stage"]
 
@@ -51,150 +51,170 @@ def decode_stage(query: ir.Model, tokens: str, length: int) -> ir.Model:
     Raises:
         InputError: the graph can't be decoded step by step.
     """
-    model = clone(query)
+    model = query.clone()
     NameFixPass()(model)
     return _Stepper(model, tokens, length).run()
 
 
-@dataclass
-class _State:
-    arriving: ir.Value
-    leaving: ir.Value
+class _TokenInput(NamedTuple):
+    """The input of ids ``[batch, tokens]``, and the name of its token axis."""
+
+    value: ir.Value
+    axis: str
+
+
+class _State(NamedTuple):
+    """A key's or value's rows so far, as they come in and go out."""
+
+    incoming: ir.Value
+    outgoing: ir.Value
 
 
 class _Stepper:
+    """Rewrites a query stage in place.
+
+    Attributes:
+        source, axis: the token input, and the name of its token axis.
+        moving: values that depend on the tokens' content.
+        needs: of other values, whether their computation reads the number of tokens.
+        full: values computed for the state's whole length, by what they stand for.
+        rows: rows at the position, by value and axes.
+        states: of the attentions over the tokens.
+        position: the input that counts the tokens so far.
+    """
+
     def __init__(self, model: ir.Model, tokens: str, length: int) -> None:
         self.model, self.graph, self.length = model, model.graph, length
-        source = next((v for v in self.graph.inputs if v.name == tokens), None)
-        dim = (
-            dim_of(source, 1)
-            if source is not None and source.shape is not None and len(source.shape) == 2
-            else None
-        )
-        if source is None or not isinstance(dim, str):
-            raise InputError(
-                "decoding needs a query input of ids with a dynamic length",
-                where=model.graph.name,
-                got=tokens,
-                expected="[batch, tokens]",
-            )
-        self.source, self.axis = source, dim
-        if any(value.name == POSITION for value in self.graph.inputs):
-            raise self._cannot("an input has the name that the number of tokens takes", POSITION)
-        others = [v.name for v in self.graph.inputs if v is not source and dim in shape_symbols(v)]
-        if others:
-            raise self._cannot("another input has a token axis", ", ".join(map(str, others)))
-        self.moving: set[ir.Value] = {source}
+        self.source, self.axis = self._token_input(tokens)
+        self._require_one_token_axis()
+        self.moving: set[ir.Value] = {self.source}
         self.needs: dict[ir.Value, bool] = {}
-        for node in self.graph:
-            if node.op_type == "Shape":
-                self.needs[node.outputs[0]] = any(dim in symbols_in(d) for d in shape_window(node))
-            elif any(v in self.moving for v in node.inputs):
-                self.moving.update(node.outputs)
-            else:
-                self.needs.update(
-                    dict.fromkeys(
-                        node.outputs, any(self.needs.get(v, False) for v in node.inputs if v)
-                    )
-                )
+        self._follow_tokens()
         self.full: dict[ir.Value, ir.Value] = {}
         self.rows: dict[tuple[ir.Value, tuple[int, ...]], ir.Value] = {}
         self.states: list[_State] = []
-        self.position = ir.Value(
-            name=POSITION, shape=ir.Shape([1]), type=ir.TensorType(ir.DataType.INT64)
-        )
+        int64 = ir.TensorType(ir.DataType.INT64)
+        self.position = ir.Value(name=POSITION, shape=ir.Shape([1]), type=int64)
 
     def run(self) -> ir.Model:
         """Rewrite and return the model."""
-        attentions = [node for node in attention_nodes(self.graph) if node.inputs[1] in self.moving]
-        if not attentions:
+        over_tokens = [found for found in attentions(self.graph) if found.key in self.moving]
+        if not over_tokens:
             raise self._cannot("no attention runs over the tokens", self.source.name)
         for node in list(self.graph):
-            if not any(out in self.moving for out in node.outputs):
-                continue
-            if node.op_type in _RUNNING and node.inputs[0] in self.moving:
-                raise self._cannot(
-                    "what is computed for a token sums over those before it", node.outputs[0].name
-                )
-            keys_move = (node.domain, node.op_type) == (DOMAIN, NAME) and node.inputs[
-                1
-            ] in self.moving
-            for index, value in enumerate(node.inputs):
-                if value is None or value in self.moving or self.axis not in shape_symbols(value):
-                    continue
-                node.replace_input_with(
-                    index, self._row(value, node, keys=keys_move and index in (3, 4))
-                )
-        for node in attentions:
-            self._keep_state(node)
+            if any(out in self.moving for out in node.outputs):
+                self._take_rows(node)
+        for attention in over_tokens:
+            self._keep_state(attention)
         kept = [value for value in self.graph.outputs if value in self.moving]
-        self.graph.outputs[:] = [*kept, *(state.leaving for state in self.states)]
-        self.graph.inputs[:] = [
-            *self.graph.inputs,
-            self.position,
-            *(state.arriving for state in self.states),
-        ]
+        self.graph.outputs[:] = [*kept, *(state.outgoing for state in self.states)]
+        incoming = [state.incoming for state in self.states]
+        self.graph.inputs[:] = [*self.graph.inputs, self.position, *incoming]
         for value in self.moving:
             self._shorten(value)
         RemoveUnusedNodesPass()(self.model)
         return self.model
 
-    def _keep_state(self, node: ir.Node) -> None:
-        site = site_of(node)
-        causal = node.attributes.get_string("causal", "none") != "none"
-        mask = node.inputs[3] if len(node.inputs) > 3 else None
-        bias = node.inputs[4] if len(node.inputs) > 4 else None
-        if not causal and mask is None and bias is None:
-            raise self._cannot("an attention sees later tokens", site)
-        if len(node.inputs) > 5 and node.inputs[5] is not None:
-            raise self._cannot("an attention over the tokens has lengths of its own", site)
+    def _token_input(self, tokens: str) -> _TokenInput:
+        source = next((v for v in self.graph.inputs if v.name == tokens), None)
+        two_axes = source is not None and source.shape is not None and len(source.shape) == 2
+        axis = dim_of(source, 1) if two_axes else None
+        if source is None or not isinstance(axis, str):
+            raise InputError(
+                "decoding needs a query input of ids with a dynamic length",
+                where=self.graph.name,
+                got=tokens,
+                expected="[batch, tokens]",
+            )
+        return _TokenInput(source, axis)
+
+    def _require_one_token_axis(self) -> None:
+        inputs = self.graph.inputs
+        if any(value.name == POSITION for value in inputs):
+            raise self._cannot("an input has the name that the number of tokens takes", POSITION)
+        others = [v.name for v in inputs if v is not self.source and self.axis in shape_symbols(v)]
+        if others:
+            raise self._cannot("another input has a token axis", ", ".join(map(str, others)))
+
+    def _follow_tokens(self) -> None:
+        """Find what depends on the tokens' content, and what on their number."""
+        for node in self.graph:
+            if node.op_type == "Shape":
+                read = any(self.axis in symbols_in(size) for size in shape_window(node))
+                self.needs[node.outputs[0]] = read
+            elif any(v in self.moving for v in node.inputs):
+                self.moving.update(node.outputs)
+            else:
+                read = any(self.needs.get(v, False) for v in node.inputs if v is not None)
+                self.needs.update(dict.fromkeys(node.outputs, read))
+
+    def _take_rows(self, node: ir.Node) -> None:
+        """Give a node that works on one token the row of whatever else has a token axis."""
+        if node.op_type in _RUNNING and node.inputs[0] in self.moving:
+            raise self._cannot(
+                "what is computed for a token sums over those before it", node.outputs[0].name
+            )
+        over_tokens = is_attention(node) and AttentionNode(node).key in self.moving
+        for index, value in enumerate(node.inputs):
+            if value is None or value in self.moving or self.axis not in shape_symbols(value):
+                continue
+            counts_keys = over_tokens and role_at(node, index) in ("mask", "bias")
+            row = self._row(value, node, keys=counts_keys)
+            node.replace_input_with(index, row)
+
+    def _keep_state(self, attention: AttentionNode) -> None:
+        """Let an attention over the tokens read its keys and values from state, and write the new
+        row to it."""
+        self._require_hidden_future(attention)
         tape = Tape()
-        for index, role in ((1, "key"), (2, "value")):
-            value = node.inputs[index]
-            assert value is not None
-            assert value.shape is not None
-            shape = ir.Shape([dim_of(value, 0), self.length, dim_of(value, 2)])
-            arriving = ir.Value(name=f"{STATE}{site}.{role}", shape=shape, type=value.type)
-            leaving = tape.op(
-                "ScatterND", [arriving, self._places(tape, value), self._flat(tape, value)]
-            )
-            leaving.name, leaving.shape, leaving.type = f"{NEXT}{site}.{role}", shape, value.type
-            self.states.append(_State(arriving, leaving))
-            node.replace_input_with(index, leaving)
-        if causal:
-            one = self._constant(tape, [1])
-            seen = tape.op("Add", [self.position, one])
-            query = node.inputs[0]
-            assert query is not None
-            batch = tape.op("Shape", [query], attributes={"start": 0, "end": 1})
-            lengths = tape.op("Expand", [seen, batch])
-            lengths.shape, lengths.type = (
-                ir.Shape([dim_of(query, 0)]),
-                ir.TensorType(ir.DataType.INT64),
-            )
-            node.resize_inputs(6)
-            node.replace_input_with(5, lengths)
-            node.attributes["causal"] = ir.AttrString("causal", "none")
-        self.graph.insert_before(node, tape.nodes)
+        for role, value in (("key", attention.key), ("value", attention.value)):
+            state = self._state(tape, value, f"{attention.site}.{role}")
+            self.states.append(state)
+            attention.set_operand(role, state.outgoing)
+        if attention.causal != "none":
+            attention.set_operand("key_lengths", self._lengths(tape, attention.query))
+            attention.set_causal("none")
+        self.graph.insert_before(attention.node, tape.nodes)
+
+    def _require_hidden_future(self, attention: AttentionNode) -> None:
+        """Refuse an attention that may see later tokens, or says itself how many there are."""
+        hidden = attention.causal != "none" or attention.mask is not None
+        if not hidden and attention.bias is None:
+            raise self._cannot("an attention sees later tokens", attention.site)
+        if attention.key_lengths is not None:
+            why = "an attention over the tokens has lengths of its own"
+            raise self._cannot(why, attention.site)
+
+    def _state(self, tape: Tape, value: ir.Value, name: str) -> _State:
+        """State of an operand: as it comes in, and with the new row as it goes out."""
+        shape = ir.Shape([dim_of(value, 0), self.length, dim_of(value, 2)])
+        incoming = ir.Value(name=f"{STATE}{name}", shape=shape, type=value.type)
+        places, row = self._places(tape, value), self._flat(tape, value)
+        outgoing = tape.op("ScatterND", [incoming, places, row])
+        outgoing.name, outgoing.shape, outgoing.type = f"{NEXT}{name}", shape, value.type
+        return _State(incoming, outgoing)
+
+    def _lengths(self, tape: Tape, query: ir.Value) -> ir.Value:
+        """``[batch]``: the tokens so far, the new one among them."""
+        seen = tape.op("Add", [self.position, self._constant(tape, [1])])
+        batch = tape.op("Shape", [query], attributes={"start": 0, "end": 1})
+        lengths = tape.op("Expand", [seen, batch])
+        lengths.shape = ir.Shape([dim_of(query, 0)])
+        lengths.type = ir.TensorType(ir.DataType.INT64)
+        return lengths
 
     def _places(self, tape: Tape, value: ir.Value) -> ir.Value:
         """``[batch, 2]``: where each sequence's new row goes."""
         count = tape.op("Shape", [value], attributes={"start": 0, "end": 1})
         scalar = tape.op("Squeeze", [count])
-        start, step = (
+        zero, one = (
             tape.op("Constant", [], attributes={"value": ir.tensor(np.array(n, np.int64))})
             for n in (0, 1)
         )
-        rows = tape.op(
-            "Unsqueeze", [tape.op("Range", [start, scalar, step]), self._constant(tape, [1])]
-        )
-        columns = tape.op(
-            "Expand",
-            [
-                tape.op("Unsqueeze", [self.position, self._constant(tape, [1])]),
-                tape.op("Shape", [rows]),
-            ],
-        )
+        numbers = tape.op("Range", [zero, scalar, one])
+        rows = tape.op("Unsqueeze", [numbers, self._constant(tape, [1])])
+        position = tape.op("Unsqueeze", [self.position, self._constant(tape, [1])])
+        columns = tape.op("Expand", [position, tape.op("Shape", [rows])])
         return tape.op("Concat", [rows, columns], attributes={"axis": 1})
 
     def _flat(self, tape: Tape, value: ir.Value) -> ir.Value:
@@ -206,14 +226,10 @@ class _Stepper:
         counts keys."""
         assert value.shape is not None
         rank = len(value.shape)
-        axes = tuple(
-            a for a in range(rank) if dim_of(value, a) == self.axis and not (keys and a == rank - 1)
-        )
-        merged = [
-            dim_of(value, a)
-            for a in range(rank)
-            if dim_of(value, a) != self.axis and self.axis in symbols_in(dim_of(value, a))
-        ]
+        dims = [dim_of(value, axis) for axis in range(rank)]
+        last = rank - 1 if keys else rank
+        axes = tuple(axis for axis in range(last) if dims[axis] == self.axis)
+        merged = [dim for dim in dims if dim != self.axis and self.axis in symbols_in(dim)]
         if merged:
             raise self._cannot("a size is merged with the token axis", merged[0])
         if (value, axes) not in self.rows:
@@ -237,34 +253,30 @@ class _Stepper:
         if node is None or not (self.needs.get(value, False) or self.axis in shape_symbols(value)):
             return value
         if node.op_type == "Shape":
-            tape = Tape()
-            parts = [
-                self._size(tape, dim, node, index) for index, dim in enumerate(shape_window(node))
-            ]
-            made = parts[0] if len(parts) == 1 else tape.op("Concat", parts, attributes={"axis": 0})
-            made.shape, made.type = value.shape, value.type
-            self.graph.insert_before(before, tape.nodes)
-            self.full[value] = made
-            return made
+            return self._full_sizes(node, before)
         inputs = [v if v is None else self._full(v, before) for v in node.inputs]
-        copy = ir.Node(
-            node.domain,
-            node.op_type,
-            inputs,
-            list(node.attributes.values()),
-            num_outputs=len(node.outputs),
-        )
+        attributes, count = list(node.attributes.values()), len(node.outputs)
+        copy = ir.Node(node.domain, node.op_type, inputs, attributes, num_outputs=count)
         copy.metadata_props.update(node.metadata_props)
         self.graph.insert_before(before, copy)
         for old, new in zip(node.outputs, copy.outputs, strict=True):
             new.type = old.type
-            new.shape = (
-                None
-                if old.shape is None
-                else ir.Shape([self._long(dim_of(old, a)) for a in range(len(old.shape))])
-            )
+            if old.shape is not None:
+                dims = (dim_of(old, axis) for axis in range(len(old.shape)))
+                new.shape = ir.Shape([self._long(dim) for dim in dims])
             self.full[old] = new
         return self.full[value]
+
+    def _full_sizes(self, node: ir.Node, before: ir.Node) -> ir.Value:
+        """What a ``Shape`` reads where the sequence has the state's whole length."""
+        value, tape = node.outputs[0], Tape()
+        window = enumerate(shape_window(node))
+        parts = [self._size(tape, dim, node, index) for index, dim in window]
+        made = parts[0] if len(parts) == 1 else tape.op("Concat", parts, attributes={"axis": 0})
+        made.shape, made.type = value.shape, value.type
+        self.graph.insert_before(before, tape.nodes)
+        self.full[value] = made
+        return made
 
     def _size(self, tape: Tape, dim: int | str | None, node: ir.Node, index: int) -> ir.Value:
         if dim == self.axis:
@@ -275,7 +287,9 @@ class _Stepper:
         return tape.op("Shape", list(node.inputs), attributes={"start": start, "end": start + 1})
 
     def _long(self, dim: int | str | None) -> int | str | None:
-        return self.length if dim == self.axis else None if self.axis in symbols_in(dim) else dim
+        if dim == self.axis:
+            return self.length
+        return None if self.axis in symbols_in(dim) else dim
 
     def _shorten(self, value: ir.Value) -> None:
         """One token in place of the token axis."""

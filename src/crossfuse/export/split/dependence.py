@@ -13,7 +13,7 @@ from collections.abc import Collection
 import onnx_ir as ir
 
 from crossfuse.core.dimensions import symbols_in
-from crossfuse.graph.metadata import dim_of
+from crossfuse.graph.shapes import dim_of
 
 __all__ = ["Content", "Dependence", "shape_symbols", "shape_window"]
 
@@ -66,10 +66,8 @@ class Dependence:
 
     def _of_node(self, node: ir.Node) -> tuple[Content, frozenset[str]]:
         if node.op_type in ("Shape", "Size"):
-            read = node.inputs[0]
-            return Content.NEUTRAL, frozenset().union(
-                *(symbols_in(d) for d in shape_window(node))
-            ) if read else frozenset()
+            sizes = shape_window(node) if node.inputs[0] is not None else []
+            return Content.NEUTRAL, frozenset().union(*(symbols_in(size) for size in sizes))
         content, needs = Content.NEUTRAL, frozenset[str]()
         for value in node.inputs:
             if value is not None:

@@ -17,8 +17,10 @@ projections included.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+import logging
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import onnx_ir as ir
 from onnx_ir.passes.common import NameFixPass
@@ -27,15 +29,23 @@ from crossfuse.core.dimensions import size_at, symbols_in
 from crossfuse.core.tensors import CONTEXTS
 from crossfuse.errors import InputError
 from crossfuse.export.split.dependence import Content, Dependence
+from crossfuse.export.split.per_context import Batches
 from crossfuse.export.split.stage_builder import MissingSizeError, StageBuilder
-from crossfuse.graph.metadata import attention_nodes, clone, dim_of, site_of
+from crossfuse.graph.attention_node import attentions
+from crossfuse.graph.shapes import dim_of
 
 __all__ = ["Split", "split"]
 
-_CHEAP = {
-    "Cast", "Reshape", "Transpose", "Unsqueeze", "Squeeze", "Expand", "Identity", "Not", "Equal", "Less", "LessOrEqual",
-    "Greater", "GreaterOrEqual", "And", "Or", "Where", "Add", "Sub", "Mul", "Div", "Slice",
-}  # fmt: skip
+_log = logging.getLogger(__name__)
+
+_CHEAP = frozenset(
+    {
+        *("Cast", "Reshape", "Transpose", "Unsqueeze", "Squeeze", "Expand", "Identity", "Slice"),
+        *("Not", "Equal", "Less", "LessOrEqual", "Greater", "GreaterOrEqual", "And", "Or"),
+        *("Where", "Add", "Sub", "Mul", "Div"),
+    }
+)
+"""Operators that are made again rather than kept, where what they are made of is smaller."""
 
 
 @dataclass(frozen=True)
@@ -66,47 +76,60 @@ def split(model: ir.Model, context: Sequence[str], sizes: Mapping[str, int]) -> 
     Raises:
         InputError: there is nothing to split.
     """
-    whole = clone(model)
+    whole = model.clone()
     NameFixPass()(whole)
-    inputs = [value.name or "" for value in whole.graph.inputs]
-    queries = [name for name in inputs if name not in context]
-    if not queries:
-        raise InputError(
-            "there is nothing to split: every input is context, so no query is left to ask many of",
-            where=model.graph.name,
-            got=", ".join(context),
-            do="Export without context inputs",
+    graph = whole.graph
+    if all(value.name in context for value in graph.inputs):
+        raise _nothing_to_split(
+            "every input is context, so no query is left to ask many of", model, context
         )
-    shared = _shared_batch(whole.graph, context)
+    shared = _shared_batch(graph, context)
+    cut = _cut(graph, context, shared, sizes)
+    if not any(value.producer() is not None for value in cut.frontier):
+        raise _nothing_to_split("nothing is computed from the context inputs alone", model, context)
+    frontier = cut.frontier
+    while True:
+        names = _names(graph, frontier)
+        builder = StageBuilder(whole, cut.dependence, names, Batches(shared, CONTEXTS))
+        try:
+            stages = builder.context_stage(), builder.query_stage()
+        except MissingSizeError as error:
+            frontier = [_with_size(graph, context, frontier, error, sizes), *frontier]
+        else:
+            _log.debug("the context stage hands over %s", ", ".join(names.values()))
+            return Split(*stages, tuple(names.values()), shared)
+
+
+class _Cut(NamedTuple):
+    """What goes from the context stage to the query stage, and the dependence that says so."""
+
+    dependence: Dependence
+    frontier: Sequence[ir.Value]
+
+
+def _cut(
+    graph: ir.Graph, context: Collection[str], shared: str | None, sizes: Mapping[str, int]
+) -> _Cut:
+    """Cut so that contexts may have a batch of their own: what has no such batch is computed with
+    the queries, which may move the cut, and so on."""
     kept_whole: set[ir.Value] = set()
     while True:
-        dependence = Dependence(whole.graph, context, kept_whole)
-        frontier = _frontier(whole.graph, dependence, sizes)
-        beyond = [*frontier, *_made_again(whole.graph, dependence, frontier)]
-        mixed = [
-            v
-            for v in beyond
-            if shared is not None and not _batch_alone(v, shared) and v.producer() is not None
-        ]
+        dependence = Dependence(graph, context, kept_whole)
+        frontier = _frontier(graph, dependence, sizes)
+        beyond = [*frontier, *_made_again(graph, dependence, frontier)]
+        mixed = [v for v in beyond if v.producer() is not None and _mixes_batch(v, shared)]
         if not mixed:
-            break
+            return _Cut(dependence, frontier)
         kept_whole.update(mixed)
-    if not any(value.producer() is not None for value in frontier):
-        raise InputError(
-            "there is nothing to split: nothing is computed from the context inputs alone",
-            where=model.graph.name,
-            got=", ".join(context),
-            do="Export without context inputs",
-        )
-    while True:
-        names = _names(whole.graph, frontier)
-        builder = StageBuilder(whole, dependence, names, shared, CONTEXTS)
-        try:
-            return Split(
-                builder.context_stage(), builder.query_stage(), tuple(names.values()), shared
-            )
-        except MissingSizeError as error:
-            frontier = [_with_size(whole.graph, context, frontier, error, sizes), *frontier]
+
+
+def _nothing_to_split(why: str, model: ir.Model, context: Sequence[str]) -> InputError:
+    return InputError(
+        f"there is nothing to split: {why}",
+        where=model.graph.name,
+        got=", ".join(context),
+        do="Export without context inputs",
+    )
 
 
 def _with_size(
@@ -145,14 +168,17 @@ def _shared_batch(graph: ir.Graph, context: Collection[str]) -> str | None:
     return min(both) if both else None
 
 
-def _batch_alone(value: ir.Value, shared: str) -> bool:
-    """The batch is one axis by itself, or known to be none."""
-    if value.shape is None:
+def _mixes_batch(value: ir.Value, shared: str | None) -> bool:
+    """The batch, where there is one, is not one axis by itself, nor known to be none."""
+    if shared is None:
         return False
+    if value.shape is None:
+        return True
     dims = [dim_of(value, axis) for axis in range(len(value.shape))]
     if any(dim is None for dim in dims):
-        return False
-    return sum(shared in symbols_in(dim) for dim in dims) == dims.count(shared) <= 1
+        return True
+    of_batch = sum(shared in symbols_in(dim) for dim in dims)
+    return of_batch != dims.count(shared) or of_batch > 1
 
 
 def _frontier(graph: ir.Graph, dependence: Dependence, sizes: Mapping[str, int]) -> list[ir.Value]:
@@ -160,12 +186,9 @@ def _frontier(graph: ir.Graph, dependence: Dependence, sizes: Mapping[str, int])
     order."""
     needed: list[ir.Value] = []
     for node in graph:
-        if (
-            any(dependence.early(out) for out in node.outputs)
-            or dependence.of(node.outputs[0]) == Content.NEUTRAL
-        ):
-            continue
-        needed += [v for v in node.inputs if v is not None and dependence.early(v)]
+        early = any(dependence.early(out) for out in node.outputs)
+        if not early and dependence.of(node.outputs[0]) != Content.NEUTRAL:
+            needed += [v for v in node.inputs if v is not None and dependence.early(v)]
     needed += [v for v in graph.outputs if dependence.early(v)]
     chosen = dict.fromkeys(needed)
     for value in list(chosen):
@@ -173,10 +196,8 @@ def _frontier(graph: ir.Graph, dependence: Dependence, sizes: Mapping[str, int])
         if source is not value:
             del chosen[value]
             chosen[source] = None
-    order = {
-        value: i
-        for i, value in enumerate([*graph.inputs, *(out for node in graph for out in node.outputs)])
-    }
+    values = (*graph.inputs, *(out for node in graph for out in node.outputs))
+    order = {value: place for place, value in enumerate(values)}
     return sorted(chosen, key=lambda value: order[value])
 
 
@@ -185,22 +206,22 @@ def _made_again(
 ) -> list[ir.Value]:
     """Values of context content that the query stage computes: from the frontier on, or needing
     sizes of queries."""
+
+    def of_context(values: Iterable[ir.Value | None]) -> list[ir.Value]:
+        return [v for v in values if v is not None and dependence.of(v) == Content.CONTEXT]
+
     found: dict[ir.Value, None] = {}
-    pending = [v for v in graph.outputs if dependence.of(v) == Content.CONTEXT]
+    pending = of_context(graph.outputs)
     for node in graph:
         if Content.QUERY in dependence.of(node.outputs[0]):
-            pending += [
-                v for v in node.inputs if v is not None and dependence.of(v) == Content.CONTEXT
-            ]
+            pending += of_context(node.inputs)
     while pending:
         value = pending.pop()
         producer = value.producer()
         if producer is None or value in frontier or value in found:
             continue
         found[value] = None
-        pending += [
-            v for v in producer.inputs if v is not None and dependence.of(v) == Content.CONTEXT
-        ]
+        pending += of_context(producer.inputs)
     return list(found)
 
 
@@ -243,12 +264,10 @@ def _bytes(value: ir.Value, sizes: Mapping[str, int]) -> float:
 def _names(graph: ir.Graph, frontier: Sequence[ir.Value]) -> dict[ir.Value, str]:
     """Frontier names that say what they are: ``SITE.key``, ``SITE.value``, or the value's own."""
     roles: dict[ir.Value, str] = {}
-    for node in attention_nodes(graph):
-        for role, value in zip(
-            ("key", "value", "mask", "bias", "key_lengths"), node.inputs[1:], strict=False
-        ):
-            if value is not None:
-                roles.setdefault(value, f"{site_of(node)}.{role}")
+    for attention in attentions(graph):
+        for role, value in attention.operands():
+            if role != "query":
+                roles.setdefault(value, f"{attention.site}.{role}")
     names: dict[ir.Value, str] = {}
     for value in frontier:
         name = roles.get(value, value.name or "frontier")

@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from crossfuse.core.tensorrt_layers import Layer
 from crossfuse.profiling.explain.work import kind_of, work_of
@@ -27,7 +27,15 @@ from crossfuse.runtime.onnxruntime_stage import OrtStage
 from crossfuse.runtime.options import SessionOptions
 from crossfuse.runtime.tensorrt_stage import TrtStage
 
-__all__ = ["NodeTime", "StageTimes", "group", "module_pattern", "trace_engine", "trace_stage"]
+__all__ = [
+    "NodeTime",
+    "OpenedGraph",
+    "StageTimes",
+    "group",
+    "module_pattern",
+    "trace_engine",
+    "trace_stage",
+]
 
 _SUFFIX = "_kernel_time"
 _RUN = "model_run"
@@ -110,14 +118,28 @@ def module_pattern(path: str) -> str:
     return re.sub(r"(?<![^.])\d+(?![^.])", "*", path)
 
 
+@dataclass(frozen=True)
+class OpenedGraph:
+    """A stage's graph file, and how the session that is profiled opened it.
+
+    Attributes:
+        path: of the file.
+        provider: ONNX Runtime's execution provider.
+        options: of the session.
+        alone: whether the bundle has no other stage.
+    """
+
+    path: Path
+    provider: str
+    options: SessionOptions
+    alone: bool = True
+
+
 def trace_stage(
     stage: str,
-    graph: Path,
-    provider: str,
-    options: SessionOptions,
+    graph: OpenedGraph,
     feeds: Mapping[str, Any],
     *,
-    alone: bool,
     runs: int = 20,
     sites: Sequence[str] = (),
 ) -> StageTimes:
@@ -125,20 +147,21 @@ def trace_stage(
 
     Args:
         stage: name for the result.
-        graph: the stage's file.
-        provider, options, alone: as the session that is profiled was opened.
+        graph: the stage's file and settings.
         feeds: the stage's inputs, arrays of the host or the device.
         runs: traced ones, after three that aren't.
         sites: names of the attentions.
     """
     with tempfile.TemporaryDirectory(prefix="crossfuse-trace-") as name:
         folder = Path(name)
-        engine = OrtStage(graph, provider, options, alone=alone, trace=folder)
+        engine = OrtStage(
+            graph.path, graph.provider, graph.options, alone=graph.alone, trace=folder
+        )
         for _ in range(runs + 3):
             engine.run_mixed(feeds)
         events = json.loads(engine.end_trace().read_text())
-        modules, kernels = _executed(graph, folder / "optimized.onnx")
-    return _summed(stage, events, modules, kernels, frozenset(sites), runs)
+        executed = _executed(graph.path, folder / "optimized.onnx")
+    return _summed(stage, events, executed, frozenset(sites), runs)
 
 
 def trace_engine(
@@ -184,11 +207,17 @@ def _kind_of_layer(layer: Layer) -> str:
     return next((kind for kind, pattern in kinds if re.search(pattern, text)), "other")
 
 
+class _Executed(NamedTuple):
+    """Names of executed nodes → paths of their modules, and → shapes of convolutions' weights."""
+
+    modules: dict[str, str]
+    kernels: dict[str, tuple[int, ...]]
+
+
 def _summed(
     stage: str,
     events: Sequence[Mapping[str, Any]],
-    modules: Mapping[str, str],
-    kernels: Mapping[str, Sequence[int]],
+    known: _Executed,
     sites: frozenset[str],
     runs: int,
 ) -> StageTimes:
@@ -208,9 +237,9 @@ def _summed(
     nodes = []
     for key, args in seen.items():
         name, op = key[0], str(args["op_name"])
-        flops, moved = work_of(op, args, kernels.get(name))
+        flops, moved = work_of(op, args, known.kernels.get(name))
         site = name if name in sites else None
-        module = modules.get(name, name if site else "")
+        module = known.modules.get(name, name if site else "")
         nodes.append(
             NodeTime(
                 name, op, kind_of(op), module, site, taken[key] * 1e-6 / len(middle), flops, moved
@@ -220,11 +249,11 @@ def _summed(
     return StageTimes(stage, seconds, tuple(nodes), runs)
 
 
-def _executed(graph: Path, optimized: Path) -> tuple[dict[str, str], dict[str, tuple[int, ...]]]:
-    """Names of executed nodes → their modules, by the outputs that both graphs have; and → shapes
-    of convolutions' kernels."""
+def _executed(graph: Path, optimized: Path) -> _Executed:
+    """The nodes of the graph that ONNX Runtime made of a file, known by the outputs that both
+    have."""
     if find_spec("onnx_ir") is None:
-        return {}, {}
+        return _Executed({}, {})
     import onnx_ir as ir
 
     from crossfuse.graph.metadata import MODULE
@@ -251,4 +280,4 @@ def _executed(graph: Path, optimized: Path) -> tuple[dict[str, str], dict[str, t
                 break
             # An activation that was fused behind the convolution gave it its output.
             source = None if source.inputs[0] is None else source.inputs[0].producer()
-    return modules, kernels
+    return _Executed(modules, kernels)

@@ -77,8 +77,9 @@ def measure_limits(provider: str, options: SessionOptions, dtype: str = "float32
 
 
 def fixed_work(provider: str, options: SessionOptions) -> Callable[[], object] | None:
-    """Two layers of a transformer, 64 tokens of width 512, by the engine; None where `onnx_ir` is
-    not installed.
+    """Two layers of a transformer, 64 tokens of width 512, by the engine.
+
+    There is none where `onnx_ir` is not installed.
 
     Like a model it computes, moves 25 MB of weights, and hands activations from core to core. What
     is slowed by a busy neighbour, by cores that share no cache, or by a lower clock slows this too.

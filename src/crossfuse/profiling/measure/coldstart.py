@@ -12,7 +12,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from numpy.typing import NDArray
 
@@ -37,7 +37,8 @@ try:
     # The largest memory of this program; getrusage's includes that of the process that started it.
     peak = int(open("/proc/self/status").read().partition("VmHWM:")[2].split()[0]) * 1024
 except (OSError, IndexError):
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    unit = 1 if sys.platform == "darwin" else 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 print(json.dumps(at | {"peak": peak}))
 """
 
@@ -101,18 +102,34 @@ def cold_start(
                     f"{(done.stderr.strip().splitlines() or ['nothing said'])[-1]}"
                 )
             taken.append(_phases(before, json.loads(done.stdout)))
-    middle = [statistics.median(values) for values in zip(*taken, strict=True)]
-    process, imports, loading, first, peak = middle
+    middle = _Phases(*(statistics.median(values) for values in zip(*taken, strict=True)))
     return ColdStart(
-        process, imports, loading, first, process + imports + loading + first, int(peak), runs
+        middle.process,
+        middle.imports,
+        middle.load,
+        middle.first_result,
+        total=middle.process + middle.imports + middle.load + middle.first_result,
+        peak_bytes=int(middle.peak_bytes),
+        runs=runs,
     )
 
 
-def _phases(before: int, at: Mapping[str, int]) -> tuple[float, float, float, float, float]:
-    return (
-        (at["started"] - before) * 1e-9,
-        (at["imported"] - at["started"]) * 1e-9,
-        (at["loaded"] - at["imported"]) * 1e-9,
-        at["answered"] * 1e-9,
-        float(at["peak"]),
+class _Phases(NamedTuple):
+    """One start: seconds, and bytes."""
+
+    process: float
+    imports: float
+    load: float
+    first_result: float
+    peak_bytes: float
+
+
+def _phases(before: int, at: Mapping[str, int]) -> _Phases:
+    """From the child's own times in nanoseconds, and when it was started."""
+    return _Phases(
+        process=(at["started"] - before) * 1e-9,
+        imports=(at["imported"] - at["started"]) * 1e-9,
+        load=(at["loaded"] - at["imported"]) * 1e-9,
+        first_result=at["answered"] * 1e-9,
+        peak_bytes=float(at["peak"]),
     )

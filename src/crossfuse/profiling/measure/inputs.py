@@ -39,8 +39,9 @@ def sweep_points(
     dims: Mapping[str, Dim],
     shared_batch: str | None,
 ) -> list[dict[str, int]]:
-    """All combinations of the swept sizes; the other dimensions have the example's. Contexts follow
-    the queries' batch.
+    """All combinations of the swept sizes; the other dimensions have the example's.
+
+    Contexts follow the queries' batch.
 
     Raises:
         InputError: an unknown dimension, or a size outside its range.
@@ -73,12 +74,12 @@ def inputs_at(
     for spec in specs:
         array = known[spec.name]
         for axis, size in enumerate(spec.shape):
-            wanted = size_at(size, sizes)
-            if wanted is None:
+            length = size_at(size, sizes)
+            if length is None:
                 raise InputError(
                     "a size is not determined by the named dimensions", where=spec.name, got=size
                 )
-            if wanted != array.shape[axis]:
-                array = np.take(array, np.arange(wanted) % array.shape[axis], axis=axis)
+            if length != array.shape[axis]:
+                array = np.take(array, np.arange(length) % array.shape[axis], axis=axis)
         made[spec.name] = np.ascontiguousarray(array.astype(spec.dtype, copy=False))
     return made

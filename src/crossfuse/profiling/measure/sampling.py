@@ -59,27 +59,27 @@ def sample(
     plan: Plan | None = None,
     *,
     clock: Clock = time.perf_counter_ns,
-    step: Callable[[str], None] = lambda _: None,
+    progress: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Samples]:
     """Warm up, then sample every callable in every round, each round beginning with another one."""
     plan = plan or Plan()
     names = list(calls)
     for name in names:
-        step(f"warming up {name}")
+        progress(f"warming up {name}")
         warm_up(calls[name], plan, clock)
     taken: dict[str, list[tuple[int, ...]]] = {name: [] for name in names}
-    wanted, most = plan.rounds, plan.rounds + plan.rounds // 2
+    rounds, most = plan.rounds, plan.rounds + plan.rounds // 2
     done = 0
     with _frozen_heap():
-        while done < wanted:
-            step(f"round {done + 1} of {wanted}")
+        while done < rounds:
+            progress(f"round {done + 1} of {rounds}")
             for i in range(len(names)):
                 name = names[(done + i) % len(names)]
                 with _no_collection():
                     taken[name].append(_window(calls[name], plan, clock))
             done += 1
-            if done == wanted:
-                wanted = min(
+            if done == rounds:
+                rounds = min(
                     most,
                     plan.rounds
                     + max((len(unstable_rounds(taken[name])) for name in names), default=0),
@@ -88,8 +88,11 @@ def sample(
 
 
 def warm_up(call: Call, plan: Plan, clock: Clock = time.perf_counter_ns) -> int:
-    """Call until two windows in a row have medians within 5%, or time is up; how many calls it
-    took."""
+    """Call until two windows in a row have medians within 5%, or time is up.
+
+    Returns:
+        how many calls it took.
+    """
     deadline = clock() + int(plan.warm_up_seconds * 1e9)
     before, count = 0.0, 0
     while True:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-__all__ = ["Axis", "density", "linear_axis", "log_axis", "path", "short"]
+__all__ = ["Axis", "density", "linear_axis", "log_axis", "path", "percent_ticks", "short"]
 
 
 @dataclass(frozen=True)
@@ -111,3 +111,8 @@ def short(value: float) -> str:
     digits = max(2 - math.floor(math.log10(abs(value))), 0)
     text = f"{value:.{digits}f}"
     return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def percent_ticks(axis: Axis) -> list[tuple[float, str]]:
+    """An axis's ticks in percent of it, with their labels."""
+    return [(axis.at(value), label) for value, label in axis.ticks]

@@ -1,5 +1,7 @@
-"""A report in words: what a reader should know first. Nothing is called faster whose interval
-contains 1."""
+"""A report in words: what a reader should know first.
+
+Nothing is called faster whose interval contains 1.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,7 @@
-"""A job's folder: what it is a job of, which shards are done, what failed. Files appear whole or
-not at all."""
+"""A job's folder: what it is a job of, which shards are done, what failed.
+
+Files appear whole or not at all.
+"""
 
 from __future__ import annotations
 

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from crossfuse.core.npz import load_arrays, save_arrays
 from crossfuse.errors import InputError
 from crossfuse.serve.bulk.columns import to_array, to_column
-from crossfuse.serve.request_engine import Engine, Request
+from crossfuse.serve.request_engine import Request, RequestEngine
 
-__all__ = ["Row", "Shard", "list_shards", "read_rows", "write_answers"]
+__all__ = ["InputRow", "Shard", "list_shards", "read_rows", "write_answers"]
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -49,7 +49,7 @@ class Shard:
 
 
 @dataclass(frozen=True)
-class Row:
+class InputRow:
     """A row's name, and its request or what is wrong with it."""
 
     name: str
@@ -97,7 +97,7 @@ def list_shards(source: Path, rows: int) -> list[Shard]:
     return shards
 
 
-def read_rows(shard: Shard, engine: Engine) -> Iterator[Row]:
+def read_rows(shard: Shard, engine: RequestEngine) -> Iterator[InputRow]:
     """The rows of a shard, one at a time.
 
     NPZ files hold inputs as `Session.run` takes them. A row of Parquet has a column for each input,
@@ -129,20 +129,22 @@ def read_rows(shard: Shard, engine: Engine) -> Iterator[Row]:
                 unread = InputError(f"the rows can't be read: {error}", where=Path(file).name)
     for i in range(shard.rows):
         name = f"{Path(file).name}:{first + i}"
-        yield Row(name, unread) if unread else _row(name, partial(_inputs_of, table, i, engine))
+        yield (
+            InputRow(name, unread) if unread else _row(name, partial(_inputs_of, table, i, engine))
+        )
 
 
-def _row(name: str, read: Callable[[], Arrays]) -> Row:
+def _row(name: str, read: Callable[[], Arrays]) -> InputRow:
     """A row that is read, or what was wrong with it, whatever that is."""
     try:
-        return Row(name, Request(read()))
+        return InputRow(name, Request(read()))
     except InputError as error:
-        return Row(name, error)
+        return InputRow(name, error)
     except Exception as error:  # noqa: BLE001 -- files and columns of strangers fail in ways that no library lists
-        return Row(name, InputError(f"the row can't be read: {type(error).__name__}: {error}"))
+        return InputRow(name, InputError(f"the row can't be read: {type(error).__name__}: {error}"))
 
 
-def _inputs_of(table: pa.Table, row: int, engine: Engine) -> Arrays:
+def _inputs_of(table: pa.Table, row: int, engine: RequestEngine) -> Arrays:
     """A row's columns as inputs."""
     inputs = {}
     for spec in engine.session.inputs:
@@ -155,7 +157,11 @@ def _inputs_of(table: pa.Table, row: int, engine: Engine) -> Arrays:
 
 
 def write_answers(
-    shard: Shard, folder: Path, names: Sequence[str], answers: Sequence[Arrays], engine: Engine
+    shard: Shard,
+    folder: Path,
+    names: Sequence[str],
+    answers: Sequence[Arrays],
+    engine: RequestEngine,
 ) -> None:
     """Write what succeeded, whole or not at all: an NPZ file for each, or one Parquet file.
 

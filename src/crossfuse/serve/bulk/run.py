@@ -70,7 +70,7 @@ def map_rows(
     source: Path,
     output: Path,
     options: MapOptions | None = None,
-    step: Callable[[str], None] = lambda _: None,
+    progress: Callable[[str], None] = lambda _: None,
 ) -> MapReport:
     """Answer every row that has no answer yet. Ray must be running.
 
@@ -119,7 +119,7 @@ def map_rows(
         for result in finished.iter_rows():
             done += int(result["rows"])
             failed += int(result["failed"])
-            step(f"{done} of {total} rows" + (f", {failed} failed" if failed else ""))
+            progress(f"{done} of {total} rows" + (f", {failed} failed" if failed else ""))
     return MapReport(total, job.collect_failures(shards), before, str(output))
 
 

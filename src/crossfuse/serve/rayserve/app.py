@@ -24,8 +24,10 @@ def build(arguments: dict[str, Any]) -> Application:
 
 
 def application(options: ServeOptions, *, draining: bool = False) -> Application:
-    """The application; ``draining`` makes a running ingress refuse new requests, and restarts
-    nothing."""
+    """The application.
+
+    ``draining`` makes a running ingress refuse new requests, and restarts nothing.
+    """
     logging = LoggingConfig(encoding=options.log_format.upper(), enable_access_log=True)
     scaling: dict[str, Any] = {"num_replicas": options.replicas}
     if options.max_replicas > options.replicas:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import json
 import logging
 import time
 from collections.abc import Mapping
@@ -14,14 +13,11 @@ from ray.exceptions import RayActorError
 from ray.serve import metrics
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from crossfuse import __version__
 from crossfuse.bundle.store import open_bundle
 from crossfuse.core.tensors import names_of
-from crossfuse.core.terminal import shown_traceback
-from crossfuse.errors import CrossfuseError
 from crossfuse.runtime.context_cache import content_key
 from crossfuse.serve.load_engine import boundary
 from crossfuse.serve.metrics import SECONDS
@@ -33,6 +29,7 @@ from crossfuse.serve.open_inference import (
     tensor_metadata,
 )
 from crossfuse.serve.rayserve.options import ServeOptions
+from crossfuse.serve.rayserve.routes import Refusal, answered, protocol_routes, status_of
 
 __all__ = ["Ingress", "home_of"]
 
@@ -41,25 +38,18 @@ _INLINE = 1 << 16
 """Bodies larger than this are parsed beside the event loop."""
 
 
-class Refusal(Exception):  # noqa: N818 - it isn't an error of the program
-    """An answer that is not outputs."""
-
-    def __init__(self, status: int, text: str) -> None:
-        super().__init__(text)
-        self.status = status
-
-
 class Ingress:
     """Parses, limits, routes and answers; computes nothing."""
 
     def __init__(self, options: Mapping[str, Any], replica: DeploymentHandle) -> None:
         self._options = ServeOptions.from_json(options)
+        self.name = self._options.name
         self._replica = replica
         manifest = open_bundle(self._options.bundle).manifest
         context, queries, outputs = boundary(manifest)
         self._context = names_of(context)
         self._metadata = {
-            "name": self._options.name,
+            "name": self.name,
             "versions": ["1"],
             "platform": "crossfuse",
             "inputs": tensor_metadata((*context, *queries)),
@@ -75,6 +65,7 @@ class Ingress:
             "crossfuse_request_seconds", "From head to answer", boundaries=bounds
         )
         self._queue = metrics.Gauge("crossfuse_open_requests", "Requests that are not answered yet")
+        self._app = protocol_routes(self)
 
     def reconfigure(self, config: Mapping[str, Any]) -> None:
         """Serve calls this at start and whenever the deployment's ``user_config`` changes."""
@@ -82,42 +73,27 @@ class Ingress:
 
     async def __call__(self, request: Request) -> Response:
         """Answer one HTTP request; whatever happens, the client gets a status and one paragraph."""
-        parts = [part for part in request.url.path.split("/") if part]
-        match (request.method, parts):
-            case ("GET", ["v2"]):
-                return JSONResponse(
-                    {
-                        "name": "crossfuse",
-                        "version": __version__,
-                        "extensions": ["binary_tensor_data"],
-                    }
-                )
-            case ("GET", ["v2", "health", "live"]):
-                return Response()
-            case ("GET", ["v2", "health", "ready"]):
-                return Response(status_code=200 if await self._ready() else 503)
-            case (method, ["v2", "models", name, *rest]):
-                if rest[:1] == ["versions"] and len(rest) > 1:
-                    if rest[1] != "1":
-                        return _refused(404, f"the model has no version {rest[1]!r}; it has 1.")
-                    rest = rest[2:]
-                if name != self._options.name:
-                    return _refused(
-                        404, f"there is no model {name!r}; there is {self._options.name!r}."
-                    )
-                if (method, rest) == ("GET", []):
-                    return JSONResponse(self._metadata)
-                if (method, rest) == ("GET", ["ready"]):
-                    return Response(status_code=200 if await self._ready() else 503)
-                if (method, rest) == ("POST", ["infer"]):
-                    return await self._counted(request)
-        return _refused(404, f"{request.method} {request.url.path} is not known here.")
+        return await answered(self._app, request)
+
+    async def metadata(self, request: Request) -> Response:
+        """Names, types and shapes of the model's tensors."""
+        return JSONResponse(self._metadata)
+
+    async def ready(self, request: Request) -> Response:
+        """200 where requests would be answered, else 503."""
+        return Response(status_code=200 if await self._ready() else 503)
 
     async def open_requests(self) -> int:
         """How many are not answered yet."""
         return self._open
 
-    async def _counted(self, request: Request) -> Response:
+    async def infer(self, request: Request) -> Response:
+        """Outputs for the request's inputs; counted by status, whatever happens.
+
+        Raises:
+            Refusal: the server is stopping, its queue is full, or the body is not what it takes.
+            CrossfuseError: what is wrong with the inputs.
+        """
         start = time.perf_counter()
         self._open += 1
         self._queue.set(self._open)
@@ -125,19 +101,9 @@ class Ingress:
         try:
             response = await self._infer(request)
             status = response.status_code
-        except Refusal as refusal:
-            response = _refused(refusal.status, str(refusal))
-            status = refusal.status
-        except CrossfuseError as error:
-            response = _refused(400, str(error))
-            status = 400
-        except ClientDisconnect:
-            response = _refused(400, "the client went away.")
-            status = 499
-        except Exception as error:  # noqa: BLE001
-            # The last line of defence: the client must not see a traceback, the log must.
-            _LOG.error("a request failed unexpectedly\n%s", shown_traceback(error))
-            response = _refused(500, "the server failed; its log says why.")
+        except Exception as error:
+            status = status_of(error)
+            raise
         finally:
             self._open -= 1
             self._queue.set(self._open)
@@ -169,7 +135,7 @@ class Ingress:
         status, answer = await self._ask(call, key)
         if status != 200:
             raise Refusal(status, str(answer))
-        content, json_length = encode_outputs(answer, call, model=self._options.name)
+        content, json_length = encode_outputs(answer, call, model=self.name)
         if json_length is None:
             return Response(content, media_type="application/json")
         return Response(
@@ -233,8 +199,9 @@ class Ingress:
 
 
 def home_of(context_id: str | None, key: bytes | None) -> str:
-    """What routes a request: a digest of its context's name, or of the inputs; nothing where it has
-    neither.
+    """What routes a request: a digest of its context's name, or of the inputs.
+
+    A request that has neither is routed by an empty text.
 
     Serve carries it in headers and tells it in logs, so a client's own text isn't it.
     """
@@ -243,13 +210,3 @@ def home_of(context_id: str | None, key: bytes | None) -> str:
             context_id.encode("utf-8", "surrogatepass"), digest_size=20
         ).hexdigest()
     return "" if key is None else key.hex()
-
-
-def _refused(status: int, text: str) -> Response:
-    headers = {"Retry-After": "1"} if status == 503 else {}
-    return Response(
-        json.dumps({"error": text}),
-        status_code=status,
-        headers=headers,
-        media_type="application/json",
-    )

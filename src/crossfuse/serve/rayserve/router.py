@@ -25,8 +25,10 @@ def order(key: str, replicas: list[str]) -> list[str]:
 
 
 class HomeRouter(RequestRouter):
-    """Routes by the request's multiplexed model id, which is its context; requests without go to
-    the less busy of two."""
+    """Routes by the request's multiplexed model id, which is its context.
+
+    Requests without go to the less busy of two.
+    """
 
     async def choose_replicas(
         self,

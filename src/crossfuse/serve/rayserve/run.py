@@ -1,5 +1,4 @@
-"""``crossfuse serve``: a Ray of its own on this machine, or an existing cluster; until SIGTERM or
-SIGINT."""
+"""``crossfuse serve``: on a Ray of its own or an existing cluster, until SIGTERM or SIGINT."""
 
 from __future__ import annotations
 
@@ -22,8 +21,9 @@ _POLL = 0.05
 
 
 def deploy(options: ServeOptions, host: str, port: int) -> None:
-    """Start the application, or replace it without a gap where it runs already; returns when it is
-    ready.
+    """Start the application, or replace it without a gap where it runs already.
+
+    This returns when it is ready.
 
     Raises:
         InputError: the cluster has too few CPUs or GPUs for the replicas.
@@ -57,8 +57,10 @@ def deploy(options: ServeOptions, host: str, port: int) -> None:
 
 @contextmanager
 def running(options: ServeOptions, host: str, port: int) -> Iterator[None]:
-    """The application for the time of the context; at its end, what was accepted is answered
-    first."""
+    """The application for the time of the context.
+
+    At its end, what was accepted is answered first.
+    """
     deploy(options, host, port)
     try:
         yield
@@ -78,8 +80,10 @@ def stop(options: ServeOptions) -> None:
 
 @contextmanager
 def asked_to_stop() -> Iterator[threading.Event]:
-    """An event that SIGTERM and SIGINT set, instead of ending the process; Ray's own handlers come
-    back afterwards."""
+    """An event that SIGTERM and SIGINT set, instead of ending the process.
+
+    Ray's own handlers come back afterwards.
+    """
     asked = threading.Event()
     before = {
         number: signal.signal(number, lambda *_: asked.set())

@@ -14,8 +14,10 @@ __all__ = ["ModelConfig", "WarmUp"]
 
 @dataclass(frozen=True)
 class WarmUp:
-    """One request that Triton makes before a model is ready; ``files`` lie in the model's
-    ``warmup`` folder, by input."""
+    """One request that Triton makes before a model is ready.
+
+    ``files`` lie in the model's ``warmup`` folder, by input.
+    """
 
     files: Mapping[str, str]
     shapes: Mapping[str, tuple[int, ...]]

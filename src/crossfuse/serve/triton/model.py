@@ -1,5 +1,7 @@
-"""The Python backend's model: Triton's requests to an `Engine`, and back. Imported by the server,
-where Triton's module is."""
+"""The Python backend's model: Triton's requests to a `RequestEngine`, and back.
+
+Imported by the server, where Triton's module is.
+"""
 
 from __future__ import annotations
 

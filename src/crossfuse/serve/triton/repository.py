@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 
 from crossfuse.bundle.store import Bundle, open_bundle
 from crossfuse.bundle.writer import write_bundle
+from crossfuse.core.target import Target
 from crossfuse.core.tensors import TensorSpec
 from crossfuse.errors import Advice, InputError, Said
-from crossfuse.runtime.backends import best_target
+from crossfuse.runtime.backends import best_target, target_of_bundle
 from crossfuse.serve.limits import Limits
 from crossfuse.serve.load_engine import EngineOptions, boundary, example_inputs, largest_batch
 from crossfuse.serve.merging import Merging
@@ -27,12 +28,6 @@ from crossfuse.serve.triton.config import ModelConfig, WarmUp
 
 __all__ = ["TritonOptions", "write_repository"]
 
-_NATIVE = {
-    "ort-cpu": "onnxruntime_onnx",
-    "ort-cuda": "onnxruntime_onnx",
-    "tensorrt": "tensorrt_plan",
-}
-_ON_GPU = ("ort-cuda", "tensorrt", "tensorrt-rtx")
 _NATIVE_FILES = {"onnxruntime_onnx": "model.onnx", "tensorrt_plan": "model.plan"}
 _SUFFIXES = {"onnxruntime_onnx": "onnxruntime", "tensorrt_plan": "tensorrt"}
 _MARK = "# Written by crossfuse.\n"
@@ -83,11 +78,12 @@ def write_repository(
         )
     target = chosen.engine.target or best_target(opened.targets)
     entry = opened.target(target)
+    known = target_of_bundle(target, entry.package)
     inputs = example_inputs(opened)
     root.mkdir(parents=True, exist_ok=True)
-    models = [_python_model(opened, name, target, chosen)]
-    if chosen.native and set(entry.stages) == {"model"} and target in _NATIVE:
-        models.append(_native_model(opened, name, target, chosen))
+    models = [_python_model(opened, name, known, chosen)]
+    if chosen.native and set(entry.stages) == {"model"} and known.triton is not None:
+        models.append(_native_model(opened, name, known, known.triton, chosen))
     for config in models:
         _put_in_place(root, config, opened, target, inputs)
     text = (
@@ -99,12 +95,12 @@ def write_repository(
     return [config.name for config in models]
 
 
-def _python_model(bundle: Bundle, name: str, target: str, options: TritonOptions) -> ModelConfig:
+def _python_model(bundle: Bundle, name: str, target: Target, options: TritonOptions) -> ModelConfig:
     context, queries, outputs = boundary(bundle.manifest)
     inputs = (*context, *queries)
     engine = options.engine
     parameters = {
-        "target": target,
+        "target": target.name,
         "threads": "" if engine.threads is None else str(engine.threads),
         "cache_mb": str(engine.cache_mb),
         "merge": "true" if engine.merge else "false",
@@ -120,14 +116,15 @@ def _python_model(bundle: Bundle, name: str, target: str, options: TritonOptions
         max_batch=0 if context else _max_batch(bundle, inputs, outputs, options),
         optional=[spec.name for spec in context],
         instances=options.instances,
-        gpu=target in _ON_GPU,
+        gpu=target.needs_gpu,
         queue_ms=options.queue_ms,
         parameters=parameters,
     )
 
 
-def _native_model(bundle: Bundle, name: str, target: str, options: TritonOptions) -> ModelConfig:
-    platform = _NATIVE[target]
+def _native_model(
+    bundle: Bundle, name: str, target: Target, platform: str, options: TritonOptions
+) -> ModelConfig:
     stage = bundle.manifest.stages["model"]
     return ModelConfig(
         f"{name}-{_SUFFIXES[platform]}",
@@ -136,7 +133,7 @@ def _native_model(bundle: Bundle, name: str, target: str, options: TritonOptions
         stage.outputs,
         max_batch=_max_batch(bundle, stage.inputs, stage.outputs, options),
         instances=options.instances,
-        gpu=target in _ON_GPU,
+        gpu=target.needs_gpu,
         queue_ms=options.queue_ms,
         file=_NATIVE_FILES[platform],
     )
@@ -148,8 +145,10 @@ def _max_batch(
     outputs: Sequence[TensorSpec],
     options: TritonOptions,
 ) -> int:
-    """Triton's batch is the first axis of every tensor, and its smallest is 1; 0 where this model's
-    isn't so."""
+    """The largest batch that Triton may make, or 0 for none.
+
+    Its batch is the first axis of every tensor, and as small as 1.
+    """
     merging = Merging(inputs, outputs)
     if merging.dim is None or len(merging.batched) < len(inputs) or not options.engine.merge:
         return 0

@@ -3,7 +3,7 @@
 Read from the provider's own log on the grid of `tests/gpu_rehearsal`, which checks every rule here;
 compute capability 8.0 and up, ONNX Runtime 1.31:
 
-==========================================  ===========================================================================
+==========================================  ======================================
 head sizes that are no multiples of 8       ``math``: scores in memory, as several kernels
 grouped heads in fp32, or of two sizes      ``math``
 mask, keys no multiple of 4                 ``math``
@@ -12,7 +12,7 @@ no mask, lengths or causal; fp32            ``efficient``
 head sizes that differ, or beyond 256       ``efficient``
 upper-left causal, as many queries as keys  ``flash``; otherwise ``efficient``
 no mask, lengths; fp16, bf16                ``flash``
-==========================================  ===========================================================================
+==========================================  ======================================
 """
 
 from __future__ import annotations

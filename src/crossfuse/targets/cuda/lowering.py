@@ -32,11 +32,12 @@ import numpy as np
 import onnx_ir as ir
 from onnxscript.rewriter.ort_fusions.skip_normalization import fuse_skip_layer_normalization
 
-from crossfuse.graph.metadata import clone, dim_of, site_of
+from crossfuse.graph.attention_node import AttentionNode
+from crossfuse.graph.shapes import dim_of
 from crossfuse.targets.cuda.kernels import FLASH_LIMIT, SIZE_MULTIPLE, Form, kernel_text
 from crossfuse.targets.cuda.operators import replace_operators
 from crossfuse.targets.cuda.prefix import is_prefix, masks_keys
-from crossfuse.targets.fan_out import Emitter, Site
+from crossfuse.targets.fan_out import LoweringBuilder, Site
 from crossfuse.targets.lowering import Lowered, at_opset, lower_sites, repeat_heads, zero_empty_rows
 
 __all__ = ["KEYS_PADDED_TO", "OPSET", "Handed", "is_half", "lower_ort_cuda", "needs_padded_keys"]
@@ -82,9 +83,9 @@ def lower_ort_cuda(
         handed: what is known of inputs that the context stage made.
         half: sites to treat as if they computed in half precision; where omitted, by their types.
     """
-    model = clone(model)
+    model = model.clone()
     replace_operators(model)
-    form = _Form(handed or Handed(), half)
+    form = _CudaForm(handed or Handed(), half)
     lowered = lower_sites(at_opset(model, OPSET, "ort-cuda"), form, {"com.microsoft": 1})
     fuse_skip_layer_normalization(lowered.model)
     kernels = {
@@ -95,9 +96,9 @@ def lower_ort_cuda(
     return Lowered(lowered.model, kernels, form.reasons)
 
 
-def is_half(node: ir.Node) -> bool:
-    """An attention node computes in fp16 or bf16."""
-    return node.inputs[0] is not None and node.inputs[0].dtype in _HALF
+def is_half(attention: AttentionNode) -> bool:
+    """An attention computes in fp16 or bf16."""
+    return attention.query.dtype in _HALF
 
 
 def needs_padded_keys(site: Site) -> bool:
@@ -109,15 +110,31 @@ def needs_padded_keys(site: Site) -> bool:
 def _is_masked(site: Site) -> bool:
     if site.mask is not None or site.bias is not None:
         return True
-    return site.causal != "none" and not _native_causal(site)
+    return site.causal != "none" and not site.causal_alone
 
 
-def _native_causal(site: Site) -> bool:
-    """Causality alone, and as the operator means it."""
-    return site.causal != "none" and not site.folded and site.never_empty
+@dataclass(frozen=True)
+class _HeadSizes:
+    """Sizes of a head as the node has them, and as the kernel gets them; None where unknown."""
+
+    own: tuple[int | None, int | None]
+    padded: tuple[int | None, int | None]
 
 
-class _Form:
+@dataclass(frozen=True)
+class _Operands:
+    """What the kernel gets; ``extra_keys`` is how many rows were put behind the keys, ``[1]``."""
+
+    query: ir.Value
+    key: ir.Value
+    value: ir.Value
+    kv_num_heads: int
+    extra_keys: ir.Value | None
+
+
+class _CudaForm:
+    """Emits an attention in the form that has a fused kernel, and notes which kernel that is."""
+
     def __init__(self, handed: Handed, half: Container[str] | None) -> None:
         self.padded = handed.padded
         self.prefixes = handed.prefixes
@@ -125,76 +142,89 @@ class _Form:
         self.kernels: dict[str, str] = {}
         self.reasons: dict[str, str] = {}
 
-    def __call__(self, emit: Emitter, site: Site) -> ir.Value:
-        name = site_of(site.node) or site.node.name or ""
-        half = is_half(site.node) if self.half is None else name in self.half
-        if (
-            masks_keys(site)
-            and site.mask is not None
-            and (site.mask.name in self.prefixes or is_prefix(site.mask))
-        ):
-            site = _with_lengths(emit, site, site.mask)
+    def __call__(self, build: LoweringBuilder, site: Site) -> ir.Value:
+        site = self._as_counted(build, site)
+        half = is_half(site.attention) if self.half is None else site.name in self.half
         masked = _is_masked(site)
+        sizes = _head_sizes(site, half=half, masked=masked)
+        given = self._operands(build, site, sizes, half=half)
+        causal = site.causal_alone
+        grouped = given.kv_num_heads != site.num_heads
+        self._note(site.name, Form(half, *sizes.padded, grouped, masked, causal, site.square))
+        removed, restriction = self._restriction(build, site, given.extra_keys)
+        output = build.own(
+            "Attention",
+            *(given.query, given.key, given.value, *restriction),
+            q_num_heads=site.num_heads,
+            kv_num_heads=given.kv_num_heads,
+            scale=site.scale,
+            is_causal=int(causal),
+        )
+        own, padded = sizes.own[1], sizes.padded[1]
+        if own is not None and padded is not None and own != padded:
+            output = _narrower(build, output, site.num_heads, padded, own)
+        output = self._without_empty_rows(build, site, removed, output)
+        return build.unfold_output(site, output)
+
+    def _as_counted(self, build: LoweringBuilder, site: Site) -> Site:
+        """The site with lengths where its mask is a prefix, and with the value that counts its keys
+        where they have rows behind the last."""
+        if masks_keys(site) and site.mask is not None and self._keeps_first(site.mask):
+            site = _with_lengths(build, site, site.mask)
         counted = site.mask if site.mask is not None else site.bias
         if counted is not None and site.key.name in self.padded:
             site = replace(site, counted=(counted, 3))
-        query, key, value = emit.fold_query(site), site.key, site.value
-        rest = emit.rest(*site.keys, KEYS_PADDED_TO) if needs_padded_keys(site) else None
-        if rest is not None and site.key.name not in self.padded:
-            key, value = emit.longer(key, 1, rest, 0), emit.longer(value, 1, rest, 0)
-        head, value_head = (
-            _head_size(site.query, site.num_heads),
-            _head_size(site.value, site.kv_num_heads),
-        )
-        size, value_size = head, value_head
-        if head is not None and value_head is not None:
-            grouped = site.kv_num_heads != site.num_heads
-            size, value_size = _sizes(head, value_head, one=half and (grouped or not masked))
-            query = _wider(emit, query, site.num_heads, head, size)
-            key = _wider(emit, key, site.kv_num_heads, head, size)
-            value = _wider(emit, value, site.kv_num_heads, value_head, value_size)
+        return site
+
+    def _keeps_first(self, mask: ir.Value) -> bool:
+        return mask.name in self.prefixes or is_prefix(mask)
+
+    def _operands(
+        self, build: LoweringBuilder, site: Site, sizes: _HeadSizes, *, half: bool
+    ) -> _Operands:
+        query, key, value = build.fold_query(site), site.key, site.value
+        extra = build.rest(*site.keys, KEYS_PADDED_TO) if needs_padded_keys(site) else None
+        if extra is not None and site.key.name not in self.padded:
+            key, value = build.longer(key, 1, extra, 0), build.longer(value, 1, extra, 0)
+        (head, value_head), (size, value_size) = sizes.own, sizes.padded
+        query = _wider(build, query, site.num_heads, head, size)
+        key = _wider(build, key, site.kv_num_heads, head, size)
+        value = _wider(build, value, site.kv_num_heads, value_head, value_size)
         kv_num_heads = site.kv_num_heads
         if kv_num_heads != site.num_heads and (not half or size != value_size):
-            key, value = repeat_heads(emit, site, key), repeat_heads(emit, site, value)
+            key, value = repeat_heads(build, site, key), repeat_heads(build, site, value)
             kv_num_heads = site.num_heads
-        causal = _native_causal(site)
-        form = Form(
-            half, size, value_size, kv_num_heads != site.num_heads, masked, causal, site.square
-        )
-        self._note(name, form)
+        return _Operands(query, key, value, kv_num_heads, extra)
 
-        attend = emit.attended(site) if masked else None
-        inputs: list[ir.Value | None] = [query, key, value]
-        removed = None
-        if masked:
-            removed, mask = self._mask(emit, site, attend)
-            keys = emit.size(*site.keys)
-            if rest is not None:
-                mask, keys = emit.longer(mask, 3, rest, -np.inf), emit.op("Add", keys, rest)
-            inputs.append(emit.with_full_rows(site, mask, keys))
-        elif site.key_lengths is not None:
-            inputs += [None, None, None, self._lengths(emit, site)]
-        output = emit.tape.op(
-            "Attention",
-            inputs,
-            attributes={
-                "q_num_heads": site.num_heads,
-                "kv_num_heads": kv_num_heads,
-                "scale": site.scale,
-                "is_causal": int(causal),
-            },
-        )
-        if value_size is not None and value_head is not None and value_size != value_head:
-            output = _narrower(emit, output, site.num_heads, value_size, value_head)
-        if removed is not None and not site.never_empty:
-            output = zero_empty_rows(emit, site, removed, output, additive=site.bias is not None)
-        elif not masked and site.key_lengths is not None:
-            zero = emit.constant(0, emit.dtype)
-            some = emit.op(
-                "Greater", emit.op("Cast", site.key_lengths, to=ir.DataType.INT64), emit.ints(0)
-            )
-            output = emit.op("Where", emit.op("Reshape", some, emit.ints(-1, 1, 1)), output, zero)
-        return emit.unfold_output(site, output)
+    def _restriction(
+        self, build: LoweringBuilder, site: Site, extra_keys: ir.Value | None
+    ) -> tuple[ir.Value | None, list[ir.Value | None]]:
+        """What says which keys are removed, and the kernel's inputs behind the values: an additive
+        mask, or lengths."""
+        if not _is_masked(site):
+            if site.key_lengths is None:
+                return None, []
+            return None, [None, None, None, self._lengths(build, site)]
+        removed, mask = self._mask(build, site)
+        keys = build.size(*site.keys)
+        if extra_keys is not None:
+            mask = build.longer(mask, 3, extra_keys, -np.inf)
+            keys = build.op("Add", keys, extra_keys)
+        return removed, [build.with_full_rows(site, mask, keys)]
+
+    def _without_empty_rows(
+        self, build: LoweringBuilder, site: Site, removed: ir.Value | None, output: ir.Value
+    ) -> ir.Value:
+        if removed is not None:
+            if site.never_empty:
+                return output
+            return zero_empty_rows(build, site, removed, output, additive=site.bias is not None)
+        if site.key_lengths is None:
+            return output
+        lengths = build.op("Cast", site.key_lengths, to=ir.DataType.INT64)
+        some = build.op("Greater", lengths, build.ints(0))
+        rows = build.op("Reshape", some, build.ints(-1, 1, 1))
+        return build.op("Where", rows, output, build.constant(0, build.dtype))
 
     def _note(self, site: str, form: Form) -> None:
         text = kernel_text(form, padded=True)
@@ -205,76 +235,83 @@ class _Form:
         else:
             self.reasons[site] = f"{_NO_KERNEL}head sizes {form.size} and {form.value_size}"
 
-    def _mask(
-        self, emit: Emitter, site: Site, attend: ir.Value | None
-    ) -> tuple[ir.Value, ir.Value]:
+    def _mask(self, build: LoweringBuilder, site: Site) -> tuple[ir.Value, ir.Value]:
         """What says which keys are removed, and the additive mask; both without rows that it
         doesn't need."""
-        bias = None if site.bias is None else emit.fold_mask(site, site.bias)
+        attend = build.attended(site)
+        bias = None if site.bias is None else build.fold_mask(site, site.bias)
         if bias is not None:
-            both = emit.additive(site, attend, self._bounded(emit, bias))
+            both = build.additive(site, attend, self._bounded(build, bias))
             assert both is not None
             return both, both
         assert attend is not None
-        lowest = emit.constant(_LOWEST[emit.dtype.name], emit.dtype)
-        return attend, emit.op("Where", attend, emit.constant(0, emit.dtype), lowest)
+        lowest = build.constant(_LOWEST[build.dtype.name], build.dtype)
+        return attend, build.op("Where", attend, build.constant(0, build.dtype), lowest)
 
-    def _bounded(self, emit: Emitter, bias: ir.Value) -> ir.Value:
+    def _bounded(self, build: LoweringBuilder, bias: ir.Value) -> ir.Value:
         """The bias, its finite numbers no lower than what kernels can multiply by log2(e); −inf
         stays."""
-        if emit.dtype == np.float16:
+        if build.dtype == np.float16:
             return bias
-        wide = bias if emit.dtype == np.float32 else emit.op("Cast", bias, to=ir.DataType.FLOAT)
-        finite = emit.op("Greater", wide, emit.constant(-np.inf, np.float32))
-        return emit.op(
+        wide = bias if build.dtype == np.float32 else build.op("Cast", bias, to=ir.DataType.FLOAT)
+        finite = build.op("Greater", wide, build.constant(-np.inf, np.float32))
+        return build.op(
             "Where",
             finite,
-            emit.op("Max", bias, emit.constant(_LOWEST[emit.dtype.name], emit.dtype)),
+            build.op("Max", bias, build.constant(_LOWEST[build.dtype.name], build.dtype)),
             bias,
         )
 
-    def _lengths(self, emit: Emitter, site: Site) -> ir.Value:
-        lengths = emit.op("Cast", site.key_lengths, to=ir.DataType.INT64)
-        return emit.op("Min", emit.op("Max", lengths, emit.ints(1)), emit.size(site.key, 1))
+    def _lengths(self, build: LoweringBuilder, site: Site) -> ir.Value:
+        lengths = build.op("Cast", site.key_lengths, to=ir.DataType.INT64)
+        return build.op("Min", build.op("Max", lengths, build.ints(1)), build.size(site.key, 1))
 
 
-def _with_lengths(emit: Emitter, site: Site, mask: ir.Value) -> Site:
+def _with_lengths(build: LoweringBuilder, site: Site, mask: ir.Value) -> Site:
     """The site with the number of keys that its mask, a prefix, keeps of each context."""
-    counts = emit.op(
+    counts = build.op(
         "Reshape",
-        emit.op("Cast", mask, to=ir.DataType.INT64),
-        emit.concat(emit.size(mask, 0), emit.ints(-1)),
+        build.op("Cast", mask, to=ir.DataType.INT64),
+        build.concat(build.size(mask, 0), build.ints(-1)),
     )
-    lengths = emit.op("ReduceSum", counts, emit.ints(1), keepdims=0)
+    lengths = build.op("ReduceSum", counts, build.ints(1), keepdims=0)
     if site.key_lengths is not None:
-        lengths = emit.op("Min", lengths, emit.op("Cast", site.key_lengths, to=ir.DataType.INT64))
+        lengths = build.op("Min", lengths, build.op("Cast", site.key_lengths, to=ir.DataType.INT64))
     return replace(site, mask=None, key_lengths=lengths)
 
 
-def _head_size(value: ir.Value, heads: int) -> int | None:
-    width = dim_of(value, 2)
-    return width // heads if isinstance(width, int) else None
-
-
-def _sizes(head: int, value_head: int, *, one: bool) -> tuple[int, int]:
-    """What head sizes are padded to: multiples of 8, and one size where that is asked for and flash
+def _head_sizes(site: Site, *, half: bool, masked: bool) -> _HeadSizes:
+    """Multiples of 8, and one size where flash attention or grouped heads need it and flash
     attention takes it."""
+    widths = dim_of(site.query, 2), dim_of(site.value, 2)
+    head = widths[0] // site.num_heads if isinstance(widths[0], int) else None
+    value_head = widths[1] // site.kv_num_heads if isinstance(widths[1], int) else None
+    own = (head, value_head)
+    if head is None or value_head is None:
+        return _HeadSizes(own, own)
     size, value_size = (-(-n // SIZE_MULTIPLE) * SIZE_MULTIPLE for n in (head, value_head))
     largest = max(size, value_size)
-    return (largest, largest) if one and largest <= FLASH_LIMIT else (size, value_size)
+    grouped = site.kv_num_heads != site.num_heads
+    if half and (grouped or not masked) and largest <= FLASH_LIMIT:
+        size = value_size = largest
+    return _HeadSizes(own, (size, value_size))
 
 
-def _wider(emit: Emitter, value: ir.Value, heads: int, size: int, wanted: int) -> ir.Value:
-    """``[B, S, heads·size]`` → ``[B, S, heads·wanted]``, zeros behind each head."""
-    if size == wanted:
+def _wider(
+    build: LoweringBuilder, value: ir.Value, heads: int, size: int | None, wider: int | None
+) -> ir.Value:
+    """``[B, S, heads·size]`` → ``[B, S, heads·wider]``, zeros behind each head."""
+    if size is None or wider is None or size == wider:
         return value
-    split = emit.op("Reshape", value, emit.ints(0, 0, heads, size))
-    wide = emit.longer(split, 3, emit.ints(wanted - size), 0)
-    return emit.op("Reshape", wide, emit.ints(0, 0, heads * wanted))
+    split = build.op("Reshape", value, build.ints(0, 0, heads, size))
+    wide = build.longer(split, 3, build.ints(wider - size), 0)
+    return build.op("Reshape", wide, build.ints(0, 0, heads * wider))
 
 
-def _narrower(emit: Emitter, value: ir.Value, heads: int, size: int, wanted: int) -> ir.Value:
+def _narrower(
+    build: LoweringBuilder, value: ir.Value, heads: int, size: int, narrower: int
+) -> ir.Value:
     """`_wider` undone."""
-    split = emit.op("Reshape", value, emit.ints(0, 0, heads, size))
-    cut = emit.op("Slice", split, emit.ints(0), emit.ints(wanted), emit.ints(3))
-    return emit.op("Reshape", cut, emit.ints(0, 0, heads * wanted))
+    split = build.op("Reshape", value, build.ints(0, 0, heads, size))
+    cut = build.op("Slice", split, build.ints(0), build.ints(narrower), build.ints(3))
+    return build.op("Reshape", cut, build.ints(0, 0, heads * narrower))

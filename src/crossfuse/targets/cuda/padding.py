@@ -6,8 +6,8 @@ values with the queries would copy them at every call; the context stage does it
 happen where
 
 1. anything but attentions takes the tensor, or takes it as something else than keys and values,
-2. one of these attentions has neither mask nor bias, whose last axis tells how many keys there are,
-or
+2. one of these attentions has neither mask nor bias, whose last axis tells how many keys there
+   are, or
 3. only one of an attention's keys and values comes from the context stage as it is.
 
 Masks that are proven to keep the first keys of each context need no padding: the queries count what
@@ -20,12 +20,12 @@ from collections.abc import Mapping
 
 import numpy as np
 import onnx_ir as ir
-from onnx_ir.tape import Tape
 
-from crossfuse.graph.metadata import attention_nodes, clone, dim_of
+from crossfuse.graph.attention_node import AttentionNode, attentions, role_at
+from crossfuse.graph.shapes import dim_of
 from crossfuse.targets.cuda.lowering import KEYS_PADDED_TO, Handed, needs_padded_keys
 from crossfuse.targets.cuda.prefix import is_prefix, masks_keys
-from crossfuse.targets.fan_out import Emitter, Site, read_site
+from crossfuse.targets.fan_out import LoweringBuilder, Site
 
 __all__ = ["pad_contexts"]
 
@@ -61,11 +61,11 @@ def pad_contexts(graphs: Mapping[str, ir.Model]) -> tuple[dict[str, ir.Model], H
     if not padded:
         return made, Handed(padded, prefixes)
     for stage in others:
-        made[stage] = clone(graphs[stage])
+        made[stage] = graphs[stage].clone()
         for value in made[stage].graph.inputs:
             if value.name in padded:
                 _lengthen(value)
-    made[_CONTEXT] = clone(graphs[_CONTEXT])
+    made[_CONTEXT] = graphs[_CONTEXT].clone()
     _pad_outputs(made[_CONTEXT].graph, padded)
     return made, Handed(padded, prefixes)
 
@@ -78,19 +78,18 @@ def _refused(graph: ir.Graph, names: frozenset[str], prefixes: frozenset[str]) -
             continue
         rank = None if value.shape is None else len(value.shape)
         fine = rank == 3 and not value.is_graph_output() and value.dtype is not None
-        for node, index in value.uses():
-            site = read_site(node) if node in set(attention_nodes(graph)) else None
-            told = (
-                site is not None
-                and (site.mask is not None or site.bias is not None)
-                and not _is_counted(site, prefixes)
-            )
-            fine = (
-                fine and site is not None and told and index in (1, 2) and needs_padded_keys(site)
-            )
-        if not fine:
+        if not (fine and all(_takes_padded(*use, prefixes) for use in value.uses())):
             refused.add(value.name or "")
     return refused
+
+
+def _takes_padded(node: ir.Node, place: int, prefixes: frozenset[str]) -> bool:
+    """A use as keys or values of an attention whose mask or bias tells how many keys there are."""
+    if role_at(node, place) not in ("key", "value"):
+        return False
+    site = Site.of(AttentionNode(node))
+    counted = site.mask is not None or site.bias is not None
+    return counted and not _is_counted(site, prefixes) and needs_padded_keys(site)
 
 
 def _is_counted(site: Site, prefixes: frozenset[str]) -> bool:
@@ -105,13 +104,10 @@ def _is_counted(site: Site, prefixes: frozenset[str]) -> bool:
 def _halves(graph: ir.Graph, padded: frozenset[str]) -> set[str]:
     """Padded keys of values that are not, or the other way round."""
     found = set()
-    for node in attention_nodes(graph):
-        pair = {
-            v.name or ""
-            for v in node.inputs[1:3]
-            if v is not None and v.is_graph_input() and v.name in padded
-        }
-        if pair and len(pair) != len(set(node.inputs[1:3])):
+    for attention in attentions(graph):
+        both = {attention.key, attention.value}
+        pair = {v.name or "" for v in both if v.is_graph_input() and v.name in padded}
+        if pair and len(pair) != len(both):
             found |= pair
     return found
 
@@ -128,16 +124,15 @@ def _lengthen(value: ir.Value) -> None:
 
 
 def _pad_outputs(graph: ir.Graph, padded: frozenset[str]) -> None:
-    emitters: dict[ir.DataType, Emitter] = {}
+    builders: dict[ir.DataType, LoweringBuilder] = {}
     for i, value in enumerate(graph.outputs):
         if value.name not in padded:
             continue
         dtype = value.dtype
         assert dtype is not None
-        emit = emitters.setdefault(dtype, Emitter(np.dtype(dtype.numpy())))
-        longer = emit.longer(value, 1, emit.rest(value, 1, KEYS_PADDED_TO), 0)
-        graph.extend(emit.tape.nodes)
-        emit.tape = Tape()
+        build = builders.setdefault(dtype, LoweringBuilder(np.dtype(dtype.numpy())))
+        longer = build.longer(value, 1, build.rest(value, 1, KEYS_PADDED_TO), 0)
+        build.append_to(graph)
         name, value.name = value.name, f"{value.name}.unpadded"
         longer.name, longer.type, longer.shape = name, value.type, value.shape
         _lengthen(longer)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from crossfuse.graph.metadata import dim_of, same_dim
+from crossfuse.graph.shapes import dim_of, same_dim
 from crossfuse.targets.fan_out import Site
 
 __all__ = ["is_prefix", "masks_keys"]

@@ -14,7 +14,6 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from crossfuse.graph.metadata import clone
 from crossfuse.targets.cpu_run import run_once
 from crossfuse.targets.onnxruntime import lower_ort_cpu
 
@@ -26,12 +25,12 @@ _TWIN = "half/"
 def peaks(model: ir.Model, points: Iterable[Mapping[str, NDArray[Any]]]) -> dict[str, float]:
     """The largest magnitude of each fp32 value that a node of the fused graph computes, over all
     inputs; inf with NaN."""
-    names = _observed(model)
+    names = _computed_floats(model)
     lowered = lower_ort_cpu(model).model
     present = _by_name(lowered)
     watched = [name for name in names if name in present]
-    ends = [_peak(lowered.graph, present[name]) for name in watched]
-    return _largest(lowered, watched, ends, points)
+    statistics = [_peak(lowered.graph, present[name]) for name in watched]
+    return _largest(lowered, watched, statistics, points)
 
 
 def deviations(
@@ -46,28 +45,27 @@ def deviations(
         points: inputs.
     """
     lowered, twin = lower_ort_cpu(model).model, lower_ort_cpu(candidate).model
-    names = _observed(model)
+    names = _computed_floats(model)
     truth, rounded = _by_name(lowered), _by_name(twin)
     _join(lowered, twin)
     watched = [name for name in names if name in truth and name in rounded]
-    ends = []
+    graph = lowered.graph
+    statistics = []
     for name in watched:
-        error = _node(lowered.graph, "Sub", rounded[name], truth[name])
-        scale = _node(
-            lowered.graph, "Add", _peak(lowered.graph, truth[name]), _scalar(lowered.graph, 1e-30)
-        )
-        ends.append(_node(lowered.graph, "Div", _peak(lowered.graph, error), scale))
-    return _largest(lowered, watched, ends, points)
+        error = _node(graph, "Sub", rounded[name], truth[name])
+        scale = _node(graph, "Add", _peak(graph, truth[name]), _scalar(graph, 1e-30))
+        statistics.append(_node(graph, "Div", _peak(graph, error), scale))
+    return _largest(lowered, watched, statistics, points)
 
 
-def _observed(model: ir.Model) -> list[str]:
-    floats = (ir.DataType.FLOAT,)
+def _computed_floats(model: ir.Model) -> list[str]:
+    """Names of the fp32 values that nodes compute."""
     return [
-        o.name or ""
-        for n in model.graph
-        if n.op_type != "Constant"
-        for o in n.outputs
-        if o.dtype in floats
+        output.name or ""
+        for node in model.graph
+        if node.op_type != "Constant"
+        for output in node.outputs
+        if output.dtype == ir.DataType.FLOAT
     ]
 
 
@@ -119,21 +117,19 @@ def _node(graph: ir.Graph, op: str, *inputs: ir.Value, **attributes: Any) -> ir.
 def _largest(
     model: ir.Model,
     names: list[str],
-    ends: list[ir.Value],
+    statistics: list[ir.Value],
     points: Iterable[Mapping[str, NDArray[Any]]],
 ) -> dict[str, float]:
+    """The largest number that each statistic reaches over all points, by the name it is of."""
     model.graph.outputs.clear()
-    for i, end in enumerate(ends):
-        end.name, end.type, end.shape = (
-            f"statistic/{i}",
-            ir.TensorType(ir.DataType.FLOAT),
-            ir.Shape([]),
-        )
-        model.graph.outputs.append(end)
+    for i, statistic in enumerate(statistics):
+        statistic.name = f"statistic/{i}"
+        statistic.type, statistic.shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape([])
+        model.graph.outputs.append(statistic)
     found = dict.fromkeys(names, 0.0)
     for inputs in points:
         given = {value.name for value in model.graph.inputs}
-        results = run_once(clone(model), {k: v for k, v in inputs.items() if k in given})
+        results = run_once(model.clone(), {k: v for k, v in inputs.items() if k in given})
         for name, result in zip(names, results, strict=True):
             number = float(result)
             found[name] = float("inf") if np.isnan(number) else max(found[name], number)

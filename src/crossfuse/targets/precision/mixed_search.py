@@ -8,8 +8,10 @@ inside.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx_ir as ir
@@ -18,10 +20,13 @@ from numpy.typing import NDArray
 from crossfuse.errors import Advice, ParityError, Said
 from crossfuse.ops.contract import DOMAIN
 from crossfuse.targets.precision.activation_stats import deviations, peaks
-from crossfuse.targets.precision.cast import cast_graph, node_key
+from crossfuse.targets.precision.cast import cast_graph
+from crossfuse.targets.precision.islands import node_key
 from crossfuse.targets.precision.simulate import half_inputs, simulate
 
 __all__ = ["BASE", "MAX_TRIALS", "overflowing", "search"]
+
+_log = logging.getLogger(__name__)
 
 BASE = "fp16"
 """What ``mixed`` computes in where it does not compute in fp32."""
@@ -40,6 +45,34 @@ _SHARES = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
 _REFINEMENTS = 4
 
 Points = Sequence[Mapping[str, NDArray[Any]]]
+Progress = Callable[[str], None]
+
+
+class _AddedError(NamedTuple):
+    """A node, and how much its results err beyond what it is given, relative to their size."""
+
+    node: str
+    error: float
+
+
+@dataclass
+class _Trials:
+    """Candidates tried, counted and told."""
+
+    passes: Callable[[Mapping[str, str]], bool]
+    progress: Progress
+    count: int = 0
+
+    def holds(self, keep: Mapping[str, str]) -> bool:
+        """Whether parity holds with these nodes kept."""
+        self.count += 1
+        self.progress(
+            f"mixed: trial {self.count} of at most {MAX_TRIALS}: {len(keep)} nodes asked to stay "
+            "in fp32"
+        )
+        held = self.passes(keep)
+        _log.debug("parity %s with %d nodes in fp32", "holds" if held else "fails", len(keep))
+        return held
 
 
 def search(
@@ -47,7 +80,7 @@ def search(
     points: Points,
     passes: Callable[[Mapping[str, str]], bool],
     *,
-    step: Callable[[str], None] = lambda _: None,
+    progress: Progress = lambda _: None,
 ) -> dict[str, str]:
     """Nodes to keep in fp32 → why.
 
@@ -55,42 +88,38 @@ def search(
         model: the fused graph, whole.
         points: calibration inputs.
         passes: whether parity holds with these nodes kept.
-        step: told what is tried.
+        progress: told what is tried.
 
     Raises:
         ParityError: it doesn't hold with every node but the attentions kept.
     """
-    trials = 0
-
-    def holds(keep: Mapping[str, str]) -> bool:
-        nonlocal trials
-        trials += 1
-        step(
-            f"mixed: trial {trials} of at most {MAX_TRIALS}: {len(keep)} nodes asked to stay in "
-            "fp32"
-        )
-        return passes(keep)
-
-    if holds({}):
+    trials = _Trials(passes, progress)
+    if trials.holds({}):
         return {}
-    step("mixed: ranges of activations")
+    progress("mixed: ranges of activations")
     islands = cast_graph(model, BASE).kept
-    keep = {
-        node: why
-        for node, why in overflowing(model, peaks(model, points)).items()
-        if node not in islands
-    }
-    if keep and holds(keep):
+    beyond = overflowing(model, peaks(model, points))
+    keep = {node: why for node, why in beyond.items() if node not in islands}
+    if keep and trials.holds(keep):
         return keep
-    step("mixed: which nodes add the error")
+    progress("mixed: which nodes add the error")
     ranked = _ranked(model, keep, points)
-    lowest, enough = 0, 0
+    return _with(keep, ranked[: _fewest(trials, keep, ranked)])
+
+
+def _fewest(trials: _Trials, keep: Mapping[str, str], ranked: Sequence[_AddedError]) -> int:
+    """How many of the ranked nodes parity needs: a share that passes, then made smaller.
+
+    Raises:
+        ParityError: all of them are not enough.
+    """
+    too_few, enough = 0, 0
     for share in _SHARES:
         count = max(1, round(share * len(ranked)))
-        if holds(_with(keep, ranked[:count])):
+        if trials.holds(_with(keep, ranked[:count])):
             enough = count
             break
-        lowest = count
+        too_few = count
     if not enough:
         raise ParityError(
             "parity doesn't hold in mixed precision, even with all nodes but the attentions in "
@@ -102,14 +131,14 @@ def search(
             ),
         )
     for _ in range(_REFINEMENTS):
-        middle = (lowest + enough) // 2
-        if middle <= lowest:
+        middle = (too_few + enough) // 2
+        if middle <= too_few:
             break
-        if holds(_with(keep, ranked[:middle])):
+        if trials.holds(_with(keep, ranked[:middle])):
             enough = middle
         else:
-            lowest = middle
-    return _with(keep, ranked[:enough])
+            too_few = middle
+    return enough
 
 
 def overflowing(model: ir.Model, largest: Mapping[str, float]) -> dict[str, str]:
@@ -131,7 +160,7 @@ def overflowing(model: ir.Model, largest: Mapping[str, float]) -> dict[str, str]
     return keep
 
 
-def _ranked(model: ir.Model, keep: Mapping[str, str], points: Points) -> list[tuple[str, float]]:
+def _ranked(model: ir.Model, keep: Mapping[str, str], points: Points) -> list[_AddedError]:
     """Nodes by the error that each adds to its inputs', largest first."""
     candidate = cast_graph(model, BASE, keep=keep)
     errors = deviations(model, simulate(candidate.model, boundary=half_inputs(model)), points)
@@ -140,14 +169,15 @@ def _ranked(model: ir.Model, keep: Mapping[str, str], points: Points) -> list[tu
         name = node_key(node)
         if name in candidate.kept or node.domain == DOMAIN or node.op_type == "Constant":
             continue
-        given = max(
-            (errors.get(v.name or "", 0.0) for v in node.inputs if v is not None), default=0.0
-        )
-        added = max((errors.get(v.name or "", 0.0) for v in node.outputs), default=0.0) - given
-        found.append((name, added if np.isfinite(added) else 0.0))
-    found.sort(key=lambda pair: -pair[1])
-    return found
+        added = _largest(errors, node.outputs) - _largest(errors, node.inputs)
+        found.append(_AddedError(name, added if np.isfinite(added) else 0.0))
+    return sorted(found, key=lambda item: -item.error)
 
 
-def _with(keep: Mapping[str, str], more: Sequence[tuple[str, float]]) -> dict[str, str]:
-    return {**keep, **{name: f"it adds a relative error of {added:.2g}" for name, added in more}}
+def _largest(errors: Mapping[str, float], values: Sequence[ir.Value | None]) -> float:
+    return max((errors.get(v.name or "", 0.0) for v in values if v is not None), default=0.0)
+
+
+def _with(keep: Mapping[str, str], more: Sequence[_AddedError]) -> dict[str, str]:
+    reasons = {name: f"it adds a relative error of {error:.2g}" for name, error in more}
+    return {**keep, **reasons}

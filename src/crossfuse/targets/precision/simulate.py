@@ -12,16 +12,18 @@ from collections.abc import Iterable
 
 import onnx_ir as ir
 
-from crossfuse.graph.metadata import clone
-
 __all__ = ["half_inputs", "simulate"]
 
 _HALF = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
-_EXACT = {
-    "Abs", "Concat", "Constant", "DepthToSpace", "Expand", "Flatten", "Gather", "GatherElements", "GatherND", "Identity", "Max",
-    "MaxPool", "Min", "Neg", "Pad", "ReduceMax", "ReduceMin", "Relu", "Reshape", "ScatterElements", "ScatterND", "Slice",
-    "SpaceToDepth", "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze", "Where",
-}  # fmt: skip
+_EXACT = frozenset(
+    {
+        *("Abs", "Concat", "Constant", "DepthToSpace", "Expand", "Flatten", "Gather", "Identity"),
+        *("GatherElements", "GatherND", "Max", "MaxPool", "Min", "Neg", "Pad", "ReduceMax"),
+        *("ReduceMin", "Relu", "Reshape", "ScatterElements", "ScatterND", "Slice", "Squeeze"),
+        *("SpaceToDepth", "Split", "Tile", "Transpose", "Unsqueeze", "Where"),
+    }
+)
+"""Operators that only move or select numbers: their results need no rounding."""
 
 
 def simulate(model: ir.Model, *, boundary: Iterable[str] = ()) -> ir.Model:
@@ -32,7 +34,7 @@ def simulate(model: ir.Model, *, boundary: Iterable[str] = ()) -> ir.Model:
         boundary: half inputs and outputs that stay so; the others become fp32, holding rounded
             numbers.
     """
-    model = clone(model)
+    model = model.clone()
     graph = model.graph
     stay = frozenset(boundary)
     ends = [value.dtype for value in graph.outputs]

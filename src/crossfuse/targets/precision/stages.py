@@ -10,14 +10,16 @@ from typing import Any
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from crossfuse.targets.precision.cast import HALF_TYPES, cast_graph, node_key
+from crossfuse.targets.precision.cast import HALF_TYPES, cast_graph
+from crossfuse.targets.precision.islands import node_key
 from crossfuse.targets.precision.mixed_search import BASE, search
+from crossfuse.targets.precision.wide_biases import bias_inputs, wide_outputs
 
-__all__ = ["Precise", "half_stages", "search_islands"]
+__all__ = ["StageGraphs", "half_stages", "search_islands"]
 
 
 @dataclass(frozen=True)
-class Precise:
+class StageGraphs:
     """Stage graphs in a precision.
 
     Attributes:
@@ -37,42 +39,66 @@ def half_stages(
     precision: str,
     *,
     keep: Mapping[str, str] | None = None,
-    half_frontier: bool = False,
-    half_ends: Sequence[str] = (),
+    half_handover: bool = False,
+    half_io: Sequence[str] = (),
     without_bf16: Collection[str] = (),
-) -> Precise:
+) -> StageGraphs:
     """Cast every stage.
 
     Args:
         graphs: fused, in fp32.
         precision: ``fp16``, ``bf16``, or ``mixed`` with its islands in ``keep``.
         keep: nodes that stay in fp32 → why.
-        half_frontier: what the context stage hands over is kept in half precision where it is
+        half_handover: what the context stage hands over is kept in half precision where it is
             computed so.
-        half_ends: inputs and outputs of the whole that become half floats.
+        half_io: inputs and outputs of the whole that become half floats.
         without_bf16: operators that the target has no bf16 kernel for.
     """
     base = BASE if precision == "mixed" else precision
-    half = set(half_ends)
-    if half_frontier and "context" in graphs:
+    half = set(half_io)
+    handed, bounded = _handed_biases(graphs)
+    if half_handover and "context" in graphs:
         context = graphs["context"]
-        islands = cast_graph(context, base, keep=keep, without_bf16=without_bf16).kept
-        for value in context.graph.outputs:
-            producer = value.producer()
-            if (
-                value.dtype == ir.DataType.FLOAT
-                and producer is not None
-                and node_key(producer) not in islands
-            ):
-                half.add(value.name or "")
+        islands = cast_graph(
+            context, base, keep=keep, without_bf16=without_bf16, handed=handed
+        ).kept
+        half |= _computed_in_half(context.graph, islands)
     found: dict[str, ir.Model] = {}
     kept: dict[str, str] = {}
     for stage, graph in graphs.items():
-        cast = cast_graph(graph, base, keep=keep, boundary=half, without_bf16=without_bf16)
+        cast = cast_graph(
+            graph,
+            base,
+            keep=keep,
+            boundary=half,
+            without_bf16=without_bf16,
+            bounded=bounded,
+            handed=handed,
+        )
         found[stage] = cast.model
         kept |= cast.kept
     dtype = HALF_TYPES[base].numpy().name
-    return Precise(found, kept, dict.fromkeys(sorted(half), dtype))
+    return StageGraphs(found, kept, dict.fromkeys(sorted(half), dtype))
+
+
+def _computed_in_half(graph: ir.Graph, islands: Collection[str]) -> set[str]:
+    """Names of the fp32 outputs whose node is no island."""
+    return {
+        value.name or ""
+        for value in graph.outputs
+        if value.dtype == ir.DataType.FLOAT
+        and (producer := value.producer()) is not None
+        and node_key(producer) not in islands
+    }
+
+
+def _handed_biases(graphs: Mapping[str, ir.Model]) -> tuple[set[str], set[str]]:
+    """Of the tensors that one stage hands to another as biases: those that may be beyond the range,
+    and those that are not."""
+    given = {value.name or "" for graph in graphs.values() for value in graph.graph.outputs}
+    taken = given & {name for graph in graphs.values() for name in bias_inputs(graph.graph)}
+    wide = {name for graph in graphs.values() for name in wide_outputs(graph.graph, taken)}
+    return wide, taken - wide
 
 
 def search_islands(
@@ -81,7 +107,7 @@ def search_islands(
     points: Sequence[Mapping[str, NDArray[Any]]],
     passes: Callable[[Mapping[str, ir.Model]], bool],
     *,
-    step: Callable[[str], None],
+    progress: Callable[[str], None],
 ) -> dict[str, str]:
     """Nodes that mixed precision keeps in fp32 → why; see
     :mod:`crossfuse.targets.precision.mixed_search`.
@@ -91,11 +117,11 @@ def search_islands(
         graphs: its stages.
         points: calibration inputs.
         passes: whether parity holds for stage graphs in half precision.
-        step: told what is tried.
+        progress: told what is tried.
     """
     return search(
         model,
         points,
         lambda keep: passes(half_stages(graphs, "mixed", keep=keep).graphs),
-        step=step,
+        progress=progress,
     )

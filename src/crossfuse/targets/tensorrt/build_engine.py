@@ -13,15 +13,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from crossfuse.core.foreign import brief
+from crossfuse.core.target import Target, require_target
 from crossfuse.core.tensorrt_layers import Layer, attention_kernels
 from crossfuse.errors import EngineError
 from crossfuse.targets.graph_files import save_graph
 from crossfuse.targets.lowering import Lowered
 from crossfuse.targets.tensorrt.engine_cache import engine_key, from_cache
 from crossfuse.targets.tensorrt.libraries import (
-    LIBRARIES,
     LIBRARY_VARIABLE,
     PROGRESS,
+    RTX,
+    library_of,
     library_version,
 )
 from crossfuse.targets.tensorrt.lowering import allow_decomposition
@@ -69,7 +72,7 @@ def build_engine(
     profiles: Sequence[InputShapes],
     options: BuilderOptions,
     *,
-    step: Callable[[str], None] = lambda _: None,
+    progress: Callable[[str], None] = lambda _: None,
 ) -> Engine:
     """Build one stage's engine.
 
@@ -77,21 +80,23 @@ def build_engine(
     be taken apart, finds out for which; that engine is what ``plan`` holds then.
 
     Args:
-        target: ``tensorrt`` or ``tensorrt-rtx``.
+        target: name of one whose artifacts are engines.
         stage: its name, for progress.
         lowered: the graph, by :func:`~crossfuse.targets.tensorrt.lowering.lower_tensorrt`.
         plan: the file to write.
         profiles: the shapes to build for.
         options: of the builder.
-        step: told what the builder does.
+        progress: told what the builder does.
 
     Raises:
+        InputError: the target has no engines.
         EngineError: the parser or the builder refuses the graph, or the builder crashed.
     """
+    known = require_target(target)
     sites = {*lowered.kernels, *lowered.reasons}
     settings = {
-        "library": LIBRARIES[target],
-        "version": library_version(target),
+        "library": library_of(known).module,
+        "version": library_version(known),
         "profiles": [dict(shapes) for shapes in profiles],
         "options": asdict(options),
         "memory": "of the execution context's owner",
@@ -102,11 +107,12 @@ def build_engine(
         weights = {name: graph.parent / name for name in files}
 
         def make(plan: Path) -> dict[str, Any] | None:
-            result = _work(target, stage, graph, plan, profiles, options, step)
+            job = _Job(known, stage, graph, plan, profiles, options)
+            result = _work(job, progress)
             if any(_NOT_FUSED in text for text in result["errors"]) and "layers" not in result:
-                step(f"{target}: {stage}: an attention has no fused kernel; finding out which")
+                progress(f"{target}: {stage}: an attention has no fused kernel; finding out which")
                 save_graph(allow_decomposition(lowered.model), graph, graph.with_suffix(".2.bin"))
-                result = _work(target, stage, graph, plan, profiles, options, step)
+                result = _work(job, progress)
             if "layers" not in result:
                 _refuse(stage, result)
             return {"layers": result["layers"]}
@@ -124,30 +130,41 @@ def build_engine(
     return Engine(kernels, reasons, version, cached)
 
 
-def _work(
-    target: str,
-    stage: str,
-    graph: Path,
-    plan: Path,
-    profiles: Sequence[InputShapes],
-    options: BuilderOptions,
-    step: Callable[[str], None],
-) -> dict[str, Any]:
+@dataclass(frozen=True)
+class _Job:
+    """One engine for a worker."""
+
+    target: Target
+    stage: str
+    graph: Path
+    plan: Path
+    profiles: Sequence[InputShapes]
+    options: BuilderOptions
+
+    def request(self) -> str:
+        """What the worker reads."""
+        engine = {
+            "name": self.stage,
+            "graph": str(self.graph),
+            "plan": str(self.plan),
+            "profiles": [dict(shapes) for shapes in self.profiles],
+        }
+        return json.dumps({"engines": [engine], "options": asdict(self.options)})
+
+    def environment(self) -> dict[str, str]:
+        """What the worker's process finds there."""
+        library = library_of(self.target).module
+        return {
+            **os.environ,
+            LIBRARY_VARIABLE: library,
+            "POLYGRAPHY_USE_TENSORRT_RTX": str(int(library == RTX)),
+        }
+
+
+def _work(job: _Job, progress: Callable[[str], None]) -> dict[str, Any]:
     """Run a worker for one engine."""
-    request, result = graph.with_suffix(".request.json"), graph.with_suffix(".result.json")
-    job = {
-        "name": stage,
-        "graph": str(graph),
-        "plan": str(plan),
-        "profiles": [dict(p) for p in profiles],
-    }
-    request.write_text(json.dumps({"engines": [job], "options": asdict(options)}))
-    library = LIBRARIES[target]
-    environment = {
-        **os.environ,
-        LIBRARY_VARIABLE: library,
-        "POLYGRAPHY_USE_TENSORRT_RTX": str(int(target == "tensorrt-rtx")),
-    }
+    request, result = job.graph.with_suffix(".request.json"), job.graph.with_suffix(".result.json")
+    request.write_text(job.request())
     # -P: the working folder may be a stranger's, and is no place to import from.
     command = [
         sys.executable,
@@ -159,27 +176,28 @@ def _work(
     ]
     process = subprocess.Popen(
         command,
-        env=environment,
+        env=job.environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         errors="replace",
     )
-    said: list[str] = []
+    output: list[str] = []
     with process:
         assert process.stdout is not None
         for line in process.stdout:
             if line.startswith(PROGRESS):
                 at = json.loads(line.removeprefix(PROGRESS))
-                step(f"{target}: {at['engine']}: {at['phase']} {at['step']}/{at['steps']}")
+                phase = f"{at['phase']} {at['step']}/{at['steps']}"
+                progress(f"{job.target.name}: {at['engine']}: {phase}")
             elif line.strip():
-                said.append(line.strip())
+                output.append(line.strip())
     if process.returncode or not result.exists():
         raise EngineError(
             "the engine builder crashed",
-            where=stage,
+            where=job.stage,
             got=f"exit status {process.returncode}; "
-            f"{said[-1][:300] if said else 'it said nothing'}",
+            f"{output[-1][:300] if output else 'it said nothing'}",
             do="A smaller graph may tell what it stumbles over; the other targets don't need the "
             "builder",
         )
@@ -192,12 +210,12 @@ def _refuse(stage: str, result: Mapping[str, Any]) -> None:
     if parse_errors:
         first = parse_errors[0]
         raise EngineError(
-            f"TensorRT can't parse the graph: {_brief(first['text'])}",
+            f"TensorRT can't parse the graph: {brief(first['text'])}",
             where=f"{stage}, node {first['node']}",
         )
     errors = result["errors"]
     raise EngineError(
-        f"TensorRT can't build the engine: {_brief(errors[0]) if errors else 'it gave no reason'}",
+        f"TensorRT can't build the engine: {brief(errors[0]) if errors else 'it gave no reason'}",
         where=stage,
     )
 
@@ -208,8 +226,3 @@ def _apart(site: str, layers: Sequence[Layer]) -> str:
         "TensorRT has no fused kernel for it and took it apart "
         f"({', '.join(found) or 'no layer of its own'})"
     )
-
-
-def _brief(text: str) -> str:
-    flat = " ".join(text.split())
-    return flat if len(flat) <= 400 else flat[:399] + "…"

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from polygraphy.backend.trt import CreateConfig, PostprocessConfig, Profile
 
 from crossfuse.core.tensorrt_layers import LISTING, read_layers
-from crossfuse.targets.tensorrt.libraries import LIBRARY_VARIABLE, PROGRESS
+from crossfuse.targets.tensorrt.libraries import LIBRARY_VARIABLE, PROGRESS, RTX
 
 if TYPE_CHECKING:
     import tensorrt as trt
@@ -92,11 +92,11 @@ def _config(
         common["builder_optimization_level"] = options["optimization_level"]
     if options.get("lean"):
         common |= {"version_compatible": True, "exclude_lean_runtime": True}
-    if os.environ[LIBRARY_VARIABLE] == "tensorrt_rtx":
+    if os.environ[LIBRARY_VARIABLE] == RTX:
         from polygraphy.backend.tensorrt_rtx import CreateConfigRTX
 
-        wanted = [tuple(map(int, c.split("."))) for c in options["compute_capabilities"]]
-        create = CreateConfigRTX(compute_capabilities=wanted, **common)
+        capabilities = [tuple(map(int, c.split("."))) for c in options["compute_capabilities"]]
+        create = CreateConfigRTX(compute_capabilities=capabilities, **common)
     else:
         create = CreateConfig(**common)
 

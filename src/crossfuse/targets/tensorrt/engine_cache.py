@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
@@ -21,6 +22,7 @@ from crossfuse.core.folders import user_cache
 
 __all__ = ["engine_key", "from_cache"]
 
+_LOG = logging.getLogger(__name__)
 _BLOCK = 1 << 20
 
 
@@ -53,6 +55,7 @@ def from_cache(
     with FileLock(folder / f"{key}.lock"):
         known = _read(entry)
         if known is not None:
+            _LOG.debug("engine %s comes from %s", key, folder)
             shutil.copyfile(entry / "plan", plan)
             return known, True
         about = make(plan)

@@ -1,28 +1,26 @@
-"""The two libraries with TensorRT's API: which target uses which, what it can build for, and how to
-get it."""
+"""The libraries with TensorRT's API: whether a target's is here, which version, and what it can
+build for."""
 
 from __future__ import annotations
 
 import importlib
-import importlib.util
 from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from crossfuse.core.plugins import is_installed
+from crossfuse.core.target import EngineLibrary, Target
 from crossfuse.errors import Advice, InputError, Said
 
 __all__ = [
-    "LIBRARIES",
     "LIBRARY_VARIABLE",
     "PROGRESS",
+    "RTX",
     "check_capabilities",
-    "is_installed",
+    "library_of",
     "library_version",
     "require_library",
 ]
-
-LIBRARIES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
-"""Target → Python module."""
 
 LIBRARY_VARIABLE = "CROSSFUSE_TENSORRT_LIBRARY"
 """Environment variable that tells a worker which module it builds with."""
@@ -30,77 +28,79 @@ LIBRARY_VARIABLE = "CROSSFUSE_TENSORRT_LIBRARY"
 PROGRESS = "@progress "
 """How a line of a worker's standard output begins that reports progress."""
 
-_DISTRIBUTIONS = {
-    "tensorrt": ("tensorrt", "tensorrt-cu13", "tensorrt-cu12"),
-    "tensorrt_rtx": ("tensorrt-rtx-cu13", "tensorrt-rtx-cu12", "tensorrt-rtx"),
-}
-_EXTRAS = {"tensorrt": "gpu", "tensorrt-rtx": "rtx"}
-_CAPABILITIES = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
-"""Compute capabilities that TensorRT-RTX 1.7 builds for; the builder itself is asked again."""
+RTX = "tensorrt_rtx"
+"""The module for which Polygraphy makes other configurations than for TensorRT."""
 
 
-def require_library(target: str) -> None:
+def library_of(target: Target) -> EngineLibrary:
+    """The library that builds the target's engines.
+
+    Raises:
+        InputError: the target's artifacts are no engines.
+    """
+    if target.engine is None:
+        raise InputError("the target has no engines", got=repr(target.name))
+    return target.engine
+
+
+def require_library(target: Target) -> None:
     """Raise :class:`InputError` if the target's library, or Polygraphy, is not installed."""
-    for module in (LIBRARIES[target], "polygraphy"):
+    for module in (library_of(target).module, "polygraphy"):
         if not is_installed(module):
             raise InputError(
-                f"building for target {target!r} needs {module}, which is not installed",
-                do=f"pip install 'crossfuse[{_EXTRAS[target]}]'",
+                f"building for target {target.name!r} needs {module}, which is not installed",
+                do=target.install,
             )
 
 
-def is_installed(module: str) -> bool:
-    """There is code behind the name; type stubs alone leave a folder without any."""
-    spec = importlib.util.find_spec(module)
-    return spec is not None and spec.origin is not None
-
-
-def library_version(target: str) -> str:
+def library_version(target: Target) -> str:
     """Version of the target's library, without importing it where its distribution is known."""
-    for name in _DISTRIBUTIONS[LIBRARIES[target]]:
+    library = library_of(target)
+    for name in library.distributions:
         try:
             return version(name)
         except PackageNotFoundError:
             continue
-    module: Any = importlib.import_module(LIBRARIES[target])
+    module: Any = importlib.import_module(library.module)
     return str(module.__version__)
 
 
-def check_capabilities(target: str, wanted: Iterable[str]) -> tuple[str, ...]:
+def check_capabilities(target: Target, requested: Iterable[str]) -> tuple[str, ...]:
     """The compute capabilities to build for, sorted.
 
     Raises:
-        InputError: none for TensorRT-RTX, or one that it can't build for; any for TensorRT, which
-            builds for the GPU at hand.
+        InputError: none for a library that builds without a GPU, or one that it can't build for;
+            any for a library that builds for the GPU at hand.
     """
-    asked = tuple(sorted(dict.fromkeys(wanted), key=_order))
-    if target == "tensorrt":
-        if asked:
+    capabilities = tuple(sorted(dict.fromkeys(requested), key=_order))
+    possible = library_of(target).capabilities
+    if target.builds_for_this_gpu:
+        if capabilities:
             raise InputError(
-                "TensorRT builds for the GPU at hand",
-                got=", ".join(asked),
+                f"{target.provider} builds for the GPU at hand",
+                got=", ".join(capabilities),
                 do=Advice(
                     "Leave {} out, or use tensorrt-rtx", Said("--sm", "compute_capabilities")
                 ),
             )
         return ()
-    if not asked:
+    if not capabilities:
         raise InputError(
             "which GPUs to build for is not given",
-            expected=f"one or more of {', '.join(_CAPABILITIES)}",
+            expected=f"one or more of {', '.join(possible)}",
             do=Advice(
                 "For example {}", Said("--sm 8.0 --sm 8.9", "compute_capabilities=['8.0', '8.9']")
             ),
         )
-    unknown = [c for c in asked if c not in _CAPABILITIES]
-    if unknown:
+    impossible = [c for c in capabilities if c not in possible]
+    if impossible:
         raise InputError(
-            "TensorRT-RTX can't build for these compute capabilities",
-            got=", ".join(unknown),
-            expected=", ".join(_CAPABILITIES),
+            f"{target.provider} can't build for these compute capabilities",
+            got=", ".join(impossible),
+            expected=", ".join(possible),
             do="Use target 'tensorrt' or 'ort-cuda' on other GPUs",
         )
-    return asked
+    return capabilities
 
 
 def _order(capability: str) -> tuple[int, ...]:

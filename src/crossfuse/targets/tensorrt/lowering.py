@@ -23,8 +23,8 @@ import numpy as np
 import onnx_ir as ir
 
 from crossfuse.errors import FusionError
-from crossfuse.graph.metadata import clone, dim_of, site_of
-from crossfuse.targets.fan_out import Emitter, Site
+from crossfuse.graph.shapes import dim_of
+from crossfuse.targets.fan_out import LoweringBuilder, Site
 from crossfuse.targets.lowering import (
     ATTENTION_OPSET,
     Lowered,
@@ -45,6 +45,10 @@ _LOWEST = -65504.0
 """Added to the scores of keys that are not attended: the lowest fp16 number; in bf16 too, so that
 no multiple overflows."""
 
+_LOWEST_BIAS, _REMOVED = -1e30, -1e36
+"""In fp32: the least that a bias adds, which absorbs scores, and what is added for keys that are
+not attended, even less."""
+
 
 def lower_tensorrt(model: ir.Model, *, executable: bool = False) -> Lowered:
     """``Attention`` nodes named by their sites.
@@ -57,8 +61,8 @@ def lower_tensorrt(model: ir.Model, *, executable: bool = False) -> Lowered:
     Raises:
         FusionError: an attention whose head size is not static.
     """
-    form = _Form(executable)
-    lowered = lower_sites(at_opset(clone(model), ATTENTION_OPSET, "tensorrt"), form)
+    form = _TensorRTForm(executable)
+    lowered = lower_sites(at_opset(model.clone(), ATTENTION_OPSET, "tensorrt"), form)
     return Lowered(
         lowered.model,
         {s: k for s, k in lowered.kernels.items() if s not in form.reasons},
@@ -68,84 +72,103 @@ def lower_tensorrt(model: ir.Model, *, executable: bool = False) -> Lowered:
 
 def allow_decomposition(model: ir.Model) -> ir.Model:
     """A copy whose attentions TensorRT may take apart."""
-    model = clone(model)
+    model = model.clone()
     for node in model.graph:
         if node.op_type == "Attention":
-            node.attributes[DECOMPOSABLE] = ir.AttrInt64(DECOMPOSABLE, 1)
+            _make_decomposable(node)
     return model
 
 
-class _Form:
+def _make_decomposable(node: ir.Node) -> None:
+    node.attributes[DECOMPOSABLE] = ir.AttrInt64(DECOMPOSABLE, 1)
+
+
+class _TensorRTForm:
+    """Emits attentions as TensorRT fuses them; notes why where it can't."""
+
     def __init__(self, executable: bool) -> None:
         self.executable = executable
         self.reasons: dict[str, str] = {}
         self.taken: set[ir.Value] = set()
 
-    def __call__(self, emit: Emitter, site: Site) -> ir.Value:
-        name = site_of(site.node) or site.node.name or ""
-        head, value_head = (
-            _head_size(name, site.query, site.num_heads),
-            _head_size(name, site.value, site.kv_num_heads),
-        )
+    def __call__(self, build: LoweringBuilder, site: Site) -> ir.Value:
+        head = _head_size(site.name, site.query, site.num_heads)
+        value_head = _head_size(site.name, site.value, site.kv_num_heads)
         size = max(_SMALLEST, -(-max(head, value_head) // _MULTIPLE) * _MULTIPLE)
+        self._note(site, size, max(head, value_head))
+        key = _padded(build, site.key, site.kv_num_heads, head, size)
+        value = _padded(build, site.value, site.kv_num_heads, value_head, size)
+        query = _padded(build, build.fold_query(site), site.num_heads, head, size)
+        same = key is value
+        query, key = self._own(build, query), self._own(build, key)
+        inputs = [query, key, key if same else self._own(build, value)]
+        removed = self._removed(build, site)
+        if removed is not None:
+            inputs.append(self._mask(build, site, removed))
+        output = build.own(
+            "Attention",
+            *inputs,
+            q_num_heads=site.num_heads,
+            kv_num_heads=site.kv_num_heads,
+            scale=site.scale,
+            is_causal=int(site.causal_alone),
+        )
+        kernel = output.producer()
+        if kernel is not None and site.name in self.reasons and not self.executable:
+            _make_decomposable(kernel)
+        if size != value_head:
+            split = build.op("Reshape", output, build.ints(0, 0, site.num_heads, size))
+            cut = build.op("Slice", split, build.ints(0), build.ints(value_head), build.ints(3))
+            output = build.op("Reshape", cut, build.ints(0, 0, site.num_heads * value_head))
+        if removed is not None and not site.never_empty:
+            additive = site.bias is not None
+            output = zero_empty_rows(build, site, removed, output, additive=additive)
+        return build.unfold_output(site, output)
+
+    def _note(self, site: Site, size: int, head: int) -> None:
         if size > _LARGEST:
-            self.reasons[name] = (
-                f"TensorRT has no fused kernel for head size {max(head, value_head)} (at most "
-                f"{_LARGEST})"
+            self.reasons[site.name] = (
+                f"TensorRT has no fused kernel for head size {head} (at most {_LARGEST})"
             )
         elif site.query.dtype not in _HALF:
-            self.reasons[name] = (
+            self.reasons[site.name] = (
                 "TensorRT has no fused kernel for fp32 attention; build in fp16, bf16 or mixed"
             )
-        query, key, value = (
-            _padded(emit, emit.fold_query(site), site.num_heads, head, size),
-            _padded(emit, site.key, site.kv_num_heads, head, size),
-            _padded(emit, site.value, site.kv_num_heads, value_head, size),
-        )
-        same = key is value
-        query, key = self._own(emit, query), self._own(emit, key)
-        value = key if same else self._own(emit, value)
 
-        native_causal = site.causal != "none" and not site.folded and site.never_empty
-        attend = emit.attended(site, skip_causal=native_causal)
-        bias = None if site.bias is None else emit.fold_mask(site, site.bias)
-        inputs = [query, key, value]
-        # −inf says which rows have keys; what the kernel adds is finite.
-        removed = attend if bias is None else emit.additive(site, attend, bias)
-        if removed is not None:
-            lowest = emit.constant(_LOWEST, emit.dtype)
-            zero = emit.constant(0, emit.dtype)
-            mask = (
-                emit.op("Where", removed, zero, lowest)
-                if bias is None
-                else emit.op("Max", removed, lowest)
-            )
-            inputs.append(emit.with_full_rows(site, mask) if self.executable else mask)
-        attributes: dict[str, int | float] = {
-            "q_num_heads": site.num_heads,
-            "kv_num_heads": site.kv_num_heads,
-            "scale": site.scale,
-            "is_causal": int(native_causal),
-        }
-        if name in self.reasons and not self.executable:
-            attributes[DECOMPOSABLE] = 1
-        output = emit.tape.op("Attention", inputs, attributes=attributes)
-        if size != value_head:
-            split = emit.op("Reshape", output, emit.ints(0, 0, site.num_heads, size))
-            cut = emit.op("Slice", split, emit.ints(0), emit.ints(value_head), emit.ints(3))
-            output = emit.op("Reshape", cut, emit.ints(0, 0, site.num_heads * value_head))
-        if removed is not None and not site.never_empty:
-            output = zero_empty_rows(emit, site, removed, output, additive=bias is not None)
-        return emit.unfold_output(site, output)
+    def _removed(self, build: LoweringBuilder, site: Site) -> ir.Value | None:
+        """Which keys are removed: a bool mask, or, where there is a bias, an additive one with −inf
+        for them; None where none is."""
+        attend = build.attended(site, skip_causal=site.causal_alone)
+        if site.bias is None:
+            return attend
+        return build.additive(site, attend, build.fold_mask(site, site.bias))
 
-    def _own(self, emit: Emitter, value: ir.Value) -> ir.Value:
+    def _mask(self, build: LoweringBuilder, site: Site, removed: ir.Value) -> ir.Value:
+        """What the kernel adds: finite numbers."""
+        mask = _finite(build, removed, additive=site.bias is not None)
+        return build.with_full_rows(site, mask) if self.executable else mask
+
+    def _own(self, build: LoweringBuilder, value: ir.Value) -> ir.Value:
         """The value, or a copy of it where an attention takes it already."""
         if value not in self.taken:
             self.taken.add(value)
             return value
-        copy = emit.tape.op("Max", [value, emit.constant(-np.inf, emit.dtype)])
+        copy = build.own("Max", value, build.constant(-np.inf, build.dtype))
         copy.shape, copy.type = value.shape, value.type
         return copy
+
+
+def _finite(build: LoweringBuilder, removed: ir.Value, *, additive: bool) -> ir.Value:
+    """What is added to the scores; ``removed`` holds −inf, or where it is no bias False, for keys
+    that are not attended."""
+    lowest = build.constant(_LOWEST, build.dtype)
+    if not additive:
+        return build.op("Where", removed, build.constant(0, build.dtype), lowest)
+    if build.dtype != np.float32:
+        return build.op("Max", removed, lowest)
+    attended = build.op("Greater", removed, build.constant(-np.inf, build.dtype))
+    bounded = build.op("Max", removed, build.constant(_LOWEST_BIAS, build.dtype))
+    return build.op("Where", attended, bounded, build.constant(_REMOVED, build.dtype))
 
 
 def _head_size(site: str, value: ir.Value, heads: int) -> int:
@@ -160,10 +183,10 @@ def _head_size(site: str, value: ir.Value, heads: int) -> int:
     return width // heads
 
 
-def _padded(emit: Emitter, value: ir.Value, heads: int, size: int, wanted: int) -> ir.Value:
-    """``[B, S, heads·size]`` → ``[B, S, heads·wanted]``, zeros behind each head."""
-    if size == wanted:
+def _padded(build: LoweringBuilder, value: ir.Value, heads: int, size: int, wider: int) -> ir.Value:
+    """``[B, S, heads·size]`` → ``[B, S, heads·wider]``, zeros behind each head."""
+    if size == wider:
         return value
-    split = emit.op("Reshape", value, emit.ints(0, 0, heads, size))
-    wide = emit.op("Pad", split, emit.ints(0, 0, 0, 0, 0, 0, 0, wanted - size))
-    return emit.op("Reshape", wide, emit.ints(0, 0, heads * wanted))
+    split = build.op("Reshape", value, build.ints(0, 0, heads, size))
+    wide = build.op("Pad", split, build.ints(0, 0, 0, 0, 0, 0, 0, wider - size))
+    return build.op("Reshape", wide, build.ints(0, 0, heads * wider))

@@ -45,10 +45,10 @@ def parse_profile(text: str) -> dict[str, tuple[int, ...]]:
 def profile_sizes(
     dims: Mapping[str, Dim],
     example: Mapping[str, int],
-    wanted: Sequence[Mapping[str, Sequence[int]]] = (),
+    requested: Sequence[Mapping[str, Sequence[int]]] = (),
     shared_batch: str | None = None,
 ) -> list[dict[str, tuple[int, int, int]]]:
-    """One profile per wanted one, or a single one over the whole ranges.
+    """One profile per requested one, or a single one over the whole ranges.
 
     A dimension that a profile leaves out takes its range, with the example's size as the typical
     one; without a maximum, it goes up to four times the example's size, 8 at least. One size given
@@ -59,7 +59,7 @@ def profile_sizes(
         InputError: an unknown dimension, or sizes outside its range or out of order.
     """
     profiles = []
-    for given in wanted or [{}]:
+    for given in requested or [{}]:
         unknown = sorted(set(given) - set(dims))
         if unknown:
             known = ", ".join(dims) or "none"

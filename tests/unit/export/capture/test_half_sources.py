@@ -339,8 +339,11 @@ class Encoder(nn.Module):
 def test_fast_paths_are_off_in_the_reference(tmp_path: Path) -> None:
     """On them, padded positions come out as zeros, and rows beyond the longest text are cut off."""
     given = inputs(2, 1, 5, 0, torch.float32)
-    spec = ModelSpec(Encoder().eval(), {"y": given["y"], "mask": torch.tensor([[1, 1, 1, 0, 0], [1, 1, 0, 0, 0]])}, {
-        "y": DYNAMIC["y"], "mask": DYNAMIC["mask"]})  # fmt: skip
+    spec = ModelSpec(
+        Encoder().eval(),
+        {"y": given["y"], "mask": torch.tensor([[1, 1, 1, 0, 0], [1, 1, 0, 0, 0]])},
+        {"y": DYNAMIC["y"], "mask": DYNAMIC["mask"]},
+    )
     truth = Encoder().double().train()  # dropout apart, training mode is the layers' own formula
     for part in truth.modules():
         if isinstance(part, nn.Dropout | nn.MultiheadAttention):

@@ -22,7 +22,7 @@ from crossfuse.core.tensors import Dim, TensorSpec
 from crossfuse.export.capture.indices import index_ranges
 from crossfuse.export.capture.trace import capture
 from crossfuse.runtime.input_checks import InputChecker
-from crossfuse.serve.request_engine import Engine, Request
+from crossfuse.serve.request_engine import Request, RequestEngine
 
 ROWS = 7
 
@@ -37,9 +37,19 @@ class Tables(nn.Module):
         self.weight = nn.Parameter(torch.randn(ROWS, 4))
 
     def forward(
-        self, plain: Tensor, shifted: Tensor, narrow: Tensor, twice: Tensor, counted: Tensor, padded: Tensor, part: Tensor,
-        selected: Tensor, gathered: Tensor, classes: Tensor, limited: Tensor,
-    ) -> dict[str, Tensor]:  # fmt: skip
+        self,
+        plain: Tensor,
+        shifted: Tensor,
+        narrow: Tensor,
+        twice: Tensor,
+        counted: Tensor,
+        padded: Tensor,
+        part: Tensor,
+        selected: Tensor,
+        gathered: Tensor,
+        classes: Tensor,
+        limited: Tensor,
+    ) -> dict[str, Tensor]:
         found = {
             "plain": self.table(plain),
             "shifted": self.table((shifted + 2).flatten()),
@@ -62,10 +72,18 @@ def ids(*shape: int, high: int = 4) -> Tensor:
 
 
 INPUTS = {
-    "plain": ids(2, 3), "shifted": ids(2, 3), "narrow": ids(2, 3).int(), "twice": ids(2, 3), "counted": ids(4),
-    "padded": ids(2, 3), "part": ids(2, 3), "selected": ids(4), "gathered": ids(ROWS, 2), "classes": ids(2, 3),
+    "plain": ids(2, 3),
+    "shifted": ids(2, 3),
+    "narrow": ids(2, 3).int(),
+    "twice": ids(2, 3),
+    "counted": ids(4),
+    "padded": ids(2, 3),
+    "part": ids(2, 3),
+    "selected": ids(4),
+    "gathered": ids(ROWS, 2),
+    "classes": ids(2, 3),
     "limited": ids(2, 3),
-}  # fmt: skip
+}
 RANGES = {
     "plain": (0, 6),
     "shifted": (-2, 4),
@@ -121,11 +139,9 @@ def test_an_index_is_refused_where_pytorch_refuses_it(
                 session.run(**feeds)
             with pytest.raises(InputError, match=name):
                 session.bind(**feeds)
-        elif (
-            index >= 0
-            # negative ones that the model makes itself, or takes from a part of an input, are not told
-            # apart
-        ):
+        # Negative ones that the model makes itself, or takes from a part of an input, are not told
+        # apart.
+        elif index >= 0:
             with pytest.raises(InputError):
                 session.run(**feeds)
 
@@ -136,7 +152,7 @@ def test_a_request_to_a_server_is_refused_and_others_are_answered(
     feeds = {key: value.numpy() for key, value in INPUTS.items()}
     with runtime.load(tables[0].path) as session:
         bad = {**feeds, "plain": np.full((2, 3), -1)}
-        answers = Engine(session).answer([Request(feeds), Request(bad), Request(feeds)])
+        answers = RequestEngine(session).answer([Request(feeds), Request(bad), Request(feeds)])
         truth = session.run(**feeds)
     assert isinstance(answers[1], InputError)
     assert "plain" in str(answers[1])
@@ -195,9 +211,12 @@ class Decoder(nn.Module):
 def test_every_stage_refuses(tmp_path: Path) -> None:
     torch.manual_seed(0)
     spec = ModelSpec(
-        Decoder().eval(), {"source": ids(2, 4), "tokens": ids(2, 3)},
-        {"source": {0: "batch:1:4", 1: "keys:1:9"}, "tokens": {0: "batch", 1: "length:1:6"}}, ("source",), decode="tokens",
-    )  # fmt: skip
+        Decoder().eval(),
+        {"source": ids(2, 4), "tokens": ids(2, 3)},
+        {"source": {0: "batch:1:4", 1: "keys:1:9"}, "tokens": {0: "batch", 1: "length:1:6"}},
+        ("source",),
+        decode="tokens",
+    )
     with runtime.load(crossfuse.export(spec, tmp_path / "b").path) as session:
         source, tokens = ids(2, 4).numpy(), ids(2, 3).numpy()
         with pytest.raises(InputError, match=r"source\[0, 0\].*got -1"):

@@ -148,5 +148,9 @@ def test_what_counts() -> None:
         return len(graph_census(model))
 
     assert {b: count(b) for b in ("learned", "mixer", "linear", "gated", "weights")} == {
-        "learned": 1, "mixer": 0, "linear": 0, "gated": 1, "weights": 0,
-    }  # fmt: skip
+        "learned": 1,
+        "mixer": 0,
+        "linear": 0,
+        "gated": 1,
+        "weights": 0,
+    }

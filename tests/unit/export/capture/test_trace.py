@@ -59,10 +59,18 @@ class Block(nn.Module):
 
 
 WAYS = [
-    "plain", "bool mask", "float mask", "2-D mask", "causal", "scaled", "grouped "
-        "heads", "headless", "one query batch",
-    "wider values", "multi-query",
-]  # fmt: skip
+    "plain",
+    "bool mask",
+    "float mask",
+    "2-D mask",
+    "causal",
+    "scaled",
+    "grouped heads",
+    "headless",
+    "one query batch",
+    "wider values",
+    "multi-query",
+]
 
 
 class Net(nn.Module):
@@ -344,8 +352,12 @@ def test_kinds_with_one_input_and_learned_queries() -> None:
     ledger = fuse(spec_of(Detector())).ledger
     kinds = {row.site.removeprefix("attention."): row.kind for row in ledger}
     assert kinds == {
-        "encoder": "self", "selfs.0": "self", "crosses.0": "cross", "selfs.1": "self", "crosses.1": "cross",
-    }  # fmt: skip
+        "encoder": "self",
+        "selfs.0": "self",
+        "crosses.0": "cross",
+        "selfs.1": "self",
+        "crosses.1": "cross",
+    }
 
 
 def test_layout_changes_cancel() -> None:

@@ -20,6 +20,10 @@ from torch import Tensor, nn
 import crossfuse
 from crossfuse import FusionError, ModelSpec
 from crossfuse.export.fuse import fuse
+from crossfuse.export.passes.fuse_unfused_attention import FuseUnfusedAttentionPass
+from crossfuse.graph.attention_node import attentions
+from onnx_building import Graph, normal
+from small_graphs import applied, counts, fused, model_of, untouched
 
 WIDTH, HEADS = 16, 4
 SIZE = WIDTH // HEADS
@@ -355,7 +359,7 @@ def test_scales_join() -> None:
 
 
 # ── Look-alikes
-# ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ────────────────────────────────────────────────────────────────────────────
 
 LOOKALIKES: dict[str, tuple[Callable[..., Tensor], str | None]] = {}
 
@@ -511,3 +515,75 @@ def test_biases_of_keys_go(keys: Callable[..., Tensor], left: int, tmp_path: Pat
     assert sum(node.op_type == "Add" for node in graph) == left
     assert all(value.uses() for value in graph.initializers.values()), "an unused bias isn't kept"
     assert all(row.fused["ort-cpu"] for row in crossfuse.export(spec, tmp_path / "bundle").ledger)
+
+
+# The pass alone, on small graphs
+
+
+def written(g: Graph, q: str, k: str, v: str, axis: int = -1) -> str:
+    """``softmax(q kᵀ / 2) v`` over four axes."""
+    scores = g.op("MatMul", q, g.op("Transpose", k, perm=[0, 1, 3, 2]))
+    weights = g.op("Softmax", g.op("Mul", scores, g.weight(0.5, "float32")), axis=axis)
+    return g.op("MatMul", weights, v)
+
+
+def operands(g: Graph) -> tuple[str, str, str]:
+    shapes = (("q", "L"), ("k", "S"), ("v", "S"))
+    q, k, v = (g.input(name, ["B", 2, length, 4]) for name, length in shapes)
+    return q, k, v
+
+
+def test_two_attentions_in_a_row() -> None:
+    """The second one's queries are the first one's result."""
+    g = Graph()
+    q, k, v = operands(g)
+    g.op("Identity", written(g, written(g, q, k, v), k, v), outputs=["y"])
+    g.output("y", ["B", 2, "L", 4])
+    model = model_of(g)
+    result = applied(FuseUnfusedAttentionPass(), model)
+    assert result.modified
+    assert not result.missed
+    found = counts(model)
+    assert found["FusedAttention"] == 2
+    assert not {"Softmax", "MatMul"} & set(found)
+    assert [(a.num_heads, a.scale, a.captured) for a in attentions(model.graph)] == [
+        (2, 0.5, "pattern")
+    ] * 2
+
+
+def test_scores_that_are_an_output_stay() -> None:
+    g = Graph()
+    q, k, v = operands(g)
+    g.op("Identity", written(g, q, k, v), outputs=["y"])
+    (softmax,) = [node for node in g.nodes if node.op_type == "Softmax"]
+    g.output("y", ["B", 2, "L", 4])
+    g.output(softmax.output[0], ["B", 2, "L", "S"])
+    (missed,) = untouched(FuseUnfusedAttentionPass(), model_of(g)).missed
+    assert missed.reason == "its attention probabilities are an output of the model"
+
+
+def test_a_softmax_over_the_queries_stays() -> None:
+    g = Graph()
+    q, k, v = operands(g)
+    g.op("Identity", written(g, q, k, v, axis=2), outputs=["y"])
+    g.output("y", ["B", 2, "L", 4])
+    (missed,) = untouched(FuseUnfusedAttentionPass(), model_of(g)).missed
+    assert "softmax is over another axis" in missed.reason
+
+
+def test_a_softmax_over_weights_is_none_of_its_business() -> None:
+    g = Graph()
+    x = g.input("x", ["B", "L", 4])
+    mixed = g.op("MatMul", x, g.op("Softmax", g.weight(normal(4, 4)), axis=-1))
+    g.op("Identity", mixed, outputs=["y"])
+    g.output("y", ["B", "L", 4])
+    assert untouched(FuseUnfusedAttentionPass(), model_of(g)).missed == ()
+
+
+def test_attentions_that_are_nodes_stay() -> None:
+    g = Graph()
+    x = g.input("x", ["B", "L", 8])
+    out = fused(g, x, x, x)
+    g.op("Identity", out, outputs=["y"])
+    g.output("y", ["B", "L", 8])
+    untouched(FuseUnfusedAttentionPass(), model_of(g, shapes={out: ["B", "L", 8]}))

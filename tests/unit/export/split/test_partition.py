@@ -168,8 +168,7 @@ def test_kernels_keep_one_context_for_many_queries(split_bundle: Any) -> None:
     assert all(set(node.input[1:3]) <= frontier for node in cross)
 
 
-# ── Contexts
-# ────────────────────────────────────────────────────────────────────────────────────────────────────────────────
+# Contexts
 
 
 def qformer(split_bundle: Any, contexts: int, fan_out: int) -> tuple[Any, dict, dict]:
@@ -364,8 +363,7 @@ def exits(code: int, arguments: list[str]) -> None:
     assert stop.value.code == code
 
 
-# ── What can't be split
-# ─────────────────────────────────────────────────────────────────────────────────────────────────────
+# What can't be split
 
 
 class Statistics(nn.Module):

@@ -20,8 +20,8 @@ from crossfuse import runtime
 from crossfuse.bundle.store import Bundle
 from crossfuse.errors import InputError, ParityError
 from crossfuse.parity.eager import eager_reference
+from crossfuse.parity.policy import EAGER_MULTIPLE
 from crossfuse.parity.reference import load_reference
-from crossfuse.parity.report import EAGER_MULTIPLE
 from crossfuse.targets.cpu_run import run_once
 from crossfuse.targets.precision.activation_stats import deviations, peaks
 from crossfuse.targets.precision.cast import HALF_TYPES, cast_graph, to_half
@@ -103,6 +103,29 @@ def test_norms_stay_in_fp32_and_epsilon_survives() -> None:
     np.testing.assert_allclose(
         got, 3 * x / np.sqrt((x.astype(np.float64) ** 2).mean(-1, keepdims=True)), rtol=4e-3
     )
+
+
+@pytest.mark.parametrize("operator", ["ArgMin", "ArgMax"])
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_close_distances_choose_the_code_that_fp32_chooses(operator: str, precision: str) -> None:
+    """Codes 0.06 apart at 175: half floats there are 0.125 apart, or 1. Also where the distances
+    are an input."""
+    x = np.tile(np.array([[3.0, 0.06, 0.0, 0.12]], np.float32), (4, 1)) * np.array(
+        [[1], [-1], [0.5], [2]], np.float32
+    )
+    for offset in (0.0, 175.0):
+
+        def choice(t: Tape, v: ir.Value, offset: float = offset) -> ir.Value:
+            distances = t.op("Add", [v, constant(t, offset)]) if offset else v
+            codes = t.op(operator, [distances], attributes={"axis": 1, "keepdims": 0})
+            codes.type = ir.TensorType(ir.DataType.INT64)
+            return codes
+
+        given = x if offset else x + np.float32(175)
+        model = graph_of(choice, (4, 4))
+        model.graph.outputs[0].shape = ir.Shape((4,))
+        (got,) = run_once(simulate(cast_graph(model, precision).model), {"x": given})
+        np.testing.assert_array_equal(got, (x.argmin(1) if operator == "ArgMin" else x.argmax(1)))
 
 
 def test_constants_beyond_the_range_are_clamped_and_infinities_stay() -> None:

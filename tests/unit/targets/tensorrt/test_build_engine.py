@@ -20,6 +20,7 @@ import crossfuse
 from coverage.cases import CASES
 from crossfuse.bundle.store import Bundle, open_bundle
 from crossfuse.core.folders import user_cache
+from crossfuse.core.target import EngineLibrary, Target
 from crossfuse.core.tensorrt_layers import attention_kernels, read_layers
 from crossfuse.core.tensors import Dim, TensorSpec
 from crossfuse.errors import EngineError, FusionError, InputError
@@ -150,7 +151,7 @@ def test_a_refusal_of_the_builder_is_attributed_to_the_site(tmp_path: Path) -> N
         tmp_path / "model.plan",
         [dict.fromkeys("qkv", ((1, 1, 32), (2, 4, 32), (4, 16, 32)))],
         BuilderOptions(("8.9",)),
-        step=said.append,
+        progress=said.append,
     )
     assert set(engine.kernels) == {"good"}
     assert "took it apart" in engine.reasons["bad"]
@@ -470,7 +471,8 @@ def test_a_crash_of_the_builder_is_an_error(
 ) -> None:
     (tmp_path / "crashes.py").write_text("import os\nos.abort()\n")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    monkeypatch.setitem(engines.LIBRARIES, "tensorrt-rtx", "crashes")
+    crashing = Target("crashing", "", engine=EngineLibrary("crashes", ()))
+    monkeypatch.setattr(engines, "require_target", lambda name: crashing)
     monkeypatch.setattr(engines, "library_version", lambda target: "0")
     lowered = lower_tensorrt(cast_graph(Case(size=16, value_size=16).model(), "fp16").model)
     with pytest.raises(EngineError, match="the engine builder crashed"):

@@ -54,21 +54,23 @@ def test_names_exist_in_tensorrt_rtx() -> None:
     runtime += [
         f"ICudaEngine.{n}"
         for n in (
-            "get_tensor_name", "get_tensor_mode", "get_tensor_dtype", "get_tensor_profile_shape", "num_io_tensors",
-            "num_optimization_profiles", "create_execution_context", "create_runtime_config",
+            "get_tensor_name", "get_tensor_mode", "get_tensor_dtype",
+            "get_tensor_profile_shape", "num_io_tensors", "num_optimization_profiles",
+            "create_execution_context", "create_runtime_config",
         )
     ]  # fmt: skip
     runtime += [
         f"IExecutionContext.{n}"
         for n in (
-            "set_input_shape", "set_tensor_address", "execute_async_v3", "infer_shapes", "get_tensor_shape",
-            "set_optimization_profile_async",
+            "set_input_shape", "set_tensor_address", "execute_async_v3", "infer_shapes",
+            "get_tensor_shape", "set_optimization_profile_async",
         )
     ]  # fmt: skip
     runtime += [
         f"IRuntimeConfig.{n}"
         for n in (
-            "create_runtime_cache", "set_runtime_cache", "set_execution_context_allocation_strategy", "cuda_graph_strategy",
+            "create_runtime_cache", "set_runtime_cache",
+            "set_execution_context_allocation_strategy", "cuda_graph_strategy",
         )
     ]  # fmt: skip
     runtime += ["CudaGraphStrategy.WHOLE_GRAPH_CAPTURE", "CudaGraphStrategy.DISABLED"]
@@ -162,7 +164,7 @@ follow_imports = skip
 
 
 def test_stubs_alone_are_not_the_library() -> None:
-    from crossfuse.targets.tensorrt.libraries import is_installed
+    from crossfuse.core.plugins import is_installed
 
     if importlib.util.find_spec("tensorrt") is None:
         pytest.skip("no folder of that name")

@@ -29,7 +29,7 @@ def operator_as_interface(model: nn.Module) -> Iterator[set[str]]:
     called: set[str] = set()
     original = ALL_ATTENTION_FUNCTIONS["sdpa"]
 
-    def attend(
+    def attend(  # noqa: PLR0913 -- the library calls it so
         module: nn.Module,
         query: Tensor,
         key: Tensor,
@@ -48,10 +48,10 @@ def operator_as_interface(model: nn.Module) -> Iterator[set[str]]:
             and kwargs.get("cache") is None
         )
         if not plain or (attention_mask is not None and attention_mask.ndim != 4):
+            given = {"dropout": dropout, "scaling": scaling, "is_causal": is_causal, **kwargs}
             return original(  # type: ignore[no-any-return]
-                module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, is_causal=is_causal,
-                position_bias=position_bias, **kwargs,
-            )  # fmt: skip
+                module, query, key, value, attention_mask, position_bias=position_bias, **given
+            )
         called.add(paths[module])
         causal = is_causal if is_causal is not None else getattr(module, "is_causal", True)
         return _attend(

@@ -96,7 +96,8 @@ def load_model(
         raise InputError(f"the model can't be loaded: {text}", where=source, do=hint) from error
     missing, left_over = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
     shapes = {
-        name: (tuple(got), tuple(wanted)) for name, got, wanted in sorted(info["mismatched_keys"])
+        name: (tuple(got), tuple(expected))
+        for name, got, expected in sorted(info["mismatched_keys"])
     }
     missing = [name for name in missing if name not in shapes]
     what = f"the checkpoint doesn't fit {type(model).__name__}"
@@ -111,9 +112,8 @@ def _load(made_by: Any, source: str, **given: Any) -> tuple[Any, Mapping[str, An
     from transformers.utils import logging
 
     verbosity = logging.get_verbosity()
-    logging.set_verbosity(
-        40
-    )  # errors: its table of weights says what our error and the manifest say
+    # Its table of weights says what our error and the manifest say.
+    logging.set_verbosity(40)  # errors
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)

@@ -76,7 +76,9 @@ def _moonshine_lengths(self: Any, input_lengths: int) -> int:
     return (((input_lengths - 127) // 64 + 1 - 7) // 3 + 1 - 3) // 2 + 1
 
 
+_MOONSHINE_LENGTHS = "MoonshinePreTrainedModel._get_feat_extract_output_lengths"
+
 _PATCHES: dict[str, Any] = {
     "vilt.modeling_vilt.ViltEmbeddings.visual_embed": _vilt_patches,
-    "moonshine.modeling_moonshine.MoonshinePreTrainedModel._get_feat_extract_output_lengths": _moonshine_lengths,
+    f"moonshine.modeling_moonshine.{_MOONSHINE_LENGTHS}": _moonshine_lengths,
 }

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from crossfuse.core.checkpoint_weights import weights_about
 from crossfuse.core.foreign import door
 from crossfuse.export.sources.huggingface.adapters import adapt
-from crossfuse.export.sources.huggingface.input_plan import plan_inputs
+from crossfuse.export.sources.huggingface.input_rules import plan_inputs
 from crossfuse.export.sources.huggingface.load import load_model
 from crossfuse.export.sources.huggingface.tracing import tracing
 from crossfuse.spec.model_spec import ModelSpec
@@ -27,7 +27,7 @@ _UNASKED = ("attentions*", "*_attentions*")
 
 
 @door
-def huggingface_spec(
+def huggingface_spec(  # noqa: PLR0913 -- public: a spec's own fields, and how to load
     model: nn.Module | str,
     *,
     task: str | None = None,

@@ -4,7 +4,10 @@ compare with."""
 from __future__ import annotations
 
 import itertools
+import logging
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +26,7 @@ from crossfuse.spec.model_spec import ModelSpec
 
 __all__ = ["OnnxModule", "load_onnx", "onnx_spec"]
 
+_LOG = logging.getLogger(__name__)
 _SIZES = (2, 7, 5, 9, 11, 6, 8, 10, 12, 13)
 _TRIALS = 60
 _PARTED = 7
@@ -45,62 +49,105 @@ def onnx_spec(
         InputError: the file or the example can't be used.
     """
     path = Path(source)
-    model = load_onnx(path)
-    module = OnnxModule(path).eval()
-    names = {
-        v.name or "": {
-            i: str(d.value) for i, d in enumerate(v.shape or ()) if not isinstance(d, int)
-        }
-        for v in model.graph.inputs
-    }
-    for name, axes in names.items():
-        rank = next(len(v.shape or ()) for v in model.graph.inputs if (v.name or "") == name)
-        if example is not None and name in example and axes and example[name].ndim != rank:
-            raise InputError(
-                "the example has another rank",
-                where=name,
-                got=list(example[name].shape),
-                expected=f"{rank} axes",
-            )
-    rows = {value.name or "": _table_rows(value) for value in model.graph.inputs}
-    vocabulary = {name: count for name, count in rows.items() if count is not None}
+    file = _OnnxFile(load_onnx(path), OnnxModule(path).eval(), path.stem, example, sizes or {})
+    file.check_ranks()
     first: ModelSpec | None = None
-    for joined in itertools.islice(_joined(names), _TRIALS):
-        dynamic: dict[str, dict[int, str | Dim]] = {
-            n: {i: joined[d] for i, d in axes.items()} for n, axes in names.items() if axes
-        }
-        chosen: dict[str, int] = dict(sizes or {})
-        inputs: dict[str, Tensor] = {}
-        generator = torch.Generator().manual_seed(0)
-        for value in model.graph.inputs:
-            name = value.name or ""
-            shape = []
-            for axis, size in enumerate(value.shape or ()):
-                if isinstance(size, int):
-                    shape.append(size)
-                    continue
-                dim = joined[str(size.value)]
-                if example is not None and name in example:
-                    chosen.setdefault(dim, int(example[name].shape[axis]))
-                shape.append(chosen.setdefault(dim, _SIZES[len(chosen) % len(_SIZES)]))
-            inputs[name] = (
-                _given(example, name) if example is not None else _made(value, shape, generator)
-            )
+    for joined in itertools.islice(_joined(file.axes), _TRIALS):
+        inputs = file.inputs(joined)
         try:
-            spec = ModelSpec(module, inputs, dynamic, name=path.stem, vocabulary=vocabulary)
+            spec = file.spec(joined, inputs)
         except InputError:
             if first is None:
                 raise
             continue  # The example tells dimensions apart that would be joined.
         if first is None:
             first = spec
-            if len(spec.dims) < 2 or not module.executable:
+            if len(spec.dims) < 2 or not file.module.executable:
                 return spec
-        apart = {dim: _SIZES[i % len(_SIZES)] for i, dim in enumerate(spec.dims)}
-        if module.accepts(spec.sample(apart, 0) if example is not None else inputs):
+        if file.module.accepts(inputs if example is None else _apart(spec)):
+            _LOG.debug("%s: dimensions %s", path.name, joined)
             return spec
     assert first is not None
     return first
+
+
+def _apart(spec: ModelSpec) -> dict[str, Tensor]:
+    """Inputs with another size for each dimension."""
+    return spec.sample({dim: _SIZES[i % len(_SIZES)] for i, dim in enumerate(spec.dims)}, 0)
+
+
+@dataclass(frozen=True)
+class _OnnxFile:
+    """A file, and what the user gave for its inputs."""
+
+    model: ir.Model
+    module: OnnxModule
+    name: str
+    example: Mapping[str, NDArray[Any]] | None
+    sizes: Mapping[str, int]
+
+    @cached_property
+    def axes(self) -> dict[str, dict[int, str]]:
+        """Input → axis → name of its dynamic dimension."""
+        return {
+            value.name or "": {
+                i: str(d.value) for i, d in enumerate(value.shape or ()) if not isinstance(d, int)
+            }
+            for value in self.model.graph.inputs
+        }
+
+    def check_ranks(self) -> None:
+        """Raise :class:`InputError` where an array of the example has another rank than the file's
+        input."""
+        for value in self.model.graph.inputs:
+            name, rank = value.name or "", len(value.shape or ())
+            given = None if self.example is None else self.example.get(name)
+            if given is not None and self.axes[name] and given.ndim != rank:
+                raise InputError(
+                    "the example has another rank",
+                    where=name,
+                    got=list(given.shape),
+                    expected=f"{rank} axes",
+                )
+
+    def inputs(self, joined: Mapping[str, str]) -> dict[str, Tensor]:
+        """The example, or made inputs; equal dimensions of ``joined`` have equal sizes."""
+        chosen = dict(self.sizes)
+        generator = torch.Generator().manual_seed(0)
+        inputs: dict[str, Tensor] = {}
+        for value in self.model.graph.inputs:
+            name = value.name or ""
+            shape = [
+                size
+                if isinstance(size, int)
+                else chosen.setdefault(joined[str(size.value)], self._size(name, axis, len(chosen)))
+                for axis, size in enumerate(value.shape or ())
+            ]
+            inputs[name] = (
+                _made(value, shape, generator)
+                if self.example is None
+                else _given(self.example, name)
+            )
+        return inputs
+
+    def _size(self, name: str, axis: int, known: int) -> int:
+        """An axis's size in the example, else one that other dimensions don't have."""
+        if self.example is not None and name in self.example:
+            return int(self.example[name].shape[axis])
+        return _SIZES[known % len(_SIZES)]
+
+    def spec(self, joined: Mapping[str, str], inputs: Mapping[str, Tensor]) -> ModelSpec:
+        """The spec where the dimensions are joined so.
+
+        Raises:
+            InputError: the inputs contradict it.
+        """
+        dynamic: dict[str, dict[int, str | Dim]] = {
+            n: {i: joined[d] for i, d in axes.items()} for n, axes in self.axes.items() if axes
+        }
+        rows = {value.name or "": _table_rows(value) for value in self.model.graph.inputs}
+        vocabulary = {name: count for name, count in rows.items() if count is not None}
+        return ModelSpec(self.module, dict(inputs), dynamic, name=self.name, vocabulary=vocabulary)
 
 
 def _joined(names: Mapping[str, Mapping[int, str]]) -> Iterator[dict[str, str]]:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from crossfuse.core.onnx_runtime import onnxruntime
 from crossfuse.errors import InputError
-from crossfuse.export.passes.retype import DOUBLE, SINGLE, has_types, retype
+from crossfuse.export.passes.retype import DOUBLE, SINGLE, RetypePass, has_types
 from crossfuse.export.sources.onnx_file.microsoft.expand import UNDEFINED_ROWS, has_microsoft
 from crossfuse.export.sources.onnx_file.reading import NEWEST_IR, load_onnx, read_onnx, short
 
@@ -31,8 +31,9 @@ _QUANTISED = "crossfuse quantised "
 
 
 class OnnxModule(nn.Module):
-    """An ONNX file that is called like a module; ONNX Runtime executes it as it is, without
-    optimisation.
+    """An ONNX file that is called like a module.
+
+    ONNX Runtime executes it as it is, without optimisation.
 
     Files of half precision are executed with the same weights in float32. In float64 (`double`),
     and where ONNX Runtime refuses the file, ONNX's reference implementation executes it instead;
@@ -58,8 +59,10 @@ class OnnxModule(nn.Module):
         return self
 
     def __call__(self, /, **inputs: Tensor) -> dict[str, Tensor]:
-        """As `forward`; PyTorch's own call takes no input of the name ``self``, which files may
-        have."""
+        """As `forward`.
+
+        PyTorch's own call takes no input of the name ``self``, which files may have.
+        """
         return self.forward(**inputs)
 
     def forward(self, /, **inputs: Tensor) -> dict[str, Tensor]:
@@ -169,8 +172,10 @@ class OnnxModule(nn.Module):
 def _evaluator(
     path: Path, types: Mapping[ir.DataType, ir.DataType]
 ) -> tuple[ReferenceEvaluator, bool]:
-    """ONNX's reference implementation over the file in other types; and whether the graph had to be
-    written out for it."""
+    """ONNX's reference implementation over the file in other types.
+
+    The second result is whether the graph had to be written out for it.
+    """
     model = read_onnx(path)
     if not has_microsoft(model):
         try:
@@ -181,7 +186,7 @@ def _evaluator(
 
 
 def _evaluated(model: ir.Model, types: Mapping[ir.DataType, ir.DataType]) -> ReferenceEvaluator:
-    retype(model, types)
+    RetypePass(types)(model)
     for value in model.graph.initializers.values():
         if isinstance(value.const_value, ir.ExternalTensor):
             value.const_value = ir.tensor(value.const_value.numpy(), name=value.name)
@@ -191,8 +196,11 @@ def _evaluated(model: ir.Model, types: Mapping[ir.DataType, ir.DataType]) -> Ref
 
 
 def _show_quantised(model: ir.Model) -> bool:
-    """Make outputs of what quantizers take, too, which would turn NaN into a number; whether there
-    are any."""
+    """Make outputs of what quantizers take, too, which would turn NaN into a number.
+
+    Returns:
+        whether there are any.
+    """
     before = len(model.graph.outputs)
     for i, node in enumerate(list(model.graph)):
         value = (
@@ -254,7 +262,7 @@ def _in_single(path: Path) -> Iterator[Path]:
     if not shown and not has_types(model, SINGLE) and model.ir_version <= NEWEST_IR:
         yield path
         return
-    retype(model, SINGLE)
+    RetypePass(SINGLE)(model)
     model.ir_version = min(model.ir_version, NEWEST_IR)
     with tempfile.TemporaryDirectory() as folder:
         ir.save(model, Path(folder) / "single.onnx", external_data="single.weights")

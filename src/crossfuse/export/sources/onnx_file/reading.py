@@ -18,10 +18,11 @@ from onnx_ir.passes.common import (
 
 from crossfuse.errors import InputError
 from crossfuse.export.capture.to_onnx import IR_VERSION, OPSET
-from crossfuse.export.passes.computed_shapes import compute_shapes
-from crossfuse.export.passes.module_names import note_modules
-from crossfuse.export.passes.opset import NEWEST_OPSET, lower_opset, opset_of, raise_opset
-from crossfuse.export.passes.retype import SINGLE, has_types, retype
+from crossfuse.export.passes.compute_shapes import ComputeShapesPass
+from crossfuse.export.passes.lower_opset import NEWEST_OPSET, LowerOpsetPass
+from crossfuse.export.passes.note_modules import NoteModulesPass
+from crossfuse.export.passes.raise_opset import RaiseOpsetPass, opset_of
+from crossfuse.export.passes.retype import SINGLE, RetypePass, has_types
 from crossfuse.export.sources.onnx_file.microsoft.expand import (
     ATTENTION_OPSET,
     expand_microsoft,
@@ -56,18 +57,24 @@ def load_onnx(path: Path, axes: Mapping[str, Mapping[int, str]] | None = None) -
     InlinePass()(model)
     opset = opset_of(model)
     if opset > NEWEST_OPSET or opset < 1:
-        raise InputError("the opset can't be read", where=path, got=opset, expected=f"1 to {NEWEST_OPSET}",
-                         do=f"Export it at opset {NEWEST_FUSED} or an older one")  # fmt: skip
+        raise InputError(
+            "the opset can't be read",
+            where=path,
+            got=opset,
+            expected=f"1 to {NEWEST_OPSET}",
+            do=f"Export it at opset {NEWEST_FUSED} or an older one",
+        )
     if has_types(model, SINGLE):
         _widen(model)
     _name_inputs(model, axes or {})
     try:
-        note_modules(model)
+        NoteModulesPass()(model)
         microsoft = has_microsoft(model)
-        raise_opset(model, ATTENTION_OPSET if microsoft and needs_attention_opset(model) else OPSET)
+        newer = microsoft and needs_attention_opset(model)
+        RaiseOpsetPass(ATTENTION_OPSET if newer else OPSET)(model)
         if opset > NEWEST_FUSED:
             ShapeInferencePass(data_prop=True)(model)
-            lower_opset(model, NEWEST_FUSED)
+            LowerOpsetPass(NEWEST_FUSED)(model)
         if microsoft:
             expand_microsoft(model)
     except InputError as error:
@@ -75,10 +82,10 @@ def load_onnx(path: Path, axes: Mapping[str, Mapping[int, str]] | None = None) -
             error.what, where=path, got=error.got, expected=error.expected, do=error.do
         ) from error
     LiftConstantsToInitializersPass(lift_all_constants=False)(model)
-    compute_shapes(model)
+    ComputeShapesPass()(model)
     RemoveUnusedNodesPass()(model)
     LiftConstantsToInitializersPass(lift_all_constants=False)(model)
-    note_modules(model)
+    NoteModulesPass()(model)
     model.ir_version = min(max(model.ir_version, IR_VERSION), NEWEST_IR)
     return model
 
@@ -150,10 +157,12 @@ def _name_inputs(model: ir.Model, axes: Mapping[str, Mapping[int, str]]) -> None
 
 
 def _widen(model: ir.Model) -> None:
-    """Half precision in float32; inputs of float16 stay what they are, and are cast. (NumPy has no
-    bfloat16.)"""
+    """Half precision in float32.
+
+    Inputs of float16 stay what they are, and are cast. (NumPy has no bfloat16.)
+    """
     half = [value for value in model.graph.inputs if value.dtype == ir.DataType.FLOAT16]
-    retype(model, SINGLE)
+    RetypePass(SINGLE)(model)
     first = next(iter(model.graph), None)
     for value in half:
         value.type = ir.TensorType(ir.DataType.FLOAT16)

@@ -98,9 +98,17 @@ def plain_export(spec: ModelSpec, path: Path, opset: int) -> None:
 
             ALL_ATTENTION_FUNCTIONS["sdpa"] = sdpa_attention_forward
         torch.onnx.export(
-            spec.module, (), str(path), kwargs=dict(spec.inputs), input_names=list(spec.inputs), dynamic_shapes=shapes,
-            opset_version=opset, dynamo=True, verbose=False, custom_translation_table=dict(tracing.translations),
-        )  # fmt: skip
+            spec.module,
+            (),
+            str(path),
+            kwargs=dict(spec.inputs),
+            input_names=list(spec.inputs),
+            dynamic_shapes=shapes,
+            opset_version=opset,
+            dynamo=True,
+            verbose=False,
+            custom_translation_table=dict(tracing.translations),
+        )
 
 
 @pytest.mark.parametrize("opset", [pytest.param(18, marks=pytest.mark.slow), 20])

@@ -140,8 +140,17 @@ MHA: dict[str, Form] = {
         lambda f: attention(f["q"], f["k"], f["v"], H, f["bias"]),
     ),
     "bias_and_padding": (
-        mha("", "mask", "bias", inputs={"mask": (["batch", "t"], INT32), "bias": (["batch", 1, "s", "t"], 1)}),
-        lambda b, s, t: {**three(b, s, t), "mask": scattered(b, t), "bias": normal(b, 1, s, t, seed=4)},
+        mha(
+            "",
+            "mask",
+            "bias",
+            inputs={"mask": (["batch", "t"], INT32), "bias": (["batch", 1, "s", "t"], 1)},
+        ),
+        lambda b, s, t: {
+            **three(b, s, t),
+            "mask": scattered(b, t),
+            "bias": normal(b, 1, s, t, seed=4),
+        },
         lambda f: attention(f["q"], f["k"], f["v"], H, f["bias"] + added(f["mask"])),
     ),
     "causal": (
@@ -152,26 +161,43 @@ MHA: dict[str, Form] = {
     "packed": (
         packed_qkv,
         lambda b, s, t: {"q": normal(b, s, H, 3, D)},
-        lambda f: attention(*(f["q"][..., i, :].reshape(*f["q"].shape[:2], W) + PARTS[i] for i in range(3)), H),
+        lambda f: attention(
+            *(f["q"][..., i, :].reshape(*f["q"].shape[:2], W) + PARTS[i] for i in range(3)), H
+        ),
     ),
     "packed_keys": (
         packed_kv,
         lambda b, s, t: {"q": x(b, s), "kv": normal(b, t, H, 2, D, seed=1)},
-        lambda f: attention(f["q"], *(f["kv"][..., i, :].reshape(*f["kv"].shape[:2], W) for i in range(2)), H, scale=0.3),
+        lambda f: attention(
+            f["q"],
+            *(f["kv"][..., i, :].reshape(*f["kv"].shape[:2], W) for i in range(2)),
+            H,
+            scale=0.3,
+        ),
     ),
     "keys_by_head": (
         by_heads,
-        lambda b, s, t: {"q": x(b, s), "k": normal(b, H, t, D, seed=1), "v": normal(b, H, t, D, seed=2)},
+        lambda b, s, t: {
+            "q": x(b, s),
+            "k": normal(b, H, t, D, seed=1),
+            "v": normal(b, H, t, D, seed=2),
+        },
         lambda f: attention(f["q"] + PARTS[0], merged(f["k"]), merged(f["v"]), H),
     ),
-}  # fmt: skip
+}
 
 WEIGHTS = normal(W, 3 * W, seed=7) / 5
 UNEQUAL = normal(W, 2 * W + 48, seed=8) / 5
 
 
-def self_attention(weights: np.ndarray, mask: list[Any] | None = None, *, bias: np.ndarray | None = None, scores: bool = False,
-                   **attributes: Any) -> Callable[[Graph], None]:  # fmt: skip
+def self_attention(
+    weights: np.ndarray,
+    mask: list[Any] | None = None,
+    *,
+    bias: np.ndarray | None = None,
+    scores: bool = False,
+    **attributes: Any,
+) -> Callable[[Graph], None]:
     def make(g: Graph) -> None:
         given = [
             g.input("x", ["batch", "t", W]),
@@ -199,7 +225,11 @@ def plain_x(b: int, s: int, t: int) -> Feeds:
 
 
 SELF: dict[str, Form] = {
-    "self": (self_attention(WEIGHTS, bias=BIAS), plain_x, lambda f: attention(*projected(f, WEIGHTS, BIAS), H)),
+    "self": (
+        self_attention(WEIGHTS, bias=BIAS),
+        plain_x,
+        lambda f: attention(*projected(f, WEIGHTS, BIAS), H),
+    ),
     "self_padding": (
         self_attention(WEIGHTS, ["batch", "t"], bias=BIAS),
         lambda b, s, t: {"x": x(b, t), "mask": scattered(b, t)},
@@ -208,12 +238,19 @@ SELF: dict[str, Form] = {
     "self_ends": (
         self_attention(WEIGHTS, ["batch"], bias=BIAS),
         lambda b, s, t: {"x": x(b, t), "mask": lengths(b, t)},
-        lambda f: attention(*projected(f, WEIGHTS, BIAS), H, added(before(f["mask"], f["x"].shape[1]))),
+        lambda f: attention(
+            *projected(f, WEIGHTS, BIAS), H, added(before(f["mask"], f["x"].shape[1]))
+        ),
     ),
     "self_ends_and_beginnings": (
         self_attention(WEIGHTS, ["twice"], bias=BIAS),
-        lambda b, s, t: {"x": x(b, t), "mask": np.concatenate([lengths(b, t), lengths(b, t) // 2]).astype(np.int32)},
-        lambda f: attention(*projected(f, WEIGHTS, BIAS), H, added(between(f["mask"], f["x"].shape[1]))),
+        lambda b, s, t: {
+            "x": x(b, t),
+            "mask": np.concatenate([lengths(b, t), lengths(b, t) // 2]).astype(np.int32),
+        },
+        lambda f: attention(
+            *projected(f, WEIGHTS, BIAS), H, added(between(f["mask"], f["x"].shape[1]))
+        ),
     ),
     "self_pairs": (
         self_attention(WEIGHTS, ["batch", "t", "t"], bias=BIAS),
@@ -223,7 +260,11 @@ SELF: dict[str, Form] = {
     "self_causal_padding": (
         self_attention(WEIGHTS, ["batch", "t"], bias=BIAS, unidirectional=1),
         lambda b, s, t: {"x": x(b, t), "mask": before(lengths(b, t), t)},
-        lambda f: attention(*projected(f, WEIGHTS, BIAS), H, added(f["mask"]) + causal(f["x"].shape[1], f["x"].shape[1])),
+        lambda f: attention(
+            *projected(f, WEIGHTS, BIAS),
+            H,
+            added(f["mask"]) + causal(f["x"].shape[1], f["x"].shape[1]),
+        ),
     ),
     "self_scores": (
         self_attention(WEIGHTS, bias=BIAS, scores=True, scale=0.2),
@@ -235,7 +276,7 @@ SELF: dict[str, Form] = {
         plain_x,
         lambda f: attention(*projected(f, UNEQUAL, normal(2 * W + 48), W, W, 48), H),
     ),
-}  # fmt: skip
+}
 
 
 def between(ends_and_beginnings: np.ndarray, t: int) -> np.ndarray:
@@ -259,8 +300,20 @@ def grouped(kv: int, *, packed: bool = False, **attributes: Any) -> Callable[[Gr
             if attributes.get("do_rotary")
             else []
         )
-        g.microsoft("GroupQueryAttention", "q", *others, "", "", lasts, total, *tables, outputs=["y", "pk", "pv"], num_heads=H,
-                    kv_num_heads=kv, **attributes)  # fmt: skip
+        g.microsoft(
+            "GroupQueryAttention",
+            "q",
+            *others,
+            "",
+            "",
+            lasts,
+            total,
+            *tables,
+            outputs=["y", "pk", "pv"],
+            num_heads=H,
+            kv_num_heads=kv,
+            **attributes,
+        )
 
     return make
 
@@ -310,7 +363,9 @@ GROUPED: dict[str, Form] = {
     "grouped_packed": (
         grouped(1, packed=True, scale=0.4),
         grouped_feeds(1, packed=True),
-        lambda f: attention(*split_packed(f, 1), H, causal(*[f["q"].shape[1]] * 2), kv_heads=1, scale=0.4),
+        lambda f: attention(
+            *split_packed(f, 1), H, causal(*[f["q"].shape[1]] * 2), kv_heads=1, scale=0.4
+        ),
     ),
     "grouped_rotary": (grouped(2, do_rotary=1), grouped_feeds(2), grouped_truth),
     "grouped_interleaved": (
@@ -323,7 +378,7 @@ GROUPED: dict[str, Form] = {
         grouped_feeds(2),
         lambda f: grouped_truth(f, size=3),
     ),
-}  # fmt: skip
+}
 
 FORMS = {**MHA, **SELF, **GROUPED}
 ONLY_ON_GPUS = {"packed", "packed_keys"}

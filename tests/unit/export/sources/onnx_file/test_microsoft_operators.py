@@ -136,8 +136,18 @@ def fused_matmul(**attributes: float) -> Make:
 
 def fused_gemm(g: Graph) -> Feeds:
     g.input("a", ["n", W])
-    g.microsoft("FusedGemm", "a", g.weight(normal(6, W)), g.weight(normal(6)), outputs=["y"], transB=1, alpha=0.5, beta=2.0,
-                activation="LeakyRelu", activation_alpha=0.2)  # fmt: skip
+    g.microsoft(
+        "FusedGemm",
+        "a",
+        g.weight(normal(6, W)),
+        g.weight(normal(6)),
+        outputs=["y"],
+        transB=1,
+        alpha=0.5,
+        beta=2.0,
+        activation="LeakyRelu",
+        activation_alpha=0.2,
+    )
     return {"a": normal(S, W)}
 
 
@@ -167,8 +177,16 @@ def rotary(*, four: bool, interleaved: int, partial: bool = False, offset: bool 
         places = np.array([3], np.int64) if offset else ids(B, S, below=16, dtype=np.int64)
         g.input("places", [1] if offset else ["batch", "length"], INT64)
         more = {"num_heads": H, "rotary_embedding_dim": 2 * half} if partial else {}
-        g.microsoft("RotaryEmbedding", "x", "places", g.weight(np.cos(angles)), g.weight(np.sin(angles)), outputs=["y"],
-                    interleaved=interleaved, **more)  # fmt: skip
+        g.microsoft(
+            "RotaryEmbedding",
+            "x",
+            "places",
+            g.weight(np.cos(angles)),
+            g.weight(np.sin(angles)),
+            outputs=["y"],
+            interleaved=interleaved,
+            **more,
+        )
         return {"x": x, "places": places}
 
     return make

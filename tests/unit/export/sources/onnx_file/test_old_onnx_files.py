@@ -146,8 +146,16 @@ def scripted(module: nn.Module, path: Path, opset: int) -> None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            torch.onnx.export(module, example(), str(path), opset_version=opset, dynamo=False, input_names=list(AXES),
-                              output_names=["out"], dynamic_axes={**AXES, "out": {0: "batch", 1: "nx"}})  # fmt: skip
+            torch.onnx.export(
+                module,
+                example(),
+                str(path),
+                opset_version=opset,
+                dynamo=False,
+                input_names=list(AXES),
+                output_names=["out"],
+                dynamic_axes={**AXES, "out": {0: "batch", 1: "nx"}},
+            )
     finally:
         torch.backends.mha.set_fastpath_enabled(True)
 
@@ -172,11 +180,19 @@ SLOW = pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "opset"),
     [
-        ("root", 11), ("named", 9), ("merged", 12), ("scaled", 14),
-        *(pytest.param(n, o, marks=SLOW) for n in MODULES for o in (9, 10, 11, 12, 13, 14, 15, 16, 17)
-          if (n, o) not in {("root", 11), ("named", 9), ("merged", 12), ("scaled", 14)} and not (n == "scaled" and o < 14)),
+        ("root", 11),
+        ("named", 9),
+        ("merged", 12),
+        ("scaled", 14),
+        *(
+            pytest.param(n, o, marks=SLOW)
+            for n in MODULES
+            for o in (9, 10, 11, 12, 13, 14, 15, 16, 17)
+            if (n, o) not in {("root", 11), ("named", 9), ("merged", 12), ("scaled", 14)}
+            and not (n == "scaled" and o < 14)
+        ),
     ],
-)  # fmt: skip
+)
 def test_older_exporter(tmp_path: Path, name: str, opset: int) -> None:
     make, counts, sites = MODULES[name]
     torch.manual_seed(0)
@@ -255,22 +271,45 @@ def keys(f: Mapping[str, np.ndarray]) -> np.ndarray:
     return np.arange(f["k"].shape[1])
 
 
-NEW: dict[str, tuple[int, dict[str, int], tuple[str, ...], Callable[[Mapping[str, np.ndarray]], np.ndarray]]] = {
+NEW: dict[
+    str,
+    tuple[int, dict[str, int], tuple[str, ...], Callable[[Mapping[str, np.ndarray]], np.ndarray]],
+] = {
     "lengths_24": (24, {}, ("", "", "", "n"), lambda f: hidden(lengths_mask(f))),
     "causal_lengths_24": (
-        24, {"is_causal": 1}, ("", "", "", "n"), lambda f: hidden(lengths_mask(f) & (keys(f) <= rows(f, offset=True))),
+        24,
+        {"is_causal": 1},
+        ("", "", "", "n"),
+        lambda f: hidden(lengths_mask(f) & (keys(f) <= rows(f, offset=True))),
     ),
     "mask_25": (25, {}, ("mask",), lambda f: hidden(f["mask"])),
-    "mask_lengths_25": (25, {}, ("mask", "", "", "n"), lambda f: hidden(f["mask"] & lengths_mask(f))),
+    "mask_lengths_25": (
+        25,
+        {},
+        ("mask", "", "", "n"),
+        lambda f: hidden(f["mask"] & lengths_mask(f)),
+    ),
     "window_25": (
-        25, {"left_window_size": 2, "right_window_size": 1}, (),
-        lambda f: hidden((keys(f) >= rows(f, offset=False) - 2) & (keys(f) <= rows(f, offset=False) + 1)),
+        25,
+        {"left_window_size": 2, "right_window_size": 1},
+        (),
+        lambda f: hidden(
+            (keys(f) >= rows(f, offset=False) - 2) & (keys(f) <= rows(f, offset=False) + 1)
+        ),
     ),
     "bias_window_25": (
-        25, {"left_window_size": 1}, ("bias",), lambda f: f["bias"] + hidden(keys(f) >= rows(f, offset=False) - 1),
+        25,
+        {"left_window_size": 1},
+        ("bias",),
+        lambda f: f["bias"] + hidden(keys(f) >= rows(f, offset=False) - 1),
     ),
-    "bias_lengths_26": (26, {}, ("bias", "", "", "n"), lambda f: f["bias"] + hidden(lengths_mask(f))),
-}  # fmt: skip
+    "bias_lengths_26": (
+        26,
+        {},
+        ("bias", "", "", "n"),
+        lambda f: f["bias"] + hidden(lengths_mask(f)),
+    ),
+}
 
 
 @pytest.mark.parametrize("name", NEW)
@@ -365,7 +404,8 @@ def test_what_no_target_reads(tmp_path: Path) -> None:
     g.op("CumProd", "x", g.weight(1, np.int64), outputs=["y"])
     with pytest.raises(
         InputError,
-        match=r"operators of opset 26 that can't be taken in .*: got CumProd. Export it again at opset 23",
+        match=r"operators of opset 26 that can't be taken in .*: got CumProd. "
+        "Export it again at opset 23",
     ):
         load_onnx(Path(g.save(tmp_path / "new.onnx", 26)))
 

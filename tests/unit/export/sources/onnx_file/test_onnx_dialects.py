@@ -33,7 +33,6 @@ def added(mask: np.ndarray, fill: float) -> np.ndarray:
 
 
 # Half precision
-# ------------------------------------------------------------------------------------------------------------
 
 
 def of_kind(g: Graph, array: np.ndarray, kind: int) -> str:
@@ -101,8 +100,11 @@ def half_truth(f: Feeds, kind: int) -> np.ndarray:
     return out * normal(W) + normal(W, seed=1)
 
 
-@pytest.mark.parametrize(("kind", "outside"), [(HALF, HALF), (HALF, FLOAT), (BFLOAT16, BFLOAT16), (BFLOAT16, FLOAT)],
-                         ids=["float16", "float16_inside", "bfloat16", "bfloat16_inside"])  # fmt: skip
+@pytest.mark.parametrize(
+    ("kind", "outside"),
+    [(HALF, HALF), (HALF, FLOAT), (BFLOAT16, BFLOAT16), (BFLOAT16, FLOAT)],
+    ids=["float16", "float16_inside", "bfloat16", "bfloat16_inside"],
+)
 def test_half_precision(tmp_path: Path, kind: int, outside: int) -> None:
     """Computed in float32 with the file's weights: inputs of float16 stay that, results are
     float32, right to 1e-5."""
@@ -131,7 +133,7 @@ def test_half_precision(tmp_path: Path, kind: int, outside: int) -> None:
             np.testing.assert_allclose(got, half_truth(feeds, kind), atol=3e-5)
 
 
-# Quantizers ----------------------------------------------------------------------------------------------------------------
+# Quantizers
 
 
 def quantised(
@@ -225,7 +227,6 @@ def test_quantised_probabilities(tmp_path: Path) -> None:
 
 
 # Keras and TensorFlow
-# ------------------------------------------------------------------------------------------------------
 
 KERNELS = [w.reshape(W, H, D) for w in PROJECTIONS[:3]]
 OUT = PROJECTIONS[3].reshape(H, D, W)
@@ -318,8 +319,21 @@ def tensorflow(g: Graph, *, own: bool = False, where: bool = False) -> None:
         q = g.op("Mul", q, g.weight(np.float32(D**-0.5)))
     scores = g.op("MatMul", q, g.op("Transpose", k, perm=[0, 1, 3, 2]))
     if where:
-        kept = g.op("Cast", g.op("Reshape", mask, pack(g, strided(g, mask, 0), g.weight(1, np.int32), g.weight(1, np.int32),
-                                                       strided(g, mask, 1))), to=9)  # fmt: skip
+        kept = g.op(
+            "Cast",
+            g.op(
+                "Reshape",
+                mask,
+                pack(
+                    g,
+                    strided(g, mask, 0),
+                    g.weight(1, np.int32),
+                    g.weight(1, np.int32),
+                    strided(g, mask, 1),
+                ),
+            ),
+            to=9,
+        )
         scores = g.op("Where", kept, scores, g.weight(np.float32(-1e9)))
     else:
         scores = g.op("Div", scores, g.op("Sqrt", g.op("Cast", d, to=FLOAT)))
@@ -336,17 +350,37 @@ def tensorflow(g: Graph, *, own: bool = False, where: bool = False) -> None:
 
 
 CONVERTED: dict[str, tuple[Callable[[Graph], None], str, str, Callable[[Feeds], np.ndarray]]] = {
-    "keras": (lambda g: keras(g, named=True), "cross", "model.multi_head_attention", lambda f: keras_truth(f, -1e9)),
-    "keras_unnamed_batches": (keras, "cross", "model.multi_head_attention", lambda f: keras_truth(f, -1e9)),
-    "tensorflow": (tensorflow, "cross", "bert.encoder.layer_._0.attention.self", lambda f: keras_truth(f, -1e4)),
+    "keras": (
+        lambda g: keras(g, named=True),
+        "cross",
+        "model.multi_head_attention",
+        lambda f: keras_truth(f, -1e9),
+    ),
+    "keras_unnamed_batches": (
+        keras,
+        "cross",
+        "model.multi_head_attention",
+        lambda f: keras_truth(f, -1e9),
+    ),
+    "tensorflow": (
+        tensorflow,
+        "cross",
+        "bert.encoder.layer_._0.attention.self",
+        lambda f: keras_truth(f, -1e4),
+    ),
     "tensorflow_self": (
-        lambda g: tensorflow(g, own=True), "self", "bert.encoder.layer_._0.attention.self",
+        lambda g: tensorflow(g, own=True),
+        "self",
+        "bert.encoder.layer_._0.attention.self",
         lambda f: keras_truth(f, -1e4, own=True),
     ),
     "tensorflow_where": (
-        lambda g: tensorflow(g, where=True), "cross", "bert.encoder.layer_._0.attention.self", lambda f: keras_truth(f, -1e9),
+        lambda g: tensorflow(g, where=True),
+        "cross",
+        "bert.encoder.layer_._0.attention.self",
+        lambda f: keras_truth(f, -1e9),
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ scores can't be taken in.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -54,7 +55,7 @@ def _attend(
 ) -> ir.Value:
     given = [*operands] if bias is None else [*operands, bias]
     scale = of.number("scale", 0.0)
-    attributes: dict[str, object] = {
+    attributes: dict[str, Any] = {
         "q_num_heads": heads[0],
         "kv_num_heads": heads[1],
         "is_causal": int(causal),
@@ -82,7 +83,7 @@ def _attended(of: Operator, mask: ir.Value, batch: ir.Value, keys: ir.Value) -> 
     if rank == 1:
         # [B]: so many keys. [2·B]: the keys' ends, then their beginnings. [3·B + 2]: so many keys,
         # then sums.
-        places = of.places(keys)
+        places = of.positions(keys)
         ends, rest = (of.op("Cast", v, to=ir.DataType.INT64) for v in _cut(of, mask, batch))
         upto = of.op("Less", places, of.op("Unsqueeze", ends, of.ints(1, 2, 3)))
         twice = of.op("Equal", of.op("Mul", batch, of.ints(2)), of.op("Shape", mask))
@@ -124,13 +125,13 @@ def _attention(of: Operator) -> list[ir.Value | None]:
         raise UntakenError("it rotates its queries and keys")
     x, weights, heads = of.needed(0), of.needed(1), of.integer("num_heads")
     given = of.node.attributes.get("qkv_hidden_sizes")
-    width = of.size(weights, 1)
+    width = of.static_size(weights, 1)
     sizes = [width // 3] * 3 if given is None else [int(s) for s in given.as_ints()]
     projected = of.op("MatMul", x, weights)
     offset = of.given(2)
     if offset is not None:
         projected = of.op("Add", projected, offset)
-    batch, length = of.length(x, 0), of.length(x, 1)
+    batch, length = of.size(x, 0), of.size(x, 1)
     bias = _bias(of, of.given(3), of.given(5), batch, length)
     causal = bool(of.integer("unidirectional"))
     return [_attend(of, of.split(projected, sizes, -1), (heads, heads), bias, causal=causal), None]
@@ -141,7 +142,7 @@ def _multi_head_attention(of: Operator) -> list[ir.Value | None]:
         raise UntakenError("it has a cache")
     of.refuse_outputs(1)
     query, key, value, heads = of.needed(0), of.given(1), of.given(2), of.integer("num_heads")
-    held = False
+    projected = False
     if of.rank(query) == 5:
         query, key, value = (_merged(of, part) for part in _unpacked(of, query))
     elif key is None:
@@ -152,14 +153,14 @@ def _multi_head_attention(of: Operator) -> list[ir.Value | None]:
         raise UntakenError("it has no values")
     elif of.rank(key) == 4:
         # Keys and values that an encoder has projected, biases and all.
-        held = True
+        projected = True
         key, value = (
             _merged(of, of.op("Transpose", v, perm=[0, 2, 1, 3]), like=v) for v in (key, value)
         )
     offset = of.given(3)
     if offset is not None:
-        query, key, value = _offset(of, (query, key, value), offset, held=held)
-    batch, length = of.length(of.needed(0), 0), of.length(key, 1)
+        query, key, value = _offset(of, (query, key, value), offset, projected=projected)
+    batch, length = of.size(of.needed(0), 0), of.size(key, 1)
     bias = _bias(of, of.given(4), of.given(5), batch, length)
     return [
         _attend(
@@ -172,7 +173,7 @@ def _multi_head_attention(of: Operator) -> list[ir.Value | None]:
 
 def _unpacked(of: Operator, packed: ir.Value) -> list[ir.Value]:
     """``[B, L, H, n, D]`` → n times ``[B, L, H, D]``."""
-    count = of.size(packed, 3)
+    count = of.static_size(packed, 3)
     parts = [of.op("Squeeze", part, of.ints(3)) for part in of.split(packed, [1] * count, 3)]
     for part in parts:
         assert packed.shape is not None
@@ -183,31 +184,37 @@ def _unpacked(of: Operator, packed: ir.Value) -> list[ir.Value]:
 def _merged(of: Operator, value: ir.Value, like: ir.Value | None = None) -> ir.Value:
     """``[B, L, H, D]`` → ``[B, L, H·D]``; ``like`` is ``[B, H, L, D]``."""
     width = (
-        of.size(value, 2) * of.size(value, 3)
+        of.static_size(value, 2) * of.static_size(value, 3)
         if like is None
-        else of.size(like, 1) * of.size(like, 3)
+        else of.static_size(like, 1) * of.static_size(like, 3)
     )
     return of.op("Reshape", value, of.ints(0, 0, width))
 
 
 def _offset(
-    of: Operator, operands: Sequence[ir.Value], offset: ir.Value, *, held: bool
+    of: Operator, operands: Sequence[ir.Value], offset: ir.Value, *, projected: bool
 ) -> list[ir.Value]:
     """The operands with their parts of the bias of the projections."""
     query = of.needed(0)
-    width = of.size(query, 2) * of.size(query, 4) if of.rank(query) == 5 else of.size(query, 2)
-    total = of.size(offset, 0)
+    width = (
+        of.static_size(query, 2) * of.static_size(query, 4)
+        if of.rank(query) == 5
+        else of.static_size(query, 2)
+    )
+    total = of.static_size(offset, 0)
     if total < 2 * width:
         raise UntakenError("its bias is shorter than its queries and keys")
     parts = of.split(offset, [width, width, total - 2 * width], 0)
-    if held:
+    if projected:
         return [of.op("Add", operands[0], parts[0]), *operands[1:]]
     return [of.op("Add", value, part) for value, part in zip(operands, parts, strict=True)]
 
 
 def _grouped_query_attention(of: Operator) -> list[ir.Value | None]:
-    """Causal self-attention of a whole sequence, with rotary embeddings and a window; without a
-    cache."""
+    """Causal self-attention of a whole sequence without a cache.
+
+    It may have rotary embeddings and a window.
+    """
     if of.given(3) is not None or of.given(4) is not None or of.used(1) or of.used(2):
         raise UntakenError("it has a cache")
     if (
@@ -220,16 +227,16 @@ def _grouped_query_attention(of: Operator) -> list[ir.Value | None]:
     heads, kv_heads = of.integer("num_heads"), of.integer("kv_num_heads")
     query, key, value = of.needed(0), of.given(1), of.given(2)
     if key is None or value is None:
-        size = of.size(query, 2) // (heads + 2 * kv_heads)
+        size = of.static_size(query, 2) // (heads + 2 * kv_heads)
         query, key, value = of.split(query, [heads * size, kv_heads * size, kv_heads * size], 2)
     else:
-        size = of.size(query, 2) // heads
+        size = of.static_size(query, 2) // heads
     x = of.needed(0)
     if of.integer("do_rotary"):
         query, key = (
             _rotated(of, v, size, count) for v, count in ((query, heads), (key, kv_heads))
         )
-    places = of.places(of.length(x, 1))
+    places = of.positions(of.size(x, 1))
     lengths = of.op("Cast", of.needed(5), to=ir.DataType.INT64)
     attended = of.op("LessOrEqual", places, of.op("Reshape", lengths, of.ints(-1, 1, 1, 1)))
     window = of.integer("local_window_size", -1)
@@ -264,7 +271,7 @@ def _must_know_width(expansion: Expansion) -> Expansion:
         query = of.needed(0)
         if of.rank(query) not in (3, 5):
             raise NotYetError
-        of.size(query, -1)
+        of.static_size(query, -1)
         return expansion(of)
 
     return expand

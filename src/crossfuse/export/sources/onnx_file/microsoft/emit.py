@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import onnx_ir as ir
-from numpy.typing import ArrayLike, DTypeLike
-from onnx_ir.tape import Tape
+
+from crossfuse.graph.builder import GraphBuilder
 
 __all__ = ["DOMAIN", "Expansion", "NotYetError", "Operator", "UntakenError"]
 
@@ -22,12 +22,12 @@ class NotYetError(Exception):
     """A rank or size that an expansion needs is not known (yet)."""
 
 
-class Operator:
-    """A node that is being expanded, and the tape that its expansion goes to."""
+class Operator(GraphBuilder):
+    """A node that is being expanded, and the builder that its expansion goes to."""
 
     def __init__(self, node: ir.Node) -> None:
+        super().__init__()
         self.node = node
-        self.tape = Tape()
 
     def given(self, index: int) -> ir.Value | None:
         """An optional input."""
@@ -71,45 +71,9 @@ class Operator:
             if index not in but and self.used(index):
                 raise UntakenError(f"its output {index} is used")
 
-    def op(self, name: str, *inputs: ir.Value | None, **attributes: object) -> ir.Value:
-        """Emit a node with one output."""
-        made: ir.Value = self.tape.op(name, list(inputs), attributes or None)  # type: ignore[arg-type]
-        return made
-
-    def split(self, value: ir.Value, sizes: Sequence[int], axis: int) -> Sequence[ir.Value]:
-        """Parts of a value, of the given sizes along an axis."""
-        made: Sequence[ir.Value] = self.tape.op_multi_out(
-            "Split", [value, self.ints(*sizes)], {"axis": axis}, num_outputs=len(sizes)
-        )
-        return made
-
-    def constant(self, value: ArrayLike, dtype: DTypeLike) -> ir.Value:
-        """A small constant."""
-        made: ir.Value = self.tape.op(
-            "Constant", [], {"value": ir.tensor(np.asarray(value, dtype=dtype))}
-        )
-        return made
-
-    def ints(self, *values: int) -> ir.Value:
-        """A 1-D int64 constant."""
-        return self.constant(values, np.int64)
-
     def float(self, value: float) -> ir.Value:
         """A float32 number."""
         return self.constant(value, np.float32)
-
-    def length(self, value: ir.Value, axis: int) -> ir.Value:
-        """``[1]``: a size of a value."""
-        return self.op("Shape", value, start=axis, end=axis + 1)
-
-    def places(self, length: ir.Value) -> ir.Value:
-        """``0 … length − 1`` in int64, of a ``[1]`` length."""
-        return self.op(
-            "Range",
-            self.constant(0, np.int64),
-            self.op("Squeeze", length),
-            self.constant(1, np.int64),
-        )
 
     def rank(self, value: ir.Value) -> int:
         """Number of axes."""
@@ -117,7 +81,7 @@ class Operator:
             raise NotYetError
         return len(value.shape)
 
-    def size(self, value: ir.Value, axis: int) -> int:
+    def static_size(self, value: ir.Value, axis: int) -> int:
         """A size that must be known."""
         self.rank(value)
         assert value.shape is not None

@@ -54,8 +54,11 @@ _DO = "Give the file as it was exported, before ONNX Runtime's optimizer changed
 
 
 def own_strays(model: ir.Model, opset: int) -> bool:
-    """Give operators that ONNX lacks at this opset the domain that they are from; True where there
-    was one."""
+    """Give operators that ONNX lacks at this opset the domain that they are from.
+
+    Returns:
+        whether there was one.
+    """
     strays = [
         n
         for n in model.graph.all_nodes()
@@ -154,13 +157,13 @@ def _round(model: ir.Model) -> tuple[list[ir.Node], list[tuple[ir.Node, str]], b
 
 def _replace(graph: ir.Graph, of: Operator, results: list[ir.Value | None]) -> None:
     node = of.node
-    for new in of.tape.nodes:
+    for new in of.nodes:
         new.metadata_props.update(node.metadata_props)
-    graph.insert_before(node, of.tape.nodes)
+    graph.insert_before(node, of.nodes)
     for old, result in zip(node.outputs, results, strict=False):
         if result is None:
             continue
-        if result.producer() not in of.tape.nodes:
+        if result.producer() not in of.nodes:
             result = _identity(graph, node, result)
         result.type = old.type if old.type is not None else result.type
         result.shape = old.shape if old.shape is not None else result.shape

@@ -6,17 +6,22 @@ Statistics of norms (mean, inverse deviation) are of training, and not given.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx_ir as ir
 
 from crossfuse.export.sources.onnx_file.microsoft.emit import Expansion, Operator, UntakenError
 
-__all__ = ["OPERATORS"]
+__all__ = ["OPERATORS", "rotate"]
 
 _ACTIVATIONS = {
-    "Relu": (), "Tanh": (), "Sigmoid": (), "Softsign": (), "Softplus": (), "LeakyRelu": ("alpha",), "Elu": ("alpha",),
-    "Selu": ("alpha", "gamma"), "HardSigmoid": ("alpha", "beta"), "ThresholdedRelu": ("alpha",),
-}  # fmt: skip
+    **dict.fromkeys(("Relu", "Tanh", "Sigmoid", "Softsign", "Softplus"), ()),
+    **dict.fromkeys(("LeakyRelu", "Elu", "ThresholdedRelu"), ("alpha",)),
+    "Selu": ("alpha", "gamma"),
+    "HardSigmoid": ("alpha", "beta"),
+}
+"""Activation → its parameters, in their order."""
 
 
 def _layer_norm(of: Operator) -> list[ir.Value | None]:
@@ -78,12 +83,14 @@ def _skip_simplified_layer_norm(of: Operator) -> list[ir.Value | None]:
 
 
 def _embed_layer_norm(of: Operator) -> list[ir.Value | None]:
-    """Word, position and segment embeddings, summed and normalised; and how many ids of each row
-    are not masked."""
+    """Word, position and segment embeddings, summed and normalised.
+
+    The second output is how many ids of each row are not masked.
+    """
     ids, segments = of.needed(0), of.given(1)
     mask, positions = of.given(7), of.given(8)
     if positions is None:
-        positions = of.op("Unsqueeze", of.places(of.length(ids, 1)), of.ints(0))
+        positions = of.op("Unsqueeze", of.positions(of.size(ids, 1)), of.ints(0))
     total = of.op(
         "Add",
         of.op("Gather", of.needed(2), ids, axis=0),
@@ -147,14 +154,21 @@ def _activated(of: Operator, value: ir.Value, name: str, parameters: list[float]
         return of.op("Clip", value, *(of.float(p) for p in parameters))
     if name not in _ACTIVATIONS:
         raise UntakenError(f"its activation {name!r} is not known")
-    return of.op(name, value, **dict(zip(_ACTIVATIONS[name], parameters, strict=False)))
+    attributes: dict[str, Any] = dict(zip(_ACTIVATIONS[name], parameters, strict=False))
+    return of.op(name, value, **attributes)
 
 
 def _fused_gemm(of: Operator) -> list[ir.Value | None]:
     c = of.given(2)
     given = [of.needed(0), of.needed(1)] if c is None else [of.needed(0), of.needed(1), c]
-    product = of.op("Gemm", *given, alpha=of.number("alpha", 1.0), beta=of.number("beta", 1.0),
-                    transA=of.integer("transA"), transB=of.integer("transB"))  # fmt: skip
+    product = of.op(
+        "Gemm",
+        *given,
+        alpha=of.number("alpha", 1.0),
+        beta=of.number("beta", 1.0),
+        transA=of.integer("transA"),
+        transB=of.integer("transB"),
+    )
     name = of.text("activation")
     parameters = [
         of.number(f"activation_{p}", 0.0)
@@ -191,14 +205,14 @@ def _rotary_embedding(of: Operator) -> list[ir.Value | None]:
     four = of.rank(x) == 4
     heads = of.integer("num_heads")
     if not four:
-        size = of.size(x, -1) // heads if heads else 2 * of.size(cos, 1)
+        size = of.static_size(x, -1) // heads if heads else 2 * of.static_size(cos, 1)
         x = of.op("Transpose", of.op("Reshape", x, of.ints(0, 0, -1, size)), perm=[0, 2, 1, 3])
     else:
-        size = of.size(x, -1)
+        size = of.static_size(x, -1)
     rotated = rotate(of, x, size, positions, cos, sin, interleaved=bool(of.integer("interleaved")))
     if four:
         return [rotated]
-    width = of.size(of.needed(0), -1)
+    width = of.static_size(of.needed(0), -1)
     return [of.op("Reshape", of.op("Transpose", rotated, perm=[0, 2, 1, 3]), of.ints(0, 0, width))]
 
 
@@ -212,11 +226,13 @@ def rotate(
     *,
     interleaved: bool,
 ) -> ir.Value:
-    """Rotary embedding of ``[B, H, S, D]``; positions ``[B, S]``, ``[1]`` of the first one, or None
-    for 0."""
-    half = of.size(cos, 1)
+    """Rotary embedding of ``[B, H, S, D]``.
+
+    ``positions`` are ``[B, S]``, ``[1]`` of the first one, or None for 0.
+    """
+    half = of.static_size(cos, 1)
     if positions is None or of.rank(positions) == 1:
-        places = of.places(of.length(x, 2))
+        places = of.positions(of.size(x, 2))
         places = places if positions is None else of.op("Add", places, positions)
         places = of.op("Unsqueeze", places, of.ints(0))
     else:
@@ -252,7 +268,7 @@ def _bias_add(of: Operator) -> list[ir.Value | None]:
 
 def _bias_split_gelu(of: Operator) -> list[ir.Value | None]:
     x = _added(of, 1)
-    width = of.size(of.needed(0), -1)
+    width = of.static_size(of.needed(0), -1)
     left, right = of.split(x, [width // 2, width // 2], -1)
     return [of.op("Mul", left, of.op("Gelu", right))]
 

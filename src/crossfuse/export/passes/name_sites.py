@@ -1,0 +1,49 @@
+"""Name every ``FusedAttention`` node after the PyTorch module it came from.
+
+Rules:
+
+1. The site is the module's path; the root module is ``(root)``.
+2. Several attentions of one module (shared weights, or several calls) are told apart in order of
+   execution by ``#2``, ``#3``.
+3. The node's name becomes the site, so that profilers of every engine show it; the site also goes
+   into the metadata.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import onnx_ir as ir
+
+from crossfuse.export.passes.base import FusionPass, FusionResult
+from crossfuse.graph.attention_node import attentions
+from crossfuse.graph.metadata import SITE
+
+__all__ = ["NameSitesPass", "site_name"]
+
+
+class NameSitesPass(FusionPass):
+    """Attention nodes named by their modules."""
+
+    def call(self, model: ir.Model) -> FusionResult:
+        """Name in place."""
+        seen: Counter[str] = Counter()
+        modified = False
+        for attention in attentions(model.graph):
+            path = attention.module
+            seen[path] += 1
+            site = site_name(path, seen[path])
+            node = attention.node
+            modified |= node.name != site or node.metadata_props.get(SITE) != site
+            node.name = node.metadata_props[SITE] = site
+        return FusionResult(model, modified)
+
+    def ensures(self, model: ir.Model) -> None:
+        """No two attentions have one site."""
+        sites = [attention.site for attention in attentions(model.graph)]
+        assert len(set(sites)) == len(sites), sites
+
+
+def site_name(path: str, occurrence: int) -> str:
+    """The site of a module's n-th attention, counted from 1."""
+    return (path or "(root)") + (f"#{occurrence}" if occurrence > 1 else "")

@@ -1,0 +1,44 @@
+"""The context of a trace leaves the libraries as they were."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+import transformers
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from crossfuse.export.sources.huggingface.tracing import tracing
+
+CONFIG = transformers.BertConfig(
+    vocab_size=30, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=17
+)
+
+
+def test_what_is_patched_is_given_back() -> None:
+    torch.manual_seed(0)
+    model = transformers.BertModel(CONFIG).eval()
+    inputs = {"input_ids": torch.randint(30, (2, 5))}
+    attention, interface = F.scaled_dot_product_attention, ALL_ATTENTION_FUNCTIONS["sdpa"]
+    with torch.no_grad():
+        expected = model(**inputs)[0]
+    with tracing(model, inputs) as about:
+        # Ours goes further than the library's patch of it.
+        assert F.scaled_dot_product_attention is attention
+        with torch.no_grad():
+            made = model(**inputs)[0]
+        assert about.interfaced == {"encoder.layer.0.attention.self"}
+        assert not about.defer_guards
+    assert torch.allclose(made, expected, atol=1e-5)
+    assert F.scaled_dot_product_attention is attention
+    assert ALL_ATTENTION_FUNCTIONS["sdpa"] is interface
+
+
+def test_sizes_that_a_tracer_can_not_prove() -> None:
+    config = transformers.MoonshineConfig(
+        vocab_size=30, hidden_size=16, intermediate_size=17, encoder_num_hidden_layers=1,
+        decoder_num_hidden_layers=1, encoder_num_attention_heads=2, decoder_num_attention_heads=2,
+    )  # fmt: skip
+    model = transformers.MoonshineForConditionalGeneration(config).eval()
+    inputs = {"input_values": torch.randn(1, 4000), "decoder_input_ids": torch.ones(1, 2).long()}
+    with tracing(model, inputs) as about:
+        assert about.defer_guards

@@ -1,0 +1,96 @@
+"""The eager module for the reference: in float64 where it runs, else summed in it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from crossfuse.errors import InputError
+from crossfuse.parity.eager_module import EagerModule
+from crossfuse.spec.model_spec import ModelSpec
+
+X = torch.randn(4, 256, generator=torch.Generator().manual_seed(0))
+
+
+class Product(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(1)
+        self.weight = nn.Parameter(torch.randn(256, 8, generator=generator))
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return {"y": x @ self.weight}
+
+
+class Single(Product):
+    """Asserts its dtype, as some models do."""
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        assert x.dtype == torch.float32
+        return super().forward(x)
+
+
+class Uncopied(Product):
+    def __deepcopy__(self, memo: Any) -> nn.Module:
+        raise RuntimeError("one of a kind")
+
+
+def exact(module: Product) -> np.ndarray:
+    return X.double().numpy() @ module.weight.detach().double().numpy()
+
+
+def test_the_truth_is_float64s() -> None:
+    module = Product()
+    runner = EagerModule(ModelSpec(module, {"x": X}), {"x": X})
+    results = runner.run({"x": X})
+    assert (runner.dtype, runner.reason) == ("float64", "")
+    np.testing.assert_allclose(results.truth["y"], exact(module), rtol=1e-12)
+    assert results.single["y"].dtype == np.float32
+    assert module.weight.dtype == torch.float32, "the user's module is left as it is"
+
+
+@pytest.mark.parametrize(
+    ("kind", "why"),
+    [
+        (Single, "does not run in float64"),
+        (Uncopied, "can't be copied to float64: RuntimeError: one of a kind"),
+    ],
+)
+def test_modules_that_refuse_float64_are_summed_in_it(kind: type[Product], why: str) -> None:
+    """One rounding from exact, where plain float32 loses more."""
+    module = kind()
+    runner = EagerModule(ModelSpec(module, {"x": X}), {"x": X})
+    results = runner.run({"x": X})
+    assert runner.dtype == "float32"
+    assert why in runner.reason
+    error = np.abs(results.truth["y"] - exact(module))
+    assert (error <= np.abs(exact(module)) * 2.0**-24 + 1e-12).all()
+    assert np.abs(results.single["y"] - exact(module)).max() > error.max()
+
+
+def test_a_module_may_write_into_its_input() -> None:
+    class Greedy(nn.Module):
+        def forward(self, x: Tensor) -> dict[str, Tensor]:
+            return {"y": x.mul_(2)}
+
+    given = {"x": torch.ones(3)}
+    runner = EagerModule(ModelSpec(Greedy(), given), given)
+    for _ in range(2):
+        np.testing.assert_array_equal(runner.run(given).truth["y"], [2, 2, 2])
+    assert torch.equal(given["x"], torch.ones(3))
+
+
+@pytest.mark.parametrize(("size", "do"), [(4, "Make the module run"), (3, "narrow the range")])
+def test_a_module_that_fails_is_told_where(size: int, do: str) -> None:
+    class Fails(nn.Module):
+        def forward(self, x: Tensor) -> dict[str, Tensor]:
+            raise ValueError("only squares")
+
+    spec = ModelSpec(Fails(), {"x": torch.ones(4, 4)}, name="mine")
+    runner = EagerModule(spec, spec.inputs)
+    with pytest.raises(InputError, match=rf"only squares.*mine on .*\({size}, 4\).*{do}"):
+        runner.run({"x": torch.ones(size, 4)})

@@ -1,0 +1,59 @@
+"""What one would use otherwise: made for the sizes asked, computing what the model computes."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from crossfuse.errors import InputError
+from crossfuse.models.registry import zoo_spec
+from crossfuse.profiling.baselines import BASELINES, Baselines
+
+SPEC = zoo_spec("cross_modal_attention", "tiny")
+INPUTS = {name: tensor.numpy() for name, tensor in SPEC.inputs.items()}
+
+
+def test_eager_is_the_module_itself() -> None:
+    with Baselines(SPEC) as made:
+        outputs = made.make("eager", INPUTS)()
+    with torch.no_grad():
+        expected = SPEC.module(**SPEC.inputs)
+    assert list(outputs) == list(expected)
+    for name, tensor in expected.items():
+        np.testing.assert_array_equal(outputs[name], tensor.numpy())
+
+
+@pytest.mark.parametrize("name", ["compile-max", "eager-fp16", "tensorrt"])
+def test_some_need_a_gpu(name: str) -> None:
+    with Baselines(SPEC) as made, pytest.raises(InputError, match=f"{name} is a baseline on GPUs"):
+        made.make(name, INPUTS)
+
+
+def test_others_are_not_known() -> None:
+    with (
+        Baselines(SPEC) as made,
+        pytest.raises(InputError, match="no such baseline.*eager, compile"),
+    ):
+        made.make("tpu", INPUTS)
+    assert all(name in BASELINES for name in ("eager", "compile", "onnx", "hf", "openvino"))
+
+
+def test_threads_are_put_back() -> None:
+    before = torch.get_num_threads()
+    with Baselines(SPEC, threads=before + 1):
+        assert torch.get_num_threads() == before + 1
+    assert torch.get_num_threads() == before
+
+
+def test_a_plain_export_is_made_once_per_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
+    from crossfuse.profiling import baselines
+
+    made: list[object] = []
+    monkeypatch.setattr(baselines, "_export_plainly", lambda *a: made.append(a[1]) or ["fused"])
+    longer = INPUTS | {"a": np.concatenate([INPUTS["a"]] * 2, axis=1)}
+    with Baselines(SPEC) as others:
+        paths = [others._plain_export(inputs)[0] for inputs in (INPUTS, dict(INPUTS), longer)]
+    assert len(made) == 2
+    assert paths[0] == paths[1] != paths[2]
+    assert not paths[0].parent.exists(), "exports are deleted in the end"

@@ -1,0 +1,117 @@
+"""One stage on ONNX Runtime, on the CPU: `tests/gpu_rehearsal` has the other device."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from crossfuse.errors import BundleError, InputError
+from crossfuse.runtime.onnxruntime_stage import SLOW_FUSIONS, OrtStage
+from crossfuse.runtime.options import SessionOptions
+from crossfuse.runtime.stage import Stage
+from named_graphs import CONTEXT, OUTPUT, QUERIES, make_inputs, write_graph
+
+CPU = "CPUExecutionProvider"
+
+
+def expected(inputs: dict[str, np.ndarray], path: Path) -> np.ndarray:
+    """The graph's formula, in float64."""
+    import onnx
+    from onnx import numpy_helper
+
+    weight = numpy_helper.to_array(onnx.load(path).graph.initializer[0]).astype(np.float64)
+    wide = {name: array.astype(np.float64) for name, array in inputs.items()}
+    made = np.tanh(wide[CONTEXT] @ weight) * wide["self"] + wide["inputs"]
+    return np.asarray(made * wide["state"] + wide["file"])
+
+
+@pytest.fixture
+def graph(tmp_path: Path) -> Path:
+    return write_graph(tmp_path / "model.onnx")
+
+
+def test_runs_what_the_graph_says(graph: Path) -> None:
+    stage = OrtStage(graph, CPU, SessionOptions(threads=1))
+    assert isinstance(stage, Stage)
+    assert stage.boundary == ((CONTEXT, *QUERIES), (OUTPUT,))
+    assert (stage.provider, stage.on_device) == (CPU, False)
+    inputs = make_inputs(3)
+    truth = expected(inputs, graph)
+    for run in (stage.run, stage.run_mixed, stage.run_on_device, lambda f: stage.run_into(f, {})):
+        (row,) = run(inputs)
+        np.testing.assert_allclose(row, truth, atol=1e-5)
+
+
+def test_a_binding_follows_its_arrays(graph: Path) -> None:
+    stage = OrtStage(graph, CPU, SessionOptions(threads=1))
+    inputs, row = make_inputs(2), np.empty((2, 4), np.float32)
+    binding = stage.bind(inputs, [row])
+    for seed in (1, 2):
+        for name, array in make_inputs(2, seed).items():
+            inputs[name][:] = array
+        stage.run_bound(binding)
+        np.testing.assert_allclose(row, expected(inputs, graph), atol=1e-5)
+
+
+def test_what_the_engine_refuses_is_bad_input(graph: Path) -> None:
+    stage = OrtStage(graph, CPU, SessionOptions())
+    for wrong in (
+        {**make_inputs(2), "self": np.zeros((3, 4), np.float32)},
+        {**make_inputs(2), "self": np.zeros((2, 4), np.int64)},
+        {CONTEXT: np.zeros((2, 4), np.float32)},
+    ):
+        with pytest.raises(InputError, match="the engine refused the inputs"):
+            stage.run(wrong)
+
+
+def test_what_can_not_be_opened(graph: Path, tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="this ONNX Runtime has no NoSuchProvider"):
+        OrtStage(graph, "NoSuchProvider", SessionOptions())
+    broken = tmp_path / "broken.onnx"
+    broken.write_bytes(b"no graph")
+    with pytest.raises(BundleError, match=r"ONNX Runtime can't load the graph.*broken\.onnx"):
+        OrtStage(broken, CPU, SessionOptions())
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_options_reach_the_engine(
+    graph: Path, alone: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import onnxruntime
+
+    seen: dict[str, Any] = {}
+    real = onnxruntime.InferenceSession
+
+    def opened(path: str, settings: Any, **kwargs: Any) -> Any:
+        seen.update(kwargs, settings=settings)
+        return real(path, settings, **kwargs)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", opened)
+    options = SessionOptions(threads=3, inter_op_threads=2, spin=False)
+    OrtStage(graph, CPU, options, alone=alone)
+    settings = seen["settings"]
+    assert (settings.intra_op_num_threads, settings.inter_op_num_threads) == (3, 2)
+    assert settings.execution_mode == onnxruntime.ExecutionMode.ORT_PARALLEL
+    entry = settings.get_session_config_entry
+    assert entry("session.intra_op.allow_spinning") == "0"
+    if alone:
+        with pytest.raises(RuntimeError):
+            entry("session.force_spinning_stop")
+    else:
+        assert entry("session.force_spinning_stop") == "1"
+    assert seen["disabled_optimizers"] == list(SLOW_FUSIONS)
+
+
+def test_a_trace_says_what_ran(graph: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "trace"
+    folder.mkdir()
+    stage = OrtStage(graph, CPU, SessionOptions(threads=1), trace=folder)
+    stage.run(make_inputs(2))
+    events = json.loads(stage.end_trace().read_text())
+    names = [event["name"] for event in events if event.get("cat") == "Node"]
+    assert any("Tanh" in event.get("args", {}).get("op_name", "") for event in events), names
+    assert (folder / "optimized.onnx").is_file()

@@ -1,0 +1,74 @@
+"""Arrow's rows as arrays and back."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+pa = pytest.importorskip("pyarrow", reason="pyarrow is not installed")
+
+from crossfuse.core.tensors import TensorSpec  # noqa: E402
+from crossfuse.errors import InputError  # noqa: E402
+from crossfuse.serve.bulk.columns import to_array, to_column  # noqa: E402
+
+
+def spec(dtype: str = "float32", *shape: int | str) -> TensorSpec:
+    return TensorSpec("x", dtype, shape)
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (2, 3), (2, 1, 4)])
+@pytest.mark.parametrize("dtype", ["float32", "int64", "bool"])
+def test_rows_come_back_as_they_were(shape: tuple[int, ...], dtype: str) -> None:
+    rng = np.random.default_rng(0)
+    rows = [rng.integers(0, 2, shape).astype(dtype) for _ in range(3)]
+    column = to_column(rows)
+    assert len(column) == 3
+    for row, scalar in zip(rows, column, strict=True):
+        found = to_array(scalar, spec(dtype, *shape), shape)
+        assert found.dtype == dtype
+        np.testing.assert_array_equal(found, row)
+
+
+def test_rows_may_have_sizes_of_their_own() -> None:
+    rows = [np.arange(n * 2, dtype=np.float32).reshape(n, 2) for n in (3, 2, 1)]
+    found = [to_array(scalar, spec("float32", "n", 2), ("n", 2)) for scalar in to_column(rows)]
+    for row, array in zip(rows, found, strict=True):
+        np.testing.assert_array_equal(array, row)
+
+
+def test_one_list_stands_for_a_shape_with_a_single_open_size() -> None:
+    flat = pa.scalar([1.0, 2.0, 3.0, 4.0, 5.0, 6.0])
+    assert to_array(flat, spec("float32", "n", 3), ("n", 3)).shape == (2, 3)
+    with pytest.raises(InputError, match=r"wrong shape \(x\): got .*expected \[n, m\]"):
+        to_array(flat, spec("float32", "n", "m"), ("n", "m"))
+    with pytest.raises(InputError, match="wrong shape"):
+        to_array(flat, spec("float32", "n", 4), ("n", 4))
+
+
+@pytest.mark.parametrize(
+    ("value", "kind", "dtype", "message"),
+    [
+        (None, "list", "float32", "a value is missing"),
+        ([1.0, None], "list", "float32", "missing.*1 nulls"),
+        ([[1.0], [1.0, 2.0]], "lists", "float32", "ragged"),
+        ([1.5], "list", "int64", "type doesn't fit"),
+        ([300], "ints", "uint8", "out of the element type's range"),
+        ([1], "ints", "bool", "type doesn't fit"),
+    ],
+)
+def test_what_is_no_array(value: Any, kind: str, dtype: str, message: str) -> None:
+    kinds = {
+        "list": pa.list_(pa.float64()),
+        "lists": pa.list_(pa.list_(pa.float64())),
+        "ints": pa.list_(pa.int64()),
+    }
+    with pytest.raises(InputError, match=message):
+        to_array(pa.scalar(value, kinds[kind]), spec(dtype, "n"), ("n",))
+
+
+def test_numbers_become_floats_and_wide_floats_narrow() -> None:
+    found = to_array(pa.scalar([1, 2]), spec("float32", "n"), ("n",))
+    assert found.dtype == np.float32
+    assert to_array(pa.scalar(7), spec("int64"), ()).shape == ()

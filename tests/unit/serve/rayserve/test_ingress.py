@@ -1,0 +1,178 @@
+"""The ingress over a replica that a test plays: limits, routing to a context's home, refusals."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("ray", reason="ray is not installed")
+
+from ray.exceptions import RayActorError
+
+from crossfuse.bundle.store import Bundle
+from crossfuse.serve.limits import Limits
+from crossfuse.serve.open_inference import BINARY_HEADER, DATATYPES
+from crossfuse.serve.rayserve.ingress import Ingress, home_of
+from crossfuse.serve.rayserve.options import ServeOptions
+from unit.serve.rayserve.asgi_client import Reply, ask
+
+Answers = Callable[[dict[str, np.ndarray]], Any]
+
+
+class Handle:
+    """A deployment's handle whose replica is a function."""
+
+    def __init__(self, answers: Answers) -> None:
+        self.answers = answers
+        self.homes: list[str] = []
+        self.asked: list[tuple[str | None, bytes | None]] = []
+
+    def options(self, multiplexed_model_id: str) -> Handle:
+        self.homes.append(multiplexed_model_id)
+        return self
+
+    @property
+    def answer(self) -> Any:
+        return self
+
+    @property
+    def ready(self) -> Any:
+        class Ready:
+            async def remote(self) -> bool:
+                return True
+
+        return Ready()
+
+    async def remote(self, inputs: dict[str, np.ndarray], context_id: str | None, key: Any) -> Any:
+        self.asked.append((context_id, key))
+        found = self.answers(inputs)
+        if asyncio.iscoroutine(found):
+            found = await found
+        if isinstance(found, BaseException):
+            raise found
+        return found
+
+
+def ingress_of(bundle: Bundle, answers: Answers, **options: Any) -> tuple[Ingress, Handle]:
+    handle = Handle(answers)
+    made = ServeOptions(str(bundle.path), "m", **options)
+    return Ingress(made.to_json(), handle), handle  # type: ignore[arg-type]
+
+
+def body_of(arrays: dict[str, np.ndarray], **parameters: Any) -> bytes:
+    inputs = [
+        {
+            "name": name,
+            "shape": list(array.shape),
+            "datatype": DATATYPES[array.dtype.name],
+            "data": array.reshape(-1).tolist(),
+        }
+        for name, array in arrays.items()
+    ]
+    return json.dumps({"inputs": inputs, "parameters": parameters}).encode()
+
+
+def infer(ingress: Ingress, body: bytes, headers: dict[str, str] | None = None) -> Reply:
+    return ask(ingress, "POST", "/v2/models/m/infer", body, headers)
+
+
+@pytest.fixture
+def bundle(zoo_bundle: Callable[[str], Bundle]) -> Bundle:
+    return zoo_bundle("cross_modal_attention")
+
+
+def echoed(inputs: dict[str, np.ndarray]) -> Any:
+    return 200, {"fused": inputs["a"] * 2}
+
+
+ARRAYS = {"a": np.arange(3, dtype=np.float32)}
+
+
+def test_outputs_come_back_as_asked(bundle: Bundle) -> None:
+    ingress, handle = ingress_of(bundle, echoed)
+    found = infer(ingress, body_of(ARRAYS))
+    assert found.status == 200
+    (output,) = found.json["outputs"]
+    assert (output["name"], output["data"]) == ("fused", [0.0, 2.0, 4.0])
+    binary = json.loads(body_of(ARRAYS))
+    binary["outputs"] = [{"name": "fused", "parameters": {"binary_data": True}}]
+    found = infer(ingress, json.dumps(binary).encode())
+    length = int(found.headers[BINARY_HEADER.lower()])
+    np.testing.assert_array_equal(np.frombuffer(found.body[length:], np.float32), [0, 2, 4])
+    assert handle.homes == []
+
+
+def test_metadata_and_readiness(bundle: Bundle) -> None:
+    ingress, _ = ingress_of(bundle, echoed)
+    found = ask(ingress, "GET", "/v2/models/m").json
+    assert [t["name"] for t in found["inputs"]] == ["a", "b", "b_mask"]
+    assert ask(ingress, "GET", "/v2/health/ready").status == 200
+    ingress.reconfigure({"draining": True})
+    assert ask(ingress, "GET", "/v2/health/ready").status == 503
+    found = infer(ingress, body_of(ARRAYS))
+    assert (found.status, found.headers["retry-after"]) == (503, "1")
+    assert "shutting down" in found.json["error"]
+
+
+def test_what_is_not_taken(bundle: Bundle) -> None:
+    ingress, handle = ingress_of(bundle, echoed, limits=Limits(max_bytes=200))
+    assert infer(ingress, b"x" * 201).status == 413
+    assert infer(ingress, b"", {"content-length": "1000"}).status == 413
+    assert infer(ingress, body_of(ARRAYS), {"content-encoding": "gzip"}).status == 415
+    assert infer(ingress, body_of(ARRAYS), {BINARY_HEADER: "many"}).status == 400
+    found = infer(ingress, b"{")
+    assert found.status == 400
+    assert "Traceback" not in found.json["error"]
+    assert handle.asked == []
+    assert asyncio.run(ingress.open_requests()) == 0
+
+
+@pytest.mark.parametrize(
+    ("answers", "status", "said"),
+    [
+        (lambda _: (404, "no such context"), 404, "no such context"),
+        (lambda _: (500, "the server failed; its log says why."), 500, "its log says why"),
+        (lambda _: ValueError("secret"), 500, "the server failed"),
+        (lambda _: asyncio.sleep(5), 504, "no answer within 0.05 s"),
+    ],
+)
+def test_a_replicas_answer_is_the_servers(
+    bundle: Bundle, answers: Answers, status: int, said: str
+) -> None:
+    ingress, handle = ingress_of(bundle, answers, timeout_s=0.05)
+    found = infer(ingress, body_of(ARRAYS))
+    assert found.status == status
+    assert said in found.json["error"]
+    assert "secret" not in found.json["error"]
+    assert len(handle.asked) == 1
+
+
+def test_a_dead_replica_is_asked_again_once(bundle: Bundle) -> None:
+    results = [RayActorError(), (200, {"fused": ARRAYS["a"]})]
+    ingress, handle = ingress_of(bundle, lambda _: results.pop(0))
+    assert infer(ingress, body_of(ARRAYS)).status == 200
+    ingress, handle = ingress_of(bundle, lambda _: RayActorError())
+    found = infer(ingress, body_of(ARRAYS))
+    assert (found.status, len(handle.asked)) == (503, 2)
+    assert "died" in found.json["error"]
+
+
+def test_requests_go_home(zoo_bundle: Callable[[str], Bundle], tmp_path: Any) -> None:
+    """By the id that a client gave, else by the content of the context inputs."""
+    import crossfuse
+
+    bundle = crossfuse.export("cross_modal_attention", tmp_path / "split", size="tiny")
+    ingress, handle = ingress_of(bundle, echoed)
+    context = {"b": np.ones((1, 2, 24), np.float32), "b_mask": np.ones((1, 2), np.int64)}
+    for parameters in ({}, {}, {"context_id": "cat"}):
+        infer(ingress, body_of(ARRAYS | context, **parameters))
+    infer(ingress, body_of(ARRAYS, context_id="cat"))
+    first, second, third, fourth = handle.homes
+    assert first == second == home_of(None, handle.asked[0][1])
+    assert third == fourth == home_of("cat", None)
+    assert first != third

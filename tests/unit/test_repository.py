@@ -1,0 +1,117 @@
+"""The files around the source: workflows, hooks, forms and metadata say what is so."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import re
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import crossfuse
+
+yaml = pytest.importorskip("yaml", reason="PyYAML is not installed (pip install 'crossfuse[dev]')")
+
+ROOT = Path(__file__).parents[2]
+MAKEFILE = (ROOT / "Makefile").read_text()
+PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+
+def test_workflows_run_targets_of_the_makefile() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", MAKEFILE, re.MULTILINE))
+    workflows = list((ROOT / ".github" / "workflows").glob("*.yml"))
+    steps = [
+        step["run"]
+        for path in workflows
+        for job in yaml.safe_load(path.read_text())["jobs"].values()
+        for step in job["steps"]
+        if "run" in step
+    ]
+    assert {"make lint", "make types", "make test", "make docs"} <= set(steps)
+    assert {step.removeprefix("make ") for step in steps} <= targets
+
+
+def test_workflows_try_every_python_that_the_package_takes() -> None:
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "checks.yml").read_text())
+    tried = workflow["jobs"]["tests"]["strategy"]["matrix"]["python"]
+    named = re.findall(r"Python :: (3\.\d+)", "\n".join(PROJECT["project"]["classifiers"]))
+    assert tried == named
+    assert PROJECT["project"]["requires-python"] == f">={tried[0]},<3.{int(tried[-1][2:]) + 1}"
+
+
+def test_make_help_lists_every_target() -> None:
+    phony = re.search(r"^\.PHONY: (.*)$", MAKEFILE, re.MULTILINE)
+    assert phony
+    listed = set(re.findall(r'^\t@echo "([a-z-]+) ', MAKEFILE, re.MULTILINE))
+    assert listed == set(phony.group(1).split()) - {"help"}
+
+
+def test_hooks_run_the_environments_own_tools() -> None:
+    (repository,) = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+    assert repository["repo"] == "local"
+    entries = {hook["id"]: hook["entry"].split()[0] for hook in repository["hooks"]}
+    assert entries == {
+        "ruff": ".venv/bin/ruff",
+        "ruff-format": ".venv/bin/ruff",
+        "mypy": ".venv/bin/mypy",
+    }
+
+
+def test_issue_forms_have_what_a_form_needs() -> None:
+    forms = [p for p in (ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml") if p.stem != "config"]
+    assert forms
+    for path in forms:
+        form = yaml.safe_load(path.read_text())
+        assert {"name", "description", "body"} <= form.keys(), path.name
+        fields = [part for part in form["body"] if part["type"] != "markdown"]
+        assert len({part["id"] for part in fields}) == len(fields) > 0
+
+
+def test_versions_agree() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    changelog = (ROOT / "CHANGELOG.md").read_text()
+    assert crossfuse.__version__ == PROJECT["project"]["version"] == citation["version"]
+    assert re.search(r"^## Unreleased$", changelog, re.MULTILINE)
+    assert re.search(rf"^## {re.escape(crossfuse.__version__)}$", changelog, re.MULTILINE)
+
+
+def test_every_pinned_version_is_one_version() -> None:
+    lines = (ROOT / "constraints.txt").read_text().splitlines()[1:]
+    names = [line.partition("==")[0].lower().replace("_", "-") for line in lines]
+    assert all(re.fullmatch(r"[A-Za-z0-9._-]+==[\w.]+", line) for line in lines)
+    assert len(set(names)) == len(names)
+
+
+def test_no_file_names_the_host_of_a_package_index() -> None:
+    """Installers know where packages come from; the repository does not say."""
+    host = re.compile(r"(https?://|index-url|trusted-host)\S*(pypi|index|simple)", re.IGNORECASE)
+    files = [
+        *(path for path in ROOT.glob("*.*") if path.is_file()),
+        ROOT / "Makefile",
+        *(p for folder in (".github", "docs") for p in (ROOT / folder).rglob("*") if p.is_file()),
+    ]
+    for path in files:
+        if path.suffix in (".md", ".toml", ".txt", ".yml", ".yaml", ".cff", ".py", ""):
+            assert not host.search(path.read_text()), path
+
+
+def test_benchmarks_and_examples_import_names_that_exist() -> None:
+    """No test runs them all; a module that moves would break them unseen."""
+    seen = 0
+    for folder in ("benchmarks", "examples"):
+        for path in (ROOT / folder).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if not isinstance(node, ast.ImportFrom) or not (node.module or "").startswith(
+                    "crossfuse"
+                ):
+                    continue
+                module = importlib.import_module(node.module or "")
+                for alias in node.names:
+                    seen += 1
+                    where = f"{path.relative_to(ROOT)}: {node.module}.{alias.name}"
+                    if not hasattr(module, alias.name):
+                        assert importlib.util.find_spec(f"{node.module}.{alias.name}"), where
+    assert seen > 50
