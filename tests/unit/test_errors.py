@@ -294,7 +294,7 @@ def test_an_error_of_ours_in_a_factory_keeps_its_words_and_gets_the_line(tmp_pat
         factory_spec(f"{file}:make")
 
 
-# -- files ------------------------------------------------------------------------------------------------------------
+# -- files ----------------------------------------------------------------------------------------
 
 
 def npz(arrays: Mapping[str, Any]) -> bytes:
@@ -470,7 +470,7 @@ def test_whole_safetensors_pass(tmp_path: Path) -> None:
         require_whole(tmp_path / "none.safetensors")
 
 
-# -- bundles ----------------------------------------------------------------------------------------------------------
+# -- bundles --------------------------------------------------------------------------------------
 
 
 def test_numbers_of_numpy_enter_a_manifest_as_numbers(zoo_bundle: Callable[[str], Bundle]) -> None:
@@ -569,8 +569,7 @@ def test_a_target_that_refuses_the_references_inputs_is_a_failed_check(
         check_session(session, replace(reference, points=points), "fp32")
 
 
-# -- sessions
-# ---------------------------------------------------------------------------------------------------------
+# -- sessions -------------------------------------------------------------------------------------
 
 
 class Ids(nn.Module):
@@ -676,8 +675,7 @@ def test_calls_with_wrong_things(decoder: Path) -> None:
             session.run(ids=ids, memroy=memory)
 
 
-# -- the mechanism
-# ----------------------------------------------------------------------------------------------------
+# -- the mechanism --------------------------------------------------------------------------------
 
 
 def test_each_door_words_advice_its_own_way() -> None:
