@@ -25,6 +25,7 @@ from crossfuse.ops.reference import attention_reference
 from crossfuse.targets.cpu_run import opened, run_once
 from crossfuse.targets.precision.cast import cast_graph
 from crossfuse.targets.precision.stages import half_stages
+from crossfuse.targets.precision.wide_biases import bias_inputs, narrow_biases, wide_outputs
 from crossfuse.targets.registry import cpu_equivalent, cpu_equivalents
 from graphs_for_tests import Case
 
@@ -297,3 +298,32 @@ def test_other_biases_cost_nothing() -> None:
         assert {n.op_type for n in cast.model.graph} == {node.op_type, "FusedAttention", "Cast"}
         assert not cast.kept
         assert bool(cast_graph(model, "fp16").kept) != from_product  # an input may hold any number
+
+
+def test_what_reaches_a_bias_is_found() -> None:
+    """An input of the caller's may hold anything; half the range of a constant is within it."""
+    assert bias_inputs(Case(bias=True, mask=True).model().graph) == {"bias"}
+    assert bias_inputs(Case(mask=True).model().graph) == set()
+    model = ir.from_onnx_text(
+        """
+        <ir_version: 9, opset_import: ["" : 20]>
+        graph (float[3] x) => (float[3] small, float[3] large, float[3] bounded)
+        <float[1] tenth = {0.1}, float[1] least = {-3.4e38}>
+        {
+           small = Tanh (x)
+           large = Mul (x, least)
+           bounded = Mul (small, tenth)
+        }
+        """
+    )
+    assert wide_outputs(model.graph, ["small", "large", "bounded"]) == {"large"}
+    assert wide_outputs(model.graph, ["small"]) == set()
+
+
+def test_a_bias_that_is_bounded_stays_as_it_is() -> None:
+    graph = Case(bias=True).model().graph
+    before = len(graph)
+    islands = narrow_biases(graph, bounded=["bias"])
+    assert (len(graph), islands.own, islands.emitted) == (before, {}, frozenset())
+    assert narrow_biases(graph).emitted
+    assert len(graph) > before
