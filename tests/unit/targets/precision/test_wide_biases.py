@@ -336,3 +336,32 @@ def test_an_input_may_hold_any_number_unless_it_is_said_to_be_bounded() -> None:
     assert bias_inputs(given().graph) == {"given"}
     assert narrow_biases(given().graph).emitted
     assert not narrow_biases(given().graph, bounded={"given"}).emitted
+
+
+def test_what_reaches_a_bias_is_found() -> None:
+    """An input of the caller's may hold anything; half the range of a constant is within it."""
+    assert bias_inputs(Case(bias=True, mask=True).model().graph) == {"bias"}
+    assert bias_inputs(Case(mask=True).model().graph) == set()
+    model = ir.from_onnx_text(
+        """
+        <ir_version: 9, opset_import: ["" : 20]>
+        graph (float[3] x) => (float[3] small, float[3] large, float[3] bounded)
+        <float[1] tenth = {0.1}, float[1] least = {-3.4e38}>
+        {
+           small = Tanh (x)
+           large = Mul (x, least)
+           bounded = Mul (small, tenth)
+        }
+        """
+    )
+    assert wide_outputs(model.graph, ["small", "large", "bounded"]) == {"large"}
+    assert wide_outputs(model.graph, ["small"]) == set()
+
+
+def test_a_bias_that_is_bounded_stays_as_it_is() -> None:
+    graph = Case(bias=True).model().graph
+    before = len(graph)
+    islands = narrow_biases(graph, bounded=["bias"])
+    assert (len(graph), islands.own, islands.emitted) == (before, {}, frozenset())
+    assert narrow_biases(graph).emitted
+    assert len(graph) > before
