@@ -22,11 +22,12 @@ import shlex
 import subprocess
 import sys
 from dataclasses import dataclass
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from crossfuse.cli import main
 
 __all__ = ["CODE", "PAGES", "ROOT", "Block", "blocks_of", "holds", "in_process", "run", "run_page"]
 
@@ -107,9 +108,8 @@ def run(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
 
 def in_process(command: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     """A ``crossfuse`` command in this process, which has PyTorch already: what it printed."""
-    (script,) = entry_points(group="console_scripts", name="crossfuse")
     with pytest.raises(SystemExit) as ended:
-        script.load()(command[1:])
+        main(command[1:])
     captured = capsys.readouterr()
     assert ended.value.code == 0, captured.err
     return captured.out

@@ -37,12 +37,14 @@ def module_files(root: Path) -> dict[str, Path]:
 def arrows(root: Path) -> list[Arrow]:
     """All arrows between the modules of a package."""
     files = module_files(root)
+    # A package's name alone may be that of a group of entry points, or of a folder with data.
+    packages = {name for name, path in files.items() if path.name == "__init__.py"}
     found = []
     for source, path in files.items():
         tree = ast.parse(path.read_text())
         first = {_longest(name, files) for name in imported(tree, module_level=True)}
         every = {_longest(name, files) for name in imported(tree)}
-        texts = {_longest(name, files) for name in named_in_texts(tree, root.name)} - {root.name}
+        texts = {_longest(name, files) for name in named_in_texts(tree, root.name)} - packages
         for targets, how in (
             (first, "import"),
             (every - first, "lazy import"),

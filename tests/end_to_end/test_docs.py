@@ -104,13 +104,6 @@ SETUPS: dict[str, Callable[[Path], None]] = {
 }
 """What a page's blocks find in their folder."""
 
-UNTIL_THE_MERGE = {
-    "docs/contributing/add-a-hugging-face-rule.md": "register_input_rule",
-    "docs/contributing/add-a-pass.md": "register_pass",
-    "docs/contributing/add-a-target.md": "register_target",
-}
-"""Pages about names that other branches bring; empty when these are merged."""
-
 TESTED_ELSEWHERE = {
     ROOT / "docs" / "one-attention.md": (
         ROOT / "tests" / "unit" / "export" / "matching" / "test_documented_attention.py"
@@ -135,9 +128,6 @@ def run_documented(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> list[str]:
-    needed = UNTIL_THE_MERGE.get(name_of(page))
-    if needed is not None and needed not in crossfuse.__all__:
-        pytest.skip(f"crossfuse.{needed} is not merged yet")
     monkeypatch.chdir(folder)
     monkeypatch.syspath_prepend(str(folder))
     monkeypatch.setenv("COLUMNS", "140")
@@ -358,15 +348,12 @@ def test_options_that_pages_name_exist() -> None:
 
 def test_pages_that_are_tested_elsewhere_are() -> None:
     for page, test in TESTED_ELSEWHERE.items():
-        if not test.exists():  # until the merge
-            pytest.skip(f"{name_of(test)} is not merged yet")
         assert page.name in test.read_text()
 
 
 def test_files_that_pages_name_exist() -> None:
     homes = (ROOT, ROOT / "src" / "crossfuse")
-    merged = [p for p in PAGES if p not in TESTED_ELSEWHERE or TESTED_ELSEWHERE[p].exists()]
-    for page in merged:
+    for page in PAGES:
         names = re.findall(r"`((?:[a-z_]+/)+[a-z_]+\.(?:py|json|c|md))\b", page.read_text())
         for name in names:
             if name != "path/file.py":

@@ -116,8 +116,12 @@ def spec_of(forms: dict[str, Form]) -> ModelSpec:
         "mask": torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0]]),
         "bias": torch.randn(HEADS, 3, 5),
     }
-    axes = {"x": {0: "batch:1:8", 1: "rows:1:16"}, "y": {0: "batch", 1: "keys:1:16"}, "mask": {0: "batch", 1: "keys"},
-            "bias": {1: "rows", 2: "keys"}}  # fmt: skip
+    axes = {
+        "x": {0: "batch:1:8", 1: "rows:1:16"},
+        "y": {0: "batch", 1: "keys:1:16"},
+        "mask": {0: "batch", 1: "keys"},
+        "bias": {1: "rows", 2: "keys"},
+    }
     return ModelSpec(Forms(forms).eval(), inputs, axes)
 
 

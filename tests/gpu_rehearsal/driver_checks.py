@@ -71,8 +71,7 @@ def seen(pointer: int, shape: tuple[int, ...], dtype: str = "float32") -> np.nda
     return array
 
 
-# ---- the stand-in itself
-# ----------------------------------------------------------------------------------------------------
+# ---- the stand-in itself ------------------------------------------------------------------------
 
 
 def test_nothing_happens_before_somebody_waits(gpu: Gpu, stream: Any, control: Control) -> None:
@@ -93,8 +92,7 @@ def test_nothing_happens_before_somebody_waits(gpu: Gpu, stream: Any, control: C
     assert seen(address, (64,), "uint8").tolist() == [0xDD] * 64
 
 
-# ---- failures of every call
-# -------------------------------------------------------------------------------------------------
+# ---- failures of every call ---------------------------------------------------------------------
 
 CALLS: dict[str, tuple[str, Callable[[Gpu, Any], Any]]] = {
     "cuStreamCreateWithPriority": ("make a stream", lambda gpu, stream: gpu.stream()),
@@ -176,8 +174,7 @@ def test_a_gpu_that_can_not_be_used_is_one_paragraph(control: Control) -> None:
         Driver(2)
 
 
-# ---- capture
-# ----------------------------------------------------------------------------------------------------------------
+# ---- capture ------------------------------------------------------------------------------------
 
 
 def raising() -> None:
@@ -227,8 +224,7 @@ def test_a_capture_that_fails_is_over_on_its_own_thread(
     assert seen(int(buffer.handle), (4,)).tolist() == [0, 1, 0, 1]
 
 
-# ---- DLPack
-# -----------------------------------------------------------------------------------------------------------------
+# ---- DLPack -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("versioned", [False, True])
@@ -347,8 +343,7 @@ def test_what_can_not_be_read_is_said(gpu: Gpu) -> None:
             device_array(value, 0, "x")
 
 
-# ---- arrays that were given away
-# --------------------------------------------------------------------------------------------
+# ---- arrays that were given away ----------------------------------------------------------------
 
 
 @pytest.mark.parametrize("readers", [1, 2])
@@ -389,8 +384,7 @@ def test_a_reader_whose_stream_is_gone_harms_nobody(gpu: Gpu) -> None:
     assert on(gpu, np.ones(3)).numpy().tolist() == [1, 1, 1]
 
 
-# ---- sessions
-# ---------------------------------------------------------------------------------------------------------------
+# ---- sessions -----------------------------------------------------------------------------------
 
 
 def ranges(bundle: Bundle, stage: str) -> dict[str, Any]:
@@ -866,8 +860,7 @@ def test_steps_are_checked_on_gpus_too(opened: Any) -> None:
     assert any("step by step" in name for name in report.outputs)
 
 
-# ---- several GPUs
-# -----------------------------------------------------------------------------------------------------------
+# ---- several GPUs -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,8 @@ with runtime.load(sys.argv[1], "ort-cuda") as session:
     for batch in (1, 3, 1):
         feeds = {}
         for spec in session.inputs:
-            shape = [batch if i == 0 else d if isinstance(d, int) else 5 for i, d in enumerate(spec.shape)]
+            sizes = [d if isinstance(d, int) else 5 for d in spec.shape[1:]]
+            shape = [batch, *sizes]
             feeds[spec.name] = np.zeros(shape, spec.dtype)
         shapes.append({name: list(array.shape) for name, array in session.run(**feeds).items()})
 print(json.dumps([session.provider, shapes]))

@@ -16,9 +16,9 @@ from typer.testing import CliRunner
 
 import crossfuse
 from crossfuse.cli import COMMANDS, app, main
+from crossfuse.core.target import TARGETS
 from crossfuse.errors import PackageError
 from crossfuse.models.registry import ZOO
-from crossfuse.targets.registry import TARGETS
 
 SOURCES = str(Path(crossfuse.__file__).parents[1])
 

@@ -15,8 +15,8 @@ from crossfuse.commands.options import (
     complete_targets,
     dynamic_axes,
 )
+from crossfuse.core.target import IO_DTYPES, PRECISIONS, TARGETS
 from crossfuse.models.registry import SIZES, ZOO
-from crossfuse.targets.registry import IO_DTYPES, PRECISIONS, TARGETS
 
 
 def test_closed_sets_are_those_of_the_registries() -> None:

@@ -10,11 +10,11 @@ import pytest
 from crossfuse import InputError
 from crossfuse.api.fused_graph import FusedStages, fused_stages
 from crossfuse.bundle.store import Bundle
+from crossfuse.core.target import TARGETS
 from crossfuse.parity.reference import ReferenceSet
 from crossfuse.parity.session_check import reference_of
 from crossfuse.parity.target_check import ParityCheck, check_on_cpu
 from crossfuse.targets.precision.stages import half_stages
-from crossfuse.targets.registry import TARGETS
 
 NAME = "cross_modal_attention"
 

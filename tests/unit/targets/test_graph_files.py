@@ -10,7 +10,7 @@ import pytest
 
 from crossfuse.bundle.store import open_bundle
 from crossfuse.errors import BundleError
-from crossfuse.targets.graph_files import Places, graph_file, load_graph, save_graph
+from crossfuse.targets.graph_files import Places, load_graph, save_graph
 from onnx_building import Graph, normal
 from small_graphs import computed, feeds_of, model_of
 
@@ -23,11 +23,6 @@ def product(*weights: np.ndarray) -> ir.Model:
     g.op("Add", x, g.weight(normal(32)), outputs=["y"])
     g.output("y", ["B", 32])
     return model_of(g)
-
-
-def test_names() -> None:
-    assert graph_file("model", "onnx") == "model.onnx"
-    assert graph_file("context", "ort-cpu") == "context.ort-cpu.onnx"
 
 
 def test_equal_weights_are_written_once(tmp_path: Path) -> None:

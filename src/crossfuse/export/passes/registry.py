@@ -6,8 +6,8 @@ A package registers a pass by a call, `register_pass`, or by an entry point:
     my_fusion = "my_package.fusion:MyFusionPass"
 
 An entry point names a class of passes without arguments, or a pass; its attribute ``after`` or
-``before`` says where it stands. A pass that fuses attentions sets ``captures``, and writes its nodes
-with ``AttentionNode.emit(…, captured="pattern")``, the ledger's word for what no call gave.
+``before`` says where it stands. A pass that fuses attentions sets ``captures``, and writes its
+nodes with ``AttentionNode.emit(…, captured="pattern")``, the ledger's word for what no call gave.
 """
 
 from __future__ import annotations

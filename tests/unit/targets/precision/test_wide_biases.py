@@ -25,8 +25,10 @@ from crossfuse.ops.reference import attention_reference
 from crossfuse.targets.cpu_run import opened, run_once
 from crossfuse.targets.precision.cast import cast_graph
 from crossfuse.targets.precision.stages import half_stages
+from crossfuse.targets.precision.wide_biases import bias_inputs, narrow_biases, wide_outputs
 from crossfuse.targets.registry import cpu_equivalent, cpu_equivalents
 from graphs_for_tests import Case
+from onnx_text import parse
 
 HEADS, SIZE = 2, 16
 WIDTH = HEADS * SIZE
@@ -297,3 +299,69 @@ def test_other_biases_cost_nothing() -> None:
         assert {n.op_type for n in cast.model.graph} == {node.op_type, "FusedAttention", "Cast"}
         assert not cast.kept
         assert bool(cast_graph(model, "fp16").kept) != from_product  # an input may hold any number
+
+
+def masked(hidden: float) -> ir.Model:
+    """One attention whose bias is this number where ``late`` holds, and an input's beside it."""
+    return parse(
+        "(float[2, 3, 4] x, float[2, 5, 4] y, bool[2, 1, 1, 5] late, float[2, 1, 1, 5] given)"
+        "=> (float[2, 3, 4] out, float[2, 1, 1, 5] both) {"
+        " bias = Where(late, hidden, zero) both = Add(bias, given)"
+        " out = crossfuse.FusedAttention<num_heads = 2, kv_num_heads = 2, scale = 1.0>"
+        " (x, y, y, , bias) }",
+        hidden=np.float32(hidden),
+        zero=np.float32(0),
+    )
+
+
+@pytest.mark.parametrize(("hidden", "wide"), [(LOW, True), (-1e9, True), (-1e4, False)])
+def test_what_holds_numbers_beyond_the_range(hidden: float, wide: bool) -> None:
+    model = masked(hidden)
+    assert bias_inputs(model.graph) == set()
+    assert wide_outputs(model.graph, {"out", "both"}) == {"both"}
+    before = len(list(model.graph))
+    islands = narrow_biases(model.graph)
+    assert {node.op_type for node in islands.own} == ({"Where"} if wide else set())
+    assert (len(list(model.graph)) > before) == bool(islands.emitted) == wide
+
+
+def test_an_input_may_hold_any_number_unless_it_is_said_to_be_bounded() -> None:
+    def given() -> ir.Model:
+        return parse(
+            "(float[2, 3, 4] x, float[2, 5, 4] y, float[2, 1, 1, 5] given) => (float[2, 3, 4] out)"
+            "{ out = crossfuse.FusedAttention<num_heads = 2, kv_num_heads = 2, scale = 1.0>"
+            " (x, y, y, , given) }"
+        )
+
+    assert bias_inputs(given().graph) == {"given"}
+    assert narrow_biases(given().graph).emitted
+    assert not narrow_biases(given().graph, bounded={"given"}).emitted
+
+
+def test_what_reaches_a_bias_is_found() -> None:
+    """An input of the caller's may hold anything; half the range of a constant is within it."""
+    assert bias_inputs(Case(bias=True, mask=True).model().graph) == {"bias"}
+    assert bias_inputs(Case(mask=True).model().graph) == set()
+    model = ir.from_onnx_text(
+        """
+        <ir_version: 9, opset_import: ["" : 20]>
+        graph (float[3] x) => (float[3] small, float[3] large, float[3] bounded)
+        <float[1] tenth = {0.1}, float[1] least = {-3.4e38}>
+        {
+           small = Tanh (x)
+           large = Mul (x, least)
+           bounded = Mul (small, tenth)
+        }
+        """
+    )
+    assert wide_outputs(model.graph, ["small", "large", "bounded"]) == {"large"}
+    assert wide_outputs(model.graph, ["small"]) == set()
+
+
+def test_a_bias_that_is_bounded_stays_as_it_is() -> None:
+    graph = Case(bias=True).model().graph
+    before = len(graph)
+    islands = narrow_biases(graph, bounded=["bias"])
+    assert (len(graph), islands.own, islands.emitted) == (before, {}, frozenset())
+    assert narrow_biases(graph).emitted
+    assert len(graph) > before

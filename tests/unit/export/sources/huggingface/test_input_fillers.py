@@ -33,7 +33,9 @@ def fill(filler: Filler, shape: tuple[int, ...] = SHAPE, seed: int = 0, **made: 
 
 
 @pytest.mark.parametrize(
-    "filler", [normal, uniform(3.0), mask, half_mask, grid_mask, classes(2, 5)], ids=str
+    "filler",
+    [normal, uniform(3.0), mask, half_mask, grid_mask, classes(2, 5)],
+    ids=["normal", "uniform", "mask", "half_mask", "grid_mask", "classes"],
 )
 def test_the_seed_decides(filler: Filler) -> None:
     assert torch.equal(fill(filler), fill(filler))

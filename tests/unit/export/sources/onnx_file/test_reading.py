@@ -9,10 +9,10 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from crossfuse.export.passes.opset import opset_of
 
 from crossfuse.errors import InputError
 from crossfuse.export.capture.to_onnx import OPSET
+from crossfuse.export.passes.raise_opset import opset_of
 from crossfuse.export.sources.onnx_file.reading import NEWEST_IR, load_onnx, read_onnx, short
 from onnx_building import HALF, Graph, normal, run
 

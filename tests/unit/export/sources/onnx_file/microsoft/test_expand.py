@@ -6,9 +6,9 @@ from pathlib import Path
 
 import onnx_ir as ir
 import pytest
-from crossfuse.export.passes.opset import opset_of
 
 from crossfuse.errors import InputError
+from crossfuse.export.passes.raise_opset import opset_of
 from crossfuse.export.sources.onnx_file.microsoft.emit import DOMAIN
 from crossfuse.export.sources.onnx_file.microsoft.expand import (
     ATTENTION_OPSET,
