@@ -55,9 +55,17 @@ def _command(name: str, command: Any, parent: Any) -> str:
     with command.make_context(name, [], parent=parent, resilient_parsing=True) as context:
         given = [_argument(p) for p in command.get_params(context) if not _is_option(p)]
         usage = " ".join(("crossfuse", name, *given, "[OPTIONS]"))
-        parts = [f"## crossfuse {name}", *_paragraphs(command.help or ""), f"```text\n{usage}\n```"]
+        told = [_linked(paragraph) for paragraph in _paragraphs(command.help or "")]
+        example = (getattr(command, "epilog", None) or "").removeprefix("Example: ")
+        shown = f"{usage}\n\n{example}" if example else usage
+        parts = [f"## crossfuse {name}", *told, f"```text\n{shown}\n```"]
         parts += (_definitions(title, panel) for title, panel in _panels(command, context).items())
     return "\n\n".join(parts)
+
+
+def _linked(text: str) -> str:
+    """The text with links to the pages that it names."""
+    return re.sub(r"\bdocs/([\w/-]+)\.md\b", r"[\1](../\1.md)", text)
 
 
 def _is_option(parameter: Any) -> bool:
@@ -90,7 +98,8 @@ _RANGE = re.compile(r"(?:(?P<min>[\d.]+)<=)?x(?:<=(?P<max>[\d.]+)|>=(?P<least>[\
 
 def _typed(label: str) -> str:
     """A label without the parser's own names of types: ``--seed NUMBER``."""
-    plain = re.sub(r"<(?:list\[)?(\w+)[^>]*>", lambda m: _KINDS.get(m[1], "TEXT"), label)
+    plain = re.sub(r"<([^>]*\|[^>]*)>", r"\1", label)
+    plain = re.sub(r"<(?:list\[)?(\w+)[^>]*>", lambda m: _KINDS.get(m[1], "TEXT"), plain)
     return " ".join(plain.split())
 
 

@@ -86,6 +86,12 @@ def test_every_pinned_version_is_one_version() -> None:
     assert len(set(names)) == len(names)
 
 
+def test_the_install_page_lists_every_extra() -> None:
+    text = (ROOT / "docs" / "start" / "install.md").read_text()
+    listed = set(re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE))
+    assert listed == set(PROJECT["project"]["optional-dependencies"]) - {"demo", "dev"}
+
+
 def test_no_file_names_the_host_of_a_package_index() -> None:
     """Installers know where packages come from; the repository does not say."""
     host = re.compile(r"(https?://|index-url|trusted-host)\S*(pypi|index|simple)", re.IGNORECASE)

@@ -213,7 +213,7 @@ class TargetBuild:
         Raises:
             ParityError: the target does not compute what the eager model computes.
         """
-        if runs_here(target.name) or (not target.engine and check.precision == "fp32"):
+        if runs_here(target.name) or (target.artifact_on_cpu and check.precision == "fp32"):
             paths = {stage: self.writer.folder / file for stage, file in built.stages.items()}
             report = check.executed(target, paths, precise, built.engine)
         else:
