@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -26,7 +25,7 @@ from crossfuse.commands.tables import (
 )
 from crossfuse.core.ledger import Ledger, LedgerRow
 from crossfuse.core.tensors import TensorSpec
-from crossfuse.parity.report import OutputParity, ParityReport
+from crossfuse.parity.report import Divergence, OutputParity, ParityReport
 
 Shown = Callable[..., tuple[str, str]]
 
@@ -161,10 +160,10 @@ def test_a_whole_bundle(shown: Shown, bundle: Bundle) -> None:
 
 def test_a_divergence_is_a_warning(shown: Shown) -> None:
     output = OutputParity(0.5, 0.5, 0.9, 1e-5, "floor of fp32", {"batch": 1}, True)
-    found = SimpleNamespace(sentence=lambda: "it begins at a.attn", to_json=lambda: {})
+    found = Divergence("a.attn", None, error=0.5, tolerance=1e-5, evaluations=3)
     report = ParityReport(
         "onnx", "CPU", "fp32", "float64", ({"batch": 1},), {"y": output}, fault=found
     )
     out, err = shown(show_parity, report)
     assert "failed at 1 point" in out
-    assert err == "warning: it begins at a.attn"
+    assert err.startswith("warning: the first difference is in attention a.attn (error 0.5")
