@@ -68,11 +68,15 @@ class ContextCache:
     def find(self, key: bytes) -> Context | None:
         """What is kept under a key of `content_key`, or None."""
         with self._lock:
-            found = self._kept.get(key)
-            if found is not None:
-                self._kept.move_to_end(key)
-                self.hits += 1
-            return found
+            return self._hit(key)
+
+    def _hit(self, key: bytes) -> Context | None:
+        """What is kept under a key, counted and made the latest; the caller holds the lock."""
+        found = self._kept.get(key)
+        if found is not None:
+            self._kept.move_to_end(key)
+            self.hits += 1
+        return found
 
     def encode_as(self, key: bytes, inputs: Mapping[str, Any]) -> Context:
         """As `encode`, for a caller who has the inputs' key already.
@@ -81,10 +85,8 @@ class ContextCache:
             InputError: as :meth:`Session.encode`.
         """
         with self._lock:
-            found = self._kept.get(key)
+            found = self._hit(key)
             if found is not None:
-                self._kept.move_to_end(key)
-                self.hits += 1
                 return found
             coming = self._coming.get(key)
             mine = coming is None
