@@ -1,0 +1,95 @@
+"""What a module returns, as tensors by name.
+
+Rules:
+
+1. A dict's values are named by their keys, a dataclass's and a named tuple's by their fields, what
+   is inside of another container ``outer_inner``; of a lone tensor the name is ``output``.
+2. A number becomes a tensor without axes; ``None`` is left out.
+3. A name that an input has gets ``_out`` behind it, and one that another output has a number: a
+   graph has each name once, and inputs keep theirs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator
+
+import torch
+from torch import Tensor
+
+from crossfuse.errors import InputError
+from crossfuse.spec.containers import opened
+
+__all__ = ["distinct_names", "named_outputs", "renamed_outputs"]
+
+_DTYPES: tuple[tuple[tuple[type, ...], torch.dtype], ...] = (
+    ((bool, torch.SymBool), torch.bool),
+    ((int, torch.SymInt), torch.int64),
+    ((float, torch.SymFloat), torch.float32),
+)
+"""Python's numbers, and those that stand for them while a module is traced → the dtype of the
+tensor; booleans first, which are integers to Python."""
+
+
+def named_outputs(result: object, inputs: Collection[str] = ()) -> dict[str, Tensor]:
+    """Tensors of a module's result by name, in order.
+
+    Args:
+        result: of the module.
+        inputs: names that are taken.
+
+    Raises:
+        InputError: the result holds no tensor, or something that is neither a tensor or number nor
+            a container of them.
+    """
+    found = [(name or "output", tensor) for name, tensor in _walk("", result)]
+    if not found:
+        raise InputError("the model returns no tensor", got=type(result).__name__)
+    names = distinct_names([name for name, _ in found], inputs)
+    return {name: tensor for name, (_, tensor) in zip(names, found, strict=True)}
+
+
+def renamed_outputs(result: object, inputs: Collection[str]) -> dict[str, str]:
+    """The names that outputs of a result would have, and have not because inputs have them → those
+    that they have."""
+    pairs = zip(named_outputs(result), named_outputs(result, inputs), strict=True)
+    return {own: name for own, name in pairs if own != name}
+
+
+def distinct_names(names: Iterable[str], inputs: Collection[str]) -> list[str]:
+    """Outputs' names, each once and none of an input."""
+    names = list(names)
+    taken, own = {*inputs}, {*names}
+    found: list[str] = []
+    for name in names:
+        base = f"{name}_out" if name in inputs else name
+        chosen, i = base, 2
+        while chosen in taken or (chosen != name and chosen in own):
+            chosen, i = f"{base}_{i}", i + 1
+        taken.add(chosen)
+        found.append(chosen)
+    return found
+
+
+def _walk(name: str, value: object) -> Iterator[tuple[str, Tensor]]:
+    if isinstance(value, Tensor):
+        yield name, value
+        return
+    if value is None:
+        return
+    for kinds, dtype in _DTYPES:
+        if isinstance(value, kinds):
+            yield name, torch.scalar_tensor(value, dtype=dtype)  # type: ignore[arg-type]
+            return
+    content = opened(value)
+    if content is None:
+        raise InputError(
+            "the model returns something that is not a tensor",
+            where=name,
+            got=type(value).__name__,
+            expected="tensors and numbers, in dicts, dataclasses, named tuples, tuples or lists",
+            do="Leave it out of what forward returns, or wrap the module in one that does",
+        )
+    places = isinstance(value, tuple | list) and not hasattr(value, "_fields")
+    prefix = name or "output" if places else name
+    for part, item in content.children.items():
+        yield from _walk(f"{prefix}_{part}" if prefix else part, item)
