@@ -153,7 +153,7 @@ class Baselines:
             with torch.inference_mode():
                 moved = {name: t.to(device) for name, t in given.items()}
                 outputs = self._spec.run(moved, module)
-            return {name: tensor.cpu().numpy() for name, tensor in outputs.items()}
+            return {name: tensor.detach().cpu().numpy() for name, tensor in outputs.items()}
 
         return run
 

@@ -56,7 +56,9 @@ def opened(value: object) -> Opened | None:
             lambda others: _dataclass_like(value, others),
         )
     if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return Opened(dict(zip(value._fields, value, strict=True)), type(value)._make)
+        return Opened(
+            dict(zip(value._fields, value, strict=True)), lambda others: type(value)(*others)
+        )
     if isinstance(value, tuple | list):
         return Opened({str(i): item for i, item in enumerate(value)}, type(value))
     return None
