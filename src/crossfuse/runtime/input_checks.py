@@ -242,6 +242,11 @@ def check_indices(spec: TensorSpec, array: NDArray[Any]) -> None:
 def _as_array(spec: TensorSpec, value: object) -> NDArray[Any]:
     if isinstance(value, np.ndarray):
         return np.asarray(value)
+    if not spec.shape and isinstance(value, bool | int | float | np.generic):
+        number = np.asarray(value)
+        if np.can_cast(number.dtype, spec.dtype, "same_kind"):
+            return number.astype(spec.dtype)
+        return number
     if not hasattr(value, "__dlpack__"):
         raise InputError(
             "an input is not an array",

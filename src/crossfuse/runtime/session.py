@@ -32,7 +32,7 @@ class Session:
     (`query`).
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 -- all that a manifest says of a session
         self,
         target: str,
         stages: Mapping[str, StageSpec],

@@ -171,7 +171,7 @@ class ModelSpec:
         """
         from crossfuse.spec.results import named_outputs
 
-        return named_outputs(result, self.inputs)
+        return named_outputs(result, self.inputs, self._is_dropped)
 
     def run(
         self, inputs: Mapping[str, Tensor], module: nn.Module | None = None
@@ -207,11 +207,14 @@ class ModelSpec:
     def told_of(self, result: object) -> ModelSpec:
         """The spec that tells, behind ``about``, what of its inputs is fixed, and which outputs
         have other names than in a result of the module."""
-        from crossfuse.spec.results import renamed_outputs
+        from crossfuse.spec.results import named_outputs
 
+        own = named_outputs(result, (), self._is_dropped)
+        pairs = zip(own, self.outputs_of(result), strict=True)
+        renamed = {old: new for old, new in pairs if old != new and not self._is_dropped(new)}
         told: dict[str, Any] = {
             "constants": self.arguments.plain_constants(),
-            "renamed_outputs": renamed_outputs(result, self.inputs),
+            "renamed_outputs": renamed,
         }
         return replace(self, about={**self.about, **{key: of for key, of in told.items() if of}})
 

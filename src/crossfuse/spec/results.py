@@ -11,15 +11,15 @@ Rules:
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 
 import torch
 from torch import Tensor
 
-from crossfuse.errors import InputError
+from crossfuse.errors import Advice, InputError, Said
 from crossfuse.spec.containers import opened
 
-__all__ = ["distinct_names", "named_outputs", "renamed_outputs"]
+__all__ = ["distinct_names", "named_outputs"]
 
 _DTYPES: tuple[tuple[tuple[type, ...], torch.dtype], ...] = (
     ((bool, torch.SymBool), torch.bool),
@@ -30,29 +30,28 @@ _DTYPES: tuple[tuple[tuple[type, ...], torch.dtype], ...] = (
 tensor; booleans first, which are integers to Python."""
 
 
-def named_outputs(result: object, inputs: Collection[str] = ()) -> dict[str, Tensor]:
+def named_outputs(
+    result: object,
+    inputs: Collection[str] = (),
+    dropped: Callable[[str], bool] = lambda _: False,
+) -> dict[str, Tensor]:
     """Tensors of a module's result by name, in order.
 
     Args:
         result: of the module.
         inputs: names that are taken.
+        dropped: whether an output of a name is to be left out, and may therefore be no tensor; a
+            zero stands for it.
 
     Raises:
         InputError: the result holds no tensor, or something that is neither a tensor or number nor
             a container of them.
     """
-    found = [(name or "output", tensor) for name, tensor in _walk("", result)]
+    found = [(name or "output", tensor) for name, tensor in _walk("", result, dropped)]
     if not found:
         raise InputError("the model returns no tensor", got=type(result).__name__)
     names = distinct_names([name for name, _ in found], inputs)
     return {name: tensor for name, (_, tensor) in zip(names, found, strict=True)}
-
-
-def renamed_outputs(result: object, inputs: Collection[str]) -> dict[str, str]:
-    """The names that outputs of a result would have, and have not because inputs have them → those
-    that they have."""
-    pairs = zip(named_outputs(result), named_outputs(result, inputs), strict=True)
-    return {own: name for own, name in pairs if own != name}
 
 
 def distinct_names(names: Iterable[str], inputs: Collection[str]) -> list[str]:
@@ -70,7 +69,9 @@ def distinct_names(names: Iterable[str], inputs: Collection[str]) -> list[str]:
     return found
 
 
-def _walk(name: str, value: object) -> Iterator[tuple[str, Tensor]]:
+def _walk(
+    name: str, value: object, dropped: Callable[[str], bool]
+) -> Iterator[tuple[str, Tensor]]:
     if isinstance(value, Tensor):
         yield name, value
         return
@@ -81,15 +82,21 @@ def _walk(name: str, value: object) -> Iterator[tuple[str, Tensor]]:
             yield name, torch.scalar_tensor(value, dtype=dtype)  # type: ignore[arg-type]
             return
     content = opened(value)
+    if content is None and dropped(name):
+        yield name, torch.scalar_tensor(0)
+        return
     if content is None:
         raise InputError(
             "the model returns something that is not a tensor",
             where=name,
             got=type(value).__name__,
             expected="tensors and numbers, in dicts, dataclasses, named tuples, tuples or lists",
-            do="Leave it out of what forward returns, or wrap the module in one that does",
+            do=Advice(
+                "Leave it out of what forward returns, or of the export: {}",
+                Said(f"--drop-output {name}", f"drop_outputs=[{name!r}]"),
+            ),
         )
     places = isinstance(value, tuple | list) and not hasattr(value, "_fields")
     prefix = name or "output" if places else name
     for part, item in content.children.items():
-        yield from _walk(f"{prefix}_{part}" if prefix else part, item)
+        yield from _walk(f"{prefix}_{part}" if prefix else part, item, dropped)
