@@ -138,9 +138,8 @@ def content_key(inputs: Mapping[str, Any]) -> bytes:
     for name in sorted(inputs):
         value = inputs[name]
         try:
-            array = np.ascontiguousarray(
-                value if isinstance(value, np.ndarray) else np.from_dlpack(value)
-            )
+            known = isinstance(value, np.ndarray | np.generic | bool | int | float)
+            array = np.ascontiguousarray(value if known else np.from_dlpack(value))
         except Exception as error:  # another library's code
             raise InputError(
                 f"a cached context's inputs must be in host memory: {cause_of(error)}", where=name

@@ -95,7 +95,7 @@ class Arguments:
 
     def flat_names(self, names: Any) -> Any:
         """Names of tensors in place of the names of what holds them."""
-        if not isinstance(names, tuple | list):
+        if not isinstance(names, tuple | list) or not all(isinstance(n, str) for n in names):
             return names
         found: dict[str, None] = {}
         for name in names:

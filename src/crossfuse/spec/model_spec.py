@@ -131,6 +131,7 @@ class ModelSpec:
         """Give the fields that speak of inputs the inputs' flat names."""
         check_names(self.inputs)
         arguments = Arguments(self.inputs)
+        check_names(arguments.tensors)
         if arguments.constants or arguments.tensors.keys() != self.arguments.tensors.keys():
             object.__setattr__(self, "arguments", arguments)
         flat = self.arguments

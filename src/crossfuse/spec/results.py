@@ -12,22 +12,15 @@ Rules:
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from crossfuse.errors import Advice, InputError, Said
 from crossfuse.spec.containers import opened
 
-__all__ = ["distinct_names", "named_outputs"]
+if TYPE_CHECKING:
+    from torch import Tensor
 
-_DTYPES: tuple[tuple[tuple[type, ...], torch.dtype], ...] = (
-    ((bool, torch.SymBool), torch.bool),
-    ((int, torch.SymInt), torch.int64),
-    ((float, torch.SymFloat), torch.float32),
-)
-"""Python's numbers, and those that stand for them while a module is traced → the dtype of the
-tensor; booleans first, which are integers to Python."""
+__all__ = ["distinct_names", "named_outputs"]
 
 
 def named_outputs(
@@ -69,34 +62,43 @@ def distinct_names(names: Iterable[str], inputs: Collection[str]) -> list[str]:
     return found
 
 
-def _walk(
-    name: str, value: object, dropped: Callable[[str], bool]
-) -> Iterator[tuple[str, Tensor]]:
-    if isinstance(value, Tensor):
-        yield name, value
-        return
+def _walk(name: str, value: object, dropped: Callable[[str], bool]) -> Iterator[tuple[str, Tensor]]:
     if value is None:
         return
-    for kinds, dtype in _DTYPES:
-        if isinstance(value, kinds):
-            yield name, torch.scalar_tensor(value, dtype=dtype)  # type: ignore[arg-type]
-            return
     content = opened(value)
-    if content is None and dropped(name):
-        yield name, torch.scalar_tensor(0)
-        return
     if content is None:
-        raise InputError(
-            "the model returns something that is not a tensor",
-            where=name,
-            got=type(value).__name__,
-            expected="tensors and numbers, in dicts, dataclasses, named tuples, tuples or lists",
-            do=Advice(
-                "Leave it out of what forward returns, or of the export: {}",
-                Said(f"--drop-output {name}", f"drop_outputs=[{name!r}]"),
-            ),
-        )
+        yield name, _tensor(name, value, dropped(name))
+        return
     places = isinstance(value, tuple | list) and not hasattr(value, "_fields")
     prefix = name or "output" if places else name
     for part, item in content.children.items():
         yield from _walk(f"{prefix}_{part}" if prefix else part, item, dropped)
+
+
+def _tensor(name: str, value: object, dropped: bool) -> Tensor:
+    """A tensor as it is; a number, or what stands for one while a module is traced, as a tensor;
+    zero for what is dropped."""
+    import torch
+
+    if isinstance(value, torch.Tensor):
+        return value
+    # Booleans first, which are integers to Python.
+    for kinds, dtype in (
+        ((bool, torch.SymBool), torch.bool),
+        ((int, torch.SymInt), torch.int64),
+        ((float, torch.SymFloat), torch.float32),
+    ):
+        if isinstance(value, kinds):
+            return torch.scalar_tensor(value, dtype=dtype)  # type: ignore[arg-type]
+    if dropped:
+        return torch.scalar_tensor(0)
+    raise InputError(
+        "the model returns something that is not a tensor",
+        where=name or "output",
+        got=type(value).__name__,
+        expected="tensors and numbers, in dicts, dataclasses, named tuples, tuples or lists",
+        do=Advice(
+            "Leave it out of what forward returns, or of the export: {}",
+            Said(f"--drop-output {name or 'output'}", f"drop_outputs=[{name or 'output'!r}]"),
+        ),
+    )

@@ -9,6 +9,7 @@ container, in the order of the names, with the modules' paths as they are.
 from __future__ import annotations
 
 import inspect
+import keyword
 import re
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
@@ -63,7 +64,7 @@ def parameter_names(inputs: Mapping[str, Any]) -> dict[str, str]:
     found: dict[str, str] = {}
     for name in inputs:
         chosen = re.sub(r"\W", "_", name)
-        if not chosen.isidentifier():
+        if not chosen.isidentifier() or keyword.iskeyword(chosen):
             chosen = f"input_{chosen}"
         while chosen in found.values() or (chosen != name and chosen in inputs):
             chosen += "_"
