@@ -30,33 +30,37 @@ _HOOKS = ("_forward_pre_hooks", "_forward_hooks")
 def flat_boundary(spec: ModelSpec) -> Iterator[dict[str, str]]:
     """Replace the module's ``forward``, for a time.
 
+    Hooks that the module had run around its own forward; what is registered meanwhile runs around
+    the flat one.
+
     Yields:
         the parameter's name for each input: the input's own, as far as it is an identifier.
     """
     module, names = spec.module, parameter_names(spec.inputs)
     attributes = vars(module)
-    own = {name: attributes[name] for name in ("forward", *_HOOKS) if name in attributes}
+    own = {name: attributes.get(name) for name in ("forward", *_HOOKS)}
 
     def forward(*args: Tensor, **kwargs: Tensor) -> tuple[Tensor, ...]:
         given = dict(zip(names, args, strict=False))
         given |= {name: kwargs[parameter] for name, parameter in names.items() if name not in given}
-        _put_back(attributes, own)
+        _set(attributes, own)
         try:
             arguments, keywords = spec.arguments.bound(module, given)
             # Not a call, which the tracer would take for a module inside of this one.
             result = module._call_impl(*arguments, **keywords)
         finally:
-            _replace(attributes, forward)
+            _set(attributes, flat)
         return tuple(spec.outputs_of(result).values())
 
     kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
     parameters = [inspect.Parameter(parameter, kind) for parameter in names.values()]
     forward.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    _replace(attributes, forward)
+    flat = {"forward": forward, **{name: OrderedDict[Any, Any]() for name in _HOOKS}}
+    _set(attributes, flat)
     try:
         yield names
     finally:
-        _put_back(attributes, own)
+        _set(attributes, own)
 
 
 def parameter_names(inputs: Mapping[str, Any]) -> dict[str, str]:
@@ -72,15 +76,10 @@ def parameter_names(inputs: Mapping[str, Any]) -> dict[str, str]:
     return found
 
 
-def _replace(attributes: dict[str, Any], forward: Any) -> None:
-    attributes["forward"] = forward
-    for name in _HOOKS:
-        attributes[name] = OrderedDict()
-
-
-def _put_back(attributes: dict[str, Any], own: Mapping[str, Any]) -> None:
-    if "forward" in own:
-        attributes["forward"] = own["forward"]
-    else:
-        attributes.pop("forward", None)
-    attributes.update({name: own[name] for name in _HOOKS})
+def _set(attributes: dict[str, Any], values: Mapping[str, Any]) -> None:
+    """Set a module's own attributes; None is for one that it has not."""
+    for name, value in values.items():
+        if value is None:
+            attributes.pop(name, None)
+        else:
+            attributes[name] = value
