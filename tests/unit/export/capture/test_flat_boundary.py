@@ -79,6 +79,17 @@ def test_a_module_that_fails_is_put_back() -> None:
     assert vars(own.module) == state
 
 
+def test_hooks_of_the_trace_run_around_the_flat_forward() -> None:
+    own = spec(hooked())
+    seen: list[Any] = []
+    with flat_boundary(own):
+        handle = own.module.register_forward_hook(lambda *about: seen.append(about[-1]))
+        own.module(batch_x_0=torch.ones(2, 3), batch_m=torch.ones(2))
+        handle.remove()
+    (flat,) = seen
+    assert [tuple(t.shape) for t in flat] == [(2, 3), (), (2,), (2, 3)]
+
+
 def test_parameters_are_identifiers_each_once() -> None:
     names = parameter_names(dict.fromkeys(["a.b", "a_b", "0", "a-b", "x", "class", "class.x"]))
     assert names["a_b"] == "a_b"
