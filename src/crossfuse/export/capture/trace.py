@@ -8,7 +8,7 @@ import io
 import logging
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import Any
 
@@ -27,6 +27,8 @@ __all__ = ["capture", "quiet_exporter"]
 _log = logging.getLogger(__name__)
 
 _SUGGESTION = re.compile(r"(\w+) = Dim\('\1'(?:, min=(\d+))?(?:, max=(\d+))?\)")
+_CONSTANT = re.compile(r"specialized it to be a constant \((\d+)\)")
+"""The size that torch.export found a dimension to have."""
 
 
 def capture(spec: ModelSpec, *, defer_guards: bool = False) -> tuple[ExportedProgram, ModelSpec]:
@@ -56,7 +58,7 @@ def capture(spec: ModelSpec, *, defer_guards: bool = False) -> tuple[ExportedPro
                     f"torch.export can't trace the model: {type(error).__name__}: "
                     f"{_first_lines(error)}",
                     where=spec.name if place is None else f"{spec.name}; {place}",
-                    do=_advice(error),
+                    do=_advice(spec, error),
                 ) from error
             spec = limited
 
@@ -122,7 +124,28 @@ def _trace_sizes(spec: ModelSpec) -> dict[str, int]:
     return sizes
 
 
-def _advice(error: Exception) -> str | Advice:
+def _fit(spec: ModelSpec, sizes: Collection[int]) -> Advice:
+    """How dimensions that turned out to have one of these sizes are made to fit: inputs with fixed
+    axes of such a size may be what they have to agree with."""
+    fixed = [
+        f"{name}:{axis}"
+        for name, tensor in spec.inputs.items()
+        for axis, size in enumerate(tensor.shape)
+        if size in sizes and axis not in spec.axes.get(name, {})
+    ]
+    also = (
+        f"; axes of that size that are fixed ({', '.join(fixed)}) may have to be the same dimension"
+        if fixed
+        else ""
+    )
+    return Advice(
+        "Make the named dimensions fit the model: {}{}",
+        Said("--dynamic INPUT:AXIS=NAME:MIN:MAX", "ModelSpec(dynamic=...)"),
+        also,
+    )
+
+
+def _advice(spec: ModelSpec, error: Exception) -> str | Advice:
     """What to do about what torch.export says."""
     text = str(error)
     if any(
@@ -134,10 +157,7 @@ def _advice(error: Exception) -> str | Advice:
             "must be divisible",
         )
     ):
-        return Advice(
-            "Make the named dimensions fit the model: {}",
-            Said("--dynamic INPUT:AXIS=NAME:MIN:MAX", "ModelSpec(dynamic=...)"),
-        )
+        return _fit(spec, {int(size) for size in _CONSTANT.findall(text)})
     if any(
         phrase in text
         for phrase in ("data-dependent", "Data-dependent", "data dependent", "unbacked")
