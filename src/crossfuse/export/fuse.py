@@ -7,7 +7,7 @@ reason for its place; passes of other packages join them (`passes.registry`).
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 import torch
@@ -48,7 +48,7 @@ from crossfuse.export.sources.onnx_file.load import OnnxModule, load_onnx
 from crossfuse.graph.shapes import boundary
 from crossfuse.spec.checks import check_tensors
 from crossfuse.spec.model_spec import ModelSpec
-from crossfuse.spec.results import distinct_names
+from crossfuse.spec.results import distinct_names, told_of
 
 __all__ = ["PROGRAM_PASSES", "FusedGraph", "fuse", "fusion_passes"]
 
@@ -167,7 +167,7 @@ def _trace(spec: ModelSpec, progress: Progress) -> _Source:
         torch.no_grad(),
     ):
         result = spec.call(inputs)
-        spec = spec.told_of(result)
+        spec = replace(spec, about={**spec.about, **told_of(spec, result)})
         outputs = tuple(spec.outputs_of(result))
     with blaming("the model runs, but its operators can't be watched:", where=spec.name, do=_WATCH):
         sightings = census(spec.module, inputs, spec.arguments)

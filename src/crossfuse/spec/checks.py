@@ -10,9 +10,17 @@ from crossfuse.core.tensors import DTYPES, Dim
 from crossfuse.errors import InputError, unknown
 
 if TYPE_CHECKING:
+    from crossfuse.spec.arguments import Arguments
     from crossfuse.spec.model_spec import ModelSpec
 
-__all__ = ["check_fields", "check_given", "check_input", "check_names", "check_tensors"]
+__all__ = [
+    "check_fields",
+    "check_given",
+    "check_input",
+    "check_names",
+    "check_tensors",
+    "check_tensors_among",
+]
 
 _WRAP = (
     "Wrap the module in one whose forward takes tensors by name and makes of them what the model "
@@ -72,6 +80,23 @@ def check_names(inputs: Any) -> None:
                 got=repr(name),
                 expected="a parameter of forward",
             )
+
+
+def check_tensors_among(arguments: Arguments) -> None:
+    """Check that there is a tensor among the arguments.
+
+    Raises:
+        InputError: there is none.
+    """
+    if arguments.tensors:
+        return
+    shown = ", ".join(f"{name} = {value!r}" for name, value in arguments.constants.items())
+    raise InputError(
+        "none of the inputs holds a tensor",
+        where=", ".join(f"inputs[{name!r}]" for name in arguments.given),
+        got=shown or "empty containers",
+        expected="example tensors by the names of forward's parameters",
+    )
 
 
 def _check_dynamic(dynamic: Any) -> None:

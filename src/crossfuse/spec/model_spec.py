@@ -12,7 +12,13 @@ from crossfuse.core.foreign import blaming
 from crossfuse.core.tensors import Dim, collect_dims
 from crossfuse.errors import InputError, unknown
 from crossfuse.spec.arguments import Arguments
-from crossfuse.spec.checks import check_fields, check_given, check_input, check_names
+from crossfuse.spec.checks import (
+    check_fields,
+    check_given,
+    check_input,
+    check_names,
+    check_tensors_among,
+)
 from crossfuse.spec.samplers import sampler_for
 
 if TYPE_CHECKING:
@@ -131,7 +137,7 @@ class ModelSpec:
         """Give the fields that speak of inputs the inputs' flat names."""
         check_names(self.inputs)
         arguments = Arguments(self.inputs)
-        check_names(arguments.tensors)
+        check_tensors_among(arguments)
         if arguments.constants or arguments.tensors.keys() != self.arguments.tensors.keys():
             object.__setattr__(self, "arguments", arguments)
         flat = self.arguments
@@ -172,7 +178,7 @@ class ModelSpec:
         """
         from crossfuse.spec.results import named_outputs
 
-        return named_outputs(result, self.inputs, self._is_dropped)
+        return named_outputs(result, self.inputs, self.is_dropped)
 
     def run(
         self, inputs: Mapping[str, Tensor], module: nn.Module | None = None
@@ -194,30 +200,16 @@ class ModelSpec:
             known = pattern in outputs or f"{pattern}_out" in outputs
             if "*" not in pattern and not known:
                 raise unknown("an output to drop doesn't exist", pattern, outputs)
-        left = {n: out for n, out in outputs.items() if not self._is_dropped(n)}
+        left = {n: out for n, out in outputs.items() if not self.is_dropped(n)}
         if not left:
             raise InputError("every output is dropped", where=self.name, got=", ".join(outputs))
         return left
 
-    def _is_dropped(self, output: str) -> bool:
-        """By its name, or by the module's own, which an input has."""
+    def is_dropped(self, output: str) -> bool:
+        """Whether an output is left out: by its name, or by the module's own, an input's."""
         own = output.removesuffix("_out")
         names = {output, own} if own in self.inputs else {output}
         return any(fnmatchcase(name, p) for name in names for p in self.drop_outputs)
-
-    def told_of(self, result: object) -> ModelSpec:
-        """The spec that tells, behind ``about``, what of its inputs is fixed, and which outputs
-        have other names than in a result of the module."""
-        from crossfuse.spec.results import named_outputs
-
-        own = named_outputs(result, (), self._is_dropped)
-        pairs = zip(own, self.outputs_of(result), strict=True)
-        renamed = {old: new for old, new in pairs if old != new and not self._is_dropped(new)}
-        told: dict[str, Any] = {
-            "constants": self.arguments.plain_constants(),
-            "renamed_outputs": renamed,
-        }
-        return replace(self, about={**self.about, **{key: of for key, of in told.items() if of}})
 
     def with_dynamic(self, dynamic: Mapping[str, Mapping[int, str | Dim]]) -> ModelSpec:
         """The spec with other dynamic axes; its sampler is asked by its own names, and where it

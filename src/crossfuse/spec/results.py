@@ -12,7 +12,7 @@ Rules:
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from crossfuse.errors import Advice, InputError, Said
 from crossfuse.spec.containers import opened
@@ -20,7 +20,9 @@ from crossfuse.spec.containers import opened
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["distinct_names", "named_outputs"]
+    from crossfuse.spec.model_spec import ModelSpec
+
+__all__ = ["distinct_names", "named_outputs", "told_of"]
 
 
 def named_outputs(
@@ -45,6 +47,18 @@ def named_outputs(
         raise InputError("the model returns no tensor", got=type(result).__name__)
     names = distinct_names([name for name, _ in found], inputs)
     return {name: tensor for name, (_, tensor) in zip(names, found, strict=True)}
+
+
+def told_of(spec: ModelSpec, result: object) -> dict[str, Any]:
+    """What the manifest tells of a module's boundary, where there is something: which arguments are
+    fixed, and which outputs are not called as in a result of the module."""
+    own = named_outputs(result, (), spec.is_dropped)
+    pairs = zip(own, spec.outputs_of(result), strict=True)
+    told = {
+        "constants": spec.arguments.plain_constants(),
+        "renamed_outputs": {a: b for a, b in pairs if a != b and not spec.is_dropped(b)},
+    }
+    return {key: value for key, value in told.items() if value}
 
 
 def distinct_names(names: Iterable[str], inputs: Collection[str]) -> list[str]:
