@@ -162,7 +162,7 @@ def test_self_attention_of_one_batch(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("norm_first", [False, True])
+@pytest.mark.parametrize("norm_first", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_transformer_decoder(tmp_path: Path, norm_first: bool) -> None:
     layer = nn.TransformerDecoderLayer(WIDTH, HEADS, 32, batch_first=True, norm_first=norm_first)
 
