@@ -30,7 +30,8 @@ from crossfuse.core.tensors import CONTEXTS
 from crossfuse.errors import InputError
 from crossfuse.export.split.dependence import Content, Dependence
 from crossfuse.export.split.per_context import Batches
-from crossfuse.export.split.stage_builder import MissingSizeError, StageBuilder
+from crossfuse.export.split.stage_builder import StageBuilder
+from crossfuse.export.split.stage_sizes import MissingSizeError
 from crossfuse.graph.attention_node import attentions
 from crossfuse.graph.shapes import dim_of
 
