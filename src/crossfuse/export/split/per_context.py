@@ -83,6 +83,14 @@ class QueryStage:
         return next(per_context, None)
 
 
+    @property
+    def asked(self) -> tuple[ir.Value, int]:
+        """An input and its axis that say how many queries there are."""
+        shared = self.batches.shared
+        axes = ((value, dims_of(value) or []) for value in self.queries)
+        return next((value, dims.index(shared)) for value, dims in axes if shared in dims)
+
+
 def read_sizes_per_context(stage: QueryStage) -> None:
     """Give nodes of the context that read batch sizes the number of contexts.
 
@@ -166,8 +174,7 @@ def _repeat(stage: QueryStage, value: ir.Value, before: ir.Node) -> ir.Value:
     assert axis is not None
     build = GraphBuilder()
     dims = dims_of(value) or []
-    query = next(v for v in stage.queries if dim_of(v, 0) == stage.batches.shared)
-    batch = build.size(query, 0)
+    batch = build.size(*stage.asked)
     fan_out = build.op("Div", batch, build.size(source, stage.batches.context_axis(source) or 0))
     apart = build.op("Unsqueeze", value, build.ints(axis + 1))
     ones = build.ints(*[1] * (axis + 1)), build.ints(*[1] * (len(dims) - axis - 1))

@@ -1,0 +1,237 @@
+"""What is computed of several samples of a batch at once, and so isn't the same for contexts that
+are there once as for contexts repeated for their queries.
+
+Rules, of a value that depends on context inputs alone and has the batch behind it:
+
+1. The batch is one factor of one of its axes. Where none has it, the samples were joined; where two
+   have it, they were paired; where an axis has a part of it, or more, they were moved.
+2. No operator takes its samples in an order, or sums or compares along their axis.
+3. No number is computed with how many samples there are; sizes of shapes may be.
+
+What none of this is found in is taken to keep its samples apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import onnx_ir as ir
+
+from crossfuse.core.dimensions import size_at, symbols_in
+from crossfuse.export.split.dependence import READS_SIZES, Content, Dependence, sizes_read
+from crossfuse.graph.attention_node import AttentionNode, is_attention
+from crossfuse.graph.shapes import dim_of, dims_of, rank_of
+
+__all__ = ["mixing", "no_axis_of_its_own"]
+
+JOINED = "it joins the samples of the batch"
+PAIRED = "it pairs the samples of the batch with each other"
+MOVED = "it takes some samples of the batch, or adds to them"
+COUNTED = "it is computed with the number of samples"
+ALONG = "{} runs along the batch"
+
+_ALONG_AXIS: Mapping[str, int] = {
+    **dict.fromkeys(("Softmax", "LogSoftmax", "Hardmax", "LpNormalization", "TopK"), -1),
+    **dict.fromkeys(("Gather", "GatherElements", "ScatterElements", "Compress"), 0),
+}
+"""Operators that work along one axis of their first input, and that axis by default."""
+
+_FROM_AXIS = frozenset({"LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization"})
+"""Operators that work along an axis and all behind it."""
+
+_OVER_PLACES = frozenset(
+    {
+        *("Conv", "ConvTranspose", "ConvInteger", "DeformConv", "Resize", "GridSample", "LRN"),
+        *("AveragePool", "MaxPool", "LpPool", "InstanceNormalization", "GroupNormalization"),
+    }
+)
+"""Operators that work along all axes of their first input but the first two."""
+
+_RECURRENT = frozenset({"LSTM", "GRU", "RNN"})
+
+_SHAPING = frozenset(
+    {
+        *("Reshape", "Expand", "Slice", "Unsqueeze", "Squeeze", "Tile", "Pad", "Split", "Resize"),
+        *("GatherND", "ScatterND", "Gather", "Transpose", "Identity", "CastLike", "Upsample"),
+    }
+)
+"""Operators whose operands behind the first say where elements go, and are no numbers among
+them."""
+
+
+def mixing(graph: ir.Graph, dependence: Dependence, shared: str | None) -> dict[ir.Value, str]:
+    """Values of the context alone that mix the samples of the batch, with the reason; not those
+    that are made of such values.
+
+    Args:
+        graph: the whole graph.
+        dependence: of its values.
+        shared: the batch dimension of contexts and queries; None where they share none.
+    """
+    if shared is None:
+        return {}
+    numbers = _numbers_of_samples(graph, shared)
+    found: dict[ir.Value, str] = {}
+    for node in graph:
+        if dependence.of(node.outputs[0]) != Content.CONTEXT:
+            continue
+        batched = [v for v in node.inputs if v is not None and _has(v, shared)]
+        reason = COUNTED if _counts(node, numbers) else None
+        if reason is None and any(dependence.of(v) == Content.CONTEXT for v in batched):
+            reason = _along(node, shared) or _by_shapes(node, shared)
+        if reason is not None:
+            found.update(dict.fromkeys(node.outputs, reason))
+    return found
+
+
+def no_axis_of_its_own(value: ir.Value, shared: str | None) -> str | None:
+    """Why a value can't have the contexts' batch in place of the queries'; None where it can, or
+    where it has no batch."""
+    if shared is None:
+        return None
+    dims = dims_of(value)
+    if dims is None or None in dims:
+        return "its shape is not known"
+    of_batch = [dim for dim in dims if shared in symbols_in(dim)]
+    if of_batch in ([], [shared]):
+        return None
+    return f"the batch is no axis of its own in its shape [{', '.join(map(str, dims))}]"
+
+
+def _has(value: ir.Value, shared: str) -> bool:
+    """The batch is in the value's shape."""
+    return any(shared in symbols_in(dim) for dim in dims_of(value) or ())
+
+
+def _by_shapes(node: ir.Node, shared: str) -> str | None:
+    """What the shapes of a node's results say, of those that are in use."""
+    used = [out for out in node.outputs if out.uses() or out.is_graph_output()]
+    reasons = (_by_shape(out, shared) for out in used)
+    return next((reason for reason in reasons if reason is not None), None)
+
+
+def _by_shape(value: ir.Value, shared: str) -> str | None:
+    """What a value's shape says of the samples behind it; None where nothing."""
+    dims = dims_of(value)
+    if dims is None or None in dims:
+        return None
+    of_batch = [dim for dim in dims if shared in symbols_in(dim)]
+    if not of_batch:
+        return JOINED
+    if len(of_batch) > 1:
+        return PAIRED
+    return None if _is_multiple(of_batch[0], shared) else MOVED
+
+
+def _is_multiple(dim: int | str | None, shared: str) -> bool:
+    """A size is the batch times something, as far as numbers tell."""
+    others = dict.fromkeys(symbols_in(dim), 7)
+    sizes = [size_at(dim, {**others, shared: count}) for count in (0, 1, 2, 6)]
+    if None in sizes:
+        return True
+    none, one, two, six = (size or 0 for size in sizes)
+    return none == 0 and one > 0 and (two, six) == (2 * one, 6 * one)
+
+
+def _along(node: ir.Node, shared: str) -> str | None:
+    """The operator runs along the samples' axis."""
+    name = node.op_type
+    source = node.inputs[0] if node.inputs else None
+    axes = [
+        axis for axis, dim in enumerate(dims_of(source) or ()) if shared in symbols_in(dim)
+    ]
+    check = _CHECKS.get("FusedAttention" if is_attention(node) else name)
+    if check is not None and check(node, axes, shared):
+        return ALONG.format(name)
+    return None
+
+
+def _along_axis(node: ir.Node, axes: Sequence[int], shared: str) -> bool:
+    axis = node.attributes.get_int("axis", _ALONG_AXIS[node.op_type]) or 0
+    return axis % _rank(node) in axes
+
+
+def _from_axis(node: ir.Node, axes: Sequence[int], shared: str) -> bool:
+    axis = node.attributes.get_int("axis", -1)
+    first = (-1 if axis is None else axis) % _rank(node)
+    return any(a >= first for a in axes)
+
+
+def _over_places(node: ir.Node, axes: Sequence[int], shared: str) -> bool:
+    return any(axis > 1 for axis in axes)
+
+
+def _recurrent(node: ir.Node, axes: Sequence[int], shared: str) -> bool:
+    return (1 if node.attributes.get_int("layout", 0) else 0) in axes
+
+
+def _cumulative(node: ir.Node, axes: Sequence[int], shared: str) -> bool:
+    numbers = _constant(node.inputs[1])
+    return bool(axes) if numbers is None else any(n % _rank(node) in axes for n in numbers)
+
+
+def _sliced(node: ir.Node, axes: Sequence[int], shared: str) -> bool:
+    """A slice of the batch with a step, or of a length that isn't known."""
+    along = _constant(node.inputs[3]) if len(node.inputs) > 3 else list(range(_rank(node)))
+    steps = _constant(node.inputs[4]) if len(node.inputs) > 4 else [1] * len(along or ())
+    if along is None or steps is None or len(steps) != len(along):
+        return bool(axes)
+    result = dims_of(node.outputs[0])
+    known = {a for a, dim in enumerate(result or ()) if dim is not None}
+    found = {a % _rank(node): step for a, step in zip(along, steps, strict=True)}
+    return any(a in found and (found[a] != 1 or a not in known) for a in axes)
+
+
+def _attends(node: ir.Node, axes: Sequence[int], shared: str) -> bool:
+    """The samples are the keys of each other."""
+    attention = AttentionNode(node)
+    return any(shared in symbols_in(dim_of(v, 1)) for v in (attention.key, attention.value))
+
+
+_CHECKS: Mapping[str, Callable[[ir.Node, Sequence[int], str], bool]] = {
+    **dict.fromkeys(_ALONG_AXIS, _along_axis),
+    **dict.fromkeys(_FROM_AXIS, _from_axis),
+    **dict.fromkeys(_OVER_PLACES, _over_places),
+    **dict.fromkeys(_RECURRENT, _recurrent),
+    "CumSum": _cumulative,
+    "Slice": _sliced,
+    "FusedAttention": _attends,
+}
+
+
+def _rank(node: ir.Node) -> int:
+    return max(1, rank_of(node.inputs[0]) or 1)
+
+
+def _constant(value: ir.Value | None) -> list[int] | None:
+    tensor = ir.convenience.get_const_tensor(value) if value is not None else None
+    return None if tensor is None else [int(n) for n in tensor.numpy().reshape(-1)]
+
+
+def _numbers_of_samples(graph: ir.Graph, shared: str) -> set[ir.Value]:
+    """Values of sizes and weights alone among whose elements is the number of samples, or what
+    follows from it."""
+    needs = sizes_read(graph)
+    found: set[ir.Value] = set()
+    for node in graph:
+        if shared not in needs.get(node.outputs[0], ()):
+            continue
+        if node.op_type in READS_SIZES or any(v in found for v in _elements_of(node)):
+            found.update(node.outputs)
+    return found
+
+
+def _elements_of(node: ir.Node) -> Sequence[ir.Value | None]:
+    """The operands whose elements are among a node's."""
+    if node.op_type == "ConstantOfShape":
+        return ()
+    return node.inputs[:1] if node.op_type in _SHAPING else node.inputs
+
+
+def _counts(node: ir.Node, numbers: set[ir.Value]) -> bool:
+    """The node computes with the number of samples; integers may be places in the batch, which
+    what takes elements from there is asked about."""
+    dtype = node.outputs[0].dtype
+    if dtype is not None and dtype.is_integer():
+        return False
+    return any(v in numbers for v in _elements_of(node))
