@@ -31,6 +31,8 @@ class MissingSizeError(InputError):
             do="Export without context inputs",
         )
         self.dim = dim
+        words = f"its size {dim} is read by the queries" if dim else "its size is not known"
+        self.kept: Mapping[str, str] = {where or "": words}
 
 
 @dataclass
