@@ -20,8 +20,6 @@ __all__ = ["fold", "is_name", "rename", "size_at", "symbols_in"]
 
 _T = TypeVar("_T")
 
-_T = TypeVar("_T")
-
 _NAME = r"[^\W\d][\w.]*"
 _TOKEN = re.compile(rf"\s*(?:(?P<name>{_NAME})|(?P<number>[0-9]+)|(?P<sign>\*\*|//|[-+*/%(),]))")
 _LONGEST = 1000
@@ -98,30 +96,6 @@ def size_at(dim: int | str | None, sizes: Mapping[str, int]) -> int | None:
         return None if tree is None else _walk(tree, sizes)
     except (ValueError, ZeroDivisionError, KeyError):
         return None
-
-
-def fold(
-    dim: str, leaf: Callable[[int | str], _T], join: Callable[[str, Sequence[_T]], _T]
-) -> _T | None:
-    """What an expression is where its numbers, names and operators are something else.
-
-    Args:
-        dim: a name or an expression.
-        leaf: of a number or a name.
-        join: of an operator (``+ - * / // % **``), or the name of a call, and what it joins; a sign
-            joins one.
-
-    Returns:
-        None where the text is no expression.
-    """
-
-    def of(tree: _Node) -> _T:
-        if isinstance(tree.head, int) or not (tree.parts or tree.called):
-            return leaf(tree.head)
-        return join(tree.head, [of(part) for part in tree.parts])
-
-    tree = _parsed(dim)
-    return None if tree is None else of(tree)
 
 
 def fold(

@@ -14,15 +14,22 @@ What none of this is found in is taken to keep its samples apart.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import onnx_ir as ir
 
 from crossfuse.core.dimensions import size_at, symbols_in
-from crossfuse.export.split.dependence import READS_SIZES, Content, Dependence, sizes_read
+from crossfuse.export.split.dependence import (
+    READS_SIZES,
+    Content,
+    Dependence,
+    shape_symbols,
+    sizes_read,
+)
 from crossfuse.graph.attention_node import AttentionNode, is_attention
-from crossfuse.graph.shapes import dim_of, dims_of, rank_of
+from crossfuse.graph.shapes import dims_of, rank_of
 
-__all__ = ["mixing", "no_axis_of_its_own"]
+__all__ = ["Batch", "mixing", "no_axis_of_its_own"]
 
 JOINED = "it joins the samples of the batch"
 PAIRED = "it pairs the samples of the batch with each other"
@@ -47,6 +54,9 @@ _OVER_PLACES = frozenset(
 )
 """Operators that work along all axes of their first input but the first two."""
 
+_END = 2**31 - 1
+"""Slices that end there or behind end with their axis."""
+
 _RECURRENT = frozenset({"LSTM", "GRU", "RNN"})
 
 _SHAPING = frozenset(
@@ -57,6 +67,32 @@ _SHAPING = frozenset(
 )
 """Operators whose operands behind the first say where elements go, and are no numbers among
 them."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The batch dimension of contexts and queries.
+
+    Attributes:
+        name: of the dimension.
+        named: all dimensions of the graph's inputs; other names stand for sizes that are not known.
+    """
+
+    name: str
+    named: frozenset[str]
+
+    @classmethod
+    def of(cls, graph: ir.Graph, name: str) -> Batch:
+        """The batch of a graph."""
+        return cls(name, frozenset().union(*(shape_symbols(value) for value in graph.inputs)))
+
+    def axes(self, value: ir.Value | None) -> list[int]:
+        """The axes that the batch is a factor of."""
+        return [a for a, dim in enumerate(dims_of(value) or ()) if self.name in symbols_in(dim)]
+
+    def knows(self, dims: Sequence[int | str | None]) -> bool:
+        """All sizes are numbers, or made of dimensions of inputs."""
+        return all(dim is not None and symbols_in(dim) <= self.named for dim in dims)
 
 
 def mixing(graph: ir.Graph, dependence: Dependence, shared: str | None) -> dict[ir.Value, str]:
@@ -70,57 +106,50 @@ def mixing(graph: ir.Graph, dependence: Dependence, shared: str | None) -> dict[
     """
     if shared is None:
         return {}
-    numbers = _numbers_of_samples(graph, shared)
+    numbers, batch = _numbers_of_samples(graph, shared), Batch.of(graph, shared)
     found: dict[ir.Value, str] = {}
     for node in graph:
         if dependence.of(node.outputs[0]) != Content.CONTEXT:
             continue
-        batched = [v for v in node.inputs if v is not None and _has(v, shared)]
+        batched = [v for v in node.inputs if v is not None and batch.axes(v)]
         reason = COUNTED if _counts(node, numbers) else None
         if reason is None and any(dependence.of(v) == Content.CONTEXT for v in batched):
-            reason = _along(node, shared) or _by_shapes(node, shared)
+            reason = _along(node, batch) or _by_shapes(node, batch)
         if reason is not None:
             found.update(dict.fromkeys(node.outputs, reason))
     return found
 
 
-def no_axis_of_its_own(value: ir.Value, shared: str | None) -> str | None:
+def no_axis_of_its_own(value: ir.Value, batch: Batch) -> str | None:
     """Why a value can't have the contexts' batch in place of the queries'; None where it can, or
     where it has no batch."""
-    if shared is None:
-        return None
     dims = dims_of(value)
-    if dims is None or None in dims:
+    of_batch = [dim for dim in dims or () if batch.name in symbols_in(dim)]
+    if dims is None or None in dims or (not of_batch and not batch.knows(dims)):
         return "its shape is not known"
-    of_batch = [dim for dim in dims if shared in symbols_in(dim)]
-    if of_batch in ([], [shared]):
+    if of_batch in ([], [batch.name]):
         return None
     return f"the batch is no axis of its own in its shape [{', '.join(map(str, dims))}]"
 
 
-def _has(value: ir.Value, shared: str) -> bool:
-    """The batch is in the value's shape."""
-    return any(shared in symbols_in(dim) for dim in dims_of(value) or ())
-
-
-def _by_shapes(node: ir.Node, shared: str) -> str | None:
+def _by_shapes(node: ir.Node, batch: Batch) -> str | None:
     """What the shapes of a node's results say, of those that are in use."""
     used = [out for out in node.outputs if out.uses() or out.is_graph_output()]
-    reasons = (_by_shape(out, shared) for out in used)
+    reasons = (_by_shape(out, batch) for out in used)
     return next((reason for reason in reasons if reason is not None), None)
 
 
-def _by_shape(value: ir.Value, shared: str) -> str | None:
+def _by_shape(value: ir.Value, batch: Batch) -> str | None:
     """What a value's shape says of the samples behind it; None where nothing."""
     dims = dims_of(value)
-    if dims is None or None in dims:
+    if dims is None:
         return None
-    of_batch = [dim for dim in dims if shared in symbols_in(dim)]
-    if not of_batch:
-        return JOINED
+    of_batch = [dim for dim in dims if batch.name in symbols_in(dim)]
     if len(of_batch) > 1:
         return PAIRED
-    return None if _is_multiple(of_batch[0], shared) else MOVED
+    if of_batch:
+        return None if _is_multiple(of_batch[0], batch.name) else MOVED
+    return JOINED if batch.knows(dims) else None
 
 
 def _is_multiple(dim: int | str | None, shared: str) -> bool:
@@ -133,62 +162,64 @@ def _is_multiple(dim: int | str | None, shared: str) -> bool:
     return none == 0 and one > 0 and (two, six) == (2 * one, 6 * one)
 
 
-def _along(node: ir.Node, shared: str) -> str | None:
+def _along(node: ir.Node, batch: Batch) -> str | None:
     """The operator runs along the samples' axis."""
-    name = node.op_type
-    source = node.inputs[0] if node.inputs else None
-    axes = [
-        axis for axis, dim in enumerate(dims_of(source) or ()) if shared in symbols_in(dim)
-    ]
-    check = _CHECKS.get("FusedAttention" if is_attention(node) else name)
-    if check is not None and check(node, axes, shared):
-        return ALONG.format(name)
-    return None
+    check = _CHECKS.get("FusedAttention" if is_attention(node) else node.op_type)
+    if check is None or not check(node, batch):
+        return None
+    return ALONG.format(node.op_type)
 
 
-def _along_axis(node: ir.Node, axes: Sequence[int], shared: str) -> bool:
+def _along_axis(node: ir.Node, batch: Batch) -> bool:
     axis = node.attributes.get_int("axis", _ALONG_AXIS[node.op_type]) or 0
-    return axis % _rank(node) in axes
+    return axis % _rank(node) in batch.axes(node.inputs[0])
 
 
-def _from_axis(node: ir.Node, axes: Sequence[int], shared: str) -> bool:
+def _from_axis(node: ir.Node, batch: Batch) -> bool:
     axis = node.attributes.get_int("axis", -1)
     first = (-1 if axis is None else axis) % _rank(node)
-    return any(a >= first for a in axes)
+    return any(a >= first for a in batch.axes(node.inputs[0]))
 
 
-def _over_places(node: ir.Node, axes: Sequence[int], shared: str) -> bool:
-    return any(axis > 1 for axis in axes)
+def _over_places(node: ir.Node, batch: Batch) -> bool:
+    return any(axis > 1 for axis in batch.axes(node.inputs[0]))
 
 
-def _recurrent(node: ir.Node, axes: Sequence[int], shared: str) -> bool:
-    return (1 if node.attributes.get_int("layout", 0) else 0) in axes
+def _recurrent(node: ir.Node, batch: Batch) -> bool:
+    sequence = 1 if node.attributes.get_int("layout", 0) else 0
+    return sequence in batch.axes(node.inputs[0])
 
 
-def _cumulative(node: ir.Node, axes: Sequence[int], shared: str) -> bool:
-    numbers = _constant(node.inputs[1])
+def _cumulative(node: ir.Node, batch: Batch) -> bool:
+    numbers, axes = _constant(node.inputs[1]), batch.axes(node.inputs[0])
     return bool(axes) if numbers is None else any(n % _rank(node) in axes for n in numbers)
 
 
-def _sliced(node: ir.Node, axes: Sequence[int], shared: str) -> bool:
+def _sliced(node: ir.Node, batch: Batch) -> bool:
     """A slice of the batch with a step, or of a length that isn't known."""
+    axes = batch.axes(node.inputs[0])
+    starts, ends = _constant(node.inputs[1]), _constant(node.inputs[2])
     along = _constant(node.inputs[3]) if len(node.inputs) > 3 else list(range(_rank(node)))
     steps = _constant(node.inputs[4]) if len(node.inputs) > 4 else [1] * len(along or ())
-    if along is None or steps is None or len(steps) != len(along):
+    if along is None or steps is None:
         return bool(axes)
-    result = dims_of(node.outputs[0])
-    known = {a for a, dim in enumerate(result or ()) if dim is not None}
-    found = {a % _rank(node): step for a, step in zip(along, steps, strict=True)}
-    return any(a in found and (found[a] != 1 or a not in known) for a in axes)
+    dims = dims_of(node.outputs[0])
+    for i, (axis, step) in enumerate(zip(along, steps, strict=False)):
+        whole = starts is not None and ends is not None and (starts[i], step) == (0, 1)
+        if axis % _rank(node) not in axes or (whole and ends is not None and ends[i] >= _END):
+            continue
+        if step != 1 or dims is None or not batch.knows([dims[axis % _rank(node)]]):
+            return True
+    return False
 
 
-def _attends(node: ir.Node, axes: Sequence[int], shared: str) -> bool:
+def _attends(node: ir.Node, batch: Batch) -> bool:
     """The samples are the keys of each other."""
     attention = AttentionNode(node)
-    return any(shared in symbols_in(dim_of(v, 1)) for v in (attention.key, attention.value))
+    return any(1 in batch.axes(value) for value in (attention.key, attention.value))
 
 
-_CHECKS: Mapping[str, Callable[[ir.Node, Sequence[int], str], bool]] = {
+_CHECKS: Mapping[str, Callable[[ir.Node, Batch], bool]] = {
     **dict.fromkeys(_ALONG_AXIS, _along_axis),
     **dict.fromkeys(_FROM_AXIS, _from_axis),
     **dict.fromkeys(_OVER_PLACES, _over_places),

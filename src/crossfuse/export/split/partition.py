@@ -30,7 +30,7 @@ from crossfuse.core.dimensions import size_at
 from crossfuse.core.tensors import CONTEXTS
 from crossfuse.errors import InputError
 from crossfuse.export.split.dependence import Content, Dependence
-from crossfuse.export.split.mixing import mixing, no_axis_of_its_own
+from crossfuse.export.split.mixing import Batch, mixing, no_axis_of_its_own
 from crossfuse.export.split.per_context import Batches
 from crossfuse.export.split.shared_batch import shared_batch
 from crossfuse.export.split.stage_builder import StageBuilder
@@ -146,13 +146,14 @@ def _cut(
 ) -> _Cut:
     """Cut so that contexts may have a batch of their own: what has no such batch is computed with
     the queries, which may move the cut, and so on."""
+    batch = None if shared is None else Batch.of(graph, shared)
     kept_whole = mixing(graph, Dependence(graph, context), shared)
     while True:
         dependence = Dependence(graph, context, kept_whole)
         frontier = _frontier(graph, dependence, sizes)
         beyond = [*frontier, *_made_again(graph, dependence, frontier)]
         made = (value for value in beyond if value.producer() is not None)
-        reasons = ((value, no_axis_of_its_own(value, shared)) for value in made)
+        reasons = ((v, batch and no_axis_of_its_own(v, batch)) for v in made)
         mixed = {value: reason for value, reason in reasons if reason is not None}
         if not mixed:
             return _Cut(dependence, frontier, _reasons(graph, dependence, kept_whole))

@@ -82,7 +82,6 @@ class QueryStage:
         per_context = (v for v in self.incoming if self.batches.context_axis(v) is not None)
         return next(per_context, None)
 
-
     @property
     def asked(self) -> tuple[ir.Value, int]:
         """An input and its axis that say how many queries there are."""
