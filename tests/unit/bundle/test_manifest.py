@@ -93,7 +93,8 @@ def test_what_is_wrong_is_named_by_its_path(name: str) -> None:
 
 def test_what_may_be_absent() -> None:
     data = json.loads(FULL)
-    for name in ("example", "decode", "with_queries", "reference", "shared_batch", "later addition"):
+    absent = ("example", "decode", "with_queries", "reference", "shared_batch", "later addition")
+    for name in absent:
         data.pop(name, None)
     for name in ("kept", "boundary", "parity", "engine"):
         data["targets"]["ort-cpu"].pop(name)

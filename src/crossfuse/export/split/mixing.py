@@ -95,7 +95,13 @@ class Batch:
         return all(dim is not None and symbols_in(dim) <= self.named for dim in dims)
 
 
-def mixing(graph: ir.Graph, dependence: Dependence, shared: str | None) -> dict[ir.Value, str]:
+_TAKES = frozenset({"Gather", "GatherND", "GatherElements"})
+"""Operators that take elements at places."""
+
+
+def mixing(
+    graph: ir.Graph, dependence: Dependence, shared: str | None, *, met: bool = False
+) -> dict[ir.Value, str]:
     """Values of the context alone that mix the samples of the batch, with the reason; not those
     that are made of such values.
 
@@ -103,17 +109,21 @@ def mixing(graph: ir.Graph, dependence: Dependence, shared: str | None) -> dict[
         graph: the whole graph.
         dependence: of its values.
         shared: the batch dimension of contexts and queries; None where they share none.
+        met: ask of what is made of contexts and queries, too.
     """
     if shared is None:
         return {}
     numbers, batch = _numbers_of_samples(graph, shared), Batch.of(graph, shared)
     found: dict[ir.Value, str] = {}
     for node in graph:
-        if dependence.of(node.outputs[0]) != Content.CONTEXT:
+        content = dependence.of(node.outputs[0])
+        if Content.CONTEXT not in content or (content != Content.CONTEXT and not met):
             continue
         batched = [v for v in node.inputs if v is not None and batch.axes(v)]
-        reason = COUNTED if _counts(node, numbers) else None
-        if reason is None and any(dependence.of(v) == Content.CONTEXT for v in batched):
+        reason = COUNTED if _counts(node, numbers, dependence) else None
+        if reason is not None:
+            found.update(dict.fromkeys(_places_behind(node, numbers, dependence), COUNTED))
+        if reason is None and any(Content.CONTEXT in dependence.of(v) for v in batched):
             reason = _along(node, batch) or _by_shapes(node, batch)
         if reason is not None:
             found.update(dict.fromkeys(node.outputs, reason))
@@ -259,10 +269,33 @@ def _elements_of(node: ir.Node) -> Sequence[ir.Value | None]:
     return node.inputs[:1] if node.op_type in _SHAPING else node.inputs
 
 
-def _counts(node: ir.Node, numbers: set[ir.Value]) -> bool:
-    """The node computes with the number of samples; integers may be places in the batch, which
-    what takes elements from there is asked about."""
-    dtype = node.outputs[0].dtype
-    if dtype is not None and dtype.is_integer():
+def _counts(node: ir.Node, numbers: set[ir.Value], dependence: Dependence) -> bool:
+    """The node computes with the number of samples.
+
+    Integers may be places in the batch: they join the numbers, and elements of the context may be
+    taken at such places.
+    """
+    if node.op_type in _TAKES and any(v in numbers for v in node.inputs[1:]):
+        return dependence.of(node.inputs[0]) != Content.CONTEXT
+    if not any(v in numbers for v in _elements_of(node)):
         return False
-    return any(v in numbers for v in _elements_of(node))
+    dtype = node.outputs[0].dtype
+    if dtype is None or not dtype.is_integer() or node.outputs[0].is_graph_output():
+        return True
+    numbers.update(node.outputs)
+    return False
+
+
+def _places_behind(node: ir.Node, numbers: set[ir.Value], dependence: Dependence) -> list[ir.Value]:
+    """Integers of the context with the number of samples in them, that a node is made of."""
+    found: dict[ir.Value, None] = {}
+    pending = list(node.inputs)
+    while pending:
+        value = pending.pop()
+        if value is None or value not in numbers or value in found:
+            continue
+        producer = value.producer()
+        if producer is not None and Content.CONTEXT in dependence.of(value):
+            found[value] = None
+            pending += producer.inputs
+    return list(found)

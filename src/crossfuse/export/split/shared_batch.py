@@ -25,9 +25,9 @@ def shared_batch(graph: ir.Graph, context: Collection[str]) -> str | None:
     if second is None:
         return first
     dependence = Dependence(graph, context)
-    if first is not None and not mixing(graph, dependence, first):
+    if first is not None and not mixing(graph, dependence, first, met=True):
         return first
-    return first if mixing(graph, dependence, second) else second
+    return first if mixing(graph, dependence, second, met=True) else second
 
 
 def _common(graph: ir.Graph, context: Collection[str], axis: int) -> str | None:

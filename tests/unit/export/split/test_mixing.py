@@ -27,6 +27,8 @@ WEIGHTS = {
     "zero": 0,
     "one": 1,
     "half": [0.5],
+    "last": [1, 2],
+    "four": [4],
 }
 HEAD = "(float[n, s, 4] image, float[n, l, 4] text) => (float[n, l, 4] y)"
 TAIL = "k = MatMul(image, w) g = ReduceMax(k, i1) z = Add(text, g)"
@@ -49,6 +51,12 @@ MIXED = {
         "ReduceMax(q, i1) q = LayerNormalization<axis = 0>(image, half)",
         "LayerNormalization runs along",
     ),
+    "a table of places in the batch": (
+        "Unsqueeze(e, i1) e = Gather<axis = 0>(w, v) v = Mod(a, four) a = Add(r, q) "
+        "q = Cast<to = 7>(f) f = ReduceMax<keepdims = 0>(image, last) r = Range(zero, c, one) "
+        "c = Squeeze(b) b = Shape<end = 1>(image)",
+        "computed with the number of samples",
+    ),
     "the number of samples": (
         "Mul(p, f) p = ReduceMax(image, i1) f = Cast<to = 1>(c) c = Shape<end = 1>(image)",
         "computed with the number of samples",
@@ -69,6 +77,7 @@ SHAPES = {
     "merged with the places": {"t": ["n*s", 4], "v": ["n*s", 4], "u": ["n", "s", 4]},
     "two pictures in one batch": {"t": ["2*n", "s", 4], "a": ["n", "s", 4]},
     "all of a slice": {"p": ["n", "s", 4]},
+    "a table of places in the batch": {"a": ["n"], "v": ["n"], "e": ["n", 4], "r": ["n"]},
     "sizes in a shape": {"r": ["n", "s", 4]},
 }
 """What a tracer knows, and the inference of shapes here does not."""
@@ -100,6 +109,8 @@ def both_stages_equal_the_whole(model: ir.Model, count: int, fan_out: int) -> No
 def test_what_mixes_samples_is_computed_with_the_queries(name: str) -> None:
     body, reason = MIXED[name]
     model = graph(f"m = {body}")
+    for value, dims in SHAPES.get(name, {}).items():
+        value_of(model, value).shape = ir.Shape(dims)
     found = split(model, ["image"], SIZES)
     assert len(found.kept) == 1
     assert reason in next(iter(found.kept.values()))
