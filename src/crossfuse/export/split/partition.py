@@ -45,8 +45,8 @@ _log = logging.getLogger(__name__)
 
 _CHEAP = frozenset(
     {
-        *("Cast", "Reshape", "Transpose", "Unsqueeze", "Squeeze", "Expand", "Identity", "Slice"),
-        *("Not", "Equal", "Less", "LessOrEqual", "Greater", "GreaterOrEqual", "And", "Or"),
+        *("Cast", "Reshape", "Transpose", "Unsqueeze", "Squeeze", "Expand", "Tile", "Identity"),
+        *("Slice", "Not", "Equal", "Less", "LessOrEqual", "Greater", "GreaterOrEqual", "And", "Or"),
         *("Where", "Add", "Sub", "Mul", "Div"),
     }
 )
