@@ -13,7 +13,7 @@ What none of this is found in is taken to keep its samples apart.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -29,7 +29,7 @@ from crossfuse.export.split.dependence import (
 from crossfuse.graph.attention_node import AttentionNode, is_attention
 from crossfuse.graph.shapes import dims_of, rank_of
 
-__all__ = ["Batch", "mixing", "no_axis_of_its_own"]
+__all__ = ["Batch", "mixing", "no_axis_of_their_own"]
 
 JOINED = "it joins the samples of the batch"
 PAIRED = "it pairs the samples of the batch with each other"
@@ -130,9 +130,14 @@ def mixing(
     return found
 
 
-def no_axis_of_its_own(value: ir.Value, batch: Batch) -> str | None:
-    """Why a value can't have the contexts' batch in place of the queries'; None where it can, or
-    where it has no batch."""
+def no_axis_of_their_own(values: Iterable[ir.Value], batch: Batch) -> dict[ir.Value, str]:
+    """Values that can't have the contexts' batch in place of the queries', though they may have a
+    batch, with the reason."""
+    reasons = ((value, _no_axis_of_its_own(value, batch)) for value in values)
+    return {value: reason for value, reason in reasons if reason is not None}
+
+
+def _no_axis_of_its_own(value: ir.Value, batch: Batch) -> str | None:
     dims = dims_of(value)
     of_batch = [dim for dim in dims or () if batch.name in symbols_in(dim)]
     if dims is None or None in dims or (not of_batch and not batch.knows(dims)):

@@ -30,7 +30,7 @@ from crossfuse.core.dimensions import size_at
 from crossfuse.core.tensors import CONTEXTS
 from crossfuse.errors import InputError
 from crossfuse.export.split.dependence import Content, Dependence
-from crossfuse.export.split.mixing import Batch, mixing, no_axis_of_its_own
+from crossfuse.export.split.mixing import Batch, mixing, no_axis_of_their_own
 from crossfuse.export.split.per_context import Batches
 from crossfuse.export.split.shared_batch import shared_batch
 from crossfuse.export.split.stage_builder import StageBuilder
@@ -152,9 +152,8 @@ def _cut(
         dependence = Dependence(graph, context, kept_whole)
         frontier = _frontier(graph, dependence, sizes)
         beyond = [*frontier, *_made_again(graph, dependence, frontier)]
-        made = (value for value in beyond if value.producer() is not None)
-        reasons = ((v, batch and no_axis_of_its_own(v, batch)) for v in made)
-        mixed = {value: reason for value, reason in reasons if reason is not None}
+        made = [value for value in beyond if value.producer() is not None]
+        mixed = {} if batch is None else no_axis_of_their_own(made, batch)
         if not mixed:
             return _Cut(dependence, frontier, _reasons(graph, dependence, kept_whole))
         kept_whole |= mixed

@@ -8,7 +8,7 @@ import pytest
 
 from crossfuse.export.split.assembly import assemble
 from crossfuse.export.split.dependence import Dependence
-from crossfuse.export.split.mixing import Batch, mixing, no_axis_of_its_own
+from crossfuse.export.split.mixing import Batch, mixing, no_axis_of_their_own
 from crossfuse.export.split.partition import split
 from onnx_text import parse, run_reference, value_of
 
@@ -166,13 +166,13 @@ def test_a_batch_that_is_no_axis() -> None:
         return ir.Value(name="x", shape=ir.Shape(dims))
 
     batch = Batch("n", frozenset({"n", "s"}))
-    assert no_axis_of_its_own(value("n", 4), batch) is None
-    assert no_axis_of_its_own(value("s", 4), batch) is None
-    assert no_axis_of_its_own(value("4*n", "s"), batch) == (
-        "the batch is no axis of its own in its shape [4*n, s]"
-    )
-    assert no_axis_of_its_own(value("n", None), batch) == "its shape is not known"
-    assert no_axis_of_its_own(value("made_up", 4), batch) == "its shape is not known"
+    fine = [value("n", 4), value("s", 4), value(3, "n", "2*s")]
+    merged, unknown, other = value("4*n", "s"), value("n", None), value("made_up", 4)
+    assert no_axis_of_their_own([*fine, merged, unknown, other], batch) == {
+        merged: "the batch is no axis of its own in its shape [4*n, s]",
+        unknown: "its shape is not known",
+        other: "its shape is not known",
+    }
 
 
 def test_a_graph_of_mixtures_alone_stays_whole() -> None:

@@ -214,7 +214,9 @@ def test_contexts_cannot_be_changed(split_bundle: Any) -> None:
         context.count = 5  # type: ignore[misc]
 
 
-def test_misuse_is_refused_by_name(split_bundle: Any, tmp_path: Path) -> None:
+def test_misuse_is_refused_by_name(
+    split_bundle: Any, zoo_bundle: Callable[[str], crossfuse.Bundle]
+) -> None:
     session, own, queries = qformer(split_bundle, 2, 2)
     context = session.encode(**own)
     with pytest.raises(InputError, match="another bundle or target"):
@@ -229,8 +231,7 @@ def test_misuse_is_refused_by_name(split_bundle: Any, tmp_path: Path) -> None:
         session.query(context, **own)
     with pytest.raises(InputError, match="names are wrong"):
         session.encode(**queries)
-    whole = crossfuse.export("qformer", tmp_path / "whole", size="tiny", whole=True)
-    with runtime.load(whole.path) as unsplit:
+    with runtime.load(zoo_bundle("cross_modal_attention").path, "ort-cpu") as unsplit:
         assert set(unsplit.stages) == {"model"}
         with pytest.raises(InputError, match="no context stage"):
             unsplit.encode(**own)
