@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
-from crossfuse.core.dimensions import fold, is_name
+from crossfuse.core.dimensions import fold, is_name, symbols_in
 from crossfuse.errors import InputError
 from crossfuse.export.split.dependence import READS_SIZES, shape_window
 from crossfuse.graph.builder import GraphBuilder
@@ -67,7 +67,7 @@ class SizeReader:
     def _size(self, dim: int | str | None, where: str | None) -> ir.Value:
         """One size, ``[1]`` int64."""
         if isinstance(dim, str) and not is_name(dim):
-            known = self._known(dim)
+            known = None if symbols_in(dim) & self.counts.keys() else self._known(dim)
             computed = known or fold(dim, lambda part: self._leaf(part, where), self._join)
             if computed is not None:
                 return computed

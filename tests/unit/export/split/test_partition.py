@@ -430,5 +430,7 @@ def test_dependent_contexts_are_not_encoded_apart(
 def test_parity_stands_behind_the_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A mixture that nobody finds fails at several queries per context."""
     monkeypatch.setattr(partition, "mixing", lambda *_: {})
-    with pytest.raises(crossfuse.ParityError, match="does not compute"):
+    with pytest.raises(
+        crossfuse.ParityError, match=r"does not compute.*export without the split \(whole=True\)"
+    ):
         crossfuse.export(two_inputs(Statistics()), tmp_path / "b")

@@ -48,6 +48,7 @@ def test_a_name_may_be_read_elsewhere() -> None:
     """The number of contexts in place of the queries'."""
     model = parse(TEXT.format("[k]", "Shape<end = 2>"))
     node = node_of(model, "Shape")
+    model.graph.inputs[0].shape = ir.Shape(["2*n", "s", 4])
     value_of(model, "hidden").shape = ir.Shape(["2*n", "s", 4])
     image, text = model.graph.inputs
     reader = SizeReader([image, text], {"n": (text, 1)})
