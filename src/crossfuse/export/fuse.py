@@ -19,6 +19,7 @@ from crossfuse.errors import Advice, InputError, Said
 from crossfuse.export.capture.census import Sighting, census
 from crossfuse.export.capture.fast_paths import without_fast_paths
 from crossfuse.export.capture.indices import index_ranges, note_ranges
+from crossfuse.export.capture.module_state import kept_state
 from crossfuse.export.capture.onnx_census import graph_census, nested_attentions
 from crossfuse.export.capture.to_onnx import program_to_onnx
 from crossfuse.export.capture.trace import capture, named_outputs
@@ -177,6 +178,7 @@ def _trace(spec: ModelSpec, progress: Progress) -> _Source:
     with (
         blaming("the eager model fails on inputs like its examples:", where=where, do=_RUN),
         torch.no_grad(),
+        kept_state(spec.module),
     ):
         outputs = tuple(named_outputs(spec.module(**inputs)))
     with blaming("the model runs, but its operators can't be watched:", where=spec.name, do=_WATCH):

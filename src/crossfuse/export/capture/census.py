@@ -25,6 +25,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from crossfuse.export.capture.fast_paths import without_fast_paths
 from crossfuse.export.capture.module_paths import module_stack
+from crossfuse.export.capture.module_state import kept_state
 
 __all__ = ["Sighting", "census"]
 
@@ -107,7 +108,7 @@ class _Scores:
 @without_fast_paths()
 def census(module: nn.Module, inputs: dict[str, Tensor]) -> list[Sighting]:
     """Run the module once on ``inputs`` and list its attentions in order of execution."""
-    with torch.no_grad(), module_stack(module) as stack:
+    with torch.no_grad(), kept_state(module), module_stack(module) as stack:
         observer = _Observer(module, stack)
         with observer:
             result = module(**inputs)

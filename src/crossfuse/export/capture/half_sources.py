@@ -29,6 +29,7 @@ from torch.utils._pytree import tree_map
 from crossfuse.core.foreign import cause_of
 from crossfuse.errors import Advice, InputError, Said
 from crossfuse.export.capture.copies import copied
+from crossfuse.export.capture.module_state import kept_state
 from crossfuse.spec.model_spec import ModelSpec, Sampler
 
 __all__ = ["half_source", "widened"]
@@ -87,12 +88,12 @@ def _require_running(spec: ModelSpec, wide: nn.Module, kinds: str) -> None:
     """Refuse a module that runs in half precision, but not in float32; one that doesn't run at all
     is left to later steps."""
     try:
-        with torch.no_grad():
+        with torch.no_grad(), kept_state(spec.module):
             spec.module(**{name: tensor.clone() for name, tensor in spec.inputs.items()})
     except Exception:  # noqa: BLE001 -- the user's code
         return
     try:
-        with torch.no_grad():
+        with torch.no_grad(), kept_state(wide):
             wide(**{name: tensor.clone() for name, tensor in _without_bf16(spec.inputs).items()})
     except Exception as error:  # the user's code, which may refuse float32 in any way
         raise InputError(

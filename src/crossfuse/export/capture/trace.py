@@ -13,18 +13,42 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from crossfuse.core.foreign import place_of
 from crossfuse.core.tensors import Dim
 from crossfuse.core.text import brief
 from crossfuse.errors import Advice, InputError, Said
+from crossfuse.export.capture.guards import (
+    Guard,
+    GuardLog,
+    drop_assertions,
+    tried,
+    watched_guards,
+)
+from crossfuse.export.capture.module_state import kept_state
+from crossfuse.export.capture.traceable import traceable
 from crossfuse.spec.model_spec import ModelSpec
 
 __all__ = ["capture", "named_outputs", "quiet_exporter"]
 
 _log = logging.getLogger(__name__)
+
+_ABOUT_SIZES = (
+    "Constraints violated",
+    "Not all values of",
+    "specialized",
+    "must be divisible",
+    "must match the size",
+    "not in VR",
+)
+"""What torch.export says where a relation between sizes is in the way."""
+
+_FIT = Advice(
+    "Make the named dimensions fit the model: {}",
+    Said("--dynamic INPUT:AXIS=NAME:MIN:MAX", "ModelSpec(dynamic=...)"),
+)
 
 _SUGGESTION = re.compile(r"(\w+) = Dim\('\1'(?:, min=(\d+))?(?:, max=(\d+))?\)")
 
@@ -44,29 +68,101 @@ def capture(spec: ModelSpec, *, defer_guards: bool = False) -> tuple[ExportedPro
         InputError: the module can't be traced, or a dynamic dimension turns out to be fixed or
             narrower than its range says.
     """
-    while True:
+    ways = [_Way(deferred=defer_guards), _Way(deferred=True), _Way(deferred=True, larger=True)]
+    failure: InputError | None = None
+    for way in dict.fromkeys(ways):
         try:
-            return _trace(spec, defer_guards), spec
-        # torch.export raises many unrelated types, each of which means "can't be traced"
-        except Exception as error:
-            limited = _with_limits(spec, str(error))
-            if limited is None:
-                place = place_of(error)
-                raise InputError(
-                    f"torch.export can't trace the model: {type(error).__name__}: "
-                    f"{_first_lines(error)}",
-                    where=spec.name if place is None else f"{spec.name}; {place}",
-                    do=_advice(error),
-                ) from error
-            spec = limited
+            return _traced(spec, way)
+        except InputError as error:
+            failure = failure if failure is not None and (failure.got or not error.got) else error
+            if not way.others_may_do(error):
+                break
+    assert failure is not None
+    raise failure
 
 
-def _trace(spec: ModelSpec, defer_guards: bool) -> ExportedProgram:
+@dataclasses.dataclass(frozen=True)
+class _Way:
+    """How a trace is tried.
+
+    Attributes:
+        deferred: relations that the tracer can't prove are left to be tried.
+        larger: at sizes other than the example's, where the model may take another path.
+    """
+
+    deferred: bool
+    larger: bool = False
+
+    def others_may_do(self, error: InputError) -> bool:
+        """A relation between sizes is what failed."""
+        return bool(error.got) or any(text in str(error.__cause__) for text in _ABOUT_SIZES)
+
+
+def _traced(spec: ModelSpec, way: _Way) -> tuple[ExportedProgram, ModelSpec]:
+    """The program, and the spec with limits, and with examples where it has to be compared.
+
+    Raises:
+        InputError: with ``got`` where a dimension is not free.
+    """
+    while True:
+        sizes = _trace_sizes(spec, larger=way.larger)
+        with watched_guards(sizes) as log:
+            try:
+                program = _trace(spec, sizes, way.deferred)
+            # torch.export raises many unrelated types, each of which means "can't be traced"
+            except Exception as error:
+                limited = _with_limits(spec, str(error))
+                if limited is not None:
+                    spec = limited
+                    continue
+                refused = tried(log, spec.dims).refused
+                raise _refusal(spec, refused, log, error) from error
+        if not way.deferred:
+            return program, spec
+        found = tried(log, spec.dims)
+        if found.refused is not None:
+            raise _refusal(spec, found.refused, log, None)
+        drop_assertions(program)
+        more = [spec.sample({**spec.example_sizes, **point}, seed=0) for point in found.sizes]
+        return program, dataclasses.replace(spec, examples=[*spec.examples, *more])
+
+
+def _refusal(
+    spec: ModelSpec, guard: Guard | None, log: GuardLog, error: Exception | None
+) -> InputError:
+    """A dimension that is not free, with the relation; else what the tracer says."""
+    if guard is None:
+        assert error is not None
+        place = place_of(error)
+        return InputError(
+            f"torch.export can't trace the model: {type(error).__name__}: "
+            f"{log.named(_first_lines(error))}",
+            where=spec.name if place is None else f"{spec.name}; {place}",
+            do=_advice(error),
+        )
+    dims = [
+        spec.dims[name] for name in sorted({guard.dims[s] for s in guard.expression.free_symbols})
+    ]
+    names = " and ".join(repr(dim.name) for dim in dims)
+    ranges = ", ".join(
+        f"{dim.name} {dim.min}..{'' if dim.max is None else dim.max}" for dim in dims
+    )
+    return InputError(
+        f"torch.export can't trace the model at every size of {names}: what its code does holds "
+        f"only where {guard.text()}",
+        where=spec.name if guard.place is None else f"{spec.name}; {guard.place}",
+        got=ranges,
+        expected=guard.text(),
+        do=_FIT,
+    )
+
+
+def _trace(spec: ModelSpec, sizes: dict[str, int], defer_guards: bool) -> ExportedProgram:
     dims = {
         name: torch.export.Dim(name, min=d.min, max=d.max) if d.max != d.min else None
         for name, d in spec.dims.items()
     }
-    inputs = spec.sample(_trace_sizes(spec), seed=0)
+    inputs = spec.sample(sizes, seed=0)
     shapes = {
         name: {
             axis: dims[dim]
@@ -77,6 +173,8 @@ def _trace(spec: ModelSpec, defer_guards: bool) -> ExportedProgram:
     }
     with (
         torch.no_grad(),
+        traceable(),
+        _fresh_attributes(spec.module),
         quiet_exporter(),
         redirect_stdout(io.StringIO()),
         redirect_stderr(io.StringIO()),
@@ -110,10 +208,24 @@ def _with_limits(spec: ModelSpec, message: str) -> ModelSpec | None:
     return dataclasses.replace(spec, dynamic=axes)
 
 
-def _trace_sizes(spec: ModelSpec) -> dict[str, int]:
+@contextmanager
+def _fresh_attributes(module: nn.Module) -> Iterator[None]:
+    """What the trace leaves in the module is gone, for torch.export already: it refuses tensors
+    that a forward assigns."""
+    with kept_state(module) as state:
+        handle = module.register_forward_hook(
+            lambda *_: state.restore_attributes(buffers=False), always_call=True
+        )
+        try:
+            yield
+        finally:
+            handle.remove()
+
+
+def _trace_sizes(spec: ModelSpec, *, larger: bool = False) -> dict[str, int]:
     sizes: dict[str, int] = {}
     for name, dim in spec.dims.items():
-        size = max(2, dim.min, spec.example_sizes[name])
+        size = max(2, dim.min, spec.example_sizes[name] + larger)
         while size in sizes.values():
             size += 1
         sizes[name] = size if dim.max is None else max(dim.min, min(size, dim.max))
@@ -178,19 +290,8 @@ def _fields(value: object) -> dict[str, object] | None:
 def _advice(error: Exception) -> str | Advice:
     """What to do about what torch.export says."""
     text = str(error)
-    if any(
-        phrase in text
-        for phrase in (
-            "Constraints violated",
-            "Not all values of",
-            "specialized",
-            "must be divisible",
-        )
-    ):
-        return Advice(
-            "Make the named dimensions fit the model: {}",
-            Said("--dynamic INPUT:AXIS=NAME:MIN:MAX", "ModelSpec(dynamic=...)"),
-        )
+    if any(phrase in text for phrase in _ABOUT_SIZES):
+        return _FIT
     if any(
         phrase in text
         for phrase in ("data-dependent", "Data-dependent", "data dependent", "unbacked")

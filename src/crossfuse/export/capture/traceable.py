@@ -1,0 +1,128 @@
+"""Parts of PyTorch that stand in the way of tracing, as plain operators while a module is traced.
+
+Rules:
+
+1. ``torch.autocast`` does nothing: what precision a target computes in is asked of the export. So
+its body is part of the program, not a sub-graph that no pass looks into.
+2. Gradient modes are entered without a trace of their own, for the same reason.
+3. ``torch.vmap`` becomes the batched operators that it runs.
+4. A size can be a key of a dict, or an argument of a cached function: equal expressions are one
+key.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._functorch import apis
+from torch.fx.experimental.proxy_tensor import (
+    PreDispatchTorchFunctionMode,
+    disable_proxy_modes_tracing,
+    make_fx,
+)
+from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+__all__ = ["as_operators", "replaced", "traceable"]
+
+
+@contextmanager
+def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """An attribute of a class or module, replaced for a while."""
+    before = getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, before)
+
+
+@contextmanager
+def traceable() -> Iterator[None]:
+    """Replace what can't be traced, for a while."""
+    with ExitStack() as stack:
+        for owner, name, value in (
+            (torch.autocast, "__enter__", lambda self: self),
+            (torch.autocast, "__exit__", lambda *_: None),
+            (
+                PreDispatchTorchFunctionMode,
+                "__torch_function__",
+                _without_gradient_modes(PreDispatchTorchFunctionMode.__torch_function__),
+            ),
+            (apis, "vmap_impl", _batched(apis.vmap_impl)),
+            (torch.SymInt, "__hash__", _hash),
+        ):
+            stack.enter_context(replaced(owner, name, value))
+        yield
+
+
+def as_operators(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Call a function of tensors, in which functional transforms are what they run.
+
+    Where nothing is traced, this is the call.
+    """
+    leaves, spec = tree_flatten((args, kwargs))
+    places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
+
+    def call(*tensors: Tensor) -> Any:
+        given = list(leaves)
+        for i, tensor in zip(places, tensors, strict=True):
+            given[i] = tensor
+        args, kwargs = tree_unflatten(given, spec)
+        return function(*args, **kwargs)
+
+    tensors = [leaves[i] for i in places]
+    modes = _get_current_function_mode_stack()
+    if not any(isinstance(mode, PreDispatchTorchFunctionMode) for mode in modes):
+        return call(*tensors)
+    with disable_proxy_modes_tracing(), _without_mode(PreDispatchTorchFunctionMode):
+        body = make_fx(call)(*tensors)
+    return body(*tensors)
+
+
+def _batched(vmap: Callable[..., Any]) -> Callable[..., Any]:
+    def batched(function: Any, *args: Any, **kwargs: Any) -> Any:
+        in_dims, out_dims, randomness, chunk_size, *given = args
+
+        def call(*given: Any, **kwargs: Any) -> Any:
+            return vmap(function, in_dims, out_dims, randomness, chunk_size, *given, **kwargs)
+
+        return as_operators(call, *given, **kwargs)
+
+    return batched
+
+
+@contextmanager
+def _without_mode(kind: type[TorchFunctionMode]) -> Iterator[None]:
+    """Modes of a kind are off the stack for a while."""
+    from torch.overrides import _pop_mode, _push_mode
+
+    modes = [_pop_mode() for _ in _get_current_function_mode_stack()][::-1]
+    others = [mode for mode in modes if not isinstance(mode, kind)]
+    for mode in others:
+        _push_mode(mode)
+    try:
+        yield
+    finally:
+        for _ in others:
+            _pop_mode()
+        for mode in modes:
+            _push_mode(mode)
+
+
+def _without_gradient_modes(original: Callable[..., Any]) -> Callable[..., Any]:
+    def torch_function(self: Any, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch._C._set_grad_enabled:
+            return func(*args)
+        return original(self, func, types, args, kwargs)
+
+    return torch_function
+
+
+def _hash(size: Any) -> int:
+    node = size.node
+    return hash(node.nested_int() if node.is_nested_int() else (id(node.shape_env), str(node.expr)))
