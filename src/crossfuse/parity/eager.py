@@ -14,6 +14,7 @@ from torch import Tensor
 
 from crossfuse.errors import InputError
 from crossfuse.export.capture.fast_paths import without_fast_paths
+from crossfuse.export.capture.flex_attention import flex_as_sdpa
 from crossfuse.export.capture.module_state import kept_state
 from crossfuse.export.capture.trace import named_outputs
 from crossfuse.parity.eager_module import EagerModule, EagerResults
@@ -178,6 +179,7 @@ def _tables(spec: ModelSpec) -> dict[str, Table]:
             torch.no_grad(),
             without_fast_paths(),
             kept_state(spec.module),
+            flex_as_sdpa(),
             tables_seen(spec.module, spec.inputs) as tables,
         ):
             spec.module(**spec.inputs)

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from crossfuse.export.capture.flex_attention import flex_as_sdpa
 from crossfuse.export.capture.module_paths import module_stack
 from crossfuse.export.capture.module_state import ModuleState
 from crossfuse.export.capture.trace import named_outputs
@@ -72,7 +73,7 @@ def run_seeded(spec: ModelSpec, start: Before, seeds: Seeds, force: Force | None
     inputs = {name: tensor.clone() for name, tensor in spec.inputs.items()}
     with torch.no_grad(), module_stack(spec.module) as stack:
         watch = DrawWatch(stack, start.generators, force)
-        with watch if start.watched else contextlib.nullcontext():
+        with watch if start.watched else contextlib.nullcontext(), flex_as_sdpa():
             outputs = spec.kept(named_outputs(spec.module(**inputs)))
     made.draws = watch.draws
     made.outputs = {name: tensor.detach().clone() for name, tensor in outputs.items()}

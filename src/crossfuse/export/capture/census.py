@@ -24,6 +24,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from crossfuse.export.capture.fast_paths import without_fast_paths
+from crossfuse.export.capture.flex_attention import flex_as_sdpa
 from crossfuse.export.capture.module_paths import module_stack
 from crossfuse.export.capture.module_state import kept_state
 
@@ -110,7 +111,7 @@ def census(module: nn.Module, inputs: dict[str, Tensor]) -> list[Sighting]:
     """Run the module once on ``inputs`` and list its attentions in order of execution."""
     with torch.no_grad(), kept_state(module), module_stack(module) as stack:
         observer = _Observer(module, stack)
-        with observer:
+        with observer, flex_as_sdpa():
             result = module(**inputs)
     outputs = [t for t in _tensors(result) if isinstance(t, Tensor)]
     for sighting, scores in observer.by_hand:

@@ -22,11 +22,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-import sympy
 import torch
 from torch.export import ExportedProgram
-from torch.fx.experimental.symbolic_shapes import ShapeEnv
-from torch.utils._sympy.printers import PythonPrinter
 
 from crossfuse.core.foreign import place_here
 from crossfuse.core.tensors import Dim
@@ -60,6 +57,8 @@ class Guard:
         return [point for point in points if not self._holds(point)]
 
     def _holds(self, point: Mapping[str, int]) -> bool:
+        import sympy
+
         sizes = {symbol: point[self.dims[symbol]] for symbol in self.expression.free_symbols}
         try:
             return bool(self.expression.xreplace({s: sympy.Integer(n) for s, n in sizes.items()}))
@@ -68,6 +67,9 @@ class Guard:
 
     def text(self) -> str:
         """With the names of the dimensions."""
+        import sympy
+        from torch.utils._sympy.printers import PythonPrinter
+
         named = {
             symbol: sympy.Symbol(name, integer=True, positive=True)
             for symbol, name in self.dims.items()
@@ -116,29 +118,51 @@ class Tried:
 
 
 @contextmanager
-def watched_guards(sizes: Mapping[str, int]) -> Iterator[GuardLog]:
-    """Every relation that the tracer asks for inside."""
+def watched_guards(
+    sizes: Mapping[str, int], ranges: Mapping[str, Dim], *, prove: bool
+) -> Iterator[GuardLog]:
+    """Every relation that the tracer asks for inside.
+
+    Args:
+        sizes: of the named dimensions in the inputs of the trace.
+        ranges: that the dimensions may have.
+        prove: the tracer's own proofs, which may fail although a relation holds, are left out
+            where trying finds nothing to refuse.
+    """
+    # Imported here, as they are slow to import, and what only runs models needs none of them.
+    from torch.export import _trace
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
     log = GuardLog(sizes)
+    solve = _trace.produce_guards_and_solve_constraints
+
+    def solve_constraints(*args: Any, **kwargs: Any) -> None:
+        if not prove or tried(log, ranges).refused is not None:
+            solve(*args, **kwargs)
+
     create, note = ShapeEnv.create_symbol, ShapeEnv._log_guard
 
-    def create_symbol(self: ShapeEnv, val: Any, *args: Any, **kwargs: Any) -> Any:
+    def create_symbol(self: Any, val: Any, *args: Any, **kwargs: Any) -> Any:
         symbol = create(self, val, *args, **kwargs)
         log.know(symbol, val)
         return symbol
 
-    def log_guard(self: ShapeEnv, prefix: str, g: Any, forcing_spec: bool) -> None:
+    def log_guard(self: Any, prefix: str, g: Any, forcing_spec: bool) -> None:
         log.note(g)
         note(self, prefix, g, forcing_spec)
 
     with (
         replaced(ShapeEnv, "create_symbol", create_symbol),
         replaced(ShapeEnv, "_log_guard", log_guard),
+        replaced(_trace, "produce_guards_and_solve_constraints", solve_constraints),
     ):
         yield log
 
 
 def tried(log: GuardLog, ranges: Mapping[str, Dim]) -> Tried:
     """Try every relation at the sizes that the dimensions allow."""
+    import sympy
+
     sizes: list[Mapping[str, int]] = []
     for guard in log.guards:
         failing = guard.fails(ranges)

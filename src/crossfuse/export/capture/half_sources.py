@@ -29,6 +29,7 @@ from torch.utils._pytree import tree_map
 from crossfuse.core.foreign import cause_of
 from crossfuse.errors import Advice, InputError, Said
 from crossfuse.export.capture.copies import copied
+from crossfuse.export.capture.fast_paths import without_fast_paths
 from crossfuse.export.capture.module_state import kept_state
 from crossfuse.spec.model_spec import ModelSpec, Sampler
 
@@ -84,6 +85,7 @@ def widened(spec: ModelSpec) -> ModelSpec:
     )
 
 
+@without_fast_paths()
 def _require_running(spec: ModelSpec, wide: nn.Module, kinds: str) -> None:
     """Refuse a module that runs in half precision, but not in float32; one that doesn't run at all
     is left to later steps."""

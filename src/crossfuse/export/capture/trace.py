@@ -20,6 +20,7 @@ from crossfuse.core.foreign import place_of
 from crossfuse.core.tensors import Dim
 from crossfuse.core.text import brief
 from crossfuse.errors import Advice, InputError, Said
+from crossfuse.export.capture.flex_attention import flex_as_sdpa
 from crossfuse.export.capture.guards import (
     Guard,
     GuardLog,
@@ -106,7 +107,7 @@ def _traced(spec: ModelSpec, way: _Way) -> tuple[ExportedProgram, ModelSpec]:
     """
     while True:
         sizes = _trace_sizes(spec, larger=way.larger)
-        with watched_guards(sizes) as log:
+        with watched_guards(sizes, spec.dims, prove=way.deferred) as log:
             try:
                 program = _trace(spec, sizes, way.deferred)
             # torch.export raises many unrelated types, each of which means "can't be traced"
@@ -152,7 +153,6 @@ def _refusal(
         f"only where {guard.text()}",
         where=spec.name if guard.place is None else f"{spec.name}; {guard.place}",
         got=ranges,
-        expected=guard.text(),
         do=_FIT,
     )
 
@@ -174,12 +174,13 @@ def _trace(spec: ModelSpec, sizes: dict[str, int], defer_guards: bool) -> Export
     with (
         torch.no_grad(),
         traceable(),
+        flex_as_sdpa(),
         _fresh_attributes(spec.module),
         quiet_exporter(),
         redirect_stdout(io.StringIO()),
         redirect_stderr(io.StringIO()),
     ):
-        return torch.export.export(
+        program = torch.export.export(
             spec.module,
             (),
             inputs,
@@ -187,6 +188,9 @@ def _trace(spec: ModelSpec, sizes: dict[str, int], defer_guards: bool) -> Export
             strict=False,
             prefer_deferred_runtime_asserts_over_guards=defer_guards,
         )
+    # What only a check of the model's code reads may have no translation.
+    program.graph.eliminate_dead_code()
+    return program
 
 
 def _with_limits(spec: ModelSpec, message: str) -> ModelSpec | None:

@@ -75,13 +75,14 @@ def as_operators(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any
         args, kwargs = tree_unflatten(given, spec)
         return function(*args, **kwargs)
 
-    tensors = [leaves[i] for i in places]
+    tensors: list[Tensor] = [leaves[i] for i in places]
     modes = _get_current_function_mode_stack()
     if not any(isinstance(mode, PreDispatchTorchFunctionMode) for mode in modes):
         return call(*tensors)
     with disable_proxy_modes_tracing(), _without_mode(PreDispatchTorchFunctionMode):
         body = make_fx(call)(*tensors)
-    return body(*tensors)
+    # Not as a module: its nodes belong to the module that is running.
+    return body.forward(*tensors)
 
 
 def _batched(vmap: Callable[..., Any]) -> Callable[..., Any]:
