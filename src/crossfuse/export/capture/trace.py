@@ -20,6 +20,7 @@ from crossfuse.core.foreign import place_of
 from crossfuse.core.tensors import Dim
 from crossfuse.core.text import brief
 from crossfuse.errors import Advice, InputError, Said
+from crossfuse.export.capture.control_flow import both_branches
 from crossfuse.export.capture.flex_attention import flex_as_sdpa
 from crossfuse.export.capture.guards import (
     Guard,
@@ -175,6 +176,7 @@ def _trace(spec: ModelSpec, sizes: dict[str, int], defer_guards: bool) -> Export
         torch.no_grad(),
         traceable(),
         flex_as_sdpa(),
+        both_branches(),
         _fresh_attributes(spec.module),
         quiet_exporter(),
         redirect_stdout(io.StringIO()),

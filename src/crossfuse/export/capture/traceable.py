@@ -2,21 +2,23 @@
 
 Rules:
 
-1. ``torch.autocast`` does nothing: what precision a target computes in is asked of the export. So
-its body is part of the program, not a sub-graph that no pass looks into.
-2. Gradient modes are entered without a trace of their own, for the same reason.
-3. ``torch.vmap`` becomes the batched operators that it runs.
-4. A size can be a key of a dict, or an argument of a cached function: equal expressions are one
+1. Gradient modes are entered without a trace of their own: what is under them is part of the
+program, not a sub-graph that no pass looks into.
+2. ``torch.vmap`` becomes the batched operators that it runs.
+3. A size can be a key of a dict, or an argument of a cached function: equal expressions are one
 key.
+4. Scripted modules are called by their compiled method, whose operators are seen.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch._functorch import apis
 from torch.fx.experimental.proxy_tensor import (
@@ -46,8 +48,6 @@ def traceable() -> Iterator[None]:
     """Replace what can't be traced, for a while."""
     with ExitStack() as stack:
         for owner, name, value in (
-            (torch.autocast, "__enter__", lambda self: self),
-            (torch.autocast, "__exit__", lambda *_: None),
             (
                 PreDispatchTorchFunctionMode,
                 "__torch_function__",
@@ -55,6 +55,7 @@ def traceable() -> Iterator[None]:
             ),
             (apis, "vmap_impl", _batched(apis.vmap_impl)),
             (torch.SymInt, "__hash__", _hash),
+            (torch.jit.RecursiveScriptModule, "__call__", _call_scripted),
         ):
             stack.enter_context(replaced(owner, name, value))
         yield
@@ -80,7 +81,7 @@ def as_operators(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any
     if not any(isinstance(mode, PreDispatchTorchFunctionMode) for mode in modes):
         return call(*tensors)
     with disable_proxy_modes_tracing(), _without_mode(PreDispatchTorchFunctionMode):
-        body = make_fx(call)(*tensors)
+        body = make_fx(_plain(call))(*tensors)
     # Not as a module: its nodes belong to the module that is running.
     return body.forward(*tensors)
 
@@ -122,6 +123,57 @@ def _without_gradient_modes(original: Callable[..., Any]) -> Callable[..., Any]:
         return original(self, func, types, args, kwargs)
 
     return torch_function
+
+
+def _call_scripted(self: Any, *args: Any, **kwargs: Any) -> Any:
+    return self._c._get_method("forward")(*args, **kwargs)
+
+
+class _PlainOperators(TorchFunctionMode):
+    """What has no batched form for symbolic sizes, in operators that have one."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        plain = {F.linear: _linear, F.scaled_dot_product_attention: _attention}.get(func, func)
+        return plain(*args, **(kwargs or {}))
+
+
+def _plain(function: Callable[..., Any]) -> Callable[..., Any]:
+    def call(*args: Any) -> Any:
+        with _PlainOperators():
+            return function(*args)
+
+    return call
+
+
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    product = x @ weight.transpose(-2, -1)
+    return product if bias is None else product + bias
+
+
+def _attention(  # noqa: PLR0913 -- the signature of PyTorch's operator
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    *,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """Written out; a row without keys gives 0."""
+    if dropout_p or enable_gqa:
+        raise NotImplementedError("vmap of attention with dropout, or with fewer heads of keys")
+    scores = (query @ key.transpose(-2, -1)) * (scale or query.shape[-1] ** -0.5)
+    if is_causal:
+        rows, columns = (torch.arange(n, device=query.device) for n in scores.shape[-2:])
+        attn_mask = rows[:, None] >= columns
+    if attn_mask is None:
+        return scores.softmax(-1) @ value
+    if attn_mask.dtype != torch.bool:
+        return (scores + attn_mask).softmax(-1) @ value
+    weights = torch.where(attn_mask, scores, -math.inf).softmax(-1)
+    return torch.where(weights.isnan(), 0.0, weights) @ value
 
 
 def _hash(size: Any) -> int:
