@@ -6,7 +6,8 @@ reason for its place; passes of other packages join them (`passes.registry`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -189,9 +190,24 @@ def _trace(spec: ModelSpec, progress: Progress) -> _Source:
         ranges = index_ranges(program, spec)
         traced = run_program_passes(program, PROGRAM_PASSES)
         progress("translating to ONNX")
-        model = program_to_onnx(traced.program, spec, outputs, tracing)
+        with _blaming_bodies(sightings):
+            model = program_to_onnx(traced.program, spec, outputs, tracing)
         note_ranges(model, ranges)
     return _Source(spec, model, sightings, outputs, traced.missed, tracing.interfaced)
+
+
+@contextmanager
+def _blaming_bodies(sightings: Sequence[Sighting]) -> Iterator[None]:
+    """An attention in a loop's body may be what the exporter can't translate."""
+    inside = next((sighting for sighting in sightings if sighting.body), None)
+    try:
+        yield
+    except InputError as error:
+        if inside is None:
+            raise
+        raise InputError(
+            f"an attention can't be exported: {inside.reason}", where=inside.module or "(root)"
+        ) from error
 
 
 def _read(spec: ModelSpec, module: OnnxModule, progress: Progress) -> _Source:

@@ -74,6 +74,7 @@ class DrawWatch(OperatorWatch):
         self.draws: list[Draw] = []
 
     def watched(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Run an operator, and note what it draws."""
         values = (
             _arguments(func, args, kwargs)
             if torch.Tag.nondeterministic_seeded in func.tags

@@ -32,6 +32,7 @@ class WideProducts(OperatorWatch):
         self.wide = wide
 
     def watched(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Run an operator; a product of narrow tensors in the wide type."""
         given = [value for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor)]
         if func.name().partition(".")[0] not in _PRODUCTS or all(
             tensor.dtype != self.narrow for tensor in given

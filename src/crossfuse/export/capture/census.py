@@ -28,6 +28,7 @@ from crossfuse.export.capture.flex_attention import flex_as_sdpa
 from crossfuse.export.capture.module_paths import module_stack
 from crossfuse.export.capture.module_state import kept_state
 from crossfuse.export.capture.operator_watch import OperatorWatch
+from crossfuse.export.capture.traceable import noted_vmaps
 
 __all__ = ["Sighting", "census"]
 
@@ -120,7 +121,7 @@ def census(module: nn.Module, inputs: dict[str, Tensor]) -> list[Sighting]:
     """Run the module once on ``inputs`` and list its attentions in order of execution."""
     with torch.no_grad(), kept_state(module), module_stack(module) as stack:
         observer = _Observer(module, stack)
-        with observer, flex_as_sdpa(), both_branches():
+        with observer, flex_as_sdpa(), both_branches(), noted_vmaps(observer.mapped):
             result = module(**inputs)
     outputs = [t for t in _tensors(result) if isinstance(t, Tensor)]
     for sighting, scores in observer.by_hand:
@@ -134,6 +135,7 @@ class _Observer(OperatorWatch):
         self.sightings: list[Sighting] = []
         self.by_hand: list[tuple[Sighting, _Scores]] = []
         self.stack = stack
+        self.mapping: list[str] = []
         self.scores = WeakTensorKeyDictionary()
         self.mixed = WeakTensorKeyDictionary()
         self.weights = WeakTensorKeyDictionary()
@@ -153,8 +155,19 @@ class _Observer(OperatorWatch):
             self._other(name, tree_leaves((args, kwargs)), tree_leaves(result))
         return result
 
+    def mapped(self, begins: bool) -> None:
+        """``torch.vmap`` begins or ends: what it runs belongs to the module that called it, as in a
+        trace."""
+        if begins:
+            self.mapping.append(self.stack[-1])
+        else:
+            self.mapping.pop()
+
+    def _module(self) -> str:
+        return (self.mapping or self.stack[-1:])[0]
+
     def _sighting(self, form: str, between: tuple[str, ...] = ()) -> Sighting:
-        return Sighting(self.stack[-1], form, between, body=next(iter(self.bodies), ""))
+        return Sighting(self._module(), form, between, body=next(iter(self.bodies), ""))
 
     def _product(self, name: str, args: Any, result: Tensor) -> None:
         left, right = args[-2:] if name in ("aten::baddbmm", "aten::addmm") else args[:2]
@@ -176,7 +189,7 @@ class _Observer(OperatorWatch):
             self.sightings.append(sighting)
             self.by_hand.append((sighting, scores))
             return
-        self.scores[result] = _Scores(self.stack[-1])
+        self.scores[result] = _Scores(self._module())
 
     def _other(self, name: str, inputs: list[Any], outputs: list[Any]) -> None:
         tensors = [t for t in inputs if isinstance(t, Tensor)]
@@ -196,7 +209,7 @@ class _Observer(OperatorWatch):
                 for out in made:
                     self.mixed[out] = True
                 return
-            scores = _Scores(self.stack[-1])
+            scores = _Scores(self._module())
         if name not in _VIEWS:
             scores.steps.append(short)
         for out in made:

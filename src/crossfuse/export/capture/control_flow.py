@@ -9,8 +9,8 @@ Rules:
 2. While a module is counted or traced, ``cond`` computes both branches and takes one: they are
 functions of their operands, and none writes.
 
-It must not fire on ``while_loop``, nor on a scan whose length is a dynamic dimension: how often they
-run is known at run time alone.
+It must not fire on ``while_loop``, nor on a scan whose length is a dynamic dimension: how often
+they run is known at run time alone.
 """
 
 from __future__ import annotations

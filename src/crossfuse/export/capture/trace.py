@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
+from torch.jit import ScriptModule
 
 from crossfuse.core.foreign import place_of
 from crossfuse.core.tensors import Dim
@@ -141,6 +142,17 @@ def _refusal(
             f"{log.named(_first_lines(error))}",
             where=spec.name if place is None else f"{spec.name}; {place}",
             do=_advice(error),
+        )
+    scripted = [
+        name for name, part in spec.module.named_modules() if isinstance(part, ScriptModule)
+    ]
+    if scripted:
+        return InputError(
+            "torch.export can't trace the model at every size: a part of it is TorchScript, which "
+            f"computes with the sizes of the trace (it holds only where {guard.text()})",
+            where=f"{spec.name}, {scripted[0] or '(root)'}",
+            do="Give the module as it was before torch.jit.script, torch.jit.trace or "
+            "torch.jit.load",
         )
     dims = [
         spec.dims[name] for name in sorted({guard.dims[s] for s in guard.expression.free_symbols})

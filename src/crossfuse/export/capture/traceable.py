@@ -12,6 +12,7 @@ key.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -29,7 +30,7 @@ from torch.fx.experimental.proxy_tensor import (
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-__all__ = ["as_operators", "replaced", "traceable"]
+__all__ = ["as_operators", "noted_vmaps", "replaced", "traceable"]
 
 
 @contextmanager
@@ -58,6 +59,23 @@ def traceable() -> Iterator[None]:
             (torch.jit.RecursiveScriptModule, "__call__", _call_scripted),
         ):
             stack.enter_context(replaced(owner, name, value))
+        yield
+
+
+@contextmanager
+def noted_vmaps(note: Callable[[bool], None]) -> Iterator[None]:
+    """``torch.vmap`` runs what a trace of it holds, for a while, and says when it begins and
+    ends."""
+    vmap = apis.vmap_impl
+
+    def noted(function: Any, *args: Any, **kwargs: Any) -> Any:
+        note(True)
+        try:
+            return vmap(_plain(function), *args, **kwargs)
+        finally:
+            note(False)
+
+    with replaced(apis, "vmap_impl", noted):
         yield
 
 
@@ -138,9 +156,10 @@ class _PlainOperators(TorchFunctionMode):
 
 
 def _plain(function: Callable[..., Any]) -> Callable[..., Any]:
-    def call(*args: Any) -> Any:
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
         with _PlainOperators():
-            return function(*args)
+            return function(*args, **kwargs)
 
     return call
 
