@@ -99,9 +99,10 @@ def _attention(
     form = Form(1.0, 0.0) if score_mod is flex._identity else _form(score_mod, sizes, query)
     folded = None if form is None else _folded(form, query, key)
     logarithms = kernel_options.get("OUTPUT_LOGSUMEXP", False)
-    scores = None
-    if folded is None or logarithms:
-        scores = _scores(query, key, score_mod, mask, scale)
+    nothing = query.new_empty(0)
+    scores = (
+        _scores(query, key, score_mod, mask, scale) if folded is None or logarithms else nothing
+    )
     if folded is None:
         grouped = value.repeat_interleave(query.shape[1] // value.shape[1], dim=1)
         out = torch._safe_softmax(scores, -1) @ (value if _same_heads(query, value) else grouped)
@@ -115,7 +116,6 @@ def _attention(
             scale=scale * factor,
             enable_gqa=not _same_heads(query, key),
         )
-    nothing = query.new_empty(0)
     return out, scores.logsumexp(-1) / math.log(2) if logarithms else nothing, nothing
 
 

@@ -57,7 +57,7 @@ class Guard:
         return [point for point in points if not self._holds(point)]
 
     def _holds(self, point: Mapping[str, int]) -> bool:
-        import sympy
+        import sympy  # type: ignore[import-untyped]
 
         sizes = {symbol: point[self.dims[symbol]] for symbol in self.expression.free_symbols}
         try:
@@ -130,11 +130,12 @@ def watched_guards(
             where trying finds nothing to refuse.
     """
     # Imported here, as they are slow to import, and what only runs models needs none of them.
+    from torch._export import non_strict_utils
     from torch.export import _trace
     from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
     log = GuardLog(sizes)
-    solve = _trace.produce_guards_and_solve_constraints
+    solve = non_strict_utils.produce_guards_and_solve_constraints
 
     def solve_constraints(*args: Any, **kwargs: Any) -> None:
         if not prove or tried(log, ranges).refused is not None:

@@ -22,8 +22,8 @@ def module_stack(root: nn.Module) -> Iterator[list[str]]:
         module: plain_path(name)
         for name, module in root.named_modules()
         # They take no hooks, and what they run belongs to the module that calls them.
-        if not isinstance(module, torch.jit.RecursiveScriptModule)
-        or isinstance(module, torch.jit.TopLevelTracedModule)
+        if not isinstance(module, torch.jit._script.RecursiveScriptModule)
+        or isinstance(module, torch.jit._trace.TopLevelTracedModule)
     }
     stack = [""]
     handles = []

@@ -84,16 +84,16 @@ class Score:
     def __rsub__(self, other: Any) -> Score:
         return _add(_scaled(self, -1.0), other)
 
-    def __mul__(self, other: Any) -> Score:
+    def __mul__(self, other: Any) -> Any:
         return _scaled(self, other)
 
-    def __rmul__(self, other: Any) -> Score:
+    def __rmul__(self, other: Any) -> Any:
         return _scaled(self, other)
 
-    def __truediv__(self, other: Any) -> Score:
+    def __truediv__(self, other: Any) -> Any:
         return _scaled(self, 1 / _other(other, "a division by the score"))
 
-    def __neg__(self) -> Score:
+    def __neg__(self) -> Any:
         return _scaled(self, -1.0)
 
     def __getattr__(self, name: str) -> Any:

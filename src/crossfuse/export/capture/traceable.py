@@ -54,9 +54,9 @@ def traceable() -> Iterator[None]:
                 "__torch_function__",
                 _without_gradient_modes(PreDispatchTorchFunctionMode.__torch_function__),
             ),
-            (apis, "vmap_impl", _batched(apis.vmap_impl)),
+            (apis, "vmap_impl", _batched(_vmap_impl())),
             (torch.SymInt, "__hash__", _hash),
-            (torch.jit.RecursiveScriptModule, "__call__", _call_scripted),
+            (torch.jit._script.RecursiveScriptModule, "__call__", _call_scripted),
         ):
             stack.enter_context(replaced(owner, name, value))
         yield
@@ -66,7 +66,7 @@ def traceable() -> Iterator[None]:
 def noted_vmaps(note: Callable[[bool], None]) -> Iterator[None]:
     """``torch.vmap`` runs what a trace of it holds, for a while, and says when it begins and
     ends."""
-    vmap = apis.vmap_impl
+    vmap = _vmap_impl()
 
     def noted(function: Any, *args: Any, **kwargs: Any) -> Any:
         note(True)
@@ -102,6 +102,11 @@ def as_operators(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any
         body = make_fx(_plain(call))(*tensors)
     # Not as a module: its nodes belong to the module that is running.
     return body.forward(*tensors)
+
+
+def _vmap_impl() -> Callable[..., Any]:
+    found: Callable[..., Any] = vars(apis)["vmap_impl"]
+    return found
 
 
 def _batched(vmap: Callable[..., Any]) -> Callable[..., Any]:

@@ -9,12 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
-from torch.nn.attention import flex_attention as flex
-from torch.nn.attention.flex_attention import and_masks, create_block_mask, flex_attention
-
-import crossfuse
-from crossfuse.export.capture.flex_attention import flex_as_sdpa
 from tests.traced_for_tests import (
     DYNAMIC,
     HEADS,
@@ -25,6 +19,12 @@ from tests.traced_for_tests import (
     inputs_of,
     spec_of,
 )
+from torch import Tensor, nn
+from torch.nn.attention import flex_attention as flex
+from torch.nn.attention.flex_attention import and_masks, create_block_mask, flex_attention
+
+import crossfuse
+from crossfuse.export.capture.flex_attention import flex_as_sdpa
 
 TABLE = torch.randn(HEADS, 129, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
 DOCUMENTS = torch.tensor([[0, 0, 0, 1, 1, 2, 2], [0, 1, 1, 1, 2, 2, 2]])
