@@ -23,13 +23,22 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import nn
 from torch.export import ExportedProgram
+from torch.jit import ScriptModule
 
 from crossfuse.core.foreign import place_here
 from crossfuse.core.tensors import Dim
+from crossfuse.errors import Advice, InputError, Said
 from crossfuse.export.capture.traceable import replaced
 
-__all__ = ["Guard", "GuardLog", "Tried", "drop_assertions", "tried", "watched_guards"]
+__all__ = ["FIT", "Guard", "GuardLog", "Tried", "drop_assertions", "tried", "watched_guards"]
+
+FIT = Advice(
+    "Make the named dimensions fit the model: {}",
+    Said("--dynamic INPUT:AXIS=NAME:MIN:MAX", "ModelSpec(dynamic=...)"),
+)
+"""What to do about a dimension that is not free."""
 
 _FEW = 3
 """So many single sizes at which a relation fails are tried one by one."""
@@ -64,6 +73,33 @@ class Guard:
             return bool(self.expression.xreplace({s: sympy.Integer(n) for s, n in sizes.items()}))
         except (TypeError, ZeroDivisionError):
             return False
+
+    def refusal(self, where: str, ranges: Mapping[str, Dim], module: nn.Module) -> InputError:
+        """The error of a model that doesn't take every size of its dimensions.
+
+        Args:
+            where: the model's name.
+            ranges: of its dimensions.
+            module: that was traced.
+        """
+        parts = [name for name, part in module.named_modules() if isinstance(part, ScriptModule)]
+        if parts:
+            return InputError(
+                "torch.export can't trace the model at every size: a part of it is TorchScript, "
+                f"which computes with the sizes of the trace (it holds only where {self.text()})",
+                where=f"{where}, {parts[0] or '(root)'}",
+                do="Give the module as it was before torch.jit.script, torch.jit.trace or "
+                "torch.jit.load",
+            )
+        names = sorted({self.dims[symbol] for symbol in self.expression.free_symbols})
+        dims = [ranges[name] for name in names]
+        return InputError(
+            f"torch.export can't trace the model at every size of {' and '.join(map(repr, names))}: "
+            f"what its code does holds only where {self.text()}",
+            where=where if self.place is None else f"{where}; {self.place}",
+            got=", ".join(f"{d.name} {d.min}..{'' if d.max is None else d.max}" for d in dims),
+            do=FIT,
+        )
 
     def text(self) -> str:
         """With the names of the dimensions."""

@@ -15,15 +15,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
-from torch.jit import ScriptModule
 
 from crossfuse.core.foreign import place_of
 from crossfuse.core.tensors import Dim
 from crossfuse.core.text import brief
-from crossfuse.errors import Advice, InputError, Said
+from crossfuse.errors import Advice, InputError
 from crossfuse.export.capture.control_flow import both_branches
 from crossfuse.export.capture.flex_attention import flex_as_sdpa
 from crossfuse.export.capture.guards import (
+    FIT,
     Guard,
     GuardLog,
     drop_assertions,
@@ -47,11 +47,6 @@ _ABOUT_SIZES = (
     "not in VR",
 )
 """What torch.export says where a relation between sizes is in the way."""
-
-_FIT = Advice(
-    "Make the named dimensions fit the model: {}",
-    Said("--dynamic INPUT:AXIS=NAME:MIN:MAX", "ModelSpec(dynamic=...)"),
-)
 
 _SUGGESTION = re.compile(r"(\w+) = Dim\('\1'(?:, min=(\d+))?(?:, max=(\d+))?\)")
 
@@ -134,39 +129,15 @@ def _refusal(
     spec: ModelSpec, guard: Guard | None, log: GuardLog, error: Exception | None
 ) -> InputError:
     """A dimension that is not free, with the relation; else what the tracer says."""
-    if guard is None:
-        assert error is not None
-        place = place_of(error)
-        return InputError(
-            f"torch.export can't trace the model: {type(error).__name__}: "
-            f"{log.named(_first_lines(error))}",
-            where=spec.name if place is None else f"{spec.name}; {place}",
-            do=_advice(error),
-        )
-    scripted = [
-        name for name, part in spec.module.named_modules() if isinstance(part, ScriptModule)
-    ]
-    if scripted:
-        return InputError(
-            "torch.export can't trace the model at every size: a part of it is TorchScript, which "
-            f"computes with the sizes of the trace (it holds only where {guard.text()})",
-            where=f"{spec.name}, {scripted[0] or '(root)'}",
-            do="Give the module as it was before torch.jit.script, torch.jit.trace or "
-            "torch.jit.load",
-        )
-    dims = [
-        spec.dims[name] for name in sorted({guard.dims[s] for s in guard.expression.free_symbols})
-    ]
-    names = " and ".join(repr(dim.name) for dim in dims)
-    ranges = ", ".join(
-        f"{dim.name} {dim.min}..{'' if dim.max is None else dim.max}" for dim in dims
-    )
+    if guard is not None:
+        return guard.refusal(spec.name, spec.dims, spec.module)
+    assert error is not None
+    place = place_of(error)
     return InputError(
-        f"torch.export can't trace the model at every size of {names}: what its code does holds "
-        f"only where {guard.text()}",
-        where=spec.name if guard.place is None else f"{spec.name}; {guard.place}",
-        got=ranges,
-        do=_FIT,
+        f"torch.export can't trace the model: {type(error).__name__}: "
+        f"{log.named(_first_lines(error))}",
+        where=spec.name if place is None else f"{spec.name}; {place}",
+        do=_advice(error),
     )
 
 
@@ -309,7 +280,7 @@ def _advice(error: Exception) -> str | Advice:
     """What to do about what torch.export says."""
     text = str(error)
     if any(phrase in text for phrase in _ABOUT_SIZES):
-        return _FIT
+        return FIT
     if any(
         phrase in text
         for phrase in ("data-dependent", "Data-dependent", "data dependent", "unbacked")
