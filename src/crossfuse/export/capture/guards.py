@@ -93,9 +93,10 @@ class Guard:
             )
         names = sorted({self.dims[symbol] for symbol in self.expression.free_symbols})
         dims = [ranges[name] for name in names]
+        named = " and ".join(map(repr, names))
         return InputError(
-            f"torch.export can't trace the model at every size of {' and '.join(map(repr, names))}: "
-            f"what its code does holds only where {self.text()}",
+            f"torch.export can't trace the model at every size of {named}: what its code does "
+            f"holds only where {self.text()}",
             where=where if self.place is None else f"{where}; {self.place}",
             got=", ".join(f"{d.name} {d.min}..{'' if d.max is None else d.max}" for d in dims),
             do=FIT,
@@ -155,15 +156,15 @@ class Tried:
 
 @contextmanager
 def watched_guards(
-    sizes: Mapping[str, int], ranges: Mapping[str, Dim], *, prove: bool
+    sizes: Mapping[str, int], ranges: Mapping[str, Dim], *, own_proofs: bool
 ) -> Iterator[GuardLog]:
     """Every relation that the tracer asks for inside.
 
     Args:
         sizes: of the named dimensions in the inputs of the trace.
         ranges: that the dimensions may have.
-        prove: the tracer's own proofs, which may fail although a relation holds, are left out
-            where trying finds nothing to refuse.
+        own_proofs: the tracer's, which may fail although a relation holds; without them it is
+            asked only where trying finds something to refuse.
     """
     # Imported here, as they are slow to import, and what only runs models needs none of them.
     from torch._export import non_strict_utils
@@ -174,7 +175,7 @@ def watched_guards(
     solve = non_strict_utils.produce_guards_and_solve_constraints
 
     def solve_constraints(*args: Any, **kwargs: Any) -> None:
-        if not prove or tried(log, ranges).refused is not None:
+        if own_proofs or tried(log, ranges).refused is not None:
             solve(*args, **kwargs)
 
     create, note = ShapeEnv.create_symbol, ShapeEnv._log_guard

@@ -66,9 +66,10 @@ def capture(spec: ModelSpec, *, defer_guards: bool = False) -> tuple[ExportedPro
         InputError: the module can't be traced, or a dynamic dimension turns out to be fixed or
             narrower than its range says.
     """
-    ways = [_Way(deferred=defer_guards), _Way(deferred=True), _Way(deferred=True, larger=True)]
+    first = _Way(deferred=defer_guards, vouched=defer_guards)
+    ways = (first, _Way(deferred=True), _Way(deferred=True, larger=True))
     failure: InputError | None = None
-    for way in dict.fromkeys(ways):
+    for way in ways:
         try:
             return _traced(spec, way)
         except InputError as error:
@@ -86,14 +87,16 @@ class _Way:
     Attributes:
         deferred: relations that the tracer can't prove are left to be tried.
         larger: at sizes other than the example's, where the model may take another path.
+        vouched: the source says that such relations hold.
     """
 
     deferred: bool
     larger: bool = False
+    vouched: bool = False
 
     def others_may_do(self, error: InputError) -> bool:
         """A relation between sizes is what failed."""
-        return bool(error.got) or any(text in str(error.__cause__) for text in _ABOUT_SIZES)
+        return bool(error.got) or _is_about_sizes(error.__cause__)
 
 
 def _traced(spec: ModelSpec, way: _Way) -> tuple[ExportedProgram, ModelSpec]:
@@ -104,7 +107,8 @@ def _traced(spec: ModelSpec, way: _Way) -> tuple[ExportedProgram, ModelSpec]:
     """
     while True:
         sizes = _trace_sizes(spec, larger=way.larger)
-        with watched_guards(sizes, spec.dims, prove=way.deferred) as log:
+        own_proofs = not way.deferred or way.vouched
+        with watched_guards(sizes, spec.dims, own_proofs=own_proofs) as log:
             try:
                 program = _trace(spec, sizes, way.deferred)
             # torch.export raises many unrelated types, each of which means "can't be traced"
@@ -113,9 +117,9 @@ def _traced(spec: ModelSpec, way: _Way) -> tuple[ExportedProgram, ModelSpec]:
                 if limited is not None:
                     spec = limited
                     continue
-                refused = tried(log, spec.dims).refused
+                refused = tried(log, spec.dims).refused if _is_about_sizes(error) else None
                 raise _refusal(spec, refused, log, error) from error
-        if not way.deferred:
+        if own_proofs:
             return program, spec
         found = tried(log, spec.dims)
         if found.refused is not None:
@@ -123,6 +127,10 @@ def _traced(spec: ModelSpec, way: _Way) -> tuple[ExportedProgram, ModelSpec]:
         drop_assertions(program)
         more = [spec.sample({**spec.example_sizes, **point}, seed=0) for point in found.sizes]
         return program, dataclasses.replace(spec, examples=[*spec.examples, *more])
+
+
+def _is_about_sizes(error: BaseException | None) -> bool:
+    return any(text in str(error) for text in _ABOUT_SIZES)
 
 
 def _refusal(
@@ -279,7 +287,7 @@ def _fields(value: object) -> dict[str, object] | None:
 def _advice(error: Exception) -> str | Advice:
     """What to do about what torch.export says."""
     text = str(error)
-    if any(phrase in text for phrase in _ABOUT_SIZES):
+    if _is_about_sizes(error):
         return FIT
     if any(
         phrase in text
