@@ -74,7 +74,12 @@ class Positions(nn.Module):
 
 @pytest.mark.parametrize(
     ("how", "holds"),
-    [("added", "n == 16"), ("as int", "n == 16"), ("pairs", "% 2"), ("cut", "n <= 16")],
+    [
+        pytest.param("added", "n == 16", marks=pytest.mark.slow),
+        pytest.param("as int", "n == 16", marks=pytest.mark.slow),
+        pytest.param("pairs", "% 2", marks=pytest.mark.slow),
+        ("cut", "n <= 16"),
+    ],
 )
 def test_a_fixed_size_is_named_with_its_line(how: str, holds: str) -> None:
     spec = ModelSpec(Positions(how), {"x": torch.randn(2, 16, WIDTH)}, {"x": {1: "n:2:64"}})
