@@ -53,7 +53,6 @@ class ModuleState:
         self._attributes: list[tuple[dict[str, Any], frozenset[str], dict[str, Any]]] = []
         self._containers: list[tuple[Any, Any]] = []
         self._tensors: list[tuple[Tensor, Tensor]] = []
-        self._versions: dict[int, int] = {}
         self._buffers: set[int] = set()
         pending: list[Any] = [module]
         while pending and len(self._seen) < _MOST_OBJECTS:
@@ -67,9 +66,9 @@ class ModuleState:
         self.restore_attributes()
         with torch.no_grad():
             for tensor, value in self._tensors:
-                if tensor.shape == value.shape and self._written(tensor, value):
+                # Not by PyTorch's count of writes, which some of its kernels leave out.
+                if tensor.shape == value.shape and not torch.equal(tensor, value):
                     tensor.copy_(value)
-                    self._versions[id(tensor)] = _version(tensor)
 
     def restore_attributes(self, *, buffers: bool = True) -> None:
         """Put back which objects modules hold, but not what tensors were written into.
@@ -93,7 +92,6 @@ class ModuleState:
         if isinstance(item, Tensor):
             if not isinstance(item, nn.Parameter) and not item.is_meta:
                 self._tensors.append((item, item.detach().clone()))
-                self._versions[id(item)] = _version(item)
         elif type(item) in _CONTAINERS:
             saved = copy.copy(item)
             self._containers.append((item, saved))
@@ -107,10 +105,6 @@ class ModuleState:
             if isinstance(item, nn.Module):
                 self._buffers.add(id(item._buffers))
             yield from kept.values()
-
-    def _written(self, tensor: Tensor, value: Tensor) -> bool:
-        version = self._versions[id(tensor)]
-        return version != _version(tensor) if version >= 0 else not torch.equal(tensor, value)
 
 
 def _has_state(item: Any) -> bool:
@@ -132,11 +126,6 @@ def _differs(container: Any, saved: Any) -> bool:
 def _flat(items: list[Any]) -> Iterator[Any]:
     for item in items:
         yield from item if isinstance(item, tuple) else (item,)
-
-
-def _version(tensor: Tensor) -> int:
-    """How often it was written into; −1 where PyTorch doesn't count."""
-    return -1 if tensor.is_inference() else tensor._version
 
 
 @contextmanager
