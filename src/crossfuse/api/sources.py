@@ -245,10 +245,12 @@ def accepted(spec: ModelSpec, progress: Progress = silent) -> ModelSpec:
     Raises:
         InputError: the module is random, or in half precision and can't be widened.
     """
+    from crossfuse.export.capture.fast_paths import uncompiled
     from crossfuse.export.capture.half_sources import widened
     from crossfuse.parity.repeatable import require_repeatable
 
     progress("running the model twice")
+    spec = replace(spec, module=uncompiled(spec.module))
     require_repeatable(spec)
     return widened(spec)
 

@@ -9,16 +9,18 @@ with its cause in ``__cause__``.
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import ParamSpec, TypeVar
 
 from crossfuse.core.requirements import extra_of, install
 from crossfuse.core.text import brief
 from crossfuse.errors import Advice, CrossfuseError, InputError, InternalError, PackageError, Said
 
-__all__ = ["blaming", "cause_of", "door", "own", "place_of"]
+__all__ = ["blaming", "cause_of", "door", "own", "place_here", "place_of"]
 
 _ROOT = Path(__file__).parents[1]
 
@@ -54,6 +56,17 @@ def place_of(error: BaseException) -> str | None:
     return found
 
 
+def place_here() -> str | None:
+    """File and line of the innermost running frame in the user's own code; None without one."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        if _is_users(frame.f_code.co_filename):
+            return f"{frame.f_code.co_filename}, line {frame.f_lineno}"
+        frame = frame.f_back
+    return None
+
+
+@functools.cache
 def _is_users(filename: str) -> bool:
     if filename.startswith("<"):
         return False

@@ -6,7 +6,8 @@ reason for its place; passes of other packages join them (`passes.registry`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import onnx_ir as ir
@@ -15,9 +16,11 @@ import torch
 from crossfuse.core.foreign import blaming
 from crossfuse.core.ledger import Ledger
 from crossfuse.core.tensors import TensorSpec
+from crossfuse.errors import InputError
 from crossfuse.export.capture.census import Sighting, census
 from crossfuse.export.capture.fast_paths import without_fast_paths
 from crossfuse.export.capture.indices import index_ranges, note_ranges
+from crossfuse.export.capture.module_state import kept_state
 from crossfuse.export.capture.onnx_census import graph_census, nested_attentions
 from crossfuse.export.capture.to_onnx import program_to_onnx
 from crossfuse.export.capture.trace import capture
@@ -165,6 +168,7 @@ def _trace(spec: ModelSpec, progress: Progress) -> _Source:
     with (
         blaming("the eager model fails on inputs like its examples:", where=where, do=_RUN),
         torch.no_grad(),
+        kept_state(spec.module),
     ):
         result = spec.call(inputs)
         spec = replace(spec, about={**spec.about, **told_of(spec, result)})
@@ -177,9 +181,24 @@ def _trace(spec: ModelSpec, progress: Progress) -> _Source:
         ranges = index_ranges(program, spec)
         traced = run_program_passes(program, PROGRAM_PASSES)
         progress("translating to ONNX")
-        model = program_to_onnx(traced.program, spec, outputs, tracing)
+        with _blaming_bodies(sightings):
+            model = program_to_onnx(traced.program, spec, outputs, tracing)
         note_ranges(model, ranges)
     return _Source(spec, model, sightings, outputs, traced.missed, tracing.interfaced)
+
+
+@contextmanager
+def _blaming_bodies(sightings: Sequence[Sighting]) -> Iterator[None]:
+    """An attention in a loop's body may be what the exporter can't translate."""
+    inside = next((sighting for sighting in sightings if sighting.body), None)
+    try:
+        yield
+    except InputError as error:
+        if inside is None:
+            raise
+        raise InputError(
+            f"an attention can't be exported: {inside.reason}", where=inside.module or "(root)"
+        ) from error
 
 
 def _read(spec: ModelSpec, module: OnnxModule, progress: Progress) -> _Source:

@@ -80,7 +80,7 @@ def _missed_rows(
         sighting = seen[index]
         why = (
             reasons.pop(0)
-            if reasons and not sighting.returned and sighting.normal
+            if reasons and not (sighting.returned or sighting.body) and sighting.normal
             else sighting.reason
         )
         yield LedgerRow(site_name(path, occurrence), "unknown", None, reasons={"capture": why})

@@ -17,6 +17,7 @@ __all__ = [
     "index_range",
     "inherited",
     "module_path",
+    "plain_path",
     "site_of",
 ]
 
@@ -56,7 +57,14 @@ def module_path(node: ir.Node) -> str:
         modules = [str(scope) for scope in ast.literal_eval(scopes)[:-1] if scope]
     except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
         return ""
-    return re.sub(r"@\d+", "", modules[-1]) if modules else ""
+    return plain_path(modules[-1]) if modules else ""
+
+
+def plain_path(path: str) -> str:
+    """A module's path as the model has it: without the number of a call, and without what
+    ``torch.compile`` puts around a module."""
+    parts = re.sub(r"@\d+", "", path).split(".")
+    return ".".join(part for part in parts if part != "_orig_mod")
 
 
 def inherited(node: ir.Node) -> dict[str, str]:

@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+
+from crossfuse.export.capture.operator_watch import OperatorWatch
 
 __all__ = ["HIGH", "LOW", "Draw", "DrawWatch", "Force", "Generators", "bytes_of"]
 
@@ -53,7 +54,7 @@ class Generators:
             generator.set_state(state)
 
 
-class DrawWatch(TorchDispatchMode):
+class DrawWatch(OperatorWatch):
     """Notes random operators, by PyTorch's own tag, and forces the results of those that decide.
 
     Args:
@@ -66,14 +67,14 @@ class DrawWatch(TorchDispatchMode):
     """
 
     def __init__(self, stack: Sequence[str], generators: Generators, force: Force | None) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.stack = stack
         self.generators = generators
         self.force = force
         self.draws: list[Draw] = []
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
+    def watched(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Run an operator, and note what it draws."""
         values = (
             _arguments(func, args, kwargs)
             if torch.Tag.nondeterministic_seeded in func.tags

@@ -14,6 +14,8 @@ from torch import Tensor
 
 from crossfuse.errors import InputError
 from crossfuse.export.capture.fast_paths import without_fast_paths
+from crossfuse.export.capture.flex_attention import flex_as_sdpa
+from crossfuse.export.capture.module_state import kept_state
 from crossfuse.parity.eager_module import EagerModule, EagerResults
 from crossfuse.parity.half_precision import HALF_DTYPES, half_errors
 from crossfuse.parity.policy import believed_error, output_error
@@ -172,7 +174,13 @@ def _notes(plan: Planned, refused: list[tuple[Draw, str]], used: Draw | None) ->
 def _tables(spec: ModelSpec) -> dict[str, Table]:
     """What ids look up: as the spec says, or as one eager run shows."""
     try:
-        with torch.no_grad(), without_fast_paths(), tables_seen(spec.module, spec.inputs) as tables:
+        with (
+            torch.no_grad(),
+            without_fast_paths(),
+            kept_state(spec.module),
+            flex_as_sdpa(),
+            tables_seen(spec.module, spec.inputs) as tables,
+        ):
             spec.call(spec.inputs)
     except (
         RuntimeError,

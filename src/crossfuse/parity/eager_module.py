@@ -23,6 +23,7 @@ from crossfuse.errors import Advice, CrossfuseError, InputError, Said
 from crossfuse.export.capture.copies import copied
 from crossfuse.export.capture.fast_paths import without_fast_paths
 from crossfuse.export.capture.half_sources import half_source
+from crossfuse.export.capture.module_state import ModuleState
 from crossfuse.parity.wide_products import WideProducts
 from crossfuse.spec.model_spec import ModelSpec
 
@@ -55,11 +56,13 @@ class EagerModule:
         self.spec = spec
         self.dtype, self.reason = "float64", ""
         self._double: nn.Module | None = None
+        self._states: dict[nn.Module, ModuleState] = {spec.module: ModuleState(spec.module)}
         try:
             self._double = copied(spec.module, lambda _: torch.float64, attributes=True).double()
         except Exception as error:  # noqa: BLE001 -- the user's code, which may refuse a copy in any way
             self._give_up(f"can't be copied to float64: {cause_of(error)}")
         else:
+            self._states[self._double] = ModuleState(self._double)
             self._in_double(first)
         half = half_source(spec.module)
         if half is not None:
@@ -82,8 +85,13 @@ class EagerModule:
     def _call(self, module: nn.Module, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         # Copies: a module may write into its inputs.
         given = {name: tensor.clone() for name, tensor in inputs.items()}
-        with torch.no_grad():
-            return self.spec.run(given, module)
+        try:
+            with torch.no_grad():
+                outputs = self.spec.run(given, module)
+                # Copies: an output may be a part of what the module keeps.
+                return {name: tensor.clone() for name, tensor in outputs.items()}
+        finally:
+            self._states[module].restore()
 
     def _checked(self, module: nn.Module, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         try:
@@ -122,6 +130,7 @@ class EagerModule:
             return None
 
     def _give_up(self, why: str) -> None:
+        self._states = {self.spec.module: self._states[self.spec.module]}
         self._double, self.dtype, self.reason = None, "float32", f"the module {why}"
         _LOG.debug("%s: the reference is float32, as %s", self.spec.name, self.reason)
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from crossfuse.export.capture.copies import copied
 from crossfuse.export.capture.fast_paths import without_fast_paths
+from crossfuse.export.capture.module_state import ModuleState
 from crossfuse.parity.policy import output_error
 from crossfuse.parity.wide_products import WideProducts
 
@@ -57,6 +58,7 @@ def half_errors(
         else contextlib.nullcontext()
     )
     found = []
+    state = ModuleState(half)
     for inputs, truth in points:
         given = {name: t.to(dtype) if t.is_floating_point() else t for name, t in inputs.items()}
         try:
@@ -66,6 +68,7 @@ def half_errors(
             return [{} for _ in points]
         errors = {name: output_error(_numpy(got[name]), truth[name]) for name in truth}
         found.append({name: error for name, error in errors.items() if np.isfinite(error)})
+        state.restore()
     return found
 
 

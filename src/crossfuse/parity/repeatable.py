@@ -16,7 +16,7 @@ inputs, seeded differently:
    whatever they return.
 
 Random operators are seen by PyTorch's own tag; Python's and NumPy's global generators by their
-states. All of them, and the module's buffers, are afterwards what they were before.
+states. All of them, and what the module keeps, are afterwards what they were before.
 """
 
 from __future__ import annotations

@@ -11,7 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from crossfuse.export.capture.flex_attention import flex_as_sdpa
 from crossfuse.export.capture.module_paths import module_stack
+from crossfuse.export.capture.module_state import ModuleState
 from crossfuse.parity.draws import LOW, Draw, DrawWatch, Force, Generators, bytes_of
 from crossfuse.spec.model_spec import ModelSpec
 
@@ -70,7 +72,7 @@ def run_seeded(spec: ModelSpec, start: Before, seeds: Seeds, force: Force | None
     inputs = {name: tensor.clone() for name, tensor in spec.inputs.items()}
     with torch.no_grad(), module_stack(spec.module) as stack:
         watch = DrawWatch(stack, start.generators, force)
-        with watch if start.watched else contextlib.nullcontext():
+        with watch if start.watched else contextlib.nullcontext(), flex_as_sdpa():
             outputs = spec.run(inputs)
     made.draws = watch.draws
     made.outputs = {name: tensor.detach().clone() for name, tensor in outputs.items()}
@@ -119,31 +121,25 @@ def changed_buffers(module: nn.Module, before: Mapping[str, tuple[Tensor, Tensor
 
 @dataclass
 class Before:
-    """The module's buffers, and the states of its own generators, as they were.
+    """The module's state, and those of its own generators, as they were.
 
     ``watched``: its operators can be.
     """
 
-    module: nn.Module
-    buffers: Mapping[str, tuple[Tensor, Tensor]]
+    module: ModuleState
     watched: bool = True
     generators: Generators = field(default_factory=Generators)
 
     def restore(self) -> None:
         """Put them back."""
         self.generators.restore()
-        with torch.no_grad():
-            for name, (buffer, value) in self.buffers.items():
-                owner, _, own = name.rpartition(".")
-                if buffer.shape == value.shape:
-                    buffer.copy_(value)
-                self.module.get_submodule(owner)._buffers[own] = buffer
+        self.module.restore()
 
 
 @contextlib.contextmanager
 def kept_as_it_was(module: nn.Module) -> Iterator[Before]:
-    """All global generators, and the module's buffers, are afterwards what they were."""
-    before = Before(module, copied_buffers(module))
+    """All global generators, and the module's state, are afterwards what they were."""
+    before = Before(ModuleState(module))
     python, numpy = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=[]):
         try:

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from crossfuse.export.capture.operator_watch import OperatorWatch
 from crossfuse.spec.imitation import Table
 
 __all__ = ["tables_seen"]
@@ -48,14 +48,14 @@ def tables_seen(module: nn.Module, inputs: Mapping[str, Tensor]) -> Iterator[dic
         found[name] = Table(table.shape[0], tuple(largest.tolist()))
 
 
-class _Watch(TorchDispatchMode):
+class _Watch(OperatorWatch):
     def __init__(self, inputs: Mapping[str, Tensor], storages: set[int]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.inputs = inputs
         self.storages = storages
         self.found: dict[str, Tensor] = {}
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def watched(self, func: Any, args: Any, kwargs: Any) -> Any:
         places = _LOOKUPS.get(func.name().partition(".")[0])
         if places is not None and len(args) > places[1]:
             table, ids = args[places[0]], args[places[1]]
@@ -69,7 +69,7 @@ class _Watch(TorchDispatchMode):
                 and not ids.is_floating_point()
             ):
                 self._note(table, ids)
-        return func(*args, **(kwargs or {}))
+        return func(*args, **kwargs)
 
     def _note(self, table: Tensor, ids: Tensor) -> None:
         for name, given in self.inputs.items():

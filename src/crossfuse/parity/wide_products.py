@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
+
+from crossfuse.export.capture.operator_watch import OperatorWatch
 
 __all__ = ["WideProducts"]
 
@@ -22,16 +23,16 @@ _PRODUCTS = (
 )  # fmt: skip
 
 
-class WideProducts(TorchDispatchMode):
+class WideProducts(OperatorWatch):
     """Products that take a tensor of the narrow type are computed in the wide one."""
 
     def __init__(self, narrow: torch.dtype, wide: torch.dtype) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.narrow = narrow
         self.wide = wide
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
+    def watched(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Run an operator; a product of narrow tensors in the wide type."""
         given = [value for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor)]
         if func.name().partition(".")[0] not in _PRODUCTS or all(
             tensor.dtype != self.narrow for tensor in given

@@ -19,12 +19,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from crossfuse.export.capture.control_flow import both_branches
 from crossfuse.export.capture.fast_paths import without_fast_paths
+from crossfuse.export.capture.flex_attention import flex_as_sdpa
 from crossfuse.export.capture.module_paths import module_stack
+from crossfuse.export.capture.module_state import kept_state
+from crossfuse.export.capture.operator_watch import OperatorWatch
+from crossfuse.export.capture.traceable import noted_vmaps
 from crossfuse.spec.arguments import Arguments
 from crossfuse.spec.containers import leaves_of
 
@@ -57,12 +61,14 @@ class Sighting:
         form: ``operator``, ``sdpa``, or ``products`` for one written out by hand.
         between: for ``products``, the operators between the two products.
         returned: the attention's probabilities are an output of the model.
+        body: the operator whose function it is in: ``cond``, ``while_loop``, ``scan``.
     """
 
     module: str
     form: str
     between: tuple[str, ...] = ()
     returned: bool = False
+    body: str = ""
 
     @property
     def normal(self) -> bool:
@@ -72,6 +78,12 @@ class Sighting:
     @property
     def reason(self) -> str:
         """Why an attention of this form could not be captured."""
+        if self.body:
+            return (
+                f"it is in a function that {self.body} runs, a graph of its own in ONNX, where no "
+                "target fuses; write the loop or the choice in Python, or compute both branches "
+                "and choose with torch.where"
+            )
         if self.returned:
             return (
                 "its attention probabilities are an output of the model, so no fused operator "
@@ -117,9 +129,9 @@ def census(
         inputs: by flat names.
         arguments: how it is called; where omitted, with the inputs as keywords.
     """
-    with torch.no_grad(), module_stack(module) as stack:
+    with torch.no_grad(), kept_state(module), module_stack(module) as stack:
         observer = _Observer(module, stack)
-        with observer:
+        with observer, flex_as_sdpa(), both_branches(), noted_vmaps(observer.mapped):
             result = (arguments or Arguments()).call(module, inputs)
     outputs = [leaf for _, leaf in leaves_of("", result) if isinstance(leaf, Tensor)]
     for sighting, scores in observer.by_hand:
@@ -127,30 +139,45 @@ def census(
     return observer.sightings
 
 
-class _Observer(TorchDispatchMode):
+class _Observer(OperatorWatch):
     def __init__(self, root: nn.Module, stack: list[str]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.sightings: list[Sighting] = []
         self.by_hand: list[tuple[Sighting, _Scores]] = []
         self.stack = stack
+        self.mapping: list[str] = []
         self.scores = WeakTensorKeyDictionary()
         self.mixed = WeakTensorKeyDictionary()
         self.weights = WeakTensorKeyDictionary()
         for tensor in [*root.parameters(), *root.buffers()]:
             self.weights[tensor] = True
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
+    def watched(self, func: Any, args: Any, kwargs: Any) -> Any:
+        result = func(*args, **kwargs)
         name = func._schema.name
         if name == "crossfuse::fused_attention":
-            self.sightings.append(Sighting(self.stack[-1], "operator"))
+            self.sightings.append(self._sighting("operator"))
         elif "scaled_dot_product" in name and "backward" not in name:
-            self.sightings.append(Sighting(self.stack[-1], "sdpa"))
+            self.sightings.append(self._sighting("sdpa"))
         elif name in _PRODUCTS:
             self._product(name, args, result)
         else:
-            self._other(name, tree_leaves((args, kwargs or {})), tree_leaves(result))
+            self._other(name, tree_leaves((args, kwargs)), tree_leaves(result))
         return result
+
+    def mapped(self, begins: bool) -> None:
+        """``torch.vmap`` begins or ends: what it runs belongs to the module that called it, as in a
+        trace."""
+        if begins:
+            self.mapping.append(self.stack[-1])
+        else:
+            self.mapping.pop()
+
+    def _module(self) -> str:
+        return (self.mapping or self.stack[-1:])[0]
+
+    def _sighting(self, form: str, between: tuple[str, ...] = ()) -> Sighting:
+        return Sighting(self._module(), form, between, body=next(iter(self.bodies), ""))
 
     def _product(self, name: str, args: Any, result: Tensor) -> None:
         left, right = args[-2:] if name in ("aten::baddbmm", "aten::addmm") else args[:2]
@@ -168,11 +195,11 @@ class _Observer(TorchDispatchMode):
             # PyTorch's own attention, where it has no kernel for a case, is these products around a
             # softmax of its own.
             form = "sdpa" if "safe_softmax" in scores.steps else "products"
-            sighting = Sighting(self.stack[-1], form, tuple(scores.steps))
+            sighting = self._sighting(form, tuple(scores.steps))
             self.sightings.append(sighting)
             self.by_hand.append((sighting, scores))
             return
-        self.scores[result] = _Scores(self.stack[-1])
+        self.scores[result] = _Scores(self._module())
 
     def _other(self, name: str, inputs: list[Any], outputs: list[Any]) -> None:
         tensors = [t for t in inputs if isinstance(t, Tensor)]
@@ -192,7 +219,7 @@ class _Observer(TorchDispatchMode):
                 for out in made:
                     self.mixed[out] = True
                 return
-            scores = _Scores(self.stack[-1])
+            scores = _Scores(self._module())
         if name not in _VIEWS:
             scores.steps.append(short)
         for out in made:

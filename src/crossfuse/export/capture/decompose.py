@@ -63,7 +63,9 @@ def decompose(program: ExportedProgram, table: Table) -> ExportedProgram:
     A function of the table may return ``NotImplemented``: the operator then stays.
     """
     if not _is_plain(program.graph):
-        whole: ExportedProgram = ExportedProgram.run_decompositions(program, dict(table))
+        # PyTorch traces functions in operators with its compiler.
+        with torch.compiler.set_stance("default"):
+            whole: ExportedProgram = ExportedProgram.run_decompositions(program, dict(table))
         return whole
     kept = {*torch.export.default_decompositions(), *_ALSO_KEPT}
     graph = program.graph

@@ -29,6 +29,8 @@ from torch.utils._pytree import tree_map
 from crossfuse.core.foreign import cause_of
 from crossfuse.errors import Advice, InputError, Said
 from crossfuse.export.capture.copies import copied
+from crossfuse.export.capture.fast_paths import without_fast_paths
+from crossfuse.export.capture.module_state import kept_state
 from crossfuse.spec.containers import mapped
 from crossfuse.spec.model_spec import ModelSpec, Sampler
 
@@ -84,16 +86,17 @@ def widened(spec: ModelSpec) -> ModelSpec:
     )
 
 
+@without_fast_paths()
 def _require_running(spec: ModelSpec, wide: nn.Module, kinds: str) -> None:
     """Refuse a module that runs in half precision, but not in float32; one that doesn't run at all
     is left to later steps."""
     try:
-        with torch.no_grad():
+        with torch.no_grad(), kept_state(spec.module):
             spec.call({name: tensor.clone() for name, tensor in spec.inputs.items()})
     except Exception:  # noqa: BLE001 -- the user's code
         return
     try:
-        with torch.no_grad():
+        with torch.no_grad(), kept_state(wide):
             given = {name: t.clone() for name, t in _without_bf16(spec.inputs).items()}
             spec.call(given, wide)
     except Exception as error:  # the user's code, which may refuse float32 in any way

@@ -6,7 +6,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import nn
+
+from crossfuse.graph.metadata import plain_path
 
 __all__ = ["module_stack"]
 
@@ -15,7 +18,13 @@ __all__ = ["module_stack"]
 def module_stack(root: nn.Module) -> Iterator[list[str]]:
     """A list whose last element is the path of the innermost module that is running, ``""`` for the
     root."""
-    names = {module: name for name, module in root.named_modules()}
+    names = {
+        module: plain_path(name)
+        for name, module in root.named_modules()
+        # They take no hooks, and what they run belongs to the module that calls them.
+        if not isinstance(module, torch.jit._script.RecursiveScriptModule)
+        or isinstance(module, torch.jit._trace.TopLevelTracedModule)
+    }
     stack = [""]
     handles = []
 

@@ -58,6 +58,13 @@ def program_to_onnx(
                 verbose=False,
             )
     except Exception as error:  # the exporter wraps every cause in types of its own
+        function = re.search(r"ops\.higher_order\.(\w+)", str(error))
+        if function is not None:
+            raise InputError(
+                f"PyTorch's ONNX exporter can't translate the function that {function[1]} runs",
+                where=spec.name,
+                do="Write the loop or the choice in Python, with a fixed number of steps",
+            ) from error
         raise InputError(
             f"PyTorch's ONNX exporter can't translate the model: {_cause(error)}",
             where=spec.name,

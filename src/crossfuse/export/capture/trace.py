@@ -13,18 +13,40 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import Any
 
 import torch
+from torch import nn
 from torch.export import ExportedProgram
 
 from crossfuse.core.foreign import place_of
 from crossfuse.core.tensors import Dim
 from crossfuse.core.text import brief
 from crossfuse.errors import Advice, InputError, Said
+from crossfuse.export.capture.control_flow import both_branches
 from crossfuse.export.capture.flat_boundary import flat_boundary, parameter_names
+from crossfuse.export.capture.flex_attention import flex_as_sdpa
+from crossfuse.export.capture.guards import (
+    Guard,
+    GuardLog,
+    drop_assertions,
+    tried,
+    watched_guards,
+)
+from crossfuse.export.capture.module_state import kept_state
+from crossfuse.export.capture.traceable import traceable
 from crossfuse.spec.model_spec import ModelSpec
 
 __all__ = ["capture", "quiet_exporter"]
 
 _log = logging.getLogger(__name__)
+
+_ABOUT_SIZES = (
+    "Constraints violated",
+    "Not all values of",
+    "specialized",
+    "must be divisible",
+    "must match the size",
+    "not in VR",
+)
+"""What torch.export says where a relation between sizes is in the way."""
 
 _SUGGESTION = re.compile(r"(\w+) = Dim\('\1'(?:, min=(\d+))?(?:, max=(\d+))?\)")
 _CONSTANT = re.compile(r"specialized it to be a constant \((\d+)\)")
@@ -46,29 +68,95 @@ def capture(spec: ModelSpec, *, defer_guards: bool = False) -> tuple[ExportedPro
         InputError: the module can't be traced, or a dynamic dimension turns out to be fixed or
             narrower than its range says.
     """
-    while True:
+    first = _Way(deferred=defer_guards, vouched=defer_guards)
+    ways = (first, _Way(deferred=True), _Way(deferred=True, larger=True))
+    failure: InputError | None = None
+    for way in ways:
         try:
-            return _trace(spec, defer_guards), spec
-        # torch.export raises many unrelated types, each of which means "can't be traced"
-        except Exception as error:
-            limited = _with_limits(spec, str(error))
-            if limited is None:
-                place = place_of(error)
-                raise InputError(
-                    f"torch.export can't trace the model: {type(error).__name__}: "
-                    f"{_first_lines(error)}",
-                    where=spec.name if place is None else f"{spec.name}; {place}",
-                    do=_advice(spec, error),
-                ) from error
-            spec = limited
+            return _traced(spec, way)
+        except InputError as error:
+            failure = failure if failure is not None and (failure.got or not error.got) else error
+            if not way.others_may_do(error):
+                break
+    assert failure is not None
+    raise failure
 
 
-def _trace(spec: ModelSpec, defer_guards: bool) -> ExportedProgram:
+@dataclasses.dataclass(frozen=True)
+class _Way:
+    """How a trace is tried.
+
+    Attributes:
+        deferred: relations that the tracer can't prove are left to be tried.
+        larger: at sizes other than the example's, where the model may take another path.
+        vouched: the source says that such relations hold.
+    """
+
+    deferred: bool
+    larger: bool = False
+    vouched: bool = False
+
+    def others_may_do(self, error: InputError) -> bool:
+        """A relation between sizes is what failed."""
+        return bool(error.got) or _is_about_sizes(error.__cause__)
+
+
+def _traced(spec: ModelSpec, way: _Way) -> tuple[ExportedProgram, ModelSpec]:
+    """The program, and the spec with limits, and with examples where it has to be compared.
+
+    Raises:
+        InputError: with ``got`` where a dimension is not free.
+    """
+    while True:
+        sizes = _trace_sizes(spec, larger=way.larger)
+        own_proofs = not way.deferred or way.vouched
+        with watched_guards(sizes, spec.dims, own_proofs=own_proofs) as log:
+            try:
+                program = _trace(spec, sizes, way.deferred)
+            # torch.export raises many unrelated types, each of which means "can't be traced"
+            except Exception as error:
+                limited = _with_limits(spec, str(error))
+                if limited is not None:
+                    spec = limited
+                    continue
+                refused = tried(log, spec.dims).refused if _is_about_sizes(error) else None
+                raise _refusal(spec, refused, log, error) from error
+        if own_proofs:
+            return program, spec
+        found = tried(log, spec.dims)
+        if found.refused is not None:
+            raise _refusal(spec, found.refused, log, None)
+        drop_assertions(program)
+        more = [spec.sample({**spec.example_sizes, **point}, seed=0) for point in found.sizes]
+        return program, dataclasses.replace(spec, examples=[*spec.examples, *more])
+
+
+def _is_about_sizes(error: BaseException | None) -> bool:
+    return any(text in str(error) for text in _ABOUT_SIZES)
+
+
+def _refusal(
+    spec: ModelSpec, guard: Guard | None, log: GuardLog, error: Exception | None
+) -> InputError:
+    """A dimension that is not free, with the relation; else what the tracer says."""
+    if guard is not None:
+        return guard.refusal(spec.name, spec.dims, spec.module)
+    assert error is not None
+    place = place_of(error)
+    return InputError(
+        f"torch.export can't trace the model: {type(error).__name__}: "
+        f"{log.named(_first_lines(error))}",
+        where=spec.name if place is None else f"{spec.name}; {place}",
+        do=_advice(spec, error),
+    )
+
+
+def _trace(spec: ModelSpec, sizes: dict[str, int], defer_guards: bool) -> ExportedProgram:
     dims = {
         name: torch.export.Dim(name, min=d.min, max=d.max) if d.max != d.min else None
         for name, d in spec.dims.items()
     }
-    inputs = spec.sample(_trace_sizes(spec), seed=0)
+    inputs = spec.sample(sizes, seed=0)
     parameters = parameter_names(inputs)
     shapes = {
         parameters[name]: {
@@ -80,12 +168,16 @@ def _trace(spec: ModelSpec, defer_guards: bool) -> ExportedProgram:
     }
     with (
         torch.no_grad(),
+        traceable(),
+        flex_as_sdpa(),
+        both_branches(),
+        _fresh_attributes(spec.module),
         quiet_exporter(),
         redirect_stdout(io.StringIO()),
         redirect_stderr(io.StringIO()),
         flat_boundary(spec),
     ):
-        return torch.export.export(
+        program = torch.export.export(
             spec.module,
             (),
             {parameters[name]: tensor for name, tensor in inputs.items()},
@@ -93,6 +185,9 @@ def _trace(spec: ModelSpec, defer_guards: bool) -> ExportedProgram:
             strict=False,
             prefer_deferred_runtime_asserts_over_guards=defer_guards,
         )
+    # What only a check of the model's code reads may have no translation.
+    program.graph.eliminate_dead_code()
+    return program
 
 
 def _with_limits(spec: ModelSpec, message: str) -> ModelSpec | None:
@@ -114,10 +209,24 @@ def _with_limits(spec: ModelSpec, message: str) -> ModelSpec | None:
     return dataclasses.replace(spec, dynamic=axes)
 
 
-def _trace_sizes(spec: ModelSpec) -> dict[str, int]:
+@contextmanager
+def _fresh_attributes(module: nn.Module) -> Iterator[None]:
+    """What the trace leaves in the module is gone, for torch.export already: it refuses tensors
+    that a forward assigns."""
+    with kept_state(module) as state:
+        handle = module.register_forward_hook(
+            lambda *_: state.restore_attributes(buffers=False), always_call=True
+        )
+        try:
+            yield
+        finally:
+            handle.remove()
+
+
+def _trace_sizes(spec: ModelSpec, *, larger: bool = False) -> dict[str, int]:
     sizes: dict[str, int] = {}
     for name, dim in spec.dims.items():
-        size = max(2, dim.min, spec.example_sizes[name])
+        size = max(2, dim.min, spec.example_sizes[name] + larger)
         while size in sizes.values():
             size += 1
         sizes[name] = size if dim.max is None else max(dim.min, min(size, dim.max))
@@ -148,15 +257,7 @@ def _fit(spec: ModelSpec, sizes: Collection[int]) -> Advice:
 def _advice(spec: ModelSpec, error: Exception) -> str | Advice:
     """What to do about what torch.export says."""
     text = str(error)
-    if any(
-        phrase in text
-        for phrase in (
-            "Constraints violated",
-            "Not all values of",
-            "specialized",
-            "must be divisible",
-        )
-    ):
+    if _is_about_sizes(error):
         return _fit(spec, {int(size) for size in _CONSTANT.findall(text)})
     if any(
         phrase in text

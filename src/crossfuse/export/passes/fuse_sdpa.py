@@ -16,7 +16,6 @@ is an error.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
 import torch
@@ -28,6 +27,7 @@ from crossfuse.errors import InputError
 from crossfuse.export.capture.decompose import decompose
 from crossfuse.export.capture.trace import quiet_exporter
 from crossfuse.export.passes.base import Missed, ProgramResult
+from crossfuse.graph.metadata import plain_path
 from crossfuse.ops.torch_op import fused_attention
 
 __all__ = ["FuseSdpaPass"]
@@ -97,7 +97,7 @@ def _refuse_dropout(calls: Sequence[torch.fx.Node]) -> None:
 
 def _module_of(call: torch.fx.Node | None) -> str:
     stack = call.meta.get("nn_module_stack") if call is not None else None
-    return re.sub(r"@\d+", "", list(stack.values())[-1][0]) if stack else ""
+    return plain_path(list(stack.values())[-1][0]) if stack else ""
 
 
 def _mismatch(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None) -> str | None:

@@ -1,0 +1,240 @@
+"""What a trace takes for granted about sizes: found while it runs, and tried at the sizes that the
+dimensions allow.
+
+PyTorch's tracer refuses a relation that it can't prove, true or not: that 2n − 1 is no multiple of
+n, say. So relations are deferred, and proven here by their values.
+
+Rules:
+
+1. A relation that holds at every size tried is dropped.
+2. One that fails at single sizes alone (``if n == 5``), or says that something is unequal (``if
+n % 8``), is dropped too, and the model is compared there with the eager one: at the smallest sizes,
+and at examples that are made.
+3. Any other is refused, with the dimension, the relation and the line of the user's code.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from torch.export import ExportedProgram
+from torch.jit import ScriptModule
+
+from crossfuse.core.foreign import place_here
+from crossfuse.core.tensors import Dim
+from crossfuse.errors import Advice, InputError, Said
+from crossfuse.export.capture.traceable import replaced
+
+__all__ = ["FIT", "Guard", "GuardLog", "Tried", "drop_assertions", "tried", "watched_guards"]
+
+FIT = Advice(
+    "Make the named dimensions fit the model: {}",
+    Said("--dynamic INPUT:AXIS=NAME:MIN:MAX", "ModelSpec(dynamic=...)"),
+)
+"""What to do about a dimension that is not free."""
+
+_FEW = 3
+"""So many single sizes at which a relation fails are tried one by one."""
+
+_HEAD, _SPREAD, _MOST = 48, 12, 4096
+
+
+@dataclass(frozen=True)
+class Guard:
+    """A relation between sizes, by the names of dimensions, and where the user's code asks for
+    it."""
+
+    expression: Any
+    dims: Mapping[Any, str]
+    place: str | None
+
+    def fails(self, ranges: Mapping[str, Dim]) -> list[dict[str, int]]:
+        """Sizes of its dimensions, among those tried, at which it does not hold."""
+        symbols = self.expression.free_symbols
+        if any(self.dims.get(symbol) not in ranges for symbol in symbols):
+            return []
+        names = sorted({self.dims[symbol] for symbol in symbols})
+        sizes = [_sizes(ranges[name], alone=len(names) == 1) for name in names]
+        points = (dict(zip(names, point, strict=True)) for point in itertools.product(*sizes))
+        return [point for point in points if not self._holds(point)]
+
+    def _holds(self, point: Mapping[str, int]) -> bool:
+        import sympy  # type: ignore[import-untyped]
+
+        sizes = {symbol: point[self.dims[symbol]] for symbol in self.expression.free_symbols}
+        try:
+            return bool(self.expression.xreplace({s: sympy.Integer(n) for s, n in sizes.items()}))
+        except (TypeError, ZeroDivisionError):
+            return False
+
+    def refusal(self, where: str, ranges: Mapping[str, Dim], module: nn.Module) -> InputError:
+        """The error of a model that doesn't take every size of its dimensions.
+
+        Args:
+            where: the model's name.
+            ranges: of its dimensions.
+            module: that was traced.
+        """
+        parts = [name for name, part in module.named_modules() if isinstance(part, ScriptModule)]
+        if parts:
+            return InputError(
+                "torch.export can't trace the model at every size: a part of it is TorchScript, "
+                f"which computes with the sizes of the trace (it holds only where {self.text()})",
+                where=f"{where}, {parts[0] or '(root)'}",
+                do="Give the module as it was before torch.jit.script, torch.jit.trace or "
+                "torch.jit.load",
+            )
+        names = sorted({self.dims[symbol] for symbol in self.expression.free_symbols})
+        dims = [ranges[name] for name in names]
+        named = " and ".join(map(repr, names))
+        return InputError(
+            f"torch.export can't trace the model at every size of {named}: what its code does "
+            f"holds only where {self.text()}",
+            where=where if self.place is None else f"{where}; {self.place}",
+            got=", ".join(f"{d.name} {d.min}..{'' if d.max is None else d.max}" for d in dims),
+            do=FIT,
+        )
+
+    def text(self) -> str:
+        """With the names of the dimensions."""
+        import sympy
+        from torch.utils._sympy.printers import PythonPrinter
+
+        named = {
+            symbol: sympy.Symbol(name, integer=True, positive=True)
+            for symbol, name in self.dims.items()
+        }
+        found: str = PythonPrinter().doprint(self.expression.xreplace(named))
+        return found
+
+
+@dataclass
+class GuardLog:
+    """The relations that a trace asked for.
+
+    Attributes:
+        sizes: of the named dimensions in the inputs of the trace, by which symbols are known.
+        guards: in their order, each once.
+        dims: symbol → dimension.
+    """
+
+    sizes: Mapping[str, int]
+    guards: list[Guard] = field(default_factory=list)
+    dims: dict[Any, str] = field(default_factory=dict)
+
+    def named(self, text: str) -> str:
+        """A message of the tracer with dimensions in place of symbols."""
+        names = {str(symbol): name for symbol, name in self.dims.items()}
+        return re.sub(r"\bs\d+\b", lambda found: names.get(found[0], found[0]), text)
+
+    def note(self, expression: Any) -> None:
+        """Remember a relation."""
+        if all(guard.expression != expression for guard in self.guards):
+            self.guards.append(Guard(expression, self.dims, place_here()))
+
+    def know(self, symbol: Any, size: object) -> None:
+        """Remember which dimension a symbol is: the one of this size."""
+        names = [name for name, own in self.sizes.items() if type(size) is int and own == size]
+        if len(names) == 1 and getattr(symbol, "is_symbol", False):
+            self.dims.setdefault(symbol, names[0])
+
+
+@dataclass(frozen=True)
+class Tried:
+    """What trying came to: sizes at which the model is to be compared, and what can't be had."""
+
+    sizes: Sequence[Mapping[str, int]]
+    refused: Guard | None
+
+
+@contextmanager
+def watched_guards(
+    sizes: Mapping[str, int], ranges: Mapping[str, Dim], *, own_proofs: bool
+) -> Iterator[GuardLog]:
+    """Every relation that the tracer asks for inside.
+
+    Args:
+        sizes: of the named dimensions in the inputs of the trace.
+        ranges: that the dimensions may have.
+        own_proofs: the tracer's, which may fail although a relation holds; without them it is
+            asked only where trying finds something to refuse.
+    """
+    # Imported here, as they are slow to import, and what only runs models needs none of them.
+    from torch._export import non_strict_utils
+    from torch.export import _trace
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+    log = GuardLog(sizes)
+    solve = non_strict_utils.produce_guards_and_solve_constraints
+
+    def solve_constraints(*args: Any, **kwargs: Any) -> None:
+        if own_proofs or tried(log, ranges).refused is not None:
+            solve(*args, **kwargs)
+
+    create, note = ShapeEnv.create_symbol, ShapeEnv._log_guard
+
+    def create_symbol(self: Any, val: Any, *args: Any, **kwargs: Any) -> Any:
+        symbol = create(self, val, *args, **kwargs)
+        log.know(symbol, val)
+        return symbol
+
+    def log_guard(self: Any, prefix: str, g: Any, forcing_spec: bool) -> None:
+        log.note(g)
+        note(self, prefix, g, forcing_spec)
+
+    with (
+        replaced(ShapeEnv, "create_symbol", create_symbol),
+        replaced(ShapeEnv, "_log_guard", log_guard),
+        replaced(_trace, "produce_guards_and_solve_constraints", solve_constraints),
+    ):
+        yield log
+
+
+def tried(log: GuardLog, ranges: Mapping[str, Dim]) -> Tried:
+    """Try every relation at the sizes that the dimensions allow."""
+    import sympy
+
+    sizes: list[Mapping[str, int]] = []
+    for guard in log.guards:
+        failing = guard.fails(ranges)
+        if len(failing) > _FEW and not isinstance(guard.expression, sympy.Unequality):
+            return Tried(sizes, guard)
+        ends = failing if len(failing) <= _FEW else [failing[i] for i in (0, len(failing) // 2, -1)]
+        sizes += [point for point in ends if point not in sizes]
+    least = [{name: dim.min for name, dim in ranges.items()}]
+    return Tried(
+        [point for point in sizes if not any(_within(point, ends) for ends in least)], None
+    )
+
+
+def _within(point: Mapping[str, int], sizes: Mapping[str, int]) -> bool:
+    return all(sizes[name] == size for name, size in point.items())
+
+
+def _sizes(dim: Dim, *, alone: bool) -> list[int]:
+    """All sizes of a narrow range; of a wide one those at its ends, and some between."""
+    end = dim.max if dim.max is not None else dim.min + _MOST
+    head, spread = (_HEAD, _SPREAD) if alone else (_SPREAD, _FEW)
+    if end - dim.min <= 2 * head:
+        return list(range(dim.min, end + 1))
+    between = range(dim.min + head, end - head, max(1, (end - dim.min) // spread))
+    return sorted({*range(dim.min, dim.min + head), *between, *range(end - head // 2, end + 1)})
+
+
+def drop_assertions(program: ExportedProgram) -> None:
+    """Take the deferred relations out of the program: what remains of them has been tried."""
+    for node in list(program.graph.nodes):
+        if node.target in (
+            torch.ops.aten._assert_scalar.default,
+            torch.ops.aten.sym_constrain_range_for_size.default,
+        ):
+            program.graph.erase_node(node)
+    program.graph.eliminate_dead_code()
+    program.graph_module.recompile()
