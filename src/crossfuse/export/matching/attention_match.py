@@ -42,6 +42,7 @@ from crossfuse.export.matching.axes import (
 )
 from crossfuse.export.matching.fills import require_hiding_fills
 from crossfuse.export.matching.score_arithmetic import Scores, absorb, pass_through
+from crossfuse.export.matching.sinks import Sink, cut
 from crossfuse.export.matching.softmax_chain import ChainNode, Mismatch, SoftmaxChain
 from crossfuse.export.matching.terms import Multiplier, Term
 
@@ -63,6 +64,9 @@ class AttentionMatch:
         multipliers: tensors that multiply or divide that product, constant along the keys.
         terms: biases and masks, in order: a mask replaces what was before it.
         between: values between the two products' operands and the result, with their axes.
+        sink: columns beside the keys that have no key.
+        weighed: the factors of what the values are summed over: the keys, and the sinks where these
+            have values.
     """
 
     query: FactoredValue
@@ -78,6 +82,8 @@ class AttentionMatch:
     multipliers: tuple[Multiplier, ...]
     terms: tuple[Term, ...]
     between: tuple[FactoredValue, ...]
+    sink: Sink | None
+    weighed: Axis
 
 
 class _Side(NamedTuple):
@@ -125,14 +131,21 @@ def match_attention(chain: SoftmaxChain) -> AttentionMatch:
     for link in chain.before:
         scores = absorb(link, scores)
         between.append(FactoredValue(link.node.outputs[0], scores.axes))
-    rows, keys = _rows_and_keys(product, _softmax_axis(chain.softmax, scores.axes))
+    sink, normalised = scores.sink, _softmax_axis(chain.softmax, scores.axes)
+    if sink is not None and normalised != factors(sink.both):
+        raise Mismatch("its scores are joined with others along another axis than the keys'")
+    rows, keys = _rows_and_keys(product, normalised if sink is None else factors(sink.keys))
     axes = scores.axes
     between.append(FactoredValue(chain.softmax.outputs[0], axes))
+    weighed = factors(keys.own if sink is None else sink.both)
     for link in chain.after:
-        axes = pass_through(link.node, axes)
+        if link.node.op_type == "Slice":
+            axes, weighed = cut(link.node, axes, sink), factors(keys.own)
+        else:
+            axes = pass_through(link.node, axes)
         between.append(FactoredValue(link.node.outputs[0], axes))
-    second = _second_product(chain.values, axes, rows.own, keys.own)
-    require_hiding_fills(scores.terms)
+    second = _second_product(chain.values, axes, rows.own, weighed)
+    require_hiding_fills(scores.terms if sink is None else (*scores.terms, *sink.terms))
     _require_constant_along(keys.own, scores.multipliers)
     rows_by_keys = (size_of(rows.own).dim, size_of(keys.own).dim)
     _log.debug("%s is an attention of %s rows over %s keys", chain.softmax.name, *rows_by_keys)
@@ -150,6 +163,8 @@ def match_attention(chain: SoftmaxChain) -> AttentionMatch:
         multipliers=scores.multipliers,
         terms=scores.terms,
         between=tuple(between),
+        sink=sink,
+        weighed=weighed,
     )
 
 

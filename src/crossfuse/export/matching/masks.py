@@ -56,6 +56,11 @@ class PlacedTerm:
         self.shape = [size_of(axis).dim for axis in self.axes]
         self.value = builder.arrange(term.operand.value, term.operand.axes, self.axes)
 
+    def extend(self, value: ir.Value) -> None:
+        """Take this value, which covers further columns, in place of its own."""
+        self.value = value
+        self.shape = _dims(value)
+
     def bias(self, like: ir.Value) -> ir.Value:
         """What a bias adds to the scores, of the type of ``like``."""
         value, op = self.value, self.builder.op

@@ -21,6 +21,7 @@ from crossfuse.export.matching.axes import (
     follow_layout,
 )
 from crossfuse.export.matching.fills import may_hide
+from crossfuse.export.matching.sinks import Sink, joined, padded
 from crossfuse.export.matching.softmax_chain import WIDE, ChainNode, Mismatch, scalar_of
 from crossfuse.export.matching.terms import Multiplier, Term
 
@@ -35,17 +36,20 @@ class Scores:
         axes: of the scores there.
         scale, multipliers: what the product is multiplied by.
         terms: biases and masks, in order: a mask replaces what was before it.
+        sink: columns that were joined to them.
     """
 
     axes: Axes
     scale: float = 1.0
     multipliers: tuple[Multiplier, ...] = ()
     terms: tuple[Term, ...] = ()
+    sink: Sink | None = None
 
     def scaled(self, factor: float) -> Scores:
         """All of them times a number."""
         terms = tuple(replace(term, factor=term.factor * factor) for term in self.terms)
-        return replace(self, scale=self.scale * factor, terms=terms)
+        sink = None if self.sink is None else self.sink.scaled(factor)
+        return replace(self, scale=self.scale * factor, terms=terms, sink=sink)
 
 
 def absorb(link: ChainNode, scores: Scores) -> Scores:
@@ -124,8 +128,8 @@ def _multiply(link: ChainNode, scores: Scores) -> Scores:
     if number is not None:
         return scores.scaled(1 / number if divides else number)
     operand = _beside(other, scores.axes)
-    if scores.terms:
-        raise Mismatch("its scores are multiplied after a bias or mask")
+    if scores.terms or scores.sink is not None:
+        raise Mismatch("its scores are multiplied after a bias, mask or sink")
     return replace(scores, multipliers=(*scores.multipliers, Multiplier(operand, divides)))
 
 
@@ -139,6 +143,15 @@ def _add(link: ChainNode, scores: Scores) -> Scores:
     return replace(scores, terms=(*scores.terms, bias))
 
 
+def _join(link: ChainNode, scores: Scores) -> Scores:
+    """``Concat`` and ``Pad``: sinks, whose columns have no key."""
+    if scores.sink is not None:
+        raise Mismatch("its scores are joined with others twice")
+    join = joined if link.node.op_type == "Concat" else padded
+    sink, axes = join(link, scores.axes, len(scores.terms))
+    return replace(scores, axes=axes, sink=sink)
+
+
 _HANDLERS: dict[str, Callable[[ChainNode, Scores], Scores]] = {
     "Where": _fill,
     "Clip": _limit,
@@ -148,6 +161,8 @@ _HANDLERS: dict[str, Callable[[ChainNode, Scores], Scores]] = {
     "Div": _multiply,
     "Add": _add,
     "Sub": _add,
+    "Concat": _join,
+    "Pad": _join,
 }
 """Operators that compute on scores; all others of a chain only move them."""
 

@@ -45,6 +45,12 @@ _ARITHMETIC = {
 }
 """Operators on scores that a fused attention can absorb, and by which inputs scores may come in."""
 
+_CUTTING = frozenset({"Slice"})
+"""Operators that take such columns off the probabilities."""
+
+_JOINING = frozenset({"Concat", "Pad"})
+"""Operators that join columns to scores, as sinks are."""
+
 _DEEPEST = 64
 """How many operators back from a softmax a product is looked for."""
 
@@ -183,7 +189,10 @@ def _way_back(value: ir.Value, active: set[ir.Value], depth: int) -> _WayBack | 
 
 def _operands_of_scores(node: ir.Node) -> tuple[int, ...]:
     """The inputs of a node by which scores may come in; none where it can't be absorbed."""
-    return (0,) if node.op_type in _PASSED else _ARITHMETIC.get(node.op_type, ())
+    if node.op_type == "Concat":
+        return tuple(range(len(node.inputs)))
+    passed = node.op_type in _PASSED | _JOINING
+    return (0,) if passed else _ARITHMETIC.get(node.op_type, ())
 
 
 def _is_product_of_scores(product: ir.Node, active: set[ir.Value]) -> bool:
@@ -246,7 +255,7 @@ def _ways_on(value: ir.Value, active: set[ir.Value]) -> Iterator[_WayOn]:
         if node.op_type == "MatMul":
             yield _end(node, index, active)
             continue
-        if node.op_type not in _PASSED or index != 0:
+        if node.op_type not in _PASSED | _CUTTING or index != 0:
             raise Mismatch(f"its attention probabilities go through {node.op_type}")
         out = node.outputs[0]
         if out.is_graph_output():

@@ -16,6 +16,8 @@ Rules:
 5. Heads are the last batch axis of fixed size. Where keys and values lack it, they have fewer heads
    (grouped, multi-query). Where they lack all other batch axes they are one context for all
    queries.
+6. Columns that are joined to the scores are sinks (`sinks`): keys of zeros with a bias, whose values
+   are 0 where their columns are cut off behind the softmax.
 
 It must not fire where the scores or the probabilities are used for something else as well, unless
 that is another attention that fuses; where the softmax runs over another axis than the second
@@ -35,6 +37,7 @@ from crossfuse.export.matching.axes import Axes, FactoredValue, all_factors, fac
 from crossfuse.export.matching.axis_roles import axis_roles
 from crossfuse.export.matching.layout_builder import LayoutBuilder
 from crossfuse.export.matching.masks import PlacedTerm, join_terms, zero_rows
+from crossfuse.export.matching.sink_rows import SinkRows
 from crossfuse.export.matching.softmax_chain import (
     Mismatch,
     SoftmaxChain,
@@ -131,14 +134,21 @@ def _replace(found: _Found) -> None:
     for operand in (match.query, match.key, match.value):
         layout.knows(operand.value, operand.axes)
     multiplied = _multiplied(match, layout)
-    terms = [PlacedTerm(term, layout, roles) for term in match.terms]
     rows, keys, size, value_size = match.rows, match.keys, match.size, match.value_size
     query_axes: Axes = (roles.batch, rows, (*roles.heads, *size))
     key_axes: Axes = (roles.contexts, keys, (*roles.kv_heads, *size))
-    value_axes: Axes = (roles.contexts, keys, (*roles.kv_heads, *value_size))
+    value_axes: Axes = (roles.contexts, match.weighed, (*roles.kv_heads, *value_size))
     query = layout.arrange(multiplied.value, multiplied.axes, query_axes)
     key = layout.arrange(match.key.value, match.key.axes, key_axes)
     value = layout.arrange(match.value.value, match.value.axes, value_axes)
+    if match.sink is None:
+        terms = [PlacedTerm(term, layout, roles) for term in match.terms]
+    else:
+        sinks = SinkRows(match.sink, roles, layout)
+        key = sinks.beside(key)
+        value = sinks.beside(value) if match.weighed == factors(keys) else value
+        sinks.knows(key, key_axes)
+        terms = sinks.terms(match.terms, query)
     joined = join_terms(terms, query, layout)
     if joined.counted is not None:
         query = zero_rows(query, joined.counted, roles, size, layout)
