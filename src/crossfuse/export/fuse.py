@@ -39,6 +39,7 @@ from crossfuse.export.passes.fuse_onnx_attention import FuseOnnxAttentionPass
 from crossfuse.export.passes.fuse_sdpa import FuseSdpaPass
 from crossfuse.export.passes.fuse_unfused_attention import FuseUnfusedAttentionPass
 from crossfuse.export.passes.group_heads import GroupHeadsPass
+from crossfuse.export.passes.join_sinks import JoinSinksPass
 from crossfuse.export.passes.merge_duplicates import MergeDuplicatesPass
 from crossfuse.export.passes.name_sites import NameSitesPass
 from crossfuse.export.passes.registry import PASSES
@@ -144,6 +145,8 @@ def fusion_passes(outputs: Sequence[str], kept: Sequence[str]) -> list[FusionPas
         DropOutputsPass(outputs, kept),
         # The matching knows products as MatMul alone.
         UnifyProductsPass(),
+        # The matching knows sinks as columns beside the scores alone.
+        JoinSinksPass(),
         # Before the written-out ones: an attention that is one node already is taken at its word,
         # and its output ends the way back from the queries of the next one.
         FuseOnnxAttentionPass(),

@@ -37,6 +37,8 @@ class Scores:
         scale, multipliers: what the product is multiplied by.
         terms: biases and masks, in order: a mask replaces what was before it.
         sink: columns that were joined to them.
+        shifted: something was added to all of a row, which a softmax does not see, but a sink that
+            is joined later does.
     """
 
     axes: Axes
@@ -44,6 +46,7 @@ class Scores:
     multipliers: tuple[Multiplier, ...] = ()
     terms: tuple[Term, ...] = ()
     sink: Sink | None = None
+    shifted: bool = False
 
     def scaled(self, factor: float) -> Scores:
         """All of them times a number."""
@@ -137,7 +140,7 @@ def _add(link: ChainNode, scores: Scores) -> Scores:
     """``Add`` and ``Sub``: a bias; one number on all scores of a row changes no softmax."""
     subtracts, other = link.node.op_type == "Sub", _other(link)
     if (subtracts and _is_row_maximum(other)) or scalar_of(other) is not None:
-        return scores
+        return replace(scores, shifted=True)
     operand = _beside(other, scores.axes)
     bias = Term(operand, -1.0 if subtracts else 1.0, may_hide=may_hide(other))
     return replace(scores, terms=(*scores.terms, bias))
@@ -148,6 +151,8 @@ def _join(link: ChainNode, scores: Scores) -> Scores:
     if scores.sink is not None:
         raise Mismatch("its scores are joined with others twice")
     join = joined if link.node.op_type == "Concat" else padded
+    if scores.shifted:
+        raise Mismatch("its scores are shifted before others are joined to them")
     sink, axes = join(link, scores.axes, len(scores.terms))
     return replace(scores, axes=axes, sink=sink)
 
