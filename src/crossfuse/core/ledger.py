@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, ClassVar
 
@@ -30,10 +30,13 @@ class LedgerRow(JsonData):
         query_inputs, key_inputs: the model inputs that reach the queries, and the keys and values.
         fused: target → kernel, or None where it did not fuse.
         reasons: target (or ``capture``) → why it did not fuse.
+        probabilities: whether they are computed a second time beside the fused operator, for an
+            output.
     """
 
     __json__: ClassVar[Form] = Form(
-        required=frozenset({"query_inputs", "key_inputs", "fused", "reasons"})
+        required=frozenset({"query_inputs", "key_inputs", "fused", "reasons"}),
+        sparse=frozenset({"probabilities"}),
     )
 
     site: str
@@ -47,6 +50,7 @@ class LedgerRow(JsonData):
     key_inputs: tuple[str, ...] = ()
     fused: Mapping[str, str | None] = field(default_factory=dict)
     reasons: Mapping[str, str] = field(default_factory=dict)
+    probabilities: bool = False
 
 
 @dataclass(frozen=True)
@@ -82,6 +86,11 @@ class Ledger(Sequence[LedgerRow]):
                     row.site, "the target's graph has no fused operator for it"
                 )
             rows.append(replace(row, fused={**row.fused, target: kernel}, reasons=why))
+        return Ledger(tuple(rows))
+
+    def with_probabilities(self, sites: Collection[str]) -> Ledger:
+        """The ledger in which these sites' probabilities are kept."""
+        rows = (replace(row, probabilities=row.site in sites) for row in self.rows)
         return Ledger(tuple(rows))
 
     def counts(self, target: str | None = None) -> dict[str, int]:

@@ -7,7 +7,7 @@ reason for its place; passes of other packages join them (`passes.registry`).
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 import torch
@@ -22,6 +22,7 @@ from crossfuse.export.capture.indices import index_ranges, note_ranges
 from crossfuse.export.capture.onnx_census import graph_census, nested_attentions
 from crossfuse.export.capture.to_onnx import program_to_onnx
 from crossfuse.export.capture.trace import capture, named_outputs
+from crossfuse.export.keep_probabilities import KeptProbabilities, kept_probabilities
 from crossfuse.export.ledger_rows import open_ledger
 from crossfuse.export.passes.absorb_scales import AbsorbScalesPass
 from crossfuse.export.passes.base import (
@@ -44,6 +45,7 @@ from crossfuse.export.passes.merge_duplicates import MergeDuplicatesPass
 from crossfuse.export.passes.name_sites import NameSitesPass
 from crossfuse.export.passes.registry import PASSES
 from crossfuse.export.passes.separate_outputs import SeparateOutputsPass
+from crossfuse.export.passes.separate_probabilities import SeparateProbabilitiesPass
 from crossfuse.export.passes.strip_metadata import StripMetadataPass
 from crossfuse.export.passes.unify_products import UnifyProductsPass
 from crossfuse.export.sources.onnx_file.load import OnnxModule, load_onnx
@@ -87,7 +89,7 @@ class FusedGraph:
 class _Source:
     """A graph before its attentions are fused, and what is known about them."""
 
-    spec: ModelSpec
+    kept: KeptProbabilities
     model: ir.Model
     sightings: Sequence[Sighting]
     outputs: tuple[str, ...]
@@ -108,13 +110,15 @@ def fuse(spec: ModelSpec, progress: Progress = lambda _: None) -> FusedGraph:
         if isinstance(spec.module, OnnxModule)
         else _trace(spec, progress)
     )
-    spec, model = source.spec, source.model
+    spec, model = source.kept.spec, source.model
     outputs = tuple(spec.kept(dict.fromkeys(source.outputs)))
     _require_other_names(model.graph.inputs, outputs)
     progress("fusing")
-    fused = run_passes(model, PASSES.placed(fusion_passes(source.outputs, outputs)))
+    passes = fusion_passes(source.outputs, outputs, source.kept.modules)
+    fused = run_passes(model, PASSES.placed(passes))
     missed = [*source.missed, *fused.missed]
     ledger = open_ledger(fused.model, spec.module, source.sightings, missed, source.interfaced)
+    ledger = ledger.with_probabilities(source.kept.sites)
     # Behind the ledger, which reads how each attention was captured.
     model = run_passes(fused.model, [StripMetadataPass()]).model
     return FusedGraph(
@@ -132,12 +136,15 @@ def _require_other_names(inputs: Sequence[ir.Value], outputs: Sequence[str]) -> 
         )
 
 
-def fusion_passes(outputs: Sequence[str], kept: Sequence[str]) -> list[FusionPass]:
+def fusion_passes(
+    outputs: Sequence[str], kept: Sequence[str], keeping: Collection[str] = ()
+) -> list[FusionPass]:
     """The passes over the graph, in order.
 
     Args:
         outputs: names of the graph's outputs, in its order.
         kept: those that the model is to have.
+        keeping: paths of modules whose attentions keep their probabilities.
     """
     return [
         # First: an attention that only a dropped output needs, or whose probabilities are one, is
@@ -150,6 +157,8 @@ def fusion_passes(outputs: Sequence[str], kept: Sequence[str]) -> list[FusionPas
         # Before the written-out ones: an attention that is one node already is taken at its word,
         # and its output ends the way back from the queries of the next one.
         FuseOnnxAttentionPass(),
+        # All forms of a softmax are one by now; the fusion wants it for itself.
+        SeparateProbabilitiesPass(keeping),
         FuseUnfusedAttentionPass(),
         # Behind the fusion, which reads sigmoids by name; before names are given to outputs.
         ExactSigmoidsPass(),
@@ -184,6 +193,11 @@ def _trace(spec: ModelSpec, progress: Progress) -> _Source:
         outputs = tuple(named_outputs(spec.module(**inputs)))
     with blaming("the model runs, but its operators can't be watched:", where=spec.name, do=_WATCH):
         sightings = census(spec.module, inputs)
+    kept = kept_probabilities(spec, sightings)
+    if kept.spec is not spec:
+        spec = kept.spec
+        with torch.no_grad():
+            outputs = tuple(named_outputs(spec.module(**inputs)))
     with spec.tracing(spec.module) as tracing:
         progress("tracing with torch.export")
         program, spec = capture(spec, defer_guards=tracing.defer_guards)
@@ -192,7 +206,8 @@ def _trace(spec: ModelSpec, progress: Progress) -> _Source:
         progress("translating to ONNX")
         model = program_to_onnx(traced.program, spec, outputs, tracing)
         note_ranges(model, ranges)
-    return _Source(spec, model, sightings, outputs, traced.missed, tracing.interfaced)
+    kept = replace(kept, spec=spec)
+    return _Source(kept, model, sightings, outputs, traced.missed, tracing.interfaced)
 
 
 def _read(spec: ModelSpec, module: OnnxModule, progress: Progress) -> _Source:
@@ -203,4 +218,6 @@ def _read(spec: ModelSpec, module: OnnxModule, progress: Progress) -> _Source:
         Missed(path, f"it is inside the body of {body}, where no target fuses")
         for path, body in nested_attentions(model)
     ]
-    return _Source(spec, model, graph_census(model), outputs, nested)
+    sightings = graph_census(model)
+    kept = kept_probabilities(spec, sightings)
+    return _Source(kept, model, sightings, outputs, nested)

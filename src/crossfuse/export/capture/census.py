@@ -55,12 +55,15 @@ class Sighting:
         form: ``operator``, ``sdpa``, or ``products`` for one written out by hand.
         between: for ``products``, the operators between the two products.
         returned: the attention's probabilities are an output of the model.
+        used: something else than the product with the values is made of its probabilities, and
+            comes to an output.
     """
 
     module: str
     form: str
     between: tuple[str, ...] = ()
     returned: bool = False
+    used: bool = False
 
     @property
     def normal(self) -> bool:
@@ -87,7 +90,7 @@ class Sighting:
         )
 
 
-@dataclass
+@dataclass(eq=False)
 class _Scores:
     """The life of one product's result until a second product consumes it."""
 
@@ -114,6 +117,7 @@ def census(module: nn.Module, inputs: dict[str, Tensor]) -> list[Sighting]:
     outputs = [t for t in _tensors(result) if isinstance(t, Tensor)]
     for sighting, scores in observer.by_hand:
         sighting.returned = any(_same_data(p, out) for p in scores.probabilities for out in outputs)
+        sighting.used = any(scores in observer.made_of.get(out, ()) for out in outputs)
     return observer.sightings
 
 
@@ -124,6 +128,7 @@ class _Observer(TorchDispatchMode):
         self.by_hand: list[tuple[Sighting, _Scores]] = []
         self.stack = stack
         self.scores = WeakTensorKeyDictionary()
+        self.made_of = WeakTensorKeyDictionary()
         self.mixed = WeakTensorKeyDictionary()
         self.weights = WeakTensorKeyDictionary()
         for tensor in [*root.parameters(), *root.buffers()]:
@@ -185,8 +190,12 @@ class _Observer(TorchDispatchMode):
             scores = _Scores(self.stack[-1])
         if name not in _VIEWS:
             scores.steps.append(short)
+        made_of = [self.made_of.get(t, ()) for t in tensors]
+        made_of += [(self.scores[t],) for t in tensors if t in self.scores]
+        behind = tuple(s for each in made_of for s in each if s.has_softmax)
         for out in made:
             self.scores[out] = scores
+            self.made_of[out] = behind
             if "softmax" in short:
                 scores.probabilities.append(out)
 

@@ -132,7 +132,7 @@ def _multiply(link: ChainNode, scores: Scores) -> Scores:
         return scores.scaled(1 / number if divides else number)
     operand = _beside(other, scores.axes)
     if scores.terms or scores.sink is not None:
-        raise Mismatch("its scores are multiplied after a bias, mask or sink")
+        raise Mismatch("its scores are multiplied after a bias or mask")
     return replace(scores, multipliers=(*scores.multipliers, Multiplier(operand, divides)))
 
 

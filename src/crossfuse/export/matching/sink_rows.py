@@ -50,13 +50,9 @@ class SinkRows:
         for place in placed:
             # What acts on the keys alone hides no sink, and adds nothing to it.
             neutral = 0 if place.term.fill is None else not place.term.hidden
-            place.extend(
-                self._joined(place.value, sink.columns, neutral, axis=3, first=sink.first)
-            )
+            place.extend(self._joined(place.value, sink.columns, neutral, axis=3, first=sink.first))
         logits = PlacedTerm(self._logits(like), layout, replace(self.roles, keys=sink.columns))
-        logits.extend(
-            self._joined(logits.value, self.roles.keys, 0, axis=3, first=not sink.first)
-        )
+        logits.extend(self._joined(logits.value, self.roles.keys, 0, axis=3, first=not sink.first))
         over_both = replace(self.roles, keys=sink.both)
         later = [PlacedTerm(term, layout, over_both) for term in terms[sink.before :]]
         return [*placed, logits, *later]
@@ -80,7 +76,9 @@ class SinkRows:
         part_dims = [*dims[:axis], size_of(added).dim, *dims[axis + 1 :]]
         part = layout.op("Expand", [one, shape], value, part_dims)
         dims[axis] = size_of(self.sink.both).dim
-        return layout.op("Concat", [part, value] if first else [value, part], value, dims, axis=axis)
+        return layout.op(
+            "Concat", [part, value] if first else [value, part], value, dims, axis=axis
+        )
 
 
 def _dims(value: ir.Value) -> list[int | str]:

@@ -146,9 +146,7 @@ def _of_logsumexp(softmax: ir.Node, factor: ir.Node) -> _Found | None:
     return _column(scores, axis, logits)
 
 
-def _column(
-    scores: ir.Value | None, axis: int, logits: ir.Value | float | None
-) -> _Found | None:
+def _column(scores: ir.Value | None, axis: int, logits: ir.Value | float | None) -> _Found | None:
     """The logits where they are a column beside the scores: of one element along the axis."""
     if scores is None or logits is None:
         return None
