@@ -124,7 +124,7 @@ def export(  # noqa: PLR0913 -- public: what a user may say of a source and of i
     progress = step or silent
     with write_bundle(path) as writer:
         spec = _loaded(named, progress)
-        graph = _fused(spec, allow_unfused, progress)
+        graph = _fused(spec, named.kind.value, allow_unfused, progress)
         # Weights go to disk first: the graph then holds none while the reference has its copy of
         # the module in float64.
         progress("writing weights")
@@ -148,13 +148,13 @@ def _loaded(source: Source, progress: Progress) -> ModelSpec:
     return accepted(spec, progress)
 
 
-def _fused(spec: ModelSpec, allow_unfused: bool, progress: Progress) -> FusedGraph:
+def _fused(spec: ModelSpec, kind: str, allow_unfused: bool, progress: Progress) -> FusedGraph:
     """The graph with one operator per attention; refused where an attention was not captured."""
     from crossfuse.export.fuse import fuse
 
     graph = fuse(spec, progress)
     if not allow_unfused:
-        graph.ledger.require_fused([])
+        graph.ledger.require_fused([], kind)
     return graph
 
 

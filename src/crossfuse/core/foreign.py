@@ -18,7 +18,7 @@ from crossfuse.core.requirements import extra_of, install
 from crossfuse.core.text import brief
 from crossfuse.errors import Advice, CrossfuseError, InputError, InternalError, PackageError, Said
 
-__all__ = ["blaming", "cause_of", "door", "own", "place_of"]
+__all__ = ["blaming", "cause_of", "door", "is_users", "own", "place_of"]
 
 _ROOT = Path(__file__).parents[1]
 
@@ -49,12 +49,13 @@ def place_of(error: BaseException) -> str | None:
 
     found = None
     for frame in traceback.extract_tb(error.__traceback__, limit=-200):
-        if _is_users(frame.filename):
+        if is_users(frame.filename):
             found = f"{frame.filename}, line {frame.lineno}"
     return found
 
 
-def _is_users(filename: str) -> bool:
+def is_users(filename: str) -> bool:
+    """A file of the user's own code: no library's, and not crossfuse's."""
     if filename.startswith("<"):
         return False
     path = Path(filename).resolve()

@@ -7,9 +7,10 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, ClassVar
 
+from crossfuse.core.fusion_help import advice
 from crossfuse.core.json_codec import JsonData
 from crossfuse.core.json_form import Form, OneOf
-from crossfuse.errors import Advice, FusionError, Said
+from crossfuse.errors import FusionError
 
 __all__ = ["KINDS", "Ledger", "LedgerRow"]
 
@@ -121,9 +122,14 @@ class Ledger(Sequence[LedgerRow]):
             for why, sites in found.items()
         ]
 
-    def require_fused(self, targets: Iterable[str]) -> None:
+    def require_fused(self, targets: Iterable[str], source: str = "spec") -> None:
         """Raise :class:`FusionError` naming all that is not fused in one of the targets, by
-        reason."""
+        reason, with what helps against each.
+
+        Args:
+            targets: names.
+            source: the manifest's word for the source's kind, whose terms the advice speaks in.
+        """
         targets = tuple(targets)
         lines = self.unfused(targets)
         if lines:
@@ -133,10 +139,7 @@ class Ledger(Sequence[LedgerRow]):
             )
             raise FusionError(
                 f"{count} of {len(self.rows)} attentions did not fuse: {'; '.join(lines)}",
-                do=Advice(
-                    "Change these attentions, or pass {} to export them as they are",
-                    Said("--allow-unfused", "allow_unfused=True"),
-                ),
+                do=advice(lines, source),
             )
 
 

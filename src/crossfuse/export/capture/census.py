@@ -83,11 +83,7 @@ class Sighting:
         steps = ", ".join(dict.fromkeys(self.between)) or "nothing"
         if not self.normal:
             return f"its scores are not normalised by a softmax (between the two products: {steps})"
-        return (
-            f"it is written out in a form that is not known (between the two products: {steps}); "
-            "call "
-            "F.scaled_dot_product_attention or crossfuse's fused_attention instead"
-        )
+        return f"it is written out in a form that is not known (between the two products: {steps})"
 
 
 @dataclass(eq=False)

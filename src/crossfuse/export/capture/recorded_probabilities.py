@@ -31,9 +31,12 @@ __all__ = ["PREFIX", "Wanted", "recording"]
 PREFIX = "probabilities."
 """What the outputs' names begin with; the site follows."""
 
+_INNER = "_without_probabilities"
+"""Attribute of a recording module: its forward as it was."""
+
 _SDPA = F.scaled_dot_product_attention
 _MODULE = F.multi_head_attention_forward
-_SOFTMAX = {torch.softmax, F.softmax, Tensor.softmax}
+_SOFTMAX: set[Any] = {torch.softmax, F.softmax, Tensor.softmax}
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,7 @@ def recording(module: nn.Module, wanted: Mapping[str, Wanted]) -> nn.Module:
     # A function of the module, not of this one: a copy's forward must find the copy.
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         with module_stack(self) as stack, _Recorder(stack, wanted) as recorder:
-            result = self._without_probabilities(*args, **kwargs)
+            result = vars(self)[_INNER](*args, **kwargs)
         missing = sorted(set(wanted) - set(recorder.found))
         if missing:
             raise InputError(
@@ -82,7 +85,7 @@ def recording(module: nn.Module, wanted: Mapping[str, Wanted]) -> nn.Module:
     own = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
     parameters = [own, *signature.parameters.values()]
     forward.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
-    vars(clone)["_without_probabilities"] = inner
+    vars(clone)[_INNER] = inner
     vars(clone)["forward"] = MethodType(forward, clone)
     return clone
 
@@ -110,9 +113,7 @@ class _Recorder(TorchFunctionMode):
             self._saw((False,), lambda heads: _of_operator(heads, *args, **kwargs))
         return result
 
-    def _saw(
-        self, forms: Sequence[bool], give: Callable[[tuple[int, ...] | None], Tensor]
-    ) -> None:
+    def _saw(self, forms: Sequence[bool], give: Callable[[tuple[int, ...] | None], Tensor]) -> None:
         path = self.stack[-1]
         for written_out in forms:
             occurrence = self._calls[path, written_out]
@@ -149,11 +150,12 @@ def _of_module(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor:
     is not used."""
     given = inspect.signature(_MODULE).bind(*args, **kwargs)
     given.arguments |= {"need_weights": True, "average_attn_weights": False}
-    probabilities: Tensor = _MODULE(*given.args, **given.kwargs)[1]
+    probabilities = _MODULE(*given.args, **given.kwargs)[1]
+    assert probabilities is not None
     return probabilities
 
 
-def _of_sdpa(
+def _of_sdpa(  # noqa: PLR0913 -- the signature of PyTorch's function
     heads: tuple[int, ...] | None,
     query: Tensor,
     key: Tensor,
@@ -185,7 +187,7 @@ def _of_sdpa(
     return _softmax(scores, attended)
 
 
-def _of_operator(
+def _of_operator(  # noqa: PLR0913 -- the operator's own signature
     heads: tuple[int, ...] | None,
     query: Tensor,
     key: Tensor,

@@ -1,5 +1,5 @@
-"""Sinks as the operator takes them: rows of zeros beside the keys and values, and columns beside the
-terms of the scores."""
+"""Sinks as the operator takes them: rows of zeros beside the keys and values, and columns beside
+the terms of the scores."""
 
 from __future__ import annotations
 
@@ -60,7 +60,8 @@ class SinkRows:
     def _logits(self, like: ir.Value) -> Term:
         if self.sink.terms:
             return self.sink.terms[0]
-        number = self.layout.constant([[[[self.sink.logits]]]], _numpy_type(like))
+        logits = np.full([1] * 4, self.sink.logits)
+        number = self.layout.constant(logits, _numpy_type(like))
         return Term(FactoredValue(number, ((), (), (), ())), self.sink.factor)
 
     def _joined(

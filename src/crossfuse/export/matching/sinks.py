@@ -100,16 +100,15 @@ def joined(link: ChainNode, axes: Axes, terms: int) -> Joined:
 def padded(link: ChainNode, axes: Axes, terms: int) -> Joined:
     """The sink that a ``Pad`` of one axis, on one side, joins: one number as the score of all."""
     node = link.node
-    pads = ir.convenience.get_const_tensor(node.inputs[1]) if len(node.inputs) > 1 else None
-    on = ir.convenience.get_const_tensor(node.inputs[3]) if len(node.inputs) > 3 else None
-    fill = node.inputs[2] if len(node.inputs) > 2 else None
+    given_pads, fill, given_on = (*node.inputs[1:], None, None, None)[:3]
+    pads, on = _numbers(given_pads), _numbers(given_on)
     number = 0.0 if fill is None else scalar_of(fill)
     mode = node.attributes.get_string("mode", "constant")
     if pads is None or number is None or mode != "constant":
         raise Mismatch("its scores are padded by what is no number")
-    places = range(len(axes)) if on is None else on.numpy().reshape(-1).tolist()
-    sizes = pads.numpy().reshape(2, -1).T.tolist()
-    given = [(place, *ends) for place, ends in zip(places, sizes, strict=True) if any(ends)]
+    places = range(len(axes)) if on is None else on
+    ends = zip(places, pads[: len(pads) // 2], pads[len(pads) // 2 :], strict=True)
+    given = [each for each in ends if any(each[1:])]
     if len(given) != 1 or min(given[0][1:]) != 0:
         raise Mismatch("its scores are padded on more than one side")
     ((axis, before, after),) = given

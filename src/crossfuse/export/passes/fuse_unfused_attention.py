@@ -16,8 +16,8 @@ Rules:
 5. Heads are the last batch axis of fixed size. Where keys and values lack it, they have fewer heads
    (grouped, multi-query). Where they lack all other batch axes they are one context for all
    queries.
-6. Columns that are joined to the scores are sinks (`sinks`): keys of zeros with a bias, whose values
-   are 0 where their columns are cut off behind the softmax.
+6. Columns that are joined to the scores are sinks (`sinks`): keys of zeros with a bias, whose
+   values are 0 where their columns are cut off behind the softmax.
 
 It must not fire where the scores or the probabilities are used for something else as well, unless
 that is another attention that fuses; where the softmax runs over another axis than the second

@@ -7,8 +7,8 @@ joined to the scores.
 Rules:
 
 1. ``Exp(s − m) / (ReduceSum(Exp(s − m)) + Exp(z − m))`` over one axis, whatever is subtracted on
-   both sides, becomes the softmax of ``s`` with ``z`` beside it. So does ``Exp(s) / (ReduceSum(Exp(s))
-   + c)`` for a number: ``z`` is its logarithm.
+   both sides, becomes the softmax of ``s`` with ``z`` beside it. So does ``Exp(s) /
+   (ReduceSum(Exp(s)) + c)`` for a number: ``z`` is its logarithm.
 2. A product of softmax and values that is multiplied by ``Sigmoid(ReduceLogSumExp(s) − z)`` becomes
    the product of the softmax of ``s`` with ``z`` beside it.
 
@@ -162,12 +162,11 @@ def _column(scores: ir.Value | None, axis: int, logits: ir.Value | float | None)
 def _softmax(build: GraphBuilder, found: _Found, like: ir.Value) -> ir.Value:
     """The softmax over scores and sink, without the sink's column."""
     scores, axis, logits = found
-    dims = dims_of(scores)
+    dims, dtype = dims_of(scores), scores.dtype
     assert dims is not None
-    if isinstance(logits, float):
-        value = build.constant([logits], _numpy_type(scores))
-    else:
-        value = logits
+    assert dtype is not None
+    # A number is a column of one.
+    value = logits if isinstance(logits, ir.Value) else build.constant([logits], dtype.numpy())
     sizes = [build.size(scores, place) for place in range(len(dims))]
     sizes[axis] = build.ints(1)
     shape = [*dims[:axis], 1, *dims[axis + 1 :]]
@@ -199,8 +198,3 @@ def _producer(value: ir.Value | None) -> ir.Node | None:
 
 def _is(node: ir.Node | None, op_type: str) -> bool:
     return node is not None and is_onnx(node, op_type)
-
-
-def _numpy_type(value: ir.Value) -> np.dtype[np.generic]:
-    assert value.dtype is not None
-    return value.dtype.numpy()

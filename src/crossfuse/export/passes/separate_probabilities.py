@@ -1,5 +1,5 @@
-"""Probabilities that are used for more than the product with the values are computed twice: so one
-softmax is an attention's alone and fuses, and the other serves what else is made of them.
+"""Probabilities that are used for more than the product with the values are computed twice: so
+one softmax is an attention's alone and fuses, and the other serves what else is made of them.
 
 Rules:
 
@@ -28,9 +28,11 @@ _MOVES = LAYOUT_OPS | {"Cast", "Identity", "Dropout", "Expand", "Slice"}
 _BEHIND = _MOVES | {"Where", "Mul", "Div", "IsNaN"}
 """Operators that may lie between the softmax and the product with values."""
 
-_BEFORE = _MOVES | {"Add", "Sub", "Mul", "Div", "Where", "Clip", "Max", "Min", "ReduceMax"} | {
-    *("Concat", "Pad")
-}
+_BEFORE = (
+    _MOVES
+    | {"Add", "Sub", "Mul", "Div", "Where", "Clip", "Max", "Min", "ReduceMax"}
+    | {*("Concat", "Pad")}
+)
 """Operators that may lie between the product of queries and keys and the softmax."""
 
 
@@ -109,7 +111,8 @@ class _Separation:
             found = all(v in self.active for v in node.inputs)
         elif is_onnx(node, *_BEFORE):
             # All of them: each may lead to nodes of its own.
-            found = any([self._comes_from_product(v) for v in node.inputs])
+            several = [self._comes_from_product(value) for value in node.inputs]
+            found = any(several)
         else:
             found = False
         if found:
