@@ -9,6 +9,7 @@ import re
 import onnx_ir as ir
 
 __all__ = [
+    "BESIDE",
     "CAPTURED",
     "MODULE",
     "RANGE",
@@ -26,6 +27,9 @@ MODULE = "crossfuse.module"
 CAPTURED = "crossfuse.captured"
 """Metadata key that says, during export, which pass made an attention node; absent where tracing
 gave it."""
+
+BESIDE = "crossfuse.beside"
+"""Metadata key, during export, of a softmax that is computed beside an attention, and is none."""
 
 SITE = "crossfuse.site"
 """Metadata key under which a node carries the name of the attention it computes."""
@@ -62,7 +66,11 @@ def module_path(node: ir.Node) -> str:
 def inherited(node: ir.Node) -> dict[str, str]:
     """The metadata that is passed on to what is written in a node's place: all but what says that
     the node itself is an attention."""
-    return {key: text for key, text in node.metadata_props.items() if key not in (SITE, CAPTURED)}
+    return {
+        key: text
+        for key, text in node.metadata_props.items()
+        if key not in (SITE, CAPTURED, BESIDE)
+    }
 
 
 def index_range(value: ir.Value) -> tuple[int, int | None] | None:

@@ -46,7 +46,7 @@ from crossfuse.export.matching.softmax_chain import (
 )
 from crossfuse.export.passes.base import FusionPass, FusionResult, Missed
 from crossfuse.graph.attention_node import AttentionAttributes, AttentionInputs, AttentionNode
-from crossfuse.graph.metadata import module_path
+from crossfuse.graph.metadata import BESIDE, module_path
 from crossfuse.graph.op_classes import is_onnx
 from crossfuse.ops.contract import DOMAIN, VERSION
 
@@ -73,6 +73,8 @@ class FuseUnfusedAttentionPass(FusionPass):
         found: list[_Found] = []
         for node in model.graph:
             if not is_onnx(node, "Softmax") or node.inputs[0] not in active:
+                continue
+            if BESIDE in node.metadata_props:
                 continue
             try:
                 chains = find_softmax_chains(node, active)

@@ -165,8 +165,10 @@ def _softmax(build: GraphBuilder, found: _Found, like: ir.Value) -> ir.Value:
     dims, dtype = dims_of(scores), scores.dtype
     assert dims is not None
     assert dtype is not None
-    # A number is a column of one.
-    value = logits if isinstance(logits, ir.Value) else build.constant([logits], dtype.numpy())
+    if isinstance(logits, ir.Value):
+        value = _of_rank(build, logits, len(dims))
+    else:
+        value = build.constant(np.full([1] * len(dims), logits), dtype.numpy())
     sizes = [build.size(scores, place) for place in range(len(dims))]
     sizes[axis] = build.ints(1)
     shape = [*dims[:axis], 1, *dims[axis + 1 :]]
@@ -178,6 +180,17 @@ def _softmax(build: GraphBuilder, found: _Found, like: ir.Value) -> ir.Value:
     weights = build.op("Softmax", joined, like=scores, shape=whole, axis=axis)
     start, end, on = build.ints(0), build.ints(-1), build.ints(axis)
     return build.op("Slice", weights, start, end, on, like=like, shape=dims)
+
+
+def _of_rank(build: GraphBuilder, value: ir.Value, rank: int) -> ir.Value:
+    """The value with axes of size 1 in front."""
+    dims = dims_of(value)
+    assert dims is not None
+    missing = rank - len(dims)
+    if not missing:
+        return value
+    axes = build.ints(*range(missing))
+    return build.op("Unsqueeze", value, axes, like=value, shape=[*[1] * missing, *dims])
 
 
 def _only_axis(node: ir.Node, *, keeps: bool = True) -> int | None:

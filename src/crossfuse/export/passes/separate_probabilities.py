@@ -3,8 +3,8 @@ one softmax is an attention's alone and fuses, and the other serves what else is
 
 Rules:
 
-1. In the modules that are named, a softmax of scores whose result comes to a product with values and
-   to something else is written a second time, with all that lies between it and the product of
+1. In the modules that are named, a softmax of scores whose result comes to a product with values
+   and to something else is written a second time, with all that lies between it and the product of
    queries and keys, and with what lies between it and the other use.
 
 It must not touch a softmax whose result has one use alone, nor one of other modules: that costs a
@@ -19,7 +19,7 @@ import onnx_ir as ir
 
 from crossfuse.export.matching.softmax_chain import active_values
 from crossfuse.export.passes.base import FusionPass, FusionResult
-from crossfuse.graph.metadata import module_path
+from crossfuse.graph.metadata import BESIDE, module_path
 from crossfuse.graph.op_classes import LAYOUT_OPS, is_onnx
 
 __all__ = ["SeparateProbabilitiesPass"]
@@ -51,7 +51,7 @@ class SeparateProbabilitiesPass(FusionPass):
         modified = False
         active = active_values(model.graph) if self.modules else set()
         for node in list(model.graph):
-            if is_onnx(node, "Softmax") and self._asked(node):
+            if is_onnx(node, "Softmax") and BESIDE not in node.metadata_props and self._asked(node):
                 modified |= _Separation(model.graph, node, active).write()
         return FusionResult(model, modified)
 
@@ -138,7 +138,7 @@ def _copied(node: ir.Node, copies: dict[ir.Value, ir.Value]) -> ir.Node:
         node.attributes.values(),
         overload=node.overload,
         num_outputs=len(node.outputs),
-        metadata_props=dict(node.metadata_props),
+        metadata_props={**node.metadata_props, BESIDE: "probabilities"},
     )
     for old, new in zip(node.outputs, made.outputs, strict=True):
         new.type, new.shape = old.type, old.shape
