@@ -34,7 +34,8 @@ def match(body: str, **weights: object) -> AttentionMatch:
 
 def joined(*parts: str, axis: int = -1, cut: str = CUT, **weights: object) -> AttentionMatch:
     body = f"""a = MatMul(q, k) w = Expand(sink, shape)
-               j = Concat<axis = {axis}>({", ".join(parts)}) p = Softmax(j) {cut} o = MatMul(c, v)"""
+               j = Concat<axis = {axis}>({", ".join(parts)})
+               p = Softmax(j) {cut} o = MatMul(c, v)"""
     given = {"from": [0], "to": [-1], "sink": np.ones((1, 4, 1, 1)), "shape": [1, 4, 1, 1]}
     return match(body, **given | weights)
 
