@@ -15,7 +15,9 @@ every axis is a group of *factors* (`axes`), and the factors are followed:
    Where it runs over any other group of factors, this is no attention.
 4. **The second product.** It must sum over the keys' factors. Those that remain on its other
    operand are the size of the values.
-5. **The masks.** What hides keys must do so wherever it is used (`fills`), and a tensor that
+5. **The gates.** What multiplies the probabilities becomes a mask, or goes to the values or to the
+   result (`gates`).
+6. **The masks.** What hides keys must do so wherever it is used (`fills`), and a tensor that
    multiplies the scores must not differ from key to key.
 
 `match_attention` returns an `AttentionMatch` with a group of factors per role, whatever order they
@@ -41,7 +43,8 @@ from crossfuse.export.matching.axes import (
     size_of,
 )
 from crossfuse.export.matching.fills import require_hiding_fills
-from crossfuse.export.matching.score_arithmetic import Scores, absorb, pass_through
+from crossfuse.export.matching.gates import Gate, pass_gate, place_gates
+from crossfuse.export.matching.score_arithmetic import Scores, absorb
 from crossfuse.export.matching.softmax_chain import ChainNode, Mismatch, SoftmaxChain
 from crossfuse.export.matching.terms import Multiplier, Term
 
@@ -62,6 +65,7 @@ class AttentionMatch:
         scale: a number on the product of queries and keys.
         multipliers: tensors that multiply or divide that product, constant along the keys.
         terms: biases and masks, in order: a mask replaces what was before it.
+        value_gates, result_gates: what multiplies the values, and the result.
         between: values between the two products' operands and the result, with their axes.
     """
 
@@ -77,6 +81,8 @@ class AttentionMatch:
     scale: float
     multipliers: tuple[Multiplier, ...]
     terms: tuple[Term, ...]
+    value_gates: tuple[Gate, ...]
+    result_gates: tuple[Gate, ...]
     between: tuple[FactoredValue, ...]
 
 
@@ -128,11 +134,14 @@ def match_attention(chain: SoftmaxChain) -> AttentionMatch:
     rows, keys = _rows_and_keys(product, _softmax_axis(chain.softmax, scores.axes))
     axes = scores.axes
     between.append(FactoredValue(chain.softmax.outputs[0], axes))
+    gates: list[Gate] = []
     for link in chain.after:
-        axes = pass_through(link.node, axes)
+        axes, gate = pass_gate(link, axes)
+        gates += [gate] if gate is not None else []
         between.append(FactoredValue(link.node.outputs[0], axes))
     second = _second_product(chain.values, axes, rows.own, keys.own)
     require_hiding_fills(scores.terms)
+    placed = place_gates(scores.terms, gates, rows.own, keys.own)
     _require_constant_along(keys.own, scores.multipliers)
     rows_by_keys = (size_of(rows.own).dim, size_of(keys.own).dim)
     _log.debug("%s is an attention of %s rows over %s keys", chain.softmax.name, *rows_by_keys)
@@ -148,7 +157,9 @@ def match_attention(chain: SoftmaxChain) -> AttentionMatch:
         output=second.axes,
         scale=scores.scale,
         multipliers=scores.multipliers,
-        terms=scores.terms,
+        terms=placed.terms,
+        value_gates=placed.on_values,
+        result_gates=placed.on_result,
         between=tuple(between),
     )
 

@@ -24,7 +24,7 @@ from crossfuse.export.matching.fills import may_hide
 from crossfuse.export.matching.softmax_chain import WIDE, ChainNode, Mismatch, scalar_of
 from crossfuse.export.matching.terms import Multiplier, Term
 
-__all__ = ["Scores", "absorb", "pass_through"]
+__all__ = ["Scores", "absorb", "beside", "pass_through"]
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def _fill(link: ChainNode, scores: Scores) -> Scores:
         raise Mismatch("its scores are replaced by other values where masked")
     if fill > -WIDE:
         raise Mismatch(f"its scores are replaced by {fill:g} where masked, which doesn't hide them")
-    operand = _beside(condition, scores.axes)
+    operand = beside(condition, scores.axes)
     mask = Term(operand, fill=fill, hidden=link.operand == 2)
     return replace(scores, terms=(*scores.terms, mask))
 
@@ -123,7 +123,7 @@ def _multiply(link: ChainNode, scores: Scores) -> Scores:
     number = scalar_of(other)
     if number is not None:
         return scores.scaled(1 / number if divides else number)
-    operand = _beside(other, scores.axes)
+    operand = beside(other, scores.axes)
     if scores.terms:
         raise Mismatch("its scores are multiplied after a bias or mask")
     return replace(scores, multipliers=(*scores.multipliers, Multiplier(operand, divides)))
@@ -134,7 +134,7 @@ def _add(link: ChainNode, scores: Scores) -> Scores:
     subtracts, other = link.node.op_type == "Sub", _other(link)
     if (subtracts and _is_row_maximum(other)) or scalar_of(other) is not None:
         return scores
-    operand = _beside(other, scores.axes)
+    operand = beside(other, scores.axes)
     bias = Term(operand, -1.0 if subtracts else 1.0, may_hide=may_hide(other))
     return replace(scores, terms=(*scores.terms, bias))
 
@@ -159,7 +159,7 @@ def _other(link: ChainNode) -> ir.Value:
     return other
 
 
-def _beside(value: ir.Value, axes: Axes) -> FactoredValue:
+def beside(value: ir.Value, axes: Axes) -> FactoredValue:
     """A value that is broadcast with the scores, with the scores' factors."""
     own = axes_of(value)
     if own is None:

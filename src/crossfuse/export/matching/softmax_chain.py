@@ -45,6 +45,9 @@ _ARITHMETIC = {
 }
 """Operators on scores that a fused attention can absorb, and by which inputs scores may come in."""
 
+_GATES = {"Mul": (0, 1), "Div": (0,), "Where": (1, 2)}
+"""Operators on probabilities that a fused attention can absorb, and by which inputs."""
+
 _DEEPEST = 64
 """How many operators back from a softmax a product is looked for."""
 
@@ -186,6 +189,11 @@ def _operands_of_scores(node: ir.Node) -> tuple[int, ...]:
     return (0,) if node.op_type in _PASSED else _ARITHMETIC.get(node.op_type, ())
 
 
+def _operands_of_probabilities(node: ir.Node) -> tuple[int, ...]:
+    """The inputs of a node by which probabilities may come in; none where it can't be absorbed."""
+    return (0,) if node.op_type in _PASSED else _GATES.get(node.op_type, ())
+
+
 def _is_product_of_scores(product: ir.Node, active: set[ir.Value]) -> bool:
     return _is_of_activations(product, active) or _is_of_learned_queries(product, active)
 
@@ -246,7 +254,7 @@ def _ways_on(value: ir.Value, active: set[ir.Value]) -> Iterator[_WayOn]:
         if node.op_type == "MatMul":
             yield _end(node, index, active)
             continue
-        if node.op_type not in _PASSED or index != 0:
+        if index not in _operands_of_probabilities(node):
             raise Mismatch(f"its attention probabilities go through {node.op_type}")
         out = node.outputs[0]
         if out.is_graph_output():
