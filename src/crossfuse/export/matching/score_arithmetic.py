@@ -139,6 +139,11 @@ def _add(link: ChainNode, scores: Scores) -> Scores:
     return replace(scores, terms=(*scores.terms, bias))
 
 
+def _negate(_: ChainNode, scores: Scores) -> Scores:
+    """``Neg``."""
+    return scores.scaled(-1.0)
+
+
 _HANDLERS: dict[str, Callable[[ChainNode, Scores], Scores]] = {
     "Where": _fill,
     "Clip": _limit,
@@ -148,6 +153,7 @@ _HANDLERS: dict[str, Callable[[ChainNode, Scores], Scores]] = {
     "Div": _multiply,
     "Add": _add,
     "Sub": _add,
+    "Neg": _negate,
 }
 """Operators that compute on scores; all others of a chain only move them."""
 

@@ -36,6 +36,7 @@ _PASSED = LAYOUT_OPS | {"Cast", "Identity", "Dropout", "Expand"}
 _ARITHMETIC = {
     "Add": (0, 1),
     "Sub": (0,),
+    "Neg": (0,),
     "Mul": (0, 1),
     "Div": (0,),
     "Where": (1, 2),
