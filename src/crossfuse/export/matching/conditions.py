@@ -185,7 +185,10 @@ def _same_operator(one: ir.Node, other: ir.Node, depth: int) -> bool:
         and not one.op_type.startswith("Random")
         and len(one.inputs) == len(other.inputs) > 0
         and _attributes(one) == _attributes(other)
-        and all(same_value(a, b, depth - 1) for a, b in zip(one.inputs[1:], other.inputs[1:], strict=True))
+        and all(
+            same_value(a, b, depth - 1)
+            for a, b in zip(one.inputs[1:], other.inputs[1:], strict=True)
+        )
     )
 
 

@@ -241,7 +241,8 @@ def _why_no_way_back(value: ir.Value, active: set[ir.Value]) -> str:
 
 def _ways_on(value: ir.Value, active: set[ir.Value]) -> Iterator[_WayOn]:
     """Every way from the probabilities to a product, with the nodes between and helper nodes."""
-    uses = list(value.uses())
+    # A size that is read off probabilities can be read off the operands.
+    uses = [use for use in value.uses() if use[0].op_type != "Shape"]
     guard = _nan_guard(uses)
     if guard is not None:
         operand = next(i for i in (1, 2) if guard.where.inputs[i] is value)

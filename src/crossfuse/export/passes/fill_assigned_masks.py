@@ -44,7 +44,7 @@ class FillAssignedMasksPass:
 def _is_masked(node: torch.fx.Node) -> bool:
     if node.target not in _ASSIGNMENTS:
         return False
-    tensor, indices, values, *rest = node.args
+    _, indices, values, *rest = node.args
     found = [None if index is None else index.meta["val"] for index in indices]  # type: ignore[union-attr]
     return _place(found, values.meta["val"], *rest) is not None  # type: ignore[union-attr]
 
