@@ -49,6 +49,12 @@ _ARITHMETIC = {
 _GATES = {"Mul": (0, 1), "Div": (0,), "Where": (1, 2)}
 """Operators on probabilities that a fused attention can absorb, and by which inputs."""
 
+_NAMES = {
+    "Tanh": ", a soft cap, which the fused operator does not have",
+    "ScatterND": ", an assignment to places of theirs that is no mask",
+}
+"""What an operator on scores is to people."""
+
 _DEEPEST = 64
 """How many operators back from a softmax a product is looked for."""
 
@@ -236,7 +242,8 @@ def _why_no_way_back(value: ir.Value, active: set[ir.Value]) -> str:
         return "its softmax is not over a product of activations"
     if node.op_type == "MatMul":
         return "its scores are a product with weights, so there are no keys"
-    return f"its scores go through {node.op_type} on the way to the softmax"
+    what = _NAMES.get(node.op_type, "")
+    return f"its scores go through {node.op_type} on the way to the softmax{what}"
 
 
 def _ways_on(value: ir.Value, active: set[ir.Value]) -> Iterator[_WayOn]:

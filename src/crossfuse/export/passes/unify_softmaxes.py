@@ -85,7 +85,7 @@ def _guarded(node: ir.Node) -> bool:
     kept = node.inputs[2]
     if softmax is None or softmax.op_type != "Softmax" or kept is None:
         return False
-    ir.convenience.replace_all_uses_with(node.outputs[0], kept)
+    GraphBuilder().replace(node, kept)
     return True
 
 
