@@ -85,8 +85,8 @@ def _is_transparent(node: ir.Node) -> bool:
     if node.op_type == "Cast":
         source = node.inputs[0]
         to = ir.DataType(node.attributes["to"].as_int())
-        whole = source is not None and source.dtype is not None
-        return whole and (to == ir.DataType.BOOL or not source.dtype.is_floating_point())
+        kind = None if source is None else source.dtype
+        return kind is not None and (to == ir.DataType.BOOL or not kind.is_floating_point())
     return node.op_type in ("Identity", "Expand")
 
 

@@ -109,8 +109,9 @@ def _is_nan_check(link: ChainNode) -> bool:
     """``Where(IsNaN(p), 0, p)``: rows without keys, which are 0 by themselves."""
     condition = link.node.inputs[0]
     check = condition.producer() if condition is not None else None
-    checked = check is not None and check.op_type == "IsNaN"
-    return checked and check.inputs[0] is link.node.inputs[link.operand]
+    if check is None or check.op_type != "IsNaN":
+        return False
+    return check.inputs[0] is link.node.inputs[link.operand]
 
 
 def place_gates(

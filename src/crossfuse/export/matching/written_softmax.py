@@ -86,14 +86,15 @@ def weights_of(value: ir.Value) -> Weights | None:
 
 def _masked(node: ir.Node) -> tuple[ir.Value | None, WeightMask | None] | None:
     """The weights before one node, and the mask that the node is."""
-    if node.op_type in ("Identity", "Cast"):
+    if _converts(node):
         return node.inputs[0], None
     if node.op_type == "Mul":
         for one, other in (node.inputs, tuple(reversed(node.inputs))):
             if other is not None and is_binary(other) and _no_larger(other, one):
                 return one, WeightMask(other, hides=False)
-    if node.op_type == "Where" and node.inputs[0] is not None:
-        condition, then, otherwise = node.inputs
+    condition = node.inputs[0] if node.op_type == "Where" else None
+    if condition is not None:
+        then, otherwise = node.inputs[1:3]
         if scalar_of(then) == 0 and _no_larger(condition, otherwise):
             return otherwise, WeightMask(condition, hides=True)
         if scalar_of(otherwise) == 0 and _no_larger(condition, then):

@@ -66,9 +66,10 @@ def _filled(
     """The assignment as a fill; NotImplemented where it is none."""
     place = _place(indices, values, accumulate)
     if place is None:
-        return NotImplemented
+        return NotImplemented  # type: ignore[no-any-return]
     mask = indices[place]
     assert mask is not None
     behind = scores.ndim - place - mask.ndim
     mask = mask.reshape(*mask.shape, *(1,) * behind)
-    return torch.where(mask, values.reshape(()).to(scores.dtype), scores)
+    filled: Tensor = torch.where(mask, values.reshape(()).to(scores.dtype), scores)
+    return filled

@@ -125,7 +125,7 @@ def _sdpa_via_operator(
     operands, axis = _with_head_axis(given)
     lead = _lead(operands, len(operands[0].shape) - 3)
     query, key, value = (_one_batch(t, lead) for t in operands[:3])
-    heads = query.shape[1]
+    heads: int | torch.SymInt = query.shape[1]
     if not enable_gqa:
         (heads,) = _lead([t.movedim(-3, 0) for t in operands], 1)
         query, key, value = (_expanded(t, heads) for t in (query, key, value))
