@@ -36,6 +36,7 @@ from crossfuse.export.passes.cancel_layout import CancelLayoutPass
 from crossfuse.export.passes.drop_key_bias import DropKeyBiasPass
 from crossfuse.export.passes.drop_outputs import DropOutputsPass
 from crossfuse.export.passes.exact_sigmoids import ExactSigmoidsPass
+from crossfuse.export.passes.fill_assigned_masks import FillAssignedMasksPass
 from crossfuse.export.passes.fuse_onnx_attention import FuseOnnxAttentionPass
 from crossfuse.export.passes.fuse_sdpa import FuseSdpaPass
 from crossfuse.export.passes.fuse_unfused_attention import FuseUnfusedAttentionPass
@@ -48,6 +49,7 @@ from crossfuse.export.passes.separate_outputs import SeparateOutputsPass
 from crossfuse.export.passes.separate_probabilities import SeparateProbabilitiesPass
 from crossfuse.export.passes.strip_metadata import StripMetadataPass
 from crossfuse.export.passes.unify_products import UnifyProductsPass
+from crossfuse.export.passes.unify_softmaxes import UnifySoftmaxesPass
 from crossfuse.export.sources.onnx_file.load import OnnxModule, load_onnx
 from crossfuse.graph.shapes import boundary
 from crossfuse.spec.checks import check_tensors
@@ -58,6 +60,8 @@ __all__ = ["PROGRAM_PASSES", "FusedGraph", "fuse", "fusion_passes"]
 Progress = Callable[[str], None]
 
 PROGRAM_PASSES: tuple[ProgramPass, ...] = (
+    # The exporter would scatter what is assigned; the matching knows fills.
+    FillAssignedMasksPass(),
     # The exporter would write these calls out, and their masks with them.
     FuseSdpaPass(),
 )
@@ -154,6 +158,9 @@ def fusion_passes(
         UnifyProductsPass(),
         # The matching knows sinks as columns beside the scores alone.
         JoinSinksPass(),
+        # Behind the products, of which a quotient of exponentials may be one; the matching knows
+        # Softmax alone.
+        UnifySoftmaxesPass(),
         # Before the written-out ones: an attention that is one node already is taken at its word,
         # and its output ends the way back from the queries of the next one.
         FuseOnnxAttentionPass(),

@@ -15,7 +15,9 @@ every axis is a group of *factors* (`axes`), and the factors are followed:
    Where it runs over any other group of factors, this is no attention.
 4. **The second product.** It must sum over the keys' factors. Those that remain on its other
    operand are the size of the values.
-5. **The masks.** What hides keys must do so wherever it is used (`fills`), and a tensor that
+5. **The gates.** What multiplies the probabilities becomes a mask, or goes to the values or to the
+   result (`gates`).
+6. **The masks.** What hides keys must do so wherever it is used (`fills`), and a tensor that
    multiplies the scores must not differ from key to key.
 
 `match_attention` returns an `AttentionMatch` with a group of factors per role, whatever order they
@@ -41,8 +43,9 @@ from crossfuse.export.matching.axes import (
     size_of,
 )
 from crossfuse.export.matching.fills import require_hiding_fills
-from crossfuse.export.matching.score_arithmetic import Scores, absorb, pass_through
-from crossfuse.export.matching.sinks import Sink, cut
+from crossfuse.export.matching.gates import Gate, pass_gate, place_gates
+from crossfuse.export.matching.score_arithmetic import Scores, absorb
+from crossfuse.export.matching.sinks import Sink, cut, require_no_gate
 from crossfuse.export.matching.softmax_chain import ChainNode, Mismatch, SoftmaxChain
 from crossfuse.export.matching.terms import Multiplier, Term
 
@@ -63,6 +66,7 @@ class AttentionMatch:
         scale: a number on the product of queries and keys.
         multipliers: tensors that multiply or divide that product, constant along the keys.
         terms: biases and masks, in order: a mask replaces what was before it.
+        value_gates, result_gates: what multiplies the values, and the result.
         between: values between the two products' operands and the result, with their axes.
         sink: columns beside the keys that have no key.
         weighed: the factors of what the values are summed over: the keys, and the sinks where these
@@ -81,6 +85,8 @@ class AttentionMatch:
     scale: float
     multipliers: tuple[Multiplier, ...]
     terms: tuple[Term, ...]
+    value_gates: tuple[Gate, ...]
+    result_gates: tuple[Gate, ...]
     between: tuple[FactoredValue, ...]
     sink: Sink | None
     weighed: Axis
@@ -138,14 +144,19 @@ def match_attention(chain: SoftmaxChain) -> AttentionMatch:
     axes = scores.axes
     between.append(FactoredValue(chain.softmax.outputs[0], axes))
     weighed = factors(keys.own if sink is None else sink.both)
+    gates: list[Gate] = []
     for link in chain.after:
         if link.node.op_type == "Slice":
             axes, weighed = cut(link.node, axes, sink), factors(keys.own)
         else:
-            axes = pass_through(link.node, axes)
+            axes, gate = pass_gate(link, axes)
+            gates += [gate] if gate is not None else []
         between.append(FactoredValue(link.node.outputs[0], axes))
     second = _second_product(chain.values, axes, rows.own, weighed)
+    if sink is not None:
+        require_no_gate(sink, [gate.operand for gate in gates])
     require_hiding_fills(scores.terms if sink is None else (*scores.terms, *sink.terms))
+    placed = place_gates(scores.terms, gates, rows.own, keys.own)
     _require_constant_along(keys.own, scores.multipliers)
     rows_by_keys = (size_of(rows.own).dim, size_of(keys.own).dim)
     _log.debug("%s is an attention of %s rows over %s keys", chain.softmax.name, *rows_by_keys)
@@ -161,7 +172,9 @@ def match_attention(chain: SoftmaxChain) -> AttentionMatch:
         output=second.axes,
         scale=scores.scale,
         multipliers=scores.multipliers,
-        terms=scores.terms,
+        terms=placed.terms,
+        value_gates=placed.on_values,
+        result_gates=placed.on_result,
         between=tuple(between),
         sink=sink,
         weighed=weighed,

@@ -25,7 +25,7 @@ from crossfuse.export.matching.sinks import Sink, joined, padded
 from crossfuse.export.matching.softmax_chain import WIDE, ChainNode, Mismatch, scalar_of
 from crossfuse.export.matching.terms import Multiplier, Term
 
-__all__ = ["Scores", "absorb", "pass_through"]
+__all__ = ["Scores", "absorb", "beside", "pass_through"]
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def _fill(link: ChainNode, scores: Scores) -> Scores:
         raise Mismatch("its scores are replaced by other values where masked")
     if fill > -WIDE:
         raise Mismatch(f"its scores are replaced by {fill:g} where masked, which doesn't hide them")
-    operand = _beside(condition, scores.axes)
+    operand = beside(condition, scores.axes)
     mask = Term(operand, fill=fill, hidden=link.operand == 2)
     return replace(scores, terms=(*scores.terms, mask))
 
@@ -130,7 +130,7 @@ def _multiply(link: ChainNode, scores: Scores) -> Scores:
     number = scalar_of(other)
     if number is not None:
         return scores.scaled(1 / number if divides else number)
-    operand = _beside(other, scores.axes)
+    operand = beside(other, scores.axes)
     if scores.terms or scores.sink is not None:
         raise Mismatch("its scores are multiplied after a bias or mask")
     return replace(scores, multipliers=(*scores.multipliers, Multiplier(operand, divides)))
@@ -141,7 +141,7 @@ def _add(link: ChainNode, scores: Scores) -> Scores:
     subtracts, other = link.node.op_type == "Sub", _other(link)
     if (subtracts and _is_row_maximum(other)) or scalar_of(other) is not None:
         return replace(scores, shifted=True)
-    operand = _beside(other, scores.axes)
+    operand = beside(other, scores.axes)
     bias = Term(operand, -1.0 if subtracts else 1.0, may_hide=may_hide(other))
     return replace(scores, terms=(*scores.terms, bias))
 
@@ -157,6 +157,11 @@ def _join(link: ChainNode, scores: Scores) -> Scores:
     return replace(scores, axes=axes, sink=sink)
 
 
+def _negate(_: ChainNode, scores: Scores) -> Scores:
+    """``Neg``."""
+    return scores.scaled(-1.0)
+
+
 _HANDLERS: dict[str, Callable[[ChainNode, Scores], Scores]] = {
     "Where": _fill,
     "Clip": _limit,
@@ -168,6 +173,7 @@ _HANDLERS: dict[str, Callable[[ChainNode, Scores], Scores]] = {
     "Sub": _add,
     "Concat": _join,
     "Pad": _join,
+    "Neg": _negate,
 }
 """Operators that compute on scores; all others of a chain only move them."""
 
@@ -179,7 +185,7 @@ def _other(link: ChainNode) -> ir.Value:
     return other
 
 
-def _beside(value: ir.Value, axes: Axes) -> FactoredValue:
+def beside(value: ir.Value, axes: Axes) -> FactoredValue:
     """A value that is broadcast with the scores, with the scores' factors."""
     own = axes_of(value)
     if own is None:

@@ -11,6 +11,7 @@ follows the scores' axes through the node that takes it off. `sink_rows` writes 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -23,6 +24,7 @@ from crossfuse.export.matching.axes import (
     AxisFactor,
     FactoredValue,
     Size,
+    all_factors,
     axes_of,
     factors,
     size_of,
@@ -30,7 +32,7 @@ from crossfuse.export.matching.axes import (
 from crossfuse.export.matching.softmax_chain import ChainNode, Mismatch, scalar_of
 from crossfuse.export.matching.terms import Term
 
-__all__ = ["Joined", "Sink", "cut", "joined", "padded"]
+__all__ = ["Joined", "Sink", "cut", "joined", "padded", "require_no_gate"]
 
 
 @dataclass(frozen=True)
@@ -179,6 +181,17 @@ def _keeps_the_keys(
         begins = start == sink.count or (total is not None and start == sink.count - total)
         return begins and (as_many or (ends is not None and ends[0] >= np.iinfo(np.int32).max))
     return start == 0 and (as_many or ends == [-sink.count])
+
+
+def require_no_gate(sink: Sink, gates: Iterable[FactoredValue]) -> None:
+    """Refuse what multiplies or hides probabilities key by key, where sinks have some of them.
+
+    Raises:
+        Mismatch: one of these operands has an axis of keys or of sinks.
+    """
+    along_keys = {*factors(sink.keys), *factors(sink.both)}
+    if any(along_keys & set(all_factors(gate.axes)) for gate in gates):
+        raise Mismatch("its attention probabilities are masked or multiplied beside sinks")
 
 
 def _numbers(value: ir.Value | None) -> list[int] | None:
