@@ -138,7 +138,11 @@ def active_values(graph: ir.Graph) -> set[ir.Value]:
 
 
 def scalar_of(value: ir.Value | None) -> float | None:
-    """The number that a value holds, where it is a constant of one element."""
+    """The number that a value holds, where it is a constant of one element, or one that was
+    expanded."""
+    node = value.producer() if value is not None else None
+    if node is not None and node.op_type == "Expand" and node.domain in ("", "ai.onnx"):
+        return scalar_of(node.inputs[0])
     tensor = ir.convenience.get_const_tensor(value) if value is not None else None
     if tensor is None or tensor.size != 1 or tensor.dtype.is_string():
         return None
