@@ -1,13 +1,17 @@
-"""Fixtures: bundles of the tiny zoo, exported once per test process."""
+"""Fixtures: bundles that tests share, exported once per run for all of its test processes."""
 
 from __future__ import annotations
 
 import ctypes
+import hashlib
+import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from filelock import FileLock
 
 # Read when the library is imported: no test asks a hub for anything.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -15,7 +19,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import torch
 
 import crossfuse
-from crossfuse.bundle.store import Bundle
+from crossfuse.bundle.store import Bundle, open_bundle
 
 TARGETS = ("onnx", "ort-cpu", "ort-cuda")
 SLOW_SECONDS = 1800
@@ -59,18 +63,45 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def zoo_bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Bundle]:
-    """``zoo_bundle(name)``: a tiny bundle with all targets; a test that changes it copies it."""
-    made: dict[str, Bundle] = {}
+def shared_bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Bundle]:
+    """``shared_bundle(name, targets, **options)``: what `crossfuse.export` makes of them.
 
-    def get(name: str) -> Bundle:
-        if name not in made:
-            made[name] = crossfuse.export(
-                name, tmp_path_factory.mktemp("zoo") / name, TARGETS, size="tiny", whole=True
-            )
-        return made[name]
+    The name is the zoo's, or ``coverage/NAME`` of the coverage suite. Whoever asks first exports,
+    in whatever test process; a test that changes the bundle copies it.
+    """
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    folder = folder / "shared"
+    folder.mkdir(exist_ok=True)
+    opened: dict[str, Bundle] = {}
+
+    def get(name: str, targets: tuple[str, ...] = ("ort-cpu",), **options: Any) -> Bundle:
+        key = json.dumps([name, targets, options], sort_keys=True)
+        if key not in opened:
+            # By digest: a name of all options would be too long for a file.
+            path = folder / hashlib.sha256(key.encode()).hexdigest()[:16] / Path(name).name
+            with FileLock(f"{path.parent}.lock"):
+                if not path.exists():
+                    crossfuse.export(_source(name), path, targets, **options)
+            opened[key] = open_bundle(path)
+        return opened[key]
 
     return get
+
+
+def _source(name: str) -> Any:
+    if not name.startswith("coverage/"):
+        return name
+    from coverage.cases import CASES
+
+    return CASES[name.removeprefix("coverage/")].make()
+
+
+@pytest.fixture(scope="session")
+def zoo_bundle(shared_bundle: Callable[..., Bundle]) -> Callable[[str], Bundle]:
+    """``zoo_bundle(name)``: a tiny bundle with all targets; a test that changes it copies it."""
+    return lambda name: shared_bundle(name, TARGETS, size="tiny", whole=True)
 
 
 @pytest.fixture

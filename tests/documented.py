@@ -11,7 +11,8 @@ A comment before each block of Python or shell says what a test does with it:
 - ``<!-- printed -->`` before a block of text: the lines are among what the block before printed, in
   this order, whatever the spaces; ``…`` stands for anything.
 
-The blocks of a page are run one after the other in one folder, Python in one process.
+The blocks of a page are run one after the other in one folder, Python in one process; what they
+import from the folder and what they register is forgotten after the page.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +31,7 @@ from typing import Any
 import pytest
 
 from crossfuse.cli import main
+from crossfuse.core.target import TARGETS
 
 __all__ = ["CODE", "PAGES", "ROOT", "Block", "blocks_of", "holds", "in_process", "run", "run_page"]
 
@@ -123,6 +127,26 @@ def run_page(
     Returns:
         what each block printed on standard output, by its line in the page.
     """
+    with _forgotten(folder):
+        return _run_blocks(blocks, folder, capsys)
+
+
+@contextmanager
+def _forgotten(folder: Path) -> Iterator[None]:
+    """Afterwards no module of the folder is imported, and the targets are those before."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TARGETS, "_registered", dict(TARGETS._registered))
+        try:
+            yield
+        finally:
+            for name, module in list(sys.modules.items()):
+                if Path(getattr(module, "__file__", None) or "/").is_relative_to(folder):
+                    del sys.modules[name]
+
+
+def _run_blocks(
+    blocks: list[Block], folder: Path, capsys: pytest.CaptureFixture[str]
+) -> dict[int, str]:
     namespace: dict[str, Any] = {"__name__": "documented"}
     printed: dict[int, str] = {}
     last = None

@@ -13,10 +13,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from crossfuse.bundle.store import Bundle
 
 ROOT = Path(__file__).parents[2]
 DOCUMENT = ROOT / "docs" / "reference" / "coverage.md"
@@ -47,15 +50,32 @@ Parity is against eager PyTorch in float64. `ort-cuda` graphs are executed on th
 def run_case(name: str) -> dict[str, Any]:
     """Export one case; what came of it."""
     import torch
-    from transformers.utils import logging
 
     import crossfuse
     from coverage.cases import CASES
 
     torch.set_num_threads(1)
-    logging.set_verbosity_error()
     case = CASES[name]
     begin = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        row = row_of(
+            name,
+            lambda: crossfuse.export(
+                case.make(), Path(folder) / "b", TARGETS, allow_unfused=bool(case.unfused)
+            ),
+        )
+    return row | {"seconds": round(time.monotonic() - begin, 1)}
+
+
+def row_of(name: str, export: Callable[[], Bundle]) -> dict[str, Any]:
+    """What came of an export of the case for all targets."""
+    from transformers.utils import logging
+
+    from coverage.cases import CASES
+    from crossfuse.errors import CrossfuseError
+
+    logging.set_verbosity_error()
+    case = CASES[name]
     row: dict[str, Any] = {"name": name, "what": case.what, "why": case.why}
     row["expected"] = {
         "self": case.self_attentions,
@@ -63,11 +83,8 @@ def run_case(name: str) -> dict[str, Any]:
         "unknown": case.unfused,
     }
     try:
-        with tempfile.TemporaryDirectory() as folder:
-            bundle = crossfuse.export(
-                case.make(), Path(folder) / "b", TARGETS, allow_unfused=bool(case.unfused)
-            )
-    except crossfuse.CrossfuseError as error:
+        bundle = export()
+    except CrossfuseError as error:
         return row | {"failed": str(error)}
     ledger = bundle.ledger
     outputs = bundle.manifest.targets["ort-cpu"].parity["outputs"]
@@ -82,7 +99,6 @@ def run_case(name: str) -> dict[str, Any]:
         "dims": sorted(bundle.manifest.dims),
         "error": worst["max_abs"],
         "tolerance": worst["tolerance"],
-        "seconds": round(time.monotonic() - begin, 1),
     }
 
 

@@ -1,9 +1,13 @@
-"""The command line as a user meets it: real processes, exit codes, JSON, and errors of one
-paragraph."""
+"""The command line as a user meets it: exit codes, JSON, and errors of one paragraph.
+
+What needs PyTorch is called in this process, which has imported it, through `main`, as the script
+does; with the slow tests, as processes of their own.
+"""
 
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,23 +17,44 @@ import numpy as np
 import pytest
 
 from crossfuse.bundle.store import Bundle
+from crossfuse.cli import main
 from crossfuse.models.registry import ZOO, zoo_spec
 
+NAME = "cross_modal_attention"
 
-def crossfuse(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+Runs = Callable[..., subprocess.CompletedProcess[str]]
+"""Arguments → what came of the command in the working folder."""
+
+
+def process(*arguments: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "crossfuse", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=cwd)
+    return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
-def npz(path: Path, name: str = "cross_modal_attention") -> Path:
-    np.savez(path, **{k: v.numpy() for k, v in zoo_spec(name, "tiny").inputs.items()})
+@pytest.fixture(params=["in process", pytest.param("process", marks=pytest.mark.slow)])
+def crossfuse(request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]) -> Runs:
+    if request.param == "process":
+        return process
+
+    def in_process(*arguments: object) -> subprocess.CompletedProcess[str]:
+        with pytest.raises(SystemExit) as stop:
+            main(list(map(str, arguments)))
+        code = stop.value.code
+        assert isinstance(code, int)
+        return subprocess.CompletedProcess(arguments, code, *capsys.readouterr())
+
+    return in_process
+
+
+def npz(path: Path) -> Path:
+    np.savez(path, **{k: v.numpy() for k, v in zoo_spec(NAME, "tiny").inputs.items()})
     return path
 
 
-def test_export_build_verify_run_inspect(tmp_path: Path) -> None:
-    done = crossfuse("export", "qformer", "-o", tmp_path / "b", "--seed", 3, "--size", "tiny")
+def test_export_build_verify_run_inspect(crossfuse: Runs, tmp_path: Path) -> None:
+    done = crossfuse("export", NAME, "-o", tmp_path / "b", "--seed", 3, "--size", "tiny")
     assert done.returncode == 0, done.stderr
-    assert "6 attentions (4 self, 2 cross); 6 fused in ort-cpu" in done.stdout
+    assert "1 attentions (1 cross); 1 fused in ort-cpu" in done.stdout
     assert "passed at 9 points, 1 of them given" in done.stdout
     assert "tracing with torch.export" in done.stderr
 
@@ -40,25 +65,25 @@ def test_export_build_verify_run_inspect(tmp_path: Path) -> None:
     done = crossfuse("verify", tmp_path / "b", "--target", "onnx", "--json")
     report = json.loads(done.stdout)
     assert (done.returncode, report["passed"], report["target"]) == (0, True, "onnx")
-    assert report["outputs"]["query_states"]["cosine"] > 0.999999
+    assert report["outputs"]["fused"]["cosine"] > 0.999999
 
-    given = npz(tmp_path / "in.npz", "qformer")
+    given = npz(tmp_path / "in.npz")
     done = crossfuse(
         "run", tmp_path / "b", "--input", given, "--output", tmp_path / "out.npz", "--json"
     )
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["outputs"]["query_states"] == {
+    assert json.loads(done.stdout)["outputs"]["fused"] == {
         "dtype": "float32",
-        "shape": [2, 5, 32],
+        "shape": [2, 7, 32],
     }
     with np.load(tmp_path / "out.npz") as outputs:
-        assert sorted(outputs.files) == ["query_states", "text_states"]
+        assert sorted(outputs.files) == ["context", "fused"]
 
     done = crossfuse("inspect", tmp_path / "b")
     assert done.returncode == 0
     for text in (
-        "layers.2.cross_attention.attention",
-        "image_features",
+        "context:attention.key",
+        "context_length",
         "Attention",
         "weights.bin",
         "passed",
@@ -67,16 +92,16 @@ def test_export_build_verify_run_inspect(tmp_path: Path) -> None:
     done = crossfuse("inspect", tmp_path / "b", "--json")
     assert json.loads(done.stdout)["source"] == {
         "kind": "zoo",
-        "name": "qformer",
+        "name": NAME,
         "size": "tiny",
         "seed": 3,
     }
 
 
 def test_models_one_line_each() -> None:
-    done = crossfuse("models")
+    done = process("models")
     assert [line.split()[0] for line in done.stdout.splitlines()] == list(ZOO)
-    listed = json.loads(crossfuse("models", "--json").stdout)
+    listed = json.loads(process("models", "--json").stdout)
     assert [entry["name"] for entry in listed] == list(ZOO)
 
 
@@ -106,7 +131,10 @@ def other():
 """
 
 
-def test_own_model_from_a_file_with_dynamic_axes(tmp_path: Path) -> None:
+def test_own_model_from_a_file_with_dynamic_axes(
+    crossfuse: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.py").write_text(FACTORY.format(returned=False))
     axes = [
         "--dynamic",
@@ -118,9 +146,7 @@ def test_own_model_from_a_file_with_dynamic_axes(tmp_path: Path) -> None:
         "--dynamic",
         "y:1=keys",
     ]
-    done = crossfuse(
-        "export", "mine.py:make", "-o", "b", *axes, "--context", "y", "--json", cwd=tmp_path
-    )
+    done = crossfuse("export", "mine.py:make", "-o", "b", *axes, "--context", "y", "--json")
     assert done.returncode == 0, done.stderr
     manifest = json.loads(done.stdout)
     assert manifest["dims"]["batch"] == {"min": 1, "max": 8}
@@ -128,14 +154,17 @@ def test_own_model_from_a_file_with_dynamic_axes(tmp_path: Path) -> None:
     assert [row["fused"]["ort-cpu"] for row in manifest["ledger"]] == ["Attention"]
 
 
-def test_unfused_attention_is_a_failed_check(tmp_path: Path) -> None:
+def test_unfused_attention_is_a_failed_check(
+    crossfuse: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.py").write_text(FACTORY.format(returned=True))
-    done = crossfuse("export", "mine.py:make", "-o", "b", cwd=tmp_path)
+    done = crossfuse("export", "mine.py:make", "-o", "b")
     assert done.returncode == 1
     assert "1 of 1 attentions did not fuse: attention: " in done.stderr
     assert "--allow-unfused" in done.stderr
     assert not (tmp_path / "b").exists()
-    done = crossfuse("export", "mine.py:make", "-o", "b", "--allow-unfused", cwd=tmp_path)
+    done = crossfuse("export", "mine.py:make", "-o", "b", "--allow-unfused")
     assert done.returncode == 0, done.stderr
     assert "warning: attention: " in done.stderr
     assert "not captured" in done.stdout
@@ -206,7 +235,7 @@ def workplace(
     zoo_bundle: Callable[[str], Bundle], tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
     folder = tmp_path_factory.mktemp("workplace")
-    (folder / "bundle").symlink_to(zoo_bundle("cross_modal_attention").path)
+    (folder / "bundle").symlink_to(zoo_bundle(NAME).path)
     (folder / "mine.py").write_text(FACTORY.format(returned=False))
     npz(folder / "in.npz")
     np.savez(folder / "pickled.npz", a=np.array([{}], dtype=object))
@@ -224,10 +253,6 @@ def test_bad_input_is_one_paragraph_and_exit_code_2(
     workplace: Path, case: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """In this process, for speed: `main` is what the script calls."""
-    import re
-
-    from crossfuse.cli import main
-
     arguments, message = BAD[case]
     monkeypatch.chdir(workplace)
     before = files_in(workplace)
@@ -243,9 +268,9 @@ def test_bad_input_is_one_paragraph_and_exit_code_2(
 
 
 def test_usage_errors_and_help() -> None:
-    assert crossfuse("export", "clip").returncode == 2
-    assert crossfuse("nonsense").returncode == 2
-    done = crossfuse("--help")
+    assert process("export", "clip").returncode == 2
+    assert process("nonsense").returncode == 2
+    done = process("--help")
     assert done.returncode == 0
     for command in ("models", "export", "build", "verify", "run", "inspect"):
         assert command in done.stdout
@@ -253,12 +278,14 @@ def test_usage_errors_and_help() -> None:
 
 def test_debug_shows_the_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CROSSFUSE_DEBUG", "1")
-    done = crossfuse("inspect", "nowhere")
+    done = process("inspect", "nowhere")
     assert "Traceback" in done.stderr
     assert done.returncode != 0
 
 
-def test_failed_parity_exits_1(zoo_bundle: Callable[[str], Bundle], tmp_path: Path) -> None:
+def test_failed_parity_exits_1(
+    crossfuse: Runs, zoo_bundle: Callable[[str], Bundle], tmp_path: Path
+) -> None:
     """A reference of another model: the check runs, fails, and says by how much."""
     other = tmp_path / "mine.py"
     other.write_text(
@@ -273,7 +300,9 @@ def test_failed_parity_exits_1(zoo_bundle: Callable[[str], Bundle], tmp_path: Pa
     assert "failed" in done.stdout
 
 
-def test_cuda_target_without_a_gpu_is_refused(zoo_bundle: Callable[[str], Bundle]) -> None:
+def test_cuda_target_without_a_gpu_is_refused(
+    crossfuse: Runs, zoo_bundle: Callable[[str], Bundle]
+) -> None:
     from conftest import _has_gpu
 
     if _has_gpu():

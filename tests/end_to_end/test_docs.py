@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import runpy
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,6 +14,7 @@ import numpy as np
 import pytest
 
 import crossfuse
+from crossfuse.bundle.store import Bundle
 from crossfuse.models.registry import zoo_spec
 from documented import CODE, PAGES, ROOT, Block, blocks_of, commands_in, holds, run, run_page
 
@@ -25,12 +28,7 @@ def save_inputs(path: Path, sizes: dict[str, int] | None = None, *names: str) ->
     np.savez(path, **{n: t.numpy() for n, t in made.items() if not names or n in names})
 
 
-def a_bundle(folder: Path) -> None:
-    crossfuse.export("qformer", folder / "bundle", size="tiny")
-
-
 def context_and_queries(folder: Path) -> None:
-    a_bundle(folder)
     save_inputs(folder / "image.npz", {"batch": 1}, "image_features", "image_mask")
     for name in ("a", "b"):
         save_inputs(folder / f"{name}.npz", {"batch": 3}, "input_ids", "attention_mask")
@@ -93,9 +91,7 @@ def a_checkpoint(folder: Path) -> None:
 
 
 SETUPS: dict[str, Callable[[Path], None]] = {
-    "docs/concepts/bundles.md": a_bundle,
     "docs/concepts/context-reuse.md": context_and_queries,
-    "docs/concepts/precision.md": a_bundle,
     "docs/guides/hugging-face.md": a_checkpoint,
     "docs/guides/onnx-files.md": an_onnx_file,
     "docs/guides/own-model.md": a_factory,
@@ -103,6 +99,9 @@ SETUPS: dict[str, Callable[[Path], None]] = {
     "docs/guides/verify.md": real_inputs,
 }
 """What a page's blocks find in their folder."""
+
+WITH_A_BUNDLE = {f"docs/concepts/{name}.md" for name in ("bundles", "context-reuse", "precision")}
+"""Pages whose blocks find the tiny Q-Former's bundle, too."""
 
 TESTED_ELSEWHERE = {
     ROOT / "docs" / "one-attention.md": (
@@ -121,30 +120,35 @@ def pages_with(condition: Callable[[Block], bool]) -> list[Path]:
     return [page for page in pages if any(map(condition, blocks_of(page)))]
 
 
+Runs = Callable[[Path, list[Block]], list[str]]
+
+
+@pytest.fixture
 def run_documented(
-    page: Path,
-    blocks: list[Block],
-    folder: Path,
+    tmp_path: Path,
+    shared_bundle: Callable[..., Bundle],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-) -> list[str]:
-    monkeypatch.chdir(folder)
-    monkeypatch.syspath_prepend(str(folder))
-    monkeypatch.setenv("COLUMNS", "140")
-    SETUPS.get(name_of(page), lambda _: None)(folder)
-    return list(run_page(blocks, folder, capsys).values())
+) -> Runs:
+    """Runs blocks of a page: what they printed, in order."""
+
+    def runs(page: Path, blocks: list[Block]) -> list[str]:
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.syspath_prepend(str(tmp_path))
+        monkeypatch.setenv("COLUMNS", "140")
+        if name_of(page) in WITH_A_BUNDLE:
+            shutil.copytree(shared_bundle("qformer", size="tiny").path, tmp_path / "bundle")
+        SETUPS.get(name_of(page), lambda _: None)(tmp_path)
+        return list(run_page(blocks, tmp_path, capsys).values())
+
+    return runs
 
 
 @pytest.mark.parametrize("page", pages_with(lambda b: b.tested and not b.slow), ids=name_of)
-def test_pages(
-    page: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_pages(page: Path, tmp_path: Path, run_documented: Runs) -> None:
     """The quick blocks of each page: they run, and print what the page says."""
     blocks = [block for block in blocks_of(page) if not block.slow]
-    printed = run_documented(page, blocks, tmp_path, monkeypatch, capsys)
+    printed = run_documented(page, blocks)
     check = CHECKS.get(name_of(page))
     if check is not None and page not in SLOW_PAGES:
         check(printed, tmp_path)
@@ -155,12 +159,7 @@ SLOW_PAGES = pages_with(lambda b: b.slow)
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", SLOW_PAGES, ids=name_of)
-def test_slow_pages(
-    page: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_slow_pages(page: Path, tmp_path: Path, run_documented: Runs) -> None:
     """All blocks of the pages that have slow ones."""
     if page.stem == "tensorrt":
         pytest.importorskip(
@@ -168,7 +167,7 @@ def test_slow_pages(
         )
     if page.stem == "serving":
         pytest.importorskip("ray", reason="ray is not installed")
-    printed = run_documented(page, blocks_of(page), tmp_path, monkeypatch, capsys)
+    printed = run_documented(page, blocks_of(page))
     if name_of(page) in CHECKS:
         CHECKS[name_of(page)](printed, tmp_path)
 
@@ -237,12 +236,16 @@ def test_what_a_page_promises_can_be_missing() -> None:
     assert holds("a\nb", "b\na") == "a"
 
 
-def test_readme_commands(tmp_path: Path) -> None:
-    """The README's own commands, as processes of their own."""
+@pytest.mark.parametrize("how", ["in process", pytest.param("processes", marks=pytest.mark.slow)])
+def test_readme_commands(how: str, tmp_path: Path, run_documented: Runs) -> None:
+    """The README's own commands; with the slow tests, as processes of their own."""
     inputs(tmp_path)
     (block,) = (b for b in blocks_of(README) if b.mark == "tested" and b.language == "sh")
-    for command in commands_in(block.text):
-        run(command, tmp_path)
+    if how == "in process":
+        run_documented(README, [block])
+    else:
+        for command in commands_in(block.text):
+            run(command, tmp_path)
     assert (tmp_path / "outputs.npz").exists()
     assert (tmp_path / "report.html").exists()
 
@@ -254,29 +257,40 @@ def test_readme_example_is_short_and_runs_without_anything_before(tmp_path: Path
     assert holds(run([sys.executable, "-c", block.text], tmp_path).stdout, promised) is None
 
 
-@pytest.mark.parametrize("size", ["tiny", pytest.param("published", marks=pytest.mark.slow)])
-def test_demo(tmp_path: Path, size: str) -> None:
-    command = [
-        sys.executable,
-        str(ROOT / "examples" / "demo.py"),
-        "--size",
-        size,
-        "--bundle",
-        str(tmp_path / "b"),
-    ]
-    printed = run([*command, "--repeats", "2"], tmp_path).stdout
-    assert "of eager's time" in printed
-    if size == "published":
-        assert "18 attentions (12 self, 6 cross); 18 fused in ort-cpu" in printed
-        assert "without PyTorch; input: chelsea.jpg" in printed
+DEMO = ROOT / "examples" / "demo.py"
+
+
+def test_demo(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In this process, which has PyTorch already."""
+    arguments = ["--size", "tiny", "--bundle", str(tmp_path / "b"), "--repeats", "2"]
+    monkeypatch.setattr(sys, "argv", [str(DEMO), *arguments])
+    monkeypatch.syspath_prepend(str(DEMO.parent))
+    runpy.run_path(str(DEMO), run_name="__main__")
+    assert "of eager's time" in capsys.readouterr().out
 
 
 @pytest.mark.slow
-def test_the_documented_client_is_answered(tmp_path: Path) -> None:
+def test_demo_at_its_published_size(tmp_path: Path) -> None:
+    command = [sys.executable, str(DEMO), "--bundle", str(tmp_path / "b"), "--repeats", "2"]
+    printed = run(command, tmp_path).stdout
+    for promised in (
+        "of eager's time",
+        "18 attentions (12 self, 6 cross); 18 fused in ort-cpu",
+        "without PyTorch; input: chelsea.jpg",
+    ):
+        assert promised in printed
+
+
+@pytest.mark.slow
+def test_the_documented_client_is_answered(
+    tmp_path: Path, shared_bundle: Callable[..., Bundle]
+) -> None:
     """The client of the serving guide, against the server that its next section starts."""
     pytest.importorskip("ray", reason="ray is not installed")
     serving = pytest.importorskip("serving", reason="tritonclient is not installed")
-    a_bundle(tmp_path)
+    bundle = shared_bundle("qformer", size="tiny").path
     (client,) = (
         block
         for block in blocks_of(ROOT / "docs" / "guides" / "serving.md")
@@ -288,7 +302,7 @@ def test_the_documented_client_is_answered(tmp_path: Path) -> None:
         "-m",
         "crossfuse",
         "serve",
-        "bundle",
+        str(bundle),
         "--port",
         str(port),
         "--metrics-port",

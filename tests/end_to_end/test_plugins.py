@@ -138,15 +138,46 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
     return vivit, folder
 
 
+EXPORTS = """
+import sys
+import crossfuse
+from crossfuse import runtime
+from crossfuse.cli import main
+
+folder, *command = sys.argv[1:]
+try:
+    main(command)
+except SystemExit as stop:
+    assert stop.code == 0, stop
+print("in Python:", flush=True)
+bundle = crossfuse.export(
+    "cross_modal_attention", folder, ["echo"], precision="fp16", size="tiny"
+)
+print(crossfuse.verify(bundle.path, "echo").executed_on)
+with runtime.load(bundle.path) as session:
+    print(session.target, session.provider)
+"""
+
+
 @pytest.fixture(scope="module")
-def bundle(site: Path, model: tuple[Any, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("bundles") / "vivit"
-    done = command(
-        site, "export", f"hf:{model[1]}", "--target", "echo", "--target", "ort-cpu", "-o", out
-    )
+def exports(
+    site: Path, model: tuple[Any, Path], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, str, str]:
+    """A bundle from the command line, what was printed, and what Python printed about another in
+    half precision: one process, since each imports PyTorch."""
+    out = tmp_path_factory.mktemp("bundles")
+    command = ("export", f"hf:{model[1]}", "--target", "echo", "--target", "ort-cpu")
+    done = python(site, "-c", EXPORTS, out / "half", *command, "-o", out / "vivit")
     assert done.returncode == 0, done.stderr
-    assert "1 fused in echo" in done.stdout
-    return out
+    printed, _, in_python = done.stdout.partition("in Python:\n")
+    return out / "vivit", printed, in_python
+
+
+@pytest.fixture(scope="module")
+def bundle(exports: tuple[Path, str, str]) -> Path:
+    path, printed, _ = exports
+    assert "1 fused in echo" in printed
+    return path
 
 
 def test_both_are_in_the_bundle(bundle: Path) -> None:
@@ -209,21 +240,9 @@ def test_every_command_knows_the_target(
     )
 
 
-def test_python_knows_it_and_its_half_precision(site: Path, tmp_path: Path) -> None:
-    script = """
-import sys
-import crossfuse
-from crossfuse import runtime
-
-bundle = crossfuse.export(
-    "cross_modal_attention", sys.argv[1], ["echo"], precision="fp16", size="tiny"
-)
-print(crossfuse.verify(bundle.path, "echo").executed_on)
-with runtime.load(bundle.path) as session:
-    print(session.target, session.provider)
-"""
-    done = python(site, "-c", script, tmp_path / "b")
-    assert done.stdout.splitlines() == ["Echo", "echo Echo"], done.stderr
+def test_python_knows_it_and_its_half_precision(exports: tuple[Path, str, str]) -> None:
+    _, _, in_python = exports
+    assert in_python.splitlines() == ["Echo", "echo Echo"]
 
 
 def test_a_target_that_can_not_run_here_is_checked_by_its_cpu_equivalent(

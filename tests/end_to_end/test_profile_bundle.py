@@ -153,13 +153,17 @@ class Block(nn.Module):
 def block_spec() -> ModelSpec:
     torch.manual_seed(0)
     inputs = {"x": torch.randn(2, 200, 768), "memory": torch.randn(2, 150, 768)}
-    return ModelSpec(Block().eval(), inputs, {"x": {0: "batch:1:8"}, "memory": {0: "batch"}})
+    return ModelSpec(Block().eval(), inputs, {"x": {0: "batch:1:2"}, "memory": {0: "batch"}})
 
 
 @pytest.fixture(scope="module")
-def traced(block_spec: ModelSpec, tmp_path_factory: pytest.TempPathFactory) -> StageTimes:
-    bundle = crossfuse.export(block_spec, tmp_path_factory.mktemp("block") / "bundle")
-    return trace(bundle)
+def block(block_spec: ModelSpec, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return crossfuse.export(block_spec, tmp_path_factory.mktemp("block") / "bundle")
+
+
+@pytest.fixture(scope="module")
+def traced(block: Bundle) -> StageTimes:
+    return trace(block)
 
 
 def trace(bundle: Bundle, runs: int = 12) -> StageTimes:
@@ -200,11 +204,10 @@ def test_nodes_belong_to_modules_and_sites(traced: StageTimes) -> None:
 
 
 def test_without_onnx_ir_sites_and_kinds_are_known(
-    block_spec: ModelSpec, tmp_path: Path, monkeypatch: Any
+    block: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bundle = crossfuse.export(block_spec, tmp_path / "bundle")
     monkeypatch.setattr("crossfuse.profiling.explain.attribution.find_spec", lambda _: None)
-    nodes = trace(bundle, 2).nodes
+    nodes = trace(block, 2).nodes
     assert {n.module for n in nodes} == {"attention", ""}
     assert [n.site for n in nodes if n.kind == "attention"] == ["attention"]
     monkeypatch.setattr("crossfuse.profiling.explain.machine.find_spec", lambda _: None)

@@ -19,8 +19,8 @@ import numpy as np
 import pytest
 
 import crossfuse
-from coverage.cases import CASES
 from crossfuse import InputError, runtime
+from crossfuse.bundle.store import Bundle
 from crossfuse.cli import main
 from crossfuse.core.tensors import TensorSpec
 from crossfuse.errors import EngineError
@@ -177,12 +177,14 @@ def tritonserver(repository: Path, folder: Path) -> Iterator[tuple[int, int]]:
 @pytest.mark.parametrize(
     "name", ["qformer", pytest.param("blip_retrieval", marks=pytest.mark.slow)]
 )
-def test_tritonserver_answers_as_the_session_does(tmp_path: Path, name: str) -> None:
+def test_tritonserver_answers_as_the_session_does(
+    tmp_path: Path, shared_bundle: Callable[..., Bundle], name: str
+) -> None:
     serving = pytest.importorskip("serving", reason="tritonclient is not installed")
     if name == "qformer":
-        bundle = crossfuse.export(name, tmp_path / "bundle", size="tiny")
+        bundle = shared_bundle(name, size="tiny")
     else:
-        bundle = crossfuse.export(CASES[name].make(), tmp_path / "bundle")
+        bundle = shared_bundle(f"coverage/{name}")
     write_repository(bundle.path, tmp_path / "models", TritonOptions(name))
     with (
         runtime.load(bundle.path) as session,

@@ -4,6 +4,7 @@ mathematics."""
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,9 +19,9 @@ TARGETS = ["onnx", "ort-cpu", "ort-cuda"]
 BATCH, LENGTH, KEYS = "batch:1:8", "length:1:64", "keys:1:64"
 
 
-def perturbed(module: nn.Module) -> nn.Module:
+def perturbed(module: nn.Module, seed: int = 0) -> nn.Module:
     """Random parameters everywhere, biases too: zeros hide errors."""
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in module.parameters():
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
@@ -67,44 +68,79 @@ class Attend(nn.Module):
             options["attn_mask"] = per_head[:, None, None] * torch.linspace(-1, 1, 64)[
                 :keys
             ].expand(1, length, -1)
-        values = y[..., : self.attention.vdim]
-        return self.attention(x, y, values, need_weights=self.need_weights, **options)[0]
+        key, value = (y[..., :width] for width in (self.attention.kdim, self.attention.vdim))
+        return self.attention(x, key, value, need_weights=self.need_weights, **options)[0]
 
 
-@pytest.mark.parametrize("need_weights", [False, True], ids=["no weights", "weights"])
-@pytest.mark.parametrize(
-    ("options", "mask"),
-    [
-        ({"batch_first": True}, "none"),
-        ({"batch_first": False}, "none"),
-        ({"batch_first": True}, "padding"),
-        ({"batch_first": False}, "padding"),
-        ({"batch_first": True}, "bool"),
-        ({"batch_first": True}, "float"),
-        ({"batch_first": True}, "per head"),
-        ({"batch_first": True}, "padding and bool"),
-        ({"batch_first": False, "bias": False}, "padding and float"),
-        ({"batch_first": True, "kdim": 12, "vdim": 10}, "padding"),
-        ({"batch_first": False, "kdim": 12, "vdim": 12}, "none"),
-        ({"batch_first": True, "add_bias_kv": True, "add_zero_attn": True}, "none"),
-    ],
-    ids=str,
+MULTIHEAD: tuple[tuple[dict[str, Any], str], ...] = (
+    ({"batch_first": True}, "none"),
+    ({"batch_first": False}, "none"),
+    ({"batch_first": True}, "padding"),
+    ({"batch_first": False}, "padding"),
+    ({"batch_first": True}, "bool"),
+    ({"batch_first": True}, "float"),
+    ({"batch_first": True}, "per head"),
+    ({"batch_first": True}, "padding and bool"),
+    ({"batch_first": False, "bias": False}, "padding and float"),
+    ({"batch_first": True, "kdim": 12, "vdim": 10}, "padding"),
+    ({"batch_first": False, "kdim": 12, "vdim": 12}, "none"),
+    ({"batch_first": True, "add_bias_kv": True, "add_zero_attn": True}, "none"),
 )
-def test_multihead_attention(tmp_path: Path, options: dict, mask: str, need_weights: bool) -> None:
-    attention = perturbed(nn.MultiheadAttention(WIDTH, HEADS, **options))
-    first = options["batch_first"]
-    x, y = randn(2, 3, WIDTH), randn(2, 5, options.get("kdim", WIDTH))
-    axes: dict = {0: BATCH, 1: LENGTH}, {0: "batch", 1: KEYS}
-    if not first:
-        x, y = x.transpose(0, 1), y.transpose(0, 1)
-        axes = {1: BATCH, 0: LENGTH}, {1: "batch", 0: KEYS}
+"""Options of `nn.MultiheadAttention`, and the masks that it is called with."""
+
+
+def attend(case: int, need_weights: bool) -> Attend:
+    options, mask = MULTIHEAD[case]
+    attention = nn.MultiheadAttention(WIDTH, HEADS, **options)
+    return Attend(perturbed(attention, case), mask, need_weights).eval()
+
+
+class All(nn.Module):
+    """All options on the same inputs, of one export; every second one is asked for its weights."""
+
+    def __init__(self, first_with_weights: int) -> None:
+        super().__init__()
+        self.cases = nn.ModuleList(
+            attend(case, (case + first_with_weights) % 2 == 0) for case in range(len(MULTIHEAD))
+        )
+
+    def forward(self, x: Tensor, y: Tensor, mask: Tensor) -> dict[str, Tensor]:
+        return {
+            f"case_{i}": case(x, y, mask)
+            if case.attention.batch_first
+            else case(x.transpose(0, 1), y.transpose(0, 1), mask)
+            for i, case in enumerate(self.cases)
+        }
+
+
+MASK = torch.tensor([[1] * 5, [1, 1, 0, 0, 0]])
+
+
+@pytest.mark.parametrize("first_with_weights", [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_multihead_attention(tmp_path: Path, first_with_weights: int) -> None:
     spec = ModelSpec(
-        Attend(attention, mask, need_weights).eval(),
-        {"x": x, "y": y, "mask": torch.tensor([[1] * 5, [1, 1, 0, 0, 0]])},
-        {"x": axes[0], "y": axes[1], "mask": {0: "batch", 1: "keys"}},
+        All(first_with_weights).eval(),
+        {"x": randn(2, 3, WIDTH), "y": randn(2, 5, WIDTH), "mask": MASK},
+        {"x": {0: BATCH, 1: LENGTH}, "y": {0: "batch", 1: KEYS}, "mask": {0: "batch", 1: "keys"}},
     )
-    bundle = check(spec, tmp_path, {"attention": "cross"})
-    assert bundle.ledger[0].captured == ("pattern" if need_weights else "sdpa")
+    sites = [f"cases.{i}.attention" for i in range(len(MULTIHEAD))]
+    bundle = check(spec, tmp_path, dict.fromkeys(sites, "cross"))
+    captured = {row.site: row.captured for row in bundle.ledger}
+    assert captured == {
+        site: "pattern" if (i + first_with_weights) % 2 == 0 else "sdpa"
+        for i, site in enumerate(sites)
+    }
+
+
+@pytest.mark.parametrize("case", [3, pytest.param(8, marks=pytest.mark.slow)])
+def test_the_batch_is_the_second_axis(tmp_path: Path, case: int) -> None:
+    """Of the model's own inputs."""
+    spec = ModelSpec(
+        attend(case, need_weights=True),
+        {"x": randn(3, 2, WIDTH), "y": randn(5, 2, WIDTH), "mask": MASK},
+        {"x": {1: BATCH, 0: LENGTH}, "y": {1: "batch", 0: KEYS}, "mask": {0: "batch", 1: "keys"}},
+    )
+    check(spec, tmp_path, {"attention": "cross"})
 
 
 def test_self_attention_of_one_batch(tmp_path: Path) -> None:
@@ -126,7 +162,7 @@ def test_self_attention_of_one_batch(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("norm_first", [False, True])
+@pytest.mark.parametrize("norm_first", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_transformer_decoder(tmp_path: Path, norm_first: bool) -> None:
     layer = nn.TransformerDecoderLayer(WIDTH, HEADS, 32, batch_first=True, norm_first=norm_first)
 

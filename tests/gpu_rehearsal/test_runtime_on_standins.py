@@ -14,25 +14,22 @@ from pathlib import Path
 
 import pytest
 
-import crossfuse
-from coverage.cases import CASES
+from coverage.table import TARGETS
 from crossfuse.bundle.store import Bundle
 from gpu_rehearsal.driver import build_driver, environment_on, missing_for_driver
 
 HERE = Path(__file__).parent
-TARGETS = ["ort-cpu", "ort-cuda"]
 
 
 @pytest.fixture(scope="module")
 def bundles(
-    zoo_bundle: Callable[[str], Bundle], tmp_path_factory: pytest.TempPathFactory
+    zoo_bundle: Callable[[str], Bundle], shared_bundle: Callable[..., Bundle]
 ) -> dict[str, Path]:
     """A whole bundle, one with a batch of contexts, and one that decodes."""
-    folder = tmp_path_factory.mktemp("bundles")
     return {
         "whole": zoo_bundle("cross_modal_attention").path,
-        "split": crossfuse.export("qformer", folder / "split", TARGETS, size="tiny").path,
-        "decode": crossfuse.export(CASES["bart"].make(), folder / "decode", TARGETS).path,
+        "split": shared_bundle("qformer", ("ort-cpu", "ort-cuda"), size="tiny").path,
+        "decode": shared_bundle("coverage/bart", TARGETS).path,
     }
 
 

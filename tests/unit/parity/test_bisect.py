@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import shutil
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,7 +14,7 @@ import pytest
 from typer.testing import CliRunner
 
 import crossfuse
-from coverage.cases import CASES
+from coverage.table import TARGETS
 from crossfuse.bundle.store import Bundle, entry_of, open_bundle
 from crossfuse.cli import app
 from crossfuse.core.tensors import CONTEXTS
@@ -24,13 +23,12 @@ from crossfuse.parity.reference import ReferencePoint, ReferenceSet
 from crossfuse.parity.report import Divergence, ParityReport
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def bundles(
-    tmp_path_factory: pytest.TempPathFactory, zoo_bundle: Callable[[str], Bundle]
+    zoo_bundle: Callable[[str], Bundle], shared_bundle: Callable[..., Bundle]
 ) -> dict[str, Path]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        t5 = crossfuse.export(CASES["t5"].make(), tmp_path_factory.mktemp("t5") / "bundle")
+    # The targets of the coverage suite, whose bundle this is.
+    t5 = shared_bundle("coverage/t5", TARGETS)
     return {"qformer": zoo_bundle("qformer").path, "t5": t5.path}
 
 

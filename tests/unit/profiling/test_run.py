@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +22,8 @@ NAME = "cross_modal_attention"
 
 
 @pytest.fixture(scope="module")
-def split(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return crossfuse.export(NAME, tmp_path_factory.mktemp("split") / "bundle", size="tiny")
+def split(shared_bundle: Callable[..., Bundle]) -> Bundle:
+    return shared_bundle(NAME, size="tiny")
 
 
 def profiled(bundle: Bundle, said: list[str] | None = None, **request: object) -> LatencyReport:

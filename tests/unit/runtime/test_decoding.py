@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import crossfuse
 from coverage.cases import CASES
+from coverage.table import TARGETS
 from crossfuse import InputError, ModelSpec, runtime
 from crossfuse.core.tensors import TensorSpec
 from crossfuse.runtime.context import Context
@@ -31,24 +32,12 @@ MODELS = [
 IDS = "decoder_input_ids"
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def exported(
-    tmp_path_factory: pytest.TempPathFactory,
+    shared_bundle: Callable[..., crossfuse.Bundle],
 ) -> Callable[[str], tuple[ModelSpec, crossfuse.Bundle]]:
-    made: dict[str, tuple[ModelSpec, crossfuse.Bundle]] = {}
-
-    def get(name: str) -> tuple[ModelSpec, crossfuse.Bundle]:
-        if name not in made:
-            spec = CASES[name].make()
-            made[name] = (
-                spec,
-                crossfuse.export(
-                    spec, tmp_path_factory.mktemp("decode") / name, ["onnx", "ort-cpu"]
-                ),
-            )
-        return made[name]
-
-    return get
+    # The targets of the coverage suite, whose bundles these are.
+    return lambda name: (CASES[name].make(), shared_bundle(f"coverage/{name}", TARGETS))
 
 
 def inputs_of(
@@ -127,7 +116,7 @@ def test_beams_are_reordered_and_rewound(exported: Any) -> None:
         )
 
 
-def test_misuse_is_refused(exported: Any, tmp_path: Path) -> None:
+def test_misuse_is_refused(exported: Any, shared_bundle: Callable[..., crossfuse.Bundle]) -> None:
     spec, bundle = exported("bart")
     context, _ = inputs_of(spec, 2, 5)
     with runtime.load(bundle.path, "ort-cpu") as session:
@@ -157,7 +146,7 @@ def test_misuse_is_refused(exported: Any, tmp_path: Path) -> None:
             session.step(state, np.array([4, 5]))
         with pytest.raises(InputError, match="the state is full.*at most 64"):
             session.step(state, np.array([4, 5]))
-    plain = crossfuse.export("qformer", tmp_path / "b", size="tiny")
+    plain = shared_bundle("qformer", size="tiny")
     with runtime.load(plain.path) as session:
         given = {
             t.name: np.ones([2 if isinstance(s, str) else s for s in t.shape], t.dtype)

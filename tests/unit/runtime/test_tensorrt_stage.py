@@ -210,8 +210,8 @@ def test_threads_have_slots_of_their_own(bundle: Bundle, tmp_path: Path) -> None
     assert len(library.engines[0].contexts) <= 3
 
 
-def test_contexts_stay_on_the_device(tmp_path: Path) -> None:
-    bundle = crossfuse.export("qformer", tmp_path / "bundle", size="tiny")
+def test_contexts_stay_on_the_device(shared_bundle: Callable[..., Bundle], tmp_path: Path) -> None:
+    bundle = shared_bundle("qformer", size="tiny")
     opened = {name: stage_of(bundle, tmp_path, name) for name in ("context", "query")}
     session = session_of(bundle, {name: stage for name, (stage, _, _) in opened.items()})
     point = load_reference(bundle.path / "reference.npz").points[-1]

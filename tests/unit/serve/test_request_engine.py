@@ -10,8 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import crossfuse
-from coverage.cases import CASES
 from crossfuse import InputError, runtime
 from crossfuse.bundle.store import Bundle
 from crossfuse.core.tensors import TensorSpec
@@ -27,15 +25,13 @@ Arrays = dict[str, np.ndarray]
 
 
 @pytest.fixture(scope="module")
-def blip(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return crossfuse.export(
-        CASES["blip_retrieval"].make(), tmp_path_factory.mktemp("serve") / "blip"
-    )
+def blip(shared_bundle: Callable[..., Bundle]) -> Bundle:
+    return shared_bundle("coverage/blip_retrieval")
 
 
 @pytest.fixture(scope="module")
-def qformer(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return crossfuse.export("qformer", tmp_path_factory.mktemp("serve") / "qformer", size="tiny")
+def qformer(shared_bundle: Callable[..., Bundle]) -> Bundle:
+    return shared_bundle("qformer", size="tiny")
 
 
 def blip_inputs(session: Session, image: int, queries: int, tokens: int, seed: int) -> Arrays:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import crossfuse
 from crossfuse import FusionError, InputError, ModelSpec, runtime
+from crossfuse.core.ledger import LedgerRow
 from crossfuse.export.capture.census import census
 from crossfuse.export.fuse import fuse
 
@@ -99,13 +100,39 @@ def spec_of(module: nn.Module) -> ModelSpec:
     )
 
 
+class AllWays(nn.Module):
+    """All ways on the same inputs, an output each: one export instead of many."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(Block(way) for way in WAYS)
+
+    def forward(self, x: Tensor, y: Tensor, mask: Tensor) -> dict[str, Tensor]:
+        return {f"of_{i}": block(x, y, mask) for i, block in enumerate(self.blocks)}
+
+
+def check_way(way: str, row: LedgerRow) -> None:
+    assert (row.kind, row.captured) == ("cross", "sdpa"), way
+    kv_heads = {"grouped heads": 2, "headless": 1, "multi-query": 1}.get(way, HEADS)
+    assert row.kv_num_heads == kv_heads, way
+    assert all(row.fused.values()), way
+
+
+def test_sdpa_is_captured(tmp_path: Path) -> None:
+    bundle = crossfuse.export(spec_of(AllWays()), tmp_path / "b", ["ort-cpu"])
+    rows = {row.site: row for row in bundle.ledger}
+    assert set(rows) == {f"attention.blocks.{i}" for i in range(len(WAYS))}
+    for i, way in enumerate(WAYS):
+        check_way(way, rows[f"attention.blocks.{i}"])
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
-def test_sdpa_is_captured(tmp_path: Path, way: str) -> None:
+def test_one_sdpa_is_captured(tmp_path: Path, way: str) -> None:
     bundle = crossfuse.export(spec_of(Block(way)), tmp_path / "b", ["ort-cpu"])
     (row,) = bundle.ledger
-    assert (row.site, row.kind, row.captured) == ("attention", "cross", "sdpa")
-    assert row.kv_num_heads == {"grouped heads": 2, "headless": 1, "multi-query": 1}.get(way, HEADS)
-    assert all(row.fused.values())
+    assert row.site == "attention"
+    check_way(way, row)
 
 
 class TorchAttention(nn.Module):

@@ -162,11 +162,9 @@ def test_a_dead_replica_is_asked_again_once(bundle: Bundle) -> None:
     assert "died" in found.json["error"]
 
 
-def test_requests_go_home(zoo_bundle: Callable[[str], Bundle], tmp_path: Any) -> None:
+def test_requests_go_home(shared_bundle: Callable[..., Bundle]) -> None:
     """By the id that a client gave, else by the content of the context inputs."""
-    import crossfuse
-
-    bundle = crossfuse.export("cross_modal_attention", tmp_path / "split", size="tiny")
+    bundle = shared_bundle("cross_modal_attention", size="tiny")
     ingress, handle = ingress_of(bundle, echoed)
     context = {"b": np.ones((1, 2, 24), np.float32), "b_mask": np.ones((1, 2), np.int64)}
     for parameters in ({}, {}, {"context_id": "cat"}):

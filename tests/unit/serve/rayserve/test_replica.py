@@ -70,11 +70,9 @@ def test_answers_and_statuses(
 
 
 def test_a_context_that_is_not_kept_is_not_found(
-    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+    shared_bundle: Callable[..., Bundle], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import crossfuse
-
-    bundle = crossfuse.export(NAME, tmp_path / "split", size="tiny")
+    bundle = shared_bundle(NAME, size="tiny")
     options = ServeOptions(str(bundle.path), "m")
     a = zoo_spec(NAME, "tiny").inputs["a"].numpy()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import shutil
 import subprocess
 import sys
 import threading
@@ -290,8 +291,14 @@ def check_bundle(bundle: Bundle, sites: int) -> None:
 
 @pytest.mark.parametrize("size", ["tiny", pytest.param("published", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", list(ZOO))
-def test_zoo_engines(name: str, size: str, tmp_path: Path) -> None:
-    bundle = crossfuse.export(name, tmp_path / "bundle", ["ort-cpu"], size=size)
+def test_zoo_engines(
+    name: str, size: str, shared_bundle: Callable[..., Bundle], tmp_path: Path
+) -> None:
+    if size == "tiny":
+        shared = shared_bundle(name, size=size).path
+        bundle = open_bundle(shutil.copytree(shared, tmp_path / "bundle"))
+    else:
+        bundle = crossfuse.export(name, tmp_path / "bundle", ["ort-cpu"], size=size)
     for precision in ("fp16", "bf16"):
         built = crossfuse.build(bundle.path, **BUILD, precision=precision)  # type: ignore[arg-type]
         check_bundle(built, len(bundle.ledger))
@@ -299,8 +306,6 @@ def test_zoo_engines(name: str, size: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["qformer", "dalle"])
 def test_whole_zoo_engines(name: str, zoo_bundle: Callable[[str], Bundle], tmp_path: Path) -> None:
-    import shutil
-
     path = shutil.copytree(zoo_bundle(name).path, tmp_path / "bundle")
     check_bundle(crossfuse.build(path, **BUILD, precision="fp16"), len(zoo_bundle(name).ledger))  # type: ignore[arg-type]
 
@@ -340,8 +345,6 @@ def test_masks_are_additive_and_cost_no_scattering(
 @pytest.mark.parametrize("sm", SMS)
 def test_one_gpu_at_a_time(sm: str, zoo_bundle: Callable[[str], Bundle], tmp_path: Path) -> None:
     """The layers of an engine for one GPU are the same as those of an engine for several."""
-    import shutil
-
     path = shutil.copytree(zoo_bundle("qformer").path, tmp_path / "bundle")
     built = crossfuse.build(path, "tensorrt-rtx", compute_capabilities=[sm], precision="fp16")
     assert all(is_fused(row.fused["tensorrt-rtx"]) for row in built.ledger)
