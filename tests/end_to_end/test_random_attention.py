@@ -338,7 +338,7 @@ def check(seed: int, count: int, folder: Path) -> None:
 
 
 def test_random_attention(tmp_path: Path) -> None:
-    check(1000, 3, tmp_path)
+    check(1000, 2, tmp_path)
 
 
 @pytest.mark.slow
