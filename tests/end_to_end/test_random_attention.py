@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 import crossfuse
 from crossfuse import ModelSpec, runtime
+from crossfuse.core.ledger import LedgerRow
 
 ROOT = Path(__file__).parents[2]
 WIDTH, HEADS, GROUPS, TIMES, LONGEST = 16, 4, 2, 3, 24
@@ -88,10 +89,12 @@ def chosen(rng: random.Random) -> Case:
     refused = rng.choice(list(REFUSED)) if rng.random() < 0.12 else None
     if refused == "heads mixed" and "h" not in order:
         refused = "tanh"
+    place, softmax = rng.choice(PLACES), rng.choice(SOFTMAXES)
+    if softmax == "logsumexp" and place == "fill low":
+        place = "fill small"  # beside the lowest number a logarithm is nothing
     return Case(
-        *(batch, layout, product, order, mask, rng.choice(PLACES), rng.choice(SCALES)),
-        *(rng.choice(SOFTMAXES), rng.choice(GUARDS), rng.choice(GATES), rng.random() < 0.3),
-        refused,
+        *(batch, layout, product, order, mask, place, rng.choice(SCALES), softmax),
+        *(rng.choice(GUARDS), rng.choice(GATES), rng.random() < 0.3, refused),
     )
 
 
@@ -125,7 +128,7 @@ class Attention(nn.Module):
         weights = self.guarded(self.weights(scores), attended)
         out = self.product_with_values(self.gated(weights, query, mask), self.split(value, "s"))
         if case.refused == "used twice":
-            out = out + weights.amax()
+            out = out + weights.mean()
         return out.flatten(out.ndim - 1 - len(case.heads))
 
     def split(self, t: Tensor, length: str) -> tuple[str, Tensor]:
@@ -276,11 +279,11 @@ class Several(nn.Module):
 
 
 def inputs(batch: int, rows: int, keys: int, seed: int) -> dict[str, Tensor]:
-    """The last of several samples has no key at all; the others have the first."""
+    """The last of three samples has no key at all; all others have the first."""
     generator = torch.Generator().manual_seed(seed)
     mask = (torch.rand(batch, keys, generator=generator) > 0.4).long()
     mask[:, 0] = 1
-    if batch > 1:
+    if batch > 2:
         mask[-1] = 0
     return {
         "x": torch.randn(batch, rows, WIDTH, generator=generator),
@@ -296,15 +299,15 @@ DYNAMIC = {
 }
 
 
-def check(seed: int, folder: Path) -> None:
+def check(seed: int, count: int, folder: Path) -> None:
     """One module of several cases."""
     rng = random.Random(seed)
-    cases = [chosen(rng) for _ in range(PER_MODULE)]
+    cases = [chosen(rng) for _ in range(count)]
     torch.manual_seed(seed)
     module = Several(cases).eval()
     spec = ModelSpec(module, inputs(2, 3, 5, seed), DYNAMIC)
     bundle = crossfuse.export(spec, folder / "b", ["ort-cpu"], allow_unfused=True)
-    rows = {f"n{i}": [] for i in range(PER_MODULE)}
+    rows: dict[str, list[LedgerRow]] = {f"n{i}": [] for i in range(count)}
     for row in bundle.ledger:
         rows[re.split(r"\W", row.site)[0]].append(row)
     for case, found in zip(cases, rows.values(), strict=True):
@@ -322,9 +325,7 @@ def check(seed: int, folder: Path) -> None:
             given = inputs(*sizes, seed=seed + 1)
             got = session.run(**{name: t.numpy() for name, t in given.items()})
             with torch.no_grad():
-                truth = wide(
-                    **{n: t.double() if t.is_floating_point() else t for n, t in given.items()}
-                )
+                truth = wide(given["x"].double(), given["y"].double(), given["mask"])
             for case, (name, expected) in zip(cases, truth.items(), strict=True):
                 defined = ~expected.isnan().numpy()
                 np.testing.assert_allclose(
@@ -336,12 +337,17 @@ def check(seed: int, folder: Path) -> None:
                 )
 
 
-@pytest.mark.parametrize("seed", range(1))
-def test_random_attention(seed: int, tmp_path: Path) -> None:
-    check(seed, tmp_path)
+def test_random_attention(tmp_path: Path) -> None:
+    check(1000, 2, tmp_path)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(1, 30))
+@pytest.mark.parametrize("seed", range(30))
 def test_more_random_attention(seed: int, tmp_path: Path) -> None:
-    check(seed, tmp_path)
+    check(seed, PER_MODULE, tmp_path)
+
+
+def test_reasons_are_documented() -> None:
+    page = (ROOT / "docs/concepts/ledger.md").read_text()
+    missing = [how for how, reason in REFUSED.items() if not re.search(reason, page)]
+    assert missing == []

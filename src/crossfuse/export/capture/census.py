@@ -100,7 +100,9 @@ class _Scores:
 
     @property
     def has_softmax(self) -> bool:
-        return any("softmax" in step for step in self.steps)
+        """One of PyTorch's, or exponentials and their sum."""
+        written = {"exp", "sum"} <= {*self.steps} or {"exp", "logsumexp"} <= {*self.steps}
+        return written or any("softmax" in step for step in self.steps)
 
 
 @without_fast_paths()

@@ -117,11 +117,13 @@ class _RowsAndKeys(NamedTuple):
 
 
 class _SecondProduct(NamedTuple):
-    """The product of probabilities and values: the values, the factors of their size, and the axes
-    of the result."""
+    """The product of probabilities and values: the values, the factors of their size, those of the
+    batch and of the query rows, and the axes of the result."""
 
     value: FactoredValue
     value_size: Axis
+    batch: Axis
+    rows: Axis
     axes: Axes
 
 
@@ -152,11 +154,11 @@ def match_attention(chain: SoftmaxChain) -> AttentionMatch:
             axes, gate = pass_gate(link, axes)
             gates += [gate] if gate is not None else []
         between.append(FactoredValue(link.node.outputs[0], axes))
-    second = _second_product(chain.values, axes, rows.own, weighed)
+    second = _second_product(chain.values, axes, product.batch, rows.own, weighed)
     if sink is not None:
         require_no_gate(sink, [gate.operand for gate in gates])
     require_hiding_fills(scores.terms if sink is None else (*scores.terms, *sink.terms))
-    placed = place_gates(scores.terms, gates, rows.own, keys.own)
+    placed = place_gates(scores.terms, gates, second.rows, keys.own)
     _require_constant_along(keys.own, scores.multipliers)
     rows_by_keys = (size_of(rows.own).dim, size_of(keys.own).dim)
     _log.debug("%s is an attention of %s rows over %s keys", chain.softmax.name, *rows_by_keys)
@@ -164,8 +166,8 @@ def match_attention(chain: SoftmaxChain) -> AttentionMatch:
         query=rows.operand,
         key=keys.operand,
         value=second.value,
-        batch=factors(product.batch),
-        rows=factors(rows.own),
+        batch=second.batch,
+        rows=second.rows,
         keys=factors(keys.own),
         size=factors(product.size),
         value_size=factors(second.value_size),
@@ -229,32 +231,42 @@ def _softmax_axis(node: ir.Node, axes: Axes) -> Axis:
 
 def _rows_and_keys(product: _FirstProduct, softmax: Axis) -> _RowsAndKeys:
     """The side that the softmax runs over are the keys."""
-    if softmax == factors(product.right.own):
+    if set(softmax) == set(factors(product.right.own)):
         return _RowsAndKeys(product.left, product.right)
-    if softmax == factors(product.left.own):
+    if set(softmax) == set(factors(product.left.own)):
         return _RowsAndKeys(product.right, product.left)
     raise Mismatch("its softmax is over another axis than the keys'")
 
 
-def _second_product(link: ChainNode, axes: Axes, rows: Axis, keys: Axis) -> _SecondProduct:
-    """Read the product of the probabilities, which have these axes, with the values."""
+def _second_product(
+    link: ChainNode, axes: Axes, batch: Axis, rows: Axis, keys: Axis
+) -> _SecondProduct:
+    """Read the product of the probabilities, which have these axes, with the values.
+
+    ``batch`` and ``rows`` are the first product's. What keys lack may be on either: heads of
+    queries that share one head of keys are rows to one product and batch to the other.
+    """
     values = _with_axes(link.node.inputs[1 - link.operand])
     on_left = link.operand == 0
     contracted, kept = (axes[-1], axes[-2]) if on_left else (axes[-2], axes[-1])
-    if factors(contracted) != factors(keys):
+    if set(factors(contracted)) != set(factors(keys)):
         raise Mismatch(
             "its softmax is over another axis than the one that the product with the values sums "
             "over"
         )
-    if factors(kept) != factors(rows):
+    of_both = [factor for factor in factors(rows) if factor in factors(kept)]
+    if not of_both and factors(rows):
         raise Mismatch("its query rows can't be told from its batch")
-    batch = _batch_of_scores(axes, values.axes)
+    of_values = [factor for factor in factors(rows) if factor not in of_both]
+    common = _batch_of_scores(axes, values.axes)
     size = values.axes[-1 if on_left else -2]
     own = (contracted, size) if on_left else (size, contracted)
     return _SecondProduct(
-        FactoredValue(values.value, (*_shared(values.axes, batch), *own)),
+        FactoredValue(values.value, (*_shared(values.axes, common), *own)),
         size,
-        (*batch, *((kept, size) if on_left else (size, kept))),
+        (*factors(batch), *of_values),
+        tuple(of_both),
+        (*common, *((kept, size) if on_left else (size, kept))),
     )
 
 

@@ -27,6 +27,9 @@ _REGROUPING = frozenset({"Reshape", "Flatten"})
 _ALIGNED = frozenset({"Unsqueeze", "Transpose"})
 """Layout operators that do to both sides of ``Or`` what they do to the result."""
 
+_NARROW = (ir.DataType.INT8, ir.DataType.UINT8, ir.DataType.INT16, ir.DataType.UINT16)
+"""Types in which a number that is not zero may become zero."""
+
 _HIDES = -1e3
 """A bias that is at least this low hides."""
 
@@ -86,7 +89,9 @@ def _is_transparent(node: ir.Node) -> bool:
         source = node.inputs[0]
         to = ir.DataType(node.attributes["to"].as_int())
         kind = None if source is None else source.dtype
-        return kind is not None and (to == ir.DataType.BOOL or not kind.is_floating_point())
+        if kind is None or to in _NARROW:
+            return kind == ir.DataType.BOOL
+        return to == ir.DataType.BOOL or not kind.is_floating_point()
     return node.op_type in ("Identity", "Expand")
 
 

@@ -12,12 +12,14 @@ Rules:
    is 0, or at least 1, as behind a maximum that is subtracted and masks that ``x`` has as well.
 6. What replaces infinite probabilities (``nan_to_num``) falls away behind a softmax.
 
-It must not fire where weights differ from their sum's; where a number is added to a sum that may be
+It must not fire where the scores hold fills so low that the logarithm of a sum is nothing beside
+them; where weights differ from their sum's; where a number is added to a sum that may be
 as small; or on values that depend on no input.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -39,9 +41,13 @@ from crossfuse.export.matching.written_softmax import (
 )
 from crossfuse.export.passes.base import FusionPass, FusionResult
 from crossfuse.graph.builder import GraphBuilder
+from crossfuse.graph.magnitudes import magnitudes_behind
 from crossfuse.graph.op_classes import is_onnx
 
 __all__ = ["UnifySoftmaxesPass"]
+
+_ABSORBS = 1e10
+"""A number beside which a logarithm loses digits that count, in float64 too."""
 
 
 class UnifySoftmaxesPass(FusionPass):
@@ -102,9 +108,15 @@ def _exponential_of_logarithm(node: ir.Node) -> bool:
     if logarithm.op_type != "Sub":
         return False
     total = reduction_of(logarithm.inputs[1], "ReduceLogSumExp")
-    if total is None or not same_value(total.of, scores):
+    if total is None or not same_value(total.of, scores) or _may_absorb(scores):
         return False
     return _write(node, scores, (), total.axis)
+
+
+def _may_absorb(scores: ir.Value) -> bool:
+    """Whether a row of fills may be so low that the logarithm of its sum is nothing beside it."""
+    behind = magnitudes_behind(scores)
+    return behind.outside or any(_ABSORBS <= n < math.inf for n in behind.largest)
 
 
 def _quotient(node: ir.Node, above: ir.Value | None, below: ir.Value | None) -> bool:

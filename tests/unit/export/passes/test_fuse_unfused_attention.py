@@ -314,13 +314,6 @@ def written_softmax(m, q, k, v, mask):
     return merged(weights / weights.sum(-1, keepdim=True) @ heads(v))
 
 
-@form
-def einsum_with_ellipsis(m, q, k, v, mask):
-    q, k, v = heads(-q), heads(k), heads(v)
-    weights = torch.einsum("...id,...jd->...ij", q, k).div(2).softmax(-1)
-    return merged(torch.einsum("...ij,...jd->...id", weights, v))
-
-
 SITES = {"one_probability_two_values": 2, "shared_scores": 2}
 KV_HEADS = {"grouped_queries": 2, "repeated_heads": 2, "multi_query": 1, "one_head": 1}
 
@@ -492,22 +485,10 @@ def masked_by_row_after_the_softmax(m, q, k, v, mask):
     return merged(((heads(q) @ heads(k).mT / 2).softmax(-1) * causal) @ heads(v))
 
 
-@lookalike("are also used by|go through")
-def best_keys_alone(m, q, k, v, mask):
-    weights = (heads(q) @ heads(k).mT / 2).softmax(-1)
-    return merged((weights * (weights >= weights.amax(-1, keepdim=True))) @ heads(v))
-
-
 @lookalike("replaced by 0.001 where masked")
 def filled_with_a_number_after_the_softmax(m, q, k, v, mask):
     weights = (heads(q) @ heads(k).mT / 2).softmax(-1)
     return merged(weights.masked_fill(~mask[:, None, None, :], 1e-3) @ heads(v))
-
-
-@lookalike("not normalised by a softmax")
-def a_number_beside_the_sum(m, q, k, v, mask):
-    weights = (heads(q) @ heads(k).mT / 2).exp()
-    return merged((weights / (weights.sum(-1, keepdim=True) + 1)) @ heads(v))
 
 
 @lookalike("differs from key to key")

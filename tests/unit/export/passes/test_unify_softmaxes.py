@@ -42,6 +42,8 @@ def of_logarithms(g: Graph, x: str, m: str) -> str:
 
 
 def of_logsumexp(g: Graph, x: str, m: str) -> str:
+    """Scores that are made here: those from outside may be as low as absorbs a logarithm."""
+    x = g.op("Tanh", x)
     return g.op("Exp", g.op("Sub", x, total(g, x, "ReduceLogSumExp")))
 
 
@@ -107,6 +109,16 @@ def test_probabilities_are_not_infinite() -> None:
     assert set(counts(model)) <= {"Softmax", "IsNaN", "Where", "Identity"}
 
 
+def logsumexp_of_an_input(g: Graph, x: str, m: str) -> str:
+    return g.op("Exp", g.op("Sub", x, total(g, x, "ReduceLogSumExp")))
+
+
+def logsumexp_of_low_fills(g: Graph, x: str, m: str) -> str:
+    """Rows of fills weigh 1 each: log(n) is nothing beside the lowest number."""
+    filled = g.op("Where", m, g.op("Tanh", x), g.weight(-3.4e38))
+    return g.op("Exp", g.op("Sub", filled, total(g, filled, "ReduceLogSumExp")))
+
+
 def weights_of_another_sum(g: Graph, x: str, m: str) -> str:
     return g.op("Div", g.op("Exp", x), total(g, g.op("Exp", g.op("Neg", x))))
 
@@ -132,7 +144,10 @@ def power(g: Graph, x: str, m: str) -> str:
 
 @pytest.mark.parametrize(
     "form",
-    [weights_of_another_sum, number_beside_the_sum, relu, exponential, power],
+    [
+        *(weights_of_another_sum, number_beside_the_sum, relu, exponential, power),
+        *(logsumexp_of_an_input, logsumexp_of_low_fills),
+    ],
     ids=lambda f: f.__name__,
 )
 def test_what_is_no_softmax_stays(form: Form) -> None:
