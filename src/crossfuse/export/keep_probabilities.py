@@ -44,8 +44,8 @@ def kept_probabilities(spec: ModelSpec, sightings: Sequence[Sighting]) -> KeptPr
     """Find what the spec asks for among the attentions that the census saw.
 
     Raises:
-        InputError: a site that doesn't exist, heads that can't be chosen, or an ONNX file that does
-            not have the probabilities as an output.
+        InputError: a site that doesn't exist, heads that can't be chosen, an ONNX file that does
+            not have the probabilities as an output, or a model that is to decode token by token.
     """
     if not spec.keep_probabilities:
         return KeptProbabilities(spec)
@@ -71,9 +71,21 @@ def kept_probabilities(spec: ModelSpec, sightings: Sequence[Sighting]) -> KeptPr
             got=", ".join(added),
             do="Give the file an output of them, or export the PyTorch module",
         )
+    spec = _without_steps(spec)
     if added:
         spec = replace(spec, module=recording(spec.module, added))
     return KeptProbabilities(spec, tuple(asked), tuple(dict.fromkeys(modules)))
+
+
+def _without_steps(spec: ModelSpec) -> ModelSpec:
+    """The model without its stage for single tokens, which gives one row of each output."""
+    if spec.decode is not None and not spec.decode_where_possible:
+        raise InputError(
+            "a model that decodes token by token can't keep probabilities",
+            got=spec.decode,
+            do="Leave decode out: the query stage then gives them for whole sequences",
+        )
+    return replace(spec, decode=None, decode_where_possible=False)
 
 
 def with_probabilities(spec: ModelSpec) -> ModelSpec:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -98,8 +99,18 @@ def test_sites_are_told_apart() -> None:
     spec = spec_of(Attention(None, written=False), "attn#2")
     kept = kept_probabilities(spec, sightings)
     assert (kept.sites, kept.modules) == (("attn#2",), ("attn",))
-    assert kept.spec is spec, "the model gives them by itself"
+    assert kept.spec.module is spec.module, "the model gives them by itself"
     assert kept_probabilities(spec_of(Attention(None, written=False)), sightings).sites == ()
+
+
+def test_no_token_by_token() -> None:
+    """Where that was asked for it is an error, else it is left out."""
+    sightings = [Sighting("attn", "sdpa")]
+    spec = replace(spec_of(Attention(None, written=False), "attn"), decode="mask")
+    with pytest.raises(InputError, match="decodes token by token can't keep probabilities"):
+        kept_probabilities(spec, sightings)
+    kept = kept_probabilities(replace(spec, decode_where_possible=True), sightings)
+    assert kept.spec.decode is None
 
 
 def test_a_further_output() -> None:
