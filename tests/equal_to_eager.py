@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from crossfuse import runtime
-from crossfuse.export.capture.trace import named_outputs
+from crossfuse.spec.results import named_outputs
 
 
 def worst_errors(
@@ -24,7 +24,7 @@ def worst_errors(
         for inputs in points:
             wide = {n: t.double() if t.is_floating_point() else t for n, t in inputs.items()}
             with torch.no_grad():
-                expected = named_outputs(truth(**wide))
+                expected = named_outputs(truth(**wide), ())
             got = session.run({name: tensor.numpy() for name, tensor in inputs.items()})
             for name, tensor in expected.items():
                 assert got[name].shape == tuple(tensor.shape)

@@ -16,7 +16,6 @@ import crossfuse
 from conftest import TARGETS
 from crossfuse import runtime
 from crossfuse.bundle.store import Bundle
-from crossfuse.export.capture.trace import named_outputs
 from crossfuse.models.registry import zoo_spec
 
 TINY = {
@@ -95,7 +94,7 @@ def test_session_equals_eager_on_new_inputs(zoo_bundle: Callable[[str], Bundle],
     sizes = {dim: min(n + 3, spec.dims[dim].max or n + 3) for dim, n in spec.example_sizes.items()}
     inputs = spec.sample(sizes, seed=99)
     with torch.no_grad():
-        expected = named_outputs(spec.module(**inputs))
+        expected = spec.outputs_of(spec.call(inputs))
     for target in ("onnx", "ort-cpu"):
         with runtime.load(zoo_bundle(name).path, target) as session:
             got = session.run(**{k: v.numpy() for k, v in inputs.items()})

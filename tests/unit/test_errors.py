@@ -147,16 +147,17 @@ def test_a_sampler_that_fails_is_named(tmp_path: Path) -> None:
 
 
 INPUTS: dict[str, tuple[Any, str]] = {
-    "dict": ({"a": torch.zeros(2)}, "a dict"),
-    "list": ([torch.zeros(2)], "a list"),
-    "tuple": ((torch.zeros(2),), "a tuple"),
-    "bool": (True, r"a bool \(True\)"),
-    "float": (0.5, r"a float \(0.5\)"),
-    "int": (3, r"an int \(3\)"),
-    "none": (None, r"a NoneType \(None\)"),
-    "text": ("a cat", r"a str \('a cat'\)"),
+    "dict": ({"a": 3}, r"holds a tensor.*got features\.a = 3"),
+    "list": ([], "holds a tensor.*got empty containers"),
+    "bool": (True, "holds a tensor.*got features = True"),
+    "float": (0.5, "holds a tensor.*got features = 0.5"),
+    "int": (3, "holds a tensor.*got features = 3"),
+    "none": (None, "holds a tensor.*got features = None"),
+    "text": ("a cat", "holds a tensor.*got features = 'a cat'"),
+    "set": ({1, 2}, "a set"),
+    "generator": ((i for i in range(2)), "a generator"),
     "numpy": (np.zeros(2), "from_numpy"),
-    "numpy scalar": (np.float32(1), "a float32"),
+    "numpy scalar": (np.float32(1), "holds a tensor.*got features = 1.0"),
     "meta": (torch.zeros(2, device="meta"), "without values"),
     "sparse": (torch.eye(2).to_sparse(), "not dense"),
     "complex": (torch.zeros(2, dtype=torch.complex64), "complex64"),
@@ -288,9 +289,9 @@ def test_an_error_of_ours_in_a_factory_keeps_its_words_and_gets_the_line(tmp_pat
     file = tmp_path / "mine.py"
     file.write_text(
         "import crossfuse, torch\ndef make():\n    return crossfuse.ModelSpec(torch.nn.ReLU(), "
-        "{'x': [1]})\n"
+        "{'x': {1}})\n"
     )
-    with pytest.raises(InputError, match=r"inputs\['x'\]; .*mine.py, line 3.*: got a list"):
+    with pytest.raises(InputError, match=r"inputs\['x'\]; .*mine.py, line 3.*: got a set"):
         factory_spec(f"{file}:make")
 
 

@@ -175,6 +175,10 @@ def _fitted(spec: ModelSpec, manifest: Manifest, options: SourceOptions) -> Mode
     theirs, ours = f"inputs {', '.join(spec.inputs)}", f"inputs {', '.join(given)}"
     if set(given) != set(spec.inputs):
         raise InputError(_OTHER, got=theirs, expected=ours, do=_SAME)
+    fixed = manifest.source.get("constants") or {}
+    if spec.arguments.plain_constants() != fixed:
+        got = repr(spec.arguments.plain_constants())
+        raise InputError(_OTHER, got=got, expected=repr(dict(fixed)), do=_SAME)
     axes: dict[str, dict[int, str | Dim]] = {}
     for name, tensor in given.items():
         shape = tuple(spec.inputs[name].shape)

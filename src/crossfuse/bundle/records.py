@@ -40,6 +40,8 @@ class SourceRecord:
         keep_probabilities: attentions whose probabilities the export was told to keep.
         missing_weights: that the checkpoint lacks, or has in another shape: they are random.
         left_over_weights: tensors of the checkpoint that the model has no place for.
+        constants: arguments of the model that are no tensors, and part of what was exported.
+        renamed_outputs: outputs that the model calls as one of its inputs → their names here.
     """
 
     kind: str | None = None
@@ -55,6 +57,8 @@ class SourceRecord:
     keep_probabilities: tuple[str, ...] | None = None
     missing_weights: tuple[str, ...] | None = None
     left_over_weights: tuple[str, ...] | None = None
+    constants: Mapping[str, Any] | None = None
+    renamed_outputs: Mapping[str, str] | None = None
 
 
 @dataclass(frozen=True)

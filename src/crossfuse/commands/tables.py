@@ -169,7 +169,7 @@ def show_boundary(output: Output, bundle: Bundle) -> None:
 
 
 def _asked(manifest: Manifest) -> list[str]:
-    """What the export was told beside its source, in lines."""
+    """What the export was told beside its source, and what it made of the boundary, in lines."""
     source = manifest.source
     axes = [
         f"{name}:{axis}={dim}"
@@ -182,7 +182,14 @@ def _asked(manifest: Manifest) -> list[str]:
         ("dropped outputs", source.get("drop_outputs", ())),
         ("probabilities of", source.get("keep_probabilities", ())),
     )
-    return [f"exported with {what} {', '.join(names)}" for what, names in parts if names]
+    lines = [f"exported with {what} {', '.join(names)}" for what, names in parts if names]
+    fixed = [f"{name} = {value!r}" for name, value in (source.get("constants") or {}).items()]
+    if fixed:
+        lines.append(f"part of what was exported: {', '.join(fixed)}")
+    renamed = [f"{own} as {name}" for own, name in (source.get("renamed_outputs") or {}).items()]
+    if renamed:
+        lines.append(f"outputs that have an input's name in the model: {', '.join(renamed)}")
+    return lines
 
 
 def _show_files(output: Output, manifest: Manifest) -> None:

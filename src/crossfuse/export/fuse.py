@@ -15,13 +15,12 @@ import torch
 from crossfuse.core.foreign import blaming
 from crossfuse.core.ledger import Ledger
 from crossfuse.core.tensors import TensorSpec
-from crossfuse.errors import Advice, InputError, Said
 from crossfuse.export.capture.census import Sighting, census
 from crossfuse.export.capture.fast_paths import without_fast_paths
 from crossfuse.export.capture.indices import index_ranges, note_ranges
 from crossfuse.export.capture.onnx_census import graph_census, nested_attentions
 from crossfuse.export.capture.to_onnx import program_to_onnx
-from crossfuse.export.capture.trace import capture, named_outputs
+from crossfuse.export.capture.trace import capture
 from crossfuse.export.keep_probabilities import KeptProbabilities, kept_probabilities
 from crossfuse.export.ledger_rows import open_ledger
 from crossfuse.export.passes.absorb_scales import AbsorbScalesPass
@@ -54,6 +53,7 @@ from crossfuse.export.sources.onnx_file.load import OnnxModule, load_onnx
 from crossfuse.graph.shapes import boundary
 from crossfuse.spec.checks import check_tensors
 from crossfuse.spec.model_spec import ModelSpec
+from crossfuse.spec.results import distinct_names, told_of
 
 __all__ = ["PROGRAM_PASSES", "FusedGraph", "fuse", "fusion_passes"]
 
@@ -67,7 +67,6 @@ PROGRAM_PASSES: tuple[ProgramPass, ...] = (
 )
 """What runs on the exported program of a module, before it becomes a graph."""
 
-_DROP = Said("--drop-output NAME", "drop_outputs=[NAME]")
 _RUN = "Make the module run in PyTorch first: module(**inputs)"
 _WATCH = (
     "Call F.scaled_dot_product_attention or crossfuse's fused_attention instead of the "
@@ -116,7 +115,6 @@ def fuse(spec: ModelSpec, progress: Progress = lambda _: None) -> FusedGraph:
     )
     spec, model = source.kept.spec, source.model
     outputs = tuple(spec.kept(dict.fromkeys(source.outputs)))
-    _require_other_names(model.graph.inputs, outputs)
     progress("fusing")
     passes = fusion_passes(source.outputs, outputs, source.kept.modules)
     fused = run_passes(model, PASSES.placed(passes))
@@ -128,16 +126,6 @@ def fuse(spec: ModelSpec, progress: Progress = lambda _: None) -> FusedGraph:
     return FusedGraph(
         spec, model, ledger, boundary(model.graph.inputs), boundary(model.graph.outputs)
     )
-
-
-def _require_other_names(inputs: Sequence[ir.Value], outputs: Sequence[str]) -> None:
-    shared = sorted({value.name or "" for value in inputs} & set(outputs))
-    if shared:
-        raise InputError(
-            "an output of the model has the name of an input, and a graph has each name once",
-            got=", ".join(shared),
-            do=Advice("Call it otherwise, or leave it out: {}", _DROP),
-        )
 
 
 def fusion_passes(
@@ -197,14 +185,16 @@ def _trace(spec: ModelSpec, progress: Progress) -> _Source:
         blaming("the eager model fails on inputs like its examples:", where=where, do=_RUN),
         torch.no_grad(),
     ):
-        outputs = tuple(named_outputs(spec.module(**inputs)))
+        result = spec.call(inputs)
+        spec = replace(spec, about={**spec.about, **told_of(spec, result)})
+        outputs = tuple(spec.outputs_of(result))
     with blaming("the model runs, but its operators can't be watched:", where=spec.name, do=_WATCH):
-        sightings = census(spec.module, inputs)
+        sightings = census(spec.module, inputs, spec.arguments)
     kept = kept_probabilities(spec, sightings)
     if kept.spec is not spec:
         spec = kept.spec
         with torch.no_grad():
-            outputs = tuple(named_outputs(spec.module(**inputs)))
+            outputs = tuple(spec.outputs_of(spec.call(inputs)))
     with spec.tracing(spec.module) as tracing:
         progress("tracing with torch.export")
         program, spec = capture(spec, defer_guards=tracing.defer_guards)
@@ -220,7 +210,8 @@ def _trace(spec: ModelSpec, progress: Progress) -> _Source:
 def _read(spec: ModelSpec, module: OnnxModule, progress: Progress) -> _Source:
     progress("reading the graph")
     model = load_onnx(module.path, spec.axes)
-    outputs = tuple(value.name or "" for value in model.graph.outputs)
+    # As the results of the file's module are called.
+    outputs = tuple(distinct_names([v.name or "" for v in model.graph.outputs], spec.inputs))
     nested = [
         Missed(path, f"it is inside the body of {body}, where no target fuses")
         for path, body in nested_attentions(model)

@@ -73,7 +73,7 @@ def kept_probabilities(spec: ModelSpec, sightings: Sequence[Sighting]) -> KeptPr
         )
     spec = _without_steps(spec)
     if added:
-        spec = replace(spec, module=recording(spec.module, added))
+        spec = replace(spec, module=recording(spec.module, added, spec.outputs_of))
     return KeptProbabilities(spec, tuple(asked), tuple(dict.fromkeys(modules)))
 
 
@@ -96,7 +96,8 @@ def with_probabilities(spec: ModelSpec) -> ModelSpec:
     """
     if not spec.keep_probabilities or isinstance(spec.module, OnnxModule):
         return spec
-    sightings = census(spec.module, spec.sample(spec.example_sizes, seed=0))
+    sample = spec.sample(spec.example_sizes, seed=0)
+    sightings = census(spec.module, sample, spec.arguments)
     return kept_probabilities(spec, sightings).spec
 
 

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from crossfuse.errors import InputError
 from crossfuse.export.capture.fast_paths import without_fast_paths
-from crossfuse.export.capture.trace import named_outputs
 from crossfuse.parity.eager_module import EagerModule, EagerResults
 from crossfuse.parity.half_precision import HALF_DTYPES, half_errors
 from crossfuse.parity.policy import believed_error, output_error
@@ -174,7 +173,7 @@ def _tables(spec: ModelSpec) -> dict[str, Table]:
     """What ids look up: as the spec says, or as one eager run shows."""
     try:
         with torch.no_grad(), without_fast_paths(), tables_seen(spec.module, spec.inputs) as tables:
-            spec.module(**spec.inputs)
+            spec.call(spec.inputs)
     except (
         RuntimeError,
         TypeError,
@@ -258,7 +257,7 @@ def _with_half(
             spec.module,
             precision,
             [(samples[i].whole, points[i].outputs) for i in some],
-            lambda out: spec.kept(named_outputs(out)),
+            spec.run,
         )
         for i, found in zip(some, measured, strict=True):
             errors[i][precision] = found

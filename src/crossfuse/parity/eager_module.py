@@ -23,7 +23,6 @@ from crossfuse.errors import Advice, CrossfuseError, InputError, Said
 from crossfuse.export.capture.copies import copied
 from crossfuse.export.capture.fast_paths import without_fast_paths
 from crossfuse.export.capture.half_sources import half_source
-from crossfuse.export.capture.trace import named_outputs
 from crossfuse.parity.wide_products import WideProducts
 from crossfuse.spec.model_spec import ModelSpec
 
@@ -84,7 +83,7 @@ class EagerModule:
         # Copies: a module may write into its inputs.
         given = {name: tensor.clone() for name, tensor in inputs.items()}
         with torch.no_grad():
-            return self.spec.kept(named_outputs(module(**given)))
+            return self.spec.run(given, module)
 
     def _checked(self, module: nn.Module, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         try:

@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from crossfuse.bundle.manifest import Manifest
 from crossfuse.core.npz import load_arrays
-from crossfuse.core.tensors import CONTEXTS, TensorSpec
+from crossfuse.core.tensors import CONTEXTS, TensorSpec, names_of
 from crossfuse.errors import BundleError, InputError
+from crossfuse.runtime.given_inputs import GivenInputs
 from crossfuse.runtime.input_checks import InputChecker
 
 __all__ = [
@@ -29,8 +29,8 @@ __all__ = [
 Inputs = str | Path | Mapping[str, Any]
 """A file, or arrays by name."""
 
-Given = tuple[str, dict[str, NDArray[Any]]]
-"""Where a set of inputs is from, and its arrays."""
+Given = tuple[str, dict[str, Any]]
+"""Where a set of inputs is from, and its arrays, or containers of them."""
 
 
 def read_given(inputs: Inputs | Sequence[Inputs] | None) -> list[Given]:
@@ -49,12 +49,7 @@ def read_given(inputs: Inputs | Sequence[Inputs] | None) -> list[Given]:
             found.append((str(one), load_arrays(Path(one))))
         elif isinstance(one, Mapping):
             where = "the inputs" if len(several) == 1 else f"inputs {i + 1}"
-            found.append(
-                (
-                    where,
-                    {str(name): _array(value, f"{where}, {name}") for name, value in one.items()},
-                )
-            )
+            found.append((where, {str(name): value for name, value in one.items()}))
         else:
             raise InputError(
                 "inputs can't be read",
@@ -66,24 +61,6 @@ def read_given(inputs: Inputs | Sequence[Inputs] | None) -> list[Given]:
             "there are no inputs to compare on", expected="paths of NPZ files, or arrays by name"
         )
     return found
-
-
-def _array(value: Any, where: str) -> NDArray[Any]:
-    if hasattr(value, "__dlpack__") and not isinstance(value, np.ndarray):
-        try:
-            value = np.from_dlpack(value)
-        except (BufferError, RuntimeError, TypeError, ValueError) as error:
-            raise InputError(
-                f"an input can't be read through DLPack: {error}", where=where
-            ) from error
-    if not isinstance(value, np.ndarray):
-        raise InputError(
-            "an input is not an array",
-            where=where,
-            got=type(value).__name__,
-            expected="a NumPy array",
-        )
-    return value
 
 
 def whole_boundary(manifest: Manifest) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
@@ -110,11 +87,13 @@ def check_given(given: Sequence[Given], manifest: Manifest) -> list[Given]:
     Raises:
         InputError: naming where the inputs are from, and the input.
     """
-    check = InputChecker(whole_boundary(manifest)[0], manifest.dims)
+    inputs = whole_boundary(manifest)[0]
+    check = InputChecker(inputs, manifest.dims)
+    flat = GivenInputs(names_of(inputs), manifest.source.get("constants") or {})
     found = []
     for where, arrays in given:
         try:
-            checked = check(arrays)
+            checked = check(flat(arrays, {}))
         except InputError as error:
             raise InputError(
                 error.what,

@@ -34,7 +34,7 @@ def half_errors(
     module: nn.Module,
     precision: str,
     points: Sequence[tuple[Mapping[str, Tensor], Outputs]],
-    outputs: Callable[[Any], Mapping[str, Tensor]],
+    run: Callable[[Mapping[str, Tensor], nn.Module], Mapping[str, Tensor]],
 ) -> list[dict[str, float]]:
     """Largest errors by output, one dict per point.
 
@@ -44,7 +44,7 @@ def half_errors(
         module: in fp32; left as it is.
         precision: ``fp16`` or ``bf16``.
         points: inputs, and the reference's outputs for them.
-        outputs: names what the module returns.
+        run: gives a module's outputs for inputs, by name.
     """
     dtype = HALF_DTYPES[precision]
     try:
@@ -61,7 +61,7 @@ def half_errors(
         given = {name: t.to(dtype) if t.is_floating_point() else t for name, t in inputs.items()}
         try:
             with torch.no_grad(), mode:
-                got = outputs(half(**given))
+                got = run(given, half)
         except Exception:  # noqa: BLE001 -- the user's code, which may refuse half precision in any way
             return [{} for _ in points]
         errors = {name: output_error(_numpy(got[name]), truth[name]) for name in truth}

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from crossfuse.export.capture.module_paths import module_stack
-from crossfuse.export.capture.trace import named_outputs
 from crossfuse.parity.draws import LOW, Draw, DrawWatch, Force, Generators, bytes_of
 from crossfuse.spec.model_spec import ModelSpec
 
@@ -72,7 +71,7 @@ def run_seeded(spec: ModelSpec, start: Before, seeds: Seeds, force: Force | None
     with torch.no_grad(), module_stack(spec.module) as stack:
         watch = DrawWatch(stack, start.generators, force)
         with watch if start.watched else contextlib.nullcontext():
-            outputs = spec.kept(named_outputs(spec.module(**inputs)))
+            outputs = spec.run(inputs)
     made.draws = watch.draws
     made.outputs = {name: tensor.detach().clone() for name, tensor in outputs.items()}
     made.others = {name: (state != before[name], state) for name, state in _other_states().items()}

@@ -136,8 +136,6 @@ class Baselines:
     def _module(self, inputs: Arrays, prepared: Callable[[Any], Any]) -> Run:
         import torch
 
-        from crossfuse.export.capture.trace import named_outputs
-
         device = (
             torch.device("cpu")
             if self._device == "cpu"
@@ -153,10 +151,9 @@ class Baselines:
 
         def run() -> Arrays:
             with torch.inference_mode():
-                outputs = self._spec.kept(
-                    named_outputs(module(**{name: t.to(device) for name, t in given.items()}))
-                )
-            return {name: tensor.cpu().numpy() for name, tensor in outputs.items()}
+                moved = {name: t.to(device) for name, t in given.items()}
+                outputs = self._spec.run(moved, module)
+            return {name: tensor.detach().cpu().numpy() for name, tensor in outputs.items()}
 
         return run
 
@@ -267,13 +264,15 @@ class Baselines:
 def _export_plainly(spec: ModelSpec, inputs: Arrays, path: Path) -> list[str]:
     import torch
 
-    from crossfuse.export.capture.trace import named_outputs
+    from crossfuse.export.capture.flat_boundary import flat_boundary
     from crossfuse.ops.torch_op import compute
 
     given = {name: torch.from_numpy(np.array(array)) for name, array in inputs.items()}
     with torch.inference_mode():
-        names = list(named_outputs(spec.module(**given)))
-    program = torch.export.export(spec.module, (), given)
+        names = list(spec.outputs_of(spec.call(given)))
+    with flat_boundary(spec) as parameters:
+        keywords = {parameters[name]: tensor for name, tensor in given.items()}
+        program = torch.export.export(spec.module, (), keywords)
     table = torch.export.default_decompositions()
     table[torch.ops.crossfuse.fused_attention.default] = compute
     program = program.run_decompositions(table)
@@ -281,10 +280,11 @@ def _export_plainly(spec: ModelSpec, inputs: Arrays, path: Path) -> list[str]:
         program,
         (),
         path,
-        kwargs=given,
+        kwargs=keywords,
         dynamo=True,
         opset_version=_OPSET,
         verbose=False,
+        input_names=list(parameters),
         output_names=names,
     )
     return names

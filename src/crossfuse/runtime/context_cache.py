@@ -16,7 +16,6 @@ import numpy as np
 from crossfuse.core.foreign import cause_of
 from crossfuse.errors import InputError
 from crossfuse.runtime.context import Context
-from crossfuse.runtime.input_checks import given_by_name
 
 if TYPE_CHECKING:
     from crossfuse.runtime.session import Session
@@ -62,7 +61,7 @@ class ContextCache:
         Raises:
             InputError: as :meth:`Session.encode`.
         """
-        given = given_by_name(inputs, named)
+        given = self.session.given(inputs, named)
         return self.encode_as(content_key(given), given)
 
     def find(self, key: bytes) -> Context | None:
@@ -139,9 +138,8 @@ def content_key(inputs: Mapping[str, Any]) -> bytes:
     for name in sorted(inputs):
         value = inputs[name]
         try:
-            array = np.ascontiguousarray(
-                value if isinstance(value, np.ndarray) else np.from_dlpack(value)
-            )
+            known = isinstance(value, np.ndarray | np.generic | bool | int | float)
+            array = np.ascontiguousarray(value if known else np.from_dlpack(value))
         except Exception as error:  # another library's code
             raise InputError(
                 f"a cached context's inputs must be in host memory: {cause_of(error)}", where=name

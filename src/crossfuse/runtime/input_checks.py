@@ -24,7 +24,6 @@ __all__ = [
     "InputChecker",
     "any_on_device",
     "check_indices",
-    "given_by_name",
     "ids_of",
     "is_on_device",
     "positions_of",
@@ -53,31 +52,6 @@ def is_on_device(value: object) -> bool:
 def any_on_device(inputs: Mapping[str, Any]) -> bool:
     """Some input is an array that is not in host memory."""
     return any(type(value) is not np.ndarray and is_on_device(value) for value in inputs.values())
-
-
-def given_by_name(inputs: object, named: dict[str, Any]) -> Mapping[str, Any]:
-    """A call's inputs: its one mapping, or its keywords.
-
-    Raises:
-        InputError: both, or something else than a mapping.
-    """
-    if inputs is None:
-        return named
-    if not isinstance(inputs, Mapping):
-        got = type(inputs).__name__
-        raise InputError(
-            "inputs are given by name",
-            got=got,
-            expected="keywords, or one mapping from names to arrays",
-        )
-    if named:
-        raise InputError(
-            "inputs are given twice, in a mapping and as keywords",
-            got=", ".join(named),
-            do="Put all of them into the mapping",
-        )
-    # Another mapping may make its values anew at each access.
-    return inputs if type(inputs) is dict else dict(inputs)
 
 
 class _Axis(NamedTuple):
@@ -268,6 +242,11 @@ def check_indices(spec: TensorSpec, array: NDArray[Any]) -> None:
 def _as_array(spec: TensorSpec, value: object) -> NDArray[Any]:
     if isinstance(value, np.ndarray):
         return np.asarray(value)
+    if not spec.shape and isinstance(value, bool | int | float | np.generic):
+        number = np.asarray(value)
+        if np.can_cast(number.dtype, spec.dtype, "same_kind"):
+            return number.astype(spec.dtype)
+        return number
     if not hasattr(value, "__dlpack__"):
         raise InputError(
             "an input is not an array",

@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from crossfuse.bundle.manifest import Decode, EngineInfo, StageSpec, TargetEntry
 from crossfuse.bundle.store import Bundle, open_bundle
@@ -36,6 +37,7 @@ class SessionSpec:
         decode: of a bundle that decodes step by step.
         engine: what the manifest says about an engine.
         owner: tells the contexts of different bundles apart; made up where omitted.
+        constants: arguments of the model that are no tensors, and part of what was exported.
     """
 
     stages: Mapping[str, StageSpec]
@@ -44,6 +46,7 @@ class SessionSpec:
     decode: Decode | None = None
     engine: EngineInfo | None = None
     owner: str = ""
+    constants: Mapping[str, Any] = field(default_factory=dict)
 
 
 @door
@@ -78,6 +81,7 @@ def load(
         decode=manifest.decode,
         engine=entry.engine,
         owner=_owner(bundle, name, entry),
+        constants=manifest.source.get("constants") or {},
     )
     graphs = {stage: bundle.path / file for stage, file in entry.stages.items()}
     return open_session(known, graphs, spec, options or SessionOptions())
@@ -143,4 +147,5 @@ def open_session(
         shared_batch=spec.shared_batch,
         decode=spec.decode,
         owner=spec.owner,
+        constants=spec.constants,
     )

@@ -7,18 +7,13 @@ from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Any
 
 from crossfuse.bundle.manifest import Decode, StageSpec
-from crossfuse.core.tensors import Dim, TensorSpec
+from crossfuse.core.tensors import Dim, TensorSpec, names_of
 from crossfuse.errors import Advice, InputError, Said
 from crossfuse.runtime.binding import Binding
 from crossfuse.runtime.context import Context, frozen, require_own
 from crossfuse.runtime.decoding import DecodingState
-from crossfuse.runtime.input_checks import (
-    InputChecker,
-    any_on_device,
-    check_indices,
-    given_by_name,
-    ids_of,
-)
+from crossfuse.runtime.given_inputs import GivenInputs, given_by_name
+from crossfuse.runtime.input_checks import InputChecker, any_on_device, check_indices, ids_of
 from crossfuse.runtime.session_layout import SessionLayout
 from crossfuse.runtime.stage import Stage
 
@@ -37,7 +32,7 @@ class Session:
     (`query`).
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 -- all that a manifest says of a session
         self,
         target: str,
         stages: Mapping[str, StageSpec],
@@ -47,6 +42,7 @@ class Session:
         shared_batch: str | None = None,
         decode: Decode | None = None,
         owner: str = "",
+        constants: Mapping[str, Any] | None = None,
     ) -> None:
         self.target = target
         self.stages: Mapping[str, StageSpec] = MappingProxyType(dict(stages))
@@ -60,6 +56,7 @@ class Session:
         self._check = InputChecker(layout.inputs, dims)
         self._check_context = InputChecker(layout.context, dims)
         self._check_query = InputChecker(layout.queries, dims)
+        self.given = GivenInputs(names_of(layout.inputs), constants or {})
         self._owner = owner or f"{target} {id(self)}"
         self._engines: Mapping[str, Stage] | None = dict(engines)
 
@@ -67,9 +64,10 @@ class Session:
         """Run on inputs by name: as keywords, or as one mapping, which takes any name.
 
         Args:
-            inputs: NumPy arrays, or anything with DLPack. Host arrays that are contiguous are not
-                copied. Device arrays stay on the device, and then so do the outputs (`DeviceArray`,
-                which speaks DLPack). In a split bundle the queries' batch may be a multiple of the
+            inputs: NumPy arrays, or anything with DLPack; inputs ``a.b`` and ``a.0`` by these
+                names, or in a container ``a``. Host arrays that are contiguous are not copied.
+                Device arrays stay on the device, and then so do the outputs (`DeviceArray`, which
+                speaks DLPack). In a split bundle the queries' batch may be a multiple of the
                 contexts'.
             named: the same as keywords.
 
@@ -82,7 +80,7 @@ class Session:
             EngineError: the GPU failed.
         """
         engines = self._open_engines()
-        given = given_by_name(inputs, named)
+        given = self.given(inputs, named)
         if any_on_device(given):
             return self._run_on_device(engines, given)
         feeds = self._check(given)
@@ -112,6 +110,7 @@ class Session:
         Raises:
             InputError: as `run` and `query`.
         """
+        inputs = self.given(inputs, {})
         if context is None:
             feeds = self._check(inputs)
             if self.split:
@@ -137,7 +136,7 @@ class Session:
             InputError: as `run`, or the bundle is not split.
         """
         engines = self._require_split()
-        given, context = given_by_name(inputs, named), engines["context"]
+        given, context = self.given(inputs, named), engines["context"]
         if any_on_device(given):
             feeds = self._check_context.check_device(given, context)
         else:
@@ -175,7 +174,7 @@ class Session:
         """
         engines = self._require_split()
         require_own(context, self._owner)
-        given = given_by_name(inputs, named)
+        given = self.given(inputs, named)
         on_device = any_on_device(given)
         if on_device:
             feeds = self._check_query.check_device(given, engines["query"], context.sizes)
@@ -272,7 +271,7 @@ class Session:
             InputError: as `run`, and for arrays that would have to be copied.
         """
         engines = self._open_engines()
-        given = given_by_name(inputs, named)
+        given = self.given(inputs, named)
         feeds = self._check(given)
         for name, array in feeds.items():
             if array is not given[name]:

@@ -10,9 +10,17 @@ from crossfuse.core.tensors import DTYPES, Dim
 from crossfuse.errors import InputError, unknown
 
 if TYPE_CHECKING:
+    from crossfuse.spec.arguments import Arguments
     from crossfuse.spec.model_spec import ModelSpec
 
-__all__ = ["check_fields", "check_input", "check_tensors"]
+__all__ = [
+    "check_fields",
+    "check_given",
+    "check_input",
+    "check_names",
+    "check_tensors",
+    "check_tensors_among",
+]
 
 _WRAP = (
     "Wrap the module in one whose forward takes tensors by name and makes of them what the model "
@@ -30,7 +38,8 @@ def check_fields(spec: Any) -> None:
 
     if not isinstance(spec.module, nn.Module):
         raise _wrong("module", spec.module, "a torch.nn.Module")
-    _check_inputs(spec.inputs)
+    for name, value in spec.inputs.items():
+        check_input(name, value)
     _check_dynamic(spec.dynamic)
     _check_names("context", spec.context)
     _check_names("drop_outputs", spec.drop_outputs)
@@ -51,7 +60,12 @@ def check_fields(spec: Any) -> None:
                 raise unknown(f"{field} names an input that doesn't exist", name, spec.inputs)
 
 
-def _check_inputs(inputs: Any) -> None:
+def check_names(inputs: Any) -> None:
+    """Check that inputs are given by name.
+
+    Raises:
+        InputError: they are not, or there are none.
+    """
     if not isinstance(inputs, Mapping):
         raise _wrong("inputs", inputs, "a mapping of input names to example tensors")
     if not inputs:
@@ -59,7 +73,7 @@ def _check_inputs(inputs: Any) -> None:
             "the spec has no inputs",
             expected="example tensors by the names of forward's parameters",
         )
-    for name, value in inputs.items():
+    for name in inputs:
         if not isinstance(name, str) or not name:
             raise InputError(
                 "an input's name is no text",
@@ -67,7 +81,23 @@ def _check_inputs(inputs: Any) -> None:
                 got=repr(name),
                 expected="a parameter of forward",
             )
-        check_input(name, value)
+
+
+def check_tensors_among(arguments: Arguments) -> None:
+    """Check that there is a tensor among the arguments.
+
+    Raises:
+        InputError: there is none.
+    """
+    if arguments.tensors:
+        return
+    shown = ", ".join(f"{name} = {value!r}" for name, value in arguments.constants.items())
+    raise InputError(
+        "none of the inputs holds a tensor",
+        where=", ".join(f"inputs[{name!r}]" for name in arguments.given),
+        got=shown or "empty containers",
+        expected="example tensors by the names of forward's parameters",
+    )
 
 
 def _check_dynamic(dynamic: Any) -> None:
@@ -153,6 +183,51 @@ def check_input(name: str, value: Any) -> None:
     dtype = str(value.dtype).removeprefix("torch.")
     if dtype not in DTYPES:
         raise wrong(f"a tensor of {dtype}", f"Types that can be used: {', '.join(DTYPES)}")
+
+
+def check_given(spec: ModelSpec, inputs: Mapping[str, Any], where: str) -> None:
+    """Check inputs against a spec's examples.
+
+    Raises:
+        InputError: other names, dtypes, ranks or fixed sizes.
+    """
+    if inputs.keys() != spec.inputs.keys():
+        strange, missing = (
+            sorted(inputs.keys() - spec.inputs.keys()),
+            sorted(spec.inputs.keys() - inputs.keys()),
+        )
+        got = [f"unknown {', '.join(strange)}"] * bool(strange) + [
+            f"missing {', '.join(missing)}"
+        ] * bool(missing)
+        raise InputError(
+            "the inputs' names are wrong",
+            where=where,
+            got="; ".join(got),
+            expected=", ".join(spec.inputs),
+        )
+    for name, example in spec.inputs.items():
+        tensor, free = inputs[name], spec.axes.get(name, {})
+        check_input(name, tensor)
+        if tensor.dtype != example.dtype:
+            raise InputError(
+                "an input has the wrong dtype",
+                where=f"{where}, {name}",
+                got=tensor.dtype,
+                expected=example.dtype,
+            )
+        fixed = tensor.ndim == example.ndim and all(
+            n == m
+            for i, (n, m) in enumerate(zip(tensor.shape, example.shape, strict=True))
+            if i not in free
+        )
+        if not fixed:
+            expected = [free.get(i, n) for i, n in enumerate(example.shape)]
+            raise InputError(
+                "an input has the wrong shape",
+                where=f"{where}, {name}",
+                got=list(tensor.shape),
+                expected=f"[{', '.join(map(str, expected))}]",
+            )
 
 
 def check_tensors(spec: ModelSpec) -> None:

@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from crossfuse.core.foreign import blaming
 from crossfuse.core.tensors import Dim, collect_dims
 from crossfuse.errors import InputError, unknown
-from crossfuse.spec.checks import check_fields, check_input
+from crossfuse.spec.arguments import Arguments
+from crossfuse.spec.checks import (
+    check_fields,
+    check_given,
+    check_input,
+    check_names,
+    check_tensors_among,
+)
 from crossfuse.spec.samplers import sampler_for
 
 if TYPE_CHECKING:
@@ -56,11 +63,14 @@ class ModelSpec:
     """A module, example inputs by name, and which of their axes are dynamic.
 
     Args:
-        module: called as ``module(**inputs)``; returns a tensor, or a dict, dataclass, named tuple
-            or tuple of tensors.
-        inputs: example tensors by the names of ``forward``'s parameters.
+        module: called as ``module(**inputs)``; returns a tensor, or a dict, dataclass, named tuple,
+            tuple or list of tensors.
+        inputs: example tensors by the names of ``forward``'s parameters (of a ``*`` too). A
+            mapping, list, tuple, named tuple or dataclass holds inputs ``a.b``, ``a.0``; numbers,
+            texts and ``None`` become part of what is exported. The spec has them by flat names.
         dynamic: axis → dimension per input; a dimension is a :class:`crossfuse.Dim`, or text
-            ``NAME[:MIN[:MAX]]``.
+            ``NAME[:MIN[:MAX]]``. By flat names, or in containers like the inputs'; axes of a
+            container are those of every tensor in it.
         context: names of inputs that change rarely (an image with many questions, say).
         name: of the model, for reports.
         decode: the input of token ids, ``[batch, tokens]``, of a model that decodes token by token
@@ -83,6 +93,7 @@ class ModelSpec:
             in one eager run where the table is a parameter. Ids are made over all of it.
         about: what the manifest adds about the source, as plain data; set by sources that load
             weights.
+        arguments: the inputs as they were given; set by the spec itself.
 
     Raises:
         InputError: a field of the wrong type, an input that is no tensor, an input, axis or context
@@ -90,8 +101,8 @@ class ModelSpec:
     """
 
     module: nn.Module
-    inputs: Mapping[str, Tensor]
-    dynamic: Mapping[str, Mapping[int, str | Dim]] = field(default_factory=dict)
+    inputs: Mapping[str, Any]
+    dynamic: Mapping[str, Any] = field(default_factory=dict)
     context: tuple[str, ...] = ()
     name: str = "model"
     sampler: Sampler | None = None
@@ -100,13 +111,15 @@ class ModelSpec:
     tracing: Callable[[nn.Module], AbstractContextManager[Tracing]] = lambda _: nullcontext(
         Tracing()
     )
-    examples: Sequence[Mapping[str, Tensor]] = ()
+    examples: Sequence[Mapping[str, Any]] = ()
     vocabulary: Mapping[str, int] = field(default_factory=dict)
     about: Mapping[str, Any] = field(default_factory=dict)
     decode_where_possible: bool = False
     keep_probabilities: tuple[str, ...] = ()
+    arguments: Arguments = field(default_factory=Arguments)
 
     def __post_init__(self) -> None:
+        self._flatten()
         check_fields(self)
         for name, axes in self.dynamic.items():
             rank = self.inputs[name].ndim
@@ -124,6 +137,23 @@ class ModelSpec:
         for i, example in enumerate(self.examples):
             self.sizes_of(example, f"examples[{i}]")
 
+    def _flatten(self) -> None:
+        """Give the fields that speak of inputs the inputs' flat names."""
+        check_names(self.inputs)
+        arguments = Arguments(self.inputs)
+        check_tensors_among(arguments)
+        if arguments.constants or arguments.tensors.keys() != self.arguments.tensors.keys():
+            object.__setattr__(self, "arguments", arguments)
+        flat = self.arguments
+        object.__setattr__(self, "inputs", arguments.tensors)
+        object.__setattr__(self, "dynamic", flat.flat_axes(self.dynamic))
+        object.__setattr__(self, "context", flat.flat_names(self.context))
+        examples = [
+            flat.flat(example, f"examples[{i}]") if isinstance(example, Mapping) else example
+            for i, example in enumerate(self.examples)
+        ]
+        object.__setattr__(self, "examples", examples)
+
     @classmethod
     def from_sampler(
         cls,
@@ -140,6 +170,30 @@ class ModelSpec:
             inputs = sampler(example, _generator(0))
         return cls(module, inputs, dynamic, context, name, sampler)
 
+    def call(self, inputs: Mapping[str, Tensor], module: nn.Module | None = None) -> Any:
+        """What the module, or a copy of it, returns for tensors by the inputs' flat names."""
+        return self.arguments.call(self.module if module is None else module, inputs)
+
+    def outputs_of(self, result: object) -> dict[str, Tensor]:
+        """The tensors of a result of the module, by the names that outputs have.
+
+        Raises:
+            InputError: it holds no tensor, or something that can't be one.
+        """
+        from crossfuse.spec.results import named_outputs
+
+        return named_outputs(result, self.inputs, self.is_dropped)
+
+    def run(
+        self, inputs: Mapping[str, Tensor], module: nn.Module | None = None
+    ) -> dict[str, Tensor]:
+        """The outputs that are not dropped, of the module or a copy of it.
+
+        Raises:
+            InputError: as `outputs_of` and `kept`.
+        """
+        return self.kept(self.outputs_of(self.call(inputs, module)))
+
     def kept(self, outputs: Mapping[str, Kept]) -> dict[str, Kept]:
         """The outputs that are not dropped.
 
@@ -147,16 +201,19 @@ class ModelSpec:
             InputError: none is left, or a name without ``*`` matches none.
         """
         for pattern in self.drop_outputs:
-            if "*" not in pattern and pattern not in outputs:
+            known = pattern in outputs or f"{pattern}_out" in outputs
+            if "*" not in pattern and not known:
                 raise unknown("an output to drop doesn't exist", pattern, outputs)
-        left = {
-            n: out
-            for n, out in outputs.items()
-            if not any(fnmatchcase(n, p) for p in self.drop_outputs)
-        }
+        left = {n: out for n, out in outputs.items() if not self.is_dropped(n)}
         if not left:
             raise InputError("every output is dropped", where=self.name, got=", ".join(outputs))
         return left
+
+    def is_dropped(self, output: str) -> bool:
+        """Whether an output is left out: by its name, or by the module's own, an input's."""
+        own = output.removesuffix("_out")
+        names = {output, own} if own in self.inputs else {output}
+        return any(fnmatchcase(name, p) for name in names for p in self.drop_outputs)
 
     def with_dynamic(self, dynamic: Mapping[str, Mapping[int, str | Dim]]) -> ModelSpec:
         """The spec with other dynamic axes; its sampler is asked by its own names, and where it
@@ -200,42 +257,7 @@ class ModelSpec:
             InputError: other names, dtypes, ranks or fixed sizes, one dimension with two sizes, or
                 a size out of its range.
         """
-        if inputs.keys() != self.inputs.keys():
-            unknown, missing = (
-                sorted(inputs.keys() - self.inputs.keys()),
-                sorted(self.inputs.keys() - inputs.keys()),
-            )
-            got = [f"unknown {', '.join(unknown)}"] * bool(unknown) + [
-                f"missing {', '.join(missing)}"
-            ] * bool(missing)
-            raise InputError(
-                "the inputs' names are wrong",
-                where=where,
-                got="; ".join(got),
-                expected=", ".join(self.inputs),
-            )
-        for name, example in self.inputs.items():
-            tensor, free = inputs[name], self.axes.get(name, {})
-            if tensor.dtype != example.dtype:
-                raise InputError(
-                    "an input has the wrong dtype",
-                    where=f"{where}, {name}",
-                    got=tensor.dtype,
-                    expected=example.dtype,
-                )
-            fixed = tensor.ndim == example.ndim and all(
-                n == m
-                for i, (n, m) in enumerate(zip(tensor.shape, example.shape, strict=True))
-                if i not in free
-            )
-            if not fixed:
-                expected = [free.get(i, n) for i, n in enumerate(example.shape)]
-                raise InputError(
-                    "an input has the wrong shape",
-                    where=f"{where}, {name}",
-                    got=list(tensor.shape),
-                    expected=f"[{', '.join(map(str, expected))}]",
-                )
+        check_given(self, inputs, where)
         sizes = self._sizes(inputs, where)
         for dim in self.dims.values():
             dim.check(sizes[dim.name], where)
@@ -287,6 +309,7 @@ class ModelSpec:
             raise InputError(
                 "the sampler gives no tensors by name", where=self.name, got=type(made).__name__
             )
+        made = self.arguments.flat(made, "the sampler")
         for name, example in self.inputs.items():
             if name in made:
                 check_input(name, made[name])

@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from crossfuse.errors import InputError
 from crossfuse.export.fuse import PROGRAM_PASSES, fuse, fusion_passes
 from crossfuse.export.passes.base import pass_name
 from crossfuse.graph.attention_node import attentions
@@ -82,11 +81,14 @@ class NamesakeOutput(nn.Module):
         return {"x": F.scaled_dot_product_attention(x, y, y), "z": x + 1}
 
 
-def test_an_output_may_not_have_the_name_of_an_input() -> None:
-    with pytest.raises(InputError, match=r"an output of the model has the name of an input.*got x"):
-        fuse(spec(NamesakeOutput()))
+def test_an_output_that_has_the_name_of_an_input_gets_another() -> None:
+    graph = fuse(spec(NamesakeOutput()))
+    assert [value.name for value in graph.inputs] == ["x", "y"]
+    assert [value.name for value in graph.outputs] == ["x_out", "z"]
+    assert graph.spec.about["renamed_outputs"] == {"x": "x_out"}
     graph = fuse(spec(NamesakeOutput(), drop_outputs=("x",)))
     assert [value.name for value in graph.outputs] == ["z"]
+    assert "renamed_outputs" not in graph.spec.about
 
 
 def test_the_operator_is_known_to_onnx_afterwards() -> None:

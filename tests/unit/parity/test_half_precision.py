@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import pytest
 import torch
@@ -14,8 +16,8 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def named(out: Tensor) -> dict[str, Tensor]:
-    return {"y": out}
+def named(inputs: Mapping[str, Tensor], module: nn.Module) -> dict[str, Tensor]:
+    return {"y": module(**inputs)}
 
 
 def points(module: nn.Module, *inputs: Tensor) -> list:

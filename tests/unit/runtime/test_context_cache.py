@@ -24,6 +24,9 @@ class Encoder:
         self.wait: threading.Event | None = None
         self.error: Exception | None = None
 
+    def given(self, inputs: Mapping[str, Any] | None, named: dict[str, Any]) -> Mapping[str, Any]:
+        return named if inputs is None else inputs
+
     def encode(self, inputs: Mapping[str, Any]) -> Context:
         self.encoded.append(float(inputs["x"].reshape(-1)[0]))
         if self.wait is not None:

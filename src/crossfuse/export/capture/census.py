@@ -25,6 +25,8 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from crossfuse.export.capture.fast_paths import without_fast_paths
 from crossfuse.export.capture.module_paths import module_stack
+from crossfuse.spec.arguments import Arguments
+from crossfuse.spec.containers import leaves_of
 
 __all__ = ["Sighting", "census"]
 
@@ -106,13 +108,21 @@ class _Scores:
 
 
 @without_fast_paths()
-def census(module: nn.Module, inputs: dict[str, Tensor]) -> list[Sighting]:
-    """Run the module once on ``inputs`` and list its attentions in order of execution."""
+def census(
+    module: nn.Module, inputs: Mapping[str, Tensor], arguments: Arguments | None = None
+) -> list[Sighting]:
+    """Run the module once on ``inputs`` and list its attentions in order of execution.
+
+    Args:
+        module: the user's.
+        inputs: by flat names.
+        arguments: how it is called; where omitted, with the inputs as keywords.
+    """
     with torch.no_grad(), module_stack(module) as stack:
         observer = _Observer(module, stack)
         with observer:
-            result = module(**inputs)
-    outputs = [t for t in _tensors(result) if isinstance(t, Tensor)]
+            result = (arguments or Arguments()).call(module, inputs)
+    outputs = [leaf for _, leaf in leaves_of("", result) if isinstance(leaf, Tensor)]
     for sighting, scores in observer.by_hand:
         sighting.returned = any(_same_data(p, out) for p in scores.probabilities for out in outputs)
         sighting.used = any(scores in observer.made_of.get(out, ()) for out in outputs)
@@ -196,10 +206,6 @@ class _Observer(TorchDispatchMode):
             self.made_of[out] = behind
             if "softmax" in short:
                 scores.probabilities.append(out)
-
-
-def _tensors(result: object) -> list[Any]:
-    return tree_leaves(dict(result) if isinstance(result, Mapping) else result)
 
 
 def _same_data(a: Tensor, b: Tensor) -> bool:

@@ -29,6 +29,7 @@ from torch.utils._pytree import tree_map
 from crossfuse.core.foreign import cause_of
 from crossfuse.errors import Advice, InputError, Said
 from crossfuse.export.capture.copies import copied
+from crossfuse.spec.containers import mapped
 from crossfuse.spec.model_spec import ModelSpec, Sampler
 
 __all__ = ["half_source", "widened"]
@@ -88,12 +89,13 @@ def _require_running(spec: ModelSpec, wide: nn.Module, kinds: str) -> None:
     is left to later steps."""
     try:
         with torch.no_grad():
-            spec.module(**{name: tensor.clone() for name, tensor in spec.inputs.items()})
+            spec.call({name: tensor.clone() for name, tensor in spec.inputs.items()})
     except Exception:  # noqa: BLE001 -- the user's code
         return
     try:
         with torch.no_grad():
-            wide(**{name: tensor.clone() for name, tensor in _without_bf16(spec.inputs).items()})
+            given = {name: t.clone() for name, t in _without_bf16(spec.inputs).items()}
+            spec.call(given, wide)
     except Exception as error:  # the user's code, which may refuse float32 in any way
         raise InputError(
             f"the module is in half precision and does not run in float32: {cause_of(error)}",
@@ -124,7 +126,7 @@ def _give_wide_forward(module: nn.Module, source: str) -> None:
         narrow, dtype = getattr(self, _NARROW), _dtype(self)
         if dtype in _HALF:
             return narrow(*args, **kwargs)
-        wide = tree_map(lambda value: _widen(value, dtype), (args, kwargs))
+        wide = mapped((args, kwargs), lambda _, value: _widen(value, dtype))
         with _WideFloats(dtype):
             return narrow(*wide[0], **wide[1])
 

@@ -23,7 +23,6 @@ from torch.overrides import TorchFunctionMode
 
 from crossfuse.errors import InputError
 from crossfuse.export.capture.module_paths import module_stack
-from crossfuse.export.capture.trace import named_outputs
 from crossfuse.ops.torch_op import fused_attention  # noqa: F401 -- registers the operator
 
 __all__ = ["PREFIX", "Wanted", "recording"]
@@ -56,13 +55,18 @@ class Wanted:
     heads: tuple[int, ...] | None = None
 
 
-def recording(module: nn.Module, wanted: Mapping[str, Wanted]) -> nn.Module:
+def recording(
+    module: nn.Module,
+    wanted: Mapping[str, Wanted],
+    named: Callable[[object], Mapping[str, Tensor]],
+) -> nn.Module:
     """A module that shares all its parts with this one, and gives a dict: the outputs by name, and
     the probabilities ``[batch, heads, L, S]`` as ``probabilities.SITE``.
 
     Args:
         module: left as it is.
         wanted: by site.
+        named: the module's outputs by name, of its result.
     """
     clone = copy.copy(module)
     inner = module.forward
@@ -79,7 +83,7 @@ def recording(module: nn.Module, wanted: Mapping[str, Wanted]) -> nn.Module:
                 where=", ".join(missing),
                 do="Return them from the module",
             )
-        return {**named_outputs(result), **{PREFIX + s: recorder.found[s] for s in wanted}}
+        return {**named(result), **{PREFIX + s: recorder.found[s] for s in wanted}}
 
     signature = inspect.signature(inner)
     own = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)

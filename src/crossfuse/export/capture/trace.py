@@ -8,25 +8,27 @@ import io
 import logging
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.export import ExportedProgram
 
 from crossfuse.core.foreign import place_of
 from crossfuse.core.tensors import Dim
 from crossfuse.core.text import brief
 from crossfuse.errors import Advice, InputError, Said
+from crossfuse.export.capture.flat_boundary import flat_boundary, parameter_names
 from crossfuse.spec.model_spec import ModelSpec
 
-__all__ = ["capture", "named_outputs", "quiet_exporter"]
+__all__ = ["capture", "quiet_exporter"]
 
 _log = logging.getLogger(__name__)
 
 _SUGGESTION = re.compile(r"(\w+) = Dim\('\1'(?:, min=(\d+))?(?:, max=(\d+))?\)")
+_CONSTANT = re.compile(r"specialized it to be a constant \((\d+)\)")
+"""The size that torch.export found a dimension to have."""
 
 
 def capture(spec: ModelSpec, *, defer_guards: bool = False) -> tuple[ExportedProgram, ModelSpec]:
@@ -56,7 +58,7 @@ def capture(spec: ModelSpec, *, defer_guards: bool = False) -> tuple[ExportedPro
                     f"torch.export can't trace the model: {type(error).__name__}: "
                     f"{_first_lines(error)}",
                     where=spec.name if place is None else f"{spec.name}; {place}",
-                    do=_advice(error),
+                    do=_advice(spec, error),
                 ) from error
             spec = limited
 
@@ -67,8 +69,9 @@ def _trace(spec: ModelSpec, defer_guards: bool) -> ExportedProgram:
         for name, d in spec.dims.items()
     }
     inputs = spec.sample(_trace_sizes(spec), seed=0)
+    parameters = parameter_names(inputs)
     shapes = {
-        name: {
+        parameters[name]: {
             axis: dims[dim]
             for axis, dim in spec.axes.get(name, {}).items()
             if dims[dim] is not None
@@ -80,11 +83,12 @@ def _trace(spec: ModelSpec, defer_guards: bool) -> ExportedProgram:
         quiet_exporter(),
         redirect_stdout(io.StringIO()),
         redirect_stderr(io.StringIO()),
+        flat_boundary(spec),
     ):
         return torch.export.export(
             spec.module,
             (),
-            inputs,
+            {parameters[name]: tensor for name, tensor in inputs.items()},
             dynamic_shapes=shapes,
             strict=False,
             prefer_deferred_runtime_asserts_over_guards=defer_guards,
@@ -120,62 +124,28 @@ def _trace_sizes(spec: ModelSpec) -> dict[str, int]:
     return sizes
 
 
-def named_outputs(result: object) -> dict[str, Tensor]:
-    """Tensors of a module's result by name: a dict's keys, a dataclass's or named tuple's fields,
-    else ``output[_i]``.
-
-    Raises:
-        InputError: the result holds no tensor, or something that is neither a tensor nor a
-            container of tensors.
-    """
-    flat = dict(_walk("", result))
-    if not flat:
-        raise InputError("the model returns no tensor", got=type(result).__name__)
-    return {name or "output": tensor for name, tensor in flat.items()}
-
-
-def _walk(name: str, value: object) -> Iterator[tuple[str, Tensor]]:
-    """The tensors of a result with their names, in order."""
-    if isinstance(value, Tensor):
-        yield name, value
-        return
-    if value is None:
-        return
-    for part, item in _parts(name, value):
-        yield from _walk(part, item)
+def _fit(spec: ModelSpec, sizes: Collection[int]) -> Advice:
+    """How dimensions that turned out to have one of these sizes are made to fit: inputs with fixed
+    axes of such a size may be what they have to agree with."""
+    fixed = [
+        f"{name}:{axis}"
+        for name, tensor in spec.inputs.items()
+        for axis, size in enumerate(tensor.shape)
+        if size in sizes and axis not in spec.axes.get(name, {})
+    ]
+    also = (
+        f"; axes of that size that are fixed ({', '.join(fixed)}) may have to be the same dimension"
+        if fixed
+        else ""
+    )
+    return Advice(
+        "Make the named dimensions fit the model: {}{}",
+        Said("--dynamic INPUT:AXIS=NAME:MIN:MAX", "ModelSpec(dynamic=...)"),
+        also,
+    )
 
 
-def _parts(name: str, value: object) -> Iterator[tuple[str, object]]:
-    """What a container of this name holds, with names.
-
-    Raises:
-        InputError: it is no container.
-    """
-    fields = _fields(value)
-    if fields is not None:
-        yield from ((f"{name}_{field}" if name else field, item) for field, item in fields.items())
-    elif isinstance(value, tuple | list):
-        yield from ((f"{name or 'output'}_{i}", item) for i, item in enumerate(value))
-    else:
-        raise InputError(
-            "the model returns something that is not a tensor",
-            where=name,
-            got=type(value).__name__,
-        )
-
-
-def _fields(value: object) -> dict[str, object] | None:
-    """What a mapping, dataclass or named tuple holds, by name; None of anything else."""
-    if isinstance(value, Mapping):
-        return {f"{key}": item for key, item in value.items()}
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return {field: getattr(value, field) for field in value._fields}
-    return None
-
-
-def _advice(error: Exception) -> str | Advice:
+def _advice(spec: ModelSpec, error: Exception) -> str | Advice:
     """What to do about what torch.export says."""
     text = str(error)
     if any(
@@ -187,10 +157,7 @@ def _advice(error: Exception) -> str | Advice:
             "must be divisible",
         )
     ):
-        return Advice(
-            "Make the named dimensions fit the model: {}",
-            Said("--dynamic INPUT:AXIS=NAME:MIN:MAX", "ModelSpec(dynamic=...)"),
-        )
+        return _fit(spec, {int(size) for size in _CONSTANT.findall(text)})
     if any(
         phrase in text
         for phrase in ("data-dependent", "Data-dependent", "data dependent", "unbacked")

@@ -2,8 +2,8 @@
 
 Rules:
 
-1. A model that returns one tensor twice, or an input as it is, gets an ``Identity`` for each
-   further mention.
+1. A model that returns one tensor twice, or an input or weight as it is, gets an ``Identity`` for
+   each further mention.
 2. Outputs carry the names of the eager model's result, in its order.
 
 It must not change the names of inputs.
@@ -36,6 +36,7 @@ class SeparateOutputsPass(FusionPass):
         before = [value.name for value in model.graph.outputs]
         inputs = {value: value.name for value in model.graph.inputs}
         result = OutputFixPass()(model)
+        _copy_weights(model.graph, self.names)
         for value in model.graph.outputs:
             value.name = None
         for value, name in inputs.items():
@@ -49,3 +50,20 @@ class SeparateOutputsPass(FusionPass):
         outputs = list(model.graph.outputs)
         assert len(set(outputs)) == len(outputs)
         assert not set(outputs) & set(model.graph.inputs)
+
+
+def _copy_weights(graph: ir.Graph, names: Sequence[str]) -> None:
+    """Outputs that are weights become copies of them; a weight that has an output's name, as the
+    exporter gives it, gets another."""
+    for i, value in enumerate(graph.outputs):
+        if not value.is_initializer():
+            continue
+        node = ir.node("Identity", [value])
+        copy = node.outputs[0]
+        copy.type, copy.shape = value.type, value.shape
+        graph.append(node)
+        graph.outputs[i] = copy
+        name = f"{value.name}"
+        while name in names or (name != value.name and name in graph.initializers):
+            name += "_"
+        value.name = name

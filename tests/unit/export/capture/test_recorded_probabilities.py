@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import crossfuse
 from crossfuse.errors import InputError
 from crossfuse.export.capture.recorded_probabilities import PREFIX, Wanted, recording
+from crossfuse.spec.results import named_outputs
 
 HEADS, SIZE = 4, 3
 
@@ -60,6 +61,10 @@ class Written(nn.Module):
         return scores.softmax(-1) @ v
 
 
+def named(result: object) -> dict[str, Tensor]:
+    return named_outputs(result, ())
+
+
 def expected(q: Tensor, k: Tensor, mask: Tensor, *, grouped: bool) -> Tensor:
     """From the mathematics, row by row."""
     keys = k[:, [0, 0, 2, 2]] if grouped else k
@@ -84,7 +89,7 @@ def test_probabilities_are_those_of_the_mathematics(
 ) -> None:
     module, given = Net(attn()), inputs()
     wanted = Wanted("attn", 0, written_out=attn is Written, heads=heads)
-    found = copy.deepcopy(recording(module, {"attn": wanted}))(**given)
+    found = copy.deepcopy(recording(module, {"attn": wanted}, named))(**given)
     assert torch.equal(found["output"], module(**given))
     truth = expected(given["q"], given["k"], given["mask"], grouped=attn is Grouped)
     truth = truth if heads is None else truth[:, list(heads)]
@@ -95,7 +100,7 @@ def test_probabilities_are_those_of_the_mathematics(
 def test_rows_without_keys_have_no_probabilities() -> None:
     module, given = Net(Sdpa()), inputs()
     given["mask"][1, :, 2] = False
-    found = recording(module, {"attn": Wanted("attn", 0, written_out=False)})(**given)
+    found = recording(module, {"attn": Wanted("attn", 0, written_out=False)}, named)(**given)
     assert not found[PREFIX + "attn"][1, :, 2].any()
 
 
@@ -104,7 +109,7 @@ def test_pytorchs_own_module() -> None:
     module = nn.MultiheadAttention(12, 3, batch_first=True).eval()
     x, y = torch.randn(2, 4, 12), torch.randn(2, 5, 12)
     wanted = Wanted("", 0, written_out=False, heads=(2, 0))
-    recorder = recording(module, {"(root)": wanted})
+    recorder = recording(module, {"(root)": wanted}, named)
     found = recorder(query=x, key=y, value=y, need_weights=False)
     truth = module(x, y, y, average_attn_weights=False)[1][:, [2, 0]]
     torch.testing.assert_close(found[PREFIX + "(root)"], truth)
@@ -119,4 +124,4 @@ def test_pytorchs_own_module() -> None:
 )
 def test_what_can_not_be_recorded(wanted: Wanted, reason: str) -> None:
     with pytest.raises(InputError, match=reason):
-        recording(Net(Sdpa()), {"attn": wanted})(**inputs())
+        recording(Net(Sdpa()), {"attn": wanted}, named)(**inputs())

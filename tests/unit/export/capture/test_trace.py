@@ -439,6 +439,22 @@ def test_models_that_cannot_be_traced_or_run() -> None:
         fuse(spec_of(Fixed("plain")))
 
 
+def test_a_fixed_axis_that_a_dynamic_one_meets_is_named() -> None:
+    class Levels(Block):
+        def forward(self, x: Tensor, levels: list[Tensor], mask: Tensor) -> Tensor:
+            return super().forward(x, torch.cat(levels, 1), mask)
+
+    y = torch.randn(2, 5, WIDTH)
+    inputs = {
+        "x": torch.randn(2, 3, WIDTH),
+        "levels": [y[:, :1], y[:, 1:]],
+        "mask": torch.ones(2, 5),
+    }
+    spec = ModelSpec(Levels("plain").eval(), inputs, {"x": {0: "batch:1:8", 1: "n:1:64"}})
+    with pytest.raises(InputError, match=r"fixed \(levels\.0:0, levels\.1:0, mask:0\)"):
+        fuse(spec)
+
+
 def test_spec_mistakes() -> None:
     inputs = {"x": torch.randn(2, 3)}
     module = nn.Linear(3, 3)

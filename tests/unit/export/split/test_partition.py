@@ -20,7 +20,6 @@ import crossfuse
 from coverage.cases import CASES
 from crossfuse import InputError, ModelSpec, runtime
 from crossfuse.cli import main
-from crossfuse.export.capture.trace import named_outputs
 from crossfuse.export.split import partition
 from crossfuse.export.split.dependence import Content, Dependence
 from crossfuse.models.registry import ZOO, zoo_spec
@@ -103,7 +102,7 @@ def test_split_equals_eager(split_bundle: Any, name: str) -> None:
         for contexts, fan_out in FAN_OUTS if shared is not None else FAN_OUTS[:1]:
             own, queries, eager = sample(spec, shared, contexts, fan_out)
             with torch.no_grad():
-                expected = spec.kept(named_outputs(spec.module(**eager)))
+                expected = spec.run(eager)
             context = session.encode(**own)
             results = [
                 session.query(context, **queries),
