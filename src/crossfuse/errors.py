@@ -60,7 +60,7 @@ class Advice:
         things: one for each ``{}``.
     """
 
-    def __init__(self, text: str, *things: Said | str) -> None:
+    def __init__(self, text: str, *things: Said | Advice | str) -> None:
         self.text = text
         self.things = things
 

@@ -116,7 +116,7 @@ class TargetBuild:
             built = self._graphs(precise, known)
         ledger = manifest.ledger.with_target(target, built.kernels, built.reasons)
         if not options.allow_unfused:
-            ledger.require_fused([target])
+            ledger.require_fused([target], str(manifest.source.get("kind")))
         self.progress(f"{target}: parity")
         entry = TargetEntry(
             stages=built.stages,

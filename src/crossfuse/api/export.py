@@ -57,6 +57,7 @@ def export(  # noqa: PLR0913 -- public: what a user may say of a source and of i
     dynamic: Mapping[str, Mapping[int, str | Dim]] | None = None,
     decode: str | None = None,
     drop_outputs: Iterable[str] = (),
+    keep_probabilities: Iterable[str] = (),
     example: Examples = (),
     whole: bool = False,
     step: Progress | None = None,
@@ -81,6 +82,8 @@ def export(  # noqa: PLR0913 -- public: what a user may say of a source and of i
         context, dynamic, decode: in place of the source's own, as of :class:`ModelSpec`; dynamic
             axes in place of those alone that they name.
         drop_outputs: names of outputs to leave out, ``*`` for any text.
+        keep_probabilities: ``SITE`` or ``SITE:HEAD,HEAD`` of attentions whose probabilities are
+            computed beside the fused operator, as of :class:`ModelSpec`.
         example: NPZ files of real inputs: every target is compared at them, too. The first gives an
             ONNX file its example inputs.
         whole: don't split, although the source names context inputs.
@@ -113,6 +116,7 @@ def export(  # noqa: PLR0913 -- public: what a user may say of a source and of i
         dynamic=dynamic or {},
         decode=decode,
         drop_outputs=several("drop_outputs", drop_outputs),
+        keep_probabilities=several("keep_probabilities", keep_probabilities),
         examples=paths(example),
     )
     named = Source.of(source, of_source)
@@ -120,7 +124,7 @@ def export(  # noqa: PLR0913 -- public: what a user may say of a source and of i
     progress = step or silent
     with write_bundle(path) as writer:
         spec = _loaded(named, progress)
-        graph = _fused(spec, allow_unfused, progress)
+        graph = _fused(spec, named.kind.value, allow_unfused, progress)
         # Weights go to disk first: the graph then holds none while the reference has its copy of
         # the module in float64.
         progress("writing weights")
@@ -144,13 +148,13 @@ def _loaded(source: Source, progress: Progress) -> ModelSpec:
     return accepted(spec, progress)
 
 
-def _fused(spec: ModelSpec, allow_unfused: bool, progress: Progress) -> FusedGraph:
+def _fused(spec: ModelSpec, kind: str, allow_unfused: bool, progress: Progress) -> FusedGraph:
     """The graph with one operator per attention; refused where an attention was not captured."""
     from crossfuse.export.fuse import fuse
 
     graph = fuse(spec, progress)
     if not allow_unfused:
-        graph.ledger.require_fused([])
+        graph.ledger.require_fused([], kind)
     return graph
 
 

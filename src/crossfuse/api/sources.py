@@ -55,7 +55,7 @@ class SourceOptions:
     """What a caller says beside a source; see :func:`crossfuse.export`.
 
     ``context``, ``dynamic`` and ``decode`` stand in place of the model's own, where given, axis by
-    axis; ``drop_outputs`` and ``examples`` beside them.
+    axis; ``drop_outputs``, ``keep_probabilities`` and ``examples`` beside them.
     """
 
     size: str = SIZES[-1]
@@ -68,6 +68,7 @@ class SourceOptions:
     dynamic: Mapping[str, Mapping[int, str | Dim]] = field(default_factory=dict)
     decode: str | None = None
     drop_outputs: tuple[str, ...] = ()
+    keep_probabilities: tuple[str, ...] = ()
     examples: tuple[Path, ...] = ()
 
 
@@ -144,6 +145,7 @@ class Source:
                 dynamic=_axes_of(about),
                 decode=about.get("decode"),
                 drop_outputs=_texts(about, "drop_outputs"),
+                keep_probabilities=_texts(about, "keep_probabilities"),
             ),
         )
         if found.kind is SourceKind.ZOO and about.get("name") == source:
@@ -170,6 +172,7 @@ class Source:
             },
             "decode": options.decode,
             "drop_outputs": list(options.drop_outputs),
+            "keep_probabilities": list(options.keep_probabilities),
         }
         return about | {key: value for key, value in asked.items() if value}
 
@@ -223,7 +226,8 @@ class Source:
 
     def _with_options(self, spec: ModelSpec) -> ModelSpec:
         options = self.options
-        if not (options.context or options.dynamic or options.decode or options.drop_outputs):
+        shaping = (options.context, options.dynamic, options.decode)
+        if not any((*shaping, options.drop_outputs, options.keep_probabilities)):
             return spec
         axes = {name: dict(own) for name, own in spec.dynamic.items()}
         for name, asked in options.dynamic.items():
@@ -234,6 +238,7 @@ class Source:
             context=options.context or spec.context,
             decode=options.decode or spec.decode,
             drop_outputs=(*spec.drop_outputs, *options.drop_outputs),
+            keep_probabilities=(*spec.keep_probabilities, *options.keep_probabilities),
             decode_where_possible=possible,
         )
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from crossfuse.api.arguments import Progress, silent
 from crossfuse.api.fused_graph import fused_stages
-from crossfuse.api.sources import Source, accepted, with_tensors
+from crossfuse.api.sources import Source, SourceOptions, accepted, with_tensors
 from crossfuse.bundle.manifest import Manifest
 from crossfuse.bundle.store import Bundle, open_bundle
 from crossfuse.core.foreign import door
@@ -98,10 +98,11 @@ class _Check:
         """The eager model's results at fresh inputs, or at the user's."""
         manifest = self.bundle.manifest
         checked = check_given(self.given, manifest)
+        from crossfuse.export.keep_probabilities import with_probabilities
         from crossfuse.parity.eager import eager_reference, given_reference
 
-        fitted = _fitted(source.model(), manifest, source.options.drop_outputs)
-        spec = accepted(fitted, self.progress)
+        fitted = _fitted(source.model(), manifest, source.options)
+        spec = with_probabilities(accepted(fitted, self.progress))
         batch = manifest.shared_batch
         if not checked:
             return eager_reference(spec, seed, self.progress, shared_batch=batch)
@@ -163,9 +164,9 @@ def _needs_another_machine(target: str) -> bool:
     return known is not None and not known.artifact_on_cpu and not runs_here(target)
 
 
-def _fitted(spec: ModelSpec, manifest: Manifest, dropped: tuple[str, ...]) -> ModelSpec:
-    """The spec with the dynamic dimensions and context of the bundle's boundary, and without the
-    outputs that were dropped.
+def _fitted(spec: ModelSpec, manifest: Manifest, options: SourceOptions) -> ModelSpec:
+    """The spec with the dynamic dimensions and context of the bundle's boundary, without the
+    outputs that were dropped, and with the probabilities that were kept.
 
     Raises:
         InputError: its inputs are not the bundle's.
@@ -193,5 +194,6 @@ def _fitted(spec: ModelSpec, manifest: Manifest, dropped: tuple[str, ...]) -> Mo
     return replace(
         spec.with_dynamic(axes),
         context=manifest.context,
-        drop_outputs=(*spec.drop_outputs, *dropped),
+        drop_outputs=(*spec.drop_outputs, *options.drop_outputs),
+        keep_probabilities=(*spec.keep_probabilities, *options.keep_probabilities),
     )

@@ -37,6 +37,7 @@ class SourceRecord:
         dynamic: axes that the export was told to be dynamic: input, axis, NAME[:MIN[:MAX]].
         decode: the input of ids that the export was told to decode by.
         drop_outputs: outputs that the export was told to leave out; * for any text.
+        keep_probabilities: attentions whose probabilities the export was told to keep.
         missing_weights: that the checkpoint lacks, or has in another shape: they are random.
         left_over_weights: tensors of the checkpoint that the model has no place for.
         constants: arguments of the model that are no tensors, and part of what was exported.
@@ -53,6 +54,7 @@ class SourceRecord:
     dynamic: Mapping[str, Mapping[_Axis, str]] | None = None
     decode: str | None = None
     drop_outputs: tuple[str, ...] | None = None
+    keep_probabilities: tuple[str, ...] | None = None
     missing_weights: tuple[str, ...] | None = None
     left_over_weights: tuple[str, ...] | None = None
     constants: Mapping[str, Any] | None = None

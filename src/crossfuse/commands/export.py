@@ -125,6 +125,16 @@ def export(  # noqa: PLR0913 -- a command: its parameters are its options
             rich_help_panel=MODEL,
         ),
     ] = None,
+    keep_probabilities: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--keep-probabilities",
+            metavar="SITE[:HEAD,HEAD]",
+            help="An attention whose probabilities are computed beside the fused operator, as an "
+            "output; repeat.",
+            rich_help_panel=MODEL,
+        ),
+    ] = None,
     decode: Annotated[
         str | None,
         typer.Option(
@@ -171,6 +181,7 @@ def export(  # noqa: PLR0913 -- a command: its parameters are its options
             dynamic=dynamic_axes(dynamic or []),
             decode=decode,
             drop_outputs=drop_output or [],
+            keep_probabilities=keep_probabilities or [],
             example=example or [],
             whole=whole,
             step=progress,

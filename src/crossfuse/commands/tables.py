@@ -74,6 +74,8 @@ def show_ledger(output: Output, ledger: Ledger, targets: Sequence[str]) -> None:
     for row in ledger:
         heads = "?" if row.num_heads is None else f"{row.num_heads}×{row.head_size}"
         captured = row.captured or styled("not captured", "bold red")
+        if row.probabilities:
+            captured = f"{captured}, probabilities kept"
         cells = [row.fused.get(t) or styled("not fused", "bold red") for t in targets]
         table.add_row(row.site, row.kind, heads, captured, *cells)
     output.console.print(table)
@@ -178,6 +180,7 @@ def _asked(manifest: Manifest) -> list[str]:
         ("context", source.get("context", ())),
         ("dynamic axes", axes),
         ("dropped outputs", source.get("drop_outputs", ())),
+        ("probabilities of", source.get("keep_probabilities", ())),
     )
     lines = [f"exported with {what} {', '.join(names)}" for what, names in parts if names]
     fixed = [f"{name} = {value!r}" for name, value in (source.get("constants") or {}).items()]

@@ -20,7 +20,7 @@ from crossfuse.core.requirements import extra_of, install
 from crossfuse.core.text import brief
 from crossfuse.errors import Advice, CrossfuseError, InputError, InternalError, PackageError, Said
 
-__all__ = ["blaming", "cause_of", "door", "own", "place_here", "place_of"]
+__all__ = ["blaming", "cause_of", "door", "is_users", "own", "place_here", "place_of"]
 
 _ROOT = Path(__file__).parents[1]
 
@@ -51,7 +51,7 @@ def place_of(error: BaseException) -> str | None:
 
     found = None
     for frame in traceback.extract_tb(error.__traceback__, limit=-200):
-        if _is_users(frame.filename):
+        if is_users(frame.filename):
             found = f"{frame.filename}, line {frame.lineno}"
     return found
 
@@ -60,14 +60,15 @@ def place_here() -> str | None:
     """File and line of the innermost running frame in the user's own code; None without one."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
-        if _is_users(frame.f_code.co_filename):
+        if is_users(frame.f_code.co_filename):
             return f"{frame.f_code.co_filename}, line {frame.f_lineno}"
         frame = frame.f_back
     return None
 
 
 @functools.cache
-def _is_users(filename: str) -> bool:
+def is_users(filename: str) -> bool:
+    """A file of the user's own code: no library's, and not crossfuse's."""
     if filename.startswith("<"):
         return False
     path = Path(filename).resolve()

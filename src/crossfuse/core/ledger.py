@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, ClassVar
 
+from crossfuse.core.fusion_help import advice
 from crossfuse.core.json_codec import JsonData
 from crossfuse.core.json_form import Form, OneOf
-from crossfuse.errors import Advice, FusionError, Said
+from crossfuse.errors import FusionError
 
 __all__ = ["KINDS", "Ledger", "LedgerRow"]
 
@@ -30,10 +31,13 @@ class LedgerRow(JsonData):
         query_inputs, key_inputs: the model inputs that reach the queries, and the keys and values.
         fused: target → kernel, or None where it did not fuse.
         reasons: target (or ``capture``) → why it did not fuse.
+        probabilities: whether they are computed a second time beside the fused operator, for an
+            output.
     """
 
     __json__: ClassVar[Form] = Form(
-        required=frozenset({"query_inputs", "key_inputs", "fused", "reasons"})
+        required=frozenset({"query_inputs", "key_inputs", "fused", "reasons"}),
+        sparse=frozenset({"probabilities"}),
     )
 
     site: str
@@ -47,6 +51,7 @@ class LedgerRow(JsonData):
     key_inputs: tuple[str, ...] = ()
     fused: Mapping[str, str | None] = field(default_factory=dict)
     reasons: Mapping[str, str] = field(default_factory=dict)
+    probabilities: bool = False
 
 
 @dataclass(frozen=True)
@@ -84,6 +89,11 @@ class Ledger(Sequence[LedgerRow]):
             rows.append(replace(row, fused={**row.fused, target: kernel}, reasons=why))
         return Ledger(tuple(rows))
 
+    def with_probabilities(self, sites: Collection[str]) -> Ledger:
+        """The ledger in which these sites' probabilities are kept."""
+        rows = (replace(row, probabilities=row.site in sites) for row in self.rows)
+        return Ledger(tuple(rows))
+
     def counts(self, target: str | None = None) -> dict[str, int]:
         """Attentions by kind; with a target, only those fused there."""
         rows: Iterable[LedgerRow] = self.rows
@@ -112,9 +122,14 @@ class Ledger(Sequence[LedgerRow]):
             for why, sites in found.items()
         ]
 
-    def require_fused(self, targets: Iterable[str]) -> None:
+    def require_fused(self, targets: Iterable[str], source: str = "spec") -> None:
         """Raise :class:`FusionError` naming all that is not fused in one of the targets, by
-        reason."""
+        reason, with what helps against each.
+
+        Args:
+            targets: names.
+            source: the manifest's word for the source's kind, whose terms the advice speaks in.
+        """
         targets = tuple(targets)
         lines = self.unfused(targets)
         if lines:
@@ -124,10 +139,7 @@ class Ledger(Sequence[LedgerRow]):
             )
             raise FusionError(
                 f"{count} of {len(self.rows)} attentions did not fuse: {'; '.join(lines)}",
-                do=Advice(
-                    "Change these attentions, or pass {} to export them as they are",
-                    Said("--allow-unfused", "allow_unfused=True"),
-                ),
+                do=advice(lines, source),
             )
 
 

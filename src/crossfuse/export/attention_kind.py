@@ -11,8 +11,9 @@ through everything that works token by token. Rules:
    those weights as origins.
 
 An attention is ``self`` where queries and keys share an origin, else ``cross``. Where keys are
-projected from a concatenation of tokens, one part of which shares nothing with the queries (latents
-that attend to an image and to themselves), it is ``cross`` as well. In a decoder, self-attention
+projected from a concatenation of tokens, or projected and then concatenated, and one part shares
+nothing with the queries (latents that attend to an image and to themselves, as in a resampler), it
+is ``cross`` as well (`JoinedTokens`). In a decoder, self-attention
 meets its own embeddings and earlier outputs on both sides, while cross-attention's keys come from
 an encoder whose tokens never enter the decoder's residual stream. Which model inputs *reach* each
 side, attentions included, is recorded next to it.
@@ -22,6 +23,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from crossfuse.export.joined_tokens import JoinedTokens
 from crossfuse.graph.attention_node import AttentionNode, is_attention
 from crossfuse.graph.op_classes import PRODUCT_OPS, SIZE_OPS
 
@@ -35,18 +37,6 @@ _FIRST_ONLY = (
     | {"GroupNormalization", "BatchNormalization"}
 )
 """Operators whose other operands say how, not what."""
-
-_TOKENWISE = PRODUCT_OPS | {
-    "Reshape",
-    "Transpose",
-    "Add",
-    "Mul",
-    "Div",
-    "Cast",
-    "LayerNormalization",
-    "Identity",
-    "Concat",
-}
 
 
 class Dataflow:
@@ -63,6 +53,7 @@ class Dataflow:
             origins, reach = self._node_origins(node), self._node_reach(node)
             for out in node.outputs:
                 self._origins[out], self._reach[out] = origins or frozenset([out]), reach
+        self._joined = JoinedTokens(model.graph, self._is_weight)
 
     def kind(self, attention: AttentionNode) -> str:
         """``self`` or ``cross``."""
@@ -70,9 +61,8 @@ class Dataflow:
         own = self.origins(query)
         if not own & (self.origins(key) | self.origins(value)):
             return "cross"
-        return (
-            "cross" if any(not own & self.origins(part) for part in _joined_tokens(key)) else "self"
-        )
+        parts = self._joined.parts(key)
+        return "cross" if any(not own & self.origins(part) for part in parts) else "self"
 
     def reaching(self, *values: ir.Value | None) -> tuple[str, ...]:
         """Names of the model inputs that reach any of the values, in the model's order."""
@@ -115,23 +105,3 @@ class Dataflow:
         if node.op_type == "Concat" or not active:
             active = followed
         return frozenset[ir.Value]().union(*(self.origins(v) for v in active))
-
-
-def _joined_tokens(value: ir.Value | None) -> list[ir.Value]:
-    """What was concatenated along the tokens before a projection made keys of it; nothing where
-    that was not so."""
-    projected = False
-    node = value.producer() if value is not None else None
-    while node is not None:
-        if node.op_type == "Concat" and projected:
-            axis = node.attributes["axis"].as_int()
-            rank = len(node.outputs[0].shape or ())
-            return (
-                [v for v in node.inputs if v is not None] if rank == 3 and axis in (1, -2) else []
-            )
-        if node.op_type not in _TOKENWISE:
-            return []
-        projected = projected or node.op_type in PRODUCT_OPS
-        source = next((v for v in node.inputs if v is not None and v.producer() is not None), None)
-        node = source.producer() if source is not None else None
-    return []

@@ -24,6 +24,7 @@ from crossfuse.export.capture.module_state import kept_state
 from crossfuse.export.capture.onnx_census import graph_census, nested_attentions
 from crossfuse.export.capture.to_onnx import program_to_onnx
 from crossfuse.export.capture.trace import capture
+from crossfuse.export.keep_probabilities import KeptProbabilities, kept_probabilities
 from crossfuse.export.ledger_rows import open_ledger
 from crossfuse.export.passes.absorb_scales import AbsorbScalesPass
 from crossfuse.export.passes.base import (
@@ -37,16 +38,20 @@ from crossfuse.export.passes.cancel_layout import CancelLayoutPass
 from crossfuse.export.passes.drop_key_bias import DropKeyBiasPass
 from crossfuse.export.passes.drop_outputs import DropOutputsPass
 from crossfuse.export.passes.exact_sigmoids import ExactSigmoidsPass
+from crossfuse.export.passes.fill_assigned_masks import FillAssignedMasksPass
 from crossfuse.export.passes.fuse_onnx_attention import FuseOnnxAttentionPass
 from crossfuse.export.passes.fuse_sdpa import FuseSdpaPass
 from crossfuse.export.passes.fuse_unfused_attention import FuseUnfusedAttentionPass
 from crossfuse.export.passes.group_heads import GroupHeadsPass
+from crossfuse.export.passes.join_sinks import JoinSinksPass
 from crossfuse.export.passes.merge_duplicates import MergeDuplicatesPass
 from crossfuse.export.passes.name_sites import NameSitesPass
 from crossfuse.export.passes.registry import PASSES
 from crossfuse.export.passes.separate_outputs import SeparateOutputsPass
+from crossfuse.export.passes.separate_probabilities import SeparateProbabilitiesPass
 from crossfuse.export.passes.strip_metadata import StripMetadataPass
 from crossfuse.export.passes.unify_products import UnifyProductsPass
+from crossfuse.export.passes.unify_softmaxes import UnifySoftmaxesPass
 from crossfuse.export.sources.onnx_file.load import OnnxModule, load_onnx
 from crossfuse.graph.shapes import boundary
 from crossfuse.spec.checks import check_tensors
@@ -58,6 +63,8 @@ __all__ = ["PROGRAM_PASSES", "FusedGraph", "fuse", "fusion_passes"]
 Progress = Callable[[str], None]
 
 PROGRAM_PASSES: tuple[ProgramPass, ...] = (
+    # The exporter would scatter what is assigned; the matching knows fills.
+    FillAssignedMasksPass(),
     # The exporter would write these calls out, and their masks with them.
     FuseSdpaPass(),
 )
@@ -88,7 +95,7 @@ class FusedGraph:
 class _Source:
     """A graph before its attentions are fused, and what is known about them."""
 
-    spec: ModelSpec
+    kept: KeptProbabilities
     model: ir.Model
     sightings: Sequence[Sighting]
     outputs: tuple[str, ...]
@@ -109,12 +116,14 @@ def fuse(spec: ModelSpec, progress: Progress = lambda _: None) -> FusedGraph:
         if isinstance(spec.module, OnnxModule)
         else _trace(spec, progress)
     )
-    spec, model = source.spec, source.model
+    spec, model = source.kept.spec, source.model
     outputs = tuple(spec.kept(dict.fromkeys(source.outputs)))
     progress("fusing")
-    fused = run_passes(model, PASSES.placed(fusion_passes(source.outputs, outputs)))
+    passes = fusion_passes(source.outputs, outputs, source.kept.modules)
+    fused = run_passes(model, PASSES.placed(passes))
     missed = [*source.missed, *fused.missed]
     ledger = open_ledger(fused.model, spec.module, source.sightings, missed, source.interfaced)
+    ledger = ledger.with_probabilities(source.kept.sites)
     # Behind the ledger, which reads how each attention was captured.
     model = run_passes(fused.model, [StripMetadataPass()]).model
     return FusedGraph(
@@ -122,12 +131,15 @@ def fuse(spec: ModelSpec, progress: Progress = lambda _: None) -> FusedGraph:
     )
 
 
-def fusion_passes(outputs: Sequence[str], kept: Sequence[str]) -> list[FusionPass]:
+def fusion_passes(
+    outputs: Sequence[str], kept: Sequence[str], keeping: Collection[str] = ()
+) -> list[FusionPass]:
     """The passes over the graph, in order.
 
     Args:
         outputs: names of the graph's outputs, in its order.
         kept: those that the model is to have.
+        keeping: paths of modules whose attentions keep their probabilities.
     """
     return [
         # First: an attention that only a dropped output needs, or whose probabilities are one, is
@@ -135,9 +147,16 @@ def fusion_passes(outputs: Sequence[str], kept: Sequence[str]) -> list[FusionPas
         DropOutputsPass(outputs, kept),
         # The matching knows products as MatMul alone.
         UnifyProductsPass(),
+        # The matching knows sinks as columns beside the scores alone.
+        JoinSinksPass(),
+        # Behind the products, of which a quotient of exponentials may be one; the matching knows
+        # Softmax alone.
+        UnifySoftmaxesPass(),
         # Before the written-out ones: an attention that is one node already is taken at its word,
         # and its output ends the way back from the queries of the next one.
         FuseOnnxAttentionPass(),
+        # All forms of a softmax are one by now; the fusion wants it for itself.
+        SeparateProbabilitiesPass(keeping),
         FuseUnfusedAttentionPass(),
         # Behind the fusion, which reads sigmoids by name; before names are given to outputs.
         ExactSigmoidsPass(),
@@ -175,6 +194,11 @@ def _trace(spec: ModelSpec, progress: Progress) -> _Source:
         outputs = tuple(spec.outputs_of(result))
     with blaming("the model runs, but its operators can't be watched:", where=spec.name, do=_WATCH):
         sightings = census(spec.module, inputs, spec.arguments)
+    kept = kept_probabilities(spec, sightings)
+    if kept.spec is not spec:
+        spec = kept.spec
+        with torch.no_grad():
+            outputs = tuple(spec.outputs_of(spec.call(inputs)))
     with spec.tracing(spec.module) as tracing:
         progress("tracing with torch.export")
         program, spec = capture(spec, defer_guards=tracing.defer_guards)
@@ -184,7 +208,8 @@ def _trace(spec: ModelSpec, progress: Progress) -> _Source:
         with _blaming_bodies(sightings):
             model = program_to_onnx(traced.program, spec, outputs, tracing)
         note_ranges(model, ranges)
-    return _Source(spec, model, sightings, outputs, traced.missed, tracing.interfaced)
+    kept = replace(kept, spec=spec)
+    return _Source(kept, model, sightings, outputs, traced.missed, tracing.interfaced)
 
 
 @contextmanager
@@ -210,4 +235,6 @@ def _read(spec: ModelSpec, module: OnnxModule, progress: Progress) -> _Source:
         Missed(path, f"it is inside the body of {body}, where no target fuses")
         for path, body in nested_attentions(model)
     ]
-    return _Source(spec, model, graph_census(model), outputs, nested)
+    sightings = graph_census(model)
+    kept = kept_probabilities(spec, sightings)
+    return _Source(kept, model, sightings, outputs, nested)

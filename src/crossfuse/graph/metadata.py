@@ -9,6 +9,7 @@ import re
 import onnx_ir as ir
 
 __all__ = [
+    "BESIDE",
     "CAPTURED",
     "MODULE",
     "RANGE",
@@ -27,6 +28,9 @@ MODULE = "crossfuse.module"
 CAPTURED = "crossfuse.captured"
 """Metadata key that says, during export, which pass made an attention node; absent where tracing
 gave it."""
+
+BESIDE = "crossfuse.beside"
+"""Metadata key, during export, of a softmax that is computed beside an attention, and is none."""
 
 SITE = "crossfuse.site"
 """Metadata key under which a node carries the name of the attention it computes."""
@@ -70,7 +74,11 @@ def plain_path(path: str) -> str:
 def inherited(node: ir.Node) -> dict[str, str]:
     """The metadata that is passed on to what is written in a node's place: all but what says that
     the node itself is an attention."""
-    return {key: text for key, text in node.metadata_props.items() if key not in (SITE, CAPTURED)}
+    return {
+        key: text
+        for key, text in node.metadata_props.items()
+        if key not in (SITE, CAPTURED, BESIDE)
+    }
 
 
 def index_range(value: ir.Value) -> tuple[int, int | None] | None:

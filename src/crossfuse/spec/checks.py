@@ -43,6 +43,7 @@ def check_fields(spec: Any) -> None:
     _check_dynamic(spec.dynamic)
     _check_names("context", spec.context)
     _check_names("drop_outputs", spec.drop_outputs)
+    _check_names("keep_probabilities", spec.keep_probabilities)
     if not isinstance(spec.name, str) or not spec.name:
         raise _wrong("name", spec.name, "a text")
     if spec.decode is not None and not isinstance(spec.decode, str):

@@ -78,7 +78,10 @@ class ModelSpec:
         decode_where_possible: a model that can't be decoded so is exported without the stage for
             steps, instead of refused.
         drop_outputs: names of outputs to leave out; ``*`` stands for any text. An attention whose
-            probabilities are an output fuses only without that output.
+            probabilities are an output fuses only without that output, or where it is kept.
+        keep_probabilities: ``SITE``, or ``SITE:HEAD,HEAD``: attentions whose probabilities are
+            computed beside the fused operator. Outputs of the model that are made of them stay;
+            where there are none, they become the output ``probabilities.SITE``.
         tracing: gives the context in which the module, or a copy of it, is traced and translated;
             set by sources that need one.
         sampler: makes inputs at other sizes; where omitted, the examples are imitated, as
@@ -112,6 +115,7 @@ class ModelSpec:
     vocabulary: Mapping[str, int] = field(default_factory=dict)
     about: Mapping[str, Any] = field(default_factory=dict)
     decode_where_possible: bool = False
+    keep_probabilities: tuple[str, ...] = ()
     arguments: Arguments = field(default_factory=Arguments)
 
     def __post_init__(self) -> None:

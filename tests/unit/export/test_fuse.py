@@ -33,6 +33,8 @@ def test_every_pass_is_listed_once_in_its_place() -> None:
     for earlier, later in (
         ("drop_outputs", "fuse_unfused_attention"),
         ("unify_products", "fuse_unfused_attention"),
+        ("join_sinks", "separate_probabilities"),
+        ("separate_probabilities", "fuse_unfused_attention"),
         ("fuse_onnx_attention", "fuse_unfused_attention"),
         ("absorb_scales", "cancel_layout"),
         ("group_heads", "cancel_layout"),
@@ -46,7 +48,10 @@ def test_every_pass_is_listed_once_in_its_place() -> None:
         "fuse_onnx_attention",
         "fuse_unfused_attention",
     }
-    assert [pass_name(each) for each in PROGRAM_PASSES] == ["fuse_sdpa"]
+    assert [pass_name(each) for each in PROGRAM_PASSES] == [
+        "fill_assigned_masks",
+        "fuse_sdpa",
+    ]
 
 
 def test_what_fusing_gives() -> None:

@@ -62,6 +62,8 @@ class Sighting:
         between: for ``products``, the operators between the two products.
         returned: the attention's probabilities are an output of the model.
         body: the operator whose function it is in: ``cond``, ``while_loop``, ``scan``.
+        used: something else than the product with the values is made of its probabilities, and
+            comes to an output.
     """
 
     module: str
@@ -69,6 +71,7 @@ class Sighting:
     between: tuple[str, ...] = ()
     returned: bool = False
     body: str = ""
+    used: bool = False
 
     @property
     def normal(self) -> bool:
@@ -94,14 +97,10 @@ class Sighting:
         steps = ", ".join(dict.fromkeys(self.between)) or "nothing"
         if not self.normal:
             return f"its scores are not normalised by a softmax (between the two products: {steps})"
-        return (
-            f"it is written out in a form that is not known (between the two products: {steps}); "
-            "call "
-            "F.scaled_dot_product_attention or crossfuse's fused_attention instead"
-        )
+        return f"it is written out in a form that is not known (between the two products: {steps})"
 
 
-@dataclass
+@dataclass(eq=False)
 class _Scores:
     """The life of one product's result until a second product consumes it."""
 
@@ -115,7 +114,9 @@ class _Scores:
 
     @property
     def has_softmax(self) -> bool:
-        return any("softmax" in step for step in self.steps)
+        """One of PyTorch's, or exponentials and their sum."""
+        written = {"exp", "sum"} <= {*self.steps} or {"exp", "logsumexp"} <= {*self.steps}
+        return written or any("softmax" in step for step in self.steps)
 
 
 @without_fast_paths()
@@ -136,6 +137,7 @@ def census(
     outputs = [leaf for _, leaf in leaves_of("", result) if isinstance(leaf, Tensor)]
     for sighting, scores in observer.by_hand:
         sighting.returned = any(_same_data(p, out) for p in scores.probabilities for out in outputs)
+        sighting.used = any(scores in observer.made_of.get(out, ()) for out in outputs)
     return observer.sightings
 
 
@@ -147,6 +149,7 @@ class _Observer(OperatorWatch):
         self.stack = stack
         self.mapping: list[str] = []
         self.scores = WeakTensorKeyDictionary()
+        self.made_of = WeakTensorKeyDictionary()
         self.mixed = WeakTensorKeyDictionary()
         self.weights = WeakTensorKeyDictionary()
         for tensor in [*root.parameters(), *root.buffers()]:
@@ -222,8 +225,12 @@ class _Observer(OperatorWatch):
             scores = _Scores(self._module())
         if name not in _VIEWS:
             scores.steps.append(short)
+        made_of = [self.made_of.get(t, ()) for t in tensors]
+        made_of += [(self.scores[t],) for t in tensors if t in self.scores]
+        behind = tuple(s for each in made_of for s in each if s.has_softmax)
         for out in made:
             self.scores[out] = scores
+            self.made_of[out] = behind
             if "softmax" in short:
                 scores.probabilities.append(out)
 

@@ -48,7 +48,9 @@ class _Scores:
 
     @property
     def softmax(self) -> bool:
-        return any("Softmax" in step for step in self.steps)
+        """The operator, or exponentials and their sum."""
+        written = "Exp" in self.steps and bool({"ReduceSum", "ReduceLogSumExp"} & {*self.steps})
+        return written or any("Softmax" in step for step in self.steps)
 
     @property
     def normalised(self) -> bool:

@@ -18,6 +18,7 @@ from crossfuse.errors import InputError
 from crossfuse.export.capture.decompose import decompose_locally
 from crossfuse.export.capture.operators import stable_translations
 from crossfuse.export.capture.trace import quiet_exporter
+from crossfuse.export.capture.untranslated import untranslated
 from crossfuse.ops.onnx_schema import translation_table
 from crossfuse.spec.model_spec import ModelSpec, Tracing
 
@@ -58,18 +59,7 @@ def program_to_onnx(
                 verbose=False,
             )
     except Exception as error:  # the exporter wraps every cause in types of its own
-        function = re.search(r"ops\.higher_order\.(\w+)", str(error))
-        if function is not None:
-            raise InputError(
-                f"PyTorch's ONNX exporter can't translate the function that {function[1]} runs",
-                where=spec.name,
-                do="Write the loop or the choice in Python, with a fixed number of steps",
-            ) from error
-        raise InputError(
-            f"PyTorch's ONNX exporter can't translate the model: {_cause(error)}",
-            where=spec.name,
-            do="Replace the operator it names with one that has an ONNX translation",
-        ) from error
+        raise _not_translated(spec, error) from error
     if exported is None:
         raise InputError("PyTorch's ONNX exporter gave no model", where=spec.name)
     tracing.fix_model(exported)
@@ -147,6 +137,29 @@ def name_dimensions(model: ir.Model, symbols: Mapping[str, str]) -> None:
     for value in values:
         if value.shape is not None:
             value.shape = ir.Shape([named(size) for size in value.shape])
+
+
+def _not_translated(spec: ModelSpec, error: Exception) -> InputError:
+    function = re.search(r"ops\.higher_order\.(\w+)", str(error))
+    if function is not None:
+        return InputError(
+            f"PyTorch's ONNX exporter can't translate the function that {function[1]} runs",
+            where=spec.name,
+            do="Write the loop or the choice in Python, with a fixed number of steps",
+        )
+    cause = _cause(error)
+    if "No ONNX function found" in cause and (found := untranslated(error)) is not None:
+        return InputError(
+            f"PyTorch's ONNX exporter has no translation of {found.operator}",
+            where=spec.name if found.place is None else f"{spec.name}; {found.place}",
+            do="Write it there with operators that have an ONNX translation, or leave out what "
+            "needs it",
+        )
+    return InputError(
+        f"PyTorch's ONNX exporter can't translate the model: {cause}",
+        where=spec.name,
+        do="Replace the operator it names with one that has an ONNX translation",
+    )
 
 
 def _cause(error: BaseException) -> str:

@@ -15,7 +15,9 @@ every axis is a group of *factors* (`axes`), and the factors are followed:
    Where it runs over any other group of factors, this is no attention.
 4. **The second product.** It must sum over the keys' factors. Those that remain on its other
    operand are the size of the values.
-5. **The masks.** What hides keys must do so wherever it is used (`fills`), and a tensor that
+5. **The gates.** What multiplies the probabilities becomes a mask, or goes to the values or to the
+   result (`gates`).
+6. **The masks.** What hides keys must do so wherever it is used (`fills`), and a tensor that
    multiplies the scores must not differ from key to key.
 
 `match_attention` returns an `AttentionMatch` with a group of factors per role, whatever order they
@@ -41,7 +43,9 @@ from crossfuse.export.matching.axes import (
     size_of,
 )
 from crossfuse.export.matching.fills import require_hiding_fills
-from crossfuse.export.matching.score_arithmetic import Scores, absorb, pass_through
+from crossfuse.export.matching.gates import Gate, pass_gate, place_gates
+from crossfuse.export.matching.score_arithmetic import Scores, absorb
+from crossfuse.export.matching.sinks import Sink, cut, require_no_gate
 from crossfuse.export.matching.softmax_chain import ChainNode, Mismatch, SoftmaxChain
 from crossfuse.export.matching.terms import Multiplier, Term
 
@@ -62,7 +66,11 @@ class AttentionMatch:
         scale: a number on the product of queries and keys.
         multipliers: tensors that multiply or divide that product, constant along the keys.
         terms: biases and masks, in order: a mask replaces what was before it.
+        value_gates, result_gates: what multiplies the values, and the result.
         between: values between the two products' operands and the result, with their axes.
+        sink: columns beside the keys that have no key.
+        weighed: the factors of what the values are summed over: the keys, and the sinks where these
+            have values.
     """
 
     query: FactoredValue
@@ -77,7 +85,11 @@ class AttentionMatch:
     scale: float
     multipliers: tuple[Multiplier, ...]
     terms: tuple[Term, ...]
+    value_gates: tuple[Gate, ...]
+    result_gates: tuple[Gate, ...]
     between: tuple[FactoredValue, ...]
+    sink: Sink | None
+    weighed: Axis
 
 
 class _Side(NamedTuple):
@@ -105,11 +117,13 @@ class _RowsAndKeys(NamedTuple):
 
 
 class _SecondProduct(NamedTuple):
-    """The product of probabilities and values: the values, the factors of their size, and the axes
-    of the result."""
+    """The product of probabilities and values: the values, the factors of their size, those of the
+    batch and of the query rows, and the axes of the result."""
 
     value: FactoredValue
     value_size: Axis
+    batch: Axis
+    rows: Axis
     axes: Axes
 
 
@@ -125,14 +139,26 @@ def match_attention(chain: SoftmaxChain) -> AttentionMatch:
     for link in chain.before:
         scores = absorb(link, scores)
         between.append(FactoredValue(link.node.outputs[0], scores.axes))
-    rows, keys = _rows_and_keys(product, _softmax_axis(chain.softmax, scores.axes))
+    sink, normalised = scores.sink, _softmax_axis(chain.softmax, scores.axes)
+    if sink is not None and normalised != factors(sink.both):
+        raise Mismatch("its scores are joined with others along another axis than the keys'")
+    rows, keys = _rows_and_keys(product, normalised if sink is None else factors(sink.keys))
     axes = scores.axes
     between.append(FactoredValue(chain.softmax.outputs[0], axes))
+    weighed = factors(keys.own if sink is None else sink.both)
+    gates: list[Gate] = []
     for link in chain.after:
-        axes = pass_through(link.node, axes)
+        if link.node.op_type == "Slice":
+            axes, weighed = cut(link.node, axes, sink), factors(keys.own)
+        else:
+            axes, gate = pass_gate(link, axes)
+            gates += [gate] if gate is not None else []
         between.append(FactoredValue(link.node.outputs[0], axes))
-    second = _second_product(chain.values, axes, rows.own, keys.own)
-    require_hiding_fills(scores.terms)
+    second = _second_product(chain.values, axes, product.batch, rows.own, weighed)
+    if sink is not None:
+        require_no_gate(sink, [gate.operand for gate in gates])
+    require_hiding_fills(scores.terms if sink is None else (*scores.terms, *sink.terms))
+    placed = place_gates(scores.terms, gates, second.rows, keys.own)
     _require_constant_along(keys.own, scores.multipliers)
     rows_by_keys = (size_of(rows.own).dim, size_of(keys.own).dim)
     _log.debug("%s is an attention of %s rows over %s keys", chain.softmax.name, *rows_by_keys)
@@ -140,16 +166,20 @@ def match_attention(chain: SoftmaxChain) -> AttentionMatch:
         query=rows.operand,
         key=keys.operand,
         value=second.value,
-        batch=factors(product.batch),
-        rows=factors(rows.own),
+        batch=second.batch,
+        rows=second.rows,
         keys=factors(keys.own),
         size=factors(product.size),
         value_size=factors(second.value_size),
         output=second.axes,
         scale=scores.scale,
         multipliers=scores.multipliers,
-        terms=scores.terms,
+        terms=placed.terms,
+        value_gates=placed.on_values,
+        result_gates=placed.on_result,
         between=tuple(between),
+        sink=sink,
+        weighed=weighed,
     )
 
 
@@ -201,32 +231,42 @@ def _softmax_axis(node: ir.Node, axes: Axes) -> Axis:
 
 def _rows_and_keys(product: _FirstProduct, softmax: Axis) -> _RowsAndKeys:
     """The side that the softmax runs over are the keys."""
-    if softmax == factors(product.right.own):
+    if set(softmax) == set(factors(product.right.own)):
         return _RowsAndKeys(product.left, product.right)
-    if softmax == factors(product.left.own):
+    if set(softmax) == set(factors(product.left.own)):
         return _RowsAndKeys(product.right, product.left)
     raise Mismatch("its softmax is over another axis than the keys'")
 
 
-def _second_product(link: ChainNode, axes: Axes, rows: Axis, keys: Axis) -> _SecondProduct:
-    """Read the product of the probabilities, which have these axes, with the values."""
+def _second_product(
+    link: ChainNode, axes: Axes, batch: Axis, rows: Axis, keys: Axis
+) -> _SecondProduct:
+    """Read the product of the probabilities, which have these axes, with the values.
+
+    ``batch`` and ``rows`` are the first product's. What keys lack may be on either: heads of
+    queries that share one head of keys are rows to one product and batch to the other.
+    """
     values = _with_axes(link.node.inputs[1 - link.operand])
     on_left = link.operand == 0
     contracted, kept = (axes[-1], axes[-2]) if on_left else (axes[-2], axes[-1])
-    if factors(contracted) != factors(keys):
+    if set(factors(contracted)) != set(factors(keys)):
         raise Mismatch(
             "its softmax is over another axis than the one that the product with the values sums "
             "over"
         )
-    if factors(kept) != factors(rows):
+    of_both = [factor for factor in factors(rows) if factor in factors(kept)]
+    if not of_both and factors(rows):
         raise Mismatch("its query rows can't be told from its batch")
-    batch = _batch_of_scores(axes, values.axes)
+    of_values = [factor for factor in factors(rows) if factor not in of_both]
+    common = _batch_of_scores(axes, values.axes)
     size = values.axes[-1 if on_left else -2]
     own = (contracted, size) if on_left else (size, contracted)
     return _SecondProduct(
-        FactoredValue(values.value, (*_shared(values.axes, batch), *own)),
+        FactoredValue(values.value, (*_shared(values.axes, common), *own)),
         size,
-        (*batch, *((kept, size) if on_left else (size, kept))),
+        (*factors(batch), *of_values),
+        tuple(of_both),
+        (*common, *((kept, size) if on_left else (size, kept))),
     )
 
 

@@ -55,6 +55,16 @@ class PlacedTerm:
         self.axes: Axes = (whole(roles.batch), whole(roles.heads), whole(roles.rows), roles.keys)
         self.shape = [size_of(axis).dim for axis in self.axes]
         self.value = builder.arrange(term.operand.value, term.operand.axes, self.axes)
+        if term.fill is not None and self.value.dtype != ir.DataType.BOOL:
+            # A mask of zeros and ones.
+            self.value = builder.op("Cast", [self.value], self.value, to=ir.DataType.BOOL)
+            self.value.shape = ir.Shape(self.shape)
+            self.value.type = ir.TensorType(ir.DataType.BOOL)
+
+    def extend(self, value: ir.Value) -> None:
+        """Take this value, which covers further columns, in place of its own."""
+        self.value = value
+        self.shape = _dims(value)
 
     def bias(self, like: ir.Value) -> ir.Value:
         """What a bias adds to the scores, of the type of ``like``."""

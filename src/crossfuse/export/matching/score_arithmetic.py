@@ -21,10 +21,11 @@ from crossfuse.export.matching.axes import (
     follow_layout,
 )
 from crossfuse.export.matching.fills import may_hide
+from crossfuse.export.matching.sinks import Sink, joined, padded
 from crossfuse.export.matching.softmax_chain import WIDE, ChainNode, Mismatch, scalar_of
 from crossfuse.export.matching.terms import Multiplier, Term
 
-__all__ = ["Scores", "absorb", "pass_through"]
+__all__ = ["Scores", "absorb", "beside", "pass_through"]
 
 
 @dataclass(frozen=True)
@@ -35,17 +36,23 @@ class Scores:
         axes: of the scores there.
         scale, multipliers: what the product is multiplied by.
         terms: biases and masks, in order: a mask replaces what was before it.
+        sink: columns that were joined to them.
+        shifted: something was added to all of a row, which a softmax does not see, but a sink that
+            is joined later does.
     """
 
     axes: Axes
     scale: float = 1.0
     multipliers: tuple[Multiplier, ...] = ()
     terms: tuple[Term, ...] = ()
+    sink: Sink | None = None
+    shifted: bool = False
 
     def scaled(self, factor: float) -> Scores:
         """All of them times a number."""
         terms = tuple(replace(term, factor=term.factor * factor) for term in self.terms)
-        return replace(self, scale=self.scale * factor, terms=terms)
+        sink = None if self.sink is None else self.sink.scaled(factor)
+        return replace(self, scale=self.scale * factor, terms=terms, sink=sink)
 
 
 def absorb(link: ChainNode, scores: Scores) -> Scores:
@@ -93,7 +100,7 @@ def _fill(link: ChainNode, scores: Scores) -> Scores:
         raise Mismatch("its scores are replaced by other values where masked")
     if fill > -WIDE:
         raise Mismatch(f"its scores are replaced by {fill:g} where masked, which doesn't hide them")
-    operand = _beside(condition, scores.axes)
+    operand = beside(condition, scores.axes)
     mask = Term(operand, fill=fill, hidden=link.operand == 2)
     return replace(scores, terms=(*scores.terms, mask))
 
@@ -123,8 +130,8 @@ def _multiply(link: ChainNode, scores: Scores) -> Scores:
     number = scalar_of(other)
     if number is not None:
         return scores.scaled(1 / number if divides else number)
-    operand = _beside(other, scores.axes)
-    if scores.terms:
+    operand = beside(other, scores.axes)
+    if scores.terms or scores.sink is not None:
         raise Mismatch("its scores are multiplied after a bias or mask")
     return replace(scores, multipliers=(*scores.multipliers, Multiplier(operand, divides)))
 
@@ -133,10 +140,26 @@ def _add(link: ChainNode, scores: Scores) -> Scores:
     """``Add`` and ``Sub``: a bias; one number on all scores of a row changes no softmax."""
     subtracts, other = link.node.op_type == "Sub", _other(link)
     if (subtracts and _is_row_maximum(other)) or scalar_of(other) is not None:
-        return scores
-    operand = _beside(other, scores.axes)
+        return replace(scores, shifted=True)
+    operand = beside(other, scores.axes)
     bias = Term(operand, -1.0 if subtracts else 1.0, may_hide=may_hide(other))
     return replace(scores, terms=(*scores.terms, bias))
+
+
+def _join(link: ChainNode, scores: Scores) -> Scores:
+    """``Concat`` and ``Pad``: sinks, whose columns have no key."""
+    if scores.sink is not None:
+        raise Mismatch("its scores are joined with others twice")
+    join = joined if link.node.op_type == "Concat" else padded
+    if scores.shifted:
+        raise Mismatch("its scores are shifted before others are joined to them")
+    sink, axes = join(link, scores.axes, len(scores.terms))
+    return replace(scores, axes=axes, sink=sink)
+
+
+def _negate(_: ChainNode, scores: Scores) -> Scores:
+    """``Neg``."""
+    return scores.scaled(-1.0)
 
 
 _HANDLERS: dict[str, Callable[[ChainNode, Scores], Scores]] = {
@@ -148,6 +171,9 @@ _HANDLERS: dict[str, Callable[[ChainNode, Scores], Scores]] = {
     "Div": _multiply,
     "Add": _add,
     "Sub": _add,
+    "Concat": _join,
+    "Pad": _join,
+    "Neg": _negate,
 }
 """Operators that compute on scores; all others of a chain only move them."""
 
@@ -159,7 +185,7 @@ def _other(link: ChainNode) -> ir.Value:
     return other
 
 
-def _beside(value: ir.Value, axes: Axes) -> FactoredValue:
+def beside(value: ir.Value, axes: Axes) -> FactoredValue:
     """A value that is broadcast with the scores, with the scores' factors."""
     own = axes_of(value)
     if own is None:

@@ -261,6 +261,8 @@ def folded(node: ir.Node, arrays: list[NDArray[np.generic]]) -> NDArray[np.gener
         return arrays[0].astype(ir.DataType(node.attributes["to"].as_int()).numpy())
     if name == "Div":
         return _divided(*arrays)
+    if name == "Mod" and np.all(arrays[1]):
+        return np.asarray((np.fmod if node.attributes.get_int("fmod", 0) else np.mod)(*arrays))
     if name in ("Unsqueeze", "Squeeze") and len(arrays) == 2:
         axes = tuple(int(axis) for axis in arrays[1].reshape(-1))
         change = np.expand_dims if name == "Unsqueeze" else np.squeeze

@@ -36,6 +36,7 @@ _PASSED = LAYOUT_OPS | {"Cast", "Identity", "Dropout", "Expand"}
 _ARITHMETIC = {
     "Add": (0, 1),
     "Sub": (0,),
+    "Neg": (0,),
     "Mul": (0, 1),
     "Div": (0,),
     "Where": (1, 2),
@@ -44,6 +45,21 @@ _ARITHMETIC = {
     "Min": (0, 1),
 }
 """Operators on scores that a fused attention can absorb, and by which inputs scores may come in."""
+
+_CUTTING = frozenset({"Slice"})
+"""Operators that take such columns off the probabilities."""
+
+_JOINING = frozenset({"Concat", "Pad"})
+"""Operators that join columns to scores, as sinks are."""
+
+_GATES = {"Mul": (0, 1), "Div": (0,), "Where": (1, 2)}
+"""Operators on probabilities that a fused attention can absorb, and by which inputs."""
+
+_NAMES = {
+    "Tanh": ", a soft cap, which the fused operator does not have",
+    "ScatterND": ", an assignment to places of theirs that is no mask",
+}
+"""What an operator on scores is to people."""
 
 _DEEPEST = 64
 """How many operators back from a softmax a product is looked for."""
@@ -122,7 +138,11 @@ def active_values(graph: ir.Graph) -> set[ir.Value]:
 
 
 def scalar_of(value: ir.Value | None) -> float | None:
-    """The number that a value holds, where it is a constant of one element."""
+    """The number that a value holds, where it is a constant of one element, or one that was
+    expanded."""
+    node = value.producer() if value is not None else None
+    if node is not None and node.op_type == "Expand" and node.domain in ("", "ai.onnx"):
+        return scalar_of(node.inputs[0])
     tensor = ir.convenience.get_const_tensor(value) if value is not None else None
     if tensor is None or tensor.size != 1 or tensor.dtype.is_string():
         return None
@@ -183,7 +203,16 @@ def _way_back(value: ir.Value, active: set[ir.Value], depth: int) -> _WayBack | 
 
 def _operands_of_scores(node: ir.Node) -> tuple[int, ...]:
     """The inputs of a node by which scores may come in; none where it can't be absorbed."""
-    return (0,) if node.op_type in _PASSED else _ARITHMETIC.get(node.op_type, ())
+    if node.op_type == "Concat":
+        return tuple(range(len(node.inputs)))
+    passed = node.op_type in _PASSED | _JOINING
+    return (0,) if passed else _ARITHMETIC.get(node.op_type, ())
+
+
+def _operands_of_probabilities(node: ir.Node) -> tuple[int, ...]:
+    """The inputs of a node by which probabilities may come in; none where it can't be absorbed."""
+    passed = node.op_type in _PASSED | _CUTTING
+    return (0,) if passed else _GATES.get(node.op_type, ())
 
 
 def _is_product_of_scores(product: ir.Node, active: set[ir.Value]) -> bool:
@@ -227,12 +256,14 @@ def _why_no_way_back(value: ir.Value, active: set[ir.Value]) -> str:
         return "its softmax is not over a product of activations"
     if node.op_type == "MatMul":
         return "its scores are a product with weights, so there are no keys"
-    return f"its scores go through {node.op_type} on the way to the softmax"
+    what = _NAMES.get(node.op_type, "")
+    return f"its scores go through {node.op_type} on the way to the softmax{what}"
 
 
 def _ways_on(value: ir.Value, active: set[ir.Value]) -> Iterator[_WayOn]:
     """Every way from the probabilities to a product, with the nodes between and helper nodes."""
-    uses = list(value.uses())
+    # A size that is read off probabilities can be read off the operands.
+    uses = [use for use in value.uses() if use[0].op_type != "Shape"]
     guard = _nan_guard(uses)
     if guard is not None:
         operand = next(i for i in (1, 2) if guard.where.inputs[i] is value)
@@ -246,7 +277,7 @@ def _ways_on(value: ir.Value, active: set[ir.Value]) -> Iterator[_WayOn]:
         if node.op_type == "MatMul":
             yield _end(node, index, active)
             continue
-        if node.op_type not in _PASSED or index != 0:
+        if index not in _operands_of_probabilities(node):
             raise Mismatch(f"its attention probabilities go through {node.op_type}")
         out = node.outputs[0]
         if out.is_graph_output():

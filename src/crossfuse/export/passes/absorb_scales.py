@@ -5,6 +5,8 @@ Rules:
 1. ``Mul`` or ``Div`` by a constant of one element between a projection and an attention's queries
    or keys, with nothing but layout operators in between, is removed, and the scale takes its
    factor.
+2. Engines take positive scales alone: the sign of a scale goes to the queries, and so does a scale
+   of 0.
 
 It must not fire where the scaled tensor has another use, or where the factor is 0 or not finite.
 """
@@ -18,6 +20,7 @@ import onnx_ir as ir
 from crossfuse.export.matching.softmax_chain import scalar_of
 from crossfuse.export.passes.base import FusionPass, FusionResult, Missed
 from crossfuse.graph.attention_node import AttentionNode, attentions
+from crossfuse.graph.builder import GraphBuilder
 from crossfuse.graph.op_classes import LAYOUT_OPS, is_onnx
 from crossfuse.graph.shapes import dims_of
 
@@ -40,7 +43,26 @@ class AbsorbScalesPass(FusionPass):
                 except _SharedFactorError:
                     reason = f"its scaled {role} has another use"
                     missed.append(Missed(attention.module, reason))
+            modified |= _make_positive(attention)
         return FusionResult(model, modified, tuple(missed))
+
+
+def _make_positive(attention: AttentionNode) -> bool:
+    """Engines take positive scales alone: the sign goes to the queries."""
+    scale, query = attention.scale, attention.query
+    if not scale <= 0:
+        return False
+    build = GraphBuilder()
+    if scale:
+        signed = build.op("Neg", query, like=query, shape=query.shape)
+    else:
+        assert query.dtype is not None
+        zero = build.constant(0, query.dtype.numpy())
+        signed = build.op("Mul", query, zero, like=query, shape=query.shape)
+    build.insert_before(attention.node)
+    attention.set_operand("query", signed)
+    attention.set_scale(-scale or 1.0)
+    return True
 
 
 class _SharedFactorError(Exception):

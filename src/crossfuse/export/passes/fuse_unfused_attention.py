@@ -12,10 +12,15 @@ Rules:
    or what they leave is biased lower), its queries become 0: the row then averages the values, or
    attends by the biases behind the fill, as in the original. That holds in every precision, as a
    fill that absorbs the scores would not: in fp16 none does.
-4. A subtracted maximum, limits at ±10⁴ or wider, and a check for NaN behind the softmax fall away.
-5. Heads are the last batch axis of fixed size. Where keys and values lack it, they have fewer heads
+4. Masks behind the softmax that hide what masks before it hide make rows without keys 0: they
+   become a mask of the operator. Other gates multiply the values where they are the same for all
+   rows, or the result where they are the same for all keys (`gates`).
+5. A subtracted maximum, limits at ±10⁴ or wider, and a check for NaN behind the softmax fall away.
+6. Heads are the last batch axis of fixed size. Where keys and values lack it, they have fewer heads
    (grouped, multi-query). Where they lack all other batch axes they are one context for all
    queries.
+7. Columns that are joined to the scores are sinks (`sinks`): keys of zeros with a bias, whose
+   values are 0 where their columns are cut off behind the softmax.
 
 It must not fire where the scores or the probabilities are used for something else as well, unless
 that is another attention that fuses; where the softmax runs over another axis than the second
@@ -25,16 +30,19 @@ Each such softmax gives a reason.
 
 from __future__ import annotations
 
+import dataclasses
 from typing import NamedTuple
 
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from crossfuse.export.matching.attention_match import AttentionMatch, match_attention
-from crossfuse.export.matching.axes import Axes, FactoredValue, all_factors, factors, size_of
+from crossfuse.export.matching.axes import Axes, FactoredValue, factors, size_of
 from crossfuse.export.matching.axis_roles import axis_roles
+from crossfuse.export.matching.combine import gated, multiplied
 from crossfuse.export.matching.layout_builder import LayoutBuilder
 from crossfuse.export.matching.masks import PlacedTerm, join_terms, zero_rows
+from crossfuse.export.matching.sink_rows import SinkRows
 from crossfuse.export.matching.softmax_chain import (
     Mismatch,
     SoftmaxChain,
@@ -43,7 +51,7 @@ from crossfuse.export.matching.softmax_chain import (
 )
 from crossfuse.export.passes.base import FusionPass, FusionResult, Missed
 from crossfuse.graph.attention_node import AttentionAttributes, AttentionInputs, AttentionNode
-from crossfuse.graph.metadata import module_path
+from crossfuse.graph.metadata import BESIDE, module_path
 from crossfuse.graph.op_classes import is_onnx
 from crossfuse.ops.contract import DOMAIN, VERSION
 
@@ -70,6 +78,8 @@ class FuseUnfusedAttentionPass(FusionPass):
         found: list[_Found] = []
         for node in model.graph:
             if not is_onnx(node, "Softmax") or node.inputs[0] not in active:
+                continue
+            if BESIDE in node.metadata_props:
                 continue
             try:
                 chains = find_softmax_chains(node, active)
@@ -127,18 +137,28 @@ def _outside_use(chain: SoftmaxChain, removed: set[ir.Node]) -> str | None:
 def _replace(found: _Found) -> None:
     match, node = found.match, found.chain.values.node
     layout = LayoutBuilder()
-    roles = axis_roles(match)
     for operand in (match.query, match.key, match.value):
         layout.knows(operand.value, operand.axes)
-    multiplied = _multiplied(match, layout)
-    terms = [PlacedTerm(term, layout, roles) for term in match.terms]
+    # Gates may give the values axes that they lack, heads of their own, say.
+    values = gated(match.value, match.value_gates, match.batch, layout)
+    match = dataclasses.replace(match, value=values)
+    roles = axis_roles(match)
+    queries = multiplied(match.query, match.multipliers, match.batch, layout)
     rows, keys, size, value_size = match.rows, match.keys, match.size, match.value_size
     query_axes: Axes = (roles.batch, rows, (*roles.heads, *size))
     key_axes: Axes = (roles.contexts, keys, (*roles.kv_heads, *size))
-    value_axes: Axes = (roles.contexts, keys, (*roles.kv_heads, *value_size))
-    query = layout.arrange(multiplied.value, multiplied.axes, query_axes)
+    value_axes: Axes = (roles.contexts, match.weighed, (*roles.kv_heads, *value_size))
+    query = layout.arrange(queries.value, queries.axes, query_axes)
     key = layout.arrange(match.key.value, match.key.axes, key_axes)
     value = layout.arrange(match.value.value, match.value.axes, value_axes)
+    if match.sink is None:
+        terms = [PlacedTerm(term, layout, roles) for term in match.terms]
+    else:
+        sinks = SinkRows(match.sink, roles, layout)
+        key = sinks.beside(key)
+        value = sinks.beside(value) if match.weighed == factors(keys) else value
+        sinks.knows(key, key_axes)
+        terms = sinks.terms(match.terms, query)
     joined = join_terms(terms, query, layout)
     if joined.counted is not None:
         query = zero_rows(query, joined.counted, roles, size, layout)
@@ -155,7 +175,8 @@ def _replace(found: _Found) -> None:
     out_axes: Axes = (roles.batch, rows, (*roles.heads, *value_size))
     fused.type = node.outputs[0].type
     fused.shape = ir.Shape([size_of(axis).dim for axis in out_axes])
-    layout.build.replace(node, layout.arrange(fused, out_axes, match.output))
+    result = gated(FactoredValue(fused, out_axes), match.result_gates, match.batch, layout)
+    layout.build.replace(node, layout.arrange(result.value, result.axes, match.output))
 
 
 def _replace_shapes(match: AttentionMatch) -> None:
@@ -170,19 +191,3 @@ def _replace_shapes(match: AttentionMatch) -> None:
                 layout.knows(operand.value, operand.axes)
             start, end = (node.attributes.get_int(name, None) for name in ("start", "end"))
             layout.build.replace(node, layout.sizes(scores.axes[start:end]))
-
-
-def _multiplied(match: AttentionMatch, layout: LayoutBuilder) -> FactoredValue:
-    """The queries with the tensors that multiply the scores."""
-    value, axes = match.query.value, match.query.axes
-    for multiplier in match.multipliers:
-        factor = multiplier.operand
-        flat, its_own = all_factors(axes), all_factors(factor.axes)
-        extra = [f for f in factors(match.batch) if f in its_own and f not in flat]
-        target: Axes = [[f] for f in (*extra, *flat)]
-        value = layout.arrange(value, axes, target)
-        axes = target
-        other = layout.arrange(factor.value, factor.axes, target, expand=False)
-        name = "Div" if multiplier.divides else "Mul"
-        value = layout.op(name, [value, other], value, [size_of(axis).dim for axis in axes])
-    return FactoredValue(value, axes)

@@ -3,22 +3,35 @@
 Rules:
 
 1. ``Einsum`` of two operands whose labels appear once each, and where every label is a batch axis,
-   a free axis of one operand or a sum, becomes transposes, reshapes and a ``MatMul``.
-2. ``Gemm`` without a third operand becomes a ``MatMul``, with transposes and a factor where it has
+   a free axis of one operand or a sum, becomes transposes, reshapes and a ``MatMul``. Each axis of
+   an ellipsis has a label of its own.
+2. ``Einsum`` of one operand that changes the order of its axes becomes a ``Transpose``.
+3. ``Gemm`` without a third operand becomes a ``MatMul``, with transposes and a factor where it has
    them.
 
-It must not fire on more than two operands, repeated labels (a diagonal), an ellipsis, or a label
-that is summed in one operand alone; nor on products with weights, which are no attention and have
-kernels of their own.
+It must not fire on more than two operands, repeated labels (a diagonal), or a label that is summed
+in one operand alone; nor on products with weights, which are no attention and have kernels of their
+own.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
+from string import ascii_letters
+from typing import NamedTuple
 
 import onnx_ir as ir
 
-from crossfuse.export.matching.axes import Axes, Axis, AxisFactor, axes_of, size_of
+from crossfuse.export.matching.axes import (
+    Axes,
+    Axis,
+    AxisFactor,
+    FactoredValue,
+    all_factors,
+    axes_of,
+    size_of,
+)
 from crossfuse.export.matching.layout_builder import LayoutBuilder, UnknownSizeError
 from crossfuse.export.matching.softmax_chain import active_values
 from crossfuse.export.passes.base import FusionPass, FusionResult, Missed
@@ -54,46 +67,115 @@ class UnifyProductsPass(FusionPass):
         return FusionResult(model, modified, tuple(missed))
 
 
+_Groups = Mapping[str, Axis]
+"""Label → the factors of its axis."""
+
+
+class _Equation(NamedTuple):
+    """What was written, and the labels of each operand's axes and of the result's."""
+
+    text: str
+    operands: list[str]
+    result: str
+
+
+def _equation(text: str, ranks: Sequence[int]) -> _Equation | None:
+    """Read an equation, with a label in place of each axis of an ellipsis; None where it is not one
+    of operands of these ranks."""
+    inputs, arrow, result = text.replace(" ", "").partition("->")
+    operands = inputs.split(",")
+    if len(operands) != len(ranks) or not re.fullmatch(r"[A-Za-z.,]*", inputs + result):
+        return None
+    free = [label for label in ascii_letters if label not in text]
+    hidden = [
+        rank - len(labels.replace("...", "")) for labels, rank in zip(operands, ranks, strict=True)
+    ]
+    spread = [count for labels, count in zip(operands, hidden, strict=True) if "..." in labels]
+    longest = max(spread, default=0)
+    if min(hidden) < 0 or longest > len(free):
+        return None
+    # The last axes of all ellipses are the same.
+    ellipsis = "".join(free[:longest])
+    written = [
+        labels.replace("...", ellipsis[longest - count :])
+        for labels, count in zip(operands, hidden, strict=True)
+    ]
+    if not arrow:
+        once = sorted(c for c in set(inputs) - set(".,") if inputs.count(c) == 1)
+        return _Equation(text, written, ellipsis + "".join(once))
+    return _Equation(text, written, result.replace("...", ellipsis))
+
+
 def _einsum(node: ir.Node, layout: LayoutBuilder) -> ir.Value | str:
     """The product, or why the operator is none."""
-    equation = node.attributes["equation"].as_string().replace(" ", "")
-    match = re.fullmatch(r"([A-Za-z]+),([A-Za-z]+)->([A-Za-z]*)", equation)
-    left, right = (*node.inputs, None)[:2]
-    one, two = (None if value is None else axes_of(value) for value in (left, right))
-    if match is None or left is None or right is None:
-        return f"its Einsum {equation} is not of two operands with one label per axis"
-    if one is None or two is None:
-        return f"the rank of an operand of its Einsum {equation} is unknown"
-    first, second, result = match.groups()
-    if any(len(set(labels)) < len(labels) for labels in (first, second, result)):
-        return f"its Einsum {equation} repeats a label"
+    text = node.attributes["equation"].as_string()
+    found = [(v, axes_of(v)) for v in node.inputs if v is not None]
+    operands = [FactoredValue(value, axes) for value, axes in found if axes is not None]
+    if len(operands) < len(node.inputs):
+        return f"the rank of an operand of its Einsum {text} is unknown"
+    equation = _equation(text, [len(operand.axes) for operand in operands])
+    if equation is None or len(operands) > 2 or "." in "".join(equation.operands):
+        return f"its Einsum {text} is not of one or two operands with one label per axis"
+    if any(len(set(labels)) < len(labels) for labels in (*equation.operands, equation.result)):
+        return f"its Einsum {text} repeats a label"
+    groups = _factors_of_labels(
+        [(labels, each.axes) for labels, each in zip(equation.operands, operands, strict=True)]
+    )
+    operands = [
+        FactoredValue(
+            each.value, [groups[c] if own else [] for c, own in zip(labels, each.axes, strict=True)]
+        )
+        for labels, each in zip(equation.operands, operands, strict=True)
+    ]
+    for operand in operands:
+        layout.knows(operand.value, operand.axes)
+    if len(operands) == 1:
+        return _moved(equation, operands[0], groups, layout)
+    return _product(equation, operands, groups, node.outputs[0], layout)
+
+
+def _moved(
+    equation: _Equation, operand: FactoredValue, groups: _Groups, layout: LayoutBuilder
+) -> ir.Value | str:
+    """The one operand with its axes in another order."""
+    if set(equation.result) != set(equation.operands[0]):
+        return f"its Einsum {equation.text} sums over an axis of one operand alone"
+    return layout.arrange(operand.value, operand.axes, [groups[label] for label in equation.result])
+
+
+def _product(
+    equation: _Equation,
+    operands: Sequence[FactoredValue],
+    groups: _Groups,
+    like: ir.Value,
+    layout: LayoutBuilder,
+) -> ir.Value | str:
+    """The product of two operands, as one of matrices."""
+    (first, second), result = equation.operands, equation.result
     if any(
         (label in first) + (label in second) + (label in result) < 2 for label in first + second
     ):
-        return f"its Einsum {equation} sums over an axis of one operand alone"
-    factors = _factors_of_labels(((first, one), (second, two)))
-    one, two = (
-        [factors[label] if group else [] for label, group in zip(labels, axes, strict=True)]
-        for labels, axes in ((first, one), (second, two))
-    )
-    layout.knows(left, one)
-    layout.knows(right, two)
+        return f"its Einsum {equation.text} sums over an axis of one operand alone"
 
     def merged(labels: list[str]) -> list[AxisFactor]:
-        return [factor for label in labels for factor in factors[label]]
+        return [factor for label in labels for factor in groups[label]]
 
-    head: Axes = [factors[label] for label in result if label in first and label in second]
+    head: Axes = [groups[label] for label in result if label in first and label in second]
     rows = merged([label for label in result if label in first and label not in second])
     columns = merged([label for label in result if label in second and label not in first])
     summed = merged([label for label in first if label in second and label not in result])
-    a = layout.arrange(left, one, [*head, rows, summed])
-    b = layout.arrange(right, two, [*head, summed, columns])
+    sides = []
+    for operand, last in zip(operands, ((rows, summed), (summed, columns)), strict=True):
+        # Batch axes that one side lacks are broadcast by the product.
+        partial = not {*last[0], *last[1]} <= set(all_factors(operand.axes))
+        target = [*head, *last]
+        sides.append(layout.arrange(operand.value, operand.axes, target, expand=partial))
     axes = [*head, rows, columns]
-    product = layout.op("MatMul", [a, b], node.outputs[0], [size_of(axis).dim for axis in axes])
-    return layout.arrange(product, axes, [factors[label] for label in result])
+    product = layout.op("MatMul", sides, like, [size_of(axis).dim for axis in axes])
+    return layout.arrange(product, axes, [groups[label] for label in result])
 
 
-def _factors_of_labels(operands: tuple[tuple[str, Axes], ...]) -> dict[str, Axis]:
+def _factors_of_labels(operands: Sequence[tuple[str, Axes]]) -> dict[str, Axis]:
     """Label → factors; of the operand that says most where both have it."""
     factors: dict[str, Axis] = {}
     for labels, axes in operands:

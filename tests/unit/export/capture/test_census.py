@@ -42,6 +42,11 @@ def seen(function: Callable[[nn.Module, Tensor, Tensor], object]) -> list[Sighti
     return census(Of(function).eval(), inputs)
 
 
+def normalised(weights: Tensor) -> Tensor:
+    """Over the axis before the last."""
+    return weights / weights.sum(-2, keepdim=True)
+
+
 @pytest.mark.parametrize(
     ("function", "form", "between"),
     [
@@ -50,9 +55,14 @@ def seen(function: Callable[[nn.Module, Tensor, Tensor], object]) -> list[Sighti
         (lambda m, x, y: (x @ y.mT).softmax(-1) @ y, "products", ("softmax",)),
         (lambda m, x, y: (x @ y.mT / 2).tanh() @ y, "products", ("div", "tanh")),
         (lambda m, x, y: (y.mT @ (y @ x.mT).softmax(-2)).mT, "products", ("softmax",)),
+        (
+            lambda m, x, y: (y.mT @ normalised((y @ x.mT).exp())).mT,
+            "products",
+            ("exp", "sum", "div"),
+        ),
         (lambda m, x, y: torch.einsum("bld,bsd->bls", x, y).exp() @ y, "products", ("exp",)),
     ],
-    ids=["sdpa", "operator", "by hand", "no softmax", "transposed", "einsum"],
+    ids=["sdpa", "operator", "by hand", "no softmax", "transposed", "written out", "einsum"],
 )
 def test_each_form_of_attention_is_seen_once(function: Callable, form: str, between: tuple) -> None:
     (sighting,) = seen(function)

@@ -51,10 +51,9 @@ def before_layout(g: Graph, x: str) -> str:
         (over(4), None, 0.125),
         (times(0.5, (1, 1, 1)), over(2), 0.125),
         (lambda g, x: times(3.0)(g, over(2)(g, x)), None, 0.75),
-        (times(-1.0), None, -0.5),
         (before_layout, None, 0.25),
     ],
-    ids=["product", "quotient", "both", "two", "negative", "before layout"],
+    ids=["product", "quotient", "both", "two", "before layout"],
 )
 def test_factors_join(query: Form, key: Form | None, scale: float) -> None:
     model = attention(query, key)
@@ -110,3 +109,30 @@ def test_the_source_of_a_factor_may_have_other_uses() -> None:
     model = model_of(g, shapes={out: ["B", "L", 8]})
     assert applied(AbsorbScalesPass(), model).modified
     assert attentions(model.graph)[0].scale == pytest.approx(0.125)
+
+
+@pytest.mark.parametrize(
+    ("query", "key", "signed"),
+    [
+        (times(-1.0), None, "Neg"),
+        (times(-1.0), over(-2), None),
+        (times(0.0), None, "Mul"),
+    ],
+    ids=["negative", "twice", "zero"],
+)
+def test_engines_get_positive_scales(query: Form, key: Form | None, signed: str | None) -> None:
+    model = attention(query, key)
+    applied(AbsorbScalesPass(), model)
+    (found,) = attentions(model.graph)
+    assert found.scale > 0
+    made = found.query.producer()
+    assert (None if made is None else made.op_type) == signed
+
+
+@pytest.mark.parametrize("scale", [-0.5, 0.0])
+def test_a_scale_that_was_given(scale: float) -> None:
+    model = attention(lambda g, x: x, None)
+    (found,) = attentions(model.graph)
+    found.set_scale(scale)
+    assert applied(AbsorbScalesPass(), model).modified
+    assert found.scale == (1.0 if not scale else 0.5)

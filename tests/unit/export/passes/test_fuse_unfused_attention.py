@@ -286,6 +286,34 @@ def shared_scores(m, q, k, v, mask):
     return merged(there) + merged(back).mean(1, keepdim=True)
 
 
+@form
+def masked_again_after_the_softmax(m, q, k, v, mask):
+    """Rows without keys are 0."""
+    hidden = ~mask[:, None, None, :] | (torch.arange(q.shape[1]) == 1)[:, None]
+    scores = (heads(q) @ heads(k).mT / 2).masked_fill(hidden, -1e4)
+    return merged(scores.softmax(-1).masked_fill(hidden, 0.0) @ heads(v))
+
+
+@form
+def masked_after_the_softmax_alone(m, q, k, v, mask):
+    weights = (heads(q) @ heads(k).mT / 2).softmax(-1) * mask[:, None, None, :]
+    return merged((weights * m.temperature) @ heads(v))
+
+
+@form
+def assigned_mask(m, q, k, v, mask):
+    scores = heads(q) @ heads(k).mT / 2
+    scores[~mask[:, None, None, :].expand_as(scores)] = -torch.inf
+    return merged(scores.softmax(-1) @ heads(v))
+
+
+@form
+def written_softmax(m, q, k, v, mask):
+    scores = heads(q) @ heads(k).mT / 2
+    weights = (scores - scores.amax(-1, keepdim=True)).exp() * mask[:, None, None, :]
+    return merged(weights / weights.sum(-1, keepdim=True) @ heads(v))
+
+
 SITES = {"one_probability_two_values": 2, "shared_scores": 2}
 KV_HEADS = {"grouped_queries": 2, "repeated_heads": 2, "multi_query": 1, "one_head": 1}
 
@@ -433,7 +461,7 @@ def talking_heads(m, q, k, v, mask):
     return merged(scores.softmax(-1) @ heads(v))
 
 
-@lookalike("limited by|go through")
+@lookalike("Tanh on the way to the softmax, a soft cap")
 def capped(m, q, k, v, mask):
     return merged(((heads(q) @ heads(k).mT / 2).tanh() * 5).softmax(-1) @ heads(v))
 
@@ -451,9 +479,16 @@ def fill_that_hides_nothing(m, q, k, v, mask):
     )
 
 
-@lookalike("probabilities go through")
-def masked_after_the_softmax(m, q, k, v, mask):
-    return merged(((heads(q) @ heads(k).mT / 2).softmax(-1) * mask[:, None, None, :]) @ heads(v))
+@lookalike("not masked alike")
+def masked_by_row_after_the_softmax(m, q, k, v, mask):
+    causal = torch.ones(q.shape[1], k.shape[1], dtype=torch.bool).tril(2)
+    return merged(((heads(q) @ heads(k).mT / 2).softmax(-1) * causal) @ heads(v))
+
+
+@lookalike("replaced by 0.001 where masked")
+def filled_with_a_number_after_the_softmax(m, q, k, v, mask):
+    weights = (heads(q) @ heads(k).mT / 2).softmax(-1)
+    return merged(weights.masked_fill(~mask[:, None, None, :], 1e-3) @ heads(v))
 
 
 @lookalike("differs from key to key")

@@ -29,6 +29,14 @@ def einsum(equation: str, *shapes: list[int | str]) -> ir.Model:
         ("blhd,bshd->lbsh", [["B", "L", 2, 8], ["B", "S", 2, 8]]),
         ("bld,bsd->bsl", [["B", "L", 8], ["B", "S", 8]]),
         ("bl,bs->bls", [["B", "L"], ["B", "S"]]),  # nothing is summed
+        ("...ld,...sd->...ls", [["B", 2, "L", 4], ["B", 2, "S", 4]]),
+        ("...ld,...sd", [["B", "L", 4], ["B", "S", 4]]),  # the result in alphabetic order
+        ("b...ld,...sd->b...ls", [["B", 2, "L", 4], [2, "S", 4]]),
+        ("...ld,...sd->...ls", [["B", 2, 3, "L", 4], ["B", 1, 3, "S", 4]]),  # broadcast
+        ("...ld,sd->l...s", [["B", 2, "L", 4], ["S", 4]]),
+        ("bghld,bgsd->bghls", [["B", 2, 3, "L", 4], ["B", 2, "S", 4]]),
+        ("bnld,bnsd->bnls", [[1, 2, "L", 4], [1, 2, "S", 4]]),
+        ("bld,bsd->bls", [["B", "L", 1], ["B", "S", 4]]),  # summed over what is broadcast
     ],
 )
 def test_einsums_of_two_activations(equation: str, shapes: list[list[int | str]]) -> None:
@@ -47,7 +55,8 @@ def test_einsums_of_two_activations(equation: str, shapes: list[list[int | str]]
         ("bii,bij->bij", [["B", 3, 3], ["B", 3, 4]], "repeats a label"),
         ("bld,bsd,bse->ble", [["B", "L", 4], ["B", "S", 4], ["B", "S", 4]], "two operands"),
         ("bld,bsd->bs", [["B", "L", 4], ["B", "S", 4]], "one operand alone"),
-        ("...ld,...sd->...ls", [["B", "L", 4], ["B", "S", 4]], "one label per axis"),
+        ("bii->bi", [["B", 3, 3]], "repeats a label"),
+        ("bld->bd", [["B", "L", 4]], "one operand alone"),
     ],
 )
 def test_other_einsums_stay(equation: str, shapes: list[list[int | str]], why: str) -> None:
@@ -55,6 +64,20 @@ def test_other_einsums_stay(equation: str, shapes: list[list[int | str]], why: s
     (missed,) = untouched(UnifyProductsPass(), model).missed
     assert why in missed.reason
     assert equation in missed.reason
+
+
+@pytest.mark.parametrize(
+    ("equation", "shape"),
+    [
+        ("nhwpqc->nchpwq", ["B", 3, 2, 4, 4, 5]),
+        ("b...d->...bd", ["B", 2, "L", 4]),
+        ("ba", ["B", "L"]),
+    ],
+)
+def test_einsums_of_one_operand_move_its_axes(equation: str, shape: list[int | str]) -> None:
+    model = einsum(equation, shape)
+    assert applied(UnifyProductsPass(), model).modified
+    assert counts(model) == {"Transpose": 1}
 
 
 @pytest.mark.parametrize("left", [0, 1])

@@ -1,0 +1,134 @@
+"""Which attentions keep their probabilities beside the fused operator, and how.
+
+``SITE`` or ``SITE:0,3`` asks for those of an attention, or of some of its heads. Where the model
+gives them by itself, or something that is made of them, these outputs stay, and the attention fuses
+beside them (`separate_probabilities`). Where it doesn't, they become a further output
+(`recorded_probabilities`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from crossfuse.errors import Advice, InputError, Said, unknown
+from crossfuse.export.capture.census import Sighting, census
+from crossfuse.export.capture.recorded_probabilities import Wanted, recording
+from crossfuse.export.passes.name_sites import site_name
+from crossfuse.export.sources.onnx_file.load import OnnxModule
+from crossfuse.spec.model_spec import ModelSpec
+
+__all__ = ["KeptProbabilities", "kept_probabilities", "with_probabilities"]
+
+_KEEP = Said("--keep-probabilities SITE", "keep_probabilities=[SITE]")
+
+
+@dataclass(frozen=True)
+class KeptProbabilities:
+    """What is kept of a model.
+
+    Attributes:
+        spec: the model, whose outputs hold all that was asked for.
+        sites: whose probabilities are kept.
+        modules: paths of those modules whose softmax's result comes to an output.
+    """
+
+    spec: ModelSpec
+    sites: tuple[str, ...] = ()
+    modules: tuple[str, ...] = ()
+
+
+def kept_probabilities(spec: ModelSpec, sightings: Sequence[Sighting]) -> KeptProbabilities:
+    """Find what the spec asks for among the attentions that the census saw.
+
+    Raises:
+        InputError: a site that doesn't exist, heads that can't be chosen, an ONNX file that does
+            not have the probabilities as an output, or a model that is to decode token by token.
+    """
+    if not spec.keep_probabilities:
+        return KeptProbabilities(spec)
+    seen = dict(_sites(sightings))
+    added: dict[str, Wanted] = {}
+    modules: list[str] = []
+    asked = dict(_parsed(text) for text in spec.keep_probabilities)
+    for site, heads in asked.items():
+        if site not in seen:
+            raise unknown("there is no attention whose probabilities to keep", site, seen)
+        sighting, wanted = seen[site]
+        if sighting.returned or sighting.used:
+            _refuse_heads(site, heads)
+            modules.append(sighting.module)
+        else:
+            added[site] = replace(wanted, heads=heads)
+            # A softmax whose result the trace gives is one that something else is made of.
+            modules += [sighting.module] if wanted.written_out else []
+    if added and isinstance(spec.module, OnnxModule):
+        raise InputError(
+            "an ONNX file's attentions can keep only the probabilities that the file has among its "
+            "outputs",
+            got=", ".join(added),
+            do="Give the file an output of them, or export the PyTorch module",
+        )
+    spec = _without_steps(spec)
+    if added:
+        spec = replace(spec, module=recording(spec.module, added, spec.outputs_of))
+    return KeptProbabilities(spec, tuple(asked), tuple(dict.fromkeys(modules)))
+
+
+def _without_steps(spec: ModelSpec) -> ModelSpec:
+    """The model without its stage for single tokens, which gives one row of each output."""
+    if spec.decode is not None and not spec.decode_where_possible:
+        raise InputError(
+            "a model that decodes token by token can't keep probabilities",
+            got=spec.decode,
+            do="Leave decode out: the query stage then gives them for whole sequences",
+        )
+    return replace(spec, decode=None, decode_where_possible=False)
+
+
+def with_probabilities(spec: ModelSpec) -> ModelSpec:
+    """The model with all outputs that it is exported with.
+
+    Raises:
+        InputError: as `kept_probabilities`.
+    """
+    if not spec.keep_probabilities or isinstance(spec.module, OnnxModule):
+        return spec
+    sample = spec.sample(spec.example_sizes, seed=0)
+    sightings = census(spec.module, sample, spec.arguments)
+    return kept_probabilities(spec, sightings).spec
+
+
+def _sites(sightings: Sequence[Sighting]) -> Iterator[tuple[str, tuple[Sighting, Wanted]]]:
+    per_module, per_form = Counter[str](), Counter[tuple[str, bool]]()
+    for sighting in sightings:
+        form = (sighting.module, sighting.form == "products")
+        per_module[sighting.module] += 1
+        wanted = Wanted(sighting.module, per_form[form], form[1])
+        per_form[form] += 1
+        yield site_name(sighting.module, per_module[sighting.module]), (sighting, wanted)
+
+
+def _parsed(text: str) -> tuple[str, tuple[int, ...] | None]:
+    site, colon, heads = text.partition(":")
+    if not colon:
+        return site, None
+    if not site or re.fullmatch(r"\d+(,\d+)*", heads) is None:
+        raise InputError(
+            "what to keep the probabilities of can't be read",
+            got=repr(text),
+            expected="SITE, or SITE:HEAD,HEAD with heads counted from 0",
+        )
+    return site, tuple(int(head) for head in heads.split(","))
+
+
+def _refuse_heads(site: str, heads: tuple[int, ...] | None) -> None:
+    if heads is not None:
+        raise InputError(
+            "heads can be chosen only of probabilities that the model doesn't return by itself",
+            where=site,
+            got=",".join(map(str, heads)),
+            do=Advice("Ask for the site alone: {}", _KEEP),
+        )

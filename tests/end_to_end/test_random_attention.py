@@ -1,0 +1,353 @@
+"""Attention code at random: written with products or einsum, with axes in any order, heads and
+batches in any layout, masks of several kinds at several places, softmaxes of several forms.
+
+What holds: it is exported, fused as one attention, and equal to eager float64 at other sizes than
+the example's; or it is refused with a reason from the list in ``docs/concepts/ledger.md``, and
+equal all the same. Several attentions are exported at once, as one module.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import crossfuse
+from crossfuse import ModelSpec, runtime
+from crossfuse.core.ledger import LedgerRow
+
+ROOT = Path(__file__).parents[2]
+WIDTH, HEADS, GROUPS, TIMES, LONGEST = 16, 4, 2, 3, 24
+SIZE = WIDTH // HEADS
+PER_MODULE = 10
+
+PRODUCTS = ("matmul", "matmul", "keys first", "einsum", "einsum", "ellipsis", "merged")
+LAYOUTS = ("", "h", "h", "h", "gr", "multi query")
+MASKS = ("none", "keys", "keys", "causal", "both")
+PLACES = ("fill", "where", "add", "assign", "fill in place", "fill low", "fill small")
+SCALES = ("queries", "keys", "divided", "multiplied", "behind the mask", "none")
+SOFTMAXES = ("plain", "plain", "float32", "logarithm", "exponential", "shifted", "logsumexp")
+GUARDS = ("none", "none", "nan", "again", "again as product", "again and normalised", "dropout")
+GATES = ("none", "none", "none", "head", "key", "row")
+REFUSED = {
+    "tanh": "a soft cap",
+    "sigmoid": "not normalised by a softmax",
+    "heads mixed": "scores go through|product with weights",
+    "other axis": "another axis",
+    "clipped": "limited by",
+    "causal behind alone": "not masked alike",
+    "used twice": "also used by|go through",
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """What was chosen. ``batch`` are its letters of batch axes; ``order`` the letters of the
+    scores' axes; ``refused`` makes it something that no fused operator computes."""
+
+    batch: str
+    layout: str
+    product: str
+    order: str
+    mask: str
+    place: str
+    scale: str
+    softmax: str
+    guard: str
+    gate: str
+    bias: bool
+    refused: str | None
+
+    @property
+    def heads(self) -> str:
+        return "h" if self.layout == "multi query" else self.layout
+
+    @property
+    def of_keys(self) -> str:
+        return {"multi query": "", "gr": "g"}.get(self.layout, self.layout)
+
+
+def chosen(rng: random.Random) -> Case:
+    layout, product = rng.choice(LAYOUTS), rng.choice(PRODUCTS)
+    batch = rng.choice(["b", "b", "b", "bt"])
+    if layout in ("gr", "multi query") and product in ("ellipsis", "merged"):
+        product = "einsum"
+    letters = [*batch, *("h" if layout == "multi query" else layout)]
+    tail = "sl" if product == "keys first" else "ls"
+    order = "".join(letters) + tail
+    if product == "einsum":
+        mixed = [*letters, *tail]
+        rng.shuffle(mixed)
+        order = "".join(mixed)
+    mask = rng.choice(MASKS)
+    refused = rng.choice(list(REFUSED)) if rng.random() < 0.12 else None
+    if refused == "heads mixed" and "h" not in order:
+        refused = "tanh"
+    place, softmax = rng.choice(PLACES), rng.choice(SOFTMAXES)
+    if softmax == "logsumexp" and place == "fill low":
+        place = "fill small"  # beside the lowest number a logarithm is nothing
+    return Case(
+        *(batch, layout, product, order, mask, place, rng.choice(SCALES), softmax),
+        *(rng.choice(GUARDS), rng.choice(GATES), rng.random() < 0.3, refused),
+    )
+
+
+class Attention(nn.Module):
+    """The attention of a case."""
+
+    def __init__(self, case: Case) -> None:
+        super().__init__()
+        self.case = case
+        self.q, self.k, self.v = (nn.Linear(WIDTH, WIDTH) for _ in range(3))
+        self.times = nn.Parameter(torch.randn(TIMES, 1, WIDTH) / 4)
+        self.table = nn.Parameter(torch.randn(LONGEST + 8, LONGEST + 8))
+        self.mixing = nn.Parameter(torch.randn(HEADS, HEADS))
+        self.by_head = nn.Parameter(torch.rand(HEADS) + 0.5)
+
+    def forward(self, x: Tensor, y: Tensor, mask: Tensor) -> Tensor:
+        case = self.case
+        if case.batch == "bt":
+            x, y = x[:, None] + self.times, y[:, None] - self.times
+        query, key, value = self.q(x), self.k(y), self.v(y)
+        query = query * SIZE**-0.5 if case.scale == "queries" else query
+        key = key * SIZE**-0.5 if case.scale == "keys" else key
+        attended = self.attended(x.shape[-2], y.shape[-2], mask > 0)
+        scores = self.scaled(self.scores(self.split(query, "l"), self.split(key, "s")))
+        if case.bias:
+            scores = scores + self.spread(self.table[: x.shape[-2], : y.shape[-2]], "ls")
+        if attended is not None and case.refused != "causal behind alone":
+            scores = self.masked(scores, attended)
+        if case.scale == "behind the mask":
+            scores = scores / 2
+        weights = self.guarded(self.weights(scores), attended)
+        out = self.product_with_values(self.gated(weights, query, mask), self.split(value, "s"))
+        if case.refused == "used twice":
+            out = out + weights.mean()
+        return out.flatten(out.ndim - 1 - len(case.heads))
+
+    def split(self, t: Tensor, length: str) -> tuple[str, Tensor]:
+        """Letters and tensor: ``[b, t, length, heads, d]``; keys may have fewer heads."""
+        case = self.case
+        heads = case.heads if length == "l" else case.of_keys
+        if case.heads and not heads:
+            return case.batch + length + "d", t[..., :SIZE]
+        if heads == "g":
+            t = t[..., : GROUPS * SIZE]
+        sizes = {"": (), "h": (HEADS,), "g": (GROUPS,), "gr": (GROUPS, HEADS // GROUPS)}[heads]
+        return case.batch + length + heads + "d", t.unflatten(-1, (*sizes, -1)) if heads else t
+
+    def scores(self, query: tuple[str, Tensor], key: tuple[str, Tensor]) -> Tensor:
+        case, (q_letters, q), (k_letters, k) = self.case, query, key
+        if case.product == "einsum":
+            return torch.einsum(f"{q_letters},{k_letters}->{case.order}", q, k)
+        batch = case.order[:-2]
+        q, k = moved(q, q_letters, batch + "ld"), moved(k, k_letters, batch + "sd")
+        if case.product == "ellipsis":
+            return torch.einsum("...ld,...sd->...ls", q, k)
+        if case.product == "keys first":
+            return k @ q.mT
+        if case.product == "merged":
+            count = len(batch) - 1
+            merged = torch.bmm(q.flatten(0, count), k.flatten(0, count).mT)
+            return merged.unflatten(0, q.shape[: count + 1])
+        return q @ k.mT
+
+    def product_with_values(self, weights: Tensor, value: tuple[str, Tensor]) -> Tensor:
+        """``[b, t, l, heads, d]``"""
+        case, (letters, v) = self.case, value
+        out = case.batch + "l" + case.heads + "d"
+        if case.product in ("einsum", "ellipsis"):
+            return torch.einsum(f"{case.order},{letters}->{out}", weights, v)
+        batch = case.order[:-2]
+        v = moved(v, letters, batch + "sd")
+        if case.product == "keys first":
+            return moved((v.mT @ weights).mT, batch + "ld", out)
+        return moved(weights @ v, batch + "ld", out)
+
+    def spread(self, t: Tensor, letters: str) -> Tensor:
+        """With the scores' axes."""
+        return moved(t, letters, self.case.order)
+
+    def attended(self, rows: int, keys: int, mask: Tensor) -> Tensor | None:
+        """Where keys are attended, with the scores' axes."""
+        causal = torch.ones(rows, keys, dtype=torch.bool).tril(2)
+        if self.case.refused == "causal behind alone":
+            return self.spread(causal, "ls")
+        return {
+            "none": lambda: None,
+            "keys": lambda: self.spread(mask, "bs"),
+            "causal": lambda: self.spread(causal, "ls"),
+            "both": lambda: self.spread(mask[:, None] & causal, "bls"),
+        }[self.case.mask]()
+
+    def scaled(self, scores: Tensor) -> Tensor:
+        case = self.case
+        if case.refused == "tanh":
+            scores = 5 * torch.tanh(scores / 5)
+        if case.refused == "clipped":
+            scores = scores.clamp(-1, 1)
+        if case.refused == "heads mixed":
+            other = case.order.replace("h", "z")
+            scores = torch.einsum(f"{case.order},hz->{other}", scores, self.mixing)
+        return {"divided": scores / 2, "multiplied": scores * 0.5}.get(case.scale, scores)
+
+    def masked(self, scores: Tensor, attended: Tensor) -> Tensor:
+        place = self.case.place
+        if place == "where":
+            return torch.where(attended, scores, -torch.inf)
+        if place == "add":
+            return scores + torch.where(attended, 0.0, -torch.inf).to(scores.dtype)
+        if place == "assign":
+            scores = scores.clone()
+            scores[~attended.expand_as(scores)] = -torch.inf
+            return scores
+        if place == "fill in place":
+            return scores.clone().masked_fill_(~attended, -torch.inf)
+        low = {"fill": -torch.inf, "fill low": torch.finfo(torch.float32).min, "fill small": -3e4}
+        return scores.masked_fill(~attended, low[place])
+
+    def weights(self, scores: Tensor) -> Tensor:
+        case, axis = self.case, self.case.order.index("s")
+        if case.refused == "sigmoid":
+            return scores.sigmoid()
+        if case.refused == "other axis":
+            return scores.softmax(case.order.index("l"))
+        if case.softmax == "float32":
+            return scores.to(torch.promote_types(scores.dtype, torch.float32)).softmax(axis)
+        if case.softmax == "logarithm":
+            return torch.log_softmax(scores, axis).exp()
+        if case.softmax == "logsumexp":
+            return (scores - scores.logsumexp(axis, keepdim=True)).exp()
+        if case.softmax in ("exponential", "shifted"):
+            shift = scores.amax(axis, keepdim=True) if case.softmax == "shifted" else 0
+            weights = (scores - shift).exp()
+            return weights / weights.sum(axis, keepdim=True)
+        return scores.softmax(axis)
+
+    def guarded(self, weights: Tensor, attended: Tensor | None) -> Tensor:
+        case, axis = self.case, self.case.order.index("s")
+        if case.refused == "causal behind alone" and attended is not None:
+            return weights * attended
+        if case.guard == "nan":
+            return torch.nan_to_num(weights, 0.0)
+        if case.guard == "dropout":
+            return nn.functional.dropout(weights, 0.1, self.training)
+        if attended is None or not case.guard.startswith("again"):
+            return weights
+        if case.guard == "again":
+            return weights.masked_fill(~attended, 0.0)
+        weights = weights * attended
+        total = weights.sum(axis, keepdim=True)
+        return weights / total if case.guard == "again and normalised" else weights
+
+    def gated(self, weights: Tensor, query: Tensor, mask: Tensor) -> Tensor:
+        case = self.case
+        if case.gate == "head" and "h" in case.order:
+            return weights * self.spread(self.by_head, "h")
+        if case.gate == "key":
+            return weights * self.spread(mask.to(weights.dtype) + 0.5, "bs")
+        if case.gate == "row":
+            return weights * self.spread((query.mean(-1) > 0), case.batch + "l")
+        return weights
+
+
+def moved(t: Tensor, letters: str, order: str) -> Tensor:
+    """The axes in another order, with one of size 1 for each letter that the tensor lacks."""
+    t = t.permute([letters.index(letter) for letter in order if letter in letters])
+    for axis, letter in enumerate(order):
+        if letter not in letters:
+            t = t.unsqueeze(axis)
+    return t
+
+
+class Several(nn.Module):
+    """Attentions beside each other."""
+
+    def __init__(self, cases: list[Case]) -> None:
+        super().__init__()
+        for i, case in enumerate(cases):
+            self.add_module(f"n{i}", Attention(case))
+
+    def forward(self, x: Tensor, y: Tensor, mask: Tensor) -> dict[str, Tensor]:
+        return {name: module(x, y, mask) for name, module in self.named_children()}
+
+
+def inputs(batch: int, rows: int, keys: int, seed: int) -> dict[str, Tensor]:
+    """The last of three samples has no key at all; all others have the first."""
+    generator = torch.Generator().manual_seed(seed)
+    mask = (torch.rand(batch, keys, generator=generator) > 0.4).long()
+    mask[:, 0] = 1
+    if batch > 2:
+        mask[-1] = 0
+    return {
+        "x": torch.randn(batch, rows, WIDTH, generator=generator),
+        "y": torch.randn(batch, keys, WIDTH, generator=generator),
+        "mask": mask,
+    }
+
+
+DYNAMIC = {
+    "x": {0: "batch:1:8", 1: f"rows:1:{LONGEST}"},
+    "y": {0: "batch", 1: f"keys:1:{LONGEST}"},
+    "mask": {0: "batch", 1: "keys"},
+}
+
+
+def check(seed: int, count: int, folder: Path) -> None:
+    """One module of several cases."""
+    rng = random.Random(seed)
+    cases = [chosen(rng) for _ in range(count)]
+    torch.manual_seed(seed)
+    module = Several(cases).eval()
+    spec = ModelSpec(module, inputs(2, 3, 5, seed), DYNAMIC)
+    bundle = crossfuse.export(spec, folder / "b", ["ort-cpu"], allow_unfused=True)
+    rows: dict[str, list[LedgerRow]] = {f"n{i}": [] for i in range(count)}
+    for row in bundle.ledger:
+        rows[re.split(r"\W", row.site)[0]].append(row)
+    for case, found in zip(cases, rows.values(), strict=True):
+        reasons = [reason for row in found for reason in row.reasons.values()]
+        assert len(found) == 1, (case, reasons)
+        if case.refused is None:
+            assert found[0].fused["ort-cpu"], (case, reasons)
+        else:
+            assert not found[0].fused.get("ort-cpu"), case
+            assert re.search(REFUSED[case.refused], reasons[0]), (case, reasons)
+    wide = Several(cases).eval().double()
+    wide.load_state_dict(module.state_dict())
+    with runtime.load(bundle.path) as session:
+        for sizes in ((3, 1, 11), (2, 9, 2), (1, 6, 6)):
+            given = inputs(*sizes, seed=seed + 1)
+            got = session.run(**{name: t.numpy() for name, t in given.items()})
+            with torch.no_grad():
+                truth = wide(given["x"].double(), given["y"].double(), given["mask"])
+            for case, (name, expected) in zip(cases, truth.items(), strict=True):
+                defined = ~expected.isnan().numpy()
+                np.testing.assert_allclose(
+                    got[name][defined],
+                    expected.numpy()[defined],
+                    rtol=2e-5,
+                    atol=2e-5,
+                    err_msg=f"{case} at {sizes}",
+                )
+
+
+def test_random_attention(tmp_path: Path) -> None:
+    check(1000, 2, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(30))
+def test_more_random_attention(seed: int, tmp_path: Path) -> None:
+    check(seed, PER_MODULE, tmp_path)
+
+
+def test_reasons_are_documented() -> None:
+    page = (ROOT / "docs/concepts/ledger.md").read_text()
+    missing = [how for how, reason in REFUSED.items() if not re.search(reason, page)]
+    assert missing == []
