@@ -13,6 +13,8 @@ from crossfuse.api.arguments import Progress
 from crossfuse.api.build_options import BuildOptions, request_key
 from crossfuse.bundle.manifest import EngineInfo, Manifest, TargetEntry
 from crossfuse.core.target import Target, require_precision, require_target
+from crossfuse.core.tensors import CONTEXTS
+from crossfuse.errors import Advice, ParityError, Said
 from crossfuse.parity.reference import ReferencePoint, ReferenceSet
 from crossfuse.parity.shape_points import EXAMPLE, MADE, TAILS
 from crossfuse.parity.target_check import ParityCheck
@@ -41,6 +43,13 @@ _PRODUCERS = (
 _CALIBRATION_POINTS = 2
 """How many of the points made for the check are calibrated on, besides the user's examples and what
 reaches tails."""
+
+
+_WHOLE = Advice(
+    "Nothing was written. It fails where several queries ask one context: where samples of a batch "
+    "depend on each other, export without the split ({})",
+    Said("--whole", "whole=True"),
+)
 
 
 @dataclass(frozen=True)
@@ -218,8 +227,21 @@ class TargetBuild:
             report = check.executed(target, paths, precise, built.engine)
         else:
             report = check.checked_on_cpu(target, precise)
-        report.require_passed()
+        try:
+            report.require_passed()
+        except ParityError as error:
+            if self._shared_contexts(report):
+                error.do = _WHOLE
+            raise
         return report
+
+    def _shared_contexts(self, report: ParityReport) -> bool:
+        """The outputs that fail do so most where several queries ask one context."""
+        worst = [output.worst_at for output in report.outputs.values() if not output.passed]
+        shared = self.stages.shared_batch
+        return shared is not None and all(
+            sizes.get(CONTEXTS, 0) < sizes.get(shared, 0) for sizes in worst
+        )
 
 
 class _Fusions:

@@ -182,6 +182,7 @@ def _manifest(graph: FusedGraph, stages: Stages, source: Source) -> Manifest:
         stages=stages.specs,
         context=spec.context,
         shared_batch=stages.shared_batch,
+        with_queries=stages.with_queries,
         ledger=graph.ledger,
         fused_graph=FUSED_GRAPH,
         decode=stages.decode,

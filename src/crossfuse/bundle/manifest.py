@@ -159,6 +159,8 @@ class Manifest:
         context: inputs that change rarely.
         shared_batch: the queries' batch dimension in a split bundle whose contexts have a batch of
             their own, ``contexts``: the first is a multiple of the second.
+        with_queries: tensors made of the context alone that are computed with the queries all the
+            same, and why; those that cheap operators repeat for them are not listed.
         ledger: the model's attentions, in the order of execution as far as captured.
         example: sizes of the dimensions in the example inputs.
         fused_graph: the graph with FusedAttention nodes, from which targets are built.
@@ -172,6 +174,7 @@ class Manifest:
         version=SCHEMA_VERSION,
         keyed={"dims": "name"},
         required=frozenset({"targets", "files"}),
+        sparse=frozenset({"with_queries"}),
     )
 
     name: str
@@ -185,6 +188,7 @@ class Manifest:
     example: Mapping[str, int] = field(default_factory=dict)
     fused_graph: _FileName
     decode: Decode | None = None
+    with_queries: Mapping[str, str] = field(default_factory=dict)
     targets: Mapping[str, TargetEntry] = field(default_factory=dict)
     reference: _FileName | None = None
     files: Mapping[_FileName, FileEntry] = field(default_factory=dict)

@@ -17,6 +17,7 @@ from crossfuse.core.checkpoint_weights import weights_words
 from crossfuse.core.dimensions import size_at
 from crossfuse.core.ledger import Ledger
 from crossfuse.core.tensors import CONTEXTS
+from crossfuse.core.text import listed
 from crossfuse.parity.reference import EAGER
 from crossfuse.parity.report import ParityReport
 from crossfuse.parity.shape_points import EXAMPLE
@@ -31,9 +32,11 @@ __all__ = [
     "show_split",
     "show_target",
     "show_weights",
+    "show_with_queries",
 ]
 
 _MOST_REASONS = 8
+_MOST_NAMES = 4
 
 
 def show_built(output: Output, bundle: Bundle) -> None:
@@ -42,6 +45,7 @@ def show_built(output: Output, bundle: Bundle) -> None:
     show_ledger(output, bundle.ledger, bundle.targets)
     if "context" in manifest.stages:
         show_split(output, manifest)
+    show_with_queries(output, manifest)
     _show_targets(output, manifest)
     output.line(f"bundle written to {bundle.path}")
     show_weights(output, manifest)
@@ -156,6 +160,7 @@ def show_boundary(output: Output, bundle: Bundle) -> None:
     if "context" in manifest.stages:
         show_split(output, manifest)
         show_kept_context(output, manifest)
+    show_with_queries(output, manifest)
     if manifest.dims:
         output.line("Dimensions: " + ", ".join(map(str, manifest.dims.values())))
     _show_files(output, manifest)
@@ -230,6 +235,22 @@ def show_kept_context(output: Output, manifest: Manifest) -> None:
         table.add_row(spec.name, _shape_text(spec.shape), f"{kilobytes:.1f}")
     table.add_row("all", "", f"{total:.1f}", style="bold")
     output.console.print(table)
+
+
+def show_with_queries(output: Output, manifest: Manifest) -> None:
+    """What of the context is computed with the queries, and why."""
+    if not manifest.with_queries:
+        return
+    if "context" not in manifest.stages:
+        output.line("not split: nothing worth keeping is computed from the context alone")
+    by_reason: dict[str, list[str]] = {}
+    for name, reason in manifest.with_queries.items():
+        by_reason.setdefault(reason, []).append(name)
+    output.line("computed with the queries, though of the context alone:")
+    for reason, names in list(by_reason.items())[:_MOST_REASONS]:
+        output.line(f"  {listed(names, _MOST_NAMES)}: {reason}")
+    if len(by_reason) > _MOST_REASONS:
+        output.line(f"  … and {len(by_reason) - _MOST_REASONS} more reasons (--json)")
 
 
 def _count(shape: Sequence[int | str], sizes: Any) -> float:

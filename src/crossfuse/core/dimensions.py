@@ -12,10 +12,13 @@ from __future__ import annotations
 import functools
 import operator
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
-__all__ = ["is_name", "rename", "size_at", "symbols_in"]
+__all__ = ["fold", "is_name", "rename", "size_at", "symbols_in"]
+
+_T = TypeVar("_T")
 
 _NAME = r"[^\W\d][\w.]*"
 _TOKEN = re.compile(rf"\s*(?:(?P<name>{_NAME})|(?P<number>[0-9]+)|(?P<sign>\*\*|//|[-+*/%(),]))")
@@ -93,6 +96,30 @@ def size_at(dim: int | str | None, sizes: Mapping[str, int]) -> int | None:
         return None if tree is None else _walk(tree, sizes)
     except (ValueError, ZeroDivisionError, KeyError):
         return None
+
+
+def fold(
+    dim: str, leaf: Callable[[int | str], _T], join: Callable[[str, Sequence[_T]], _T]
+) -> _T | None:
+    """What an expression is where its numbers, names and operators are something else.
+
+    Args:
+        dim: a name or an expression.
+        leaf: of a number or a name.
+        join: of an operator (``+ - * / // % **``), or the name of a call, and what it joins; a sign
+            joins one.
+
+    Returns:
+        None where the text is no expression.
+    """
+
+    def of(tree: _Node) -> _T:
+        if isinstance(tree.head, int) or not (tree.parts or tree.called):
+            return leaf(tree.head)
+        return join(tree.head, [of(part) for part in tree.parts])
+
+    tree = _parsed(dim)
+    return None if tree is None else of(tree)
 
 
 def rename(dim: str, names: Mapping[str, str]) -> str:

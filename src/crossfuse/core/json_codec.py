@@ -68,7 +68,9 @@ def _encode_dataclass(value: Any) -> Any:
 
 
 def _default_of(kind: type, name: str) -> Any:
-    return next(f.default for f in dataclasses.fields(kind) if f.name == name)
+    found = next(f for f in dataclasses.fields(kind) if f.name == name)
+    made = found.default_factory
+    return found.default if made is dataclasses.MISSING else made()
 
 
 def _encode_attribute(item: Any, name: str, form: Form) -> Any:

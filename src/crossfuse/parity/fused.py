@@ -107,13 +107,13 @@ def _whole(arrays: Mapping[str, NDArray[Any]], manifest: Manifest) -> dict[str, 
     if manifest.shared_batch is None:
         return dict(arrays)
     count = fan_out_of(arrays, manifest)
-    repeated = {
-        spec.name
+    axes = {
+        spec.name: spec.shape.index(CONTEXTS)
         for spec in manifest.stages["context"].inputs
-        if spec.shape and spec.shape[0] == CONTEXTS
+        if CONTEXTS in spec.shape
     }
     return {
-        name: np.repeat(array, count, axis=0) if name in repeated else array
+        name: np.repeat(array, count, axis=axes[name]) if name in axes else array
         for name, array in arrays.items()
     }
 

@@ -60,9 +60,10 @@ def made_sample(
     """A planned point's inputs; of the contexts in them only as many as the plan has are kept."""
     given, sizes = dict(inputs), dict(plan.sizes)
     if shared_batch is not None:
-        for name in _per_context(spec, shared_batch):
-            given[name] = inputs[name][:: plan.fan_out].contiguous()
-            inputs[name] = given[name].repeat_interleave(plan.fan_out, dim=0)
+        for name, axis in _per_context(spec, shared_batch).items():
+            chosen = (*[slice(None)] * axis, slice(None, None, plan.fan_out))
+            given[name] = inputs[name][chosen].contiguous()
+            inputs[name] = given[name].repeat_interleave(plan.fan_out, dim=axis)
         sizes[CONTEXTS] = sizes[shared_batch] // plan.fan_out
     return Sample(sizes, inputs, given, seed, plan.kind, plan.half)
 
@@ -80,19 +81,22 @@ def given_sample(
         repeated = _per_context(spec, shared_batch)
         queries = next(
             (
-                int(t.shape[0])
+                int(t.shape[axis])
                 for n, t in given.items()
-                if n not in repeated and spec.axes.get(n, {}).get(0) == shared_batch
+                for axis, dim in spec.axes.get(n, {}).items()
+                if n not in repeated and dim == shared_batch
             ),
             0,
         )
-        for name in repeated:
-            extra[CONTEXTS] = contexts = int(given[name].shape[0])
+        for name, axis in repeated.items():
+            extra[CONTEXTS] = contexts = int(given[name].shape[axis])
             if queries % contexts == 0 and queries:
-                whole[name] = given[name].repeat_interleave(queries // contexts, dim=0)
+                whole[name] = given[name].repeat_interleave(queries // contexts, dim=axis)
     sizes = spec.sizes_of(whole, where) | extra
     return Sample(sizes, whole, dict(given), index, EXAMPLE, index < _HALF_EXAMPLES)
 
 
-def _per_context(spec: ModelSpec, shared_batch: str) -> list[str]:
-    return [name for name in spec.context if spec.axes.get(name, {}).get(0) == shared_batch]
+def _per_context(spec: ModelSpec, shared_batch: str) -> dict[str, int]:
+    """Context inputs that have the batch → its axis."""
+    axes = ((name, spec.axes.get(name, {})) for name in spec.context)
+    return {name: axis for name, dims in axes for axis, dim in dims.items() if dim == shared_batch}

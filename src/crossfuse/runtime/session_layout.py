@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from crossfuse.bundle.manifest import Decode, StageSpec
-from crossfuse.core.tensors import TensorSpec, names_of
+from crossfuse.core.tensors import CONTEXTS, TensorSpec, names_of
 from crossfuse.errors import InputError
 
 __all__ = ["SessionLayout"]
@@ -42,9 +42,8 @@ class SessionLayout:
         self.outputs = last.outputs
         self.output_names = names_of(last.outputs)
         self.context_names = names_of(self.context)
-        self.batch = next(
-            (s.shape[0] for s in self.context if s.shape and isinstance(s.shape[0], str)), None
-        )
+        firsts = (s.shape[0] for s in self.context if s.shape and isinstance(s.shape[0], str))
+        self.batch = CONTEXTS if shared_batch is not None else next(firsts, None)
         self.shared_batch = shared_batch
         self.decode = decode
         tokens = None if decode is None else decode.tokens
@@ -59,8 +58,8 @@ class SessionLayout:
         """How many contexts the checked inputs hold; 1 where they have no batch."""
         if self.batch is not None:
             for spec in self.context:
-                if spec.shape and spec.shape[0] == self.batch:
-                    return int(feeds[spec.name].shape[0])
+                if self.batch in spec.shape:
+                    return int(feeds[spec.name].shape[spec.shape.index(self.batch)])
         return 1
 
     def context_sizes(self, feeds: Mapping[str, Any]) -> dict[str, int]:
@@ -80,14 +79,15 @@ class SessionLayout:
         """
         if self.shared_batch is None:
             return
-        spec = next((s for s in self.queries if s.shape and s.shape[0] == self.shared_batch), None)
+        spec = next((s for s in self.queries if self.shared_batch in s.shape), None)
         if spec is None:
             return
-        queries = int(feeds[spec.name].shape[0])
+        axis = spec.shape.index(self.shared_batch)
+        queries = int(feeds[spec.name].shape[axis])
         if queries % contexts:
             raise InputError(
                 "the number of queries is no multiple of the number of contexts",
-                where=f"{spec.name}, axis 0",
+                where=f"{spec.name}, axis {axis}",
                 got=f"{queries} queries, {contexts} contexts",
                 do="Give each context equally many queries, or select the contexts that you ask",
             )

@@ -31,6 +31,7 @@ def test_every_field_is_read() -> None:
     assert manifest.dims["text.len"] == Dim("text.len", 2, 77)
     assert manifest.dims["batch"].max is None
     assert manifest.decode == Decode("ids", 77)
+    assert manifest.with_queries == {"softmax": "Softmax runs along the batch"}
     assert [spec.name for spec in manifest.inputs] == ["x", "ids", "more"]
     assert manifest.inputs[1].range == (0, 98)
     assert manifest.inputs[2].range == (-3, None)
@@ -92,7 +93,8 @@ def test_what_is_wrong_is_named_by_its_path(name: str) -> None:
 
 def test_what_may_be_absent() -> None:
     data = json.loads(FULL)
-    for name in ("example", "decode", "reference", "shared_batch", "later addition"):
+    absent = ("example", "decode", "with_queries", "reference", "shared_batch", "later addition")
+    for name in absent:
         data.pop(name, None)
     for name in ("kept", "boundary", "parity", "engine"):
         data["targets"]["ort-cpu"].pop(name)

@@ -22,6 +22,7 @@ from crossfuse.commands.tables import (
     show_split,
     show_target,
     show_weights,
+    show_with_queries,
 )
 from crossfuse.core.ledger import Ledger, LedgerRow
 from crossfuse.core.tensors import TensorSpec
@@ -142,6 +143,20 @@ def test_random_weights_are_a_warning(shown: Shown, bundle: Bundle) -> None:
     source = {**bundle.manifest.source, "missing_weights": ["head.weight"]}
     _, err = shown(show_weights, replace(bundle.manifest, source=source))
     assert "warning: 1 weights are random, as the checkpoint lacks them: head.weight" in err
+
+
+def test_what_is_computed_with_the_queries_is_told_by_reason(shown: Shown, bundle: Bundle) -> None:
+    assert shown(show_with_queries, bundle.manifest) == ("", "")
+    kept = {"sum_1": "it joins", "mean": "it joins", "softmax": "Softmax runs along the batch"}
+    whole, _ = shown(show_with_queries, replace(bundle.manifest, with_queries=kept))
+    assert whole == (
+        "not split: nothing worth keeping is computed from the context alone computed with the "
+        "queries, though of the context alone: sum_1, mean: it joins softmax: Softmax runs along "
+        "the batch"
+    )
+    many = {f"v{i}": f"reason {i}" for i in range(10)}
+    out, _ = shown(show_with_queries, replace(bundle.manifest, with_queries=many))
+    assert "… and 2 more reasons (--json)" in out
 
 
 def test_a_whole_bundle(shown: Shown, bundle: Bundle) -> None:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crossfuse.core.dimensions import is_name, rename, size_at, symbols_in
+from crossfuse.core.dimensions import fold, is_name, rename, size_at, symbols_in
 from crossfuse.core.tensors import Dim
 from crossfuse.errors import InputError
 
@@ -141,3 +141,13 @@ def test_sizes_are_pythons(text: str) -> None:
 
 def _words(text: str) -> list[str]:
     return "".join(c if c.isalnum() else " " for c in text).split()
+
+
+def test_an_expression_of_something_else() -> None:
+    def told(text: str) -> str | None:
+        return fold(text, str, lambda sign, parts: f"{sign}({', '.join(parts)})")
+
+    assert told("2*n - 1") == "-(*(2, n), 1)"
+    assert told("-Max(n, (m + 3)//4)") == "-(Max(n, //(+(m, 3), 4)))"
+    assert told("n") == "n"
+    assert told("n +") is None

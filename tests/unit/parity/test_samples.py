@@ -10,6 +10,7 @@ from crossfuse.errors import InputError
 from crossfuse.models.registry import zoo_spec
 from crossfuse.parity.samples import example_sample, given_sample, made_sample
 from crossfuse.parity.shape_points import EXAMPLE, MADE, TAILS, Planned
+from crossfuse.spec.model_spec import ModelSpec
 
 SPEC = zoo_spec("cross_modal_attention", "tiny")
 SIZES = {"batch": 6, "length": 3, "context_length": 4}
@@ -35,6 +36,21 @@ def test_each_context_of_a_made_sample_is_kept_once() -> None:
     assert sample.given["b_mask"].shape[0] == 2
     assert torch.equal(sample.whole["a"], sample.given["a"]), "queries are not repeated"
     assert sample.whole["a"].shape[0] == 6
+
+
+def test_contexts_are_repeated_along_their_batch_wherever_it_is() -> None:
+    inputs = {"x": torch.zeros(2, 4, 3), "y": torch.rand(5, 4, 3), "hidden": torch.rand(4, 5)}
+    axes = {"x": {0: "l", 1: "n"}, "y": {0: "s", 1: "n"}, "hidden": {0: "n", 1: "s"}}
+    spec = ModelSpec(torch.nn.Identity(), inputs, axes, context=("y", "hidden"))
+    sizes = {"l": 2, "n": 4, "s": 5}
+    sample = made_sample(spec, Planned(sizes, (), MADE, fan_out=2), dict(inputs), 0, "n")
+    assert torch.equal(sample.given["y"], inputs["y"][:, [0, 2]])
+    assert torch.equal(sample.whole["y"], inputs["y"][:, [0, 0, 2, 2]])
+    assert torch.equal(sample.given["hidden"], inputs["hidden"][[0, 2]])
+    assert sample.sizes == {**sizes, CONTEXTS: 2}
+    again = given_sample(spec, sample.given, "file", 0, "n")
+    assert all(torch.equal(again.whole[name], tensor) for name, tensor in sample.whole.items())
+    assert again.sizes == sample.sizes
 
 
 def test_a_whole_bundle_takes_everything_as_it_is() -> None:

@@ -55,6 +55,20 @@ def test_a_split_model_hides_what_its_stages_hand_over() -> None:
     assert layout.context_sizes(feeds(4, 2)) == {"contexts": 2, "keys": 7}
 
 
+def test_sequences_may_come_first() -> None:
+    stages = {
+        "context": StageSpec((spec("image", "keys", "contexts", 4),), (spec("k", "contexts"),)),
+        "query": StageSpec((spec("x", "text", "batch", 4), spec("k", "contexts")), ()),
+    }
+    layout = SessionLayout(stages, "batch", None)
+    assert layout.batch == "contexts"
+    given = {"image": np.ones((7, 2, 4)), "x": np.ones((3, 4, 4))}
+    assert layout.contexts_in(given) == 2
+    layout.check_fan_out(given, 2)
+    with pytest.raises(InputError, match="x, axis 1.*4 queries, 3 contexts"):
+        layout.check_fan_out(given, 3)
+
+
 @pytest.mark.parametrize(
     ("queries", "contexts", "fits"), [(4, 2, True), (3, 2, False), (2, 4, False)]
 )

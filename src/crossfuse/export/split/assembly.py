@@ -4,14 +4,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import onnx_ir as ir
 
 from crossfuse.bundle.manifest import Decode, StageSpec
 from crossfuse.core.tensors import CONTEXTS, Dim
 from crossfuse.export.split.decode_step import decode_stage
-from crossfuse.export.split.partition import split
+from crossfuse.export.split.partition import NothingToSplitError, split
+from crossfuse.export.split.stage_sizes import MissingSizeError
 from crossfuse.graph.flops import count_flops
 from crossfuse.graph.shapes import boundary, dim_of
 
@@ -23,8 +24,9 @@ DEFAULT_LENGTH = 512
 
 @dataclass(frozen=True)
 class Stages:
-    """Graphs and specs by stage, their dimensions with typical sizes, and the batch that contexts
-    and queries shared."""
+    """Graphs and specs by stage, their dimensions with typical sizes, the batch that contexts and
+    queries shared, and tensors of the context that are computed with the queries, with the
+    reason."""
 
     graphs: Mapping[str, ir.Model]
     specs: Mapping[str, StageSpec]
@@ -32,6 +34,7 @@ class Stages:
     example: Mapping[str, int]
     shared_batch: str | None = None
     decode: Decode | None = None
+    with_queries: Mapping[str, str] = field(default_factory=dict)
 
 
 def assemble(
@@ -44,6 +47,9 @@ def assemble(
     decode: str | None = None,
 ) -> Stages:
     """Split the graph where it has context inputs.
+
+    It stays whole where all that could be computed from them alone mixes samples of a batch, or
+    needs sizes of the queries.
 
     Args:
         model: the fused graph.
@@ -58,7 +64,13 @@ def assemble(
     """
     if not context or whole:
         return Stages({"model": model}, {"model": _spec(model, sizes)}, dims, sizes)
-    parts = split(model, context, sizes)
+    try:
+        parts = split(model, context, sizes)
+    except (NothingToSplitError, MissingSizeError) as error:
+        if not error.kept or decode is not None:
+            raise
+        stages = Stages({"model": model}, {"model": _spec(model, sizes)}, dims, sizes)
+        return replace(stages, with_queries=error.kept)
     if parts.shared is not None:
         shared = dims[parts.shared]
         dims = {**dims, CONTEXTS: replace(shared, name=CONTEXTS)}
@@ -69,7 +81,7 @@ def assemble(
         steps = Decode(decode, _most_tokens(parts.query, decode, dims))
         graphs["step"] = decode_stage(parts.query, decode, steps.length)
     specs = {name: _spec(graph, sizes) for name, graph in graphs.items()}
-    return Stages(graphs, specs, dims, sizes, parts.shared, steps)
+    return Stages(graphs, specs, dims, sizes, parts.shared, steps, parts.kept)
 
 
 def _most_tokens(query: ir.Model, tokens: str, dims: Mapping[str, Dim]) -> int:

@@ -15,7 +15,10 @@ import onnx_ir as ir
 from crossfuse.core.dimensions import symbols_in
 from crossfuse.graph.shapes import dim_of
 
-__all__ = ["Content", "Dependence", "shape_symbols", "shape_window"]
+__all__ = ["READS_SIZES", "Content", "Dependence", "shape_symbols", "shape_window", "sizes_read"]
+
+READS_SIZES = frozenset({"Shape", "Size"})
+"""Operators that read sizes alone."""
 
 
 class Content(enum.Flag):
@@ -39,17 +42,16 @@ class Dependence:
         self, graph: ir.Graph, context: Collection[str], whole: Collection[ir.Value] = ()
     ) -> None:
         self.content: dict[ir.Value, Content] = {}
-        self.needs: dict[ir.Value, frozenset[str]] = {}
         self.sizes_of_context = frozenset[str]()
         for value in graph.inputs:
             self.content[value] = Content.CONTEXT if value.name in context else Content.QUERY
             if value.name in context:
                 self.sizes_of_context |= shape_symbols(value)
+        self.needs = sizes_read(graph)
         for node in graph:
-            content, needs = self._of_node(node)
+            content = self._of_node(node)
             for out in node.outputs:
                 self.content[out] = content | Content.QUERY if out in whole else content
-                self.needs[out] = needs
 
     def of(self, value: ir.Value | None) -> Content:
         """Content of a value; a weight is neutral."""
@@ -64,16 +66,25 @@ class Dependence:
             and all(symbols_in(size) <= known for size in _dims(value))
         )
 
-    def _of_node(self, node: ir.Node) -> tuple[Content, frozenset[str]]:
-        if node.op_type in ("Shape", "Size"):
-            sizes = shape_window(node) if node.inputs[0] is not None else []
-            return Content.NEUTRAL, frozenset().union(*(symbols_in(size) for size in sizes))
-        content, needs = Content.NEUTRAL, frozenset[str]()
-        for value in node.inputs:
-            if value is not None:
+    def _of_node(self, node: ir.Node) -> Content:
+        content = Content.NEUTRAL
+        if node.op_type not in READS_SIZES:
+            for value in node.inputs:
                 content |= self.of(value)
-                needs |= self.needs.get(value, frozenset())
-        return content, needs
+        return content
+
+
+def sizes_read(graph: ir.Graph) -> dict[ir.Value, frozenset[str]]:
+    """The named sizes that the computation of every value reads."""
+    found: dict[ir.Value, frozenset[str]] = {}
+    for node in graph:
+        needs = frozenset[str]()
+        if node.op_type in READS_SIZES:
+            needs = needs.union(*(symbols_in(size) for size in shape_window(node)))
+        else:
+            needs = needs.union(*(found.get(v, needs) for v in node.inputs if v is not None))
+        found.update(dict.fromkeys(node.outputs, needs))
+    return found
 
 
 def shape_symbols(value: ir.Value) -> frozenset[str]:

@@ -12,7 +12,8 @@ projections included.
    contexts, and a multiple of that many queries. Keys, values and their masks stay one per context,
    as the operator fans out by itself; what meets queries elsewhere is repeated inside the query
    graph.
-5. A result whose batch is no axis of its own is kept whole: it is computed with the queries.
+5. A result whose batch is no axis of its own, or that mixes the samples of a batch (`mixing`), is
+kept whole: it is computed with the queries.
 """
 
 from __future__ import annotations
@@ -25,23 +26,27 @@ from typing import NamedTuple
 import onnx_ir as ir
 from onnx_ir.passes.common import NameFixPass
 
-from crossfuse.core.dimensions import size_at, symbols_in
+from crossfuse.core.dimensions import size_at
 from crossfuse.core.tensors import CONTEXTS
 from crossfuse.errors import InputError
 from crossfuse.export.split.dependence import Content, Dependence
+from crossfuse.export.split.mixing import Batch, mixing, no_axis_of_their_own
 from crossfuse.export.split.per_context import Batches
-from crossfuse.export.split.stage_builder import MissingSizeError, StageBuilder
+from crossfuse.export.split.shared_batch import shared_batch
+from crossfuse.export.split.stage_builder import StageBuilder
+from crossfuse.export.split.stage_sizes import MissingSizeError
 from crossfuse.graph.attention_node import attentions
+from crossfuse.graph.metadata import module_path
 from crossfuse.graph.shapes import dim_of
 
-__all__ = ["Split", "split"]
+__all__ = ["NothingToSplitError", "Split", "split"]
 
 _log = logging.getLogger(__name__)
 
 _CHEAP = frozenset(
     {
-        *("Cast", "Reshape", "Transpose", "Unsqueeze", "Squeeze", "Expand", "Identity", "Slice"),
-        *("Not", "Equal", "Less", "LessOrEqual", "Greater", "GreaterOrEqual", "And", "Or"),
+        *("Cast", "Reshape", "Transpose", "Unsqueeze", "Squeeze", "Expand", "Tile", "Identity"),
+        *("Slice", "Not", "Equal", "Less", "LessOrEqual", "Greater", "GreaterOrEqual", "And", "Or"),
         *("Where", "Add", "Sub", "Mul", "Div"),
     }
 )
@@ -57,12 +62,38 @@ class Split:
         frontier: names of the tensors that go from one to the other.
         shared: the batch dimension of the whole graph that is now the queries' own, or None where
             there was none.
+        kept: tensors made of the context alone that are computed with the queries, though that is
+            no cheap repetition, with the reason.
     """
 
     context: ir.Model
     query: ir.Model
     frontier: tuple[str, ...]
     shared: str | None
+    kept: Mapping[str, str]
+
+
+class NothingToSplitError(InputError):
+    """No stage of the context would be worth having.
+
+    Args:
+        why: in words.
+        model: the whole graph.
+        context: its context inputs.
+        kept: tensors of the context that could not be computed apart from the queries, with the
+            reason.
+    """
+
+    def __init__(
+        self, why: str, model: ir.Model, context: Sequence[str], kept: Mapping[str, str]
+    ) -> None:
+        super().__init__(
+            f"there is nothing to split: {why}",
+            where=model.graph.name,
+            got=", ".join(context),
+            do="Export without context inputs",
+        )
+        self.kept = kept
 
 
 def split(model: ir.Model, context: Sequence[str], sizes: Mapping[str, int]) -> Split:
@@ -74,19 +105,20 @@ def split(model: ir.Model, context: Sequence[str], sizes: Mapping[str, int]) -> 
         sizes: typical sizes of its dimensions, by which bytes are compared.
 
     Raises:
-        InputError: there is nothing to split.
+        NothingToSplitError: nothing can be computed from the context alone.
+        MissingSizeError: a stage needs a size that it can't read.
     """
     whole = model.clone()
     NameFixPass()(whole)
     graph = whole.graph
     if all(value.name in context for value in graph.inputs):
-        raise _nothing_to_split(
-            "every input is context, so no query is left to ask many of", model, context
-        )
-    shared = _shared_batch(graph, context)
+        why = "every input is context, so no query is left to ask many of"
+        raise NothingToSplitError(why, model, context, {})
+    shared = shared_batch(graph, context)
     cut = _cut(graph, context, shared, sizes)
     if not any(value.producer() is not None for value in cut.frontier):
-        raise _nothing_to_split("nothing is computed from the context inputs alone", model, context)
+        why = "nothing is computed from the context inputs alone"
+        raise NothingToSplitError(why, model, context, cut.kept)
     frontier = cut.frontier
     while True:
         names = _names(graph, frontier)
@@ -97,14 +129,16 @@ def split(model: ir.Model, context: Sequence[str], sizes: Mapping[str, int]) -> 
             frontier = [_with_size(graph, context, frontier, error, sizes), *frontier]
         else:
             _log.debug("the context stage hands over %s", ", ".join(names.values()))
-            return Split(*stages, tuple(names.values()), shared)
+            return Split(*stages, tuple(names.values()), shared, cut.kept)
 
 
 class _Cut(NamedTuple):
-    """What goes from the context stage to the query stage, and the dependence that says so."""
+    """What goes from the context stage to the query stage, the dependence that says so, and what
+    is kept whole, with the reason."""
 
     dependence: Dependence
     frontier: Sequence[ir.Value]
+    kept: Mapping[str, str]
 
 
 def _cut(
@@ -112,24 +146,43 @@ def _cut(
 ) -> _Cut:
     """Cut so that contexts may have a batch of their own: what has no such batch is computed with
     the queries, which may move the cut, and so on."""
-    kept_whole: set[ir.Value] = set()
+    batch = None if shared is None else Batch.of(graph, shared)
+    kept_whole = mixing(graph, Dependence(graph, context), shared)
     while True:
         dependence = Dependence(graph, context, kept_whole)
         frontier = _frontier(graph, dependence, sizes)
         beyond = [*frontier, *_made_again(graph, dependence, frontier)]
-        mixed = [v for v in beyond if v.producer() is not None and _mixes_batch(v, shared)]
+        made = [value for value in beyond if value.producer() is not None]
+        mixed = {} if batch is None else no_axis_of_their_own(made, batch)
         if not mixed:
-            return _Cut(dependence, frontier)
-        kept_whole.update(mixed)
+            return _Cut(dependence, frontier, _reasons(graph, dependence, kept_whole))
+        kept_whole |= mixed
 
 
-def _nothing_to_split(why: str, model: ir.Model, context: Sequence[str]) -> InputError:
-    return InputError(
-        f"there is nothing to split: {why}",
-        where=model.graph.name,
-        got=", ".join(context),
-        do="Export without context inputs",
-    )
+def _reasons(
+    graph: ir.Graph, dependence: Dependence, kept_whole: Mapping[ir.Value, str]
+) -> dict[str, str]:
+    """Why tensors made of the context alone are computed with the queries, by name; without those
+    that are made of such tensors, and without cheap ones that only need a size of the queries."""
+    found: dict[str, str] = {}
+    for node in graph:
+        if not any(dependence.of(v) == Content.CONTEXT for v in node.inputs):
+            continue
+        if not all(v is None or _is_early(dependence, v) for v in node.inputs):
+            continue
+        value = node.outputs[0]
+        needs = dependence.needs.get(value, frozenset()) - dependence.sizes_of_context
+        reason = kept_whole.get(value)
+        if reason is None and needs and node.op_type not in _CHEAP:
+            reason = f"it is computed with sizes of the queries: {', '.join(sorted(needs))}"
+        if reason is not None:
+            module = module_path(node)
+            found[value.name or ""] = reason + (f" ({node.op_type} in {module})" if module else "")
+    return found
+
+
+def _is_early(dependence: Dependence, value: ir.Value) -> bool:
+    return dependence.of(value) == Content.NEUTRAL or dependence.early(value)
 
 
 def _with_size(
@@ -155,30 +208,6 @@ def _with_size(
     if not have:
         raise error
     return min(have, key=lambda value: _bytes(value, sizes))
-
-
-def _shared_batch(graph: ir.Graph, context: Collection[str]) -> str | None:
-    """The dimension that is the first axis of a context and of a query input."""
-    firsts: tuple[set[str], set[str]] = (set(), set())
-    for value in graph.inputs:
-        size = dim_of(value, 0) if value.shape is not None and len(value.shape) else None
-        if isinstance(size, str):
-            firsts[value.name in context].add(size)
-    both = firsts[0] & firsts[1]
-    return min(both) if both else None
-
-
-def _mixes_batch(value: ir.Value, shared: str | None) -> bool:
-    """The batch, where there is one, is not one axis by itself, nor known to be none."""
-    if shared is None:
-        return False
-    if value.shape is None:
-        return True
-    dims = [dim_of(value, axis) for axis in range(len(value.shape))]
-    if any(dim is None for dim in dims):
-        return True
-    of_batch = sum(shared in symbols_in(dim) for dim in dims)
-    return of_batch != dims.count(shared) or of_batch > 1
 
 
 def _frontier(graph: ir.Graph, dependence: Dependence, sizes: Mapping[str, int]) -> list[ir.Value]:

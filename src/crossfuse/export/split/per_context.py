@@ -11,14 +11,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
 import onnx_ir as ir
-from onnx_ir.tape import Tape
 
-from crossfuse.core.dimensions import symbols_in
-from crossfuse.export.split.dependence import Content, shape_window
+from crossfuse.export.split.dependence import READS_SIZES, Content, sizes_read
+from crossfuse.export.split.stage_sizes import SizeReader
 from crossfuse.graph.attention_node import AttentionNode, is_attention, role_at
-from crossfuse.graph.shapes import dim_of
+from crossfuse.graph.builder import GraphBuilder
+from crossfuse.graph.shapes import dim_of, dims_of
 
 __all__ = ["Batches", "QueryStage", "read_sizes_per_context", "repeat_where_they_meet"]
 
@@ -59,7 +58,7 @@ class QueryStage:
         queries: its inputs that are the whole graph's.
         incoming: its inputs that come from the context stage.
         content: of values by name, whose content they depend on.
-        needs: sizes that values by name were computed from.
+        needs: sizes that values were computed from.
         copies: values computed again with the number of contexts, so far.
         repeats: values repeated for each query, so far.
     """
@@ -69,7 +68,7 @@ class QueryStage:
     queries: Sequence[ir.Value]
     incoming: Sequence[ir.Value]
     content: Mapping[str | None, Content]
-    needs: Mapping[str | None, frozenset[str]]
+    needs: Mapping[ir.Value, frozenset[str]] = field(default_factory=dict)
     copies: dict[ir.Value, ir.Value] = field(default_factory=dict)
     repeats: dict[ir.Value, ir.Value] = field(default_factory=dict)
 
@@ -83,6 +82,13 @@ class QueryStage:
         per_context = (v for v in self.incoming if self.batches.context_axis(v) is not None)
         return next(per_context, None)
 
+    @property
+    def asked(self) -> tuple[ir.Value, int]:
+        """An input and its axis that say how many queries there are."""
+        shared = self.batches.shared
+        axes = ((value, dims_of(value) or []) for value in self.queries)
+        return next((value, dims.index(shared)) for value, dims in axes if shared in dims)
+
 
 def read_sizes_per_context(stage: QueryStage) -> None:
     """Give nodes of the context that read batch sizes the number of contexts.
@@ -92,6 +98,7 @@ def read_sizes_per_context(stage: QueryStage) -> None:
     source = stage.counted
     if stage.batches.shared is None or source is None:
         return
+    stage.needs = sizes_read(stage.graph)
     for node in list(stage.graph):
         if stage.content_of(node) != Content.CONTEXT:
             continue
@@ -103,7 +110,7 @@ def read_sizes_per_context(stage: QueryStage) -> None:
 def _reads_batch(stage: QueryStage, value: ir.Value) -> bool:
     """It is made of sizes and weights alone, the shared batch among them."""
     neutral = stage.content.get(value.name, Content.NEUTRAL) == Content.NEUTRAL
-    return neutral and stage.batches.shared in stage.needs.get(value.name, frozenset())
+    return neutral and stage.batches.shared in stage.needs.get(value, frozenset())
 
 
 def _copy(stage: QueryStage, value: ir.Value, before: ir.Node, source: ir.Value) -> ir.Value:
@@ -113,18 +120,21 @@ def _copy(stage: QueryStage, value: ir.Value, before: ir.Node, source: ir.Value)
         return copies.get(value, value)
     node = value.producer()
     assert node is not None
-    read = [symbols_in(size) for size in shape_window(node)] if node.op_type == "Shape" else []
-    if read == [{stage.batches.shared}]:
-        axis = stage.batches.context_axis(source) or 0
-        copy = ir.node("Shape", [source], attributes={"start": axis, "end": axis + 1})
+    if node.op_type in READS_SIZES:
+        counts = {stage.batches.shared or "": (source, stage.batches.context_axis(source) or 0)}
+        reader = SizeReader([*stage.queries, *stage.incoming], counts)
+        made = [reader.like(node)]
+        reader.build.insert_before(before)
     else:
         inputs = [v if v is None else _copy(stage, v, before, source) for v in node.inputs]
         attributes = list(node.attributes.values())
         count = len(node.outputs)
         copy = ir.Node(node.domain, node.op_type, inputs, attributes, num_outputs=count)
-    stage.graph.insert_before(before, copy)
-    for old, new in zip(node.outputs, copy.outputs, strict=True):
+        stage.graph.insert_before(before, copy)
+        made = list(copy.outputs)
+    for old, new in zip(node.outputs, made, strict=True):
         new.shape, new.type = old.shape, old.type
+        stage.batches.rename(new)
         copies[old] = new
     return copies[value]
 
@@ -161,33 +171,19 @@ def _repeat(stage: QueryStage, value: ir.Value, before: ir.Node) -> ir.Value:
     assert source is not None
     assert value.shape is not None
     assert axis is not None
-    tape = Tape()
-    dims = [dim_of(value, i) for i in range(len(value.shape))]
-    query = next(v for v in stage.queries if dim_of(v, 0) == stage.batches.shared)
-    counted = stage.batches.context_axis(source) or 0
-    batch = _size(tape, query, 0)
-    fan_out = tape.op("Div", [batch, _size(tape, source, counted)])
-    apart = tape.op("Unsqueeze", [value, _ints(tape, [axis + 1])])
-    ones = [_ints(tape, [1] * (axis + 1)), fan_out, _ints(tape, [1] * (len(dims) - axis - 1))]
-    wide = tape.op("Expand", [apart, tape.op("Concat", ones, attributes={"axis": 0})])
-    outer = tape.op("Shape", [value], attributes={"start": 0, "end": axis})
-    inner = tape.op("Shape", [value], attributes={"start": axis + 1})
-    shape = tape.op("Concat", [outer, batch, inner], attributes={"axis": 0})
-    result = tape.op("Reshape", [wide, shape])
+    build = GraphBuilder()
+    dims = dims_of(value) or []
+    batch = build.size(*stage.asked)
+    fan_out = build.op("Div", batch, build.size(source, stage.batches.context_axis(source) or 0))
+    apart = build.op("Unsqueeze", value, build.ints(axis + 1))
+    ones = build.ints(*[1] * (axis + 1)), build.ints(*[1] * (len(dims) - axis - 1))
+    wide = build.op("Expand", apart, build.concat(ones[0], fan_out, ones[1]))
+    outer = build.op("Shape", value, start=0, end=axis)
+    inner = build.op("Shape", value, start=axis + 1)
+    result = build.op("Reshape", wide, build.concat(outer, batch, inner))
     dims[axis] = stage.batches.shared
     result.shape, result.type = ir.Shape(dims), value.type
     first = next((node for node in stage.graph if value in node.inputs), before)
-    stage.graph.insert_before(first, tape.nodes)
+    build.insert_before(first)
     stage.repeats[value] = result
     return result
-
-
-def _size(tape: Tape, value: ir.Value, axis: int) -> ir.Value:
-    size: ir.Value = tape.op("Shape", [value], attributes={"start": axis, "end": axis + 1})
-    return size
-
-
-def _ints(tape: Tape, values: list[int]) -> ir.Value:
-    tensor = ir.tensor(np.array(values, np.int64))
-    value: ir.Value = tape.op("Constant", [], attributes={"value": tensor})
-    return value

@@ -2,36 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping
 
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
-from onnx_ir.tape import Tape
 
-from crossfuse.errors import InputError
-from crossfuse.export.split.dependence import Content, Dependence, shape_window
+from crossfuse.export.split.dependence import Content, Dependence, shape_symbols
 from crossfuse.export.split.per_context import (
     Batches,
     QueryStage,
     read_sizes_per_context,
     repeat_where_they_meet,
 )
-from crossfuse.graph.shapes import dim_of
+from crossfuse.export.split.stage_sizes import read_sizes_off
 
-__all__ = ["MissingSizeError", "StageBuilder"]
-
-
-class MissingSizeError(InputError):
-    """A stage reads a size that none of its values has."""
-
-    def __init__(self, dim: str | None, where: str | None) -> None:
-        super().__init__(
-            "the graph can't be split: a size is read off a tensor that is in the other stage",
-            where=where,
-            got=dim,
-            do="Export without context inputs",
-        )
-        self.dim = dim
+__all__ = ["StageBuilder"]
 
 
 class StageBuilder:
@@ -53,7 +38,6 @@ class StageBuilder:
     ) -> None:
         self.whole, self.frontier, self.batches = whole, frontier, batches
         self.content = {value.name: content for value, content in dependence.content.items()}
-        self.needs = {value.name: needs for value, needs in dependence.needs.items()}
         self.context_inputs = {
             v.name for v in whole.graph.inputs if dependence.of(v) == Content.CONTEXT
         }
@@ -72,8 +56,8 @@ class StageBuilder:
         ]
         RemoveUnusedNodesPass()(model)
         kept = [value for value in graph.inputs if value.name in self.context_inputs]
-        queries = {value.name for value in graph.inputs} - self.context_inputs
-        _read_sizes_off(graph, queries, kept)
+        queries = {value for value in graph.inputs if value.name not in self.context_inputs}
+        read_sizes_off(graph, queries, kept)
         graph.inputs[:] = kept
         RemoveUnusedNodesPass()(model)
         for value in _all_values(graph):
@@ -89,17 +73,19 @@ class StageBuilder:
         model = self.whole.clone()
         graph = model.graph
         queries = [value for value in graph.inputs if value.name not in self.context_inputs]
+        removed = {value for value in graph.inputs if value.name in self.context_inputs}
         incoming = self._take_in(graph)
         self._give_outputs_the_queries_batch(graph)
-        for value in incoming:
-            self.batches.rename(value)
-        removed = {value.name for value in graph.inputs if value.name in self.context_inputs}
-        removed |= {out.name for node in self._of_context(graph) for out in node.outputs}
+        removed |= {out for node in self._of_context(graph) for out in node.outputs}
         graph.inputs[:] = [*queries, *incoming]
         RemoveUnusedNodesPass()(model)
-        stage = QueryStage(graph, self.batches, queries, incoming, self.content, self.needs)
+        # What is read of a size is read for the queries, and then again for what is per context.
+        counting = {value for value in incoming if self._counts(value)}
+        read_sizes_off(graph, removed | counting, [*queries, *incoming])
+        for value in incoming:
+            self.batches.rename(value)
+        stage = QueryStage(graph, self.batches, queries, incoming, self.content)
         read_sizes_per_context(stage)
-        _read_sizes_off(graph, removed, [*queries, *incoming])
         RemoveUnusedNodesPass()(model)
         for node in self._of_context(graph):
             for out in node.outputs:
@@ -123,6 +109,10 @@ class StageBuilder:
             old.replace_all_uses_with(new)
             incoming.append(new)
         return incoming
+
+    def _counts(self, value: ir.Value) -> bool:
+        """It has the batch that contexts and queries shared."""
+        return self.batches.shared is not None and self.batches.shared in shape_symbols(value)
 
     def _give_outputs_the_queries_batch(self, graph: ir.Graph) -> None:
         """Outputs made of what comes in, and of the context alone, have the queries' batch all the
@@ -164,35 +154,6 @@ def _identity(graph: ir.Graph, value: ir.Value, name: str | None) -> ir.Value:
     out.name, out.shape, out.type = name, value.shape, value.type
     graph.append(node)
     return out
-
-
-def _read_sizes_off(
-    graph: ir.Graph, removed: Collection[str | None], present: Sequence[ir.Value]
-) -> None:
-    """Let every ``Shape`` of a value that this stage lacks read values that it has."""
-    for node in list(graph):
-        source = node.inputs[0] if node.op_type == "Shape" else None
-        if source is None or source.name not in removed:
-            continue
-        tape = Tape()
-        parts = [_size(tape, dim, present, source.name) for dim in shape_window(node)]
-        result = parts[0] if len(parts) == 1 else tape.op("Concat", parts, attributes={"axis": 0})
-        result.shape, result.type = node.outputs[0].shape, node.outputs[0].type
-        graph.insert_before(node, tape.nodes)
-        node.outputs[0].replace_all_uses_with(result)
-
-
-def _size(
-    tape: Tape, dim: int | str | None, present: Sequence[ir.Value], where: str | None
-) -> ir.Value:
-    """A size, ``[1]`` int64, off the first value that has it."""
-    if isinstance(dim, int):
-        return tape.op("Constant", [], attributes={"value_ints": [dim]})
-    for value in present:
-        for axis in range(len(value.shape or ())):
-            if dim is not None and dim_of(value, axis) == dim:
-                return tape.op("Shape", [value], attributes={"start": axis, "end": axis + 1})
-    raise MissingSizeError(dim, where)
 
 
 def _by_name(graph: ir.Graph) -> dict[str | None, ir.Value]:

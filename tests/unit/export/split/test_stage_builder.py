@@ -16,7 +16,8 @@ from crossfuse.export.split.per_context import (
     read_sizes_per_context,
     repeat_where_they_meet,
 )
-from crossfuse.export.split.stage_builder import MissingSizeError, StageBuilder
+from crossfuse.export.split.stage_builder import StageBuilder
+from crossfuse.export.split.stage_sizes import MissingSizeError
 from onnx_text import parse, run_reference, value_of
 
 RNG = np.random.default_rng(0)
@@ -134,7 +135,7 @@ def test_batches() -> None:
 def test_without_a_shared_batch_nothing_is_rewritten() -> None:
     model = whole("attention by hand")
     before = [node.op_type for node in model.graph]
-    stage = QueryStage(model.graph, Batches(None, CONTEXTS), [], [], {}, {})
+    stage = QueryStage(model.graph, Batches(None, CONTEXTS), [], [], {})
     read_sizes_per_context(stage)
     repeat_where_they_meet(stage)
     assert [node.op_type for node in model.graph] == before
