@@ -41,7 +41,7 @@ REFUSED = {
     "heads mixed": "scores go through|product with weights",
     "other axis": "another axis",
     "clipped": "limited by",
-    "causal behind alone": "not masked alike",
+    "causal behind alone": "not masked alike|not normalised by a softmax",
     "used twice": "also used by|go through",
 }
 
