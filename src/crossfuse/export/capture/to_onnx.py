@@ -17,6 +17,7 @@ from crossfuse.core.text import brief
 from crossfuse.errors import InputError
 from crossfuse.export.capture.decompose import decompose_locally
 from crossfuse.export.capture.operators import stable_translations
+from crossfuse.export.capture.simplify import simplify
 from crossfuse.export.capture.trace import quiet_exporter
 from crossfuse.ops.onnx_schema import translation_table
 from crossfuse.spec.model_spec import ModelSpec, Tracing
@@ -54,7 +55,7 @@ def program_to_onnx(
                 input_names=list(spec.inputs),
                 output_names=list(outputs),
                 custom_translation_table=table,
-                optimize=True,
+                optimize=False,
                 verbose=False,
             )
     except Exception as error:  # the exporter wraps every cause in types of its own
@@ -65,6 +66,7 @@ def program_to_onnx(
         ) from error
     if exported is None:
         raise InputError("PyTorch's ONNX exporter gave no model", where=spec.name)
+    simplify(exported.model)
     tracing.fix_model(exported)
     model = exported.model
     model.ir_version = IR_VERSION
