@@ -13,7 +13,9 @@ nothing becomes a copy.
 3. Where a body's strides are not the operator's, those of all that follows are computed again: a
    ``view`` or ``contiguous`` means what it would have meant had the program been traced so.
 4. Sizes are read off the program's inputs, each once, as tracing of the whole does.
-5. An operator that writes into a tensor which nothing else sees (``x.add_(y)`` on a sum) becomes
+5. Calls alike (operator, numbers, and the types, shapes and strides of tensors) are traced once: in
+   a loop, or in layers alike, one body serves them all. A function of the table is not asked again.
+6. An operator that writes into a tensor which nothing else sees (``x.add_(y)`` on a sum) becomes
 its functional form.
 
 It must not fire on programs with other mutation, sub-graphs or attributes (autocast, control flow):
@@ -25,7 +27,7 @@ from __future__ import annotations
 import math
 import operator
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, cast
 
@@ -37,14 +39,16 @@ from torch.export import ExportedProgram
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_leaves
 
+from crossfuse.export.capture.program_sizes import NUMBER_OF_ELEMENTS, ProgramSizes
+
 __all__ = ["decompose", "decompose_locally"]
 
 Table = Mapping[Any, Callable[..., Any]]
+_Bodies = dict[str, fx.Graph]
 
 _ALSO_KEPT = (torch.ops.aten.upsample_bilinear2d.vec, torch.ops.aten.upsample_nearest2d.vec)
 """Composites that ``run_decompositions`` keeps although PyTorch's table of them leaves them out."""
 
-_NUMBER_OF_ELEMENTS = torch.ops.aten.sym_numel.default
 _SYMBOLIC = (types.BuiltinFunctionType, types.FunctionType)
 _KEPT_METADATA = ("nn_module_stack", "stack_trace", "source_fn_stack", "from_node", "custom")
 
@@ -68,7 +72,8 @@ def decompose(program: ExportedProgram, table: Table) -> ExportedProgram:
     kept = {*torch.export.default_decompositions(), *_ALSO_KEPT}
     graph = program.graph
     restrided: set[fx.Node] = set()
-    sizes = _Sizes(graph)
+    sizes = ProgramSizes(graph)
+    bodies: _Bodies = {}
     for node in list(graph.nodes):
         if node.op != "call_function" or sizes.shared(node) is not node:
             continue
@@ -80,7 +85,7 @@ def decompose(program: ExportedProgram, table: Table) -> ExportedProgram:
             continue
         node.target = _functional(node.target) or node.target
         if node.target in table or (node.target._can_decompose() and node.target not in kept):
-            result = _inline(program, node, table, sizes)
+            result = _inline(program, node, table, sizes, bodies)
             if result is not None and _strides(result) != _strides(node):
                 restrided.add(result)
     graph.eliminate_dead_code()
@@ -166,96 +171,19 @@ def _owns(value: Any, user: fx.Node) -> bool:
     )
 
 
-class _Sizes:
-    """The node of each size, by its expression; sums and products of the inputs' dimensions are
-    computed from those."""
-
-    def __init__(self, graph: fx.Graph) -> None:
-        self._graph = graph
-        self._nodes: dict[str, fx.Node] = {}
-        self._axes: dict[str, tuple[fx.Node, int]] = {}
-        for node in graph.nodes:
-            if node.op != "placeholder":
-                break
-            self._last_input = node
-            if isinstance(node.meta.get("val"), Tensor):
-                self._axes |= {
-                    str(n): (node, i)
-                    for i, n in enumerate(node.meta["val"].shape)
-                    if isinstance(n, torch.SymInt)
-                }
-
-    def shared(self, node: fx.Node) -> fx.Node:
-        """The node of this size that is to be used; another one takes its place."""
-        size = node.meta.get("val")
-        if not isinstance(size, torch.SymInt) or node.target is _NUMBER_OF_ELEMENTS:
-            return node
-        key = str(size)
-        if key not in self._nodes:
-            read = node.target is torch.ops.aten.sym_size.int
-            computed = self._computed(size.node.expr, node) if read or key in self._axes else None
-            self._nodes[key] = computed if isinstance(computed, fx.Node) else node
-        if (known := self._nodes[key]) is not node:
-            node.replace_all_uses_with(known)
-            self._graph.erase_node(node)
-        return known
-
-    def _computed(self, expression: Any, before: fx.Node) -> fx.Node | int | None:
-        """A sum or product of inputs' dimensions; None where it is something else."""
-        if expression.is_Integer:
-            return int(expression)
-        key = str(expression)
-        if key in self._nodes:
-            return self._nodes[key]
-        if key in self._axes:
-            self._nodes[key] = self._of_input(key)
-            return self._nodes[key]
-        if not (expression.is_Add or expression.is_Mul):
-            return None
-        operate: Callable[[Any, Any], Any] = operator.add if expression.is_Add else operator.mul
-        first, *others = [self._computed(part, before) for part in expression.args]
-        for other in others:
-            if first is None or other is None:
-                return None
-            with self._graph.inserting_before(before):
-                both = self._graph.call_function(operate, (first, other))
-            both.meta["val"] = operate(_size(first), _size(other))
-            first = both
-        return first
-
-    def _of_input(self, key: str) -> fx.Node:
-        tensor, axis = self._axes[key]
-        with self._graph.inserting_after(self._last_input):
-            node = self._graph.call_function(torch.ops.aten.sym_size.int, (tensor, axis))
-        node.meta["val"] = tensor.meta["val"].shape[axis]
-        return node
-
-
-def _size(part: fx.Node | int) -> Any:
-    return part if isinstance(part, int) else part.meta["val"]
-
-
-def _inline(program: ExportedProgram, node: fx.Node, table: Table, sizes: _Sizes) -> fx.Node | None:
+def _inline(
+    program: ExportedProgram, node: fx.Node, table: Table, sizes: ProgramSizes, bodies: _Bodies
+) -> fx.Node | None:
     """Put the body in the node's place; the node of its result where that is one tensor."""
     graph = program.graph
     inputs = list(dict.fromkeys(node.all_input_nodes))
-    decomposition: Any = table.get(node.target, node.target)
-
-    def call(*values: Any) -> Any:
-        given = dict(zip(inputs, values, strict=True))
-        args, kwargs = fx.node.map_arg((node.args, node.kwargs), given.__getitem__)
-        result = decomposition(*args, **kwargs)
-        if result is NotImplemented:
-            raise _KeptError
-        return result
-
-    try:
-        # What a body makes out of nothing (a number as a tensor) belongs to the program's mode, as
-        # all else does.
-        with torch.no_grad(), _fake_mode(program):
-            body = _trace(call, [n.meta["val"] for n in inputs], table)
-    except _KeptError:
-        return None
+    alike = _alike(node, inputs)
+    if alike not in bodies:
+        try:
+            bodies[alike] = _body(program, node, inputs, table)
+        except _KeptError:
+            return None
+    body = bodies[alike]
     places = dict(zip((n for n in body.nodes if n.op == "placeholder"), inputs, strict=True))
     with graph.inserting_before(node):
         for inner in body.nodes:
@@ -269,6 +197,46 @@ def _inline(program: ExportedProgram, node: fx.Node, table: Table, sizes: _Sizes
     replacement = fx.node.map_arg(result, places.__getitem__)
     _replace(program, node, replacement)
     return replacement if isinstance(replacement, fx.Node) else None
+
+
+def _alike(node: fx.Node, inputs: Sequence[fx.Node]) -> str:
+    """A text that calls with the same body share."""
+    args = fx.node.map_arg((node.args, node.kwargs), lambda n: f"input {inputs.index(n)}")
+    return f"{node.target} {args!r} {[_likeness(n.meta['val']) for n in inputs]}"
+
+
+def _likeness(value: Any) -> str:
+    """What tracing sees of a value: as text, since a comparison of symbols would become a guard."""
+    return " ".join(
+        f"{t.dtype} {t.device} {tuple(t.shape)} {t.stride()}"
+        if isinstance(t, Tensor)
+        else f"{type(t).__name__} {t}"
+        for t in tree_leaves(value)
+    )
+
+
+def _body(
+    program: ExportedProgram, node: fx.Node, inputs: Sequence[fx.Node], table: Table
+) -> fx.Graph:
+    """What the operator is made of.
+
+    Raises:
+        _KeptError: the table's function leaves it as it is.
+    """
+    decomposition: Any = table.get(node.target, node.target)
+
+    def call(*values: Any) -> Any:
+        given = dict(zip(inputs, values, strict=True))
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), given.__getitem__)
+        result = decomposition(*args, **kwargs)
+        if result is NotImplemented:
+            raise _KeptError
+        return result
+
+    # What a body makes out of nothing (a number as a tensor) belongs to the program's mode, as all
+    # else does.
+    with torch.no_grad(), _fake_mode(program):
+        return _trace(call, [n.meta["val"] for n in inputs], table)
 
 
 def _fake_mode(program: ExportedProgram) -> AbstractContextManager[Any]:
@@ -287,11 +255,11 @@ def _trace(call: Callable[..., Any], values: list[Any], table: Table) -> fx.Grap
 
 
 def _copy(
-    graph: fx.Graph, inner: fx.Node, places: Mapping[fx.Node, fx.Node], sizes: _Sizes
+    graph: fx.Graph, inner: fx.Node, places: Mapping[fx.Node, fx.Node], sizes: ProgramSizes
 ) -> fx.Node:
     """The node in the program's graph; a number of elements, which exporters don't know, as a
     product of sizes."""
-    if inner.target is not _NUMBER_OF_ELEMENTS:
+    if inner.target is not NUMBER_OF_ELEMENTS:
         return graph.node_copy(inner, places.__getitem__)
     tensor = places[cast(fx.Node, inner.args[0])]
     shape = tensor.meta["val"].shape

@@ -1,13 +1,13 @@
 """The translated graph simplified as PyTorch's exporter does it, in time that grows with the graph.
 
-The exporter optimizes with onnxscript's rules, and tries each of them at each node. One of them, of
-two slices side by side, looks through the whole graph each time: nine tenths of the translation of a
-graph of some thousand nodes. Here the same passes run with the same rules, each tried only where its
-last operator is.
+The exporter optimizes with onnxscript's rules, and tries each of them at each node. One of them,
+of two slices side by side, looks through the whole graph each time: nine tenths of the translation
+of a graph of some thousand nodes. Here the same passes run with the same rules, each tried only
+where its last operator is.
 
-1. A rule is tried at nodes of its last operator. One whose operator can't be read is tried at all.
-2. A rule that ends in several nodes is tried only where another node of that operator reads the same
-   value.
+1. A rule is tried at nodes of its last operator; one whose operator can't be read, at all nodes.
+2. A rule that ends in several nodes is tried only where another node of that operator reads the
+   same value.
 3. Where onnxscript holds its rules elsewhere, its own optimizer runs.
 """
 

@@ -16,6 +16,7 @@ from crossfuse.core.dimensions import rename
 from crossfuse.core.text import brief
 from crossfuse.errors import InputError
 from crossfuse.export.capture.decompose import decompose_locally
+from crossfuse.export.capture.exporter_shortcuts import exporter_shortcuts
 from crossfuse.export.capture.operators import stable_translations
 from crossfuse.export.capture.simplify import simplify
 from crossfuse.export.capture.trace import quiet_exporter
@@ -45,7 +46,7 @@ def program_to_onnx(
     tracing = tracing or Tracing()
     table: dict[Any, Any] = {**stable_translations(), **tracing.translations, **translation_table()}
     try:
-        with quiet_exporter():
+        with quiet_exporter(), exporter_shortcuts():
             tracing.fix_program(program)
             decompose_locally(program)
             exported = torch.onnx.export(
