@@ -165,6 +165,7 @@ class Manifest:
         decode: null where the bundle doesn't decode.
         targets: by name.
         reference: inputs and eager results for parity.
+        quick: it was checked at few points, for work in progress.
         files: every file of the bundle but the manifest.
     """
 
@@ -172,6 +173,7 @@ class Manifest:
         version=SCHEMA_VERSION,
         keyed={"dims": "name"},
         required=frozenset({"targets", "files"}),
+        sparse=frozenset({"quick"}),
     )
 
     name: str
@@ -187,6 +189,7 @@ class Manifest:
     decode: Decode | None = None
     targets: Mapping[str, TargetEntry] = field(default_factory=dict)
     reference: _FileName | None = None
+    quick: bool = False
     files: Mapping[_FileName, FileEntry] = field(default_factory=dict)
 
     def with_target(self, name: str, entry: TargetEntry) -> Manifest:

@@ -142,6 +142,15 @@ def export(  # noqa: PLR0913 -- a command: its parameters are its options
             rich_help_panel=ENGINE,
         ),
     ] = False,
+    quick: Annotated[
+        bool,
+        typer.Option(
+            "--quick",
+            help="For work in progress: compare at the examples and one made point; the bundle "
+            "says so.",
+            rich_help_panel=ENGINE,
+        ),
+    ] = False,
     allow_unfused: AllowUnfused = False,
     as_json: Json = False,
 ) -> None:
@@ -173,6 +182,7 @@ def export(  # noqa: PLR0913 -- a command: its parameters are its options
             drop_outputs=drop_output or [],
             example=example or [],
             whole=whole,
+            quick=quick,
             step=progress,
         )
     _show(output, bundle)

@@ -43,6 +43,7 @@ def show_built(output: Output, bundle: Bundle) -> None:
     if "context" in manifest.stages:
         show_split(output, manifest)
     _show_targets(output, manifest)
+    _show_quick(output, manifest)
     output.line(f"bundle written to {bundle.path}")
     show_weights(output, manifest)
 
@@ -52,6 +53,12 @@ def show_bundle(output: Output, bundle: Bundle) -> None:
     show_boundary(output, bundle)
     show_ledger(output, bundle.ledger, bundle.targets)
     _show_targets(output, bundle.manifest)
+    _show_quick(output, bundle.manifest)
+
+
+def _show_quick(output: Output, manifest: Manifest) -> None:
+    if manifest.quick:
+        output.warning("checked at few points (--quick): export it without before you ship it")
 
 
 def _show_targets(output: Output, manifest: Manifest) -> None:

@@ -8,7 +8,8 @@ where its last operator is.
 1. A rule is tried at nodes of its last operator; one whose operator can't be read, at all nodes.
 2. A rule that ends in several nodes is tried only where another node of that operator reads the
    same value.
-3. Where onnxscript holds its rules elsewhere, its own optimizer runs.
+3. Constants that folding made anew at each call of a module (a weight transposed) become one.
+4. Where onnxscript holds its rules elsewhere, its own optimizer runs.
 """
 
 from __future__ import annotations
@@ -24,6 +25,9 @@ __all__ = ["simplify"]
 
 _ROUNDS = 2
 """How often folding and rewriting are repeated, as in onnxscript."""
+
+_MOST_ELEMENTS = 2**16
+"""Constants up to this size are merged where they are equal; folding makes none beyond it."""
 
 
 def simplify(model: ir.Model) -> None:
@@ -46,7 +50,7 @@ def simplify(model: ir.Model) -> None:
         common.RemoveUnusedNodesPass(),
         common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
         common.LiftSubgraphInitializersToMainGraphPass(),
-        common.DeduplicateInitializersPass(),
+        common.DeduplicateInitializersPass(size_limit=_MOST_ELEMENTS),
         common.CommonSubexpressionEliminationPass(),
         common.OutputFixPass(),
         common.NameFixPass(),

@@ -20,6 +20,7 @@ from crossfuse.core.foreign import place_of
 from crossfuse.core.tensors import Dim
 from crossfuse.core.text import brief
 from crossfuse.errors import Advice, InputError, Said
+from crossfuse.export.capture.exporter_shortcuts import uncached_fakes
 from crossfuse.spec.model_spec import ModelSpec
 
 __all__ = ["capture", "named_outputs", "quiet_exporter"]
@@ -78,6 +79,7 @@ def _trace(spec: ModelSpec, defer_guards: bool) -> ExportedProgram:
     with (
         torch.no_grad(),
         quiet_exporter(),
+        uncached_fakes(),
         redirect_stdout(io.StringIO()),
         redirect_stderr(io.StringIO()),
     ):
