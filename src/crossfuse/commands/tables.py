@@ -80,6 +80,8 @@ def show_ledger(output: Output, ledger: Ledger, targets: Sequence[str]) -> None:
         cells = [row.fused.get(t) or styled("not fused", "bold red") for t in targets]
         table.add_row(row.site, row.kind, heads, captured, *cells)
     output.console.print(table)
+    if calls := _calls_text(ledger):
+        output.line(calls)
     for text in ledger.unfused(targets):
         output.warning(text)
 
@@ -251,6 +253,14 @@ def _shape_text(shape: Sequence[int | str]) -> str:
 
 def _flops(count: int | None) -> str:
     return "unknown FLOP" if count is None else f"{count / 1e9:.3g} GFLOP"
+
+
+def _calls_text(ledger: Ledger) -> str:
+    """Which modules have several attentions, as in a loop; they are told apart by #2, #3, …."""
+    counts = Counter(row.site.partition("#")[0] for row in ledger)
+    several = [f"{site} × {count}" for site, count in counts.most_common() if count > 1]
+    more = f", … and {len(several) - _MOST_REASONS} more" if len(several) > _MOST_REASONS else ""
+    return f"By call: {', '.join(several[:_MOST_REASONS])}{more}" if several else ""
 
 
 def _ledger_sentence(ledger: Ledger, targets: Sequence[str]) -> str:
