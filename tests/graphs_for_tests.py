@@ -129,11 +129,19 @@ class Case:
         return ir.Model(graph, ir_version=10)
 
 
-def run_model(model: ir.Model, inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
-    """Execute on ONNX Runtime's CPU provider."""
+def run_model(
+    model: ir.Model, inputs: dict[str, np.ndarray], *, gpu: bool = False
+) -> list[np.ndarray]:
+    """Execute on ONNX Runtime's CPU provider, or on its CUDA provider without TF32."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
     options.log_severity_level = 3
     data = ir.to_proto(model).SerializeToString()
-    session = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    providers: list[Any] = ["CPUExecutionProvider"]
+    if gpu:
+        ort.preload_dlls()
+        providers = [("CUDAExecutionProvider", {"use_tf32": "0"})]
+    session = ort.InferenceSession(data, options, providers=providers)
+    if gpu:
+        assert session.get_providers()[0] == "CUDAExecutionProvider"
     return session.run(None, inputs)

@@ -41,6 +41,7 @@ class Run:
     size: str
     until: float
     work: Path
+    rivals: tuple[str, ...] | None = None
     results: list[dict[str, Any]] = field(default_factory=list)
 
     @property

@@ -141,9 +141,10 @@ def _served(run: Run) -> dict[str, Any]:
 
 def latency(run: Run) -> None:
     """The zoo against what one would use otherwise, all in the same rounds."""
-    rivals = (
-        ("eager", "onnx") if run.dry else ("eager", "eager-fp16", "compile", "compile-max", "onnx")
-    )
+    known = ("eager", "onnx")
+    if not run.dry:
+        known = ("eager", "eager-fp16", "compile", "compile-max", "onnx")
+    rivals = run.rivals or known
     for name in run.models:
         for precision in ("fp32",) if run.dry else ("fp32", "fp16"):
             run.case(

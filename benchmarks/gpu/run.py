@@ -1,7 +1,7 @@
 """What only a GPU can settle, in parts that each take ten minutes at most and are useful alone.
 
     python benchmarks/gpu/run.py PART --out FOLDER [--device 0] [--models clip,vilt]
-                                 [--size published] [--minutes 9]
+                                 [--size published] [--minutes 9] [--against eager,onnx]
     python benchmarks/gpu/run.py PART --out FOLDER --dry-run
 
 ==============  ===================================================================================
@@ -61,6 +61,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--size", choices=("tiny", "published"), help="of the models; tiny for parity and capture"
     )
+    parser.add_argument("--against", help="rivals of the latency part; all unless given")
     parser.add_argument("--minutes", type=float, default=9.0, help="after these no case is begun")
     parser.add_argument("--dry-run", action="store_true", help="on the CPU, at tiny sizes")
     given = parser.parse_args(arguments)
@@ -75,6 +76,7 @@ def main(arguments: list[str] | None = None) -> None:
             given.size or size,
             time.monotonic() + 60 * given.minutes,
             given.work or Path(name),
+            tuple(given.against.split(",")) if given.against else None,
         )
         run.work.mkdir(parents=True, exist_ok=True)
         PARTS[given.part](run)

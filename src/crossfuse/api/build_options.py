@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import asdict, dataclass, replace
-from importlib.metadata import version
 from typing import TYPE_CHECKING
 
+from crossfuse import __version__
 from crossfuse.api.fused_graph import WEIGHTS
 from crossfuse.core.json_codec import json_text
 from crossfuse.core.target import IO_DTYPES, require_precision, require_target
@@ -97,6 +97,6 @@ def request_key(manifest: Manifest, target: str, options: BuildOptions) -> str:
         "target": target,
         "options": asdict(options),
         "library": None if known.engine is None else library_version(known),
-        "crossfuse": version("crossfuse"),
+        "crossfuse": __version__,
     }
     return hashlib.sha256(json_text(about, sort_keys=True).encode()).hexdigest()

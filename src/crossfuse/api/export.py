@@ -5,10 +5,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from crossfuse import __version__
 from crossfuse.api.arguments import Examples, Progress, paths, several, silent
 from crossfuse.api.build_options import BuildOptions, check_options, options_of
 from crossfuse.api.build_target import TargetBuild
@@ -199,7 +199,7 @@ def _manifest(graph: FusedGraph, stages: Stages, source: Source) -> Manifest:
     return Manifest(
         name=spec.name,
         source=source.to_manifest() | dict(spec.about),
-        created_by=f"crossfuse {version('crossfuse')}",
+        created_by=f"crossfuse {__version__}",
         dims=stages.dims,
         stages=stages.specs,
         context=spec.context,

@@ -105,7 +105,7 @@ def test_lengths_beyond_the_keys_mean_all_of_them() -> None:
         np.testing.assert_allclose(got, attention_reference(**given, **case.attributes), atol=3e-6)
 
 
-@pytest.mark.parametrize("fill", [-np.inf, float(np.finfo(np.float32).min), -1e30, -64.0])
+@pytest.mark.parametrize("fill", [-np.inf, float(np.finfo(np.float32).min), -1e30, -1e29, -64.0])
 def test_rows_of_lowest_biases(fill: float) -> None:
     """A finite bias is arithmetic: a row of it averages the values, whatever else is removed from
     it; rows of −inf give 0."""
@@ -116,6 +116,22 @@ def test_rows_of_lowest_biases(fill: float) -> None:
     expected = attention_reference(**inputs, **case.attributes)
     (got,) = run_model(lower_ort_cuda(case.model()).model, inputs)
     np.testing.assert_allclose(got, expected, atol=3e-6)
+
+
+@pytest.mark.parametrize("fill", [float(np.finfo(np.float32).min), -1e30, -3e31])
+def test_finite_biases_are_no_sign_of_a_removed_key(fill: float) -> None:
+    """The provider sets rows of -1e30 and less to 0."""
+    case = Case(size=8, value_size=8, bias=True, keys=5)
+    inputs = case.inputs()
+    inputs["bias"][:, :, 1] = fill
+    model = lower_ort_cuda(case.model()).model
+    (attention,) = [node for node in model.graph if node.op_type == "Attention"]
+    mask = attention.inputs[3]
+    assert mask is not None
+    model.graph.outputs[:] = [mask]
+    mask.type = ir.TensorType(ir.DataType.FLOAT)
+    (given,) = run_model(model, inputs)
+    assert (given[:, :, 1, :5] > -1e30).all()
 
 
 def operators(model: ir.Model) -> list[str]:

@@ -12,9 +12,10 @@ decides the rest:
    attentions that use it. Keys, values and the mask are padded to a multiple of 8 keys, unless
    their number is one; the mask is −inf there. A split bundle's context stage does it for the keys
    and values that it hands over (`padding`).
-3. Removed keys are −inf where there is a bias, whose finite numbers are arithmetic (raised to −1e30
-   at least: kernels multiply by log2(e)), and finite otherwise: a kernel that goes through the keys
-   in blocks may meet a block without any.
+3. Removed keys are −inf where there is a bias, whose finite numbers are arithmetic (raised to −1e29
+   at least: kernels multiply by log2(e), and the provider takes −1e30 and what is below for removed
+   keys), and finite otherwise: a kernel that goes through the keys in blocks may meet a block
+   without any.
 4. Head sizes are padded with zeros to a multiple of 8, and to one size where flash attention or
 grouped heads need it.
 5. Grouped heads stay grouped, except in fp32, where they are repeated.
@@ -51,7 +52,10 @@ KEYS_PADDED_TO = 8
 _HALF = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 _LOWEST = {"float16": -65504.0, "bfloat16": -1e30, "float32": -1e30}
 """Added to the scores of keys that are not attended; far below any score, and finite in bf16 and
-fp32 even times log2(e)."""
+fp32 even times log2(e). The provider sets rows of nothing but these, or less, to 0."""
+
+_LOWEST_BIAS = -1e29
+"""The lowest finite bias in bf16 and fp32: it absorbs scores, and is no sign of a removed key."""
 
 _NO_KERNEL = (
     "ONNX Runtime's CUDA provider has no fused kernel for it (it would compute the "
@@ -249,8 +253,7 @@ class _CudaForm:
         return attend, build.op("Where", attend, build.constant(0, build.dtype), lowest)
 
     def _bounded(self, build: LoweringBuilder, bias: ir.Value) -> ir.Value:
-        """The bias, its finite numbers no lower than what kernels can multiply by log2(e); −inf
-        stays."""
+        """The bias, its finite numbers no lower than `_LOWEST_BIAS`; −inf stays."""
         if build.dtype == np.float16:
             return bias
         wide = bias if build.dtype == np.float32 else build.op("Cast", bias, to=ir.DataType.FLOAT)
@@ -258,7 +261,7 @@ class _CudaForm:
         return build.op(
             "Where",
             finite,
-            build.op("Max", bias, build.constant(_LOWEST[build.dtype.name], build.dtype)),
+            build.op("Max", bias, build.constant(_LOWEST_BIAS, build.dtype)),
             bias,
         )
 

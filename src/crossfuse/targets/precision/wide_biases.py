@@ -37,7 +37,7 @@ _RANGE = 65504.0
 _LARGE = _RANGE / 4
 """From here on a few numbers may add up to more than the range."""
 
-_ABSORBS = 1e30
+_ABSORBS = 1e20
 """Beside a number this large a score is nothing, in any float type that holds it."""
 
 _CARRIES = frozenset({

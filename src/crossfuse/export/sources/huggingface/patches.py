@@ -7,8 +7,10 @@ eagerly, checks that.
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -24,14 +26,23 @@ def our_patches() -> Iterator[None]:
     from transformers.exporters import utils
 
     with ExitStack() as stack:
-        for path, patch in _PATCHES.items():
-            owner, _, attribute = path.rpartition(".")
-            target = utils.import_dotted_path(f"transformers.models.{owner}", missing_ok=True)
-            if target is not None and hasattr(target, attribute):
+        for (module, owner, attribute), patch in _PATCHES.items():
+            target = getattr(_module(module), owner, None)
+            if hasattr(target, attribute):
                 stack.enter_context(
                     utils.patch_attribute(target, attribute, lambda _, patch=patch: patch)
                 )
         yield
+
+
+def _module(name: str) -> ModuleType | None:
+    """A module below ``transformers.models``; None where this version has none of that name."""
+    try:
+        return importlib.import_module(f"transformers.models.{name}")
+    except ModuleNotFoundError as error:
+        if not f"transformers.models.{name}".startswith(error.name or " "):
+            raise
+        return None
 
 
 def _vilt_patches(
@@ -76,9 +87,12 @@ def _moonshine_lengths(self: Any, input_lengths: int) -> int:
     return (((input_lengths - 127) // 64 + 1 - 7) // 3 + 1 - 3) // 2 + 1
 
 
-_MOONSHINE_LENGTHS = "MoonshinePreTrainedModel._get_feat_extract_output_lengths"
-
-_PATCHES: dict[str, Any] = {
-    "vilt.modeling_vilt.ViltEmbeddings.visual_embed": _vilt_patches,
-    f"moonshine.modeling_moonshine.{_MOONSHINE_LENGTHS}": _moonshine_lengths,
+_PATCHES: dict[tuple[str, str, str], Any] = {
+    ("vilt.modeling_vilt", "ViltEmbeddings", "visual_embed"): _vilt_patches,
+    (
+        "moonshine.modeling_moonshine",
+        "MoonshinePreTrainedModel",
+        "_get_feat_extract_output_lengths",
+    ): _moonshine_lengths,
 }
+"""Module below ``transformers.models``, class and method → what stands in for it."""
