@@ -24,6 +24,7 @@ those are traced whole.
 
 from __future__ import annotations
 
+import functools
 import math
 import operator
 import types
@@ -69,7 +70,7 @@ def decompose(program: ExportedProgram, table: Table) -> ExportedProgram:
     if not _is_plain(program.graph):
         whole: ExportedProgram = ExportedProgram.run_decompositions(program, dict(table))
         return whole
-    kept = {*torch.export.default_decompositions(), *_ALSO_KEPT}
+    kept = _kept_composites(len(torch._C._dispatch_get_all_op_names()))
     graph = program.graph
     restrided: set[fx.Node] = set()
     sizes = ProgramSizes(graph)
@@ -91,6 +92,12 @@ def decompose(program: ExportedProgram, table: Table) -> ExportedProgram:
     graph.eliminate_dead_code()
     program.graph_module.recompile()
     return program
+
+
+@functools.cache
+def _kept_composites(registered: int) -> frozenset[Any]:
+    """Composites that ``run_decompositions`` keeps, while so many operators are registered."""
+    return frozenset({*torch.export.default_decompositions(), *_ALSO_KEPT})
 
 
 def _restride(node: fx.Node) -> bool:

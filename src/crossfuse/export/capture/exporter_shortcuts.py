@@ -31,12 +31,12 @@ def exporter_shortcuts() -> Iterator[None]:
     """While this lasts, the exporter doesn't repeat itself."""
     with ExitStack() as stack:
         promotion = _found("torch.onnx._internal.fx.passes.type_promotion")
-        interpreter = getattr(promotion, "_TypePromotionInterpreter", None)
+        interpreter: Any = getattr(promotion, "_TypePromotionInterpreter", None)
         if hasattr(interpreter, "_maybe_promote_node") and "run_node" in vars(interpreter):
             run = _with_known_values(promotion, interpreter.run_node)
             stack.enter_context(patch.object(interpreter, "run_node", run))
         registration = _found("torch.onnx._internal.exporter._registration")
-        registry = getattr(registration, "ONNXRegistry", None)
+        registry: Any = getattr(registration, "ONNXRegistry", None)
         if hasattr(registry, "from_torchlib"):
             copied = staticmethod(functools.partial(_copied_table, registry.from_torchlib))
             stack.enter_context(patch.object(registry, "from_torchlib", copied))
@@ -47,7 +47,7 @@ def uncached_fakes() -> AbstractContextManager[Any]:
     """While this lasts, tracing begins without the cache of operators' results."""
     config = torch._dynamo.config
     name = "fake_tensor_cache_enabled"
-    return config.patch(**{name: False}) if hasattr(config, name) else nullcontext()
+    return config.patch(name, False) if hasattr(config, name) else nullcontext()
 
 
 def _found(module: str) -> Any:

@@ -41,7 +41,7 @@ def simplify(model: ir.Model) -> None:
         _FoldConstantsPass(),
         rewrite,
         common.RemoveUnusedNodesPass(),
-        common.RemoveUnusedFunctionsPass(),
+        common.RemoveUnusedFunctionsPass(),  # type: ignore[no-untyped-call]
         common.RemoveUnusedOpsetsPass(),
     ]
     Sequential(
