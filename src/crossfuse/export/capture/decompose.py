@@ -13,9 +13,7 @@ nothing becomes a copy.
 3. Where a body's strides are not the operator's, those of all that follows are computed again: a
    ``view`` or ``contiguous`` means what it would have meant had the program been traced so.
 4. Sizes are read off the program's inputs, each once, as tracing of the whole does.
-5. Calls alike (operator, numbers, and the types, shapes and strides of tensors) are traced once: in
-   a loop, or in layers alike, one body serves them all. A function of the table is not asked again.
-6. An operator that writes into a tensor which nothing else sees (``x.add_(y)`` on a sum) becomes
+5. An operator that writes into a tensor which nothing else sees (``x.add_(y)`` on a sum) becomes
 its functional form.
 
 It must not fire on programs with other mutation, sub-graphs or attributes (autocast, control flow):
@@ -45,7 +43,6 @@ from crossfuse.export.capture.program_sizes import NUMBER_OF_ELEMENTS, ProgramSi
 __all__ = ["decompose", "decompose_locally"]
 
 Table = Mapping[Any, Callable[..., Any]]
-_Bodies = dict[str, fx.Graph]
 
 _ALSO_KEPT = (torch.ops.aten.upsample_bilinear2d.vec, torch.ops.aten.upsample_nearest2d.vec)
 """Composites that ``run_decompositions`` keeps although PyTorch's table of them leaves them out."""
@@ -74,7 +71,6 @@ def decompose(program: ExportedProgram, table: Table) -> ExportedProgram:
     graph = program.graph
     restrided: set[fx.Node] = set()
     sizes = ProgramSizes(graph)
-    bodies: _Bodies = {}
     for node in list(graph.nodes):
         if node.op != "call_function" or sizes.shared(node) is not node:
             continue
@@ -86,7 +82,7 @@ def decompose(program: ExportedProgram, table: Table) -> ExportedProgram:
             continue
         node.target = _functional(node.target) or node.target
         if node.target in table or (node.target._can_decompose() and node.target not in kept):
-            result = _inline(program, node, table, sizes, bodies)
+            result = _inline(program, node, table, sizes)
             if result is not None and _strides(result) != _strides(node):
                 restrided.add(result)
     graph.eliminate_dead_code()
@@ -179,18 +175,15 @@ def _owns(value: Any, user: fx.Node) -> bool:
 
 
 def _inline(
-    program: ExportedProgram, node: fx.Node, table: Table, sizes: ProgramSizes, bodies: _Bodies
+    program: ExportedProgram, node: fx.Node, table: Table, sizes: ProgramSizes
 ) -> fx.Node | None:
     """Put the body in the node's place; the node of its result where that is one tensor."""
     graph = program.graph
     inputs = list(dict.fromkeys(node.all_input_nodes))
-    alike = _alike(node, inputs)
-    if alike not in bodies:
-        try:
-            bodies[alike] = _body(program, node, inputs, table)
-        except _KeptError:
-            return None
-    body = bodies[alike]
+    try:
+        body = _body(program, node, inputs, table)
+    except _KeptError:
+        return None
     places = dict(zip((n for n in body.nodes if n.op == "placeholder"), inputs, strict=True))
     with graph.inserting_before(node):
         for inner in body.nodes:
@@ -204,22 +197,6 @@ def _inline(
     replacement = fx.node.map_arg(result, places.__getitem__)
     _replace(program, node, replacement)
     return replacement if isinstance(replacement, fx.Node) else None
-
-
-def _alike(node: fx.Node, inputs: Sequence[fx.Node]) -> str:
-    """A text that calls with the same body share."""
-    args = fx.node.map_arg((node.args, node.kwargs), lambda n: f"input {inputs.index(n)}")
-    return f"{node.target} {args!r} {[_likeness(n.meta['val']) for n in inputs]}"
-
-
-def _likeness(value: Any) -> str:
-    """What tracing sees of a value: as text, since a comparison of symbols would become a guard."""
-    return " ".join(
-        f"{t.dtype} {t.device} {tuple(t.shape)} {t.stride()}"
-        if isinstance(t, Tensor)
-        else f"{type(t).__name__} {t}"
-        for t in tree_leaves(value)
-    )
 
 
 def _body(
