@@ -15,7 +15,8 @@ from crossfuse.bundle.store import Bundle, open_bundle
 from crossfuse.bundle.writer import write_bundle
 from crossfuse.core.foreign import door
 from crossfuse.core.onnx_runtime import require_onnxruntime
-from crossfuse.errors import BundleError
+from crossfuse.core.target import require_precision, require_target
+from crossfuse.errors import Advice, BundleError, InputError, Said
 from crossfuse.parity.reference import REFERENCE_FILE
 from crossfuse.parity.session_check import reference_of
 
@@ -78,6 +79,7 @@ def build(  # noqa: PLR0913 -- public: what a user may say of a target
         ),
     )
     require_onnxruntime("the check of a target's numbers")
+    _require_measured(old, target, options)
     progress = step or silent
     if _is_built(old, target, options):
         progress(f"{target}: cached: the bundle holds this very build")
@@ -94,6 +96,25 @@ def build(  # noqa: PLR0913 -- public: what a user may say of a target
             replace(old.manifest, targets=kept), target, options
         )
         return writer.commit(manifest)
+
+
+def _require_measured(bundle: Bundle, target: str, options: BuildOptions) -> None:
+    """Refuse half precision in a bundle that was exported quickly and without it."""
+    manifest = bundle.manifest
+    if not manifest.quick:
+        return
+    precision = require_precision(options.precision, require_target(target))
+    if precision != "fp32" and not any(point.half for point in reference_of(bundle).points):
+        raise InputError(
+            "the bundle was exported quickly, and what the eager model loses in half precision was "
+            "not measured",
+            where=bundle.path,
+            got=precision,
+            do=Advice(
+                "Export it again without {}, or with this target",
+                Said("--quick", "quick=True"),
+            ),
+        )
 
 
 def _is_built(bundle: Bundle, target: str, options: BuildOptions) -> bool:

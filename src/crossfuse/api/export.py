@@ -4,6 +4,7 @@ parity."""
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +19,7 @@ from crossfuse.bundle.writer import write_bundle
 from crossfuse.core.checkpoint_weights import weights_words
 from crossfuse.core.foreign import door
 from crossfuse.core.onnx_runtime import require_onnxruntime
-from crossfuse.core.target import CPU_TARGET
+from crossfuse.core.target import CPU_TARGET, require_precision, require_target
 from crossfuse.parity.reference import REFERENCE_FILE, save_reference
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ def export(  # noqa: PLR0913 -- public: what a user may say of a source and of i
     keep_probabilities: Iterable[str] = (),
     example: Examples = (),
     whole: bool = False,
+    quick: bool = False,
     step: Progress | None = None,
 ) -> Bundle:
     """Export a model to a bundle.
@@ -87,6 +89,9 @@ def export(  # noqa: PLR0913 -- public: what a user may say of a source and of i
         example: NPZ files of real inputs: every target is compared at them, too. The first gives an
             ONNX file its example inputs.
         whole: don't split, although the source names context inputs.
+        quick: for work in progress: compare at the examples and one made point (of a split, one
+            more), and measure what half precision loses only where a target has one. The manifest
+            says so, and so do `inspect` and every report of the bundle.
         step: told what begins, for progress.
 
     Raises:
@@ -130,8 +135,8 @@ def export(  # noqa: PLR0913 -- public: what a user may say of a source and of i
         progress("writing weights")
         _write_graph(graph, writer)
         stages = _stages(graph, whole, progress)
-        reference = _reference(graph, stages, writer, progress)
-        manifest = _manifest(graph, stages, named)
+        reference = _reference(graph, stages, writer, progress, of_targets, quick)
+        manifest = replace(_manifest(graph, stages, named), quick=quick)
         build = TargetBuild(writer, graph.model, stages, reference, progress)
         for name, options in of_targets.items():
             manifest = build.add(manifest, name, options)
@@ -165,12 +170,29 @@ def _write_graph(graph: FusedGraph, writer: BundleWriter) -> None:
 
 
 def _reference(
-    graph: FusedGraph, stages: Stages, writer: BundleWriter, progress: Progress
+    graph: FusedGraph,
+    stages: Stages,
+    writer: BundleWriter,
+    progress: Progress,
+    options: Mapping[str, BuildOptions],
+    quick: bool,
 ) -> ReferenceSet:
     """The eager model's results, which the bundle keeps."""
     from crossfuse.parity.eager import eager_reference
+    from crossfuse.parity.half_precision import HALF_DTYPES
 
-    found = eager_reference(graph.spec, _SEED, progress, shared_batch=stages.shared_batch)
+    in_half = any(
+        require_precision(of.precision, require_target(name)) != "fp32"
+        for name, of in options.items()
+    )
+    found = eager_reference(
+        graph.spec,
+        _SEED,
+        progress,
+        shared_batch=stages.shared_batch,
+        quick=quick,
+        halves=HALF_DTYPES if in_half or not quick else (),
+    )
     save_reference(found, writer.file(REFERENCE_FILE))
     return found
 

@@ -167,6 +167,7 @@ class Manifest:
         decode: null where the bundle doesn't decode.
         targets: by name.
         reference: inputs and eager results for parity.
+        quick: it was checked at few points, for work in progress.
         files: every file of the bundle but the manifest.
     """
 
@@ -174,7 +175,7 @@ class Manifest:
         version=SCHEMA_VERSION,
         keyed={"dims": "name"},
         required=frozenset({"targets", "files"}),
-        sparse=frozenset({"with_queries"}),
+        sparse=frozenset({"quick", "with_queries"}),
     )
 
     name: str
@@ -191,6 +192,7 @@ class Manifest:
     with_queries: Mapping[str, str] = field(default_factory=dict)
     targets: Mapping[str, TargetEntry] = field(default_factory=dict)
     reference: _FileName | None = None
+    quick: bool = False
     files: Mapping[_FileName, FileEntry] = field(default_factory=dict)
 
     def with_target(self, name: str, entry: TargetEntry) -> Manifest:

@@ -152,6 +152,15 @@ def export(  # noqa: PLR0913 -- a command: its parameters are its options
             rich_help_panel=ENGINE,
         ),
     ] = False,
+    quick: Annotated[
+        bool,
+        typer.Option(
+            "--quick",
+            help="For work in progress: compare at the examples and one made point; the bundle "
+            "says so.",
+            rich_help_panel=ENGINE,
+        ),
+    ] = False,
     allow_unfused: AllowUnfused = False,
     as_json: Json = False,
 ) -> None:
@@ -184,6 +193,7 @@ def export(  # noqa: PLR0913 -- a command: its parameters are its options
             keep_probabilities=keep_probabilities or [],
             example=example or [],
             whole=whole,
+            quick=quick,
             step=progress,
         )
     _show(output, bundle)

@@ -47,6 +47,7 @@ def show_built(output: Output, bundle: Bundle) -> None:
         show_split(output, manifest)
     show_with_queries(output, manifest)
     _show_targets(output, manifest)
+    _show_quick(output, manifest)
     output.line(f"bundle written to {bundle.path}")
     show_weights(output, manifest)
 
@@ -56,6 +57,12 @@ def show_bundle(output: Output, bundle: Bundle) -> None:
     show_boundary(output, bundle)
     show_ledger(output, bundle.ledger, bundle.targets)
     _show_targets(output, bundle.manifest)
+    _show_quick(output, bundle.manifest)
+
+
+def _show_quick(output: Output, manifest: Manifest) -> None:
+    if manifest.quick:
+        output.warning("checked at few points (--quick): export it without before you ship it")
 
 
 def _show_targets(output: Output, manifest: Manifest) -> None:
@@ -79,6 +86,8 @@ def show_ledger(output: Output, ledger: Ledger, targets: Sequence[str]) -> None:
         cells = [row.fused.get(t) or styled("not fused", "bold red") for t in targets]
         table.add_row(row.site, row.kind, heads, captured, *cells)
     output.console.print(table)
+    if calls := _calls_text(ledger):
+        output.line(calls)
     for text in ledger.unfused(targets):
         output.warning(text)
 
@@ -275,6 +284,14 @@ def _shape_text(shape: Sequence[int | str]) -> str:
 
 def _flops(count: int | None) -> str:
     return "unknown FLOP" if count is None else f"{count / 1e9:.3g} GFLOP"
+
+
+def _calls_text(ledger: Ledger) -> str:
+    """Which modules have several attentions, as in a loop; they are told apart by #2, #3, …."""
+    counts = Counter(row.site.partition("#")[0] for row in ledger)
+    several = [f"{site} × {count}" for site, count in counts.most_common() if count > 1]
+    more = f", … and {len(several) - _MOST_REASONS} more" if len(several) > _MOST_REASONS else ""
+    return f"By call: {', '.join(several[:_MOST_REASONS])}{more}" if several else ""
 
 
 def _ledger_sentence(ledger: Ledger, targets: Sequence[str]) -> str:

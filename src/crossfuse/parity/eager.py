@@ -3,7 +3,7 @@ float32 has anyway."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,7 +21,7 @@ from crossfuse.parity.half_precision import HALF_DTYPES, half_errors
 from crossfuse.parity.policy import believed_error, output_error
 from crossfuse.parity.reference import ReferencePoint, ReferenceSet
 from crossfuse.parity.samples import Sample, example_sample, given_sample, made_sample
-from crossfuse.parity.shape_points import TAILS, Planned, planned_points
+from crossfuse.parity.shape_points import TAILS, Planned, planned_points, quick_points
 from crossfuse.parity.tables import tables_seen
 from crossfuse.spec.imitation import Draw, Table
 from crossfuse.spec.model_spec import ModelSpec
@@ -35,11 +35,14 @@ def eager_reference(
     progress: Callable[[str], None] = lambda _: None,
     *,
     shared_batch: str | None = None,
+    quick: bool = False,
+    halves: Iterable[str] = tuple(HALF_DTYPES),
 ) -> ReferenceSet:
     """Reference results at the user's examples and at inputs made; ``progress`` is told which.
 
     ``shared_batch``, of a split bundle, adds points with several queries per context, where eager
-    is given each context so many times.
+    is given each context so many times. ``quick`` leaves out all made points but one, or two of a
+    split bundle. ``halves`` are the half precisions whose own errors are measured.
 
     Raises:
         InputError: the module can't run at an example or at sizes that its dimensions allow, or
@@ -56,6 +59,10 @@ def eager_reference(
         spec.dims, spec.example_sizes, kinds.values(), Draw(tables=tables), shared_batch
     )
     found, samples, notes = [], [], []
+    if quick:
+        chosen = quick_points(planned)
+        notes.append(f"quick: {len(chosen)} of {len(planned)} made points")
+        planned = chosen
     for i, sample in enumerate(examples):
         progress(
             f"eager reference {i + 1}/{len(examples) + len(planned)}: example "
@@ -81,7 +88,7 @@ def eager_reference(
     # The copies in float64 and in half precision don't live at the same time.
     del runner
     return ReferenceSet(
-        dtype, _with_half(spec, found, samples, progress), tuple(notes), reason=reason
+        dtype, _with_half(spec, found, samples, progress, halves), tuple(notes), reason=reason
     )
 
 
@@ -116,7 +123,8 @@ def given_reference(
         samples.append(sample)
     dtype, reason = ("float64", "") if runner is None else (runner.dtype, runner.reason)
     del runner
-    return ReferenceSet(dtype, _with_half(spec, found, samples, progress), reason=reason)
+    points = _with_half(spec, found, samples, progress, HALF_DTYPES)
+    return ReferenceSet(dtype, points, reason=reason)
 
 
 @dataclass(frozen=True)
@@ -255,11 +263,12 @@ def _with_half(
     points: Sequence[ReferencePoint],
     samples: Sequence[Sample],
     progress: Callable[[str], None],
+    precisions: Iterable[str],
 ) -> tuple[ReferencePoint, ...]:
     """The points with the eager errors of half precisions at some of them."""
     some = [i for i, sample in enumerate(samples) if sample.half]
     errors: dict[int, dict[str, dict[str, float]]] = {i: {} for i in some}
-    for precision in HALF_DTYPES:
+    for precision in precisions:
         progress(f"eager in {precision}")
         measured = half_errors(
             spec.module,

@@ -57,13 +57,14 @@ class EagerModule:
         self.dtype, self.reason = "float64", ""
         self._double: nn.Module | None = None
         self._states: dict[nn.Module, ModuleState] = {spec.module: ModuleState(spec.module)}
+        self._tried: tuple[Mapping[str, Tensor], dict[str, NDArray[Any]] | None] | None = None
         try:
             self._double = copied(spec.module, lambda _: torch.float64, attributes=True).double()
         except Exception as error:  # noqa: BLE001 -- the user's code, which may refuse a copy in any way
             self._give_up(f"can't be copied to float64: {cause_of(error)}")
         else:
             self._states[self._double] = ModuleState(self._double)
-            self._in_double(first)
+            self._tried = first, self._in_double(first)
         half = half_source(spec.module)
         if half is not None:
             about = f"the source's weights are {half}, computed here in {self.dtype}"
@@ -122,6 +123,10 @@ class EagerModule:
         """The float64 module's results; None once it has refused."""
         if self._double is None:
             return None
+        if self._tried is not None and self._tried[0] is inputs:
+            _, results = self._tried
+            self._tried = None
+            return results
         given = {name: t.double() if t.is_floating_point() else t for name, t in inputs.items()}
         try:
             return _arrays(self._call(self._double, given))

@@ -156,5 +156,6 @@ def reference_of(bundle: Bundle) -> ReferenceSet:
         )
     (file,) = bundle.verified([name])
     reference = load_reference(file)
-    check_reference(reference, *whole_boundary(bundle.manifest), file)
+    manifest = bundle.manifest
+    check_reference(reference, *whole_boundary(manifest), file, quick=manifest.quick)
     return reference

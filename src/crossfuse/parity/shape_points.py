@@ -9,7 +9,8 @@ step by step, or dropped, and the report says so.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -23,10 +24,12 @@ __all__ = [
     "EXAMPLE",
     "LEAST_POINTS",
     "MADE",
+    "QUICK_POINTS",
     "TAILS",
     "Planned",
     "fan_out_points",
     "planned_points",
+    "quick_points",
     "shape_points",
 ]
 
@@ -36,6 +39,9 @@ judged apart."""
 
 LEAST_POINTS = 4
 """The fewest points at the model's own magnitudes that a bundle is checked at."""
+
+QUICK_POINTS = 2
+"""The same of a quick export: the example, and one made point at other sizes."""
 
 _TAILS = (10.0, 3.0)
 """How many times features are scaled; the second where the model isn't defined on the first."""
@@ -101,6 +107,20 @@ def planned_points(
     return points
 
 
+def quick_points(planned: Sequence[Planned]) -> list[Planned]:
+    """Of the planned points one made, of odd sizes beyond the example where the dimensions allow,
+    and one with several queries per context."""
+    alone = [point for point in planned if point.kind == MADE and point.fan_out == 1]
+    chosen = alone[min(2, len(alone) - 1)]
+    demanding = next(point for point in alone if point.draws[0].extremes)
+    several = [point for point in planned if point.fan_out > 1]
+    few = min(several, key=lambda point: math.prod(point.sizes.values()), default=None)
+    return [
+        replace(chosen, draws=demanding.draws, half=True),
+        *([] if few is None else [few]),
+    ]
+
+
 def shape_points(dims: Mapping[str, Dim], example: Mapping[str, int]) -> list[dict[str, int]]:
     """At least four points: the example, all at their minimum, beyond the example, and mixtures of
     small and large.
@@ -135,10 +155,10 @@ def shape_points(dims: Mapping[str, Dim], example: Mapping[str, int]) -> list[di
 def fan_out_points(
     dims: Mapping[str, Dim], example: Mapping[str, int], batch: str
 ) -> list[tuple[dict[str, int], int]]:
-    """Sizes and queries per context: five on one context, four on each of two, where the batch
-    allows it."""
+    """Sizes and queries per context: three on one context, and on each of two, where the batch
+    allows it. More would tell no more, and the eager model computes each context so many times."""
     points = []
-    for contexts, fan_out in ((1, 5), (2, 4), (1, 2)):
+    for contexts, fan_out in ((1, 3), (2, 3), (1, 2)):
         limit = dims[batch].max
         if limit is None or contexts * fan_out <= limit:
             points.append(({**example, batch: contexts * fan_out}, fan_out))

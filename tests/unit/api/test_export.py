@@ -11,6 +11,8 @@ from torch import Tensor, nn
 import crossfuse
 from crossfuse import InputError, ModelSpec
 from crossfuse.api.export import export
+from crossfuse.parity.session_check import reference_of
+from crossfuse.parity.shape_points import EXAMPLE, MADE
 
 
 class Scores(nn.Module):
@@ -37,6 +39,26 @@ def test_the_package_is_the_function(tmp_path: Path) -> None:
     assert (bundle.targets, bundle.path) == (("ort-cpu",), tmp_path / "b")
     assert bundle.manifest.source == {"kind": "spec", "name": "model"}
     assert [told[0], told[-1]] == ["loading the model", "finishing"]
+
+
+def test_a_quick_export_says_so(tmp_path: Path) -> None:
+    axes = {"x": {0: "batch"}, "y": {0: "batch", 1: "keys"}}
+    bundle = export(spec(), tmp_path / "b", dynamic=axes, quick=True)
+    assert bundle.manifest.quick
+    reference = reference_of(bundle)
+    assert [point.kind for point in reference.points] == [EXAMPLE, MADE]
+    assert reference.points[1].sizes != reference.points[0].sizes
+    assert not any(point.half for point in reference.points), "no target is in half precision"
+    report = crossfuse.verify(bundle.path)
+    assert report.passed
+    assert [note for note in report.notes if note.startswith("quick: 1 of")]
+    with pytest.raises(InputError, match="exported quickly"):
+        crossfuse.build(bundle.path, "ort-cpu", precision="fp16")
+
+
+def test_a_quick_export_in_half_precision_measures_it(tmp_path: Path) -> None:
+    bundle = export(spec(), tmp_path / "b", ["ort-cuda"], precision="fp16", quick=True)
+    assert all(set(point.half) == {"fp16", "bf16"} for point in reference_of(bundle).points)
 
 
 def test_arguments_stand_in_the_models_place(tmp_path: Path) -> None:

@@ -59,6 +59,7 @@ EXPORT = {
     "--drop-output": ("y", "drop_outputs", ["y"]),
     "--decode": ("ids", "decode", "ids"),
     "--whole": (None, "whole", True),
+    "--quick": (None, "quick", True),
     "--allow-unfused": (None, "allow_unfused", True),
 }
 

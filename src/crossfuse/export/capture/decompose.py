@@ -22,10 +22,11 @@ those are traced whole.
 
 from __future__ import annotations
 
+import functools
 import math
 import operator
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, cast
 
@@ -37,6 +38,8 @@ from torch.export import ExportedProgram
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_leaves
 
+from crossfuse.export.capture.program_sizes import NUMBER_OF_ELEMENTS, ProgramSizes
+
 __all__ = ["decompose", "decompose_locally"]
 
 Table = Mapping[Any, Callable[..., Any]]
@@ -44,7 +47,6 @@ Table = Mapping[Any, Callable[..., Any]]
 _ALSO_KEPT = (torch.ops.aten.upsample_bilinear2d.vec, torch.ops.aten.upsample_nearest2d.vec)
 """Composites that ``run_decompositions`` keeps although PyTorch's table of them leaves them out."""
 
-_NUMBER_OF_ELEMENTS = torch.ops.aten.sym_numel.default
 _SYMBOLIC = (types.BuiltinFunctionType, types.FunctionType)
 _KEPT_METADATA = ("nn_module_stack", "stack_trace", "source_fn_stack", "from_node", "custom")
 
@@ -67,10 +69,10 @@ def decompose(program: ExportedProgram, table: Table) -> ExportedProgram:
         with torch.compiler.set_stance("default"):
             whole: ExportedProgram = ExportedProgram.run_decompositions(program, dict(table))
         return whole
-    kept = {*torch.export.default_decompositions(), *_ALSO_KEPT}
+    kept = _kept_composites(len(torch._C._dispatch_get_all_op_names()))
     graph = program.graph
     restrided: set[fx.Node] = set()
-    sizes = _Sizes(graph)
+    sizes = ProgramSizes(graph)
     for node in list(graph.nodes):
         if node.op != "call_function" or sizes.shared(node) is not node:
             continue
@@ -88,6 +90,12 @@ def decompose(program: ExportedProgram, table: Table) -> ExportedProgram:
     graph.eliminate_dead_code()
     program.graph_module.recompile()
     return program
+
+
+@functools.cache
+def _kept_composites(registered: int) -> frozenset[Any]:
+    """Composites that ``run_decompositions`` keeps, while so many operators are registered."""
+    return frozenset({*torch.export.default_decompositions(), *_ALSO_KEPT})
 
 
 def _restride(node: fx.Node) -> bool:
@@ -168,94 +176,14 @@ def _owns(value: Any, user: fx.Node) -> bool:
     )
 
 
-class _Sizes:
-    """The node of each size, by its expression; sums and products of the inputs' dimensions are
-    computed from those."""
-
-    def __init__(self, graph: fx.Graph) -> None:
-        self._graph = graph
-        self._nodes: dict[str, fx.Node] = {}
-        self._axes: dict[str, tuple[fx.Node, int]] = {}
-        for node in graph.nodes:
-            if node.op != "placeholder":
-                break
-            self._last_input = node
-            if isinstance(node.meta.get("val"), Tensor):
-                self._axes |= {
-                    str(n): (node, i)
-                    for i, n in enumerate(node.meta["val"].shape)
-                    if isinstance(n, torch.SymInt)
-                }
-
-    def shared(self, node: fx.Node) -> fx.Node:
-        """The node of this size that is to be used; another one takes its place."""
-        size = node.meta.get("val")
-        if not isinstance(size, torch.SymInt) or node.target is _NUMBER_OF_ELEMENTS:
-            return node
-        key = str(size)
-        if key not in self._nodes:
-            read = node.target is torch.ops.aten.sym_size.int
-            computed = self._computed(size.node.expr, node) if read or key in self._axes else None
-            self._nodes[key] = computed if isinstance(computed, fx.Node) else node
-        if (known := self._nodes[key]) is not node:
-            node.replace_all_uses_with(known)
-            self._graph.erase_node(node)
-        return known
-
-    def _computed(self, expression: Any, before: fx.Node) -> fx.Node | int | None:
-        """A sum or product of inputs' dimensions; None where it is something else."""
-        if expression.is_Integer:
-            return int(expression)
-        key = str(expression)
-        if key in self._nodes:
-            return self._nodes[key]
-        if key in self._axes:
-            self._nodes[key] = self._of_input(key)
-            return self._nodes[key]
-        if not (expression.is_Add or expression.is_Mul):
-            return None
-        operate: Callable[[Any, Any], Any] = operator.add if expression.is_Add else operator.mul
-        first, *others = [self._computed(part, before) for part in expression.args]
-        for other in others:
-            if first is None or other is None:
-                return None
-            with self._graph.inserting_before(before):
-                both = self._graph.call_function(operate, (first, other))
-            both.meta["val"] = operate(_size(first), _size(other))
-            first = both
-        return first
-
-    def _of_input(self, key: str) -> fx.Node:
-        tensor, axis = self._axes[key]
-        with self._graph.inserting_after(self._last_input):
-            node = self._graph.call_function(torch.ops.aten.sym_size.int, (tensor, axis))
-        node.meta["val"] = tensor.meta["val"].shape[axis]
-        return node
-
-
-def _size(part: fx.Node | int) -> Any:
-    return part if isinstance(part, int) else part.meta["val"]
-
-
-def _inline(program: ExportedProgram, node: fx.Node, table: Table, sizes: _Sizes) -> fx.Node | None:
+def _inline(
+    program: ExportedProgram, node: fx.Node, table: Table, sizes: ProgramSizes
+) -> fx.Node | None:
     """Put the body in the node's place; the node of its result where that is one tensor."""
     graph = program.graph
     inputs = list(dict.fromkeys(node.all_input_nodes))
-    decomposition: Any = table.get(node.target, node.target)
-
-    def call(*values: Any) -> Any:
-        given = dict(zip(inputs, values, strict=True))
-        args, kwargs = fx.node.map_arg((node.args, node.kwargs), given.__getitem__)
-        result = decomposition(*args, **kwargs)
-        if result is NotImplemented:
-            raise _KeptError
-        return result
-
     try:
-        # What a body makes out of nothing (a number as a tensor) belongs to the program's mode, as
-        # all else does.
-        with torch.no_grad(), _fake_mode(program):
-            body = _trace(call, [n.meta["val"] for n in inputs], table)
+        body = _body(program, node, inputs, table)
     except _KeptError:
         return None
     places = dict(zip((n for n in body.nodes if n.op == "placeholder"), inputs, strict=True))
@@ -271,6 +199,30 @@ def _inline(program: ExportedProgram, node: fx.Node, table: Table, sizes: _Sizes
     replacement = fx.node.map_arg(result, places.__getitem__)
     _replace(program, node, replacement)
     return replacement if isinstance(replacement, fx.Node) else None
+
+
+def _body(
+    program: ExportedProgram, node: fx.Node, inputs: Sequence[fx.Node], table: Table
+) -> fx.Graph:
+    """What the operator is made of.
+
+    Raises:
+        _KeptError: the table's function leaves it as it is.
+    """
+    decomposition: Any = table.get(node.target, node.target)
+
+    def call(*values: Any) -> Any:
+        given = dict(zip(inputs, values, strict=True))
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), given.__getitem__)
+        result = decomposition(*args, **kwargs)
+        if result is NotImplemented:
+            raise _KeptError
+        return result
+
+    # What a body makes out of nothing (a number as a tensor) belongs to the program's mode, as all
+    # else does.
+    with torch.no_grad(), _fake_mode(program):
+        return _trace(call, [n.meta["val"] for n in inputs], table)
 
 
 def _fake_mode(program: ExportedProgram) -> AbstractContextManager[Any]:
@@ -289,11 +241,11 @@ def _trace(call: Callable[..., Any], values: list[Any], table: Table) -> fx.Grap
 
 
 def _copy(
-    graph: fx.Graph, inner: fx.Node, places: Mapping[fx.Node, fx.Node], sizes: _Sizes
+    graph: fx.Graph, inner: fx.Node, places: Mapping[fx.Node, fx.Node], sizes: ProgramSizes
 ) -> fx.Node:
     """The node in the program's graph; a number of elements, which exporters don't know, as a
     product of sizes."""
-    if inner.target is not _NUMBER_OF_ELEMENTS:
+    if inner.target is not NUMBER_OF_ELEMENTS:
         return graph.node_copy(inner, places.__getitem__)
     tensor = places[cast(fx.Node, inner.args[0])]
     shape = tensor.meta["val"].shape

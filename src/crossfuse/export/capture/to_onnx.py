@@ -16,7 +16,9 @@ from crossfuse.core.dimensions import rename
 from crossfuse.core.text import brief
 from crossfuse.errors import InputError
 from crossfuse.export.capture.decompose import decompose_locally
+from crossfuse.export.capture.exporter_shortcuts import exporter_shortcuts
 from crossfuse.export.capture.operators import stable_translations
+from crossfuse.export.capture.simplify import simplify
 from crossfuse.export.capture.trace import quiet_exporter
 from crossfuse.export.capture.untranslated import untranslated
 from crossfuse.ops.onnx_schema import translation_table
@@ -45,7 +47,7 @@ def program_to_onnx(
     tracing = tracing or Tracing()
     table: dict[Any, Any] = {**stable_translations(), **tracing.translations, **translation_table()}
     try:
-        with quiet_exporter():
+        with quiet_exporter(), exporter_shortcuts():
             tracing.fix_program(program)
             decompose_locally(program)
             exported = torch.onnx.export(
@@ -55,13 +57,14 @@ def program_to_onnx(
                 input_names=list(spec.inputs),
                 output_names=list(outputs),
                 custom_translation_table=table,
-                optimize=True,
+                optimize=False,
                 verbose=False,
             )
     except Exception as error:  # the exporter wraps every cause in types of its own
         raise _not_translated(spec, error) from error
     if exported is None:
         raise InputError("PyTorch's ONNX exporter gave no model", where=spec.name)
+    simplify(exported.model)
     tracing.fix_model(exported)
     model = exported.model
     model.ir_version = IR_VERSION

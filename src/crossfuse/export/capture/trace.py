@@ -21,6 +21,7 @@ from crossfuse.core.tensors import Dim
 from crossfuse.core.text import brief
 from crossfuse.errors import Advice, InputError, Said
 from crossfuse.export.capture.control_flow import both_branches
+from crossfuse.export.capture.exporter_shortcuts import uncached_fakes
 from crossfuse.export.capture.flat_boundary import flat_boundary, parameter_names
 from crossfuse.export.capture.flex_attention import flex_as_sdpa
 from crossfuse.export.capture.guards import (
@@ -173,6 +174,7 @@ def _trace(spec: ModelSpec, sizes: dict[str, int], defer_guards: bool) -> Export
         both_branches(),
         _fresh_attributes(spec.module),
         quiet_exporter(),
+        uncached_fakes(),
         redirect_stdout(io.StringIO()),
         redirect_stderr(io.StringIO()),
         flat_boundary(spec),

@@ -49,19 +49,26 @@ class FuseSdpaPass:
         if not calls:
             return ProgramResult(program, False)
         _refuse_dropout(calls)
-        replacement = _Replacement(calls)
+        replacement = _Replacement()
         with quiet_exporter():
             program = decompose(program, {_SDPA: replacement.via_operator})
-        missed = tuple(replacement.missed)
+        left = (node for node in program.graph.nodes if node.target is _SDPA)
+        missed = tuple(
+            Missed(_module_of(node), why)
+            for node, why in zip(left, replacement.mismatches, strict=False)
+        )
         return ProgramResult(program, len(missed) < len(calls), missed)
 
 
 class _Replacement:
-    """What stands for the calls of a program, which come in their order."""
+    """What stands for the calls of a program.
 
-    def __init__(self, calls: Sequence[torch.fx.Node]) -> None:
-        self.pending = iter(calls)
-        self.missed: list[Missed] = []
+    Attributes:
+        mismatches: why calls were left as they are, in their order.
+    """
+
+    def __init__(self) -> None:
+        self.mismatches: list[str] = []
 
     def via_operator(  # noqa: PLR0913 -- the signature of PyTorch's operator
         self,
@@ -77,9 +84,8 @@ class _Replacement:
     ) -> Tensor:
         """The call by the one operator; NotImplemented where it doesn't match."""
         why = _mismatch(query, enable_gqa)
-        call = next(self.pending, None)
         if why is not None:
-            self.missed.append(Missed(_module_of(call), why))
+            self.mismatches.append(why)
             return NotImplemented
         return _sdpa_via_operator(query, key, value, attn_mask, is_causal, scale, enable_gqa)
 
@@ -96,8 +102,8 @@ def _refuse_dropout(calls: Sequence[torch.fx.Node]) -> None:
             )
 
 
-def _module_of(call: torch.fx.Node | None) -> str:
-    stack = call.meta.get("nn_module_stack") if call is not None else None
+def _module_of(call: torch.fx.Node) -> str:
+    stack = call.meta.get("nn_module_stack")
     return plain_path(list(stack.values())[-1][0]) if stack else ""
 
 
