@@ -29,16 +29,10 @@ from torch.jit import ScriptModule
 
 from crossfuse.core.foreign import place_here
 from crossfuse.core.tensors import Dim
-from crossfuse.errors import Advice, InputError, Said
+from crossfuse.errors import Advice, InputError
 from crossfuse.export.capture.traceable import replaced
 
-__all__ = ["FIT", "Guard", "GuardLog", "Tried", "drop_assertions", "tried", "watched_guards"]
-
-FIT = Advice(
-    "Make the named dimensions fit the model: {}",
-    Said("--dynamic INPUT:AXIS=NAME:MIN:MAX", "ModelSpec(dynamic=...)"),
-)
-"""What to do about a dimension that is not free."""
+__all__ = ["Guard", "GuardLog", "Tried", "drop_assertions", "tried", "watched_guards"]
 
 _FEW = 3
 """So many single sizes at which a relation fails are tried one by one."""
@@ -74,13 +68,21 @@ class Guard:
         except (TypeError, ZeroDivisionError):
             return False
 
-    def refusal(self, where: str, ranges: Mapping[str, Dim], module: nn.Module) -> InputError:
+    @property
+    def constants(self) -> set[int]:
+        """Whole numbers that sizes are related to."""
+        return {int(number) for number in self.expression.atoms() if number.is_Integer}
+
+    def refusal(
+        self, where: str, ranges: Mapping[str, Dim], module: nn.Module, do: Advice
+    ) -> InputError:
         """The error of a model that doesn't take every size of its dimensions.
 
         Args:
             where: the model's name.
             ranges: of its dimensions.
             module: that was traced.
+            do: what to do about a dimension that is not free.
         """
         parts = [name for name, part in module.named_modules() if isinstance(part, ScriptModule)]
         if parts:
@@ -99,7 +101,7 @@ class Guard:
             f"holds only where {self.text()}",
             where=where if self.place is None else f"{where}; {self.place}",
             got=", ".join(f"{d.name} {d.min}..{'' if d.max is None else d.max}" for d in dims),
-            do=FIT,
+            do=do,
         )
 
     def text(self) -> str:

@@ -141,7 +141,8 @@ def _refusal(
 ) -> InputError:
     """A dimension that is not free, with the relation; else what the tracer says."""
     if guard is not None:
-        return guard.refusal(spec.name, spec.dims, spec.module)
+        fit = _fit(spec, guard.constants)
+        return guard.refusal(spec.name, spec.dims, spec.module, fit)
     assert error is not None
     place = place_of(error)
     return InputError(
