@@ -12,6 +12,8 @@ and plain attributes, and what plain containers and objects among those hold in 
 2. Attributes come back as the objects that they were, containers with what they held, and tensors
 that were written into with their values.
 
+3. A module that says so (``crossfuse_stateless``) has none: what it keeps doesn't depend on inputs.
+
 It must not reach what no module refers to: a global, or a function's own cache.
 """
 
@@ -109,7 +111,7 @@ class ModuleState:
 
 def _has_state(item: Any) -> bool:
     if isinstance(item, nn.Module):
-        return True
+        return not getattr(type(item), "crossfuse_stateless", False)
     library = type(item).__module__.partition(".")[0] in ("torch", "builtins")
     return hasattr(item, "__dict__") and not library and not isinstance(item, _NO_STATE)
 

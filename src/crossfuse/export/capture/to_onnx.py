@@ -55,7 +55,6 @@ def program_to_onnx(
                 dynamo=True,
                 opset_version=OPSET,
                 input_names=list(spec.inputs),
-                output_names=list(outputs),
                 custom_translation_table=table,
                 optimize=False,
                 verbose=False,
@@ -65,6 +64,11 @@ def program_to_onnx(
     if exported is None:
         raise InputError("PyTorch's ONNX exporter gave no model", where=spec.name)
     simplify(exported.model)
+    # Now that no output is an input any more, which would be renamed with it.
+    graph = exported.model.graph
+    for values, names in ((graph.outputs, outputs), (graph.inputs, spec.inputs)):
+        for value, name in zip(values, names, strict=True):
+            value.name = name
     tracing.fix_model(exported)
     model = exported.model
     model.ir_version = IR_VERSION

@@ -42,6 +42,9 @@ class OnnxModule(nn.Module):
     always written out.)
     """
 
+    crossfuse_stateless = True
+    """What it keeps is made once, whatever the inputs (`module_state`)."""
+
     def __init__(self, path: Path) -> None:
         super().__init__()
         self.path = path
