@@ -269,8 +269,10 @@ def test_a_full_disk_is_told(workplace: Path) -> None:
     assert done.stderr.startswith("error: the output file can't be written")
 
 
+# What runs the tests may have had interrupts ignored, which processes inherit.
 SLOW = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)
 import crossfuse.core.npz
 def slow(path):
     sys.stderr.write("begun\\n"); sys.stderr.flush()

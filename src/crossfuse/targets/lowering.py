@@ -105,18 +105,17 @@ def has_keys(build: LoweringBuilder, mask: ir.Value, *, additive: bool) -> ir.Va
     """Which rows of a mask have any key, ``[…, 1]`` bool; ``additive`` masks hold −inf where a key
     is not attended.
 
-    Computed in fp32 for bool and bf16 masks: ONNX Runtime has no bf16 kernel for maxima and
-    comparisons.
+    A maximum over the mask itself would not tell: ONNX Runtime's CUDA provider gives the lowest
+    finite number for a row of −inf. In bf16 it has no kernels for maxima and comparisons.
     """
-    wide = not additive or build.dtype == ml_dtypes.bfloat16
-    if wide:
-        mask = build.op("Cast", mask, to=ir.DataType.FLOAT)
-    peak = build.op("ReduceMax", mask, build.ints(-1), keepdims=1)
-    return build.op(
-        "Greater",
-        peak,
-        build.constant(-np.inf if additive else 0, np.float32 if wide else build.dtype),
-    )
+    if additive:
+        exact = build.dtype != ml_dtypes.bfloat16
+        wide = mask if exact else build.op("Cast", mask, to=ir.DataType.FLOAT)
+        infinity = build.constant(-np.inf, build.dtype if exact else np.float32)
+        mask = build.op("Greater", wide, infinity)
+    counted = build.op("Cast", mask, to=ir.DataType.FLOAT)
+    peak = build.op("ReduceMax", counted, build.ints(-1), keepdims=1)
+    return build.op("Greater", peak, build.constant(0, np.float32))
 
 
 def zero_empty_rows(

@@ -31,6 +31,7 @@ from crossfuse.targets.cuda.padding import pad_contexts
 from crossfuse.targets.fan_out import Site
 from crossfuse.targets.graph_files import load_graph
 from crossfuse.targets.precision.cast import cast_graph
+from crossfuse.targets.precision.wide_biases import narrow_biases
 from crossfuse.targets.registry import cpu_equivalents, lower_stages
 from graphs_for_tests import Case, run_model
 
@@ -132,6 +133,41 @@ def test_finite_biases_are_no_sign_of_a_removed_key(fill: float) -> None:
     mask.type = ir.TensorType(ir.DataType.FLOAT)
     (given,) = run_model(model, inputs)
     assert (given[:, :, 1, :5] > -1e30).all()
+
+
+def with_maxima_of_the_provider(model: ir.Model) -> ir.Model:
+    """Its ``ReduceMax`` gives the lowest finite number for rows of −inf."""
+    lowest = ir.tensor(np.array(np.finfo(np.float32).min, np.float32), name="lowest")
+    constant = ir.node("Constant", [], attributes={"value": lowest})
+    constant.outputs[0].name = "lowest"
+    reductions = [node for node in model.graph if node.op_type == "ReduceMax"]
+    model.graph.insert_before(next(iter(model.graph)), constant)
+    for i, node in enumerate(reductions):
+        found = ir.node("Max", [node.outputs[0], constant.outputs[0]])
+        found.outputs[0].name = f"maximum_{i}"
+        for user, index in list(node.outputs[0].uses()):
+            if user is not found:
+                user.replace_input_with(index, found.outputs[0])
+        model.graph.insert_after(node, found)
+    return model
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
+@pytest.mark.parametrize("use", [USES[3], USES[5]], ids=["bias", "mask+bias+lengths"])
+def test_rows_without_keys_where_maxima_are_never_infinite(
+    use: dict[str, bool], precision: str
+) -> None:
+    """What half precision does to biases, too, computed in fp32."""
+    for shape in SHAPES[:4]:
+        case = Case(**shape, **use)
+        inputs = case.inputs()
+        model = case.model()
+        if precision != "fp32":
+            narrow_biases(model.graph)
+        lowered = lower_ort_cuda(model, half={"site"} if precision != "fp32" else None).model
+        (got,) = run_model(with_maxima_of_the_provider(lowered), inputs)
+        expected = attention_reference(**inputs, **case.attributes)
+        np.testing.assert_allclose(got, expected, atol=3e-6, err_msg=str(case))
 
 
 def operators(model: ir.Model) -> list[str]:

@@ -65,10 +65,11 @@ def both_branches() -> Iterator[None]:
         return tree_map(lambda a, b: torch.where(pred, a, b), true(*operands), false(*operands))
 
     def called(function: Callable[..., Any], args: Any, kwargs: Any = None) -> Any:
-        if function.__name__ != "_cond_op_wrapper":
+        if compiled is not None and function.__name__ != "_cond_op_wrapper":
             return compiled(function, args, kwargs)
         return function(*args)
 
-    compiled = utils._hop_compile_and_call
+    # Older versions call the compiler itself, which `without_fast_paths` turns off.
+    compiled = getattr(utils, "_hop_compile_and_call", None)
     with replaced(cond, "cond_op", select), replaced(utils, "_hop_compile_and_call", called):
         yield

@@ -35,7 +35,13 @@ __all__ = ["as_operators", "noted_vmaps", "replaced", "traceable"]
 
 @contextmanager
 def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
-    """An attribute of a class or module, replaced for a while."""
+    """An attribute of a class or module, replaced for a while.
+
+    Nothing happens where this version of the library has none of that name.
+    """
+    if not hasattr(owner, name):
+        yield
+        return
     before = getattr(owner, name)
     setattr(owner, name, value)
     try:

@@ -28,6 +28,7 @@ from crossfuse.graph.attention_node import attentions
 from crossfuse.graph.metadata import inherited
 from crossfuse.graph.shapes import dim_of
 from crossfuse.targets.fan_out import LoweringBuilder, Site
+from crossfuse.targets.lowering import has_keys
 
 __all__ = ["Islands", "bias_inputs", "narrow_biases", "wide_outputs"]
 
@@ -172,9 +173,8 @@ def _narrow(build: LoweringBuilder, site: Site, *, query_too: bool) -> set[ir.No
         build.constant(-np.inf, np.float32),
     )
     shift = build.op("Clip", top, lowest, build.constant(0, np.float32))
-    floor = build.op(
-        "Where", build.op("Greater", top, infinity), build.constant(-_RANGE, np.float32), infinity
-    )
+    some = has_keys(build, bias, additive=True)
+    floor = build.op("Where", some, build.constant(-_RANGE, np.float32), infinity)
     narrow = build.op("Max", build.op("Sub", bias, shift), floor)
     narrow.shape = _shape_of_bias(site)
     counted = build.op("Greater", top, build.constant(-_ABSORBS, np.float32))
