@@ -271,7 +271,8 @@ def _export_plainly(spec: ModelSpec, inputs: Arrays, path: Path) -> list[str]:
     with torch.inference_mode():
         names = list(spec.outputs_of(spec.call(given)))
     with flat_boundary(spec) as parameters:
-        keywords = {parameters[name]: tensor for name, tensor in given.items()}
+        taken = [name for name in parameters if name in given]
+        keywords = {parameters[name]: given[name] for name in taken}
         program = torch.export.export(spec.module, (), keywords)
     table = torch.export.default_decompositions()
     table[torch.ops.crossfuse.fused_attention.default] = compute
@@ -284,7 +285,7 @@ def _export_plainly(spec: ModelSpec, inputs: Arrays, path: Path) -> list[str]:
         dynamo=True,
         opset_version=_OPSET,
         verbose=False,
-        input_names=list(parameters),
+        input_names=taken,
         output_names=names,
     )
     return names

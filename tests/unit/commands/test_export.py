@@ -57,6 +57,7 @@ EXPORT = {
     "--allow-missing": (None, "allow_missing", True),
     "--example": ("x.npz", "example", [Path("x.npz")]),
     "--drop-output": ("y", "drop_outputs", ["y"]),
+    "--keep-probabilities": ("s:0,3", "keep_probabilities", ["s:0,3"]),
     "--decode": ("ids", "decode", "ids"),
     "--whole": (None, "whole", True),
     "--quick": (None, "quick", True),
