@@ -82,9 +82,8 @@ def made(shared_bundle: Callable[..., Bundle]) -> Made:
     return get
 
 
-@pytest.mark.parametrize(
-    "name", ["qformer", pytest.param("blip_retrieval", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["qformer", "blip_retrieval"])
 def test_application_answers_as_the_session_does(made: Made, tmp_path: Path, name: str) -> None:
     bundle = made(name, tmp_path / "bundle")
     with (

@@ -57,7 +57,7 @@ def eager(spec: ModelSpec, context: dict[str, np.ndarray], ids: np.ndarray) -> n
         return spec.module(**given, **{IDS: torch.from_numpy(ids)}).logits.numpy()
 
 
-@pytest.mark.parametrize("target", ["onnx", "ort-cpu"])
+@pytest.mark.parametrize("target", [pytest.param("onnx", marks=pytest.mark.slow), "ort-cpu"])
 @pytest.mark.parametrize("name", MODELS)
 def test_steps_equal_whole_sequences(exported: Any, name: str, target: str) -> None:
     """Three sequences per context, different lengths of context, up to 20 tokens."""

@@ -235,6 +235,7 @@ def overflowing_t5() -> crossfuse.ModelSpec:
     return spec
 
 
+@pytest.mark.slow
 def test_mixed_precision_mends_what_fp16_overflows(tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -41,6 +41,7 @@ pytestmark = pytest.mark.skipif(
 )
 SMS = ("8.0", "8.6", "8.9", "12.0")
 BUILD = {"target": "tensorrt-rtx", "compute_capabilities": SMS}
+QUICK = {("cross_modal_attention", "tiny"), ("qformer", "tiny")}
 
 
 def is_fused(kernels: str | None) -> bool:
@@ -289,8 +290,14 @@ def check_bundle(bundle: Bundle, sites: int) -> None:
     assert "simulated" in entry.parity["executed_on"]
 
 
-@pytest.mark.parametrize("size", ["tiny", pytest.param("published", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("name", list(ZOO))
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [
+        pytest.param(name, size, marks=() if (name, size) in QUICK else pytest.mark.slow)
+        for name in ZOO
+        for size in ("tiny", "published")
+    ],
+)
 def test_zoo_engines(
     name: str, size: str, shared_bundle: Callable[..., Bundle], tmp_path: Path
 ) -> None:
@@ -304,15 +311,14 @@ def test_zoo_engines(
         check_bundle(built, len(bundle.ledger))
 
 
-@pytest.mark.parametrize("name", ["qformer", "dalle"])
+@pytest.mark.parametrize("name", ["qformer", pytest.param("dalle", marks=pytest.mark.slow)])
 def test_whole_zoo_engines(name: str, zoo_bundle: Callable[[str], Bundle], tmp_path: Path) -> None:
     path = shutil.copytree(zoo_bundle(name).path, tmp_path / "bundle")
     check_bundle(crossfuse.build(path, **BUILD, precision="fp16"), len(zoo_bundle(name).ledger))  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(
-    "name", [MODELS[0], *(pytest.param(name, marks=pytest.mark.slow) for name in MODELS[1:])]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MODELS)
 def test_foreign_engines(name: str, tmp_path: Path) -> None:
     case = CASES[name]
     with warnings.catch_warnings():
