@@ -36,11 +36,11 @@ SOFTMAXES = ("plain", "plain", "float32", "logarithm", "exponential", "shifted",
 GUARDS = ("none", "none", "nan", "again", "again as product", "again and normalised", "dropout")
 GATES = ("none", "none", "none", "head", "key", "row")
 REFUSED = {
-    "tanh": "a soft cap",
+    "tanh": "a soft cap|not normalised by a softmax",
     "sigmoid": "not normalised by a softmax",
     "heads mixed": "scores go through|product with weights",
     "other axis": "another axis",
-    "clipped": "limited by",
+    "clipped": "limited by|not normalised by a softmax",
     "causal behind alone": "not masked alike|not normalised by a softmax",
     "used twice": "also used by|go through",
 }

@@ -7,6 +7,7 @@ Rules:
    execution by ``#2``, ``#3``.
 3. The node's name becomes the site, so that profilers of every engine show it; the site also goes
    into the metadata.
+4. Another node of that name gets another: engines refuse graphs that have a name twice.
 """
 
 from __future__ import annotations
@@ -36,12 +37,30 @@ class NameSitesPass(FusionPass):
             node = attention.node
             modified |= node.name != site or node.metadata_props.get(SITE) != site
             node.name = node.metadata_props[SITE] = site
-        return FusionResult(model, modified)
+        return FusionResult(model, _tell_apart(model.graph) or modified)
 
     def ensures(self, model: ir.Model) -> None:
         """No two attentions have one site."""
         sites = [attention.site for attention in attentions(model.graph)]
         assert len(set(sites)) == len(sites), sites
+
+
+def _tell_apart(graph: ir.Graph) -> bool:
+    """Rename nodes that are called as an attention is; whether there were any."""
+    sites = {attention.site for attention in attentions(graph)}
+    inner = [
+        node
+        for node in graph.all_nodes()
+        if node.name in sites and node.metadata_props.get(SITE) != node.name
+    ]
+    taken = {node.name for node in graph.all_nodes()}
+    for node in inner:
+        name = f"{node.name}:{node.op_type}"
+        while name in taken:
+            name += "_"
+        taken.add(name)
+        node.name = name
+    return bool(inner)
 
 
 def site_name(path: str, occurrence: int) -> str:

@@ -29,6 +29,22 @@ def test_sites_are_paths_in_order_of_execution() -> None:
     assert [node.metadata_props[SITE] for node in nodes] == [node.name for node in nodes]
 
 
+def test_no_other_node_has_an_attentions_name() -> None:
+    """Bodies of translated operators are inlined with the names of their nodes."""
+    g = Graph()
+    x = g.input("x", ["B", "L", 8])
+    out = fused(g, x, x, x)
+    g.op("Identity", g.op("Neg", out), outputs=["y"])
+    g.output("y", ["B", "L", 8])
+    model = model_of(g, shapes={out: ["B", "L", 8]})
+    attention, *others = list(model.graph)
+    attention.metadata_props[MODULE] = "n3"
+    for node, name in zip(others, ["n3", "n3:Neg"], strict=True):
+        node.name = name
+    assert applied(NameSitesPass(), model).modified
+    assert [node.name for node in model.graph] == ["n3", "n3:Neg_", "n3:Neg"]
+
+
 def test_nothing_to_name() -> None:
     g = Graph()
     g.op("Neg", g.input("x", ["B"]), outputs=["y"])
