@@ -36,14 +36,17 @@ SOFTMAXES = ("plain", "plain", "float32", "logarithm", "exponential", "shifted",
 GUARDS = ("none", "none", "nan", "again", "again as product", "again and normalised", "dropout")
 GATES = ("none", "none", "none", "head", "key", "row")
 REFUSED = {
-    "tanh": "a soft cap|not normalised by a softmax",
+    "tanh": "a soft cap",
     "sigmoid": "not normalised by a softmax",
     "heads mixed": "scores go through|product with weights",
     "other axis": "another axis",
-    "clipped": "limited by|not normalised by a softmax",
-    "causal behind alone": "not masked alike|not normalised by a softmax",
+    "clipped": "limited by",
+    "causal behind alone": "not masked alike",
     "used twice": "also used by|go through",
 }
+WRITTEN_OUT = ("logarithm", "logsumexp", "exponential", "shifted")
+NO_SOFTMAX = "not normalised by a softmax"
+"""Said, too, where something is in the way of reading a written-out softmax as one."""
 
 
 @dataclass(frozen=True)
@@ -317,7 +320,10 @@ def check(seed: int, count: int, folder: Path) -> None:
             assert found[0].fused["ort-cpu"], (case, reasons)
         else:
             assert not found[0].fused.get("ort-cpu"), case
-            assert re.search(REFUSED[case.refused], reasons[0]), (case, reasons)
+            expected_reason = REFUSED[case.refused]
+            if case.softmax in WRITTEN_OUT:
+                expected_reason += f"|{NO_SOFTMAX}"
+            assert re.search(expected_reason, reasons[0]), (case, reasons)
     wide = Several(cases).eval().double()
     wide.load_state_dict(module.state_dict())
     with runtime.load(bundle.path) as session:
