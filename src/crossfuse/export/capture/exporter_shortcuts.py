@@ -74,7 +74,7 @@ def _with_known_values(promotion: Any, run_node: Callable[..., Any]) -> Callable
 
 def _copied_table(build: Callable[..., Any], opset_version: int) -> Any:
     """A table of translations, which takes more of them."""
-    known = _table(build, opset_version)
+    known = _table(build, opset_version, len(torch._C._dispatch_get_all_op_names()))
     made = type(known)()
     vars(made).update(vars(known))
     made.functions = {target: list(found) for target, found in known.functions.items()}
@@ -82,8 +82,9 @@ def _copied_table(build: Callable[..., Any], opset_version: int) -> Any:
 
 
 @functools.cache
-def _table(build: Callable[..., Any], opset_version: int) -> Any:
-    """The exporter's own translations; of each function, it asks for the domain."""
+def _table(build: Callable[..., Any], opset_version: int, operators: int) -> Any:
+    """The exporter's own translations, of the operators that there are (some libraries register
+    theirs late); of each function, it asks for the domain."""
     traced = getattr(_found("onnxscript.values"), "TracedOnnxFunction", None)
     with ExitStack() as stack:
         if hasattr(traced, "function_ir") and hasattr(traced, "opset"):

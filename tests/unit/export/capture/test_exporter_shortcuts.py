@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import types
 
 import pytest
 import torch
@@ -62,6 +63,19 @@ def test_the_table_is_the_exporters_own() -> None:
     ours.register_op(torch.ops.aten.relu.default, lambda x: x)
     assert len(again.get_decomps(torch.ops.aten.relu.default)) == 1, "tables are apart"
     assert _registration.ONNXRegistry.from_torchlib.__func__ is theirs.from_torchlib.__func__
+
+
+def test_operators_registered_later_are_in_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+
+    def build(opset_version: int) -> object:
+        seen.append(opset_version)
+        return types.SimpleNamespace(functions={})
+
+    for names in (["a"], ["a"], ["a", "b"]):
+        monkeypatch.setattr(torch._C, "_dispatch_get_all_op_names", lambda names=names: names)
+        shortcuts._copied_table(build, 20)
+    assert len(seen) == 2
 
 
 def test_tracing_without_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
