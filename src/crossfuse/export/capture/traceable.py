@@ -194,7 +194,8 @@ def _attention(  # noqa: PLR0913 -- the signature of PyTorch's operator
     """Written out; a row without keys gives 0."""
     if dropout_p or enable_gqa:
         raise NotImplementedError("vmap of attention with dropout, or with fewer heads of keys")
-    scores = (query @ key.transpose(-2, -1)) * (scale or query.shape[-1] ** -0.5)
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    scores = (query @ key.transpose(-2, -1)) * scale
     if is_causal:
         rows, columns = (torch.arange(n, device=query.device) for n in scores.shape[-2:])
         attn_mask = rows[:, None] >= columns

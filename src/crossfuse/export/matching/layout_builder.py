@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, DTypeLike
 from crossfuse.export.matching.axes import Axes, Axis, AxisFactor, all_factors, factors, size_of
 from crossfuse.graph.builder import GraphBuilder
 
-__all__ = ["LayoutBuilder", "UnknownSizeError"]
+__all__ = ["LayoutBuilder", "UnknownSizeError", "known_dims", "numpy_type"]
 
 
 class UnknownSizeError(Exception):
@@ -168,3 +168,15 @@ def _runs(axes: Axes, order: Axis) -> list[Axis]:
 
 def _dims(axes: Axes) -> list[int | str]:
     return [size_of(axis).dim for axis in axes]
+
+
+def known_dims(value: ir.Value) -> list[int | str]:
+    """Sizes of a value whose shape is known, by number or name."""
+    assert value.shape is not None
+    return [size if isinstance(size, int) else str(size.value) for size in value.shape]
+
+
+def numpy_type(value: ir.Value) -> np.dtype[np.generic]:
+    """The type of a value whose type is known."""
+    assert value.dtype is not None
+    return value.dtype.numpy()

@@ -15,7 +15,7 @@ import onnx_ir as ir
 
 from crossfuse.export.matching.axes import Axes, Axis, FactoredValue, all_factors, size_of
 from crossfuse.export.matching.axis_roles import AxisRoles
-from crossfuse.export.matching.layout_builder import LayoutBuilder
+from crossfuse.export.matching.layout_builder import LayoutBuilder, known_dims, numpy_type
 from crossfuse.export.matching.terms import Term
 
 __all__ = ["MaskAndBias", "PlacedTerm", "join_terms", "zero_rows"]
@@ -64,20 +64,20 @@ class PlacedTerm:
     def extend(self, value: ir.Value) -> None:
         """Take this value, which covers further columns, in place of its own."""
         self.value = value
-        self.shape = _dims(value)
+        self.shape = known_dims(value)
 
     def bias(self, like: ir.Value) -> ir.Value:
         """What a bias adds to the scores, of the type of ``like``."""
         value, op = self.value, self.builder.op
         if value.dtype != like.dtype and like.dtype is not None:
             value = op("Cast", [value], like, self.shape, to=like.dtype)
-        factor = self.builder.constant(self.term.factor, _numpy_type(like))
+        factor = self.builder.constant(self.term.factor, numpy_type(like))
         return value if self.term.factor == 1 else op("Mul", [value, factor], like, self.shape)
 
     def filled(self, bias: ir.Value | None, like: ir.Value) -> ir.Value:
         """The bias so far, replaced by the fill's score where the term hides."""
         numbers = (self.term.score, 0)
-        fill, zero = (self.builder.constant(x, _numpy_type(like)) for x in numbers)
+        fill, zero = (self.builder.constant(x, numpy_type(like)) for x in numbers)
         before = zero if bias is None else bias
         order = [self.value, fill, before] if self.term.hidden else [self.value, before, fill]
         shape = self.shape if bias is None else _broadcast(self.value, bias)
@@ -138,14 +138,16 @@ def zero_rows(
     )
     width = (*roles.heads, *size) if counted.axes[1] else ()
     spread = builder.arrange(counted.value, counted.axes, (batch, rows, width))
-    return builder.op("Mul", [query, spread], query, None if query.shape is None else _dims(query))
+    return builder.op(
+        "Mul", [query, spread], query, None if query.shape is None else known_dims(query)
+    )
 
 
 def _rows_with_any_attended(attended: ir.Value, like: ir.Value, builder: LayoutBuilder) -> ir.Value:
     """1 in rows with a key that no mask hides, of the type of ``like``."""
     last = builder.constant([3], np.int64)
-    count = builder.op("Cast", [attended], like, _dims(attended), to=like.dtype)
-    return builder.op("ReduceMax", [count, last], like, [*_dims(attended)[:3], 1], keepdims=1)
+    count = builder.op("Cast", [attended], like, known_dims(attended), to=like.dtype)
+    return builder.op("ReduceMax", [count, last], like, [*known_dims(attended)[:3], 1], keepdims=1)
 
 
 def _rows_with_largest_attended(
@@ -158,8 +160,8 @@ def _rows_with_largest_attended(
     """1 in rows whose largest bias is on a key that no mask hides, of the type of ``like``: biases
     may hide what masks leave."""
     last = builder.constant([3], np.int64)
-    nothing = builder.constant(-np.inf, _numpy_type(like))
-    filled = builder.op("Not", [attended], attended, _dims(attended))
+    nothing = builder.constant(-np.inf, numpy_type(like))
+    filled = builder.op("Not", [attended], attended, known_dims(attended))
     if mask is not None:
         filled = _joined("And", [filled, mask], builder) or filled
     peaks = []
@@ -167,8 +169,8 @@ def _rows_with_largest_attended(
         shape = _broadcast(where, bias)
         part = builder.op("Where", [where, bias, nothing], like, shape)
         peaks.append(builder.op("ReduceMax", [part, last], like, [*shape[:3], 1], keepdims=1))
-    counted = builder.op("Greater", peaks, attended, _dims(peaks[0]))
-    return builder.op("Cast", [counted], like, _dims(counted), to=like.dtype)
+    counted = builder.op("Greater", peaks, attended, known_dims(peaks[0]))
+    return builder.op("Cast", [counted], like, known_dims(counted), to=like.dtype)
 
 
 def _axes_of_rows(terms: Sequence[PlacedTerm]) -> Axes:
@@ -189,14 +191,4 @@ def _joined(
 
 
 def _broadcast(a: ir.Value, b: ir.Value) -> list[int | str]:
-    return [y if x == 1 else x for x, y in zip(_dims(a), _dims(b), strict=True)]
-
-
-def _dims(value: ir.Value) -> list[int | str]:
-    assert value.shape is not None
-    return [size if isinstance(size, int) else str(size.value) for size in value.shape]
-
-
-def _numpy_type(value: ir.Value) -> np.dtype[np.generic]:
-    assert value.dtype is not None
-    return value.dtype.numpy()
+    return [y if x == 1 else x for x, y in zip(known_dims(a), known_dims(b), strict=True)]

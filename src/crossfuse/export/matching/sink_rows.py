@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from crossfuse.export.matching.axes import Axes, Axis, FactoredValue, size_of
 from crossfuse.export.matching.axis_roles import AxisRoles
-from crossfuse.export.matching.layout_builder import LayoutBuilder
+from crossfuse.export.matching.layout_builder import LayoutBuilder, known_dims, numpy_type
 from crossfuse.export.matching.masks import PlacedTerm
 from crossfuse.export.matching.sinks import Sink
 from crossfuse.export.matching.terms import Term
@@ -61,32 +61,22 @@ class SinkRows:
         if self.sink.terms:
             return self.sink.terms[0]
         logits = np.full([1] * 4, self.sink.logits)
-        number = self.layout.constant(logits, _numpy_type(like))
+        number = self.layout.constant(logits, numpy_type(like))
         return Term(FactoredValue(number, ((), (), (), ())), self.sink.factor)
 
     def _joined(
         self, value: ir.Value, added: Axis, number: float, *, axis: int, first: bool
     ) -> ir.Value:
         """The value, and as much more along an axis that holds one number."""
-        layout, dims = self.layout, _dims(value)
+        layout, dims = self.layout, known_dims(value)
         # Each size is read off the value itself: a context's is then known without the queries.
         sizes = [layout.build.size(value, place) for place in range(len(dims))]
         sizes[axis] = layout.sizes([added])
         shape = layout.op("Concat", sizes, sizes[axis], [len(dims)], axis=0)
-        one = layout.constant(np.full([1] * len(dims), number), _numpy_type(value))
+        one = layout.constant(np.full([1] * len(dims), number), numpy_type(value))
         part_dims = [*dims[:axis], size_of(added).dim, *dims[axis + 1 :]]
         part = layout.op("Expand", [one, shape], value, part_dims)
         dims[axis] = size_of(self.sink.both).dim
         return layout.op(
             "Concat", [part, value] if first else [value, part], value, dims, axis=axis
         )
-
-
-def _dims(value: ir.Value) -> list[int | str]:
-    assert value.shape is not None
-    return [size if isinstance(size, int) else str(size.value) for size in value.shape]
-
-
-def _numpy_type(value: ir.Value) -> np.dtype[np.generic]:
-    assert value.dtype is not None
-    return value.dtype.numpy()
