@@ -22,6 +22,7 @@ from crossfuse.core.text import brief
 from crossfuse.errors import Advice, InputError, Said
 from crossfuse.export.capture.control_flow import both_branches
 from crossfuse.export.capture.exporter_shortcuts import uncached_fakes
+from crossfuse.export.capture.expert_loops import all_experts
 from crossfuse.export.capture.flat_boundary import flat_boundary, parameter_names
 from crossfuse.export.capture.flex_attention import flex_as_sdpa
 from crossfuse.export.capture.guards import (
@@ -171,6 +172,7 @@ def _trace(spec: ModelSpec, sizes: dict[str, int], defer_guards: bool) -> Export
     with (
         torch.no_grad(),
         traceable(),
+        all_experts(),
         flex_as_sdpa(),
         both_branches(),
         _fresh_attributes(spec.module),
