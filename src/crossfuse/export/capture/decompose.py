@@ -53,8 +53,9 @@ _KEPT_METADATA = ("nn_module_stack", "stack_trace", "source_fn_stack", "from_nod
 
 def decompose_locally(program: ExportedProgram) -> None:
     """Make the program's own ``run_decompositions`` local, for exporters that call it."""
+    complex_too = {torch.ops.aten.unsqueeze.default: _unsqueezed} if _has_complex(program) else {}
     program.run_decompositions = lambda decomp_table=None, **_: decompose(
-        program, decomp_table or {}
+        program, {**(decomp_table or {}), **complex_too}
     )
 
 
@@ -90,6 +91,19 @@ def decompose(program: ExportedProgram, table: Table) -> ExportedProgram:
     graph.eliminate_dead_code()
     program.graph_module.recompile()
     return program
+
+
+def _has_complex(program: ExportedProgram) -> bool:
+    values = (node.meta.get("val") for node in program.graph.nodes)
+    return any(isinstance(value, Tensor) and value.is_complex() for value in values)
+
+
+def _unsqueezed(x: Tensor, dim: int) -> Tensor:
+    """Of complex numbers, for which exporters know ``view`` alone."""
+    if not x.is_complex():
+        return NotImplemented  # type: ignore[no-any-return]
+    at = dim % (x.ndim + 1)
+    return x.view(*x.shape[:at], 1, *x.shape[at:])
 
 
 @functools.cache

@@ -9,7 +9,7 @@ import logging
 import re
 import warnings
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
 from typing import Any
 
 import torch
@@ -20,6 +20,8 @@ from crossfuse.core.foreign import place_of
 from crossfuse.core.tensors import Dim
 from crossfuse.core.text import brief
 from crossfuse.errors import Advice, InputError, Said
+from crossfuse.export.capture.assumed_branches import Assumptions, assumed, other_ways
+from crossfuse.export.capture.block_sizes import even_chunks, whole_blocks
 from crossfuse.export.capture.control_flow import both_branches
 from crossfuse.export.capture.exporter_shortcuts import uncached_fakes
 from crossfuse.export.capture.expert_loops import all_experts
@@ -32,6 +34,7 @@ from crossfuse.export.capture.guards import (
     tried,
     watched_guards,
 )
+from crossfuse.export.capture.known_values import known_values
 from crossfuse.export.capture.module_state import kept_state
 from crossfuse.export.capture.traceable import traceable
 from crossfuse.spec.model_spec import ModelSpec
@@ -47,6 +50,7 @@ _ABOUT_SIZES = (
     "must be divisible",
     "must match the size",
     "not in VR",
+    "inconsistent min=",
 )
 """What torch.export says where a relation between sizes is in the way."""
 
@@ -109,20 +113,25 @@ def _traced(spec: ModelSpec, way: _Way) -> tuple[ExportedProgram, ModelSpec]:
     Raises:
         InputError: with ``got`` where a dimension is not free.
     """
+    branches = Assumptions()
     while True:
         sizes = _trace_sizes(spec, larger=way.larger)
         own_proofs = not way.deferred or way.vouched
         with watched_guards(sizes, spec.dims, own_proofs=own_proofs) as log:
             try:
-                program = _trace(spec, sizes, way.deferred)
+                program = _trace(spec, sizes, way.deferred, branches)
             # torch.export raises many unrelated types, each of which means "can't be traced"
             except Exception as error:
+                if isinstance(error, AssertionError | ValueError) and branches.turn_last():
+                    continue
                 limited = _with_limits(spec, str(error))
                 if limited is not None:
                     spec = limited
                     continue
                 refused = tried(log, spec.dims).refused if _is_about_sizes(error) else None
                 raise _refusal(spec, refused, log, error) from error
+        compared = other_ways(spec, branches)
+        spec = dataclasses.replace(spec, examples=[*spec.examples, *compared])
         if own_proofs:
             return program, spec
         found = tried(log, spec.dims)
@@ -154,7 +163,9 @@ def _refusal(
     )
 
 
-def _trace(spec: ModelSpec, sizes: dict[str, int], defer_guards: bool) -> ExportedProgram:
+def _trace(
+    spec: ModelSpec, sizes: dict[str, int], defer_guards: bool, branches: Assumptions
+) -> ExportedProgram:
     dims = {
         name: torch.export.Dim(name, min=d.min, max=d.max) if d.max != d.min else None
         for name, d in spec.dims.items()
@@ -172,7 +183,11 @@ def _trace(spec: ModelSpec, sizes: dict[str, int], defer_guards: bool) -> Export
     with (
         torch.no_grad(),
         traceable(),
+        known_values(spec.module),
+        assumed(branches),
         all_experts(),
+        even_chunks(),
+        whole_blocks() if defer_guards else nullcontext(),
         flex_as_sdpa(),
         both_branches(),
         _fresh_attributes(spec.module),
