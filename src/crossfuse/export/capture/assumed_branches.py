@@ -19,7 +19,7 @@ It must not fire on any other value: a sum, a maximum, a comparison of two numbe
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path

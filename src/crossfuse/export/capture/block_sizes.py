@@ -6,8 +6,8 @@ tracer does not know.
 
 Rules:
 
-1. A remainder ``n % b`` of a symbolic size by a number is n − (n // b)·b, which is the same: sums of
-it and n cancel to multiples of b.
+1. A remainder ``n % b`` of a symbolic size by a number is n − (n // b)·b, which is the same: sums
+of it and n cancel to multiples of b.
 2. ``chunk`` of a symbolic size that its number divides, for what the tracer knows, gives pieces of
 one size.
 
@@ -53,11 +53,13 @@ def even_chunks() -> Iterator[None]:
 
 
 def _even(chunk: Callable[..., Any]) -> Callable[..., Any]:
-    def cut(input: Tensor, chunks: int, dim: int = 0) -> Any:
-        size = input.shape[dim]
+    def cut(*args: Any, **kwargs: Any) -> Any:
+        given = {"dim": 0, **dict(zip(("input", "chunks", "dim"), args, strict=False)), **kwargs}
+        tensor, chunks, dim = (given[name] for name in ("input", "chunks", "dim"))
+        size = tensor.shape[dim]
         if not isinstance(size, torch.SymInt) or not statically_known_true(size % chunks == 0):
-            return chunk(input, chunks, dim)
+            return chunk(tensor, chunks, dim)
         piece = size // chunks
-        return tuple(input.narrow(dim, i * piece, piece) for i in range(chunks))
+        return tuple(tensor.narrow(dim, i * piece, piece) for i in range(chunks))
 
     return cut

@@ -23,8 +23,8 @@ from crossfuse.errors import Advice, InputError, Said
 from crossfuse.export.capture.assumed_branches import Assumptions, assumed, other_ways
 from crossfuse.export.capture.block_sizes import even_chunks, whole_blocks
 from crossfuse.export.capture.control_flow import both_branches
-from crossfuse.export.capture.exporter_shortcuts import uncached_fakes
 from crossfuse.export.capture.expert_loops import all_experts
+from crossfuse.export.capture.exporter_shortcuts import uncached_fakes
 from crossfuse.export.capture.flat_boundary import flat_boundary, parameter_names
 from crossfuse.export.capture.flex_attention import flex_as_sdpa
 from crossfuse.export.capture.guards import (

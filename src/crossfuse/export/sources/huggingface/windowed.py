@@ -21,7 +21,7 @@ from torch import Tensor
 __all__ = ["blocked_attention", "unpadded", "windowed_attention"]
 
 
-def windowed_attention(  # noqa: PLR0913 -- the library calls it so
+def windowed_attention(
     self: Any,
     hidden_states: Tensor,
     attention_mask: Tensor,
