@@ -144,17 +144,13 @@ def prophetnet_decoder_of_three() -> nn.Module:
     return hf.ProphetNetForConditionalGeneration(hf.ProphetNetConfig(**NGRAM, ngram=3))
 
 
-def xlm_prophetnet() -> nn.Module:
-    return hf.XLMProphetNetForConditionalGeneration(hf.XLMProphetNetConfig(**NGRAM, ngram=2))
-
-
 KINDS: dict[str, tuple[Callable[[], nn.Module], Callable[..., Inputs], int]] = {
     "experts: Mixtral": (mixtral, text, 2),
     "experts: JetMoE": (jetmoe, text, 2),
     "experts: NLLB-MoE": (nllb_moe, translation, 6),
     "experts, parts that are converted: Switch Transformers": (switch, translation, 6),
     "blocks: LongT5": (longt5, translation, 6),
-    "blocks: Pegasus-X": (pegasus_x, translation, 8),
+    "blocks: Pegasus-X": (pegasus_x, translation, 7),
     "windows, a branch on any: Longformer": (longformer, with_global, 4),
     "windows, a branch on any: LED": (led, translation, 8),
     "a branch on any: FSMT": (fsmt, translation, 6),
@@ -162,7 +158,6 @@ KINDS: dict[str, tuple[Callable[[], nn.Module], Callable[..., Inputs], int]] = {
     "a mask left out: AIMv2": (aimv2_text, text, 2),
     "n-grams: ProphetNet": (prophetnet, translation, 8),
     "n-grams: ProphetNet of three": (prophetnet_decoder_of_three, translation, 8),
-    "n-grams: XLM-ProphetNet": (xlm_prophetnet, translation, 8),
 }
 """Kind and model → the model, its inputs, and how many attentions it has."""
 
@@ -185,5 +180,7 @@ def test_equals_eager(kind: str, tmp_path: Path) -> None:
     points = [
         inputs(batch, length, padded=padded) for batch, length in LENGTHS for padded in (0, 1)
     ]
-    for name, error in worst_errors(tmp_path / "bundle", model, points).items():
+    # FSMT fills a float32 tensor with the lowest number of its own dtype.
+    dtype = torch.float32 if make is fsmt else torch.float64
+    for name, error in worst_errors(tmp_path / "bundle", model, points, dtype).items():
         assert error < 1e-4, name

@@ -19,9 +19,10 @@ It must not fire on any other value: a sum, a maximum, a comparison of two numbe
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -103,12 +104,26 @@ class _Branches(TorchFunctionMode):
         raise NotImplementedError
 
 
+class _Answer:
+    """The number of ``any`` or ``all``, which is asked for its truth, or not at all."""
+
+    def __init__(self, asked: Callable[[], bool]) -> None:
+        self._asked = asked
+
+    def __bool__(self) -> bool:
+        return self._asked()
+
+
 class _Assumed(_Branches):
     def __init__(self, assumptions: Assumptions) -> None:
         super().__init__()
         self._assumptions = assumptions
 
-    def asked(self, general: bool, func: Any, tensor: Tensor) -> bool:
+    def asked(self, general: bool, func: Any, tensor: Tensor) -> Any:
+        answer = _Answer(partial(self._way, general))
+        return answer if func is Tensor.item else bool(answer)
+
+    def _way(self, general: bool) -> bool:
         place = _place()
         ways = self._assumptions.ways
         turned = place in self._assumptions.turned
@@ -123,9 +138,14 @@ class _Seen(_Branches):
         self._seen = seen
 
     def asked(self, general: bool, func: Any, tensor: Tensor) -> Any:
-        answer = func(tensor)
-        self._seen.setdefault(_place(), set()).add(bool(answer))
-        return answer
+        found = bool(func(tensor))
+
+        def note() -> bool:
+            self._seen.setdefault(_place(), set()).add(found)
+            return found
+
+        answer = _Answer(note)
+        return answer if func is Tensor.item else bool(answer)
 
 
 def _place() -> Place:

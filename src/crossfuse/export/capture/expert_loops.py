@@ -11,8 +11,8 @@ Rules:
 1. Where the ``nonzero`` of a vector of fixed length is gone through, every index of the vector
 comes, as numbers that index as the row of the matrix did.
 2. So it is with its ``tolist``, and with the vector that it is flattened to.
-3. Code for an expert without tokens, which skips it, is left out: a ``nonzero`` is taken to have
-found something.
+3. Code for an expert without tokens, which skips it, is left out: where what is asked for tokens is
+the row of an expert, ``nonzero`` and ``where`` are taken to have found some.
 
 It must not fire on lists of any other kind: a matrix of indices, a list as long as the text.
 That a loop does nothing for an index that ``nonzero`` left out is not proven here; parity tells,
@@ -66,15 +66,20 @@ class _AllIndices(TorchFunctionMode):
 
     Attributes:
         listed: identity of a list of indices → the list, kept alive, and how many could be on it.
+        lengths: of the lists that were gone through.
+        rows: identity → the rows of matrices of such a length, kept alive.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.listed: dict[int, tuple[Tensor, int]] = {}
+        self.lengths: set[int] = set()
+        self.rows: dict[int, Tensor] = {}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         known = self.listed.get(id(args[0])) if args else None
         if known is not None and func in (Tensor.unbind, torch.unbind):
+            self.lengths.add(known[1])
             indices = [_Index(i) for i in range(known[1])]
             return [_Row([i]) for i in indices] if known[0].ndim == 2 else indices
         result = func(*args, **(kwargs or {}))
@@ -82,11 +87,19 @@ class _AllIndices(TorchFunctionMode):
             self._found(args[0], result)
         elif known is not None and func in _FLAT and result.ndim == 1:
             self.listed[id(result)] = (result, known[1])
+        elif self.lengths and self._is_row(func, args):
+            self.rows[id(result)] = result
         return result
+
+    def _is_row(self, func: Any, args: Any) -> bool:
+        """A matrix is indexed by an expert, or a row of it is flattened."""
+        if func is not Tensor.__getitem__:
+            return func in _FLAT and id(args[0]) in self.rows
+        return isinstance(args[1], int | _Row) and args[0].shape[0] in self.lengths
 
     def _found(self, values: Tensor, result: Any) -> None:
         first = result if isinstance(result, Tensor) else result[0]
-        if isinstance(first.shape[0], torch.SymInt):
+        if id(values) in self.rows and isinstance(first.shape[0], torch.SymInt):
             torch._check(first.shape[0] >= 1)
         size = values.shape[0] if values.ndim == 1 else None
         if first is result and isinstance(size, int) and size <= MOST_EXPERTS:

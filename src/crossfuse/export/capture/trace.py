@@ -54,6 +54,9 @@ _ABOUT_SIZES = (
 )
 """What torch.export says where a relation between sizes is in the way."""
 
+_MOST_BLOCK = 1024
+"""The largest number that is taken for the size of a block."""
+
 _SUGGESTION = re.compile(r"(\w+) = Dim\('\1'(?:, min=(\d+))?(?:, max=(\d+))?\)")
 _CONSTANT = re.compile(r"specialized it to be a constant \((\d+)\)")
 """The size that torch.export found a dimension to have."""
@@ -77,9 +80,10 @@ def capture(spec: ModelSpec, *, defer_guards: bool = False) -> tuple[ExportedPro
     first = _Way(deferred=defer_guards, vouched=defer_guards)
     ways = (first, _Way(deferred=True), _Way(deferred=True, larger=True))
     failure: InputError | None = None
+    blocks: set[int] = set()
     for way in ways:
         try:
-            return _traced(spec, way)
+            return _traced(spec, way, blocks)
         except InputError as error:
             failure = failure if failure is not None and (failure.got or not error.got) else error
             if not way.others_may_do(error):
@@ -107,15 +111,20 @@ class _Way:
         return bool(error.got) or _is_about_sizes(error.__cause__)
 
 
-def _traced(spec: ModelSpec, way: _Way) -> tuple[ExportedProgram, ModelSpec]:
+def _traced(spec: ModelSpec, way: _Way, blocks: set[int]) -> tuple[ExportedProgram, ModelSpec]:
     """The program, and the spec with limits, and with examples where it has to be compared.
+
+    Args:
+        spec: of the module.
+        way: how.
+        blocks: numbers that sizes were related to where a trace was refused; more come with it.
 
     Raises:
         InputError: with ``got`` where a dimension is not free.
     """
     branches = Assumptions()
     while True:
-        sizes = _trace_sizes(spec, larger=way.larger)
+        sizes = _trace_sizes(spec, _beyond(blocks) if way.larger else None)
         own_proofs = not way.deferred or way.vouched
         with watched_guards(sizes, spec.dims, own_proofs=own_proofs) as log:
             try:
@@ -129,6 +138,7 @@ def _traced(spec: ModelSpec, way: _Way) -> tuple[ExportedProgram, ModelSpec]:
                     spec = limited
                     continue
                 refused = tried(log, spec.dims).refused if _is_about_sizes(error) else None
+                blocks |= refused.constants if refused is not None else set()
                 raise _refusal(spec, refused, log, error) from error
         compared = other_ways(spec, branches)
         spec = dataclasses.replace(spec, examples=[*spec.examples, *compared])
@@ -136,6 +146,7 @@ def _traced(spec: ModelSpec, way: _Way) -> tuple[ExportedProgram, ModelSpec]:
             return program, spec
         found = tried(log, spec.dims)
         if found.refused is not None:
+            blocks |= found.refused.constants
             raise _refusal(spec, found.refused, log, None)
         drop_assertions(program)
         more = [spec.sample({**spec.example_sizes, **point}, seed=0) for point in found.sizes]
@@ -243,10 +254,17 @@ def _fresh_attributes(module: nn.Module) -> Iterator[None]:
             handle.remove()
 
 
-def _trace_sizes(spec: ModelSpec, *, larger: bool = False) -> dict[str, int]:
+def _beyond(blocks: set[int]) -> int:
+    """A size of more than two blocks, of which none is half full."""
+    return 2 * max((size for size in blocks if size <= _MOST_BLOCK), default=0) + 1
+
+
+def _trace_sizes(spec: ModelSpec, beyond: int | None = None) -> dict[str, int]:
+    """Sizes of a trace: the example's, or larger ones."""
     sizes: dict[str, int] = {}
     for name, dim in spec.dims.items():
-        size = max(2, dim.min, spec.example_sizes[name] + larger)
+        own = spec.example_sizes[name]
+        size = max(2, dim.min, own if beyond is None else max(own + 1, beyond))
         while size in sizes.values():
             size += 1
         sizes[name] = size if dim.max is None else max(dim.min, min(size, dim.max))
