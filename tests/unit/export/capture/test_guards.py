@@ -36,6 +36,18 @@ def test_relations_are_tried_at_the_sizes_allowed() -> None:
     assert tried(log_of(true), ranges | {"n": Dim("n", 1, 64)}).sizes == []
 
 
+def test_an_order_of_sizes_is_refused_unless_an_operator_asks() -> None:
+    ranges = {"n": Dim("n", 1, 40)}
+    log = log_of(N > 8)
+    assert tried(log, ranges).refused is log.guards[0]
+    log.guards = [Guard(N > 8, DIMS, None, inside=True)]
+    assert tried(log, ranges).refused is None
+    points = [point["n"] for point in tried(log, ranges).sizes]
+    assert points[-1] == 8
+    log.guards = [Guard(sympy.Eq(N, 8), DIMS, None, inside=True)]
+    assert tried(log, ranges).refused is not None
+
+
 def test_single_sizes_are_compared_and_others_refused() -> None:
     ranges = {"n": Dim("n", 2, 64), "m": Dim("m", 1, 8)}
     assert tried(log_of(sympy.Ne(N, 5)), ranges).sizes == [{"n": 5}]
