@@ -45,7 +45,7 @@ def build(  # noqa: PLR0913 -- public: what a user may say of a target
     the bundle holds.
 
     Args:
-        path: the bundle, or where it is.
+        path: the bundle, or where it is. It is read anew, once no other command writes it.
         target: its name.
         precision: ``fp32``, ``fp16``, ``bf16``, or ``mixed`` (fp16, with the fewest nodes in fp32
             that parity needs); where omitted, fp16 for engines and fp32 for the others.
@@ -64,7 +64,7 @@ def build(  # noqa: PLR0913 -- public: what a user may say of a target
         InputError, FusionError, ParityError: as `export`.
         EngineError: the engine builder refuses the graph.
     """
-    old = open_bundle(path)
+    given = open_bundle(path)
     options = check_options(
         target,
         BuildOptions(
@@ -79,12 +79,15 @@ def build(  # noqa: PLR0913 -- public: what a user may say of a target
         ),
     )
     require_onnxruntime("the check of a target's numbers")
-    _require_measured(old, target, options)
+    _require_measured(given, target, options)
     progress = step or silent
-    if _is_built(old, target, options):
-        progress(f"{target}: cached: the bundle holds this very build")
-        return old
-    with write_bundle(old) as writer:
+    with write_bundle(given.path, modify=True, waiting=progress) as writer:
+        # Read under the lock: what another command added meanwhile stays.
+        old = open_bundle(given.path)
+        _require_measured(old, target, options)
+        if _is_built(old, target, options):
+            progress(f"{target}: cached: the bundle holds this very build")
+            return old
         progress("checking the bundle")
         kept = {name: entry for name, entry in old.manifest.targets.items() if name != target}
         shared = {FUSED_GRAPH, WEIGHTS, REFERENCE_FILE} & set(old.manifest.files)

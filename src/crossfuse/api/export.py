@@ -127,7 +127,7 @@ def export(  # noqa: PLR0913 -- public: what a user may say of a source and of i
     named = Source.of(source, of_source)
     require_onnxruntime("the check of a target's numbers")
     progress = step or silent
-    with write_bundle(path) as writer:
+    with write_bundle(path, waiting=progress) as writer:
         spec = _loaded(named, progress)
         graph = _fused(spec, named.kind.value, allow_unfused, progress)
         # Weights go to disk first: the graph then holds none while the reference has its copy of

@@ -156,6 +156,7 @@ def reference_of(bundle: Bundle) -> ReferenceSet:
         )
     (file,) = bundle.verified([name])
     reference = load_reference(file)
+    bundle.require_unreplaced()
     manifest = bundle.manifest
     check_reference(reference, *whole_boundary(manifest), file, quick=manifest.quick)
     return reference

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 from numpy.typing import NDArray
 
 from crossfuse.bundle.manifest import Manifest
-from crossfuse.bundle.store import Bundle, open_bundle
+from crossfuse.bundle.staging import unreplaced
+from crossfuse.bundle.store import Bundle
 from crossfuse.core.tensors import TensorSpec
 from crossfuse.errors import CrossfuseError, InputError
 from crossfuse.parity.reference import REFERENCE_FILE, load_reference
@@ -71,7 +72,12 @@ def open_engine(
         BundleError: as :func:`crossfuse.runtime.load`.
         CrossfuseError: the bundle doesn't answer its own reference inputs.
     """
-    bundle = open_bundle(path)
+    return unreplaced(path, lambda bundle: _opened(bundle, options, limits, meter))
+
+
+def _opened(
+    bundle: Bundle, options: EngineOptions, limits: Limits | None, meter: Meter | None
+) -> RequestEngine:
     session = load(
         bundle,
         options.target,
@@ -108,6 +114,7 @@ def example_inputs(bundle: Bundle) -> dict[str, NDArray[Any]] | None:
         return None
     (file,) = bundle.verified([REFERENCE_FILE])
     points = load_reference(file).points
+    bundle.require_unreplaced()
     return dict(
         min(points, key=lambda point: sum(array.nbytes for array in point.inputs.values())).inputs
     )

@@ -87,6 +87,7 @@ def load_graph(bundle: Bundle, name: str) -> ir.Model:
     """
     (path,) = bundle.verified([name])
     model = ir.load(path)
+    bundle.require_unreplaced()
     for value in model.graph.initializers.values():
         tensor = value.const_value
         if isinstance(tensor, ir.ExternalTensor):
