@@ -19,6 +19,7 @@ from crossfuse.core.target import require_precision, require_target
 from crossfuse.errors import Advice, BundleError, InputError, Said
 from crossfuse.parity.reference import REFERENCE_FILE
 from crossfuse.parity.session_check import reference_of
+from crossfuse.parity.trial import trust
 
 if TYPE_CHECKING:
     from crossfuse.bundle.manifest import TargetEntry
@@ -98,7 +99,7 @@ def build(  # noqa: PLR0913 -- public: what a user may say of a target
         manifest = TargetBuild(writer, model, stages, reference, progress).add(
             replace(old.manifest, targets=kept), target, options
         )
-        return writer.commit(manifest)
+        return trust(writer.commit(manifest))
 
 
 def _require_measured(bundle: Bundle, target: str, options: BuildOptions) -> None:

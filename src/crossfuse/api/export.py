@@ -21,6 +21,7 @@ from crossfuse.core.foreign import door
 from crossfuse.core.onnx_runtime import require_onnxruntime
 from crossfuse.core.target import CPU_TARGET, require_precision, require_target
 from crossfuse.parity.reference import REFERENCE_FILE, save_reference
+from crossfuse.parity.trial import trust
 
 if TYPE_CHECKING:
     from crossfuse.bundle.store import Bundle
@@ -141,7 +142,7 @@ def export(  # noqa: PLR0913 -- public: what a user may say of a source and of i
         for name, options in of_targets.items():
             manifest = build.add(manifest, name, options)
         progress("finishing")
-        return writer.commit(manifest)
+        return trust(writer.commit(manifest))
 
 
 def _loaded(source: Source, progress: Progress) -> ModelSpec:

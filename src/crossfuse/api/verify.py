@@ -23,6 +23,7 @@ from crossfuse.parity.reference import ReferenceSet
 from crossfuse.parity.report import Divergence, ParityReport
 from crossfuse.parity.session_check import reference_of, verify_bundle
 from crossfuse.parity.target_check import check_on_cpu
+from crossfuse.parity.trial import require_tried
 from crossfuse.runtime.backends import best_target, runs_here
 from crossfuse.runtime.options import SessionOptions
 
@@ -140,6 +141,7 @@ class _Check:
         """Parity of the target, or of the graph that a CPU executes in an engine's place."""
         bundle, target = self.bundle, self.target
         if target is None or not _needs_another_machine(target):
+            require_tried(bundle, target, options)
             self.progress("running the target")
             return verify_bundle(bundle, target, options=options, reference=reference)
         bundle.target(target)  # refused where the bundle doesn't hold it

@@ -149,6 +149,24 @@ def serve(  # noqa: PLR0913 -- a command: its parameters are its options
         ),
     ] = 256,
     allow_nan: AllowNan = False,
+    max_json_bytes: Annotated[
+        int,
+        typer.Option(
+            "--max-json-bytes",
+            min=1,
+            help="Of a body's JSON; tensors sent as bytes don't count.",
+            rich_help_panel=REQUESTS,
+        ),
+    ] = 8 << 20,
+    body_timeout: Annotated[
+        float,
+        typer.Option(
+            "--body-timeout",
+            min=0.1,
+            help="Seconds that a request's body may take to come.",
+            rich_help_panel=REQUESTS,
+        ),
+    ] = 30.0,
     timeout: Annotated[
         float,
         typer.Option(
@@ -197,7 +215,14 @@ def serve(  # noqa: PLR0913 -- a command: its parameters are its options
         bundle=str(opened.path.resolve()),
         name=name or opened.manifest.name,
         engine=EngineOptions(target=target, cache_mb=cache_mb, merge=merge, max_rows=max_rows),
-        limits=Limits(max_bytes, max_batch, max_queue, allow_nan),
+        limits=Limits(
+            max_bytes,
+            max_batch,
+            max_queue,
+            allow_nan,
+            max_json_bytes=max_json_bytes,
+            body_seconds=body_timeout,
+        ),
         replicas=replicas,
         max_replicas=max_replicas,
         num_cpus=num_cpus,

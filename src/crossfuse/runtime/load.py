@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from crossfuse.bundle.graph_checks import require_safe_graph
 from crossfuse.bundle.manifest import Decode, EngineInfo, StageSpec, TargetEntry
 from crossfuse.bundle.staging import unreplaced
 from crossfuse.bundle.store import Bundle
@@ -95,6 +96,9 @@ def _load(bundle: Bundle, target: str | None, options: SessionOptions) -> Sessio
         constants=manifest.source.get("constants") or {},
     )
     graphs = {stage: bundle.path / file for stage, file in entry.stages.items()}
+    for graph in graphs.values():
+        if graph.suffix == ".onnx":
+            require_safe_graph(graph, manifest.files)
     return open_session(known, graphs, spec, options)
 
 

@@ -21,9 +21,10 @@ from crossfuse.core.files import put_in_place
 from crossfuse.core.target import Target
 from crossfuse.core.tensors import TensorSpec
 from crossfuse.errors import Advice, InputError, Said
+from crossfuse.parity.session_check import smallest_inputs
 from crossfuse.runtime.backends import best_target, target_of_bundle
 from crossfuse.serve.limits import Limits
-from crossfuse.serve.load_engine import EngineOptions, boundary, example_inputs, largest_batch
+from crossfuse.serve.load_engine import EngineOptions, boundary, largest_batch
 from crossfuse.serve.merging import Merging
 from crossfuse.serve.triton.config import ModelConfig, WarmUp
 
@@ -80,7 +81,7 @@ def write_repository(
     target = chosen.engine.target or best_target(opened.targets)
     entry = opened.target(target)
     known = target_of_bundle(target, entry.package)
-    inputs = example_inputs(opened)
+    inputs = smallest_inputs(opened)
     root.mkdir(parents=True, exist_ok=True)
     models = [_python_model(opened, name, known, chosen)]
     if chosen.native and set(entry.stages) == {"model"} and known.triton is not None:
