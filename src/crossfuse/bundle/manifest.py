@@ -112,7 +112,7 @@ class EngineInfo:
     compute_capabilities: tuple[str, ...]
     profiles: tuple[_Profile, ...]
     lean: bool = False
-    request: Annotated[str, Matches("([0-9a-f]{64})?", "64 hexadecimal digits, or none")] = ""
+    request: Annotated[str, Matches("[0-9a-f]*", "a digest in hexadecimal")] = ""
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from io import BufferedReader
@@ -19,6 +18,7 @@ from typing import TypeVar
 
 from crossfuse.bundle.store import Bundle, check_name, open_bundle
 from crossfuse.core.files import open_plain
+from crossfuse.core.scratch import scratch_folder
 from crossfuse.errors import BundleError, CrossfuseError
 
 __all__ = ["plain_files", "staged", "unreplaced"]
@@ -84,8 +84,7 @@ def staged(bundle: Bundle, copied: bool = False) -> Iterator[Bundle]:
     Raises:
         BundleError: a file is missing, no plain file, or of another size; or there is no room.
     """
-    with tempfile.TemporaryDirectory(prefix="crossfuse-", ignore_cleanup_errors=True) as name:
-        folder = Path(name)
+    with scratch_folder() as folder:
         with ExitStack() as stack:
             for file, opened in _open_all(bundle, stack).items():
                 if copied or not _hard_linked(opened, folder / file):

@@ -13,10 +13,12 @@ from crossfuse.commands.serve_options import (
     REQUESTS,
     Address,
     AllowNan,
+    BodyTimeout,
     CacheMb,
     Cpus,
     Gpus,
     MaxBatch,
+    MaxJsonBytes,
     MaxRows,
     Merge,
     Name,
@@ -149,24 +151,8 @@ def serve(  # noqa: PLR0913 -- a command: its parameters are its options
         ),
     ] = 256,
     allow_nan: AllowNan = False,
-    max_json_bytes: Annotated[
-        int,
-        typer.Option(
-            "--max-json-bytes",
-            min=1,
-            help="Of a body's JSON; tensors sent as bytes don't count.",
-            rich_help_panel=REQUESTS,
-        ),
-    ] = 8 << 20,
-    body_timeout: Annotated[
-        float,
-        typer.Option(
-            "--body-timeout",
-            min=0.1,
-            help="Seconds that a request's body may take to come.",
-            rich_help_panel=REQUESTS,
-        ),
-    ] = 30.0,
+    max_json_bytes: MaxJsonBytes = 8 << 20,
+    body_timeout: BodyTimeout = 30.0,
     timeout: Annotated[
         float,
         typer.Option(

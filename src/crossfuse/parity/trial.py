@@ -22,6 +22,7 @@ from pathlib import Path
 
 from crossfuse.bundle.store import Bundle, open_bundle
 from crossfuse.core.files import user_cache
+from crossfuse.core.processes import end_with_parent, for_child
 from crossfuse.core.target import TARGETS
 from crossfuse.errors import Advice, BundleError, CrossfuseError, Door, Said
 from crossfuse.parity.session_check import smallest_inputs
@@ -96,6 +97,7 @@ def require_tried(
             errors="replace",
             check=False,
             timeout=within.seconds,
+            env=for_child(),
         )
     except subprocess.TimeoutExpired as error:
         raise BundleError(
@@ -159,6 +161,7 @@ def _remember(mark: Path) -> None:
 
 def main() -> None:
     """The child: limits itself, loads the bundle and answers once."""
+    end_with_parent()
     request = json.loads(sys.argv[1])
     _limit(request["memory"], int(request["seconds"]))
     bundle = open_bundle(Path(request["bundle"]))
