@@ -165,7 +165,8 @@ def _tensor(data: memoryview, model: Model) -> None:
     external = False
     for number, value in _fields(data):
         if number == 13:
-            keys, values = [], []
+            keys: list[str] = []
+            values: list[str] = []
             for part, text in _fields(_message(value)):
                 (keys if part == 1 else values).append(_text(text))
             for key in keys:

@@ -124,7 +124,7 @@ def _require_passed(done: subprocess.CompletedProcess[str], bundle: Bundle) -> N
                 for name in ("what", "where", "got", "expected", "do")
             }
             what = fields.pop("what") or "the bundle was refused"
-            raise BundleError(what, **fields)  # type: ignore[arg-type]  # where of Advice is text
+            raise BundleError(what, **fields)
     raise BundleError(
         "the bundle ended the process that it was tried in",
         where=bundle.path,

@@ -82,14 +82,16 @@ class SessionOptions:
                 raise InputError(
                     "a session option is out of range", where=name, got=value, expected="at least 1"
                 )
-        for name, value in self.config.items():
-            if name not in CONFIG:
-                raise unknown("there is no such entry of the session's configuration", name, CONFIG)
-            if not isinstance(value, str):
+        for entry, text in self.config.items():
+            if entry not in CONFIG:
+                raise unknown(
+                    "there is no such entry of the session's configuration", entry, CONFIG
+                )
+            if not isinstance(text, str):
                 raise InputError(
                     "an entry of the session's configuration is no text",
-                    where=name,
-                    got=repr(value),
+                    where=entry,
+                    got=repr(text),
                 )
         self._check_device(self.provider_options.get("device_id"))
 

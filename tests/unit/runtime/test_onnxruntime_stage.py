@@ -153,8 +153,8 @@ def test_a_quota_is_the_default_of_threads(graph: Path, monkeypatch: pytest.Monk
 
 
 def test_a_forks_child_ends_although_its_engine_came_along(graph: Path) -> None:
-    """It neither waits for threads that stayed behind, nor uses them."""
-    stage = OrtStage(graph, CPU, SessionOptions(threads=2))
+    """Its release would look for threads that stayed behind, and end the process."""
+    stage = OrtStage(graph, CPU, SessionOptions(threads=4))
     stage.run(make_inputs(3))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
