@@ -1,4 +1,4 @@
-"""Bundles under attack, kills and crowds, as often as is asked; `docs/reliability.md` tells of them.
+"""Bundles under attack, kills and crowds, as often as asked; `docs/reliability.md` tells of them.
 
 ``PYTHONPATH=src:tests python tests/campaigns/operations.py 1000`` runs each campaign a thousand
 times and prints what came of it. Every function gives how often each outcome came; an outcome that
