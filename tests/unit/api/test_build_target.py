@@ -88,7 +88,8 @@ def test_a_split_that_fails_is_told_from_a_graph_that_does(whole_too: bool, tmp_
     """The query stage's weights are not the model's; the whole graph's may be wrong as well."""
     bundle = open_bundle(OLD)
     with write_bundle(tmp_path / "b") as writer:
-        staged = writer.adopt(bundle, ["fused.onnx", "weights.bin", "reference.npz"])
+        names = ["fused.onnx", "weights.bin", "reference.npz"]
+        staged = writer.adopt(bundle, names, copied=["weights.bin"])
         fused, told = fused_stages(staged), []
         wrong = [fused.stages.graphs["query"], *([fused.model] if whole_too else [])]
         for model in wrong:

@@ -236,10 +236,8 @@ class _Observer(OperatorWatch):
 
 
 def _has_softmax(steps: Collection[str]) -> bool:
-    """One of PyTorch's, or powers and their sum."""
-    written = not {"exp", "exp2", "pow"}.isdisjoint(steps) and not {"sum", "logsumexp"}.isdisjoint(
-        steps
-    )
+    """One of PyTorch's, or exponentials and their sum."""
+    written = "exp" in steps and not {"sum", "logsumexp"}.isdisjoint(steps)
     return written or any("softmax" in step for step in steps)
 
 

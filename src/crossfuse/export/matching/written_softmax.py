@@ -7,7 +7,6 @@ normalised again.
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import onnx_ir as ir
@@ -51,13 +50,11 @@ class WeightMask(NamedTuple):
 
 class Weights(NamedTuple):
     """Weights before they are divided by their sum: the exponentials' input, or the softmax's, the
-    node that is either, the masks that made some of them 0, and what the input is multiplied by:
-    powers of 2 are exponentials of log 2 times as much."""
+    node that is either, and the masks that made some of them 0."""
 
     scores: ir.Value
     base: ir.Node
     masks: tuple[WeightMask, ...]
-    factor: float = 1.0
 
 
 class Sum(NamedTuple):
@@ -78,10 +75,6 @@ def weights_of(value: ir.Value) -> Weights | None:
         if node.op_type in ("Exp", "Softmax"):
             scores = node.inputs[0]
             return None if scores is None else Weights(scores, node, tuple(masks))
-        if node.op_type == "Pow" and (number := scalar_of(node.inputs[0])) is not None:
-            scores = node.inputs[1]
-            known = scores is not None and number > 1
-            return Weights(scores, node, tuple(masks), math.log(number)) if known else None
         step = _masked(node)
         if step is None:
             return None
@@ -191,7 +184,7 @@ def _one_axis(node: ir.Node, of: ir.Value) -> int | None:
 def without_shift(weights: Weights, axis: int) -> ir.Value:
     """The scores before a number was subtracted that all along the axis share."""
     node = producer(weights.scores)
-    if weights.base.op_type != "Softmax" and node is not None and node.op_type == "Sub":
+    if weights.base.op_type == "Exp" and node is not None and node.op_type == "Sub":
         before, shift = node.inputs
         if before is not None and shift is not None and _is_flat(before, shift, axis):
             return before

@@ -3,9 +3,9 @@
 Rules:
 
 1. ``exp(log_softmax(x))`` and ``exp(x − logsumexp(x))`` are a softmax.
-2. So is ``w / sum(w)`` where ``w`` is ``exp(x)``, ``2 ** x`` (of ``x log 2``) or ``softmax(x)``:
-   the sum over one axis cancels what multiplies all of it. What is subtracted from ``x`` and does
-   not differ along the axis (a maximum) cancels as well.
+2. So is ``w / sum(w)`` where ``w`` is ``exp(x)`` or ``softmax(x)``: the sum over one axis cancels
+   what multiplies all of it. What is subtracted from ``x`` and does not differ along the axis (a
+   maximum) cancels as well.
 3. Where ``w`` is 0 by a mask, the mask fills ``x`` with −inf.
 4. A quotient behind the product with the values, ``(w v) / sum(w)``, is one in front of it.
 5. A number added to the sum, or a limit below it, falls away where the sum can't come near it: it
@@ -31,7 +31,6 @@ from crossfuse.export.matching.softmax_chain import active_values, scalar_of
 from crossfuse.export.matching.written_softmax import (
     Sum,
     WeightMask,
-    Weights,
     is_sum_alone,
     producer,
     reduction_of,
@@ -105,13 +104,13 @@ def _exponential_of_logarithm(node: ir.Node) -> bool:
     if logarithm.op_type == "LogSoftmax":
         axis = logarithm.attributes.get_int("axis", -1)
         assert axis is not None
-        return _write(node, scores, axis)
+        return _write(node, scores, (), axis)
     if logarithm.op_type != "Sub":
         return False
     total = reduction_of(logarithm.inputs[1], "ReduceLogSumExp")
     if total is None or not same_value(total.of, scores) or _may_absorb(scores):
         return False
-    return _write(node, scores, total.axis)
+    return _write(node, scores, (), total.axis)
 
 
 def _may_absorb(scores: ir.Value) -> bool:
@@ -128,9 +127,8 @@ def _quotient(node: ir.Node, above: ir.Value | None, below: ir.Value | None) -> 
         weights = weights_of(above)
         if weights is None or not is_sum_alone(weights, total):
             return False
-        build = GraphBuilder()
-        build.replace(node, _softmax_of(build, weights, total.axis))
-        return True
+        scores = without_shift(weights, total.axis)
+        return _write(node, scores, weights.masks, total.axis)
     return _quotient_of_product(node, above, total)
 
 
@@ -144,25 +142,16 @@ def _quotient_of_product(node: ir.Node, above: ir.Value, total: Sum) -> bool:
     if weights is None or not is_sum_alone(weights, total):
         return False
     build = GraphBuilder()
-    softmax = _softmax_of(build, weights, -1)
+    softmax = _softmax(build, without_shift(weights, -1), weights.masks, -1)
     out = node.outputs[0]
     build.replace(node, build.op("MatMul", softmax, values, like=out, shape=out.shape))
     return True
 
 
-def _write(node: ir.Node, scores: ir.Value, axis: int) -> bool:
+def _write(node: ir.Node, scores: ir.Value, masks: Sequence[WeightMask], axis: int) -> bool:
     build = GraphBuilder()
-    build.replace(node, _softmax(build, scores, (), axis))
+    build.replace(node, _softmax(build, scores, masks, axis))
     return True
-
-
-def _softmax_of(build: GraphBuilder, weights: Weights, axis: int) -> ir.Value:
-    scores = without_shift(weights, axis)
-    if weights.factor != 1:
-        assert scores.dtype is not None
-        factor = build.constant(weights.factor, scores.dtype.numpy())
-        scores = build.op("Mul", scores, factor, like=scores, shape=scores.shape)
-    return _softmax(build, scores, weights.masks, axis)
 
 
 def _softmax(

@@ -32,17 +32,6 @@ def shifted(g: Graph, x: str, m: str) -> str:
     return quotient(g, g.op("Sub", x, total(g, x, "ReduceMax")), m)
 
 
-def of_powers(g: Graph, x: str, m: str) -> str:
-    e = g.op("Pow", g.weight(2.0), x)
-    return g.op("Div", e, total(g, e))
-
-
-def of_shifted_powers(g: Graph, x: str, m: str) -> str:
-    shifted = g.op("Sub", x, total(g, x, "ReduceMax"))
-    e = g.op("Where", m, g.weight(0.0), g.op("Pow", g.weight(2.0), shifted))
-    return g.op("Div", e, total(g, e))
-
-
 def over_the_rows(g: Graph, x: str, m: str) -> str:
     e = g.op("Exp", x)
     return g.op("Div", e, total(g, e, axis=1))
@@ -83,7 +72,7 @@ def written(form: Form) -> ir.Model:
 
 FORMS = [
     *(quotient, reciprocal, shifted, over_the_rows, of_logarithms, of_logsumexp, masked),
-    *(masked_and_normalised_again, safe_beside_a_maximum, of_powers, of_shifted_powers),
+    *(masked_and_normalised_again, safe_beside_a_maximum),
 ]
 
 
@@ -93,7 +82,7 @@ def test_forms_of_a_softmax(form: Form) -> None:
     assert applied(UnifySoftmaxesPass(), model).modified
     found = counts(model)
     assert found["Softmax"] == 1
-    assert not {"Exp", "Div", "ReduceSum", "LogSoftmax", "ReduceMax", "Pow"} & set(found)
+    assert not {"Exp", "Div", "ReduceSum", "LogSoftmax", "ReduceMax"} & set(found)
 
 
 def test_a_quotient_behind_the_product() -> None:
