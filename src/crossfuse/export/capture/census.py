@@ -13,7 +13,7 @@ products as evidence.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -79,8 +79,9 @@ class Sighting:
 
     @property
     def normal(self) -> bool:
-        """There is a softmax, or an operator that has one, between its products."""
-        return self.form != "products" or any("softmax" in step for step in self.between)
+        """There is a softmax, written out or not, or an operator that has one, between its
+        products."""
+        return self.form != "products" or _has_softmax(self.between)
 
     @property
     def reason(self) -> str:
@@ -121,8 +122,7 @@ class _Scores:
     @property
     def has_softmax(self) -> bool:
         """One of PyTorch's, or exponentials and their sum."""
-        written = {"exp", "sum"} <= {*self.steps} or {"exp", "logsumexp"} <= {*self.steps}
-        return written or any("softmax" in step for step in self.steps)
+        return _has_softmax(self.steps)
 
 
 @without_fast_paths()
@@ -249,6 +249,12 @@ class _Observer(OperatorWatch):
             self.made_of[out] = behind
             if "softmax" in short:
                 scores.probabilities.append(out)
+
+
+def _has_softmax(steps: Collection[str]) -> bool:
+    """One of PyTorch's, or exponentials and their sum."""
+    written = "exp" in steps and not {"sum", "logsumexp"}.isdisjoint(steps)
+    return written or any("softmax" in step for step in steps)
 
 
 def _same_data(a: Tensor, b: Tensor) -> bool:

@@ -88,6 +88,15 @@ class Guard:
             return False
 
     @property
+    def is_multiple(self) -> bool:
+        """The relation is that a size is a multiple of a number."""
+        import sympy
+        from torch.utils._sympy.functions import Mod, PythonMod
+
+        found = self.expression
+        return isinstance(found, sympy.Eq) and bool(found.has(Mod, PythonMod))
+
+    @property
     def constants(self) -> set[int]:
         """Whole numbers that sizes are related to."""
         return {int(number) for number in self.expression.atoms() if number.is_Integer}

@@ -57,6 +57,13 @@ _ABOUT_SIZES = (
 _MOST_BLOCK = 1024
 """The largest number that is taken for the size of a block."""
 
+_PADDED = Advice(
+    "Pad inside forward to such a multiple, and cut the result: F.pad(x, (0, -n % multiple)) takes "
+    "every n; or leave the axis out of {}, where it has one size",
+    Said("--dynamic", "ModelSpec(dynamic=...)"),
+)
+"""What to do where a size has to be a multiple."""
+
 _SUGGESTION = re.compile(r"(\w+) = Dim\('\1'(?:, min=(\d+))?(?:, max=(\d+))?\)")
 _CONSTANT = re.compile(r"specialized it to be a constant \((\d+)\)")
 """The size that torch.export found a dimension to have."""
@@ -162,7 +169,7 @@ def _refusal(
 ) -> InputError:
     """A dimension that is not free, with the relation; else what the tracer says."""
     if guard is not None:
-        fit = _fit(spec, guard.constants)
+        fit = _PADDED if guard.is_multiple else _fit(spec, guard.constants)
         return guard.refusal(spec.name, spec.dims, spec.module, fit)
     assert error is not None
     place = place_of(error)

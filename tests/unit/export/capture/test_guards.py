@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from tests.traced_for_tests import HEADS, WIDTH, Block, exported_equal
 from torch import Tensor, nn
+from torch.utils._sympy.functions import Mod
 
 from crossfuse import InputError, ModelSpec
 from crossfuse.core.tensors import Dim
@@ -25,6 +26,13 @@ def log_of(*expressions: object) -> GuardLog:
     log = GuardLog({"n": 5, "m": 7}, dims=DIMS)
     log.guards = [Guard(expression, DIMS, "model.py, line 3") for expression in expressions]
     return log
+
+
+def test_which_relations_want_a_multiple() -> None:
+    n = sympy.Symbol("n", integer=True, positive=True)
+    for expression, wants in ((sympy.Eq(Mod(n, 8), 0), True), (sympy.Eq(n, 8), False)):
+        assert Guard(expression, {n: "n"}, None).is_multiple is wants
+    assert not Guard(sympy.Ne(Mod(n, 8), 0), {n: "n"}, None).is_multiple
 
 
 def test_relations_are_tried_at_the_sizes_allowed() -> None:
@@ -102,6 +110,7 @@ def test_a_fixed_size_is_named_with_its_line(how: str, holds: str) -> None:
     assert "'n'" in message
     assert f"{Path(__file__).name}, line" in message
     assert "got n 2..64" in message
+    assert ("Pad inside forward" in message) == (how == "pairs")
 
 
 def shifted(scores: Tensor) -> Tensor:
