@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
@@ -33,8 +33,8 @@ HEADS_BY_TASK = (
     "MODEL_FOR_RETRIEVAL",
     "MODEL_FOR_ZERO_SHOT_OBJECT_DETECTION",
     "MODEL_FOR_KEYPOINT_MATCHING",
-    "MODEL_FOR_UNIVERSAL_SEGMENTATION",
     "MODEL_FOR_OBJECT_DETECTION",
+    "MODEL_FOR_UNIVERSAL_SEGMENTATION",
     "MODEL_FOR_MASK_GENERATION",
     "MODEL_FOR_DOCUMENT_QUESTION_ANSWERING",
     "MODEL_FOR_CAUSAL_LM",
@@ -69,81 +69,126 @@ class CannotShrink(Exception):
 
 @dataclass
 class Sizes:
-    """What is chosen for one model."""
+    """What is chosen for one model.
+
+    Attributes:
+        image: height and width of images.
+        kv_heads: heads of keys.
+        ids: small ids of tokens by those of the defaults.
+    """
 
     image: int = 32
+    kv_heads: int = 2
     ids: dict[int, int] = field(default_factory=dict)
 
     def token(self, value: int) -> int:
         """An id within the vocabulary: small ones stay, each other gets its own."""
-        if 0 <= value < 100 or value < 0:
+        if value < 100:
             return value
         return self.ids.setdefault(value, VOCABULARY - 1 - len(self.ids))
 
 
-def _least(limit: int) -> Callable[[int], int]:
-    return lambda value: min(value, limit)
+@dataclass(frozen=True)
+class Part:
+    """What the fields of one part are made small by.
+
+    Attributes:
+        sizes: of the whole model.
+        layers: of this part: as many as it gives states of.
+        width: of its layers; of its first stage, where stages widen.
+    """
+
+    sizes: Sizes
+    layers: int
+    width: int
 
 
-_NUMBERS: tuple[tuple[str, Callable[[int], int]], ...] = (
+def _least(limit: int) -> Callable[[int, Part], int]:
+    return lambda value, part: min(value, limit)
+
+
+def _width(value: int, part: Part) -> int:
+    return min(value, part.width)
+
+
+def _kept(value: Any, part: Part) -> Any:
+    return value
+
+
+_NUMBERS: tuple[tuple[str, Callable[[int, Part], int]], ...] = (
     (r"^type_vocab_size$|token_type", _least(2)),
-    (r"vocab(ulary)?_size|^(src|tgt)_vocab|num_embeddings$", _least(VOCABULARY)),
+    (r"vocab(ulary)?(_size)?$|^(src|tgt)_vocab|num_embeddings$", _least(VOCABULARY)),
     (r"^first_k_dense_replace$|^num_nextn|mtp_layers$", _least(1)),
-    (r"^(n_group|topk_group)$", lambda value: 1),
+    (r"^(n_group|topk_group)$", lambda value, part: 1),
     (r"(experts_per_tok|_topk|^moe_topk|^top_k|num_selected_experts)$", _least(2)),
     (r"shared_experts$", _least(1)),
     (r"experts$", _least(4)),
     (r"^pos_emb_(height|width)$|num_grid_per_side", _least(8)),
-    (r"^num_position_embeddings$", lambda value: 64),
-    (r"(position_embeddings|_positions|^n_ctx|_length|seq_len|^context_length)$", _least(POSITIONS)),
-    (r"_(key_value|kv|k)_heads$|^n_kv_heads$|^linear_num_key_heads$", _least(2)),
-    (r"(^|_)(attention|attn|n|num|mamba_n|index_n|self_attention)_heads?$", _least(HEADS)),
-    (r"heads$", _least(HEADS)),
+    (r"^num_position_embeddings$", _least(64)),
+    (
+        r"(position_embeddings|_positions|^n_ctx|_length|seq_len|^context_length)$",
+        _least(POSITIONS),
+    ),
+    (r"(_|^n_|^linear_num_)(key_value|kv|key)_heads$", lambda v, part: min(v, part.sizes.kv_heads)),
+    (r"heads$|n_head$", _least(HEADS)),
     (r"^(rotary_dim|qk_rope_head_dim)$", _least(HEAD // 2)),
     (r"(head_dim|^d_kv|head_size)$", _least(HEAD)),
     (r"(pattern|interval|period|_freq|_frequency|every_n_layers)$", _least(2)),
     (r"offset$", _least(1)),
-    (r"(^|_)(layers?|n_layers?|depth|num_blocks|max_window_layers)$|^num_hidden_layers", _least(LAYERS)),
-    (r"^sliding_window|attention_window|local_window", _least(8)),
-    (r"rank$", _least(HEAD)),
-    (r"^num_queries$|query_tokens$|num_latents$|n_latents$", _least(6)),
-    (r"^num_conv_pos_embeddings$", _least(16)),
-    (r"chunk_size$|^context_size$", _least(16)),
-    (r"^num_mel_bins$|^feature_size$|^input_feat_per_channel$", _least(16)),
-    (r"^image_seq_length$|mm_tokens_per_image$", _least(16)),
-    (r"^(fpn|bi_hidden|max_2d).*", lambda value: value),
-    (r"^patch_size$", _least(8)),
-    (r"(encoder|decoder)_hidden_size$|^(encoder|decoder)_hidden_dim$", _least(WIDTH)),
     (
-        r"(hidden|intermediate|ffn|mlp|feedforward|_ff|inner|proj|embed|embd|embedding|bottleneck"
-        r"|classifier|_in|_out|output|state|text|vision|audio|latent|codevector|query|key|value|fpn"
-        r"|qk|v|kernel|channel|feature|feat|mask|base|token|adapter|backbone)s?_?"
-        r"(size|dim|dims|features|channels|width|units)s?$",
-        _least(WIDTH),
+        r"(^|_)(n_)?layers?$|(^|_)depth$|^num_blocks$|max_window_layers$|^num_hidden_layers",
+        lambda value, part: min(value, part.layers),
     ),
-    (r"^(d_model|n_embd|dim|emb_dim|n_inner|d_ff|width|d_latents|mlp_hidden|filters|num_filters)$", _least(WIDTH)),
-    (r"(channels|codebook_size|d_inner|units)$", _least(WIDTH)),
+    (r"^sliding_window|attention_window|local_window", _least(8)),
+    (r"rank$|groups$", _least(HEAD)),
+    (r"^num_queries$|query_tokens$|(num|n)_latents$", _least(6)),
+    (r"^num_conv_pos_embeddings$", _least(16)),
+    (r"^chunk_size$|^context_size$|^attention_chunk_size$|mamba_chunk_size$", _least(16)),
+    (r"^num_mel_bins$|^input_feat_per_channel$", _least(16)),
+    (r"^image_seq_length$|mm_tokens_per_image$", _least(16)),
+    (r"^patch_size$", _least(8)),
+    (
+        r"(patch|kernel|window|chunk|group|batch|pool|stride|state|grid|crop|tile|block|hop|frame"
+        r"|bucket|sample|step|beam|conv_kernel|pool)_?(size|dim)$",
+        _kept,
+    ),
+    (r"(size|dim|dims|features|channels|width|units|filters|inner|_ff|n_embd|d_model)$", _width),
+    (r"^(n_embd|d_latents|mlp_hidden|hidden_size_per_layer_input|projection)$", _width),
 )
 """Names of numbers, and what becomes of them; the first that fits."""
 
-_LISTS: tuple[tuple[str, Callable[[list[int]], list[int]]], ...] = (
-    (r"deepstack", lambda given: list(range(min(len(given), LAYERS)))),
-    (r"^(fullatt_block|global_attn)_ind", lambda given: [LAYERS - 1]),
-    (r"cross_attention_layers|^full_attention_layers", lambda given: [LAYERS - 1]),
+
+def _places(given: list[int], part: Part) -> list[int]:
+    """Which layers: as many, as far as there are; those counted from the end are the last one."""
+    distinct = len(set(given)) > 1 and min(given) >= 0
+    if distinct and len(given) <= part.layers:
+        return list(range(part.layers - len(given), part.layers))
+    return [i * part.layers // (max(given) + 1) if i >= 0 else -1 for i in given]
+
+
+def _scaled(given: list[int], part: Part) -> list[int]:
+    most = max(*given, WIDTH) if len(given) > 1 else max(given[0], 1)
+    return [max(16, -(-n * WIDTH // most // 8) * 8) if n > 16 else n for n in given]
+
+
+_LISTS: tuple[tuple[str, Callable[[list[int], Part], list[int]]], ...] = (
+    (r"deepstack", lambda given, part: list(range(min(len(given), LAYERS)))),
+    (r"^(fullatt_block|global_attn)_ind", lambda given, part: [LAYERS - 1]),
+    (r"cross_attention_layers|^full_attention_layers", lambda given, part: [LAYERS - 1]),
+    (r"(indexes|indices|feature_layers?)$", _places),
     (
-        r"(indexes|indices|feature_layers?)$",
-        lambda given: [i * LAYERS // (max(given) + 1) if i >= 0 else -1 for i in given],
+        r"^depths?$|^num_blocks$|_depths$|^layers$|^(stage_num_)?blocks(_per_stage)?|^layer_repeats",
+        lambda given, part: [1] * len(given),
     ),
-    (r"^depths?$|^num_blocks$|_depths$|^layers$|^stage_num_blocks|^layer_repeats", lambda given: [1] * len(given)),
-    (r"heads$", lambda given: [min(n, 2) for n in given]),
-    (r"^patch_size$", lambda given: [min(n, 8) for n in given]),
-    (
-        r"(hidden|embed|embed_dim|conv|tdnn|neck_hidden|in|out|encoder_in|channel|dim)_?"
-        r"(size|dim|channel)s$|^conv_dim$|^tdnn_dim$|^embed_dims$|channels$",
-        lambda given: [max(16, -(-n * WIDTH // max(*given, WIDTH) // 8) * 8) for n in given],
-    ),
+    (r"heads(_per_stage)?$", lambda given, part: [min(n, 2) for n in given]),
+    (r"^patch_size$", lambda given, part: [min(n, 8) for n in given]),
+    (r"(patch|kernel|pool|stride|window|image)_?(size|dim)s?$", _kept),
+    (r"(size|dim|channel|feature|width)s?(_per_stage|_list)?$", _scaled),
 )
 """Names of lists of numbers likewise."""
+
+_UNSET = {"head_dim": HEAD, "num_key_value_heads": HEADS, "prediction_length": 4}
+"""Fields that are None by default, which some models don't stand."""
 
 
 def model_class(config: Any) -> Any:
@@ -163,34 +208,50 @@ def model_class(config: Any) -> Any:
     raise CannotShrink("no class of its own: a part of other models")
 
 
-def tiny_config(kind: Any, image: int = 32, **given: Any) -> Any:
+def tiny_config(kind: Any, image: int = 32, kv_heads: int = 2, **given: Any) -> Any:
     """A small configuration of a class of configurations.
 
     Args:
         kind: the class.
         image: height and width of its images.
+        kv_heads: heads of keys, where the class has its own number of them.
         given: fields that are set as they are.
     """
-    return _config(kind, {}, Sizes(image), given)
+    return _config(kind, {}, Sizes(image, kv_heads), given)
 
 
 def _config(kind: Any, defaults: Mapping[str, Any], sizes: Sizes, given: Mapping[str, Any]) -> Any:
     own = kind.default_config_fields() | dict(defaults)
     parts = getattr(kind, "sub_configs_defaults", None) or {}
+    part = _shape(own, sizes)
     made = {
         name: small
         for name, value in own.items()
-        if name not in parts and (small := _small(name, value, sizes)) is not None
+        if name not in parts and (small := _small(name, value, part)) is not None
     }
-    for name, part in parts.items():
-        made[name] = _part(part, own.get(name), sizes)
+    for name, spec in parts.items():
+        made[name] = _sub_config(spec, own.get(name), sizes)
         if name == "backbone_config" and "use_timm_backbone" in own:
             made |= {"use_timm_backbone": False, "backbone": None}
+    unset = {f.name for f in fields(kind)} - set(own)
+    made |= {name: value for name, value in _UNSET.items() if name in unset}
+    if "vocab_size" in unset:
+        made["vocab_size"] = VOCABULARY
     made |= _composed(kind, sizes) | _rotary(kind, own)
     return kind(**(made | dict(given)))
 
 
-def _part(part: Any, value: Any, sizes: Sizes) -> Any:
+def _shape(own: Mapping[str, Any], sizes: Sizes) -> Part:
+    """How many layers a part has, and how wide it is."""
+    staged = any(
+        isinstance(own.get(name), list | tuple) for name in ("depths", "depth", "blocks_per_stage")
+    )
+    states = max((len(own.get(n) or ()) for n in ("out_indices", "out_features")), default=0)
+    layers = LAYERS if staged else max(LAYERS, states)
+    return Part(sizes, layers, 16 if staged else WIDTH)
+
+
+def _sub_config(part: Any, value: Any, sizes: Sizes) -> Any:
     """A part's configuration; None where there is none by default."""
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
@@ -221,24 +282,38 @@ def _rotary(kind: Any, own: Mapping[str, Any]) -> dict[str, Any]:
     return {"rope_parameters": {"rope_theta": 10000.0, **base, "mrope_section": [2, 3, 3]}}
 
 
-def _small(name: str, value: Any, sizes: Sizes) -> Any:
+def _small(name: str, value: Any, part: Part) -> Any:
     """A field's small value; None to leave it."""
     if isinstance(value, bool) or not isinstance(value, int | list | tuple):
         return None
     if re.search(r"token_(id|index|ids)$|_token_idx$|^(image|audio|video)_token$", name):
-        return [sizes.token(v) for v in value] if not isinstance(value, int) else sizes.token(value)
+        token = part.sizes.token
+        return token(value) if isinstance(value, int) else [token(v) for v in value]
     if re.search(r"^(image|img|input_image|pretrain_image)_size$", name):
-        return sizes.image if isinstance(value, int) else type(value)([sizes.image] * len(value))
+        image = part.sizes.image
+        return image if isinstance(value, int) else type(value)([image] * len(value))
     if isinstance(value, int):
-        if re.search(r"feature_layer$", name):
-            return -1 if value < 0 else min(value, LAYERS - 1)
-        return next((to(value) for what, to in _NUMBERS if re.search(what, name)), None)
-    if name.endswith("layer_types") and value and all(isinstance(v, str) for v in value):
-        kinds = list(dict.fromkeys(value))
-        return (kinds * LAYERS)[:LAYERS]
+        if name.endswith("feature_layer"):
+            return -1 if value < 0 else min(value, part.layers - 1)
+        return next((to(value, part) for what, to in _NUMBERS if re.search(what, name)), None)
+    return _small_list(name, value, part)
+
+
+def _small_list(name: str, value: Any, part: Part) -> Any:
+    if name == "image_grid_pinpoints":
+        return [[side * part.sizes.image // min(value[0]) for side in sides] for sides in value[:3]]
+    if name == "attention_types":
+        return [[value[0][0], LAYERS // len(value[0][0])]]
+    if value and all(isinstance(v, str) for v in value):
+        if name.endswith("layer_types"):
+            return (list(dict.fromkeys(value)) * LAYERS)[:LAYERS]
+        staged = part.width != WIDTH
+        if name == "out_features" and not staged:
+            return [f"stage{i + 1}" for i in range(part.layers - len(value), part.layers)]
+        return None
     if not value or not all(isinstance(v, int) and not isinstance(v, bool) for v in value):
         return None
-    found = next((to(list(value)) for what, to in _LISTS if re.search(what, name)), None)
+    found = next((to(list(value), part) for what, to in _LISTS if re.search(what, name)), None)
     return None if found is None else type(value)(found)
 
 
@@ -248,13 +323,22 @@ def tiny_model(model_type: str, image: int = 32) -> nn.Module:
     Raises:
         CannotShrink: there is none, with the reason.
     """
+    failed: Exception | None = None
+    for kv_heads in (2, HEADS):
+        try:
+            return _tiny(model_type, image, kv_heads)
+        except CannotShrink:
+            raise
+        except Exception as error:  # noqa: BLE001 -- checks of the library's configurations
+            failed = failed or error
+    raise CannotShrink(f"{type(failed).__name__}: {failed}") from failed
+
+
+def _tiny(model_type: str, image: int, kv_heads: int) -> nn.Module:
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-    config = tiny_config(CONFIG_MAPPING[model_type], image)
+    config = tiny_config(CONFIG_MAPPING[model_type], image, kv_heads)
     made_by = model_class(config)
-    expected = getattr(made_by, "config_class", None)
-    if expected is not None and not isinstance(config, expected):
-        raise CannotShrink(f"{made_by.__name__} takes {expected.__name__}")
     with torch.device("meta"):
         planned = made_by(config)
     count = sum(p.numel() for p in planned.parameters())
@@ -273,6 +357,8 @@ def perturbed(model: nn.Module) -> nn.Module:
             if "norm" in name.lower() and parameter.ndim == 1 and name.endswith("weight"):
                 parameter.copy_(1 + 0.2 * noise)
             else:
-                fan_in = parameter[0].numel() if parameter.ndim > 1 else 25
+                fan_in = (
+                    parameter.numel() // max(parameter.shape[0], 1) if parameter.ndim > 1 else 25
+                )
                 parameter.add_(noise * 0.7 / max(fan_in, 1) ** 0.5)
     return model.eval()

@@ -43,7 +43,13 @@ _LENGTHS = (
     "max_length",
 )
 _PADDED_POSITIONS = ("roberta", "xlm-roberta", "bridgetower_text_model")
-_IMAGE_PARTS = ("vision_config", "image_config", "encoder", "visual_config", "vision_encoder_config")
+_IMAGE_PARTS = (
+    "vision_config",
+    "image_config",
+    "encoder",
+    "visual_config",
+    "vision_encoder_config",
+)
 _SPECIAL = ("bos", "eos", "pad", "decoder_start", "image", "sep", "cls")
 
 
@@ -53,7 +59,8 @@ class InputPlan:
 
     ``fillers`` are run in their order, in which one may look at the ones before; ``shapes`` have
     the order of the inputs. ``held`` are arguments that decide shapes: they are no inputs, but part
-    of what is exported. ``fixed`` are dimensions that got one size.
+    of what is exported. ``fixed`` are dimensions that got one size; ``settled`` is as
+    of a spec.
     """
 
     shapes: dict[str, tuple[int | str, ...]] = field(default_factory=dict)
@@ -64,6 +71,7 @@ class InputPlan:
     decode: str | None = None
     held: dict[str, Any] = field(default_factory=dict)
     fixed: dict[str, int] = field(default_factory=dict)
+    settled: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
     def add(self, name: str, shape: tuple[int | str, ...], filler: Filler) -> None:
         """Plan an input; its dimensions must be known."""
@@ -71,7 +79,9 @@ class InputPlan:
 
     def sized(self, shape: tuple[int | str, ...]) -> tuple[int | str, ...]:
         """A shape, with the sizes of dimensions that are fixed."""
-        return tuple(self.fixed.get(size, size) if isinstance(size, str) else size for size in shape)
+        return tuple(
+            self.fixed.get(size, size) if isinstance(size, str) else size for size in shape
+        )
 
     def dim(self, name: str, example: int, low: int = 1, high: int | None = None) -> str:
         """A named dimension; given twice, the first stands."""

@@ -42,25 +42,29 @@ def _whole(name: str = "pixel_values") -> Callable[[InputPlan, Any, set[str]], N
     return plan_it
 
 
-def _sizes(config: Any, takes: set[str]) -> tuple[int, int, int]:
+def _sizes(config: Any, takes: set[str], *, pair: bool = False) -> tuple[int, int, int]:
     channels, height, width = sizes_of(config)
-    if "pixel_mask" in takes and find(vision_config(config), "image_size") is None:
+    if ("pixel_mask" in takes or pair) and find(vision_config(config), "image_size") is None:
         height, width = _ANY_SIZE
     return channels, height, width
 
 
-def _stack(count: int | None, name: str = "pixel_values") -> Callable[..., None]:
-    """``[batch, images, channels, height, width]``: so many images, frames or tiles."""
+def _stack(
+    count: int | None, name: str = "pixel_values", *, shown: bool = False
+) -> Callable[..., None]:
+    """``[batch, images, channels, height, width]``: so many images, frames or tiles; with a mask of
+    pixels, or of images where ``shown``."""
 
     def plan_it(plan: InputPlan, model: Any, takes: set[str]) -> None:
         config = model.config
         images = count if count is not None else find(config, *_VIDEO)
         if not isinstance(images, int):
             return
-        channels, height, width = _sizes(config, takes)
+        channels, height, width = _sizes(config, takes, pair=images == 2)
         plan.add(name, ("batch", images, channels, height, width), normal)
         if "pixel_attention_mask" in takes:
-            plan.add("pixel_attention_mask", ("batch", images, height, width), ones)
+            axes = () if shown else (height, width)
+            plan.add("pixel_attention_mask", ("batch", images, *axes), ones)
 
     return plan_it
 
@@ -120,11 +124,9 @@ def _packed(name: str, grid: str, flat: bool, more: Mapping[str, Any] = {}) -> C
         channels, patch, frames, merge = _side(model.config)
         rows, columns = 2 * merge, 3 * merge
         plan.fix("batch", 1)
-        numbers = (
-            (channels * frames * patch * patch,) if flat else (channels, patch, patch)
-        )
+        numbers = (channels * frames * patch * patch,) if flat else (channels, patch, patch)
         plan.add(name, (rows * columns, *numbers), normal)
-        axes = [rows, columns] if grid.endswith("hw") else [1, rows, columns]
+        axes = [rows, columns] if grid.endswith("_hw") else [1, rows, columns]
         plan.held[grid] = torch.tensor([axes])
         for given, value in more.items():
             if given in takes:
@@ -158,9 +160,7 @@ def _placed_patches(places: str) -> Callable[..., None]:
         channels, patch, _, _ = _side(model.config)
         pool = _one(find(model.config, "pooling_kernel_size") or 1)
         side = 2 * pool
-        plan.add(
-            "pixel_values", ("batch", side * side, channels * patch * patch), uniform()
-        )
+        plan.add("pixel_values", ("batch", side * side, channels * patch * patch), uniform())
         plan.add(places, ("batch", side * side, 2), grid_places(side))
 
     return plan_it
@@ -183,7 +183,7 @@ def _flattened(plan: InputPlan, model: Any, takes: set[str]) -> None:
     channels, patch, _, _ = _side(model.config)
     columns = 4
     plan.dim("patches", 3 * columns, 1, find(part, "seq_len", "max_num_patches"))
-    width = 2 + channels * patch * patch
+    width = 2 + int(find(part, "patch_embed_hidden_size") or channels * patch * patch)
     plan.add("flattened_patches", ("batch", "patches", width), _with_places(columns))
     if "attention_mask" in takes and "attention_mask" not in plan.shapes:
         plan.add("attention_mask", ("batch", "patches"), _first_shown)
@@ -254,6 +254,7 @@ PICTURE_FORMS: Mapping[str, tuple[Callable[..., None], ...]] = {
         _whole(),
         _stack(None),
         _stack(1),
+        _stack(1, shown=True),
         _stack(2),
         _padded_patches,
         _sized,

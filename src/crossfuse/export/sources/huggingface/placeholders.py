@@ -181,11 +181,16 @@ def put_placeholders(
     plan.dim("text", least + 7, least, high)
     rest = ids(text, "attention_mask")
     plan.fillers[name] = ids_with_segments(segments, rest)
+    plan.settled[name] = tuple(sorted({token for segment in segments for token in segment.row}))
+    for other in plan.shapes:
+        if "mask" in other and sense_of(other) is not None:
+            plan.settled[other] = ()  # the model counts what it shows
     if "attention_mask" in plan.fillers:
         plan.fillers["attention_mask"] = mask_from(lambda length: least)
     for kinds in ("mm_token_type_ids", "token_type_ids"):
         if kinds in plan.shapes:
             plan.fillers[kinds] = token_kinds(name, segments, numbered=kinds.startswith("mm_"))
+            plan.settled[kinds] = ()
 
 
 def _edge(config: Any, names: tuple[str, ...]) -> int | None:

@@ -11,8 +11,14 @@ from crossfuse.export.sources.huggingface.input_plan import InputPlan, find
 
 __all__ = ["SOUND_FORMS"]
 
-_PARTS = ("audio_config", "audio_encoder", "audio_encoder_config", "encoder_config", "speech_config",
-          "thinker_config")
+_PARTS = (
+    "audio_config",
+    "audio_encoder",
+    "audio_encoder_config",
+    "encoder_config",
+    "speech_config",
+    "thinker_config",
+)
 _FEATURES = (
     "num_mel_bins", "n_mels", "input_feat_per_channel", "feature_projection_input_dim",
     "feature_size", "num_mel_filters", "input_dim", "input_feat_size", "mel_bins", "input_size",

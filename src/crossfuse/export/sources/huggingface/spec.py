@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 from crossfuse.core.checkpoint_weights import weights_about
 from crossfuse.core.foreign import door
 from crossfuse.export.sources.huggingface.adapters import adapt
+from crossfuse.export.sources.huggingface.export_settings import set_for_export
+from crossfuse.export.sources.huggingface.held_arguments import hold
 from crossfuse.export.sources.huggingface.input_rules import plan_inputs
 from crossfuse.export.sources.huggingface.load import load_model
 from crossfuse.export.sources.huggingface.tracing import tracing
@@ -22,8 +24,18 @@ if TYPE_CHECKING:
 
 __all__ = ["huggingface_spec"]
 
-_UNASKED = ("attentions*", "*_attentions*")
-"""Outputs that some models return without being asked to (``output_attentions`` is off)."""
+_UNASKED = (
+    "attentions*",
+    "*_attentions*",
+    "*past_key_values*",
+    "*cache_params*",
+    "*_cache",
+    "*_cache_*",
+    "mems*",
+    "past_buckets_states*",
+)
+"""Outputs that some models return without being asked to: probabilities (``output_attentions`` is
+off), and what they keep for a next step (``use_cache`` is off)."""
 
 
 @door
@@ -41,7 +53,8 @@ def huggingface_spec(  # noqa: PLR0913 -- public: a spec's own fields, and how t
     """The spec of a model of ``transformers``.
 
     Args:
-        model: the model, or a folder or identifier to load it from (safetensors only).
+        model: the model, or a folder or identifier to load it from (safetensors only). Its
+            configuration is set for an export, in place: no caches, results alone, by name.
         task: which head, when loading: a pipeline's task or a class name.
         inputs, dynamic, context, decode: as in :class:`ModelSpec`; where omitted, made from the
             model's configuration: seeded inputs with padded masks, and named dimensions for batch
@@ -59,12 +72,14 @@ def huggingface_spec(  # noqa: PLR0913 -- public: a spec's own fields, and how t
             model, task, trust_remote_code=trust_remote_code, allow_missing=allow_missing
         )
         model, about = found.module, weights_about(found.missing, found.left_over)
-    loaded = adapt(model)
+    set_for_export(model)
+    loaded = hold(adapt(model), {})
     name = type(loaded).__name__
     if inputs is not None:
         spec = ModelSpec(loaded, inputs, dynamic or {}, tuple(context or ()), name, decode=decode)
     else:
         plan = plan_inputs(loaded)
+        hold(loaded, plan.held)
         made = ModelSpec.from_sampler(
             loaded,
             plan.sample,
@@ -75,7 +90,10 @@ def huggingface_spec(  # noqa: PLR0913 -- public: a spec's own fields, and how t
         )
         planned = decode is None and context is None
         spec = replace(
-            made, decode=plan.decode if planned else decode, decode_where_possible=planned
+            made,
+            decode=plan.decode if planned else decode,
+            decode_where_possible=planned,
+            settled=plan.settled,
         )
     return replace(spec, drop_outputs=_UNASKED, about=about).traced_in(
         partial(tracing, inputs=dict(spec.inputs))
