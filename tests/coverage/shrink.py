@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
-__all__ = ["LARGEST", "CannotShrink", "model_class", "tiny_config", "tiny_model"]
+__all__ = ["LARGEST", "CannotShrinkError", "model_class", "tiny_config", "tiny_model"]
 
 LARGEST = 5_000_000
 """Parameters that a tiny model has at most."""
@@ -63,7 +63,7 @@ _PAIRS = {
 """Types whose parts have no defaults."""
 
 
-class CannotShrink(Exception):
+class CannotShrinkError(Exception):
     """Why there is no tiny model of a type."""
 
 
@@ -195,7 +195,7 @@ def model_class(config: Any) -> Any:
     """The class of the library that does most with a configuration of this type.
 
     Raises:
-        CannotShrink: it has none: a part of other models.
+        CannotShrinkError: it has none: a part of other models.
     """
     import transformers
     from transformers.models.auto import modeling_auto
@@ -205,7 +205,7 @@ def model_class(config: Any) -> Any:
         for name in (names,) if isinstance(names, str) else names or ():
             if hasattr(transformers, name):
                 return getattr(transformers, name)
-    raise CannotShrink("no class of its own: a part of other models")
+    raise CannotShrinkError("no class of its own: a part of other models")
 
 
 def tiny_config(kind: Any, image: int = 32, kv_heads: int = 2, **given: Any) -> Any:
@@ -321,17 +321,17 @@ def tiny_model(model_type: str, image: int = 32) -> nn.Module:
     """A tiny model of a type, in evaluation mode on the CPU, random from a fixed seed.
 
     Raises:
-        CannotShrink: there is none, with the reason.
+        CannotShrinkError: there is none, with the reason.
     """
     failed: Exception | None = None
     for kv_heads in (2, HEADS):
         try:
             return _tiny(model_type, image, kv_heads)
-        except CannotShrink:
+        except CannotShrinkError:
             raise
         except Exception as error:  # noqa: BLE001 -- checks of the library's configurations
             failed = failed or error
-    raise CannotShrink(f"{type(failed).__name__}: {failed}") from failed
+    raise CannotShrinkError(f"{type(failed).__name__}: {failed}") from failed
 
 
 def _tiny(model_type: str, image: int, kv_heads: int) -> nn.Module:
@@ -343,7 +343,7 @@ def _tiny(model_type: str, image: int, kv_heads: int) -> nn.Module:
         planned = made_by(config)
     count = sum(p.numel() for p in planned.parameters())
     if count > LARGEST:
-        raise CannotShrink(f"{count / 1e6:.0f} million parameters are left")
+        raise CannotShrinkError(f"{count / 1e6:.0f} million parameters are left")
     torch.manual_seed(0)
     return perturbed(made_by(config))
 

@@ -114,7 +114,7 @@ def imitate(
     return made
 
 
-def vary(  # noqa: PLR0913 -- what imitation knows, and what it must leave
+def vary(
     kinds: Mapping[str, Kind],
     made: Mapping[str, Tensor],
     axes: Axes,
@@ -131,30 +131,37 @@ def vary(  # noqa: PLR0913 -- what imitation knows, and what it must leave
     """
     patterns = Patterns(draw.masks, generator)
     varied = dict(made)
-    for name, tensor in made.items():
+    free = {name: tensor for name, tensor in made.items() if settled.get(name) != ()}
+    for name, tensor in free.items():
         kind, names = kinds[name], axes.get(name, {})
-        if settled.get(name) == ():
-            continue
         if kind.name == "features" and draw.scale != 1.0:
             varied[name] = (tensor * draw.scale).to(tensor.dtype)
         elif kind.name in ("mask", "additive") and tensor.ndim == 2 and draw.masks != "prefix":
             before = tensor == 0 if kind.name == "additive" else tensor == kind.shown
             if _is_padded(before):
-                shown = patterns.shown(tuple(tensor.shape), names)
-                for other, ids in settled.items():
-                    if ids and made[other].shape == shown.shape:
-                        shown = shown | _among(made[other], ids)
+                shown = patterns.shown(tuple(tensor.shape), names) | _settled(before, free, settled)
                 varied[name] = _masked(kind, shown, False, generator).to(tensor.dtype)
-                _move_padding(varied, made, before, shown, settled)
+                _move_padding(varied, free, before, shown, settled)
     if draw.extremes:
         for name, table in draw.tables.items():
-            if kinds[name].name in ("ids", "lengths") and settled.get(name) != ():
+            if name in free and kinds[name].name in ("ids", "lengths"):
                 ids = settled.get(name, ())
                 among = (varied[name] > 0) & ~_among(varied[name], ids)
                 varied[name] = _with_extremes(
                     varied[name], table, generator, among=among, share=4, without=ids
                 )
     return varied
+
+
+def _settled(
+    mask: Tensor, made: Mapping[str, Tensor], settled: Mapping[str, tuple[int, ...]]
+) -> Tensor:
+    """Places of a mask in which an input of its shape has settled ids."""
+    places = torch.zeros(mask.shape, dtype=torch.bool)
+    for name, ids in settled.items():
+        if ids and made[name].shape == mask.shape:
+            places |= _among(made[name], ids)
+    return places
 
 
 def _among(values: Tensor, ids: tuple[int, ...]) -> Tensor:
@@ -286,8 +293,6 @@ def _move_padding(
 ) -> None:
     """Put the ids that stood in a mask's hidden places into the places that are hidden now."""
     for name, ids in made.items():
-        if settled.get(name) == ():
-            continue
         if ids.shape == before.shape and not ids.is_floating_point() and ids.dtype != torch.bool:
             hidden = ids[~before]
             if hidden.numel() and bool((hidden == hidden[0]).all()) and int(ids.max()) > 1:

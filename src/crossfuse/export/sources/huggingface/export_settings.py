@@ -1,5 +1,5 @@
-"""What every model of ``transformers`` is set to for an export: no caches, nothing but results among
-its outputs, by name."""
+"""What every model of ``transformers`` is set to for an export: no caches, nothing but results
+among its outputs, by name."""
 
 from __future__ import annotations
 

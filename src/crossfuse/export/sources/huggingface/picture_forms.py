@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -114,7 +115,9 @@ def _one(size: Any) -> int:
     return int(size[0] if isinstance(size, list | tuple) else size)
 
 
-def _packed(name: str, grid: str, flat: bool, more: Mapping[str, Any] = {}) -> Callable[..., None]:  # noqa: B006 -- not written to
+def _packed(
+    name: str, grid: str, flat: bool, more: Mapping[str, Any] = MappingProxyType({})
+) -> Callable[..., None]:
     """All patches of one image behind each other, with its grid: ``[patches, numbers]``, or as
     little images."""
 
