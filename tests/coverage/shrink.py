@@ -152,7 +152,8 @@ _NUMBERS: tuple[tuple[str, Callable[[int, Part], int]], ...] = (
         r"|bucket|sample|step|beam|conv_kernel|pool)_?(size|dim)$",
         _kept,
     ),
-    (r"(size|dim|dims|features|channels|width|units|filters|inner|_ff|n_embd|d_model)$", _width),
+    (r"proj|output|text|^d_model$|^(decoder|encoder)_hidden|^hidden_dim$", _least(WIDTH)),
+    (r"(size|dim|dims|features|channels|width|units|filters|inner|_ff|n_embd)$", _width),
     (r"^(n_embd|d_latents|mlp_hidden|hidden_size_per_layer_input|projection)$", _width),
 )
 """Names of numbers, and what becomes of them; the first that fits."""
@@ -237,6 +238,9 @@ def _config(kind: Any, defaults: Mapping[str, Any], sizes: Sizes, given: Mapping
     made |= {name: value for name, value in _UNSET.items() if name in unset}
     if "vocab_size" in unset:
         made["vocab_size"] = VOCABULARY
+    for name in sorted(unset):
+        if re.search(r"^(image|video|audio)_token_(id|index)$", name):
+            made[name] = sizes.token(1_000_000 + len(sizes.ids))
     made |= _composed(kind, sizes) | _rotary(kind, own)
     return kind(**(made | dict(given)))
 
@@ -275,7 +279,10 @@ def _composed(kind: Any, sizes: Sizes) -> dict[str, Any]:
 
 def _rotary(kind: Any, own: Mapping[str, Any]) -> dict[str, Any]:
     """Rotary positions of three axes whose parts fit the head."""
-    if "mrope_section" not in (getattr(kind, "ignore_keys_at_rope_validation", None) or ()):
+    by_layer = any(f.name == "rope_parameters" and "dict[str" in str(f.type) for f in fields(kind))
+    if by_layer or "mrope_section" not in (
+        getattr(kind, "ignore_keys_at_rope_validation", None) or ()
+    ):
         return {}
     set_by_default = own.get("rope_parameters")
     base = set_by_default if isinstance(set_by_default, dict) else {"rope_type": "default"}
@@ -284,6 +291,8 @@ def _rotary(kind: Any, own: Mapping[str, Any]) -> dict[str, Any]:
 
 def _small(name: str, value: Any, part: Part) -> Any:
     """A field's small value; None to leave it."""
+    if name == "projector_patch_to_query_dict":
+        return {(part.sizes.image // 8) ** 2: 4}
     if isinstance(value, bool) or not isinstance(value, int | list | tuple):
         return None
     if re.search(r"token_(id|index|ids)$|_token_idx$|^(image|audio|video)_token$", name):

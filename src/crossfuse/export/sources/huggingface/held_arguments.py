@@ -7,7 +7,7 @@ modules keep their paths, and the signature stays what it was. Values given by a
 
 from __future__ import annotations
 
-import functools
+import inspect
 from collections.abc import Mapping
 from types import MethodType
 from typing import TYPE_CHECKING, Any
@@ -34,10 +34,12 @@ def hold(model: nn.Module, arguments: Mapping[str, Any]) -> nn.Module:
         return model
     fixed = dict(arguments)
 
-    @functools.wraps(original)
     def forward(self: Any, *args: Any, **given: Any) -> Any:
         return original(*args, **{**fixed, **given})
 
+    own = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
+    takes = inspect.signature(original).parameters.values()
+    forward.__signature__ = inspect.Signature([own, *takes])  # type: ignore[attr-defined]
     forward.crossfuse_unheld = original  # type: ignore[attr-defined]
     model.forward = MethodType(forward, model)
     return model

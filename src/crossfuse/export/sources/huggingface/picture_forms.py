@@ -161,12 +161,19 @@ def _placed_patches(places: str) -> Callable[..., None]:
         if places not in takes:
             return
         channels, patch, _, _ = _side(model.config)
+        patch = _one(find(vision_config(model.config), "model_patch_size") or patch)
         pool = _one(find(model.config, "pooling_kernel_size") or 1)
         side = 2 * pool
         plan.add("pixel_values", ("batch", side * side, channels * patch * patch), uniform())
         plan.add(places, ("batch", side * side, 2), grid_places(side))
 
     return plan_it
+
+
+def _loose_patches(plan: InputPlan, model: Any, takes: set[str]) -> None:
+    """``[batch, patches, numbers]``, and nothing with them."""
+    channels, patch, _, _ = _side(model.config)
+    plan.add("image_patches", ("batch", 6, channels * patch * patch), normal)
 
 
 def _strip(plan: InputPlan, model: Any, takes: set[str]) -> None:
@@ -270,6 +277,7 @@ PICTURE_FORMS: Mapping[str, tuple[Callable[..., None], ...]] = {
         _packed("hidden_states", "grid_thw", False),
     ),
     "pixel_values_images": (_whole("pixel_values_images"),),
+    "image_patches": (_loose_patches,),
     "image_pixel_values": (_whole("image_pixel_values"),),
     "pixel_values_videos": (
         _packed("pixel_values_videos", "video_grid_thw", True),

@@ -60,7 +60,7 @@ SENSES = (
         ("vision_start_token_id", "image_start_token_id", "boi_token_id", "boi_token_index"),
         ("vision_end_token_id", "image_end_token_id", "eoi_token_id", "eoi_token_index"),
         ("get_image_features", "get_vision_features"),
-        r"^(pixel_|image_|spatial_|target_sizes|high_res_|patch_)(?!.*videos)",
+        r"^(pixel_|image_|spatial_|target_sizes|high_res_|patch_|flattened_)(?!.*videos)",
         1,
     ),
     Sense(
