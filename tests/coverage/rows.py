@@ -146,7 +146,7 @@ def stamp() -> str:
     for package in ("transformers", "torch", "onnxruntime-gpu"):
         digest.update(version(package).encode())
     for folder in (ROOT / "src", ROOT / "tests" / "coverage"):
-        for path in sorted(folder.rglob("*.py")):
+        for path in sorted(p for p in folder.rglob("*") if p.suffix in (".py", ".txt")):
             digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
 

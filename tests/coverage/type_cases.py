@@ -1,10 +1,11 @@
 """Cases of the coverage suite by types of ``transformers``: each made tiny by `shrink`, with inputs
-that are planned from its configuration. The list is frozen here."""
+that are planned from its configuration. The list is frozen in `types.txt`."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from coverage.cases import Case
@@ -63,7 +64,7 @@ def _told(model_type: str) -> dict[str, Any]:
     return {"model": spec.name, "inputs": {n: list(t.shape) for n, t in spec.inputs.items()}}
 
 
-TYPES: tuple[str, ...] = ()
-"""Model types."""
+TYPES: tuple[str, ...] = tuple(Path(__file__).with_name("types.txt").read_text().split())
+"""Model types: what combines several kinds of inputs, and others with attention."""
 
 CASES = {case.name: case for case in map(_case, TYPES)}

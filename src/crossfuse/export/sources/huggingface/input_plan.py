@@ -58,9 +58,9 @@ class InputPlan:
     """Inputs by name, with the ranges and example sizes of their dimensions.
 
     ``fillers`` are run in their order, in which one may look at the ones before; ``shapes`` have
-    the order of the inputs. ``held`` are arguments that decide shapes: they are no inputs, but part
-    of what is exported. ``fixed`` are dimensions that got one size; ``settled`` is as
-    of a spec.
+    the order of the inputs. ``held`` are arguments that decide shapes, as nested lists of
+    integers: they are no inputs, but part of what is exported. ``fixed`` are dimensions that got
+    one size; ``settled`` is as of a spec.
     """
 
     shapes: dict[str, tuple[int | str, ...]] = field(default_factory=dict)
@@ -83,6 +83,25 @@ class InputPlan:
             self.fixed.get(size, size) if isinstance(size, str) else size for size in shape
         )
 
+    def drop(self, name: str) -> None:
+        """Take an input back."""
+        del self.shapes[name], self.fillers[name]
+        self.settled.pop(name, None)
+
+    def copy(self) -> InputPlan:
+        """Another plan with the same inputs."""
+        return InputPlan(
+            dict(self.shapes),
+            dict(self.fillers),
+            dict(self.dims),
+            dict(self.example),
+            self.context,
+            self.decode,
+            dict(self.held),
+            dict(self.fixed),
+            dict(self.settled),
+        )
+
     def dim(self, name: str, example: int, low: int = 1, high: int | None = None) -> str:
         """A named dimension; given twice, the first stands."""
         if name not in self.dims and name not in self.fixed:
@@ -103,6 +122,10 @@ class InputPlan:
         for given, shape in self.shapes.items():
             self.shapes[given] = self.sized(shape)
         self.forget(name)
+
+    def held_tensors(self) -> dict[str, Tensor]:
+        """What is held, as a model takes it."""
+        return {name: torch.tensor(value) for name, value in self.held.items()}
 
     @property
     def dynamic(self) -> dict[str, dict[int, str | Dim]]:

@@ -88,7 +88,7 @@ def _tiles(plan: InputPlan, model: Any, takes: set[str]) -> None:
     tiles = -(-high // height) * -(-wide // width) + 1
     plan.fix("batch", 1)
     plan.add("pixel_values", (1, tiles, channels, height, width), normal)
-    plan.held["image_sizes"] = torch.tensor([[high, wide]])
+    plan.held["image_sizes"] = [[high, wide]]
 
 
 def _sized(plan: InputPlan, model: Any, takes: set[str]) -> None:
@@ -98,7 +98,7 @@ def _sized(plan: InputPlan, model: Any, takes: set[str]) -> None:
     channels, height, width = sizes_of(model.config)
     plan.fix("batch", 1)
     plan.add("pixel_values", (1, channels, height, width), normal)
-    plan.held["image_sizes"] = torch.tensor([[height, width]])
+    plan.held["image_sizes"] = [[height, width]]
 
 
 def _side(config: Any) -> tuple[int, int, int, int]:
@@ -130,7 +130,7 @@ def _packed(
         numbers = (channels * frames * patch * patch,) if flat else (channels, patch, patch)
         plan.add(name, (rows * columns, *numbers), normal)
         axes = [rows, columns] if grid.endswith("_hw") else [1, rows, columns]
-        plan.held[grid] = torch.tensor([axes])
+        plan.held[grid] = [axes]
         for given, value in more.items():
             if given in takes:
                 plan.held[given] = value
@@ -151,7 +151,7 @@ def _padded_patches(plan: InputPlan, model: Any, takes: set[str]) -> None:
     for name in ("pixel_attention_mask", "pixel_mask"):
         if name in takes:
             plan.add(name, (1, side * side), ones)
-    plan.held["spatial_shapes"] = torch.tensor([[side, side]])
+    plan.held["spatial_shapes"] = [[side, side]]
 
 
 def _placed_patches(places: str) -> Callable[..., None]:
@@ -184,7 +184,7 @@ def _strip(plan: InputPlan, model: Any, takes: set[str]) -> None:
     rows = columns = 4
     plan.fix("batch", 1)
     plan.add("pixel_values", (1, channels, patch, rows * columns * patch), normal)
-    plan.held["target_sizes"] = torch.tensor([[rows, columns]])
+    plan.held["target_sizes"] = [[rows, columns]]
 
 
 def _flattened(plan: InputPlan, model: Any, takes: set[str]) -> None:
@@ -253,7 +253,7 @@ PICTURE_FORMS: Mapping[str, tuple[Callable[..., None], ...]] = {
     "pixel_values": (
         _packed("pixel_values", "image_grid_thw", True),
         _packed("pixel_values", "image_grid_thw", False),
-        _packed("pixel_values", "grid_thw", True, {"merge_sizes": torch.tensor([2])}),
+        _packed("pixel_values", "grid_thw", True, {"merge_sizes": [2]}),
         _packed("pixel_values", "grid_thw", False),
         _packed("pixel_values", "image_grid_hw", True),
         _placed_patches("image_position_ids"),

@@ -3,7 +3,6 @@ others, until the model runs with them in eager."""
 
 from __future__ import annotations
 
-import copy
 import inspect
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -20,6 +19,7 @@ from crossfuse.export.sources.huggingface.placeholders import (
     token_of,
     told_counts,
 )
+from crossfuse.export.sources.huggingface.rope_positions import put_positions
 from crossfuse.export.sources.huggingface.trial import Refusal, narrow, refusal_of
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ class _Search:
             refusal = self._refusal(plan)
             if refusal is None:
                 narrow(self._model, plan)
-                return plan
+                return put_positions(self._model, plan, self._takes)
             self._said.append(refusal)
             if self.first[1] is None:
                 self.first = plan, refusal
@@ -137,7 +137,7 @@ class _Search:
 
     def _with(self, plan: InputPlan, name: str, place: int) -> InputPlan | None:
         for form in FORMS[name]:
-            more = copy.deepcopy(plan)
+            more = plan.copy()
             try:
                 form(more, self._model, self._takes)
             except (AttributeError, TypeError, ValueError):
@@ -165,7 +165,7 @@ class _Search:
             return
         if "token_type_ids" in self._takes:
             FORMS["token_type_ids"][0](plan, self._model, self._takes)
-        made = plan.sample(plan.example, torch.Generator().manual_seed(0)) | plan.held
+        made = plan.sample(plan.example, torch.Generator().manual_seed(0)) | plan.held_tensors()
         counts = {}
         for sense in senses:
             rows = counted_in(self._model, sense, made)

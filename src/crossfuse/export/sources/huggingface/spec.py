@@ -11,8 +11,8 @@ from crossfuse.core.checkpoint_weights import weights_about
 from crossfuse.core.foreign import door
 from crossfuse.export.sources.huggingface.adapters import adapt
 from crossfuse.export.sources.huggingface.export_settings import set_for_export
-from crossfuse.export.sources.huggingface.held_arguments import hold
 from crossfuse.export.sources.huggingface.input_rules import plan_inputs
+from crossfuse.export.sources.huggingface.known_sizes import fix_sizes
 from crossfuse.export.sources.huggingface.load import load_model
 from crossfuse.export.sources.huggingface.tracing import tracing
 from crossfuse.spec.model_spec import ModelSpec
@@ -73,13 +73,12 @@ def huggingface_spec(  # noqa: PLR0913 -- public: a spec's own fields, and how t
         )
         model, about = found.module, weights_about(found.missing, found.left_over)
     set_for_export(model)
-    loaded = hold(adapt(model), {})
+    loaded = adapt(model)
     name = type(loaded).__name__
     if inputs is not None:
         spec = ModelSpec(loaded, inputs, dynamic or {}, tuple(context or ()), name, decode=decode)
     else:
         plan = plan_inputs(loaded)
-        hold(loaded, plan.held)
         made = ModelSpec.from_sampler(
             loaded,
             plan.sample,
@@ -88,6 +87,9 @@ def huggingface_spec(  # noqa: PLR0913 -- public: a spec's own fields, and how t
             context=tuple(context) if context is not None else plan.context,
             name=name,
         )
+        if plan.held:
+            fix_sizes(loaded, plan.held)
+            made = replace(made, inputs={**made.inputs, **plan.held})
         planned = decode is None and context is None
         spec = replace(
             made,

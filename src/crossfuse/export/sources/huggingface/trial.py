@@ -58,7 +58,7 @@ def refusal_of(
     try:
         inputs = plan.sample(dict(sizes or plan.example), torch.Generator().manual_seed(0))
         with torch.no_grad(), kept_state(model):
-            model(**inputs, **plan.held)
+            model(**inputs, **plan.held_tensors())
     except Exception as error:  # noqa: BLE001 -- the library's code, or a checkpoint's own
         return Refusal(error, inputs)
     return None

@@ -41,7 +41,7 @@ def planned() -> InputPlan:
 
 def test_what_is_held_is_given_and_state_is_put_back() -> None:
     model, plan = Picky(), planned()
-    plan.held["factor"] = 2.0
+    plan.held["factor"] = [2]
     assert refusal_of(model, plan) is None
     assert model.seen == 0
     refusal = refusal_of(model, plan, plan.example | {"length": 3})
@@ -67,7 +67,7 @@ def test_a_refusal_is_the_model_s_own_and_names_what_to_give() -> None:
 
 def test_dimensions_are_narrowed_to_what_the_model_takes() -> None:
     plan = planned()
-    plan.held["factor"] = 1.0
+    plan.held["factor"] = [1]
     narrow(Picky(), plan)
     assert plan.shapes["x"] == ("batch", "length", 4)
     assert (plan.dims["batch"].min, plan.fixed) == (1, {"width": 4})
