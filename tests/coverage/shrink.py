@@ -238,6 +238,8 @@ def _config(kind: Any, defaults: Mapping[str, Any], sizes: Sizes, given: Mapping
     made |= {name: value for name, value in _UNSET.items() if name in unset}
     if "vocab_size" in unset:
         made["vocab_size"] = VOCABULARY
+    if "projector_patch_to_query_dict" in unset:
+        made["projector_patch_to_query_dict"] = {(sizes.image // 8) ** 2: 4}
     for name in sorted(unset):
         if re.search(r"^(image|video|audio)_token_(id|index)$", name):
             made[name] = sizes.token(1_000_000 + len(sizes.ids))
@@ -291,8 +293,6 @@ def _rotary(kind: Any, own: Mapping[str, Any]) -> dict[str, Any]:
 
 def _small(name: str, value: Any, part: Part) -> Any:
     """A field's small value; None to leave it."""
-    if name == "projector_patch_to_query_dict":
-        return {(part.sizes.image // 8) ** 2: 4}
     if isinstance(value, bool) or not isinstance(value, int | list | tuple):
         return None
     if re.search(r"token_(id|index|ids)$|_token_idx$|^(image|audio|video)_token$", name):

@@ -17,6 +17,7 @@ from crossfuse.export.sources.huggingface.input_fillers import (
     mask,
     normal,
     ones,
+    span,
     uniform,
     zeros,
 )
@@ -46,10 +47,6 @@ def _answer(plan: InputPlan, model: Any, takes: set[str]) -> None:
     if getattr(model.config, "is_encoder_decoder", False):
         decoder = model.config.get_text_config(decoder=True)
         add_text(plan, decoder, TextInput("decoder_text", "decoder_"))
-
-
-def _asked_answer(plan: InputPlan, model: Any, takes: set[str]) -> None:
-    add_text(plan, text_config(model.config), TextInput("decoder_text", "decoder_"))
 
 
 def _kinds_of_tokens(name: str) -> Form:
@@ -181,6 +178,17 @@ def _image_of_each_word(plan: InputPlan, model: Any, takes: set[str]) -> None:
         plan.add("image_attention_mask", ("batch", "text", 1), ones)
 
 
+def _marked_places(plan: InputPlan, model: Any, takes: set[str]) -> None:
+    """A mask that says which ids the image's features take the place of."""
+    count = find(model.config, "latent_query_num")
+    if "text" in plan.dims and isinstance(count, int):
+        high = plan.dims["text"].max
+        plan.forget("text")
+        plan.dim("text", count + 7, count + 2, high)
+        plan.add("image_embeds_position_mask", ("batch", "text"), span(1, count + 1))
+        plan.settled["image_embeds_position_mask"] = ()
+
+
 def _bytes(plan: InputPlan, model: Any, takes: set[str]) -> None:
     plan.dim("text", 9, 1, find(model.config, "max_position_embeddings"))
     plan.add("inputs", ("batch", "text"), ids(model.config))
@@ -202,7 +210,7 @@ FORMS: Mapping[str, tuple[Form, ...]] = {
     **PICTURE_FORMS,
     **SOUND_FORMS,
     "input_ids": (_text,),
-    "decoder_input_ids": (_answer, _asked_answer),
+    "decoder_input_ids": (_answer,),
     "token_type_ids": (_kinds_of_tokens("token_type_ids"),),
     "mm_token_type_ids": (_kinds_of_tokens("mm_token_type_ids"),),
     "moe_mm_token_type_ids": (_kinds_of_tokens("moe_mm_token_type_ids"),),
@@ -216,6 +224,7 @@ FORMS: Mapping[str, tuple[Form, ...]] = {
     "states": (_decisions,),
     "past_values": (_past_values,),
     "entity_ids": (_entities,),
+    "image_embeds_position_mask": (_marked_places,),
     "image_attention_mask": (_image_of_each_word,),
     "inputs": (_bytes,),
     "classes_input_ids": (_classes_to_find,),
@@ -229,7 +238,7 @@ USUAL = (
     "pixel_values_images",
     "flattened_patches",
     "image_pixel_values",
-    "image_patches",
+    "image_embeds_position_mask",
     "input_features",
     "input_values",
     "bbox",
@@ -254,12 +263,12 @@ ASKED_FOR = (
     "encoder_hidden_states",
     "pixel_values_videos",
     "token_type_ids",
-    "decoder_input_ids",
     "input_features",
     "input_values",
     "entity_ids",
     "high_res_pixel_values",
     "prompt_pixel_values",
     "prompt_depth",
+    "image_patches",
 )
 """What is planned where the model wants it: the argument has no default, or a refusal names it."""

@@ -139,19 +139,20 @@ def _packed(
 
 
 def _padded_patches(plan: InputPlan, model: Any, takes: set[str]) -> None:
-    """``[batch, patches, numbers]``, with a mask of the patches and the shape of their grid."""
+    """``[batch, patches, numbers]``, with a mask of the patches and the shape of their grid where
+    the model takes these."""
     config = model.config
     channels, patch, _, _ = _side(config)
     places = find(vision_config(config), "num_patches") or 16
     side = max(math.isqrt(int(places)), 1)
-    merge = int(find(config, "downsample_factor") or 1)
-    side -= side % merge
-    plan.fix("batch", 1)
-    plan.add("pixel_values", (1, side * side, channels * patch * patch), normal)
+    side -= side % int(find(config, "downsample_factor") or 1)
+    if "spatial_shapes" in takes:
+        plan.fix("batch", 1)
+        plan.held["spatial_shapes"] = [[side, side]]
+    plan.add("pixel_values", ("batch", side * side, channels * patch * patch), normal)
     for name in ("pixel_attention_mask", "pixel_mask"):
         if name in takes:
-            plan.add(name, (1, side * side), ones)
-    plan.held["spatial_shapes"] = [[side, side]]
+            plan.add(name, ("batch", side * side), ones)
 
 
 def _placed_patches(places: str) -> Callable[..., None]:
