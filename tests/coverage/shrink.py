@@ -125,6 +125,9 @@ _NUMBERS: tuple[tuple[str, Callable[[int, Part], int]], ...] = (
     (r"experts$", _least(4)),
     (r"^pos_emb_(height|width)$|num_grid_per_side", _least(8)),
     (r"^num_position_embeddings$", _least(64)),
+    (r"^max_source_positions$", _least(32)),
+    (r"^coordinate_size$", _least(WIDTH // 8)),
+    (r"^shape_size$", _least(WIDTH // 4)),
     (
         r"(position_embeddings|_positions|^n_ctx|_length|seq_len|^context_length)$",
         _least(POSITIONS),
@@ -161,6 +164,8 @@ _NUMBERS: tuple[tuple[str, Callable[[int, Part], int]], ...] = (
 
 def _places(given: list[int], part: Part) -> list[int]:
     """Which layers: as many, as far as there are; those counted from the end are the last one."""
+    if part.width != WIDTH:
+        return given  # stages, all of which are there
     distinct = len(set(given)) > 1 and min(given) >= 0
     if distinct and len(given) <= part.layers:
         return list(range(part.layers - len(given), part.layers))
@@ -238,6 +243,8 @@ def _config(kind: Any, defaults: Mapping[str, Any], sizes: Sizes, given: Mapping
     made |= {name: value for name, value in _UNSET.items() if name in unset}
     if "vocab_size" in unset:
         made["vocab_size"] = VOCABULARY
+    if "image_grid_pinpoints" in unset:
+        made["image_grid_pinpoints"] = [[sizes.image, 2 * sizes.image]]
     if "projector_patch_to_query_dict" in unset:
         made["projector_patch_to_query_dict"] = {(sizes.image // 8) ** 2: 4}
     for name in sorted(unset):

@@ -196,6 +196,8 @@ def _usual(model: Any, takes: set[str]) -> list[str]:
     def usual(name: str) -> bool:
         if name not in takes or name == "token_type_ids":
             return False
+        if name == "pixel_values" and "pixel_values_images" in takes:
+            return False
         if name in _SOUND and beside:
             return token_of(model.config, audio) is not None
         return True
