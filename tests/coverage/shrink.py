@@ -108,7 +108,7 @@ def _least(limit: int) -> Callable[[int, Part], int]:
 
 
 def _width(value: int, part: Part) -> int:
-    return min(value, part.width)
+    return value if value <= part.width * 4 // 3 else part.width
 
 
 def _kept(value: Any, part: Part) -> Any:
@@ -230,7 +230,8 @@ def _config(kind: Any, defaults: Mapping[str, Any], sizes: Sizes, given: Mapping
     own = kind.default_config_fields() | dict(defaults)
     parts = getattr(kind, "sub_configs_defaults", None) or {}
     part = _shape(own, sizes)
-    made = {
+    made = {name: value for name, value in defaults.items() if name not in parts}
+    made |= {
         name: small
         for name, value in own.items()
         if name not in parts and (small := _small(name, value, part)) is not None

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -115,9 +114,7 @@ def _one(size: Any) -> int:
     return int(size[0] if isinstance(size, list | tuple) else size)
 
 
-def _packed(
-    name: str, grid: str, flat: bool, more: Mapping[str, Any] = MappingProxyType({})
-) -> Callable[..., None]:
+def _packed(name: str, grid: str, flat: bool) -> Callable[..., None]:
     """All patches of one image behind each other, with its grid: ``[patches, numbers]``, or as
     little images."""
 
@@ -131,9 +128,9 @@ def _packed(
         plan.add(name, (rows * columns, *numbers), normal)
         axes = [rows, columns] if grid.endswith("_hw") else [1, rows, columns]
         plan.held[grid] = [axes]
-        for given, value in more.items():
-            if given in takes:
-                plan.held[given] = value
+        for given in ("image_merge_sizes", "video_merge_sizes", "merge_sizes"):
+            if given in takes and given.partition("_")[0] in (*grid.split("_"), "merge"):
+                plan.held[given] = [merge]
 
     return plan_it
 
@@ -254,7 +251,7 @@ PICTURE_FORMS: Mapping[str, tuple[Callable[..., None], ...]] = {
     "pixel_values": (
         _packed("pixel_values", "image_grid_thw", True),
         _packed("pixel_values", "image_grid_thw", False),
-        _packed("pixel_values", "grid_thw", True, {"merge_sizes": [2]}),
+        _packed("pixel_values", "grid_thw", True),
         _packed("pixel_values", "grid_thw", False),
         _packed("pixel_values", "image_grid_hw", True),
         _placed_patches("image_position_ids"),

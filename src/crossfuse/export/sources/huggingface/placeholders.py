@@ -28,7 +28,7 @@ from crossfuse.export.sources.huggingface.input_plan import InputPlan, find, ids
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["SENSES", "Sense", "counted_in", "put_placeholders", "sense_of", "token_of"]
+__all__ = ["SENSES", "Sense", "counted_in", "makes", "put_placeholders", "sense_of", "token_of"]
 
 
 @dataclass(frozen=True)
@@ -126,6 +126,11 @@ def counted_in(model: nn.Module, sense: Sense, given: Mapping[str, Any]) -> int 
         if rows:
             return rows
     return None
+
+
+def makes(model: nn.Module, sense: Sense) -> bool:
+    """Whether the model has a method that makes a sense's features."""
+    return any(True for _ in _methods(model, sense))
 
 
 def _methods(model: Any, sense: Sense) -> Iterator[Any]:

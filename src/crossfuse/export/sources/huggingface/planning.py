@@ -14,6 +14,7 @@ from crossfuse.export.sources.huggingface.input_plan import InputPlan
 from crossfuse.export.sources.huggingface.placeholders import (
     SENSES,
     counted_in,
+    makes,
     put_placeholders,
     sense_of,
     token_of,
@@ -171,6 +172,8 @@ class _Search:
             rows = counted_in(self._model, sense, made)
             if rows:
                 counts[sense.name] = rows // self._batch(plan)
+            elif not makes(self._model, sense):
+                counts[sense.name] = 1  # the model puts all features in the place of one id
         put_placeholders(plan, config, counts)
 
     def _batch(self, plan: InputPlan) -> int:
