@@ -28,7 +28,16 @@ from crossfuse.export.sources.huggingface.input_plan import InputPlan, find, ids
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["SENSES", "Sense", "counted_in", "makes", "put_placeholders", "sense_of", "token_of"]
+__all__ = [
+    "SENSES",
+    "Sense",
+    "counted_in",
+    "makes",
+    "put_placeholders",
+    "sense_of",
+    "token_of",
+    "told_counts",
+]
 
 
 @dataclass(frozen=True)
