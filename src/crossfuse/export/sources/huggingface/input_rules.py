@@ -85,10 +85,10 @@ def plan_inputs(model: nn.Module) -> InputPlan:
         )
     if refusal is not None:
         raise refused(model, refusal, takes - set(plan.shapes)) from refusal.error
+    encoder_decoder = bool(getattr(config, "is_encoder_decoder", False))
     if not plan.context:
-        plan.context = _context(plan)
+        plan.context = _context(plan, encoder_decoder)
     queries = set(plan.shapes) - set(plan.context)
-    encoder_decoder = getattr(config, "is_encoder_decoder", False)
     if plan.context and queries == {"decoder_input_ids"} and encoder_decoder:
         plan.decode = "decoder_input_ids"
     return plan
@@ -108,11 +108,11 @@ def _by_rule(model: Any, takes: set[str]) -> tuple[InputPlan, Refusal | None]:
     return plan, refusal_of(model, plan) if plan.shapes else None
 
 
-def _context(plan: InputPlan) -> tuple[str, ...]:
-    """What changes rarely: an image or a sound beside a text, and otherwise what an encoder takes
-    beside a decoder."""
+def _context(plan: InputPlan, encoder_decoder: bool) -> tuple[str, ...]:
+    """What changes rarely: what an encoder takes beside its decoder, else an image or a sound beside
+    a text, else what isn't a decoder's."""
     encoder = tuple(name for name in plan.shapes if not name.startswith("decoder_"))
-    if len(encoder) < len(plan.shapes):
-        return encoder
     seen = tuple(name for name in plan.shapes if sense_of(name) is not None)
-    return seen if seen and len(seen) < len(plan.shapes) else ()
+    if len(encoder) == len(plan.shapes):
+        return seen if len(seen) < len(encoder) else ()
+    return encoder if encoder_decoder or not seen else seen
