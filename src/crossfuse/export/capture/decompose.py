@@ -65,7 +65,7 @@ def decompose(program: ExportedProgram, table: Table) -> ExportedProgram:
 
     A function of the table may return ``NotImplemented``: the operator then stays.
     """
-    made = functional_writes(program.graph)
+    made = _without_writes(program)
     if not _is_plain(program.graph):
         # PyTorch traces functions in operators with its compiler.
         with torch.compiler.set_stance("default"):
@@ -105,6 +105,21 @@ def _unsqueezed(x: Tensor, dim: int) -> Tensor:
         return NotImplemented  # type: ignore[no-any-return]
     at = dim % (x.ndim + 1)
     return x.view(*x.shape[:at], 1, *x.shape[at:])
+
+
+def _without_writes(program: ExportedProgram) -> set[fx.Node]:
+    """Writes in functional form, and the outputs that are written known by their new names; the new
+    nodes."""
+    before = _output_names(program.graph)
+    made = functional_writes(program.graph)
+    for old, new in zip(before, _output_names(program.graph), strict=True):
+        if old != new:
+            program.graph_signature.replace_all_uses(old, new)
+    return made
+
+
+def _output_names(graph: fx.Graph) -> list[str]:
+    return [n.name for n in tree_leaves(graph.output_node().args) if isinstance(n, fx.Node)]
 
 
 @functools.cache

@@ -120,6 +120,8 @@ def test_decomposed_programs_compute_the_same(function: Callable[[Tensor], objec
     for shape in ((3, 5, 12), (2, 7, 12), (4, 4, 12)):
         x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
         torch.testing.assert_close(done.module()(x.clone()), module(x.clone()), rtol=0, atol=1e-6)
+    known = [n.name for n in done.graph.output_node().args[0] if isinstance(n, torch.fx.Node)]
+    assert list(done.graph_signature.user_outputs) == known
     kept = torch.export.default_decompositions()
     for node in done.graph.nodes:
         if isinstance(node.target, torch._ops.OpOverload):
