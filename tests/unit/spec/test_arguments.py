@@ -143,3 +143,17 @@ def test_a_spec_speaks_of_flat_names() -> None:
         spec(context=("cty",))
     with pytest.raises(InputError, match="none of the inputs holds a tensor.*got ctx = 3"):
         ModelSpec(Sum(), {"feats": [], "ctx": 3})
+
+
+class Cache:
+    """As the base of caches in ``transformers`` is called."""
+
+
+class GrowingCache(Cache):
+    pass
+
+
+def test_a_cache_among_the_arguments_is_refused_with_what_to_do() -> None:
+    with pytest.raises(InputError, match="got a GrowingCache") as caught:
+        Arguments({"x": ones(2), "past": GrowingCache()})
+    assert "switch use_cache off" in str(caught.value)
