@@ -63,7 +63,7 @@ class Guard:
     @property
     def may_fail(self) -> bool:
         """At many sizes: it says that something is unequal, or is PyTorch's own."""
-        import sympy
+        import sympy  # type: ignore[import-untyped]
 
         ordered = (sympy.Unequality, sympy.StrictGreaterThan, sympy.StrictLessThan)
         return isinstance(self.expression, ordered if self.inside else sympy.Unequality)
@@ -79,7 +79,7 @@ class Guard:
         return [point for point in points if not self._holds(point)]
 
     def _holds(self, point: Mapping[str, int]) -> bool:
-        import sympy  # type: ignore[import-untyped]
+        import sympy
 
         sizes = {symbol: point[self.dims[symbol]] for symbol in self.expression.free_symbols}
         try:
