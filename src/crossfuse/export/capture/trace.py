@@ -17,7 +17,8 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from crossfuse.core.foreign import place_of
-from crossfuse.core.tensors import Dim
+from crossfuse.core.dimensions import multiple_of
+from crossfuse.core.tensors import Dim, axis_size
 from crossfuse.core.text import brief
 from crossfuse.errors import Advice, InputError, Said
 from crossfuse.export.capture.control_flow import both_branches
@@ -162,9 +163,9 @@ def _trace(spec: ModelSpec, sizes: dict[str, int], defer_guards: bool) -> Export
     parameters = parameter_names(inputs)
     shapes = {
         parameters[name]: {
-            axis: dims[dim]
-            for axis, dim in spec.axes.get(name, {}).items()
-            if dims[dim] is not None
+            axis: found
+            for axis, size in spec.axes.get(name, {}).items()
+            if (found := _traced_size(size, dims)) is not None
         }
         for name in inputs
     }
@@ -193,6 +194,12 @@ def _trace(spec: ModelSpec, sizes: dict[str, int], defer_guards: bool) -> Export
     return program
 
 
+def _traced_size(size: str, dims: dict[str, Any]) -> Any:
+    """A dimension as the tracer has it, or a multiple of one; None where it is fixed."""
+    factor, name = multiple_of(size) or (1, size)
+    return dims[name] if factor == 1 or dims[name] is None else factor * dims[name]
+
+
 def _with_limits(spec: ModelSpec, message: str) -> ModelSpec | None:
     """The spec with the maxima that torch.export suggests for dimensions that have none; None where
     it suggests none."""
@@ -205,11 +212,19 @@ def _with_limits(spec: ModelSpec, message: str) -> ModelSpec | None:
     if not found:
         return None
     axes = {
-        name: {axis: found.get(Dim.parse(dim).name, dim) for axis, dim in axes.items()}
+        name: {axis: _limited(dim, found) for axis, dim in axes.items()}
         for name, axes in spec.dynamic.items()
     }
     _log.debug("the model limits %s", ", ".join(f"{n} to {d.max}" for n, d in found.items()))
     return dataclasses.replace(spec, dynamic=axes)
+
+
+def _limited(dim: str | Dim, limits: dict[str, Dim]) -> str | Dim:
+    """A dynamic axis with the new range of its dimension, where that got one."""
+    found = limits.get(Dim.parse(dim).name)
+    if found is None or axis_size(dim) == found.name:
+        return found or dim
+    return f"{axis_size(dim)}:{found.min}:{found.max}"
 
 
 @contextmanager
