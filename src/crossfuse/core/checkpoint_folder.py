@@ -244,8 +244,11 @@ def _require_inside(path: Path, folder: Path) -> None:
         raise InputError("the checkpoint's file is a link to nothing", where=path) from error
     if real.is_relative_to(root):
         return
-    if root.parent.name == _HUB_FOLDERS[0] and real.parent == root.parent.parent / _HUB_FOLDERS[1]:
-        return
+    # The folder of a snapshot, or of a component in one.
+    for revision in (root, root.parent):
+        snapshots = revision.parent
+        if snapshots.name == _HUB_FOLDERS[0] and real.parent == snapshots.parent / _HUB_FOLDERS[1]:
+            return
     raise InputError(
         "the checkpoint's file is a link that leads out of its folder",
         where=path,

@@ -80,8 +80,8 @@ class Dim:
 
     @classmethod
     def parse(cls, text: str | Dim) -> Dim:
-        """Read ``NAME``, ``NAME:MIN`` or ``NAME:MIN:MAX``; of ``8*NAME``, an axis that is a multiple
-        of a dimension, the dimension."""
+        """Read ``NAME``, ``NAME:MIN`` or ``NAME:MIN:MAX``; of an axis that is a multiple of a
+        dimension, ``8*NAME``, the dimension."""
         if isinstance(text, Dim):
             return text
         name, *bounds = text.split(":")

@@ -312,9 +312,7 @@ class ModelSpec:
                 raise InputError(
                     "the sampler's inputs differ", where=name, got=got, expected=expected
                 )
-        return vary(
-            self.kinds(), {name: made[name] for name in self.inputs}, axes, draw, generator
-        )
+        return vary(self.kinds(), {name: made[name] for name in self.inputs}, axes, draw, generator)
 
 
 def _generator(seed: int) -> torch.Generator:

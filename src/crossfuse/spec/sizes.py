@@ -17,9 +17,7 @@ __all__ = ["shape_at", "sizes_in"]
 Axes = Mapping[int, str]
 
 
-def sizes_in(
-    inputs: Mapping[str, Tensor], axes: Mapping[str, Axes], where: str
-) -> dict[str, int]:
+def sizes_in(inputs: Mapping[str, Tensor], axes: Mapping[str, Axes], where: str) -> dict[str, int]:
     """The size of each named dimension.
 
     Args:

@@ -16,8 +16,8 @@ import torch
 from torch import nn
 from torch.export import ExportedProgram
 
-from crossfuse.core.foreign import place_of
 from crossfuse.core.dimensions import multiple_of
+from crossfuse.core.foreign import place_of
 from crossfuse.core.tensors import Dim, axis_size
 from crossfuse.core.text import brief
 from crossfuse.errors import Advice, InputError, Said
@@ -243,12 +243,25 @@ def _fresh_attributes(module: nn.Module) -> Iterator[None]:
 
 def _trace_sizes(spec: ModelSpec, *, larger: bool = False) -> dict[str, int]:
     sizes: dict[str, int] = {}
+    factors = _factors(spec)
+    taken: set[int] = set()
     for name, dim in spec.dims.items():
         size = max(2, dim.min, spec.example_sizes[name] + larger)
-        while size in sizes.values():
+        while any(factor * size in taken for factor in factors[name]):
             size += 1
         sizes[name] = size if dim.max is None else max(dim.min, min(size, dim.max))
+        taken |= {factor * sizes[name] for factor in factors[name]}
     return sizes
+
+
+def _factors(spec: ModelSpec) -> dict[str, set[int]]:
+    """Of each dimension by what its size is multiplied in the axes of the inputs."""
+    found: dict[str, set[int]] = {name: {1} for name in spec.dims}
+    for axes in spec.axes.values():
+        for size in axes.values():
+            factor, name = multiple_of(size) or (1, size)
+            found[name].add(factor)
+    return found
 
 
 def _fit(spec: ModelSpec, sizes: Collection[int]) -> Advice:

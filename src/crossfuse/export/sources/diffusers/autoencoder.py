@@ -7,18 +7,25 @@ from typing import Any
 from torch import Tensor, nn
 
 from crossfuse.errors import InputError
+from crossfuse.export.sources.diffusers.input_plan import find
 from crossfuse.export.sources.diffusers.locate import HALVES
 
 __all__ = ["Decoder", "Encoder", "half_of", "is_autoencoder"]
 
 
 class Encoder(nn.Module):
-    """Images to latents."""
+    """Images to latents.
+
+    Attributes:
+        config: the autoencoder's.
+        input_factor: by how much images are made smaller, where the autoencoder says so.
+    """
 
     def __init__(self, autoencoder: Any) -> None:
         super().__init__()
         self.autoencoder = autoencoder
         self.config = autoencoder.config
+        self.input_factor = getattr(autoencoder, "spatial_compression_ratio", None)
 
     def forward(self, sample: Tensor) -> dict[str, Tensor]:
         """``[B, channels, H, W]`` → the latents' ``mean`` and ``logvar``, or the latents themselves
@@ -30,18 +37,25 @@ class Encoder(nn.Module):
         for name in ("latents", "latent"):
             if isinstance(getattr(found, name, None), Tensor):
                 return {"latents": getattr(found, name)}
-        raise InputError(
-            "the autoencoder's encoder gives no latents", got=", ".join(found.keys())
-        )
+        raise InputError("the autoencoder's encoder gives no latents", got=", ".join(found.keys()))
 
 
 class Decoder(nn.Module):
-    """Latents to images."""
+    """Latents to images.
+
+    Attributes:
+        config: the autoencoder's.
+        input_channels: of latents.
+        input_factor: 1, as latents are not made smaller.
+    """
+
+    input_factor = 1
 
     def __init__(self, autoencoder: Any) -> None:
         super().__init__()
         self.autoencoder = autoencoder
         self.config = autoencoder.config
+        self.input_channels = find(self.config, "latent_channels", "z_dim")
 
     def forward(self, latents: Tensor) -> dict[str, Tensor]:
         """Latents, shifted and scaled back already, → ``sample``, ``[B, channels, H, W]``."""
@@ -70,6 +84,7 @@ def half_of(model: nn.Module, half: str | None) -> nn.Module:
             where=name,
             got=half,
             expected=" or ".join(HALVES),
-            do="Name the half behind the folder: diffusers:FOLDER/encoder, diffusers:FOLDER/decoder",
+            do="Name the half behind the folder: diffusers:FOLDER/encoder or "
+            "diffusers:FOLDER/decoder",
         )
     return Encoder(model) if half == HALVES[0] else Decoder(model)

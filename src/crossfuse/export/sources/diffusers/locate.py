@@ -99,7 +99,14 @@ def _denoiser(pipeline: Path) -> str:
 
 
 def _require_own(folder: Path) -> None:
-    """A pipeline's component is a model of diffusers."""
+    """A pipeline's component is in its folder, and a model of diffusers."""
+    if not folder.resolve().is_relative_to(folder.parent.resolve()):
+        raise InputError(
+            "the pipeline's component is a link that leads out of its folder",
+            where=folder,
+            got=folder.resolve(),
+            do="Name the component's own folder, if it is yours",
+        )
     library, kind = _components(folder.parent).get(folder.name, ("diffusers", ""))
     if library == "transformers":
         raise InputError(

@@ -1,7 +1,8 @@
 """What models of ``diffusers`` need to be traced.
 
 The library copies tensors into another memory layout where kernels of older PyTorch versions failed
-on large ones. Whether it does is asked of sizes, which would limit the batch, and changes no number.
+on large ones. Whether it does is asked of sizes, which would limit the batch, and changes no
+number.
 """
 
 from __future__ import annotations
