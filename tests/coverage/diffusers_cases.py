@@ -6,9 +6,14 @@ from typing import Any
 
 import diffusers
 
-from coverage.cases import case
+from coverage.cases import Case
+from coverage.listing import case_into
 from crossfuse import ModelSpec, diffusers_spec
 from diffusers_models import pixart, random_model, unet, vae
+
+CASES: dict[str, Case] = {}
+
+case = case_into(CASES)
 
 JOINT: dict[str, Any] = {
     "patch_size": 2,

@@ -11,8 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from coverage.cases import case, perturbed
+from coverage.cases import Case, perturbed
+from coverage.listing import case_into
 from crossfuse import ModelSpec
+
+CASES: dict[str, Case] = {}
+
+case = case_into(CASES)
 
 BATCH = {0: "batch"}
 
@@ -270,12 +275,3 @@ def conformer_block() -> ModelSpec:
     }
     length = {0: "batch", 1: "length:2:64"}
     return spec(model, inputs, {"x": length, "mask": length})
-
-
-@case("fair-esm, ESM-2 over protein sequences", own=2)
-def esm2() -> ModelSpec:
-    from esm import ESM2
-
-    model = ESM2(num_layers=2, embed_dim=32, attention_heads=4)
-    inputs = {"tokens": torch.randint(4, 24, (2, 7))}
-    return spec(model, inputs, {"tokens": {0: "batch", 1: "residues:2:64"}})

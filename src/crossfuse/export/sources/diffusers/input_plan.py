@@ -37,11 +37,14 @@ Layout = Literal["image", "tokens", "video", "frames", "length", "vector"]
 """Axes of what is denoised: ``[B, C, H, W]``, ``[B, tokens, C]``, ``[B, C, frames, H, W]``,
 ``[B, frames, C, H, W]``, ``[B, C, length]``, ``[B, C]``."""
 
-Grid = Literal["free", "multiples", "square", "fixed"]
-"""Images of any size, of multiples of the model's factor, such squares, or of the configuration's
-size."""
+Grid = Literal["free", "multiples", "fixed"]
+"""Images of any size, of multiples of the model's factor, or of the configuration's size.
 
-_GRIDS: tuple[Grid, ...] = ("free", "multiples", "square", "fixed")
+Models that take squares alone compute the root of a number of tokens, which no trace can follow:
+they have the configuration's size.
+"""
+
+_GRIDS: tuple[Grid, ...] = ("free", "multiples", "fixed")
 _WIDTHS = (
     "caption_channels", "joint_attention_dim", "text_embed_dim", "text_dim", "cap_feat_dim",
     "cross_attention_dim", "encoder_hid_dim", "caption_dim", "context_in_dim", "embedding_dim",

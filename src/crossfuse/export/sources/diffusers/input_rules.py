@@ -171,11 +171,8 @@ def _grid(plan: InputPlan, model: nn.Module, form: Form) -> tuple[int | str, int
         height = plan.dim("height", max(4, 2 * factor) + odd, 2 * factor, high)
         return height, plan.dim("width", max(5, 3 * factor) + 2 * odd, 2 * factor, high)
     high = most if isinstance(most, int) else None
-    names = ("height", "width") if form.grid == "multiples" else ("size", "size")
-    for i, name in enumerate(names):
-        plan.dim(name, 3 + i, 2, high)
-    first, second = (name if factor == 1 else f"{factor}*{name}" for name in names)
-    return first, second
+    height, width = plan.dim("height", 3, 2, high), plan.dim("width", 4, 2, high)
+    return (height, width) if factor == 1 else (f"{factor}*{height}", f"{factor}*{width}")
 
 
 def _text_length(plan: InputPlan, about: About) -> int | str:

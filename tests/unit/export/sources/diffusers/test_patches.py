@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers.models import embeddings
 from diffusers.models.upsampling import Upsample2D
+from torch import Tensor
 
 from crossfuse.export.sources.diffusers.patches import tracing
 
@@ -33,3 +35,35 @@ def test_upsampling(options: dict[str, Any], size: tuple[int, int] | None) -> No
             assert Upsample2D.forward is not own
             assert torch.equal(module(x, size), expected)
     assert Upsample2D.forward is own
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"flip_sin_to_cos": True, "downscale_freq_shift": 0},
+        {"scale": 1000, "max_period": 100},
+    ],
+)
+@pytest.mark.parametrize("size", [32, 33])
+def test_embeddings_of_time_steps(options: dict[str, Any], size: int) -> None:
+    times = torch.tensor([0.0, 0.37, 1.0, 999.0])
+    own = embeddings.get_timestep_embedding
+    expected = own(times, size, **options)
+    with tracing(None):
+        assert embeddings.get_timestep_embedding is not own
+        assert torch.equal(embeddings.get_timestep_embedding(times, size, **options), expected)
+    assert embeddings.get_timestep_embedding is own
+
+
+class Times(torch.nn.Module):
+    def forward(self, times: Tensor) -> Tensor:
+        return embeddings.get_timestep_embedding(times, 64, True, 0)
+
+
+def test_frequencies_are_no_exponentials_of_an_engine() -> None:
+    with tracing(None):
+        program = torch.export.export(Times(), (torch.rand(3),))
+    called = {str(node.target) for node in program.graph.nodes}
+    assert "aten.sin.default" in called
+    assert "aten.exp.default" not in called
