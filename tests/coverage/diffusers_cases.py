@@ -39,7 +39,7 @@ def diffusers_unet() -> ModelSpec:
     return diffusers_spec(unet())
 
 
-@case("UNet2DConditionModel, Stable Diffusion XL's: pooled text and sizes", own=5, cross=5)
+@case("UNet2DConditionModel, Stable Diffusion XL's: pooled text and sizes", own=8, cross=8)
 def diffusers_unet_xl() -> ModelSpec:
     return diffusers_spec(
         unet(

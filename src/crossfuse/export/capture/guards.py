@@ -16,6 +16,7 @@ and at examples that are made.
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -38,6 +39,9 @@ _FEW = 3
 """So many single sizes at which a relation fails are tried one by one."""
 
 _HEAD, _SPREAD, _MOST = 48, 12, 4096
+_LARGE = 128
+"""Sizes whose product is beyond this are not compared where others tell the same: an image of all
+sizes at their ends would take the eager model hours."""
 
 
 @dataclass(frozen=True)
@@ -208,12 +212,21 @@ def tried(log: GuardLog, ranges: Mapping[str, Dim]) -> Tried:
         failing = guard.fails(ranges)
         if len(failing) > _FEW and not isinstance(guard.expression, sympy.Unequality):
             return Tried(sizes, guard)
-        ends = failing if len(failing) <= _FEW else [failing[i] for i in (0, len(failing) // 2, -1)]
-        sizes += [point for point in ends if point not in sizes]
+        for point in failing if len(failing) <= _FEW else _some(failing):
+            if point not in sizes:
+                sizes.append(point)
     least = [{name: dim.min for name, dim in ranges.items()}]
     return Tried(
         [point for point in sizes if not any(_within(point, ends) for ends in least)], None
     )
+
+
+def _some(points: Sequence[Mapping[str, int]]) -> list[Mapping[str, int]]:
+    """The first, the middle and the last of the points that are no large inputs; where all are, the
+    smallest."""
+    small = [point for point in points if math.prod(point.values()) <= _LARGE]
+    small = small or [min(points, key=lambda point: math.prod(point.values()))]
+    return [small[i] for i in (0, len(small) // 2, -1)]
 
 
 def _within(point: Mapping[str, int], sizes: Mapping[str, int]) -> bool:

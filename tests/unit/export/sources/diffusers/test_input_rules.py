@@ -38,7 +38,8 @@ def test_a_transformer_with_text() -> None:
 
 
 def test_more_conditions() -> None:
-    plan = plan_inputs(pixart(sample_size=128, use_additional_conditions=True))
+    sizes = {"num_attention_heads": 3, "cross_attention_dim": 24}
+    plan = plan_inputs(pixart(**sizes, use_additional_conditions=True))
     assert plan.shapes["added_cond_kwargs.resolution"] == ("batch", 2)
     assert plan.shapes["added_cond_kwargs.aspect_ratio"] == ("batch", 1)
 
