@@ -19,8 +19,9 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from crossfuse.core.safetensors_files import require_whole
 from crossfuse.errors import InputError
@@ -40,7 +41,8 @@ CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.
 ADAPTER = "adapter_config.json"
 
 
-class WeightNames(NamedTuple):
+@dataclass(frozen=True)
+class WeightNames:
     """How a library calls the file of a checkpoint's weights, and the index of its parts."""
 
     weights: str = WEIGHTS

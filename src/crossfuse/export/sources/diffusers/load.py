@@ -66,6 +66,8 @@ def load_model(folder: Path, *, allow_missing: bool = False) -> Loaded:
     left_over = sorted(info["unexpected_keys"])
     what = f"the checkpoint doesn't fit {type(model).__name__}"
     require_weights(str(folder), what, missing, shapes, left_over, allow_missing=allow_missing)
+    if missing or shapes:
+        _fill(model, made_by, settings, {*missing, *shapes})
     model.eval().requires_grad_(False)
     return Loaded(model, tuple(sorted([*missing, *shapes])), tuple(left_over))
 
@@ -74,7 +76,7 @@ def weight_names(folder: Path) -> tuple[WeightNames, str | None]:
     """How a folder's weights are called, and their variant: the plain ones where they are there,
     else those of the folder's one variant."""
     plain = WeightNames(f"{_STEM}.safetensors", f"{_STEM}.safetensors.index.json")
-    if any((folder / name).exists() for name in plain):
+    if any((folder / name).exists() for name in (plain.weights, plain.index)):
         return plain, None
     found = {
         match[1]
@@ -118,16 +120,14 @@ def _model_class(diffusers: Any, settings: Mapping[str, Any], folder: Path) -> A
 
 
 def _loaded(made_by: Any, folder: Path, variant: str | None) -> tuple[nn.Module, Mapping[str, Any]]:
-    """The model, and what the library says about its weights; random ones are the same each
-    time."""
+    """The model, and what the library says about its weights."""
     import torch
 
     given: dict[str, Any] = {} if variant is None else {"variant": variant}
     # Without accelerate the library can do no other, and it refuses the word for these models.
     if getattr(made_by, "_keep_in_fp32_modules", None) is None:
         given["low_cpu_mem_usage"] = False
-    with _quiet(), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    with _quiet():
         model, info = made_by.from_pretrained(
             str(folder),
             use_safetensors=True,
@@ -138,6 +138,17 @@ def _loaded(made_by: Any, folder: Path, variant: str | None) -> tuple[nn.Module,
             **given,
         )
     return model, info
+
+
+def _fill(model: nn.Module, made_by: Any, settings: Mapping[str, Any], names: set[str]) -> None:
+    """Give weights that the checkpoint lacks the numbers that a new model has, the same each time:
+    the library leaves there what the memory held."""
+    import torch
+
+    with _quiet(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        new = made_by.from_config(dict(settings)).state_dict()
+    model.load_state_dict({name: new[name] for name in names}, strict=False)
 
 
 @contextmanager

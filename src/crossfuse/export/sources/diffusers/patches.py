@@ -6,6 +6,7 @@
 2. Frequencies of a time step's embedding are exponentials that depend on nothing. An engine's own
    differ from PyTorch's in the last place, which a time step of 1000 makes 1000 times as large. So
    they are PyTorch's own numbers.
+3. A squeezed axis whose size is no 1 stays, in PyTorch. A translation takes it for one of 1.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from unittest.mock import patch
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.export import ExportedProgram
 from torch.utils._python_dispatch import _disable_current_modes
 
 from crossfuse.spec.model_spec import Tracing
@@ -37,7 +39,20 @@ def tracing(model: Any) -> Iterator[Tracing]:
         patched.enter_context(patch.object(Upsample2D, "forward", _upsample))
         for module in _modules_with("get_timestep_embedding", get_timestep_embedding):
             patched.enter_context(patch.object(module, "get_timestep_embedding", _sinusoids))
-        yield Tracing()
+        yield Tracing(fix_program=_drop_squeezes)
+
+
+def _drop_squeezes(program: ExportedProgram) -> None:
+    """Take out what squeezes an axis that the trace knows to be no 1."""
+    for node in list(program.graph.nodes):
+        if node.target is not torch.ops.aten.squeeze.dim:
+            continue
+        source, axis = node.args
+        size = source.meta["val"].shape[axis]
+        if not (isinstance(size, int) and size == 1):
+            node.replace_all_uses_with(source)
+            program.graph.erase_node(node)
+    program.graph_module.recompile()
 
 
 def _modules_with(name: str, value: object) -> list[Any]:

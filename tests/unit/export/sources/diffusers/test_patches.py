@@ -56,6 +56,23 @@ def test_embeddings_of_time_steps(options: dict[str, Any], size: int) -> None:
     assert embeddings.get_timestep_embedding is own
 
 
+class Squeezing(torch.nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.squeeze(1).squeeze(2) + 1
+
+
+def test_axes_that_are_no_1_are_not_squeezed() -> None:
+    rows = torch.export.Dim("rows", min=2)
+    program = torch.export.export(
+        Squeezing(), (torch.rand(3, 4, 1),), dynamic_shapes={"x": {1: rows}}
+    )
+    with tracing(None) as found:
+        found.fix_program(program)
+    squeezed = [node for node in program.graph.nodes if "squeeze" in str(node.target)]
+    assert [node.args[1] for node in squeezed] == [2]
+    assert program.module()(torch.ones(3, 5, 1)).shape == (3, 5)
+
+
 class Times(torch.nn.Module):
     def forward(self, times: Tensor) -> Tensor:
         return embeddings.get_timestep_embedding(times, 64, True, 0)

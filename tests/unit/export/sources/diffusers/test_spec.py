@@ -8,7 +8,8 @@ import pytest
 import torch
 
 import crossfuse
-from crossfuse import InputError, diffusers_spec
+from crossfuse import InputError
+from crossfuse.export.sources.diffusers.spec import diffusers_spec
 from diffusers_models import pixart, unet, vae
 
 
