@@ -2,12 +2,13 @@
 
 The way of a source, each room once::
 
-    "clip", "hf:…", "m.onnx", "a.b:make", a ModelSpec         the caller's words
-      └► kind_of                     api/source_kinds.py      which of the five kinds; only here
+    "clip", "hf:…", "diffusers:…", "m.onnx", "a.b:make", a ModelSpec    the caller's words
+      └► kind_of                     api/source_kinds.py      which of the six kinds; only here
           └► Source(kind, name, options)                      frozen; travels in place of the words
               ├► model()             by the kind, one room:
               │    zoo               models/registry.py         zoo_spec
               │    huggingface       export/sources/huggingface/spec.py
+              │    diffusers         export/sources/diffusers/spec.py
               │    onnx              export/sources/onnx_file/load.py
               │    factory           export/sources/factory.py
               │    spec              the spec itself
@@ -33,7 +34,7 @@ from typing import TYPE_CHECKING, Any
 from numpy.typing import NDArray
 
 from crossfuse.api.arguments import Progress, silent
-from crossfuse.api.source_kinds import HUGGING_FACE, SourceKind, kind_of
+from crossfuse.api.source_kinds import DIFFUSERS, HUGGING_FACE, SourceKind, kind_of
 from crossfuse.core.checkpoint_weights import MISSING
 from crossfuse.core.npz import load_arrays
 from crossfuse.core.tensors import Dim
@@ -199,6 +200,12 @@ class Source:
                 task=options.task,
                 trust_remote_code=options.trust_remote_code,
                 allow_missing=options.allow_missing,
+            )
+        if self.kind is SourceKind.DIFFUSERS:
+            from crossfuse.export.sources.diffusers.spec import diffusers_spec
+
+            return diffusers_spec(
+                self.name.removeprefix(DIFFUSERS), allow_missing=options.allow_missing
             )
         if self.kind is SourceKind.FACTORY:
             from crossfuse.export.sources.factory import factory_spec

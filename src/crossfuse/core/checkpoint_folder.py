@@ -6,7 +6,8 @@ code of other repositories. So whatever they would read is checked here, by name
 resolves to:
 
 1. Weights are ``model.safetensors``, or the files that ``model.safetensors.index.json`` names:
-   plain names that end in ``.safetensors``, of regular files that begin as safetensors do.
+   plain names that end in ``.safetensors``, of regular files that begin as safetensors do. Other
+   libraries have other names for the two (`WeightNames`).
 2. A link may lead within the folder, or, in a model hub's cache, to the blobs of the same
 repository. Nowhere else.
 3. Adapters, the parts of distributed checkpoints and configurations that ask for another
@@ -18,23 +19,44 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from crossfuse.core.safetensors_files import require_whole
 from crossfuse.errors import InputError
 
-__all__ = ["ADAPTER", "CONFIG", "INDEX", "WEIGHTS", "read_json", "require_plain", "weight_files"]
+__all__ = [
+    "ADAPTER",
+    "CONFIG",
+    "INDEX",
+    "WEIGHTS",
+    "WeightNames",
+    "read_json",
+    "require_plain",
+    "weight_files",
+]
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 ADAPTER = "adapter_config.json"
+
+
+@dataclass(frozen=True)
+class WeightNames:
+    """How a library calls the file of a checkpoint's weights, and the index of its parts."""
+
+    weights: str = WEIGHTS
+    index: str = INDEX
+
+
+_TRANSFORMERS = WeightNames()
 
 _READ = (".json", ".safetensors", ".py")
 """Endings of files that libraries read."""
 
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 _SAVE_AGAIN = (
-    "Where you trust it, load it with transformers and save it again with "
+    "Where you trust it, load it with its library and save it again with "
     "save_pretrained, which writes safetensors"
 )
 _IMPLEMENTATIONS = ("attn_implementation", "experts_implementation")
@@ -42,18 +64,21 @@ _DISTRIBUTED = re.compile(r"\.metadata|.*\.distcp|shard-\d+-model-\d+-of-\d+\.sa
 _HUB_FOLDERS = ("snapshots", "blobs")
 
 
-def require_plain(folder: Path, *, complete: bool = True) -> None:
+def require_plain(
+    folder: Path, *, complete: bool = True, names: WeightNames = _TRANSFORMERS
+) -> None:
     """Check by name what a library will read in a folder; the weights' own beginnings are for
     `weight_files`.
 
     Args:
         folder: with a configuration and weights.
         complete: the weights must be there; in a hub's cache they may still have to be downloaded.
+        names: of the weights.
 
     Raises:
         InputError: naming the file or entry that can't be used.
     """
-    _refuse_other_kinds(folder)
+    _refuse_other_kinds(folder, names)
     for path in sorted(folder.iterdir()):
         if path.name.endswith(_READ):
             _require_inside(path, folder)
@@ -73,25 +98,25 @@ def require_plain(folder: Path, *, complete: bool = True) -> None:
             "the configuration names weights that can't be loaded", folder / CONFIG, repr(named)
         )
     if complete:
-        _present(folder)
+        _present(folder, names)
 
 
-def weight_files(folder: Path) -> list[Path]:
+def weight_files(folder: Path, names: WeightNames = _TRANSFORMERS) -> list[Path]:
     """The safetensors files of a folder, checked: those of the index, or ``model.safetensors``,
     which goes first.
 
     Raises:
         InputError: there are none, or one that can't be used.
     """
-    paths = _present(folder)
+    paths = _present(folder, names)
     for path in paths:
         require_whole(path)
     return paths
 
 
-def _present(folder: Path) -> list[Path]:
+def _present(folder: Path, names: WeightNames) -> list[Path]:
     """Weights that are regular files inside the folder."""
-    weights, index = folder / WEIGHTS, folder / INDEX
+    weights, index = folder / names.weights, folder / names.index
     shards = _shards(index) if index.exists() or index.is_symlink() else []
     if weights.exists() or not shards:
         if not weights.exists() and (others := sorted(folder.glob("*.safetensors"))):
@@ -99,7 +124,7 @@ def _present(folder: Path) -> list[Path]:
                 "the checkpoint's weights have another name",
                 where=folder,
                 got=", ".join(path.name for path in others[:5]),
-                expected=f"{WEIGHTS}, or {INDEX} that names its parts",
+                expected=f"{names.weights}, or {names.index} that names its parts",
             )
         shards = [weights]
     for path in shards:
@@ -145,7 +170,7 @@ def read_json(path: Path) -> Mapping[str, Any]:
     return data
 
 
-def _refuse_other_kinds(folder: Path) -> None:
+def _refuse_other_kinds(folder: Path, names: WeightNames) -> None:
     """What libraries would load in place of the weights, or in addition to them."""
     adapter = folder / ADAPTER
     if adapter.exists() or adapter.is_symlink():
@@ -167,7 +192,7 @@ def _refuse_other_kinds(folder: Path) -> None:
             "weights",
             where=folder,
             got=", ".join(parts[:3]),
-            expected=f"{WEIGHTS}, or {INDEX} that names its parts",
+            expected=f"{names.weights}, or {names.index} that names its parts",
             do=_SAVE_AGAIN,
         )
 
@@ -221,8 +246,11 @@ def _require_inside(path: Path, folder: Path) -> None:
         raise InputError("the checkpoint's file is a link to nothing", where=path) from error
     if real.is_relative_to(root):
         return
-    if root.parent.name == _HUB_FOLDERS[0] and real.parent == root.parent.parent / _HUB_FOLDERS[1]:
-        return
+    # The folder of a snapshot, or of a component in one.
+    for revision in (root, root.parent):
+        snapshots = revision.parent
+        if snapshots.name == _HUB_FOLDERS[0] and real.parent == snapshots.parent / _HUB_FOLDERS[1]:
+            return
     raise InputError(
         "the checkpoint's file is a link that leads out of its folder",
         where=path,

@@ -12,6 +12,7 @@ __all__ = ["EXTRAS", "extra_of", "install", "is_installed", "needed"]
 
 EXTRAS = {
     "cuda": "gpu",
+    "diffusers": "diffusers",
     "filelock": "cli",
     "jinja2": "report",
     "onnx": "export",

@@ -17,6 +17,7 @@ examples that are made.
 from __future__ import annotations
 
 import itertools
+import math
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -48,6 +49,9 @@ _ASKING = (
 where numbers are."""
 
 _HEAD, _SPREAD, _MOST = 48, 12, 4096
+_LARGE = 128
+"""Sizes whose product is beyond this are not compared where others tell the same: an image of all
+sizes at their ends would take the eager model hours."""
 
 
 @dataclass(frozen=True)
@@ -245,12 +249,21 @@ def tried(log: GuardLog, ranges: Mapping[str, Dim]) -> Tried:
         failing = guard.fails(ranges)
         if len(failing) > _FEW and not guard.may_fail:
             return Tried(sizes, guard)
-        ends = failing if len(failing) <= _FEW else [failing[i] for i in (0, len(failing) // 2, -1)]
-        sizes += [point for point in ends if point not in sizes]
+        for point in failing if len(failing) <= _FEW else _some(failing):
+            if point not in sizes:
+                sizes.append(point)
     least = [{name: dim.min for name, dim in ranges.items()}]
     return Tried(
         [point for point in sizes if not any(_within(point, ends) for ends in least)], None
     )
+
+
+def _some(points: Sequence[Mapping[str, int]]) -> list[Mapping[str, int]]:
+    """The first, the middle and the last of the points that are no large inputs; where all are, the
+    smallest."""
+    small = [point for point in points if math.prod(point.values()) <= _LARGE]
+    small = small or [min(points, key=lambda point: math.prod(point.values()))]
+    return [small[i] for i in (0, len(small) // 2, -1)]
 
 
 def _within(point: Mapping[str, int], sizes: Mapping[str, int]) -> bool:
