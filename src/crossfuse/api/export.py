@@ -60,6 +60,10 @@ def export(  # noqa: PLR0913 -- public: what a user may say of a source and of i
     drop_outputs: Iterable[str] = (),
     keep_probabilities: Iterable[str] = (),
     example: Examples = (),
+    image: Examples = (),
+    text: str | Iterable[str] = (),
+    audio: Examples = (),
+    video: Examples = (),
     whole: bool = False,
     quick: bool = False,
     step: Progress | None = None,
@@ -87,7 +91,10 @@ def export(  # noqa: PLR0913 -- public: what a user may say of a source and of i
         keep_probabilities: ``SITE`` or ``SITE:HEAD,HEAD`` of attentions whose probabilities are
             computed beside the fused operator, as of :class:`ModelSpec`.
         example: NPZ files of real inputs: every target is compared at them, too. The first gives an
-            ONNX file its example inputs.
+            ONNX file its example inputs, and an ``hf:`` source whose own don't fit it.
+        image, text, audio, video: of ``hf:`` sources: files and texts that the checkpoint's
+            processor makes the example inputs of, one or several, as of
+            :func:`crossfuse.huggingface_spec`.
         whole: don't split, although the source names context inputs.
         quick: for work in progress: compare at the examples and one made point (of a split, one
             more), and measure what half precision loses only where a target has one. The manifest
@@ -123,6 +130,10 @@ def export(  # noqa: PLR0913 -- public: what a user may say of a source and of i
         drop_outputs=several("drop_outputs", drop_outputs),
         keep_probabilities=several("keep_probabilities", keep_probabilities),
         examples=paths(example),
+        image=paths(image),
+        text=several("text", [text] if isinstance(text, str) else text),
+        audio=paths(audio),
+        video=paths(video),
     )
     named = Source.of(source, of_source)
     require_onnxruntime("the check of a target's numbers")

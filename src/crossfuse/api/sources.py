@@ -39,6 +39,7 @@ from crossfuse.core.npz import load_arrays
 from crossfuse.core.tensors import Dim
 from crossfuse.errors import Advice, InputError, Said
 from crossfuse.models.registry import SIZES, ZOO, zoo_spec
+from crossfuse.spec.input_origin import FROM, YOURS
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -55,7 +56,8 @@ class SourceOptions:
     """What a caller says beside a source; see :func:`crossfuse.export`.
 
     ``context``, ``dynamic`` and ``decode`` stand in place of the model's own, where given, axis by
-    axis; ``drop_outputs``, ``keep_probabilities`` and ``examples`` beside them.
+    axis; ``drop_outputs``, ``keep_probabilities`` and ``examples`` beside them. ``image``,
+    ``text``, ``audio`` and ``video`` are for the processor of a checkpoint of ``transformers``.
     """
 
     size: str = SIZES[-1]
@@ -70,6 +72,10 @@ class SourceOptions:
     drop_outputs: tuple[str, ...] = ()
     keep_probabilities: tuple[str, ...] = ()
     examples: tuple[Path, ...] = ()
+    image: tuple[Any, ...] = ()
+    text: tuple[str, ...] = ()
+    audio: tuple[Any, ...] = ()
+    video: tuple[Any, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -192,14 +198,7 @@ class Source:
             first = load_arrays(options.examples[0]) if options.examples else None
             return onnx_spec(self.name, first)
         if self.kind is SourceKind.HUGGINGFACE:
-            from crossfuse.export.sources.huggingface.spec import huggingface_spec
-
-            return huggingface_spec(
-                self.name.removeprefix(HUGGING_FACE),
-                task=options.task,
-                trust_remote_code=options.trust_remote_code,
-                allow_missing=options.allow_missing,
-            )
+            return self._checkpoint()
         if self.kind is SourceKind.FACTORY:
             from crossfuse.export.sources.factory import factory_spec
 
@@ -212,6 +211,20 @@ class Source:
             allow_missing=options.allow_missing,
         )
 
+    def _checkpoint(self) -> ModelSpec:
+        from crossfuse.export.sources.huggingface.sample_inputs import Given
+        from crossfuse.export.sources.huggingface.spec import checkpoint_spec
+
+        options = self.options
+        return checkpoint_spec(
+            self.name.removeprefix(HUGGING_FACE),
+            task=options.task,
+            trust_remote_code=options.trust_remote_code,
+            allow_missing=options.allow_missing,
+            given=Given(options.text, options.image, options.audio, options.video),
+            examples=[_tensors_of(file) for file in options.examples],
+        )
+
     def load(self) -> ModelSpec:
         """The spec with the options: context, dynamic axes, decoding, dropped outputs, examples.
 
@@ -219,8 +232,16 @@ class Source:
             InputError: as `model`; an option that names what the model doesn't have, or examples
                 that it doesn't take.
         """
+        samples = {"image", "text", "audio", "video"}
+        if self.kind is not SourceKind.HUGGINGFACE:
+            for name in sorted(samples):
+                if getattr(self.options, name):
+                    raise InputError(
+                        Advice("{} is for hf: sources", Said(f"--{name}", f"{name}=...")),
+                        where=self.name,
+                    )
         spec = self._with_options(self.model())
-        used = 1 if self.kind is SourceKind.ONNX else 0
+        used = 1 if self.kind is SourceKind.ONNX or spec.about.get(FROM) == YOURS else 0
         files = self.options.examples[used:]
         return _with_examples(spec, [(str(file), load_arrays(file)) for file in files])
 
@@ -233,6 +254,8 @@ class Source:
         for name, asked in options.dynamic.items():
             axes[name] = axes.get(name, {}) | dict(asked)
         possible = spec.decode_where_possible and options.decode is None
+        if options.dynamic and self.kind is SourceKind.HUGGINGFACE:
+            spec = replace(spec, examples=())  # made for its own axes
         return replace(
             spec.with_dynamic(axes) if options.dynamic else spec,
             context=options.context or spec.context,
@@ -276,16 +299,26 @@ def _with_examples(
         return spec
     tensors = []
     for where, arrays in examples:
-        for name, array in arrays.items():
-            if array.dtype.kind not in "biuf":
-                raise InputError(
-                    "an input has a dtype that no tensor has",
-                    where=f"{where}, {name}",
-                    got=array.dtype,
-                )
+        _require_tensors(where, arrays)
         tensors.append(with_tensors(arrays))
         spec.sizes_of(tensors[-1], where)
     return replace(spec, examples=(*spec.examples, *tensors))
+
+
+def _require_tensors(where: str, arrays: Mapping[str, NDArray[Any]]) -> None:
+    for name, array in arrays.items():
+        if array.dtype.kind not in "biuf":
+            raise InputError(
+                "an input has a dtype that no tensor has",
+                where=f"{where}, {name}",
+                got=array.dtype,
+            )
+
+
+def _tensors_of(file: Path) -> dict[str, Tensor]:
+    arrays = load_arrays(file)
+    _require_tensors(str(file), arrays)
+    return with_tensors(arrays)
 
 
 def _zoo_name(about: Mapping[str, Any]) -> str:

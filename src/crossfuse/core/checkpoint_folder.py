@@ -24,7 +24,18 @@ from typing import Any
 from crossfuse.core.safetensors_files import require_whole
 from crossfuse.errors import InputError
 
-__all__ = ["ADAPTER", "CONFIG", "INDEX", "WEIGHTS", "read_json", "require_plain", "weight_files"]
+__all__ = [
+    "ADAPTER",
+    "CONFIG",
+    "INDEX",
+    "WEIGHTS",
+    "entries_of",
+    "read_json",
+    "require_inside",
+    "require_own_code",
+    "require_plain",
+    "weight_files",
+]
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 ADAPTER = "adapter_config.json"
@@ -56,13 +67,13 @@ def require_plain(folder: Path, *, complete: bool = True) -> None:
     _refuse_other_kinds(folder)
     for path in sorted(folder.iterdir()):
         if path.name.endswith(_READ):
-            _require_inside(path, folder)
+            require_inside(path, folder)
     if not (folder / CONFIG).is_file():
         raise InputError(
             "the folder holds no model", where=folder, expected=f"{CONFIG} and *.safetensors"
         )
     settings = read_json(folder / CONFIG)
-    _require_own_code(settings, folder / CONFIG)
+    require_own_code(settings, folder / CONFIG)
     for index in sorted(folder.glob("*.safetensors.index.json")):
         _shards(index)
     named = settings.get("transformers_weights")
@@ -103,7 +114,7 @@ def _present(folder: Path) -> list[Path]:
             )
         shards = [weights]
     for path in shards:
-        _require_inside(path, folder)
+        require_inside(path, folder)
         if not path.is_file():
             raise _absent(path)
     return shards
@@ -135,7 +146,7 @@ def read_json(path: Path) -> Mapping[str, Any]:
     """
     if not path.is_file():
         raise InputError("the checkpoint folder has no such file", where=path)
-    _require_inside(path, path.parent)
+    require_inside(path, path.parent)
     try:
         data = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
@@ -185,7 +196,7 @@ def _shards(index: Path) -> list[Path]:
     for text, name in sorted(names.items()):
         if not _is_plain(name):
             raise _unfit("the index names a file that can't be loaded", index, repr(text))
-        _require_inside(index.parent / text, index.parent)
+        require_inside(index.parent / text, index.parent)
     return [index.parent / text for text in sorted(names)]
 
 
@@ -211,9 +222,12 @@ def _unfit(what: str, where: Path, got: str) -> InputError:
     )
 
 
-def _require_inside(path: Path, folder: Path) -> None:
-    """What a path resolves to is in the folder, or a blob of the same repository in a hub's
-    cache."""
+def require_inside(path: Path, folder: Path) -> None:
+    """What a path resolves to is in the folder, or a blob of the same repository in a hub's cache.
+
+    Raises:
+        InputError: it leads elsewhere, or to nothing.
+    """
     root = folder.resolve()
     try:
         real = path.resolve(strict=path.is_symlink())
@@ -232,9 +246,13 @@ def _require_inside(path: Path, folder: Path) -> None:
     )
 
 
-def _require_own_code(settings: Mapping[str, Any], where: Path) -> None:
-    """No entry of the configuration, at any depth, asks for another repository's code."""
-    for key, value in _entries(settings):
+def require_own_code(settings: Mapping[str, Any], where: Path) -> None:
+    """No entry of a configuration, at any depth, asks for another repository's code.
+
+    Raises:
+        InputError: naming the entry.
+    """
+    for key, value in entries_of(settings):
         if any(name in key for name in _IMPLEMENTATIONS):
             for text in value.values() if isinstance(value, dict) else (value,):
                 if isinstance(text, str) and ("/" in text or ":" in text or "@" in text):
@@ -256,8 +274,8 @@ def _require_own_code(settings: Mapping[str, Any], where: Path) -> None:
                     )
 
 
-def _entries(value: object) -> Iterator[tuple[str, Any]]:
-    """Keys and values of all objects inside."""
+def entries_of(value: object) -> Iterator[tuple[str, Any]]:
+    """Keys and values of all objects inside a JSON value, at any depth."""
     todo = [value]
     while todo:
         item = todo.pop()
