@@ -136,6 +136,7 @@ def ask(
                 asked = Asked(model, processor, rows, recipe, plan)
                 try:
                     made = asked.made()
+                    _require_rows(made, rows)
                 except Exception as error:  # noqa: BLE001 -- a processor's code may raise anything
                     failed = failed or cause_of(error)
                     _LOG.debug("%s: the processor: %s", recipe, cause_of(error))
@@ -151,6 +152,14 @@ def ask(
     if refused:
         raise RefusedError(refused)
     raise NoProcessorError(f"the checkpoint's processor fails: {failed}")
+
+
+def _require_rows(made: Mapping[str, Tensor], rows: Sequence[Row]) -> None:
+    """Refuse a call that took several rows for one."""
+    counts = {int(tensor.shape[0]) for tensor in made.values() if tensor.ndim}
+    ids = made.get("input_ids")
+    if len(rows) not in counts or (ids is not None and len(ids) != len(rows)):
+        raise ValueError("it takes the rows for something else")
 
 
 def _require_used(processor: Processor, given: Given, kinds: Sequence[str], model: str) -> None:

@@ -55,7 +55,7 @@ class Planned:
     """A model's inputs.
 
     Attributes:
-        inputs: example tensors by name.
+        inputs: example tensors by name, and sizes that are fixed as lists of numbers.
         dynamic: input → axis → dimension.
         sampler: makes others; where None, the examples are imitated.
         source: where they came from, in words.
@@ -65,7 +65,7 @@ class Planned:
         fixed: dimensions that can't be varied → why.
     """
 
-    inputs: Mapping[str, Tensor]
+    inputs: Mapping[str, Any]
     dynamic: Mapping[str, Mapping[int, str | Dim]]
     sampler: Sampler | None
     source: str
@@ -80,7 +80,8 @@ class Planned:
             name: {axis: Dim.parse(dim) for axis, dim in own.items()}
             for name, own in self.dynamic.items()
         }
-        return fits(example, self.inputs, axes)
+        tensors = {name: t for name, t in self.inputs.items() if isinstance(t, Tensor)}
+        return fits(example, tensors, axes)
 
 
 def planned(model: nn.Module, processor: Processor | NoProcessorError, given: Given) -> Planned:
@@ -100,7 +101,8 @@ def planned(model: nn.Module, processor: Processor | NoProcessorError, given: Gi
     if isinstance(processor, Processor):
         try:
             found = plan_from_processor(ask(model, processor, given, plan))
-            context = _context(found.inputs, plan)
+            tensors = {n: t for n, t in found.inputs.items() if isinstance(t, Tensor)}
+            context = _context(tensors, plan)
             return Planned(
                 found.inputs,
                 found.dynamic,
@@ -108,7 +110,7 @@ def planned(model: nn.Module, processor: Processor | NoProcessorError, given: Gi
                 PROCESSOR,
                 found.examples,
                 context,
-                _decode(model, found.inputs, context),
+                _decode(model, tensors, context),
                 found.fixed,
             )
         except NoProcessorError as error:

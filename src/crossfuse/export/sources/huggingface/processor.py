@@ -45,6 +45,12 @@ _LOADERS = {
 _BASES = {"image_processor": "BaseImageProcessor", "video_processor": "BaseVideoProcessor"}
 """Parts that may be left out → the class that a processor expects in their place."""
 
+_SETTINGS = {
+    "tokenizer": "tokenizer_config.json",
+    "image_processor": "preprocessor_config.json",
+    "feature_extractor": "preprocessor_config.json",
+    "video_processor": "video_preprocessor_config.json",
+}
 _NAMED_IN = ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json")
 
 
@@ -54,10 +60,10 @@ class NoProcessorError(Exception):
 
 @dataclass(frozen=True)
 class Processor:
-    """A processor, or a tokenizer, image processor or feature extractor alone.
+    """A processor, or a tokenizer, image processor or feature extractor alone, or several of them.
 
     Attributes:
-        call: the library's object.
+        call: the library's object; None where each part is called by itself.
         parts: its parts by the library's names; one that stands alone is its own part.
         absent: parts that the checkpoint has and that can't be loaded here → why.
     """
@@ -75,7 +81,7 @@ class Processor:
     @property
     def is_part(self) -> bool:
         """It stands alone, and takes what it reads as its first argument."""
-        return any(part is self.call for part in self.parts.values())
+        return self.call is not None and any(p is self.call for p in self.parts.values())
 
     @property
     def words(self) -> Any:
@@ -88,6 +94,11 @@ class Processor:
         heard = self.parts.get("feature_extractor") or self.parts.get("audio_processor")
         found = getattr(heard, "sampling_rate", None)
         return int(found) if isinstance(found, int | float) and found > 0 else None
+
+    def alone(self, kind: str) -> Processor:
+        """The part for a kind, as a processor of its own."""
+        name = next(part for part in self.parts if _KIND_OF_PART[part] == kind)
+        return Processor(self.parts[name], {name: self.parts[name]})
 
     def why_not(self, kind: str) -> str | None:
         """Why it doesn't read a kind although the checkpoint has a part for it."""
@@ -115,7 +126,8 @@ def load_processor(folder: Path, *, trust_remote_code: bool = False) -> Processo
     given = {"local_files_only": True, "trust_remote_code": trust_remote_code}
     with quietly():
         try:
-            return as_processor(transformers.AutoProcessor.from_pretrained(str(folder), **given))
+            found = as_processor(transformers.AutoProcessor.from_pretrained(str(folder), **given))
+            return _parts_alone(transformers, folder, given) if found.is_part else found
         except Exception as error:  # noqa: BLE001 -- the library's code and its dependencies'
             first = error
         try:
@@ -191,16 +203,27 @@ def _assembled(transformers: Any, folder: Path, given: dict[str, Any]) -> Proces
 
 
 def _parts_alone(transformers: Any, folder: Path, given: dict[str, Any]) -> Processor:
-    """The first part that can be loaded, of a folder without a processor of several."""
-    absent = {}
+    """The parts that can be loaded, of a folder without a processor of several."""
+    found: dict[str, Any] = {}
+    absent: dict[str, str] = {}
     for name, loader in _LOADERS.items():
         try:
             loaded = getattr(transformers, loader).from_pretrained(str(folder), **given)
         except Exception as error:  # noqa: BLE001 -- the library's code and its dependencies'
             absent[name] = cause_of(error)
         else:
-            return Processor(loaded, {name: loaded}, absent)
-    raise NoProcessorError("none of its parts can be loaded")
+            kind = next(iter(as_processor(loaded).parts))
+            found.setdefault(kind, loaded)
+    if not found:
+        raise NoProcessorError("none of its parts can be loaded")
+    call = next(iter(found.values())) if len(found) == 1 else None
+    absent = {name: why for name, why in absent.items() if _is_there(folder, name)}
+    return Processor(call, found, absent)
+
+
+def _is_there(folder: Path, part: str) -> bool:
+    """Whether a folder has the settings of a part."""
+    return part in _SETTINGS and (folder / _SETTINGS[part]).is_file()
 
 
 def _processor_class(transformers: Any, folder: Path) -> Any:

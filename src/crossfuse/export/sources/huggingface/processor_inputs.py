@@ -12,7 +12,7 @@ import inspect
 import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -73,9 +73,7 @@ def taken_by(model: nn.Module) -> tuple[str, ...]:
 def kinds_taken(processor: Processor, takes: Sequence[str]) -> tuple[str, ...]:
     """What a processor reads and a model has a use for."""
     return tuple(
-        kind
-        for kind in processor.kinds
-        if any(name.startswith(_TRIGGERS[kind]) for name in takes)
+        kind for kind in processor.kinds if any(name.startswith(_TRIGGERS[kind]) for name in takes)
     )
 
 
@@ -90,8 +88,11 @@ def recipes(processor: Processor, kinds: Sequence[str]) -> Iterator[Recipe]:
             if any(_placeholder(processor, style, kind) for kind in media)
         ]
         prompts = ["chat"] * (_chat_of(processor) is not None) + marked + prompts
-    layouts = ["flat", "nested", "pairs"] if "images" in kinds else ["flat"]
-    settings = ["none", "together"] if processor.is_part else ["by kind", "together", "none"]
+    layouts = ["flat"] + ["nested", "pairs"] * ("images" in kinds)
+    if "text" in kinds:
+        layouts = [layout for layout in layouts if layout != "pairs"]
+    whole = processor.call is not None and not processor.is_part
+    settings = ["by kind", "together", "none"] if whole else ["none", "together"]
     for prompt, layout, how in itertools.product(prompts, layouts, settings):
         yield Recipe(tuple(kinds), prompt, layout, how)
 
@@ -115,17 +116,27 @@ def processed(
     Raises:
         Exception: whatever the processor raises.
     """
-    given = _arguments(processor, recipe, rows, rows if texts is None else texts)
+    texts = rows if texts is None else texts
+    if processor.call is None:
+        made: dict[str, Any] = {}
+        for kind in recipe.kinds:
+            made = {**_made(processor.alone(kind), replace(recipe, kinds=(kind,)), rows, texts), **made}
+    else:
+        made = _made(processor, recipe, rows, texts)
+    found = {name: _tensor(made[name]) for name in takes if name in made}
+    return {name: tensor for name, tensor in found.items() if tensor is not None and tensor.numel()}
+
+
+def _made(
+    processor: Processor, recipe: Recipe, rows: Sequence[Row], texts: Sequence[Row]
+) -> dict[str, Any]:
+    """What one call of a processor, or of a part, returns."""
+    given = _arguments(processor, recipe, rows, texts)
+    settings = _settings(processor, recipe)
     with quietly(), _padding(processor, recipe.padding_side):
         if processor.is_part:
-            first = next(iter(given.values()))
-            made = processor.call(first, **_settings(processor, recipe), return_tensors="pt")
-        else:
-            made = processor.call(**given, **_settings(processor, recipe), return_tensors="pt")
-    found = {name: _tensor(value) for name, value in dict(made).items() if name in takes}
-    return {
-        name: found[name] for name in takes if isinstance(found.get(name), Tensor) and found[name].numel()
-    }
+            return dict(processor.call(next(iter(given.values())), **settings, return_tensors="pt"))
+        return dict(processor.call(**given, **settings, return_tensors="pt"))
 
 
 def _arguments(
@@ -136,7 +147,7 @@ def _arguments(
     if "images" in recipe.kinds:
         by_row = [list(row.images) for row in rows]
         flat = [image for images in by_row for image in images]
-        pairs = [(images * 2)[:2] for images in by_row]
+        pairs = [(images + flat[::-1])[:2] for images in by_row]
         given["images"] = {"flat": flat, "nested": by_row, "pairs": pairs}[recipe.images]
     if "text" in recipe.kinds:
         given["text"] = [_prompt(processor, recipe, row) for row in texts]
@@ -148,9 +159,7 @@ def _arguments(
 
 
 def _prompt(processor: Processor, recipe: Recipe, row: Row) -> str:
-    media = [
-        kind for kind in recipe.kinds for _ in getattr(row, kind) if kind != "text"
-    ]
+    media = [kind for kind in recipe.kinds for _ in getattr(row, kind) if kind != "text"]
     if recipe.prompt == "chat":
         content: list[dict[str, str]] = [{"type": _ROLE[kind]} for kind in media]
         content.append({"type": "text", "text": row.text})

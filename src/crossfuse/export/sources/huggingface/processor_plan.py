@@ -20,6 +20,12 @@ from crossfuse.export.sources.huggingface.input_plan import (
     find,
     text_config,
 )
+from crossfuse.export.sources.huggingface.known_sizes import (
+    POSITIONS,
+    fix_sizes,
+    says_sizes,
+    with_positions,
+)
 from crossfuse.export.sources.huggingface.sample_inputs import changed
 from crossfuse.export.sources.huggingface.stretched import Stretched
 from crossfuse.export.sources.huggingface.tried import refusal
@@ -44,14 +50,14 @@ class ProcessorPlan:
     """Inputs of a model, made by its processor.
 
     Attributes:
-        inputs: example tensors by name.
+        inputs: example tensors by name, and sizes that are fixed as lists of numbers.
         dynamic: input → axis → dimension.
         sampler: makes others.
         examples: further ones of the processor's, which the model takes.
         fixed: dimensions that can't be varied → why.
     """
 
-    inputs: Mapping[str, Tensor]
+    inputs: Mapping[str, Any]
     dynamic: Mapping[str, Mapping[int, Dim]]
     sampler: Sampler
     examples: Sequence[Mapping[str, Tensor]]
@@ -74,9 +80,18 @@ def plan_from_processor(asked: Asked) -> ProcessorPlan:
     dims, refused = _ranges(maker, varied)
     fixed |= refused
     maker = maker.without(refused)
-    dynamic = maker.dynamic(dims)
+    known = {
+        name: tensor.tolist()
+        for name, tensor in varied.base.items()
+        if says_sizes(name, tensor) and not maker.stretched.axes.get(name)
+    }
+    maker = replace(maker, known=tuple(known))
+    if known:
+        fix_sizes(asked.model, known)
     base = maker.completed(varied.base)
-    return ProcessorPlan(base, dynamic, maker.sample, _examples(maker, varied, base, dynamic), fixed)
+    dynamic = maker.dynamic(dims, base)
+    examples = _examples(maker, varied, base, dynamic)
+    return ProcessorPlan({**base, **known}, dynamic, maker.sample, examples, fixed)
 
 
 @dataclass(frozen=True)
@@ -87,11 +102,13 @@ class _Maker:
         asked: it.
         stretched: what the processor made, at other sizes.
         sizes: of the dimensions in the example.
+        known: inputs that are numbers of the export.
     """
 
     asked: Asked
     stretched: Stretched
     sizes: Mapping[str, int]
+    known: tuple[str, ...] = ()
 
     def without(self, dims: Mapping[str, object]) -> _Maker:
         """Samples in which dimensions have the example's sizes."""
@@ -105,33 +122,46 @@ class _Maker:
     def completed(self, made: Mapping[str, Tensor], seed: int = 0) -> dict[str, Tensor]:
         """What the processor made, with the inputs from the configuration."""
         batch = self._rows_of(made)
-        return self.asked.completed(made, {"batch": batch}, _generator(seed))
+        return self._whole(made, {"batch": batch}, _generator(seed))
 
     def sample(self, sizes: dict[str, int], generator: torch.Generator) -> dict[str, Tensor]:
         """Inputs of the given sizes."""
         made = self.stretched.sample(sizes, generator)
         batch = sizes.get("batch", len(self.asked.rows))
-        return self.asked.completed(made, {**sizes, "batch": batch}, generator)
+        return self._whole(made, {**sizes, "batch": batch}, generator)
+
+    def _whole(
+        self, made: Mapping[str, Tensor], sizes: Mapping[str, int], generator: torch.Generator
+    ) -> dict[str, Tensor]:
+        found = with_positions(self.asked.model, self.asked.completed(made, sizes, generator))
+        return {name: tensor for name, tensor in found.items() if name not in self.known}
 
     def refusal(self, **other: int) -> str | None:
         """Why the model doesn't take a sample with some sizes other than the example's."""
         known = {**(self.asked.plan.example if self.asked.plan else {}), **self.sizes, **other}
         return refusal(self.asked.model, self.sample(known, _generator(1)))
 
-    def dynamic(self, dims: Mapping[str, Dim]) -> dict[str, dict[int, Dim]]:
-        """Axes per input, those from the configuration too."""
+    def dynamic(
+        self, dims: Mapping[str, Dim], base: Mapping[str, Tensor]
+    ) -> dict[str, dict[int, Dim]]:
+        """Axes per input of the example, those from the configuration and positions too."""
         found = {
             name: {axis: dims[dim] for axis, dim in own.items()}
             for name, own in self.stretched.axes.items()
-            if own
+            if own and name in base
         }
+        if POSITIONS in base and POSITIONS not in self.stretched.base:
+            first = base[POSITIONS].ndim - 2
+            found[POSITIONS] = {first + a: d for a, d in found.get("input_ids", {}).items()}
         plan = self.asked.plan
         for name in self.asked.added if plan is not None else ():
             shape = plan.shapes[name] if plan is not None else ()
             known = {**(plan.dims if plan is not None else {}), **dims}
             if "batch" not in dims:
                 known.pop("batch", None)
-            found[name] = {i: known[s] for i, s in enumerate(shape) if isinstance(s, str) and s in known}
+            found[name] = {
+                i: known[s] for i, s in enumerate(shape) if isinstance(s, str) and s in known
+            }
         return found
 
     def _rows_of(self, made: Mapping[str, Tensor]) -> int:
@@ -152,6 +182,11 @@ def _name(change: str, varied: Varied) -> str:
         moved = varied.moved.get(change)
         long = moved is None or all(varied.base[name].ndim == 2 for name in moved.axes)
         return "samples" if long else "frames"
+    moved = varied.moved.get(change)
+    if change in ("height", "width") and moved is not None:
+        # A processor that keeps the shorter side moves the other one.
+        name, axes = next(iter(moved.axes.items()))
+        return {1: "width", 2: "height"}.get(varied.base[name].ndim - axes[0], change)
     return _NAMES.get(change, change)
 
 

@@ -95,9 +95,7 @@ def rows_of(given: Given, kinds: Sequence[str], rate: int | None) -> list[Row]:
                 replace(row, **{name: part})
                 for row, part in zip(found, _dealt(items, rows, name), strict=True)
             ]
-    return [
-        replace(row, text=texts[i]) if i < len(texts) else row for i, row in enumerate(found)
-    ]
+    return [replace(row, text=texts[i]) if i < len(texts) else row for i, row in enumerate(found)]
 
 
 def made_row(kinds: Sequence[str], rate: int | None, index: int = 0) -> Row:
@@ -135,10 +133,18 @@ def changed(rows: Sequence[Row], change: str) -> list[Row]:
     if change.startswith("text"):
         return [replace(row, text=_other_text(row.text, change)) for row in rows]
     if change == "sound":
-        return [replace(row, audio=tuple(np.tile(s, 2)[: s.size * 3 // 2] for s in row.audio)) for row in rows]
+        return [
+            replace(row, audio=tuple(np.tile(s, 2)[: s.size * 3 // 2] for s in row.audio))
+            for row in rows
+        ]
     if change == "frames":
-        return [replace(row, videos=tuple((*v, *v[: max(len(v) // 2, 1)]) for v in row.videos)) for row in rows]
-    return [replace(row, images=tuple(_larger(image, change) for image in row.images)) for row in rows]
+        return [
+            replace(row, videos=tuple((*v, *v[: max(len(v) // 2, 1)]) for v in row.videos))
+            for row in rows
+        ]
+    return [
+        replace(row, images=tuple(_larger(image, change) for image in row.images)) for row in rows
+    ]
 
 
 def _other_text(text: str, change: str) -> str:
@@ -155,7 +161,11 @@ def _dealt(items: Sequence[Any], rows: int, name: str) -> list[tuple[Any, ...]]:
         return [(item,) for item in items]
     options = {"images": "image", "audio": "audio", "videos": "video"}
     raise InputError(
-        Advice("{} and {} don't go together", Said("--text", "text"), Said(f"--{options[name]}", options[name])),
+        Advice(
+            "{} and {} don't go together",
+            Said("--text", "text"),
+            Said(f"--{options[name]}", options[name]),
+        ),
         got=f"{rows} texts, {len(items)} {name}",
         expected="one text, or as many as of these",
     )

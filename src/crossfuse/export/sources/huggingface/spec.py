@@ -164,9 +164,7 @@ def _spec_of(
         examples=plan.examples,
     )
     of_plan = decode is None and context is None
-    spec = replace(
-        made, decode=plan.decode if of_plan else decode, decode_where_possible=of_plan
-    )
+    spec = replace(made, decode=plan.decode if of_plan else decode, decode_where_possible=of_plan)
     return spec if dynamic is None else replace(spec, examples=()).with_dynamic(dynamic)
 
 

@@ -41,7 +41,9 @@ class _Line:
         """The shortest length at which every row has its fixed places, and one free place."""
         return int(self.fixed.sum(-1).max()) + 1
 
-    def places(self, rows: Tensor, length: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def places(
+        self, rows: Tensor, length: int, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
         """For rows by index ``[n]``, from where each of ``length`` places is taken ``[n, length]``:
         the row and the place."""
         from_row = rows[:, None].repeat(1, length)
@@ -100,7 +102,9 @@ class Stretched:
         for name, tensor in self.base.items():
             for axis, dim in self.axes.get(name, {}).items():
                 if dim not in self.rows and dim not in taken:
-                    taken[dim] = self._line(dim).places(self._indices(dim, sizes), sizes[dim], generator)
+                    taken[dim] = self._line(dim).places(
+                        self._indices(dim, sizes), sizes[dim], generator
+                    )
             made = self._taken(name, tensor, taken, sizes)
             found[name] = self._words(name, made, generator)
         return {name: _noisy(made, generator) for name, made in found.items()}

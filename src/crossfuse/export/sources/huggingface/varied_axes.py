@@ -124,7 +124,9 @@ def axes_among(examples: Sequence[Mapping[str, Tensor]]) -> dict[str, dict[int, 
         for axis in range(tensor.ndim):
             sizes = tuple(int(other.shape[axis]) for other in alike)
             if len(set(sizes)) > 1:
-                called = "batch" if axis == 0 and "batch" not in names.values() else f"{name}_{axis}"
+                called = (
+                    "batch" if axis == 0 and "batch" not in names.values() else f"{name}_{axis}"
+                )
                 found.setdefault(name, {})[axis] = names.setdefault(sizes, called)
     return found
 
@@ -211,7 +213,10 @@ def _rows_apart(asked: Asked, base: Mapping[str, Tensor]) -> dict[str, Moved]:
 
 
 def _tried(
-    asked: Asked, base: Mapping[str, Tensor], rows: Sequence[Row], texts: Sequence[Row] | None = None
+    asked: Asked,
+    base: Mapping[str, Tensor],
+    rows: Sequence[Row],
+    texts: Sequence[Row] | None = None,
 ) -> Moved | str | None:
     """What other rows move, or why they don't do."""
     try:
