@@ -29,7 +29,11 @@ def test_plain_files_and_plain_names_pass(tmp_path: Path) -> None:
     write(
         tmp_path,
         "tokenizer_config.json",
-        {"vocab_file": "vocab.txt", "special_tokens_map_file": "/root/x.json", "tokenizer_file": None},
+        {
+            "vocab_file": "vocab.txt",
+            "special_tokens_map_file": "/root/x.json",
+            "tokenizer_file": None,
+        },
     )
     require_own_processor(tmp_path)
 

@@ -120,7 +120,10 @@ def processed(
     if processor.call is None:
         made: dict[str, Any] = {}
         for kind in recipe.kinds:
-            made = {**_made(processor.alone(kind), replace(recipe, kinds=(kind,)), rows, texts), **made}
+            made = {
+                **_made(processor.alone(kind), replace(recipe, kinds=(kind,)), rows, texts),
+                **made,
+            }
     else:
         made = _made(processor, recipe, rows, texts)
     found = {name: _tensor(made[name]) for name in takes if name in made}

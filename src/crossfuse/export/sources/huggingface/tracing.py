@@ -14,6 +14,7 @@ from typing import Any
 import torch.nn.functional as F
 
 from crossfuse.export.sources.huggingface.attention_interface import operator_as_interface
+from crossfuse.export.sources.huggingface.joined_rows import joined_rows
 from crossfuse.export.sources.huggingface.patches import our_patches
 from crossfuse.spec.model_spec import Tracing
 
@@ -36,6 +37,7 @@ def tracing(model: Any, inputs: dict[str, Any]) -> Iterator[Tracing]:
         utils.apply_patches("onnx"),
         utils.patch_attribute(F, "scaled_dot_product_attention", lambda _: attention),
         our_patches(),
+        joined_rows(),
         operator_as_interface(model) as interfaced,
         reset_model_state(model),
         patch_forward_signature(model, inputs),

@@ -85,7 +85,10 @@ def test_sounds_and_pictures_are_stretched_and_whole_numbers_kept() -> None:
         "attention_mask": torch.tensor([[1] * 10, [1] * 6 + [0] * 4]),
         "flattened_patches": patches,
     }
-    axes = {"input_values": {0: "batch", 1: "samples"}, "attention_mask": {0: "batch", 1: "samples"}}
+    axes = {
+        "input_values": {0: "batch", 1: "samples"},
+        "attention_mask": {0: "batch", 1: "samples"},
+    }
     maker = Stretched(base, axes, ("batch",), (), torch.zeros(0, dtype=torch.long))
     made = maker.sample({"batch": 3, "samples": 15}, torch.Generator().manual_seed(0))
     assert made["input_values"].shape == made["attention_mask"].shape == (3, 15)
