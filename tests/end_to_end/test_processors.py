@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 import crossfuse
 from crossfuse.cli import app
 from crossfuse.export.sources.huggingface.planned import PROCESSOR
-from tests.processor_checkpoints import CHECKPOINTS, save_checkpoint
+from processor_checkpoints import CHECKPOINTS, save_checkpoint
 
 SEEN_WITH_TEXT = (
     "clip", "florence2", "grounding_dino", "idefics3", "llava", "paligemma", "qwen2_vl", "vilt",

@@ -66,15 +66,15 @@ def _require_own_settings(path: Path) -> None:
     for key, value in entries_of(settings):
         if key == _SOUND_TOKENS[0] and value is not None:
             raise _another_model(path)
-        if key.endswith("_file") and key not in _NEVER_READ and isinstance(value, str):
-            if Path(value).name != value or ":" in value or "\\" in value:
-                raise InputError(
-                    "the processor's settings name a file outside of the folder",
-                    where=f"{path}, {key}",
-                    got=repr(value),
-                    expected="a file's plain name",
-                    do="Take the entry out; the library then finds its own files",
-                )
+        named = key.endswith("_file") and key not in _NEVER_READ and isinstance(value, str)
+        if named and (Path(value).name != value or ":" in value or "\\" in value):
+            raise InputError(
+                "the processor's settings name a file outside of the folder",
+                where=f"{path}, {key}",
+                got=repr(value),
+                expected="a file's plain name",
+                do="Take the entry out; the library then finds its own files",
+            )
 
 
 def _another_model(where: Path) -> InputError:

@@ -132,7 +132,7 @@ def load_processor(folder: Path, *, trust_remote_code: bool = False) -> Processo
             first = error
         try:
             return _assembled(transformers, folder, given)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 -- as above
             _LOG.debug("put together: %s", cause_of(error))
             raise NoProcessorError(f"its processor can't be loaded: {cause_of(first)}") from first
 

@@ -32,8 +32,6 @@ from crossfuse.export.sources.huggingface.tried import refusal
 from crossfuse.export.sources.huggingface.varied_axes import ROWS, TEXTS, Varied, fits, vary
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from crossfuse.spec.model_spec import Sampler
 
 __all__ = ["ProcessorPlan", "plan_from_processor"]
@@ -266,7 +264,7 @@ def _examples(
     for seed, make in enumerate(wanted, 1):
         try:
             made = maker.completed(make(), seed)
-        except Exception:  # noqa: BLE001, S112 -- a processor's code may raise anything
+        except Exception:  # noqa: BLE001 -- a processor's code may raise anything
             continue
         new = not any(_same(made, other) for other in (base, *found))
         if new and fits(made, base, dynamic) and refusal(asked.model, made) is None:

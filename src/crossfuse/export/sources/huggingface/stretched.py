@@ -100,7 +100,7 @@ class Stretched:
         taken: dict[str, tuple[Tensor, Tensor]] = {}
         found = {}
         for name, tensor in self.base.items():
-            for axis, dim in self.axes.get(name, {}).items():
+            for dim in self.axes.get(name, {}).values():
                 if dim not in self.rows and dim not in taken:
                     taken[dim] = self._line(dim).places(
                         self._indices(dim, sizes), sizes[dim], generator

@@ -19,7 +19,7 @@ from crossfuse.export.sources.huggingface.processor import (
     load_processor,
 )
 from crossfuse.export.sources.huggingface.sample_inputs import Given
-from tests.processor_checkpoints import save_checkpoint, tokenizer
+from processor_checkpoints import save_checkpoint, tokenizer
 
 BERT = transformers.BertConfig(
     vocab_size=64, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=17

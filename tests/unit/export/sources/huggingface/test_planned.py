@@ -20,7 +20,7 @@ from crossfuse.export.sources.huggingface.processor import NoProcessorError, as_
 from crossfuse.export.sources.huggingface.sample_inputs import Given
 from crossfuse.export.sources.huggingface.spec import checkpoint_spec
 from crossfuse.spec.input_origin import FROM, YOURS
-from tests.processor_checkpoints import save_checkpoint, tokenizer
+from processor_checkpoints import save_checkpoint, tokenizer
 
 NONE = NoProcessorError("the checkpoint's folder holds no processor")
 

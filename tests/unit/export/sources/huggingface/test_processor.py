@@ -14,7 +14,7 @@ from crossfuse.export.sources.huggingface.processor import (
     as_processor,
     load_processor,
 )
-from tests.processor_checkpoints import save_checkpoint, tokenizer
+from processor_checkpoints import save_checkpoint, tokenizer
 
 
 def test_a_processor_with_its_parts(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from crossfuse.export.sources.huggingface.processor_inputs import (
     taken_by,
 )
 from crossfuse.export.sources.huggingface.sample_inputs import Row
-from tests.processor_checkpoints import tokenizer
+from processor_checkpoints import tokenizer
 
 ROWS = [Row("a photo of the cat"), Row("what is this")]
 TAKES = ("input_ids", "attention_mask")

@@ -13,7 +13,7 @@ from crossfuse.export.sources.huggingface.processor import load_processor
 from crossfuse.export.sources.huggingface.processor_plan import plan_from_processor
 from crossfuse.export.sources.huggingface.sample_inputs import Given
 from crossfuse.export.sources.huggingface.tried import refusal
-from tests.processor_checkpoints import save_checkpoint
+from processor_checkpoints import save_checkpoint
 
 
 @pytest.mark.parametrize("name", ["llava", "bert"])

@@ -21,7 +21,7 @@ from crossfuse.export.sources.huggingface.varied_axes import (
     moved_by,
     vary,
 )
-from tests.processor_checkpoints import save_checkpoint
+from processor_checkpoints import save_checkpoint
 
 
 def inputs(rows: int, text: int, patches: int = 4) -> dict[str, Tensor]:
