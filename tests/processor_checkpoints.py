@@ -165,7 +165,7 @@ def _idefics3() -> Sequence[Any]:
 
 def _grounding_dino() -> Sequence[Any]:
     backbone = transformers.SwinConfig(
-        image_size=64, patch_size=4, embed_dim=8, depths=[1, 1, 1, 1], num_heads=[1, 1, 2, 2],
+        image_size=128, patch_size=4, embed_dim=8, depths=[1, 1, 1, 1], num_heads=[1, 1, 2, 2],
         window_size=2, out_features=["stage2", "stage3", "stage4"],
     )  # fmt: skip
     text = transformers.BertConfig(
@@ -177,7 +177,9 @@ def _grounding_dino() -> Sequence[Any]:
         encoder_attention_heads=4, decoder_attention_heads=4, encoder_ffn_dim=48,
         decoder_ffn_dim=48, num_queries=5, max_text_len=24,
     )  # fmt: skip
-    images = transformers.GroundingDinoImageProcessor(size={"height": 64, "width": 64}, do_pad=True)
+    images = transformers.GroundingDinoImageProcessor(
+        size={"height": 128, "width": 128}, do_pad=True
+    )
     words = tokenizer(model_input_names=["input_ids", "token_type_ids", "attention_mask"])
     processor = transformers.GroundingDinoProcessor(images, words)
     return transformers.GroundingDinoForObjectDetection(config), processor
@@ -230,7 +232,7 @@ def _pix2struct() -> Sequence[Any]:
     }  # fmt: skip
     vision = {
         "hidden_size": 32, "patch_embed_hidden_size": 48, "d_ff": 48, "d_kv": 8,
-        "num_hidden_layers": 1, "num_attention_heads": 4, "seq_len": 16, "patch_size": 4,
+        "num_hidden_layers": 1, "num_attention_heads": 4, "seq_len": 4096, "patch_size": 4,
     }  # fmt: skip
     config = transformers.Pix2StructConfig(text_config=text, vision_config=vision)
     images = transformers.Pix2StructImageProcessor(

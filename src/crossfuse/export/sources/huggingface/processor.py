@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from crossfuse.core.checkpoint_folder import CONFIG, read_json
 from crossfuse.core.foreign import cause_of
@@ -42,8 +42,8 @@ _LOADERS = {
     "audio_processor": "AutoFeatureExtractor",
     "video_processor": "AutoVideoProcessor",
 }
-_BASES = {"image_processor": "BaseImageProcessor", "video_processor": "BaseVideoProcessor"}
-"""Parts that may be left out → the class that a processor expects in their place."""
+_MAY_BE_ABSENT = ("image_processor", "video_processor")
+"""Parts without which a processor is put together."""
 
 _SETTINGS = {
     "tokenizer": "tokenizer_config.json",
@@ -180,7 +180,7 @@ def as_processor(loaded: Any) -> Processor:
 
 
 def _assembled(transformers: Any, folder: Path, given: dict[str, Any]) -> Processor:
-    """The processor of its parts, without those of `_BASES` that can't be loaded."""
+    """The processor of its parts, without those of `_MAY_BE_ABSENT` that can't be loaded."""
     made_by = _processor_class(transformers, folder)
     if made_by is None:
         return _parts_alone(transformers, folder, given)
@@ -191,12 +191,12 @@ def _assembled(transformers: Any, folder: Path, given: dict[str, Any]) -> Proces
                 getattr(transformers, _LOADERS[name]).from_pretrained(str(folder), **given)
             )
         except Exception as error:
-            if name not in _BASES:
+            if name not in _MAY_BE_ABSENT:
                 raise
             absent[name] = cause_of(error)
-            arguments.append(_stand_in(transformers, _BASES[name]))
+            arguments.append(_LeftOut())
     settings, _ = made_by.get_processor_dict(str(folder), local_files_only=True)
-    whole = made_by.from_args_and_dict(arguments, settings)
+    whole = _unchecked(made_by).from_args_and_dict(arguments, settings)
     found = as_processor(whole)
     parts = {name: part for name, part in found.parts.items() if name not in absent}
     return Processor(whole, parts, absent)
@@ -240,9 +240,16 @@ def _processor_class(transformers: Any, folder: Path) -> Any:
     return getattr(transformers, name, None) if isinstance(name, str) else None
 
 
-def _stand_in(transformers: Any, base: str) -> Any:
-    """What a processor takes for a part that is left out: it is never called."""
-    kind = type("LeftOut", (getattr(transformers, base),), {"__init__": lambda self: None})
-    made = kind()
-    made.model_input_names = []
-    return made
+def _unchecked(made_by: Any) -> Any:
+    """The class, which takes a stand-in for a part."""
+    unchecked = {
+        "check_argument_for_proper_class": lambda self, name, part: type(part),
+        "__repr__": object.__repr__,  # the library's asks each part for its settings
+    }
+    return type(made_by.__name__, (made_by,), unchecked)
+
+
+class _LeftOut:
+    """Stands for a part that can't be loaded; it is never called."""
+
+    model_input_names: ClassVar[list[str]] = []

@@ -193,17 +193,17 @@ def _ranges(maker: _Maker, varied: Varied) -> tuple[dict[str, Dim], dict[str, st
     dims: dict[str, Dim] = {}
     refused: dict[str, str] = {}
     for change, moved in varied.moved.items():
-        dim, low, high = _name(change, varied), min(moved.before, moved.after), None
-        if change in (ROWS, TEXTS):
-            low = 1
-        elif change == "text":
+        dim, high = _name(change, varied), None
+        lows = (1,) if change in (ROWS, TEXTS) else (moved.after,)
+        if change == "text":
             least, high = maker.stretched.least(dim), _longest(maker.asked)
             if least is None:
                 refused[dim] = "no words stand beside the special tokens in some row"
                 continue
-            low, high = least, None if high is None else max(high, moved.before, moved.after)
-        if low < moved.before and maker.refusal(**{dim: low}) is not None:
-            low = moved.before
+            lows = (1, least)
+            high = None if high is None else max(high, moved.before, moved.after)
+        smaller = (size for size in lows if size < moved.before)
+        low = next((n for n in smaller if maker.refusal(**{dim: n}) is None), moved.before)
         odd = moved.before + 1
         if (high is None or odd <= high) and (why := maker.refusal(**{dim: odd})):
             refused[dim] = f"the model takes {moved.after} and refuses {odd}: {why}"

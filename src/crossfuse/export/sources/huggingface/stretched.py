@@ -62,10 +62,13 @@ class _Line:
         return from_row, from_place
 
     def _chosen(self, row: int, count: int) -> Tensor:
-        """So many places of a row, in order: the fixed ones, and free ones spread evenly."""
+        """So many places of a row, in order: the fixed ones, and free ones spread evenly; the first
+        ones where there is no room for all that are fixed."""
         fixed = self.fixed[row].nonzero().reshape(-1)
         free = (self.kept[row] & ~self.fixed[row]).nonzero().reshape(-1)
         wanted = count - len(fixed)
+        if wanted < 1 or not len(free):
+            return self.kept[row].nonzero().reshape(-1)[:count]
         spread = free[torch.arange(wanted) * len(free) // max(wanted, 1)]
         return torch.cat([fixed, spread]).sort().values
 
