@@ -115,7 +115,7 @@ def _qwen2_vl() -> Sequence[Any]:
 
 
 def _paligemma() -> Sequence[Any]:
-    vision = {**_VISION, "projection_dim": 32}
+    vision = {**_VISION, "projection_dim": 32, "vision_use_head": False}
     text = {**_LLAMA, "head_dim": 8, "vocab_size": 1280}
     config = transformers.PaliGemmaConfig(
         vision_config=transformers.SiglipVisionConfig(**vision),

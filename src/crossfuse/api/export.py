@@ -140,7 +140,7 @@ def export(  # noqa: PLR0913 -- public: what a user may say of a source and of i
     progress = step or silent
     with write_bundle(path) as writer:
         spec = _loaded(named, progress)
-        graph = _fused(spec, named.kind.value, allow_unfused, progress)
+        graph = _fused(named, spec, allow_unfused, progress)
         # Weights go to disk first: the graph then holds none while the reference has its copy of
         # the module in float64.
         progress("writing weights")
@@ -164,13 +164,20 @@ def _loaded(source: Source, progress: Progress) -> ModelSpec:
     return accepted(spec, progress)
 
 
-def _fused(spec: ModelSpec, kind: str, allow_unfused: bool, progress: Progress) -> FusedGraph:
+def _fused(source: Source, spec: ModelSpec, allow_unfused: bool, progress: Progress) -> FusedGraph:
     """The graph with one operator per attention; refused where an attention was not captured."""
+    from crossfuse.export.capture.guards import NotFreeError
     from crossfuse.export.fuse import fuse
 
-    graph = fuse(spec, progress)
+    while True:
+        try:
+            graph = fuse(spec, progress)
+            break
+        except NotFreeError as error:
+            spec = source.refitted(spec, error)
+            progress("some sizes can't vary; tracing without")
     if not allow_unfused:
-        graph.ledger.require_fused([], kind)
+        graph.ledger.require_fused([], source.kind.value)
     return graph
 
 

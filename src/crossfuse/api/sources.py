@@ -25,14 +25,13 @@ The way of a source, each room once::
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from numpy.typing import NDArray
-
 from crossfuse.api.arguments import Progress, silent
+from crossfuse.api.examples import tensors_of, with_examples
 from crossfuse.api.source_kinds import HUGGING_FACE, SourceKind, kind_of
 from crossfuse.core.checkpoint_weights import MISSING
 from crossfuse.core.npz import load_arrays
@@ -42,11 +41,10 @@ from crossfuse.models.registry import SIZES, ZOO, zoo_spec
 from crossfuse.spec.input_origin import FROM, YOURS
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
+    from crossfuse.export.capture.guards import NotFreeError
     from crossfuse.spec.model_spec import ModelSpec
 
-__all__ = ["Source", "SourceOptions", "accepted", "with_tensors"]
+__all__ = ["Source", "SourceOptions", "accepted"]
 
 _log = logging.getLogger(__name__)
 
@@ -222,7 +220,7 @@ class Source:
             trust_remote_code=options.trust_remote_code,
             allow_missing=options.allow_missing,
             given=Given(options.text, options.image, options.audio, options.video),
-            examples=[_tensors_of(file) for file in options.examples],
+            examples=[tensors_of(file) for file in options.examples],
         )
 
     def load(self) -> ModelSpec:
@@ -243,7 +241,20 @@ class Source:
         spec = self._with_options(self.model())
         used = 1 if self.kind is SourceKind.ONNX or spec.about.get(FROM) == YOURS else 0
         files = self.options.examples[used:]
-        return _with_examples(spec, [(str(file), load_arrays(file)) for file in files])
+        return with_examples(spec, [(str(file), load_arrays(file)) for file in files])
+
+    def refitted(self, spec: ModelSpec, refused: NotFreeError) -> ModelSpec:
+        """The spec with dimensions that its tracing found fixed or narrower than their ranges,
+        where these were found for a checkpoint and not asked for.
+
+        Raises:
+            NotFreeError: as it was given, where they were asked for.
+        """
+        if self.kind is not SourceKind.HUGGINGFACE or self.options.dynamic:
+            raise refused
+        from crossfuse.export.sources.huggingface.refit import refitted
+
+        return refitted(spec, refused)
 
     def _with_options(self, spec: ModelSpec) -> ModelSpec:
         options = self.options
@@ -281,44 +292,6 @@ def accepted(spec: ModelSpec, progress: Progress = silent) -> ModelSpec:
     spec = replace(spec, module=uncompiled(spec.module))
     require_repeatable(spec)
     return widened(spec)
-
-
-def with_tensors(arrays: Mapping[str, NDArray[Any]]) -> dict[str, Tensor]:
-    """Arrays as tensors."""
-    import numpy as np
-    import torch
-
-    return {name: torch.from_numpy(np.array(array)) for name, array in arrays.items()}
-
-
-def _with_examples(
-    spec: ModelSpec, examples: Sequence[tuple[str, Mapping[str, NDArray[Any]]]]
-) -> ModelSpec:
-    """The spec with real inputs from files among its examples."""
-    if not examples:
-        return spec
-    tensors = []
-    for where, arrays in examples:
-        _require_tensors(where, arrays)
-        tensors.append(with_tensors(arrays))
-        spec.sizes_of(tensors[-1], where)
-    return replace(spec, examples=(*spec.examples, *tensors))
-
-
-def _require_tensors(where: str, arrays: Mapping[str, NDArray[Any]]) -> None:
-    for name, array in arrays.items():
-        if array.dtype.kind not in "biuf":
-            raise InputError(
-                "an input has a dtype that no tensor has",
-                where=f"{where}, {name}",
-                got=array.dtype,
-            )
-
-
-def _tensors_of(file: Path) -> dict[str, Tensor]:
-    arrays = load_arrays(file)
-    _require_tensors(str(file), arrays)
-    return with_tensors(arrays)
 
 
 def _zoo_name(about: Mapping[str, Any]) -> str:

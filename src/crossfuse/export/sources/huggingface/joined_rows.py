@@ -36,6 +36,7 @@ def joined_rows() -> Iterator[None]:
 
 def _listed(items: Any = ()) -> list[Any]:
     """A list; of a tensor with an unknown number of rows, these as one."""
-    if isinstance(items, Tensor) and isinstance(items.shape[0], torch.SymInt):
+    rows: Any = items.shape[0] if isinstance(items, Tensor) else None
+    if isinstance(rows, torch.SymInt):
         return [items.flatten(0, 1)]
     return list(items)

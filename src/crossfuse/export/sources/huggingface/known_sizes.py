@@ -83,7 +83,7 @@ def fix_sizes(model: nn.Module, sizes: Mapping[str, Any]) -> None:
         sizes: nested lists of integers by the names of its inputs.
     """
     known = dict(sizes)
-    original = getattr(model.__dict__.get("forward"), "__func__", type(model).forward)
+    original: Any = getattr(model.__dict__.get("forward"), "__func__", type(model).forward)
 
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         kwargs |= {name: Known.of(values) for name, values in known.items()}

@@ -56,7 +56,8 @@ def read_sound(path: Path, rate: int | None) -> NDArray[np.float32]:
     """
     try:
         if path.suffix.lower() == ".npy":
-            return np.asarray(np.load(path, allow_pickle=False), np.float32).reshape(-1)
+            loaded: NDArray[np.float32] = np.load(path, allow_pickle=False).astype(np.float32)
+            return loaded.reshape(-1)
         with wave.open(str(path)) as file:
             channels, own = file.getnchannels(), file.getframerate()
             kind, silence, full = _WIDTHS[file.getsampwidth()]

@@ -91,11 +91,15 @@ def rows_of(given: Given, kinds: Sequence[str], rate: int | None) -> list[Row]:
     found = [made_row(kinds, rate, index) for index in range(rows)]
     for name, items in read.items():
         if items:
-            found = [
-                replace(row, **{name: part})
-                for row, part in zip(found, _dealt(items, rows, name), strict=True)
-            ]
+            dealt = _dealt(items, rows, name)
+            found = [_with(row, name, part) for row, part in zip(found, dealt, strict=True)]
     return [replace(row, text=texts[i]) if i < len(texts) else row for i, row in enumerate(found)]
+
+
+def _with(row: Row, kind: str, part: tuple[Any, ...]) -> Row:
+    if kind == "images":
+        return replace(row, images=part)
+    return replace(row, audio=part) if kind == "audio" else replace(row, videos=part)
 
 
 def made_row(kinds: Sequence[str], rate: int | None, index: int = 0) -> Row:
@@ -204,7 +208,8 @@ def _tone(rate: int, seconds: float, index: int) -> NDArray[np.float32]:
     tone = np.sin(2 * np.pi * (220 + 60 * index) * times) + 0.5 * np.sin(2 * np.pi * 931 * times)
     noise = np.random.default_rng(index).normal(size=times.size)
     fade = np.minimum(1.0, 10 * np.minimum(times, seconds - times))
-    return (0.3 * fade * (tone + 0.1 * noise)).astype(np.float32)
+    sound: NDArray[np.float32] = (0.3 * fade * (tone + 0.1 * noise)).astype(np.float32)
+    return sound
 
 
 def _mirrored(image: Any) -> Any:

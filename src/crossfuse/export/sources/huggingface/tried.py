@@ -16,12 +16,14 @@ if TYPE_CHECKING:
 __all__ = ["refusal"]
 
 
-def refusal(model: nn.Module, inputs: Mapping[str, Tensor]) -> str | None:
+def refusal(model: nn.Module, inputs: Mapping[str, Any]) -> str | None:
     """Why the eager model doesn't take inputs, in its own words; None where it does.
 
-    Copies are given to it. Results that are not finite in places are results.
+    Copies of tensors are given to it. Results that are not finite in places are results.
     """
-    given = {name: tensor.clone() for name, tensor in inputs.items()}
+    given = {
+        n: value.clone() if isinstance(value, Tensor) else value for n, value in inputs.items()
+    }
     try:
         with torch.no_grad():
             result: Any = model(**given)
