@@ -100,7 +100,7 @@ def with_positions(model: nn.Module, inputs: Mapping[str, Tensor]) -> dict[str, 
     Raises:
         Exception: whatever the model's code raises.
     """
-    maker = next((m for m in model.modules() if hasattr(m, "get_rope_index")), None)
+    maker: Any = next((m for m in model.modules() if hasattr(m, "get_rope_index")), None)
     takes = inspect.signature(model.forward).parameters
     if maker is None or POSITIONS in inputs or POSITIONS not in takes or _TYPES not in inputs:
         return dict(inputs)

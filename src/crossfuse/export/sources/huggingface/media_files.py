@@ -72,7 +72,8 @@ def read_sound(path: Path, rate: int | None) -> NDArray[np.float32]:
     if rate is not None and rate != own and sound.size:
         times = np.arange(int(sound.size * rate / own)) * (own / rate)
         sound = np.interp(times, np.arange(sound.size), sound)
-    return sound.astype(np.float32)
+    single: NDArray[np.float32] = sound.astype(np.float32)
+    return single
 
 
 def read_video(path: Path) -> list[Any]:

@@ -126,7 +126,8 @@ def load_processor(folder: Path, *, trust_remote_code: bool = False) -> Processo
     given = {"local_files_only": True, "trust_remote_code": trust_remote_code}
     with quietly():
         try:
-            found = as_processor(transformers.AutoProcessor.from_pretrained(str(folder), **given))
+            loader: Any = transformers.AutoProcessor
+            found = as_processor(loader.from_pretrained(str(folder), **given))
             return _parts_alone(transformers, folder, given) if found.is_part else found
         except Exception as error:  # noqa: BLE001 -- the library's code and its dependencies'
             first = error
@@ -233,9 +234,10 @@ def _processor_class(transformers: Any, folder: Path) -> Any:
             name = read_json(folder / file).get("processor_class")
             if isinstance(name, str) and hasattr(transformers, name):
                 return getattr(transformers, name)
-    from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
+    from transformers.models.auto import processing_auto
 
-    name = PROCESSOR_MAPPING_NAMES.get(str(read_json(folder / CONFIG).get("model_type")))
+    names: Any = getattr(processing_auto, "PROCESSOR_MAPPING_NAMES", {})
+    name = names.get(str(read_json(folder / CONFIG).get("model_type")))
     name = name[0] if isinstance(name, tuple | list) else name
     return getattr(transformers, name, None) if isinstance(name, str) else None
 

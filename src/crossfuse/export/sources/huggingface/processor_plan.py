@@ -194,7 +194,7 @@ def _ranges(maker: _Maker, varied: Varied) -> tuple[dict[str, Dim], dict[str, st
     refused: dict[str, str] = {}
     for change, moved in varied.moved.items():
         dim, high = _name(change, varied), None
-        lows = (1,) if change in (ROWS, TEXTS) else (moved.after,)
+        lows: tuple[int, ...] = (1,) if change in (ROWS, TEXTS) else (moved.after,)
         if change == "text":
             least, high = maker.stretched.least(dim), _longest(maker.asked)
             if least is None:
@@ -225,7 +225,8 @@ def _longest(asked: Asked) -> int | None:
 
 def _plain(asked: Asked) -> Tensor:
     """Ids of words: none that is special to the tokenizer or that the configuration names."""
-    words, config = asked.processor.words, asked.model.config
+    words: Any = asked.processor.words
+    config: Any = asked.model.config
     if words is None or "text" not in asked.recipe.kinds:
         return torch.zeros(0, dtype=torch.long)
     rows = find(text_config(config), "vocab_size")
