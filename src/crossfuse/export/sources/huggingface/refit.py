@@ -47,7 +47,7 @@ def refitted(spec: ModelSpec, refused: NotFreeError) -> ModelSpec:
         }
         for name, own in spec.dynamic.items()
     }
-    examples = [e for e in one.examples if fits(e, one.inputs, axes)]
+    examples = [e for e in spec.examples if fits(e, one.inputs, axes)]
     about = dict(spec.about)
     if fixed:
         why = dict.fromkeys(fixed, str(refused.what))
