@@ -120,7 +120,8 @@ def planned(model: nn.Module, processor: Processor | NoProcessorError, given: Gi
     if given:
         raise InputError(reason, where=type(model).__name__, do=_OWN_INPUTS)
     _LOG.debug("inputs from the configuration: %s", reason)
-    tried = reason if isinstance(processor, Processor) else None
+    absent = isinstance(processor, NoProcessorError) and processor.absent
+    tried = None if absent else reason
     if plan is None:
         raise _unplanned(unplanned, tried)
     return _from_configuration(model, plan, tried)
@@ -181,7 +182,7 @@ def _from_configuration(model: nn.Module, plan: InputPlan, reason: str | None) -
         inputs,
         plan.dynamic,
         plan.sample,
-        CONFIGURATION,
+        f"{CONFIGURATION} ({reason})" if reason else CONFIGURATION,
         context=plan.context,
         decode=plan.decode,
     )

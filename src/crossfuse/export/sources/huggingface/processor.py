@@ -55,7 +55,16 @@ _NAMED_IN = ("processor_config.json", "preprocessor_config.json", "tokenizer_con
 
 
 class NoProcessorError(Exception):
-    """The checkpoint has no processor that can be used; the text says why."""
+    """The checkpoint has no processor that can be used; the text says why.
+
+    Args:
+        text: why.
+        absent: there is none at all.
+    """
+
+    def __init__(self, text: str, *, absent: bool = False) -> None:
+        super().__init__(text)
+        self.absent = absent
 
 
 @dataclass(frozen=True)
@@ -118,7 +127,7 @@ def load_processor(folder: Path, *, trust_remote_code: bool = False) -> Processo
     import transformers
 
     if not has_processor(folder):
-        raise NoProcessorError("the checkpoint's folder holds no processor")
+        raise NoProcessorError("the checkpoint's folder holds no processor", absent=True)
     try:
         require_own_processor(folder)
     except InputError as error:

@@ -175,7 +175,9 @@ def _processor(
     if given is not None:
         return as_processor(given)
     if folder is None:
-        return NoProcessorError("a model in memory has no processor, unless one is given with it")
+        return NoProcessorError(
+            "a model in memory has no processor, unless one is given with it", absent=True
+        )
     try:
         return load_processor(folder, trust_remote_code=trust_remote_code)
     except NoProcessorError as error:
