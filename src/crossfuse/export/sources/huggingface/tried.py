@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from crossfuse.core.foreign import cause_of
-from crossfuse.export.capture.module_state import kept_state
 
 if TYPE_CHECKING:
     from torch import nn
@@ -20,13 +19,13 @@ __all__ = ["refusal"]
 def refusal(model: nn.Module, inputs: Mapping[str, Any]) -> str | None:
     """Why the eager model doesn't take inputs, in its own words; None where it does.
 
-    Copies of tensors are given to it, and what it keeps between runs is put back. Results that are not finite in places are results.
+    Copies of tensors are given to it. Results that are not finite in places are results.
     """
     given = {
         n: value.clone() if isinstance(value, Tensor) else value for n, value in inputs.items()
     }
     try:
-        with torch.no_grad(), kept_state(model):
+        with torch.no_grad():
             result: Any = model(**given)
     except Exception as error:  # noqa: BLE001 -- a model's code may raise anything
         return cause_of(error)
