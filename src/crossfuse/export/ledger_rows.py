@@ -2,9 +2,7 @@
 
 Per module, nodes and sightings are counted. Each node gets a row. Where a module computed more
 attentions than it has nodes, the difference gets rows too, with the reason why it was not captured:
-those that no pass can capture come first. A module that called the operator while it was traced,
-and of which no node is left, computes nothing that the model returns (the last layer of an image
-tower whose layer before is taken): it has no row.
+those that no pass can capture come first.
 """
 
 from __future__ import annotations
@@ -61,9 +59,6 @@ def open_ledger(
     for miss in missed:
         reasons[first_names.get(miss.module, miss.module)].append(miss.reason)
     for path, seen in per_module.items():
-        if path in interfaced and not captured[path] and not reasons[path]:
-            # It called the operator while it was traced, and nothing that is returned needs it.
-            continue
         rows += _missed_rows(path, seen, captured[path], reasons[path])
     return Ledger(tuple(rows))
 

@@ -73,15 +73,6 @@ def test_what_no_pass_captured_has_a_row_with_the_reason() -> None:
     assert rows[2].reasons["capture"]
 
 
-def test_what_called_the_operator_and_is_not_needed_has_no_row() -> None:
-    sightings = [Sighting("a", "sdpa"), Sighting("b", "sdpa")]
-    rows = open_ledger(graph("a"), module("a", "b"), sightings, interfaced=["a", "b"]).rows
-    assert [row.site for row in rows] == ["a"]
-    missed = [Missed("b", "its scores are an output")]
-    rows = open_ledger(graph("a"), module("a", "b"), sightings, missed, ["a", "b"]).rows
-    assert [(row.site, row.kind) for row in rows] == [("a", "cross"), ("b", "unknown")]
-
-
 def test_a_module_under_two_names_has_one() -> None:
     shared = module("a")
     shared.add_module("again", shared.get_submodule("a"))

@@ -22,6 +22,7 @@ from crossfuse.errors import Advice, InputError, Said
 from crossfuse.export.sources.huggingface.asked import RefusedError, ask
 from crossfuse.export.sources.huggingface.input_plan import InputPlan
 from crossfuse.export.sources.huggingface.input_rules import plan_inputs
+from crossfuse.export.sources.huggingface.known_sizes import fix_sizes
 from crossfuse.export.sources.huggingface.processor import NoProcessorError, Processor
 from crossfuse.export.sources.huggingface.processor_plan import plan_from_processor
 from crossfuse.export.sources.huggingface.sample_inputs import Given
@@ -63,6 +64,7 @@ class Planned:
         context: inputs that change rarely.
         decode: ids of a model that decodes.
         fixed: dimensions that can't be varied → why.
+        settled: as of a spec.
     """
 
     inputs: Mapping[str, Any]
@@ -73,6 +75,7 @@ class Planned:
     context: tuple[str, ...] = ()
     decode: str | None = None
     fixed: Mapping[str, str] = field(default_factory=dict)
+    settled: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     def takes(self, example: Mapping[str, Tensor]) -> bool:
         """Whether inputs of the user's have the same names, types and fixed sizes."""
@@ -96,13 +99,14 @@ def planned(model: nn.Module, processor: Processor | NoProcessorError, given: Gi
         InputError: the model's inputs can't be told, the model refuses them, or the user's samples
             can't be used.
     """
-    plan, unplanned = _plan_of(model)
+    plan = _plan_of(model)
+    known = None if isinstance(plan, InputError) else plan
     reason = str(processor)
     if isinstance(processor, Processor):
         try:
-            found = plan_from_processor(ask(model, processor, given, plan))
+            found = plan_from_processor(ask(model, processor, given, known))
             tensors = {n: t for n, t in found.inputs.items() if isinstance(t, Tensor)}
-            context = _context(tensors, plan)
+            context = _context(tensors, known)
             return Planned(
                 found.inputs,
                 found.dynamic,
@@ -112,6 +116,7 @@ def planned(model: nn.Module, processor: Processor | NoProcessorError, given: Gi
                 context,
                 _decode(model, tensors, context),
                 found.fixed,
+                found.settled,
             )
         except NoProcessorError as error:
             reason = str(error)
@@ -122,8 +127,8 @@ def planned(model: nn.Module, processor: Processor | NoProcessorError, given: Gi
     _LOG.debug("inputs from the configuration: %s", reason)
     absent = isinstance(processor, NoProcessorError) and processor.absent
     tried = None if absent else reason
-    if plan is None:
-        raise _unplanned(unplanned, tried)
+    if isinstance(plan, InputError):
+        raise _unplanned(plan, tried) from plan
     return _from_configuration(model, plan, tried)
 
 
@@ -147,58 +152,46 @@ def planned_by_examples(model: nn.Module, examples: Sequence[Mapping[str, Tensor
     return Planned(first, axes_among(examples), None, YOURS, context=context, decode=decode)
 
 
-def _plan_of(model: nn.Module) -> tuple[InputPlan | None, InputError | None]:
+def _plan_of(model: nn.Module) -> InputPlan | InputError:
+    """The configuration's plan, or why there is none."""
     try:
-        return plan_inputs(model), None
+        return plan_inputs(model)
     except InputError as error:
-        return None, error
-
-
-def _unplanned(error: InputError | None, reason: str | None) -> InputError:
-    assert error is not None
-    if reason is None:
         return error
+
+
+def _unplanned(error: InputError, reason: str | None) -> InputError:
+    """The refusal of what was planned, with what came of the processor before."""
+    before = "" if reason is None else f". Before that, {reason}"
+    own = error.do if isinstance(error.do, str | Advice) else ""
+    files = Advice("{}. {}", own, _OWN_INPUTS) if own else _OWN_INPUTS
     return InputError(
-        f"{error.what}, nor from its processor ({reason})",
+        f"{error.what}{before}",
         where=error.where,
         got=error.got,
         expected=error.expected,
-        do=_OWN_INPUTS,
+        do=files if reason is None else _OWN_INPUTS,
     )
 
 
 def _from_configuration(model: nn.Module, plan: InputPlan, reason: str | None) -> Planned:
+    """The plan as it is: it was tried when it was made."""
     inputs = plan.sample(plan.example, torch.Generator().manual_seed(0))
-    why = refusal(model, inputs) if _in_single(model) else None
-    if why is not None:
-        raise InputError(
-            f"the eager model fails on the inputs that its configuration suggests: {why}"
-            + (f". Before that, {reason}" if reason else ""),
-            where=type(model).__name__,
-            got=listed(_shapes(inputs), _MOST),
-            do=_OWN_INPUTS,
-        )
+    if plan.held:
+        fix_sizes(model, plan.held)
     return Planned(
-        inputs,
+        {**inputs, **plan.held},
         plan.dynamic,
         plan.sample,
         f"{CONFIGURATION} ({reason})" if reason else CONFIGURATION,
         context=plan.context,
         decode=plan.decode,
+        settled=plan.settled,
     )
 
 
 def _shapes(inputs: Mapping[str, Tensor]) -> list[str]:
     return [f"{name} {list(tensor.shape)}" for name, tensor in inputs.items()]
-
-
-def _in_single(model: nn.Module) -> bool:
-    """The model computes in float32 here; others are widened before they first run."""
-    return all(
-        parameter.dtype == torch.float32 and not parameter.is_meta
-        for parameter in model.parameters()
-        if parameter.is_floating_point()
-    )
 
 
 def _context(inputs: Mapping[str, Tensor], plan: InputPlan | None) -> tuple[str, ...]:

@@ -53,6 +53,8 @@ class ProcessorPlan:
         sampler: makes others.
         examples: further ones of the processor's, which the model takes.
         fixed: dimensions that can't be varied → why.
+        settled: what no check may change, as of a spec: placeholders of images, and what tells
+            where they are.
     """
 
     inputs: Mapping[str, Any]
@@ -60,6 +62,7 @@ class ProcessorPlan:
     sampler: Sampler
     examples: Sequence[Mapping[str, Tensor]]
     fixed: Mapping[str, str]
+    settled: Mapping[str, tuple[int, ...]]
 
 
 def plan_from_processor(asked: Asked) -> ProcessorPlan:
@@ -89,7 +92,8 @@ def plan_from_processor(asked: Asked) -> ProcessorPlan:
     base = maker.completed(varied.base)
     dynamic = maker.dynamic(dims, base)
     examples = _examples(maker, varied, base, dynamic)
-    return ProcessorPlan({**base, **known}, dynamic, maker.sample, examples, fixed)
+    settled = _settled(asked, base, ids)
+    return ProcessorPlan({**base, **known}, dynamic, maker.sample, examples, fixed, settled)
 
 
 @dataclass(frozen=True)
@@ -210,6 +214,28 @@ def _ranges(maker: _Maker, varied: Varied) -> tuple[dict[str, Dim], dict[str, st
             continue
         dims[dim] = Dim(dim, low, high)
     return dims, refused
+
+
+def _settled(
+    asked: Asked, base: Mapping[str, Tensor], ids: Sequence[str]
+) -> dict[str, tuple[int, ...]]:
+    """Placeholders among the ids, and inputs that tell where these are."""
+    named = {
+        value
+        for key, value in asked.model.config.to_dict().items()  # type: ignore[union-attr,operator]
+        if isinstance(value, int) and key.endswith(("token_id", "token_index"))
+        if any(kind in key for kind in ("image", "video", "audio", "vision"))
+    }
+    found = {
+        name: tuple(sorted(n for n in named if bool((base[name] == n).any())))
+        for name in ids
+        if name in base
+    }
+    settled = {name: tokens for name, tokens in found.items() if tokens}
+    if settled:
+        told = (POSITIONS, "mm_token_type_ids", "token_type_ids", "image_embeds_position_mask")
+        settled |= dict.fromkeys((name for name in told if name in base), ())
+    return settled
 
 
 def _longest(asked: Asked) -> int | None:

@@ -12,6 +12,7 @@ from crossfuse.core.checkpoint_weights import weights_about
 from crossfuse.core.foreign import door
 from crossfuse.errors import InputError
 from crossfuse.export.sources.huggingface.adapters import adapt
+from crossfuse.export.sources.huggingface.export_settings import set_for_export
 from crossfuse.export.sources.huggingface.load import Loaded, load_model
 from crossfuse.export.sources.huggingface.planned import (
     Planned,
@@ -36,8 +37,18 @@ if TYPE_CHECKING:
 
 __all__ = ["checkpoint_spec", "huggingface_spec"]
 
-_UNASKED = ("attentions*", "*_attentions*")
-"""Outputs that some models return without being asked to (``output_attentions`` is off)."""
+_UNASKED = (
+    "attentions*",
+    "*_attentions*",
+    "*past_key_values*",
+    "*cache_params*",
+    "*_cache",
+    "*_cache_*",
+    "mems*",
+    "past_buckets_states*",
+)
+"""Outputs that some models return without being asked to: probabilities (``output_attentions`` is
+off), and what they keep for a next step (``use_cache`` is off)."""
 
 
 @door
@@ -60,7 +71,8 @@ def huggingface_spec(  # noqa: PLR0913 -- public: a spec's own fields, and how t
     """The spec of a model of ``transformers``.
 
     Args:
-        model: the model, or a folder or identifier to load it from (safetensors only).
+        model: the model, or a folder or identifier to load it from (safetensors only). Its
+            configuration is set for an export, in place: no caches, results alone, by name.
         task: which head, when loading: a pipeline's task or a class name.
         inputs, dynamic, context, decode: as in :class:`ModelSpec`; where omitted, made by the
             checkpoint's own processor, or from the model's configuration: seeded inputs with padded
@@ -88,6 +100,7 @@ def huggingface_spec(  # noqa: PLR0913 -- public: a spec's own fields, and how t
     else:
         found = Loaded(model)
     about = weights_about(found.missing, found.left_over)
+    set_for_export(found.module)
     loaded = adapt(found.module)
     if inputs is not None:
         name = type(loaded).__name__
@@ -127,6 +140,7 @@ def checkpoint_spec(
         source, task, trust_remote_code=trust_remote_code, allow_missing=allow_missing
     )
     about = weights_about(found.missing, found.left_over)
+    set_for_export(found.module)
     loaded = adapt(found.module)
     known = _processor(None, found.folder, trust_remote_code=trust_remote_code)
     try:
@@ -164,7 +178,12 @@ def _spec_of(
         examples=plan.examples,
     )
     of_plan = decode is None and context is None
-    spec = replace(made, decode=plan.decode if of_plan else decode, decode_where_possible=of_plan)
+    spec = replace(
+        made,
+        decode=plan.decode if of_plan else decode,
+        decode_where_possible=of_plan,
+        settled=plan.settled,
+    )
     return spec if dynamic is None else replace(spec, examples=()).with_dynamic(dynamic)
 
 
