@@ -21,6 +21,7 @@ from crossfuse.core.text import listed
 from crossfuse.parity.reference import EAGER
 from crossfuse.parity.report import ParityReport
 from crossfuse.parity.shape_points import EXAMPLE
+from crossfuse.spec.input_origin import FROM, origin_words
 
 __all__ = [
     "show_boundary",
@@ -154,10 +155,12 @@ def show_boundary(output: Output, bundle: Bundle) -> None:
     """Source, inputs, outputs, dimensions and files of a bundle."""
     manifest = bundle.manifest
     about = ", ".join(
-        f"{key} {value}" for key, value in manifest.source.items() if isinstance(value, str | int)
+        f"{key} {value}"
+        for key, value in manifest.source.items()
+        if isinstance(value, str | int) and key != FROM
     )
     output.line(f"{manifest.name} ({about}), written by {manifest.created_by}")
-    for text in _asked(manifest):
+    for text in (*_asked(manifest), *origin_words(manifest.source)):
         output.line(text)
     table = Table()
     for column in ("stage", "", "name", "dtype", "shape"):
