@@ -42,6 +42,12 @@ def fused_stages(bundle: Bundle) -> FusedStages:
     decode = None if manifest.decode is None else manifest.decode.tokens
     whole = "model" in manifest.stages
     stages = assemble(
-        model, manifest.context, manifest.dims, manifest.example, whole=whole, decode=decode
+        model,
+        manifest.context,
+        manifest.dims,
+        manifest.example,
+        whole=whole,
+        decode=decode,
+        prefix=manifest.prefix is not None and bool(manifest.prefix.attentions),
     )
     return FusedStages(model, stages)

@@ -37,6 +37,7 @@ from crossfuse.export.split.stage_builder import StageBuilder
 from crossfuse.export.split.stage_sizes import MissingSizeError
 from crossfuse.graph.attention_node import attentions
 from crossfuse.graph.metadata import module_path
+from crossfuse.graph.op_classes import is_onnx
 from crossfuse.graph.shapes import dim_of
 
 __all__ = ["NothingToSplitError", "Split", "split"]
@@ -296,9 +297,16 @@ def _names(graph: ir.Graph, frontier: Sequence[ir.Value]) -> dict[ir.Value, str]
     for attention in attentions(graph):
         for role, value in attention.operands():
             if role != "query":
-                roles.setdefault(value, f"{attention.site}.{role}")
+                roles.setdefault(_in_front(value), f"{attention.site}.{role}")
     names: dict[ir.Value, str] = {}
     for value in frontier:
         name = roles.get(value, value.name or "frontier")
         names[value] = f"context:{name}"
     return names
+
+
+def _in_front(value: ir.Value) -> ir.Value:
+    """The tokens that stand in front of an operand's others, where it was joined of such."""
+    producer = value.producer()
+    joined = producer is not None and is_onnx(producer, "Concat")
+    return producer.inputs[0] or value if producer is not None and joined else value
