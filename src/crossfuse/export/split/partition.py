@@ -32,12 +32,12 @@ from crossfuse.errors import InputError
 from crossfuse.export.split.dependence import Content, Dependence
 from crossfuse.export.split.mixing import Batch, mixing, no_axis_of_their_own
 from crossfuse.export.split.per_context import Batches
+from crossfuse.export.split.rows import joined_along
 from crossfuse.export.split.shared_batch import shared_batch
 from crossfuse.export.split.stage_builder import StageBuilder
 from crossfuse.export.split.stage_sizes import MissingSizeError
 from crossfuse.graph.attention_node import attentions
 from crossfuse.graph.metadata import module_path
-from crossfuse.graph.op_classes import is_onnx
 from crossfuse.graph.shapes import dim_of
 
 __all__ = ["NothingToSplitError", "Split", "split"]
@@ -297,16 +297,11 @@ def _names(graph: ir.Graph, frontier: Sequence[ir.Value]) -> dict[ir.Value, str]
     for attention in attentions(graph):
         for role, value in attention.operands():
             if role != "query":
-                roles.setdefault(_in_front(value), f"{attention.site}.{role}")
+                # Of tokens that were joined, those in front are the context's.
+                front = next(iter(joined_along(value, 1)), value)
+                roles.setdefault(front, f"{attention.site}.{role}")
     names: dict[ir.Value, str] = {}
     for value in frontier:
         name = roles.get(value, value.name or "frontier")
         names[value] = f"context:{name}"
     return names
-
-
-def _in_front(value: ir.Value) -> ir.Value:
-    """The tokens that stand in front of an operand's others, where it was joined of such."""
-    producer = value.producer()
-    joined = producer is not None and is_onnx(producer, "Concat")
-    return producer.inputs[0] or value if producer is not None and joined else value

@@ -10,9 +10,10 @@ import onnx_ir as ir
 
 from crossfuse.core.dimensions import size_at, symbols_in
 from crossfuse.graph.builder import GraphBuilder
+from crossfuse.graph.op_classes import is_onnx
 from crossfuse.graph.shapes import dim_of, same_dim
 
-__all__ = ["CannotCutError", "Cut", "Rows", "Side", "equal_sizes", "sum_of"]
+__all__ = ["CannotCutError", "Cut", "Rows", "Side", "equal_sizes", "joined_along", "sum_of"]
 
 
 class Side(enum.Enum):
@@ -91,3 +92,11 @@ def sum_of(dims: Sequence[int | str | None]) -> int | str | None:
     number = sum(dim for dim in dims if isinstance(dim, int))
     texts = [dim for dim in dims if isinstance(dim, str)]
     return " + ".join([*texts, *([str(number)] if number else [])]) if texts else number
+
+
+def joined_along(value: ir.Value, axis: int) -> list[ir.Value]:
+    """What a value was joined from along an axis; nothing where it was not."""
+    node = value.producer()
+    if node is None or not is_onnx(node, "Concat") or node.attributes["axis"].as_int() != axis:
+        return []
+    return [v for v in node.inputs if v is not None]
