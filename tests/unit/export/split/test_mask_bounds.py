@@ -33,7 +33,8 @@ WEIGHTS = {
     "three": np.ones(P, bool),
     "lower": np.tril(np.ones((9, 9), bool)),
     "window": np.tril(np.ones((9, 9), bool)) & ~np.tril(np.ones((9, 9), bool), -3),
-    "block": np.tril(np.ones((9, 9), bool)) | (np.arange(9) < P)[None] & (np.arange(9) < P)[:, None],
+    "block": np.tril(np.ones((9, 9), bool))
+    | (np.arange(9) < P)[None] & (np.arange(9) < P)[:, None],
     "slope": 0.25,
 }
 POSITIONS = """s = Shape<start = 0, end = 1>(seen) n = Squeeze(s) r = Range(zero, n, one)
@@ -73,8 +74,8 @@ HIDDEN = {
     "triangle": "s2 = Concat<axis = 0>(s, s) o = Expand(on, s2) mask = Trilu<upper = 0>(o)",
     "not the other triangle": """s2 = Concat<axis = 0>(s, s) o = Expand(on, s2)
                                  u = Trilu<upper = 1>(o, one) mask = Not(u)""",
-    "as numbers": """s2 = Concat<axis = 0>(s, s) o = ConstantOfShape(s2) t = Trilu<upper = 0>(o, minus_one)
-                     mask = Cast<to = 9>(t)""",
+    "as numbers": """s2 = Concat<axis = 0>(s, s) o = Expand(unit, s2)
+                     t = Trilu<upper = 0>(o, minus_one) mask = Cast<to = 9>(t)""",
 }
 SEEN = {
     "everything": "s2 = Concat<axis = 0>(s, s) mask = Expand(on, s2)",
@@ -108,10 +109,13 @@ BIASES = {
         """c = Greater(column, row) f = Where(c, inf, null) d = Sub(column, row)
            e = Cast<to = 1>(d) a = Mul(e, slope) mask = Add(f, a)""",
         -math.inf,
+        0,
+    ),
+    "with a bias": (
+        "c = Greater(column, row) f = Where(c, inf, null) mask = Add(f, any)",
+        -math.inf,
         -math.inf,
     ),
-    "with a bias": ("c = Greater(column, row) f = Where(c, inf, null) mask = Add(f, any)",
-                    -math.inf, -math.inf),
     "of the inputs": ("mask = Identity(any)", math.inf, -math.inf),
 }
 
