@@ -31,6 +31,7 @@ WEIGHTS = {
     "first": [IMAGE],
     "end": [2**31 - 1],
     "heads": [0, 1],
+    "eight": [8],
     "on": True,
     "inf": -np.inf,
     "low": -1e9,
@@ -115,7 +116,7 @@ def feeds(model: ir.Model, batch: int = 2, tokens: int = 4) -> dict[str, np.ndar
             array = array > 0
             array[..., 0] = True
         elif not value.dtype.is_floating_point():
-            array = rng.integers(0, 11, shape)
+            array = rng.integers(0, 2, shape)
         found[str(value.name)] = array
     return found
 

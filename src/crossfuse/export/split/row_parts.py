@@ -239,7 +239,7 @@ def element(build: GraphBuilder, shape: ir.Value | None, place: int) -> ir.Value
         return build.ints(numbers[place])
     if producer is not None and is_onnx(producer, "Concat"):
         operands = [v for v in producer.inputs if v is not None]
-        if all(dim_of(v, 0) == 1 for v in operands if rank_of(v) == 1):
+        if all(rank_of(v) == 1 and dim_of(v, 0) == 1 for v in operands):
             return operands[place]
     if shape is None:
         raise CannotCutError("a size isn't known")

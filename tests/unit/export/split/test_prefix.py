@@ -38,7 +38,7 @@ CUT = {
     "a learned token in front": made(
         PLAIN,
         join="""m = MatMul(image, wi) b = Shape<start = 0, end = 1>(image)
-                bt = Concat<axis = 0>(b, at, w8) t = Expand(bos, bt)
+                bt = Concat<axis = 0>(b, at, eight) t = Expand(bos, bt)
                 x0 = Concat<axis = 1>(t, m, text)""",
         shapes={"float[B, 1, 8]": ("t",)},
         whole="T + 4",
@@ -62,7 +62,7 @@ CUT = {
         shapes={"float[1, 1, N, N]": ("bias",), "float[N, N]": ("f",)},
     ),
     "keys alone": made(
-        [layer(0, attend("text, k0, v0", "none"))],
+        ["k0 = MatMul(x0, wk) v0 = MatMul(x0, wv)", attend("text, k0, v0", "none")],
         behind="y = Relu(o0)",
         output="float[B, T, 8] y",
         shapes={"float[B, N, 8]": ("x0",), "float[B, T, 8]": ("o0", "y")},

@@ -18,7 +18,11 @@ TEXT = """(float[B, 3, 4] image, float[B, T, 4] text) => (float y)
 
 DOES_NOT_HOLD = {
     "other operands in front": ("v = Concat<axis = 1>(text, image)", 1, Side.FIRST),
-    "another axis": ("v = Concat<axis = 2>(x, x)", 1, Side.FIRST),
+    "another axis": (
+        "p, q = Split<axis = 2, num_outputs = 2>(x) v = Concat<axis = 2>(p, q)",
+        1,
+        Side.FIRST,
+    ),
     "a sum from behind": ("v = CumSum<reverse = 1>(x, one)", 1, Side.FIRST),
     "the rest of a sum": ("v = CumSum(x, one)", 1, Side.REST),
     "every other row": ("v = Slice(x, zero, end, ones, twos)", 1, Side.FIRST),
