@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from coverage.cases import CASES
-from coverage.table import TARGETS, row_of
+from coverage.rows import TARGETS, row_of
 from crossfuse.bundle.store import Bundle
 
 QUICK = ("vilt", "t5", "perceiver", "idefics2_resampler")
@@ -20,7 +20,7 @@ QUICK = ("vilt", "t5", "perceiver", "idefics2_resampler")
 )
 def test_model_is_covered(name: str, shared_bundle: Callable[..., Bundle]) -> None:
     unfused = {"allow_unfused": True} if CASES[name].unfused else {}
-    row = row_of(name, lambda: shared_bundle(f"coverage/{name}", TARGETS, **unfused))
+    row = row_of(CASES[name], lambda _: shared_bundle(f"coverage/{name}", TARGETS, **unfused))
     assert "failed" not in row, row["failed"]
     assert row["counts"] == {kind: n for kind, n in row["expected"].items() if n}
     fused = sum(row["counts"].values()) - CASES[name].unfused

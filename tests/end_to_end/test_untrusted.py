@@ -158,7 +158,8 @@ def test_sizes_are_those_of_the_zoo(bundle_copy: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "digest", ["../../../../x", "/etc/passwd", "a/b", "..", "a\0b", "é", "a b"]
+    "digest",
+    ["../../../../x", "/etc/passwd", "a/b", "..", "a\0b", "é", "a b", "0A" * 32, "zz" * 32],
 )
 def test_an_engines_digest_names_no_path(bundle_copy: Path, digest: str) -> None:
     """It becomes part of a file's name in the user's cache."""

@@ -19,6 +19,7 @@ from crossfuse.core.target import require_precision, require_target
 from crossfuse.errors import Advice, BundleError, InputError, Said
 from crossfuse.parity.reference import REFERENCE_FILE
 from crossfuse.parity.session_check import reference_of
+from crossfuse.parity.trial import trust
 
 if TYPE_CHECKING:
     from crossfuse.bundle.manifest import TargetEntry
@@ -45,7 +46,7 @@ def build(  # noqa: PLR0913 -- public: what a user may say of a target
     the bundle holds.
 
     Args:
-        path: the bundle, or where it is.
+        path: the bundle, or where it is. It is read anew, once no other command writes it.
         target: its name.
         precision: ``fp32``, ``fp16``, ``bf16``, or ``mixed`` (fp16, with the fewest nodes in fp32
             that parity needs); where omitted, fp16 for engines and fp32 for the others.
@@ -64,7 +65,7 @@ def build(  # noqa: PLR0913 -- public: what a user may say of a target
         InputError, FusionError, ParityError: as `export`.
         EngineError: the engine builder refuses the graph.
     """
-    old = open_bundle(path)
+    given = open_bundle(path)
     options = check_options(
         target,
         BuildOptions(
@@ -79,12 +80,15 @@ def build(  # noqa: PLR0913 -- public: what a user may say of a target
         ),
     )
     require_onnxruntime("the check of a target's numbers")
-    _require_measured(old, target, options)
+    _require_measured(given, target, options)
     progress = step or silent
-    if _is_built(old, target, options):
-        progress(f"{target}: cached: the bundle holds this very build")
-        return old
-    with write_bundle(old) as writer:
+    with write_bundle(given.path, modify=True, waiting=progress) as writer:
+        # Read under the lock: what another command added meanwhile stays.
+        old = open_bundle(given.path)
+        _require_measured(old, target, options)
+        if _is_built(old, target, options):
+            progress(f"{target}: cached: the bundle holds this very build")
+            return old
         progress("checking the bundle")
         kept = {name: entry for name, entry in old.manifest.targets.items() if name != target}
         shared = {FUSED_GRAPH, WEIGHTS, REFERENCE_FILE} & set(old.manifest.files)
@@ -95,7 +99,7 @@ def build(  # noqa: PLR0913 -- public: what a user may say of a target
         manifest = TargetBuild(writer, model, stages, reference, progress).add(
             replace(old.manifest, targets=kept), target, options
         )
-        return writer.commit(manifest)
+        return trust(writer.commit(manifest))
 
 
 def _require_measured(bundle: Bundle, target: str, options: BuildOptions) -> None:

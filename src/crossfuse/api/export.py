@@ -21,6 +21,7 @@ from crossfuse.core.foreign import door
 from crossfuse.core.onnx_runtime import require_onnxruntime
 from crossfuse.core.target import CPU_TARGET, require_precision, require_target
 from crossfuse.parity.reference import REFERENCE_FILE, save_reference
+from crossfuse.parity.trial import trust
 
 if TYPE_CHECKING:
     from crossfuse.bundle.store import Bundle
@@ -127,7 +128,7 @@ def export(  # noqa: PLR0913 -- public: what a user may say of a source and of i
     named = Source.of(source, of_source)
     require_onnxruntime("the check of a target's numbers")
     progress = step or silent
-    with write_bundle(path) as writer:
+    with write_bundle(path, waiting=progress) as writer:
         spec = _loaded(named, progress)
         graph = _fused(spec, named.kind.value, allow_unfused, progress)
         # Weights go to disk first: the graph then holds none while the reference has its copy of
@@ -141,7 +142,7 @@ def export(  # noqa: PLR0913 -- public: what a user may say of a source and of i
         for name, options in of_targets.items():
             manifest = build.add(manifest, name, options)
         progress("finishing")
-        return writer.commit(manifest)
+        return trust(writer.commit(manifest))
 
 
 def _loaded(source: Source, progress: Progress) -> ModelSpec:

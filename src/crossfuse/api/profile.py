@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from crossfuse.api.arguments import Progress, several, silent
 from crossfuse.api.sources import Source
-from crossfuse.bundle.store import Bundle, open_bundle
+from crossfuse.bundle.staging import unreplaced
+from crossfuse.bundle.store import Bundle
 from crossfuse.core.foreign import door
 from crossfuse.errors import unknown
 
@@ -79,10 +81,20 @@ def profile(  # noqa: PLR0913 -- public: what a user may say of a measurement
     requested = ProfileRequest(
         names, sweep or {}, plan or Plan(), callers, rates, load_seconds, cold_starts, trace
     )
-    bundle, progress, spec = open_bundle(path), step or silent, None
-    if names:
-        progress("loading the model")
-        spec = Source.of_bundle(
-            bundle.manifest.source, source, checkpoint=checkpoint, task=task
-        ).load()
-    return profile_bundle(bundle, target, requested, spec=spec, options=options, progress=progress)
+    progress = step or silent
+
+    def profiled(bundle: Bundle) -> LatencyReport:
+        spec = None
+        if names:
+            progress("loading the model")
+            spec = Source.of_bundle(
+                bundle.manifest.source, source, checkpoint=checkpoint, task=task
+            ).load()
+        report = profile_bundle(
+            bundle, target, requested, spec=spec, options=options, progress=progress
+        )
+        bundle.require_unreplaced()
+        return report
+
+    where = str(path.path if isinstance(path, Bundle) else path)
+    return replace(unreplaced(path, profiled, copied=True), bundle=where)

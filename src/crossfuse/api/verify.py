@@ -12,7 +12,8 @@ from crossfuse.api.arguments import Progress, silent
 from crossfuse.api.fused_graph import fused_stages
 from crossfuse.api.sources import Source, SourceOptions, accepted, with_tensors
 from crossfuse.bundle.manifest import Manifest
-from crossfuse.bundle.store import Bundle, open_bundle
+from crossfuse.bundle.staging import unreplaced
+from crossfuse.bundle.store import Bundle
 from crossfuse.core.foreign import door
 from crossfuse.core.target import TARGETS
 from crossfuse.core.tensors import CONTEXTS, Dim
@@ -22,6 +23,7 @@ from crossfuse.parity.reference import ReferenceSet
 from crossfuse.parity.report import Divergence, ParityReport
 from crossfuse.parity.session_check import reference_of, verify_bundle
 from crossfuse.parity.target_check import check_on_cpu
+from crossfuse.parity.trial import require_tried
 from crossfuse.runtime.backends import best_target, runs_here
 from crossfuse.runtime.options import SessionOptions
 
@@ -73,16 +75,20 @@ def verify(  # noqa: PLR0913 -- public: what a user may say of a check
         InputError: a source that is not the bundle's model, or inputs that the bundle doesn't take.
     """
     given = read_given(inputs)
-    check = _Check(open_bundle(path), target, given, step or silent)
-    reference = None
-    if source is not None:
-        about = check.bundle.manifest.source
-        named = Source.of_bundle(about, source, checkpoint=checkpoint, task=task)
-        reference = check.recomputed(named, seed)
-    elif given:
-        reference = check.of_fused_graph()
-    report = check.report(reference, options)
-    return replace(report, fault=check.divergence(report, reference)) if bisect else report
+    progress = step or silent
+
+    def verified(bundle: Bundle) -> ParityReport:
+        check, reference = _Check(bundle, target, given, progress), None
+        if source is not None:
+            about = bundle.manifest.source
+            named = Source.of_bundle(about, source, checkpoint=checkpoint, task=task)
+            reference = check.recomputed(named, seed)
+        elif given:
+            reference = check.of_fused_graph()
+        report = check.report(reference, options)
+        return replace(report, fault=check.divergence(report, reference)) if bisect else report
+
+    return unreplaced(path, verified, copied=True)
 
 
 @dataclass(frozen=True)
@@ -135,6 +141,7 @@ class _Check:
         """Parity of the target, or of the graph that a CPU executes in an engine's place."""
         bundle, target = self.bundle, self.target
         if target is None or not _needs_another_machine(target):
+            require_tried(bundle, target, options)
             self.progress("running the target")
             return verify_bundle(bundle, target, options=options, reference=reference)
         bundle.target(target)  # refused where the bundle doesn't hold it

@@ -128,7 +128,7 @@ class EngineInfo:
     compute_capabilities: tuple[str, ...]
     profiles: tuple[_Profile, ...]
     lean: bool = False
-    request: Annotated[str, Matches("[A-Za-z0-9]*", "a digest")] = ""
+    request: Annotated[str, Matches("[0-9a-f]*", "a digest in hexadecimal")] = ""
 
 
 @dataclass(frozen=True)

@@ -4,33 +4,48 @@ before any parser runs."""
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from crossfuse.bundle.manifest import FILE_NAME, MANIFEST, FileEntry, Manifest, TargetEntry
-from crossfuse.core.files import sha256_of
+from crossfuse.core.files import REPLACED, open_plain, sha256_of
 from crossfuse.core.foreign import door
 from crossfuse.core.ledger import Ledger
 from crossfuse.errors import Advice, BundleError, Said, unknown
 
-__all__ = ["Bundle", "check_name", "entry_of", "open_bundle"]
+__all__ = ["Bundle", "check_name", "entry_of", "identity_of", "open_bundle"]
 
 _EXPORT = Said("`crossfuse export SOURCE -o FOLDER`", "crossfuse.export(SOURCE, FOLDER)")
 _LARGEST_MANIFEST = 256 << 20
 
 
+_CHANGING_SECONDS = 2.0
+"""How long a bundle may be in change before it is taken for none."""
+
 _State = tuple[int, int, int, int]
 """What changes when a file does: inode, size, times of the last write and of the last change."""
+
+
+class _ReplacedError(BundleError):
+    """Another bundle came to the place of one that was being read."""
 
 
 @dataclass(frozen=True)
 class Bundle:
     """A bundle on disk: its folder and manifest. Files are verified when asked for, and again only
-    where they changed since."""
+    where they changed since.
+
+    Files may be links, as folders of hubs and caches have them: what counts is the content, whose
+    hash the manifest has. Engines are given plain files (`bundle/staging.py`).
+    """
 
     path: Path
     manifest: Manifest
+    identity: tuple[int, ...] | None = field(default=None, repr=False, compare=False)
+    """Of the folder and the manifest's file, when that was read."""
     _checked: dict[str, _State] = field(default_factory=dict, init=False, repr=False, compare=False)
     """File whose hash was right → the state that it was in."""
 
@@ -65,6 +80,24 @@ class Bundle:
             )
         return self.manifest.targets[name]
 
+    @property
+    def replaced(self) -> bool:
+        """Another bundle has the place now, or none."""
+        return self.identity is not None and identity_of(self.path) != self.identity
+
+    def require_unreplaced(self) -> None:
+        """Raise :class:`BundleError` where another bundle has come to this place since this one was
+        opened: what was read of its files may be the other's."""
+        if self.replaced:
+            raise _ReplacedError(
+                "the bundle was replaced while it was read", where=self.path, do="Open it again"
+            )
+
+    @property
+    def linked(self) -> bool:
+        """Files of it are links."""
+        return any((self.path / name).is_symlink() for name in self.manifest.files)
+
     def verified(self, names: Iterable[str]) -> list[Path]:
         """Paths of files whose size and SHA-256 are those of the manifest.
 
@@ -87,7 +120,7 @@ class Bundle:
                 "the manifest doesn't list a file that it uses", where=self.path, got=repr(name)
             )
         path = self.path / check_name(name, self.path)
-        if path.is_symlink() or not path.is_file():
+        if not path.is_file():
             raise BundleError(
                 "a file of the bundle is missing",
                 where=path,
@@ -135,20 +168,59 @@ def open_bundle(path: str | Path | Bundle) -> Bundle:
     if isinstance(path, Bundle):
         return path
     folder = Path(path)
-    file = folder / MANIFEST
-    if not folder.is_dir() or file.is_symlink() or not file.is_file():
+    until = time.monotonic() + _CHANGING_SECONDS
+    while True:
+        try:
+            bundle = _read(folder)
+            bundle.require_unreplaced()
+        except _ReplacedError:
+            if time.monotonic() > until:
+                raise
+        except BundleError:
+            if time.monotonic() > until or not _is_changing(folder):
+                raise
+        else:
+            return bundle
+        time.sleep(0.005)
+
+
+def _read(folder: Path) -> Bundle:
+    identity, file = identity_of(folder), folder / MANIFEST
+    if identity is None:
         raise BundleError(
             "there is no bundle",
             where=folder,
             do=Advice("A bundle is a folder with a {}; {} writes one", MANIFEST, _EXPORT),
         )
     try:
-        if file.stat().st_size > _LARGEST_MANIFEST:
+        with open_plain(file) as opened:
+            data = opened.read(_LARGEST_MANIFEST + 1)
+        if len(data) > _LARGEST_MANIFEST:
             raise BundleError("the manifest is too large to be one", where=file)
-        text = file.read_text(encoding="utf-8")
+        text = data.decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise BundleError(f"the manifest can't be read: {error}", where=file) from error
-    return Bundle(folder, Manifest.loads(text, str(file)))
+    return Bundle(folder, Manifest.loads(text, str(file)), identity)
+
+
+def _is_changing(folder: Path) -> bool:
+    """Its place is empty between two renames, where a file system can't exchange folders."""
+    start = f".{folder.name}."
+    with suppress(OSError):
+        return not folder.exists() and any(
+            path.name.startswith(start) and path.name.endswith(REPLACED)
+            for path in folder.absolute().parent.iterdir()
+        )
+    return False
+
+
+def identity_of(folder: Path) -> tuple[int, ...] | None:
+    """What tells a bundle's folder from another one of its name; None where there is no bundle."""
+    with suppress(OSError):
+        about, file = folder.stat(), folder / MANIFEST
+        if file.is_file():
+            return (about.st_dev, about.st_ino, *_state_of(file.stat()))
+    return None
 
 
 def check_name(name: str, where: object) -> str:

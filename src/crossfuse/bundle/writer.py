@@ -1,40 +1,53 @@
 """Writing a bundle so that a killed command leaves the old bundle, whole, or none.
 
-Everything goes to a hidden folder beside the destination. Only when all is there do the two change
-places, in one system call where the file system has it. A lock file beside the hidden folder is
-held while it is written: the lock of a killed command is free, and the next write removes what it
-left.
+Everything goes to a hidden folder beside the destination. Only when all is there, and on the disk,
+do the two change places, in one system call where the file system has it. A lock file beside the
+hidden folder is held while it is written: the lock of a killed command is free, and the next write
+removes what it left. The destination has a lock of its own (`bundle/destination.py`).
 """
 
 from __future__ import annotations
 
 import os
-import secrets
 import shutil
-from collections.abc import Collection, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Collection, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 
+from crossfuse.bundle.destination import Destination
 from crossfuse.bundle.manifest import MANIFEST, FileEntry, Manifest
-from crossfuse.bundle.store import Bundle, check_name, entry_of, open_bundle
-from crossfuse.core.files import REPLACED, locked, put_in_place, try_lock, write_whole
+from crossfuse.bundle.store import Bundle, check_name, entry_of
+from crossfuse.core.files import locked, open_plain, sync_file, sync_folder, write_whole
 from crossfuse.errors import InputError
 
 __all__ = ["BundleWriter", "write_bundle"]
 
-_PARTIAL = ".partial-"
-_LOCK = ".lock"
-_LOCK_INSIDE = ".lock"
-"""Where version 0.1.0 had its lock: in the folder."""
+Waiting = Callable[[str], object]
 
 
 class BundleWriter:
-    """The bundle being written: a folder to put files in, and ``commit`` to make it the bundle."""
+    """The bundle being written: a folder to put files in, and ``commit`` to make it the bundle.
 
-    def __init__(self, folder: Path, destination: Path) -> None:
+    Args:
+        folder: to put files in.
+        destination: where the bundle goes.
+        held: the destination's lock is held.
+        waiting: told where another process holds it.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        destination: Destination,
+        *,
+        held: bool = False,
+        waiting: Waiting = lambda _: None,
+    ) -> None:
         self.folder = folder
         self.destination = destination
+        self._held = held
+        self._waiting = waiting
         self._adopted: dict[str, FileEntry] = {}
 
     def file(self, name: str) -> Path:
@@ -50,110 +63,101 @@ class BundleWriter:
         bundle as it lies here.
 
         ``copied`` names files that are to be read as weights: ONNX's readers refuse those with
-        several links.
+        several links. What is a link itself is copied.
+
+        Raises:
+            BundleError: a file is missing or changed.
         """
         for path in bundle.verified(names):
             copy = self.folder / path.name
-            if path.name in copied:
-                shutil.copyfile(path, copy)
-                continue
-            try:
-                os.link(path, copy)
-            except OSError:
-                shutil.copyfile(path, copy)
+            if path.name in copied or path.is_symlink() or not _linked(path, copy):
+                with open_plain(path) as source, copy.open("wb") as into:
+                    shutil.copyfileobj(source, into, 1 << 20)
         self._adopted |= {name: bundle.manifest.files[name] for name in names}
+        bundle.require_unreplaced()
         return bundle.copied_to(self.folder, names)
 
     def commit(self, manifest: Manifest) -> Bundle:
         """Hash the files that are new, write the manifest, and put the folder in the destination's
-        place."""
+        place.
+
+        Raises:
+            InputError: something else than a bundle came to the destination meanwhile.
+        """
         names = sorted(p.name for p in self.folder.iterdir() if p.name != MANIFEST)
+        for name in names:
+            sync_file(self.folder / name)
         files = {name: self._adopted.get(name) or entry_of(self.folder / name) for name in names}
         manifest = replace(manifest, files=files)
+        sync_folder(self.folder)
         write_whole(self.folder / MANIFEST, manifest.dumps())
-        put_in_place(self.folder, self.destination)
-        return Bundle(self.destination, manifest)
+        with nullcontext() if self._held else self.destination.locked(self._waiting):
+            self.destination.require_replaceable()
+            self.destination.take(self.folder)
+        return Bundle(self.destination.path, manifest)
+
+
+def _linked(path: Path, copy: Path) -> bool:
+    """One more name for a file; False where the file system has none to give."""
+    try:
+        os.link(path, copy)
+    except OSError:
+        return False
+    return True
 
 
 @contextmanager
-def write_bundle(destination: str | Path | Bundle) -> Iterator[BundleWriter]:
+def write_bundle(
+    destination: str | Path,
+    *,
+    modify: bool = False,
+    waiting: Waiting = lambda _: None,
+) -> Iterator[BundleWriter]:
     """A writer for the destination; whatever was not committed is removed.
 
     Args:
-        destination: a folder, or an open bundle to replace.
+        destination: a folder.
+        modify: what is written depends on the bundle there: nobody else changes that meanwhile.
+            Otherwise the destination is locked only while the new bundle takes its place, so that
+            of several commands the last one's stays.
+        waiting: told where another command has the destination.
 
     Raises:
-        InputError: the destination is no bundle and not empty, or its parent can't be written.
+        InputError: the destination is no bundle and not empty, or can't be written.
     """
-    is_open = isinstance(destination, Bundle)
-    given = destination.path if isinstance(destination, Bundle) else destination
-    target = Path(os.path.abspath(given))  # noqa: PTH100 - Path.absolute keeps "..", resolve follows links
-    _check_destination(target, is_open)
-    _remove_abandoned(target)
-    folder = target.parent / f".{target.name}{_PARTIAL}{secrets.token_hex(6)}"
-    lock = _lock_of(folder)
+    place = Destination.at(destination)
+    place.require_replaceable()
+    folder = place.new_folder()
+    lock = place.lock_of(folder)
     with ExitStack() as held:
-        held.callback(_remove_lock, lock)
         try:
-            target.parent.mkdir(parents=True, exist_ok=True)
+            place.path.parent.mkdir(parents=True, exist_ok=True)
+            if modify:
+                held.enter_context(place.locked(waiting))
+                place.sweep()
+            else:
+                place.sweep_if_free()
+            held.callback(_remove_lock, lock)
             held.enter_context(locked(lock))
             folder.mkdir()
         except OSError as error:
             raise InputError(
                 f"the output folder can't be written: {error.strerror or error}",
-                where=target,
+                where=place.path,
                 do="Choose a folder that you may write to",
             ) from error
-        held.callback(shutil.rmtree, folder, ignore_errors=True)
+        held.callback(place.discard, folder)
         try:
-            yield BundleWriter(folder, target)
+            yield BundleWriter(folder, place, held=modify, waiting=waiting)
         except OSError as error:
-            if error.filename is not None and not str(error.filename).startswith(str(folder)):
+            ours = (str(folder), str(place.path), str(place.path.with_name(f".{place.path.name}")))
+            if error.filename is not None and not str(error.filename).startswith(ours):
                 raise  # not about what is written here
             raise InputError(
-                f"the bundle can't be written: {error.strerror or error}", where=target
+                f"the bundle can't be written: {error.strerror or error}", where=place.path
             ) from error
 
 
 def _remove_lock(lock: Path) -> None:
     with suppress(OSError):
         lock.unlink(missing_ok=True)
-
-
-def _lock_of(folder: Path) -> Path:
-    return folder.with_name(folder.name + _LOCK)
-
-
-def _check_destination(target: Path, is_open: bool) -> None:
-    if target.is_symlink() or (target.exists() and not target.is_dir()):
-        raise InputError(
-            "the output exists and is not a folder", where=target, do="Choose another output"
-        )
-    if target.is_dir() and any(target.iterdir()):
-        if not (target / MANIFEST).is_file():
-            raise InputError(
-                "the output folder holds something that is not a bundle",
-                where=target,
-                do="Choose another output",
-            )
-        if not is_open:
-            open_bundle(target)
-
-
-def _remove_abandoned(target: Path) -> None:
-    """Remove what killed commands left: folders and locks whose lock is free.
-
-    An old bundle that was moved out of its place, and whose successor did not come, returns.
-    """
-    for path in sorted(target.parent.glob(f".{target.name}{_PARTIAL}*")):
-        name = path.name.removesuffix(_LOCK).removesuffix(REPLACED)
-        lock = _lock_of(path.with_name(name))
-        if not lock.exists() and (path / _LOCK_INSIDE).exists():
-            lock = path / _LOCK_INSIDE
-        with suppress(OSError), try_lock(lock) as free:
-            if not free:
-                continue
-            if path.name.endswith(REPLACED) and not target.exists():
-                path.rename(target)
-            shutil.rmtree(path.with_name(path.name.removesuffix(_LOCK)), ignore_errors=True)
-            _lock_of(path.with_name(name)).unlink(missing_ok=True)

@@ -12,10 +12,12 @@ __all__ = [
     "REQUESTS",
     "Address",
     "AllowNan",
+    "BodyTimeout",
     "CacheMb",
     "Cpus",
     "Gpus",
     "MaxBatch",
+    "MaxJsonBytes",
     "MaxRows",
     "Merge",
     "Name",
@@ -64,6 +66,24 @@ MaxBatch = Annotated[
         "--max-batch",
         min=1,
         help="Largest first axis of an input.",
+        rich_help_panel=REQUESTS,
+    ),
+]
+MaxJsonBytes = Annotated[
+    int,
+    typer.Option(
+        "--max-json-bytes",
+        min=1,
+        help="Of a body's JSON; tensors sent as bytes don't count.",
+        rich_help_panel=REQUESTS,
+    ),
+]
+BodyTimeout = Annotated[
+    float,
+    typer.Option(
+        "--body-timeout",
+        min=0.1,
+        help="Seconds that a request's body may take to come.",
         rich_help_panel=REQUESTS,
     ),
 ]

@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import hashlib
 import os
 import secrets
 import shutil
+import stat
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
 
 from crossfuse.core.requirements import needed
@@ -23,10 +26,15 @@ from crossfuse.errors import InputError
 
 __all__ = [
     "REPLACED",
+    "change_places",
     "locked",
+    "move_aside",
+    "open_plain",
     "put_in_place",
     "require_writable",
     "sha256_of",
+    "sync_file",
+    "sync_folder",
     "try_lock",
     "user_cache",
     "whole_file",
@@ -39,13 +47,61 @@ REPLACED = "-old"
 by two renames."""
 
 _AT_FDCWD = -100
+_RENAME_NOREPLACE = 1
 _RENAME_EXCHANGE = 2
 
 
 def sha256_of(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    with path.open("rb") as file:
+    """SHA-256 of a file, in hexadecimal.
+
+    Raises:
+        OSError: it can't be read, or is no plain file.
+    """
+    with open_plain(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def open_plain(path: str | Path, folder: int | None = None) -> BufferedReader:
+    """Open a file to read. Links are followed; a device, socket or pipe is refused, not waited for.
+
+    Args:
+        path: of the file.
+        folder: descriptor of the folder that a relative path starts from.
+
+    Raises:
+        OSError: it can't be opened, or is no plain file.
+    """
+    refused = OSError(errno.EINVAL, "not a plain file", str(path))
+    if not stat.S_ISREG(os.stat(path, dir_fd=folder).st_mode):  # opening some devices does things
+        raise refused
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    descriptor = os.open(path, flags, dir_fd=folder)
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise refused
+        return os.fdopen(descriptor, "rb")
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def sync_file(path: Path) -> None:
+    """Bring a file's content to the disk.
+
+    Raises:
+        OSError: the disk failed.
+    """
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_folder(path: Path) -> None:
+    """Bring a folder's names to the disk, where the system does that for folders."""
+    with contextlib.suppress(OSError):
+        sync_file(path)
 
 
 @contextmanager
@@ -77,6 +133,7 @@ def write_whole(path: Path, content: str | bytes) -> None:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
+    sync_folder(path.parent)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -112,15 +169,31 @@ def put_in_place(folder: Path, destination: Path) -> None:
     """Rename a folder onto an absent destination, or let it change places with the one there, which
     is then removed.
 
+    Raises:
+        OSError: the folder can't take the place; the destination is then what it was.
+    """
+    old = change_places(folder, destination)
+    if old is not None:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def change_places(folder: Path, destination: Path) -> Path | None:
+    """Rename a folder onto an absent destination, or let it change places with the one there.
+
     The change is one system call on Linux, where the file system has it, and two renames elsewhere.
+    When it is done, it is on the disk.
+
+    Returns:
+        where the one lies that had the place, if any had.
 
     Raises:
         OSError: the folder can't take the place; the destination is then what it was.
     """
+    old: Path | None = None
     if not destination.exists():
         folder.rename(destination)
-    elif _exchange(folder, destination):
-        shutil.rmtree(folder)
+    elif _rename(folder, destination, _RENAME_EXCHANGE):
+        old = folder
     else:
         old = folder.with_name(folder.name + REPLACED)
         destination.rename(old)
@@ -129,17 +202,41 @@ def put_in_place(folder: Path, destination: Path) -> None:
         except OSError:
             old.rename(destination)
             raise
-        shutil.rmtree(old)
+    sync_folder(destination.parent)
+    return old
 
 
-def _exchange(a: Path, b: Path) -> bool:
-    """Swap two folders atomically; False where the system can't."""
+def move_aside(path: Path, folder: Path) -> Path:
+    """Move something into a folder of the same file system, under its name, or another one where
+    something has that.
+
+    Returns:
+        where it is.
+
+    Raises:
+        OSError: it can't be moved.
+    """
+    names = (path.name, *(f"{path.name}.kept{n or ''}" for n in range(1000)))
+    for name in names:
+        place = folder / name
+        if os.path.lexists(place):
+            continue
+        if _rename(path, place, _RENAME_NOREPLACE):
+            return place
+        if not os.path.lexists(place):
+            path.rename(place)
+            return place
+    raise OSError(errno.EEXIST, "all names are taken", str(folder / path.name))
+
+
+def _rename(a: Path, b: Path, how: int) -> bool:
+    """Linux's `renameat2`; False where the system can't."""
     if sys.platform != "linux":
         return False
     renameat2 = getattr(ctypes.CDLL(None), "renameat2", None)
     if renameat2 is None:
         return False
-    result: int = renameat2(_AT_FDCWD, os.fsencode(a), _AT_FDCWD, os.fsencode(b), _RENAME_EXCHANGE)
+    result: int = renameat2(_AT_FDCWD, os.fsencode(a), _AT_FDCWD, os.fsencode(b), how)
     return result == 0
 
 
@@ -149,10 +246,11 @@ def locked(path: Path) -> Iterator[None]:
 
     Raises:
         PackageError: `filelock` is not installed.
-        OSError: the lock file can't be written.
+        OSError: the lock file can't be written, or is none.
     """
     with needed("filelock", "a lock on files"):
         from filelock import FileLock
+    _require_lock_file(path)
     with FileLock(path):
         yield
 
@@ -163,10 +261,11 @@ def try_lock(path: Path) -> Iterator[bool]:
 
     Raises:
         PackageError: `filelock` is not installed.
-        OSError: the lock file can't be opened.
+        OSError: the lock file can't be opened, or is none.
     """
     with needed("filelock", "a lock on files"):
         from filelock import FileLock, Timeout
+    _require_lock_file(path)
     lock = FileLock(path)
     try:
         lock.acquire(blocking=False)
@@ -177,6 +276,13 @@ def try_lock(path: Path) -> Iterator[bool]:
         yield True
     finally:
         lock.release()
+
+
+def _require_lock_file(path: Path) -> None:
+    """Refuse what nobody can lock, before it is opened."""
+    with contextlib.suppress(FileNotFoundError):
+        if not stat.S_ISREG(path.lstat().st_mode):
+            raise OSError(errno.EINVAL, "the lock file is not a plain file", str(path))
 
 
 def user_cache() -> Path:

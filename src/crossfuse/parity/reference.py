@@ -17,8 +17,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from crossfuse.core.files import open_plain
 from crossfuse.core.foreign import cause_of
 from crossfuse.core.json_codec import json_text
+from crossfuse.core.npz import read_arrays
 from crossfuse.core.tensors import TensorSpec
 from crossfuse.errors import Advice, BundleError, Said
 from crossfuse.parity.shape_points import EXAMPLE, LEAST_POINTS, MADE, QUICK_POINTS, TAILS
@@ -148,16 +150,15 @@ def load_reference(path: Path) -> ReferenceSet:
             is no finite number.
     """
     try:
-        with np.load(path, allow_pickle=False) as data:
-            about = json.loads(bytes(data["about"]))
-            parts: dict[int, dict[str, dict[str, Array]]] = {}
-            for key in data.files:
-                index, _, rest = key.partition("/")
-                part, _, name = rest.partition("/")
-                if part in ("inputs", "outputs"):
-                    parts.setdefault(int(index), {"inputs": {}, "outputs": {}})[part][name] = data[
-                        key
-                    ]
+        with open_plain(path) as file:
+            data = read_arrays(file)
+        about = json.loads(bytes(data["about"]))
+        parts: dict[int, dict[str, dict[str, Array]]] = {}
+        for key, array in data.items():
+            index, _, rest = key.partition("/")
+            part, _, name = rest.partition("/")
+            if part in ("inputs", "outputs"):
+                parts.setdefault(int(index), {"inputs": {}, "outputs": {}})[part][name] = array
         points = tuple(_point(point, parts[i]) for i, point in enumerate(about["points"]))
         if len(points) != len(parts):
             raise ValueError(f"{len(points)} points are described and {len(parts)} are there")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from crossfuse.bundle.store import Bundle, open_bundle
 from crossfuse.core.target import require_target
@@ -22,7 +23,7 @@ from crossfuse.runtime.load import load
 from crossfuse.runtime.options import SessionOptions
 from crossfuse.runtime.session import Session
 
-__all__ = ["check_session", "reference_of", "verify_bundle"]
+__all__ = ["check_session", "reference_of", "smallest_inputs", "verify_bundle"]
 
 
 def verify_bundle(
@@ -156,6 +157,25 @@ def reference_of(bundle: Bundle) -> ReferenceSet:
         )
     (file,) = bundle.verified([name])
     reference = load_reference(file)
+    bundle.require_unreplaced()
     manifest = bundle.manifest
     check_reference(reference, *whole_boundary(manifest), file, quick=manifest.quick)
     return reference
+
+
+def smallest_inputs(bundle: Bundle) -> dict[str, NDArray[Any]] | None:
+    """The smallest of the bundle's reference inputs; None in a bundle without.
+
+    Raises:
+        BundleError: the reference set is damaged.
+    """
+    if bundle.manifest.reference is None:
+        return None
+    (file,) = bundle.verified([bundle.manifest.reference])
+    points = load_reference(file).points
+    bundle.require_unreplaced()
+    if not points:
+        return None
+    return dict(
+        min(points, key=lambda point: sum(array.nbytes for array in point.inputs.values())).inputs
+    )

@@ -9,8 +9,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from crossfuse.bundle.graph_checks import require_safe_graph
 from crossfuse.bundle.manifest import Decode, EngineInfo, StageSpec, TargetEntry
-from crossfuse.bundle.store import Bundle, open_bundle
+from crossfuse.bundle.staging import unreplaced
+from crossfuse.bundle.store import Bundle
 from crossfuse.core.foreign import door
 from crossfuse.core.target import Target
 from crossfuse.core.tensors import Dim, TensorSpec, names_of
@@ -54,7 +56,7 @@ def load(
     path: str | Path | Bundle, target: str | None = None, options: SessionOptions | None = None
 ) -> Session:
     """Open a bundle for execution. Sizes and hashes of all its files are checked before any of them
-    is parsed.
+    is parsed. Where a command replaces the bundle meanwhile, the old or the new one is opened.
 
     Args:
         path: the bundle's folder, or the open bundle.
@@ -62,9 +64,19 @@ def load(
         options: threads and provider options.
 
     Raises:
-        BundleError: no bundle, a damaged or unsafe one, or one that this machine has no engine for.
+        BundleError: no bundle, a damaged or unsafe one, or one that this machine has no engine for;
+            or an open bundle in whose place another one came.
     """
-    bundle = open_bundle(path)
+
+    def opened(bundle: Bundle) -> Session:
+        session = _load(bundle, target, options or SessionOptions())
+        bundle.require_unreplaced()
+        return session
+
+    return unreplaced(path, opened)
+
+
+def _load(bundle: Bundle, target: str | None, options: SessionOptions) -> Session:
     manifest = bundle.manifest
     name = target or best_target(bundle.targets)
     entry = bundle.target(name)
@@ -84,7 +96,10 @@ def load(
         constants=manifest.source.get("constants") or {},
     )
     graphs = {stage: bundle.path / file for stage, file in entry.stages.items()}
-    return open_session(known, graphs, spec, options or SessionOptions())
+    for graph in graphs.values():
+        if graph.suffix == ".onnx":
+            require_safe_graph(graph, manifest.files)
+    return open_session(known, graphs, spec, options)
 
 
 def _owner(bundle: Bundle, target: str, entry: TargetEntry) -> str:

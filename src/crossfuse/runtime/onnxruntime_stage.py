@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from crossfuse.core.onnx_runtime import onnxruntime
+from crossfuse.core.processes import cpu_limit, keep_in_forks
 from crossfuse.core.text import brief
 from crossfuse.errors import BundleError, CrossfuseError, EngineError, InputError
 from crossfuse.runtime.device_array import DeviceArray, DeviceMemory
@@ -52,19 +53,7 @@ class OrtStage:
                 got=", ".join(ort.get_available_providers()),
                 do="pip install 'crossfuse[gpu]' (onnxruntime-gpu), or load target 'ort-cpu'",
             )
-        settings = ort.SessionOptions()
-        settings.log_severity_level = 4  # what fails is raised, not printed beside
-        settings.intra_op_num_threads = options.threads or 0
-        settings.inter_op_num_threads = options.inter_op_threads
-        if options.inter_op_threads > 1:
-            settings.execution_mode = ort.ExecutionMode.ORT_PARALLEL
-        settings.add_session_config_entry(
-            "session.intra_op.allow_spinning", "1" if options.spin else "0"
-        )
-        if not alone:
-            # Each stage has a pool of threads: one that went on spinning after its run would take
-            # the cores from the next.
-            settings.add_session_config_entry("session.force_spinning_stop", "1")
+        settings = _settings(ort, options, alone)
         if trace is not None:
             settings.enable_profiling = True
             settings.profile_file_prefix = str(trace / "trace")
@@ -112,6 +101,8 @@ class OrtStage:
         self.version: str = ort.__version__
         self._ort = ort
         self._session = session
+        self._run_options = _run_options(ort, options, provider)
+        keep_in_forks(self)
         self._outputs = [o.name for o in session.get_outputs()]
         self.boundary = (tuple(i.name for i in session.get_inputs()), tuple(self._outputs))
         # The C++ session takes the checked feeds directly; its Python wrapper would check them
@@ -121,7 +112,7 @@ class OrtStage:
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
         """Outputs in the graph's order, for host arrays."""
         try:
-            outputs: list[NDArray[Any]] = self._run(self._outputs, feeds, None)
+            outputs: list[NDArray[Any]] = self._run(self._outputs, feeds, self._run_options)
         except Exception as error:  # ONNX Runtime's exceptions have no common base
             raise self._failure(error) from error
         return outputs
@@ -195,7 +186,7 @@ class OrtStage:
                     binding.bind_output(name, "cuda", self.device)
                 else:
                     binding.bind_output(name, "cpu")
-            self._session.run_with_iobinding(binding)
+            self._session.run_with_iobinding(binding, self._run_options)
             outputs: list[Any] = binding.get_outputs()
         except CrossfuseError:
             raise
@@ -284,6 +275,36 @@ class OrtStage:
             f"the engine refused the inputs: {text}",
             do="Check their values (token ids within the vocabulary, masks of zeros and ones)",
         )
+
+
+def _settings(ort: Any, options: SessionOptions, alone: bool) -> Any:
+    """ONNX Runtime's own options."""
+    settings = ort.SessionOptions()
+    settings.log_severity_level = 4  # what fails is raised, not printed beside
+    settings.intra_op_num_threads = options.threads or cpu_limit() or 0
+    settings.inter_op_num_threads = options.inter_op_threads
+    if options.inter_op_threads > 1:
+        settings.execution_mode = ort.ExecutionMode.ORT_PARALLEL
+    settings.enable_cpu_mem_arena = options.arena
+    settings.enable_mem_pattern = options.memory_pattern
+    entries = {"session.intra_op.allow_spinning": "1" if options.spin else "0"}
+    if not alone:
+        # Each stage has a pool of threads: one that went on spinning after its run would take the
+        # cores from the next.
+        entries["session.force_spinning_stop"] = "1"
+    for name, value in (entries | dict(options.config)).items():
+        settings.add_session_config_entry(name, value)
+    return settings
+
+
+def _run_options(ort: Any, options: SessionOptions, provider: str) -> Any:
+    """Of each run; None for the defaults."""
+    if not options.give_back:
+        return None
+    chosen = ort.RunOptions()
+    place = f"gpu:{options.device}" if provider == "CUDAExecutionProvider" else "cpu:0"
+    chosen.add_run_config_entry("memory.enable_memory_arena_shrinkage", place)
+    return chosen
 
 
 _DTYPES = {

@@ -5,9 +5,31 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from crossfuse.errors import InputError
+from crossfuse.errors import InputError, unknown
 
-__all__ = ["SessionOptions"]
+__all__ = ["CONFIG", "SessionOptions"]
+
+CONFIG = frozenset(
+    {
+        "mlas.enable_gemm_fastmath_arm64_bfloat16",
+        "optimization.enable_gelu_approximation",
+        "session.disable_double_qdq_remover",
+        "session.disable_prepacking",
+        "session.disable_quant_qdq",
+        "session.dynamic_block_base",
+        "session.enable_quant_qdq_cleanup",
+        "session.force_spinning_stop",
+        "session.inter_op.allow_spinning",
+        "session.intra_op.allow_spinning",
+        "session.intra_op_thread_affinities",
+        "session.qdq_matmulnbits_accuracy_level",
+        "session.set_denormal_as_zero",
+        "session.use_device_allocator_for_initializers",
+        "session.use_env_allocators",
+    }
+)
+"""Entries of ONNX Runtime's configuration that a session takes. It would take any name in silence,
+and some of them let it load code or read other files."""
 
 
 @dataclass(frozen=True)
@@ -15,7 +37,8 @@ class SessionOptions:
     """How the engine executes.
 
     Args:
-        threads: threads inside one operator; None for the engine's default (one per core).
+        threads: threads inside one operator; None for the engine's default (one per core), or as
+            many as a container's CPU quota lets run at once.
         inter_op_threads: operators executed at the same time; more than 1 turns parallel execution
             on.
         spin: keep idle threads spinning between operators; off saves CPU when sessions share cores.
@@ -28,6 +51,11 @@ class SessionOptions:
         lanes: calls that an engine executes at once, each with its own buffers; more wait.
         device_id: which GPU, for targets that need one, among those that ``CUDA_VISIBLE_DEVICES``
             leaves visible. An entry of ``provider_options`` of that name says the same.
+        arena: ONNX Runtime keeps the memory of calls for later ones on the CPU.
+        memory_pattern: it plans the memory of shapes that come again.
+        give_back: after each call, memory that it does not use any more goes back to the system:
+            for services whose largest requests are rare. It costs time.
+        config: entries of ONNX Runtime's session configuration, of `CONFIG`.
     """
 
     threads: int | None = None
@@ -37,6 +65,10 @@ class SessionOptions:
     provider_options: Mapping[str, str] = field(default_factory=dict)
     lanes: int = 2
     device_id: int = 0
+    arena: bool = True
+    memory_pattern: bool = True
+    give_back: bool = False
+    config: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name, value in (
@@ -49,6 +81,17 @@ class SessionOptions:
             if value is not None and value < 1:
                 raise InputError(
                     "a session option is out of range", where=name, got=value, expected="at least 1"
+                )
+        for entry, text in self.config.items():
+            if entry not in CONFIG:
+                raise unknown(
+                    "there is no such entry of the session's configuration", entry, CONFIG
+                )
+            if not isinstance(text, str):
+                raise InputError(
+                    "an entry of the session's configuration is no text",
+                    where=entry,
+                    got=repr(text),
                 )
         self._check_device(self.provider_options.get("device_id"))
 

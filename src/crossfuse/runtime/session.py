@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Any
 
 from crossfuse.bundle.manifest import Decode, StageSpec
+from crossfuse.core.processes import require_own_process
 from crossfuse.core.tensors import Dim, TensorSpec, names_of
 from crossfuse.errors import Advice, InputError, Said
 from crossfuse.runtime.binding import Binding
@@ -59,6 +61,7 @@ class Session:
         self.given = GivenInputs(names_of(layout.inputs), constants or {})
         self._owner = owner or f"{target} {id(self)}"
         self._engines: Mapping[str, Stage] | None = dict(engines)
+        self._process = os.getpid()
 
     def run(self, inputs: Mapping[str, Any] | None = None, /, **named: Any) -> dict[str, Any]:
         """Run on inputs by name: as keywords, or as one mapping, which takes any name.
@@ -331,11 +334,8 @@ class Session:
 
     def _require_split(self) -> Mapping[str, Stage]:
         if not self.split:
-            raise InputError(
-                "the bundle has no context stage",
-                got=", ".join(self.stages),
-                do=Advice("Export it with {}", Said("--context INPUT", "ModelSpec(context=...)")),
-            )
+            do = Advice("Export it with {}", Said("--context INPUT", "ModelSpec(context=...)"))
+            raise InputError("the bundle has no context stage", got=", ".join(self.stages), do=do)
         return self._open_engines()
 
     def engine(self, stage: str) -> Stage:
@@ -345,4 +345,5 @@ class Session:
     def _open_engines(self) -> Mapping[str, Stage]:
         if self._engines is None:
             raise InputError("the session is closed", do="Load the bundle again")
+        require_own_process(self._process)
         return self._engines

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
-
-from numpy.typing import NDArray
+from typing import NamedTuple
 
 from crossfuse.bundle.manifest import Manifest
-from crossfuse.bundle.store import Bundle, open_bundle
+from crossfuse.bundle.staging import unreplaced
+from crossfuse.bundle.store import Bundle
 from crossfuse.core.tensors import TensorSpec
 from crossfuse.errors import CrossfuseError, InputError
-from crossfuse.parity.reference import REFERENCE_FILE, load_reference
+from crossfuse.parity.session_check import smallest_inputs
+from crossfuse.parity.trial import require_tried
 from crossfuse.runtime.load import load
 from crossfuse.runtime.options import SessionOptions
 from crossfuse.serve.limits import Limits
@@ -24,7 +24,6 @@ __all__ = [
     "Boundary",
     "EngineOptions",
     "boundary",
-    "example_inputs",
     "largest_batch",
     "open_engine",
 ]
@@ -50,6 +49,11 @@ class EngineOptions:
     max_rows: int = 64
     device: int = 0
 
+    @property
+    def of_session(self) -> SessionOptions:
+        """Those of its session."""
+        return SessionOptions(threads=self.threads, spin=False, device_id=self.device)
+
     def __post_init__(self) -> None:
         if self.cache_mb < 0 or self.max_rows < 1:
             raise InputError(
@@ -64,19 +68,34 @@ def open_engine(
     *,
     limits: Limits | None = None,
     meter: Meter | None = None,
+    trial: bool = True,
 ) -> RequestEngine:
     """Load a bundle, try on its reference inputs whether queries may be merged, and so warm it up.
+
+    Args:
+        path: the bundle, or where it is.
+        options: how it is opened.
+        limits: of a request.
+        meter: told what is done.
+        trial: a bundle that was not written here is tried in a process of its own first.
 
     Raises:
         BundleError: as :func:`crossfuse.runtime.load`.
         CrossfuseError: the bundle doesn't answer its own reference inputs.
     """
-    bundle = open_bundle(path)
-    session = load(
-        bundle,
-        options.target,
-        SessionOptions(threads=options.threads, spin=False, device_id=options.device),
-    )
+
+    def opened(bundle: Bundle) -> RequestEngine:
+        if trial:
+            require_tried(bundle, options.target, options.of_session)
+        return _opened(bundle, options, limits, meter)
+
+    return unreplaced(path, opened)
+
+
+def _opened(
+    bundle: Bundle, options: EngineOptions, limits: Limits | None, meter: Meter | None
+) -> RequestEngine:
+    session = load(bundle, options.target, options.of_session)
     engine = RequestEngine(
         session,
         cache_bytes=options.cache_mb * 1_000_000,
@@ -85,7 +104,7 @@ def open_engine(
         max_rows=min(options.max_rows, largest_batch(bundle.manifest, options.max_rows)),
         meter=meter,
     )
-    inputs = example_inputs(bundle)
+    inputs = smallest_inputs(bundle)
     if inputs is not None:
         engine.prove_merging(inputs)
         (answer,) = engine.answer([Request(inputs)])
@@ -96,21 +115,6 @@ def open_engine(
     elif engine.merges:
         engine.merges = False
     return engine
-
-
-def example_inputs(bundle: Bundle) -> dict[str, NDArray[Any]] | None:
-    """The smallest of the bundle's reference inputs; None in a bundle without.
-
-    Raises:
-        BundleError: the reference set is damaged.
-    """
-    if bundle.manifest.reference is None:
-        return None
-    (file,) = bundle.verified([REFERENCE_FILE])
-    points = load_reference(file).points
-    return dict(
-        min(points, key=lambda point: sum(array.nbytes for array in point.inputs.values())).inputs
-    )
 
 
 def largest_batch(manifest: Manifest, otherwise: int) -> int:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from crossfuse.core.tensors import TensorSpec
 from crossfuse.errors import InputError
+from crossfuse.serve.limits import Limits
 
 __all__ = ["BINARY_HEADER", "DATATYPES", "Call", "encode_outputs", "parse_call", "tensor_metadata"]
 
@@ -38,6 +39,8 @@ DATATYPES = {
 
 _DTYPES = {name: np.dtype(dtype) for dtype, name in DATATYPES.items()}
 _MAX_RANK = 32
+_LONGEST = 1 << 40
+"""Elements of a tensor, and of an axis."""
 
 
 @dataclass(frozen=True)
@@ -59,12 +62,15 @@ class Call:
     binary: bool = False
 
 
-def parse_call(body: bytes | memoryview, header_length: int | None = None) -> Call:
+def parse_call(
+    body: bytes | memoryview, header_length: int | None = None, limits: Limits | None = None
+) -> Call:
     """Read a request's body.
 
     Args:
         body: JSON, followed by tensors' bytes.
         header_length: bytes of JSON, where tensors follow.
+        limits: of JSON and names.
 
     Raises:
         InputError: what the protocol doesn't allow, or what isn't supported here, named by its
@@ -78,6 +84,14 @@ def parse_call(body: bytes | memoryview, header_length: int | None = None) -> Ca
             where=BINARY_HEADER,
             got=length,
             expected=f"≤ {len(view)}",
+        )
+    within = limits or Limits()
+    if length > within.max_json_bytes:
+        raise InputError(
+            "the request's JSON is too long",
+            got=f"{length} bytes",
+            expected=f"at most {within.max_json_bytes}",
+            do="Send tensors as bytes (the binary tensor extension), or raise --max-json-bytes",
         )
     try:
         data = json.loads(bytes(view[:length]), parse_constant=_refuse_constant)
@@ -101,13 +115,32 @@ def parse_call(body: bytes | memoryview, header_length: int | None = None) -> Ca
         )
     identity = top.get("id")
     context_id = parameters.get("context_id")
-    return Call(
+    call = Call(
         inputs,
         None if identity is None else _of(identity, str, "id"),
         None if context_id is None else _of(context_id, str, "parameters.context_id"),
         _wanted(top, binary),
         binary,
     )
+    _check_names(call, within)
+    return call
+
+
+def _check_names(call: Call, limits: Limits) -> None:
+    for what, name in (
+        ("id", call.identity or ""),
+        ("parameters.context_id", call.context_id or ""),
+        *(("an input's name", name) for name in call.inputs),
+        *(("an output's name", name) for name in call.requested or ()),
+    ):
+        size = len(name.encode("utf-8", "surrogatepass"))
+        if size > limits.max_name_bytes:
+            raise InputError(
+                "a name is too long",
+                where=what,
+                got=f"{size} bytes",
+                expected=f"at most {limits.max_name_bytes}",
+            )
 
 
 def encode_outputs(
@@ -170,7 +203,7 @@ def _read_tensor(
         _of(size, int, f"{name}, shape")
         for size in _of(tensor.get("shape"), list, f"{name}, shape")
     ]
-    if len(shape) > _MAX_RANK or any(size < 0 for size in shape):
+    if len(shape) > _MAX_RANK or any(not 0 <= size < _LONGEST for size in shape):
         raise InputError("a shape isn't possible", where=name, got=shape)
     parameters = _of(tensor.get("parameters", {}), dict, f"{name}, parameters")
     if "shared_memory_region" in parameters:
@@ -178,6 +211,8 @@ def _read_tensor(
             "shared memory isn't supported", where=name, do="Send the tensor in the request"
         )
     elements = math.prod(shape)
+    if math.prod(max(1, size) for size in shape) >= _LONGEST:
+        raise InputError("a shape isn't possible", where=name, got=shape)
     size = parameters.get("binary_data_size")
     if size is None:
         return _from_json(tensor.get("data"), dtype, shape, elements, name), position
@@ -227,6 +262,9 @@ def _from_json(
     if dtype.kind in "iu" and (
         given.min() < np.iinfo(dtype).min or given.max() > np.iinfo(dtype).max
     ):
+        raise InputError("a number is out of the element type's range", where=name, expected=dtype)
+    if dtype.kind == "f" and not np.abs(given).max() <= np.finfo(dtype).max:
+        # JSON has no infinity; 1e999 would become one.
         raise InputError("a number is out of the element type's range", where=name, expected=dtype)
     return given.astype(dtype).reshape(shape)
 

@@ -93,6 +93,9 @@ class ModelSpec:
             in one eager run where the table is a parameter. Ids are made over all of it.
         about: what the manifest adds about the source, as plain data; set by sources that load
             weights.
+        settled: inputs that the sampler alone decides, and of ids, which of them: an image's
+            placeholders, of which there must be as many as features. An input without ids given is
+            settled as a whole.
         arguments: the inputs as they were given; set by the spec itself.
 
     Raises:
@@ -116,6 +119,7 @@ class ModelSpec:
     about: Mapping[str, Any] = field(default_factory=dict)
     decode_where_possible: bool = False
     keep_probabilities: tuple[str, ...] = ()
+    settled: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     arguments: Arguments = field(default_factory=Arguments)
 
     def __post_init__(self) -> None:
@@ -324,7 +328,12 @@ class ModelSpec:
                     "the sampler's inputs differ", where=name, got=got, expected=expected
                 )
         return vary(
-            self.kinds(), {name: made[name] for name in self.inputs}, self.axes, draw, generator
+            self.kinds(),
+            {name: made[name] for name in self.inputs},
+            self.axes,
+            draw,
+            generator,
+            self.settled,
         )
 
     def _shape(self, name: str, sizes: Mapping[str, int]) -> tuple[int, ...]:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
+from crossfuse.bundle.graph_checks import require_safe_graph
 from crossfuse.bundle.store import Bundle, check_name
 from crossfuse.errors import BundleError
 
@@ -86,7 +87,9 @@ def load_graph(bundle: Bundle, name: str) -> ir.Model:
         BundleError: a damaged file, or a graph whose weights lie outside the bundle.
     """
     (path,) = bundle.verified([name])
+    require_safe_graph(path, bundle.manifest.files)
     model = ir.load(path)
+    bundle.require_unreplaced()
     for value in model.graph.initializers.values():
         tensor = value.const_value
         if isinstance(tensor, ir.ExternalTensor):

@@ -40,11 +40,18 @@ def truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-7])
 
 
-def link_outside(path: Path) -> None:
+def link_elsewhere(path: Path) -> None:
+    """To a file outside of the bundle that has the right size, and another content."""
     target = path.parent.parent / "elsewhere"
     shutil.copy(path, target)
+    flip_byte(target)
     path.unlink()
     path.symlink_to(target)
+
+
+def link_to_folder(path: Path) -> None:
+    path.unlink()
+    path.symlink_to(path.parent)
 
 
 DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
@@ -60,11 +67,11 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "flipped byte in another target": (lambda b: flip_byte(b / "model.onnx"), "was changed"),
     "flipped byte in the reference": (lambda b: flip_byte(b / "reference.npz"), "was changed"),
     "truncated weights": (lambda b: truncate(b / "weights.bin"), "wrong size"),
-    "weights are a link": (
-        lambda b: link_outside(b / "weights.bin"),
-        "file of the bundle is missing",
+    "weights are a link to others": (lambda b: link_elsewhere(b / "weights.bin"), "was changed"),
+    "manifest is a link to a folder": (
+        lambda b: link_to_folder(b / "manifest.json"),
+        "there is no bundle",
     ),
-    "manifest is a link": (lambda b: link_outside(b / "manifest.json"), "there is no bundle"),
     "not JSON": (lambda b: truncate(b / "manifest.json"), "not valid JSON"),
     "not UTF-8": (lambda b: (b / "manifest.json").write_bytes(b"\xff\xfe{"), "can't be read"),
     "deep JSON": (lambda b: (b / "manifest.json").write_text("[" * 100_000), "not valid JSON"),
@@ -200,9 +207,9 @@ def test_graph_with_weights_outside_is_refused(bundle_copy: Path, tmp_path: Path
             bundle_copy,
             lambda m, n=name, e=entry: m["files"].update({n: {"size": e.size, "sha256": e.sha256}}),
         )
-    with pytest.raises(BundleError, match="can't load the graph"):
+    with pytest.raises(BundleError, match="nothing outside the bundle is read"):
         runtime.load(bundle_copy, "ort-cpu")
-    with pytest.raises(BundleError, match="outside the bundle"):
+    with pytest.raises(BundleError, match="nothing outside the bundle is read"):
         crossfuse.build(bundle_copy, "onnx")
 
 

@@ -24,6 +24,8 @@ def test_defaults_are_those_of_the_library(command: Any) -> None:
         "allow_nan": limits.allow_nan,
         "max_bytes": limits.max_bytes,
         "max_queue": limits.max_queue,
+        "max_json_bytes": limits.max_json_bytes,
+        "body_timeout": limits.body_seconds,
     }
     parameters = inspect.signature(command).parameters
     shared = expected.keys() & parameters.keys()

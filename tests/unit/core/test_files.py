@@ -107,7 +107,7 @@ def test_the_old_folder_returns_where_the_new_one_cant_come(
             raise PermissionError(13, "in use", str(self))
         return rename(self, target)
 
-    monkeypatch.setattr(files, "_exchange", lambda *_: False)
+    monkeypatch.setattr(files, "_rename", lambda *_: False)
     monkeypatch.setattr(Path, "rename", refuses)
     with pytest.raises(PermissionError):
         put_in_place(new, place)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,7 @@ from crossfuse.bundle.manifest import StageSpec
 from crossfuse.bundle.store import Bundle
 from crossfuse.core.target import TARGETS, Target
 from crossfuse.core.tensors import Dim, TensorSpec
-from crossfuse.errors import BundleError
+from crossfuse.errors import BundleError, InputError
 from crossfuse.runtime.load import SessionSpec, load, open_session, with_dtypes
 from crossfuse.runtime.options import SessionOptions
 from crossfuse.runtime.stage import HostStage, StageRequest
@@ -114,3 +115,14 @@ def test_contexts_of_equal_bundles_are_interchangeable(
         with runtime.load(path, target) as session:
             owners.append(session._owner)
     assert owners[0] == owners[1] != owners[2]
+
+
+def test_a_fork_is_refused_and_closes_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    target = target_of({"m": (["x"], ["y"])})
+    spec = SessionSpec({"model": StageSpec((X,), (Y,))}, DIMS)
+    session = open_session(target, {"model": Path("m")}, spec, SessionOptions())
+    here = os.getpid()
+    monkeypatch.setattr(os, "getpid", lambda: here + 1)
+    with pytest.raises(InputError, match="opened before this process was forked"):
+        session.run(x=np.ones((1, 3), np.float32))
+    session.close()

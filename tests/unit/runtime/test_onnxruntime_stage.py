@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import os
+import signal
+import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -115,3 +120,56 @@ def test_a_trace_says_what_ran(graph: Path, tmp_path: Path) -> None:
     names = [event["name"] for event in events if event.get("cat") == "Node"]
     assert any("Tanh" in event.get("args", {}).get("op_name", "") for event in events), names
     assert (folder / "optimized.onnx").is_file()
+
+
+def test_memory_and_configuration_reach_the_engine(graph: Path) -> None:
+    inputs = make_inputs(3)
+    truth = expected(inputs, graph)
+    options = SessionOptions(
+        threads=1,
+        arena=False,
+        memory_pattern=False,
+        config={"session.set_denormal_as_zero": "1", "session.intra_op.allow_spinning": "0"},
+    )
+    settings = OrtStage(graph, CPU, options)._session.get_session_options()
+    assert not settings.enable_cpu_mem_arena
+    assert not settings.enable_mem_pattern
+    assert settings.get_session_config_entry("session.set_denormal_as_zero") == "1"
+    for chosen in (options, SessionOptions(threads=1, give_back=True)):
+        (row,) = OrtStage(graph, CPU, chosen).run(inputs)
+        np.testing.assert_allclose(row, truth, atol=1e-5)
+
+
+def test_a_quota_is_the_default_of_threads(graph: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("crossfuse.runtime.onnxruntime_stage.cpu_limit", lambda: 1)
+
+    def threads(options: SessionOptions) -> int:
+        return int(
+            OrtStage(graph, CPU, options)._session.get_session_options().intra_op_num_threads
+        )
+
+    assert threads(SessionOptions()) == 1
+    assert threads(SessionOptions(threads=2)) == 2
+
+
+def test_a_forks_child_ends_although_its_engine_came_along(graph: Path) -> None:
+    """Its release would look for threads that stayed behind, and end the process."""
+    stage = OrtStage(graph, CPU, SessionOptions(threads=4))
+    stage.run(make_inputs(3))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        child = os.fork()
+    if not child:
+        del stage
+        gc.collect()
+        os._exit(7)
+    until = time.monotonic() + 30
+    ended, status = os.waitpid(child, os.WNOHANG)
+    while not ended and time.monotonic() < until:
+        time.sleep(0.02)
+        ended, status = os.waitpid(child, os.WNOHANG)
+    if not ended:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    assert ended
+    assert os.waitstatus_to_exitcode(status) == 7

@@ -47,3 +47,12 @@ def test_the_gpu_may_be_told_in_two_places(given: dict[str, Any], device: int) -
 def test_the_gpu_is_one(given: dict[str, Any]) -> None:
     with pytest.raises(InputError, match="a GPU's number, told once"):
         SessionOptions(**given)
+
+
+def test_the_engines_configuration_takes_what_is_known() -> None:
+    SessionOptions(config={"session.set_denormal_as_zero": "1"})
+    for name in ("session.set_denormals_as_zero", "ep.context_file_path", "anything"):
+        with pytest.raises(InputError, match="no such entry"):
+            SessionOptions(config={name: "1"})
+    with pytest.raises(InputError, match="is no text"):
+        SessionOptions(config={"session.set_denormal_as_zero": 1})  # type: ignore[dict-item]

@@ -137,3 +137,43 @@ def test_damaged_requests_are_read_or_refused(data: st.DataObject) -> None:
     for attempt in (bytes(damaged), bytes(damaged[:cut])):
         with contextlib.suppress(InputError):
             parse_call(attempt, length)
+
+
+@pytest.mark.parametrize(
+    ("datatype", "shape", "data"),
+    [
+        ("FP32", [0, 10**30], []),
+        ("FP32", [0, 1 << 50], []),
+        ("FP32", [1 << 20, 1 << 20, 0], []),
+        ("FP32", [1], [1e39]),
+        ("FP16", [1], [65600]),
+        ("FP64", [1], [float("1e308") * 10]),
+        ("INT64", [1], [1 << 63]),
+        ("INT64", [1], [10**400]),
+        ("FP32", [1], [10**400]),
+        ("INT8", [2], [1, 1.5]),
+        ("BOOL", [1], [2]),
+        ("FP32", [2], [[1], [1, 2]]),
+        ("FP32", [1], [{}]),
+        ("FP32", [1.0], [1]),
+        ("FP32", [True], [1]),
+    ],
+)
+def test_numbers_that_are_none_or_too_large(datatype: str, shape: list[Any], data: Any) -> None:
+    tensor = {"name": "x", "datatype": datatype, "shape": shape, "data": data}
+    text = json.dumps({"inputs": [tensor]}).replace("Infinity", "1e999")
+    with pytest.raises(InputError):
+        parse_call(text.encode())
+    of_bytes = tensor | {"parameters": {"binary_data_size": 0}}
+    del of_bytes["data"]
+    header = json.dumps({"inputs": [of_bytes]}).encode()
+    if 0 in shape:
+        with pytest.raises(InputError):
+            parse_call(header, len(header))
+
+
+def test_the_largest_numbers_of_a_type_are_taken() -> None:
+    for datatype, value in (("FP16", 65504), ("FP32", 3.4028234e38), ("INT64", (1 << 63) - 1)):
+        tensor = {"name": "x", "datatype": datatype, "shape": [1], "data": [value]}
+        call = parse_call(json.dumps({"inputs": [tensor]}).encode())
+        assert float(call.inputs["x"][0]) == pytest.approx(value)

@@ -170,9 +170,9 @@ def test_whole_models(zoo_bundle: Callable[[str], Bundle], name: str) -> None:
     """CLIP's matrix of texts by images has no batch, so its requests never share a call."""
     engine = open_engine(zoo_bundle(name).path, EngineOptions(target="ort-cpu"))
     assert engine.merges == (name != "clip")
-    from crossfuse.serve.load_engine import example_inputs
+    from crossfuse.parity.session_check import smallest_inputs
 
-    inputs = example_inputs(zoo_bundle(name))
+    inputs = smallest_inputs(zoo_bundle(name))
     assert inputs is not None
     expected = engine.session.run(**inputs)
     for answer in engine.answer([Request(inputs), Request(inputs), Request(inputs)]):

@@ -7,9 +7,10 @@ n, say. So relations are deferred, and proven here by their values.
 Rules:
 
 1. A relation that holds at every size tried is dropped.
-2. One that fails at single sizes alone (``if n == 5``), or says that something is unequal (``if
-n % 8``), is dropped too, and the model is compared there with the eager one: at the smallest sizes,
-and at examples that are made.
+2. One that fails at single sizes alone (``if n == 5``), that says that something is unequal (``if
+n % 8``), or that PyTorch asks for inside an operator (how a tensor of one block lies in memory) is
+dropped too, and the model is compared there with the eager one: at the smallest sizes, and at
+examples that are made.
 3. Any other is refused, with the dimension, the relation and the line of the user's code.
 """
 
@@ -17,9 +18,11 @@ from __future__ import annotations
 
 import itertools
 import re
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from types import FrameType
 from typing import Any
 
 import torch
@@ -37,6 +40,13 @@ __all__ = ["Guard", "GuardLog", "Tried", "drop_assertions", "tried", "watched_gu
 _FEW = 3
 """So many single sizes at which a relation fails are tried one by one."""
 
+_ASKING = (
+    *("torch.fx.experimental", "torch.utils._stats", "torch.utils._sympy", "torch._dynamo"),
+    *("contextlib", "functools", "crossfuse.export.capture.guards", "sympy"),
+)
+"""Modules whose frames stand between a relation and whoever asks for it; so does ``torch`` itself,
+where numbers are."""
+
 _HEAD, _SPREAD, _MOST = 48, 12, 4096
 
 
@@ -48,6 +58,15 @@ class Guard:
     expression: Any
     dims: Mapping[Any, str]
     place: str | None
+    inside: bool = False
+
+    @property
+    def may_fail(self) -> bool:
+        """At many sizes: it says that something is unequal, or is PyTorch's own."""
+        import sympy
+
+        ordered = (sympy.Unequality, sympy.StrictGreaterThan, sympy.StrictLessThan)
+        return isinstance(self.expression, ordered if self.inside else sympy.Unequality)
 
     def fails(self, ranges: Mapping[str, Dim]) -> list[dict[str, int]]:
         """Sizes of its dimensions, among those tried, at which it does not hold."""
@@ -67,6 +86,15 @@ class Guard:
             return bool(self.expression.xreplace({s: sympy.Integer(n) for s, n in sizes.items()}))
         except (TypeError, ZeroDivisionError):
             return False
+
+    @property
+    def is_multiple(self) -> bool:
+        """The relation is that a size is a multiple of a number."""
+        import sympy
+        from torch.utils._sympy.functions import Mod, PythonMod
+
+        found = self.expression
+        return isinstance(found, sympy.Eq) and bool(found.has(Mod, PythonMod))
 
     @property
     def constants(self) -> set[int]:
@@ -117,6 +145,17 @@ class Guard:
         return found
 
 
+def _inside_operator() -> bool:
+    """PyTorch's own code asks, and not a comparison in the module's."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        name = str(frame.f_globals.get("__name__", ""))
+        if name != "torch" and not name.startswith(_ASKING):
+            return name.startswith("torch.") and name != "torch.export._trace"
+        frame = frame.f_back
+    return False
+
+
 @dataclass
 class GuardLog:
     """The relations that a trace asked for.
@@ -139,7 +178,7 @@ class GuardLog:
     def note(self, expression: Any) -> None:
         """Remember a relation."""
         if all(guard.expression != expression for guard in self.guards):
-            self.guards.append(Guard(expression, self.dims, place_here()))
+            self.guards.append(Guard(expression, self.dims, place_here(), _inside_operator()))
 
     def know(self, symbol: Any, size: object) -> None:
         """Remember which dimension a symbol is: the one of this size."""
@@ -201,12 +240,10 @@ def watched_guards(
 
 def tried(log: GuardLog, ranges: Mapping[str, Dim]) -> Tried:
     """Try every relation at the sizes that the dimensions allow."""
-    import sympy
-
     sizes: list[Mapping[str, int]] = []
     for guard in log.guards:
         failing = guard.fails(ranges)
-        if len(failing) > _FEW and not isinstance(guard.expression, sympy.Unequality):
+        if len(failing) > _FEW and not guard.may_fail:
             return Tried(sizes, guard)
         ends = failing if len(failing) <= _FEW else [failing[i] for i in (0, len(failing) // 2, -1)]
         sizes += [point for point in ends if point not in sizes]

@@ -63,7 +63,8 @@ def program_to_onnx(
         raise _not_translated(spec, error) from error
     if exported is None:
         raise InputError("PyTorch's ONNX exporter gave no model", where=spec.name)
-    simplify(exported.model)
+    with quiet_exporter():
+        simplify(exported.model)
     # Now that no output is an input any more, which would be renamed with it.
     graph = exported.model.graph
     for values, names in ((graph.outputs, outputs), (graph.inputs, spec.inputs)):

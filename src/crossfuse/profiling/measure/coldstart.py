@@ -7,7 +7,6 @@ import json
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,6 +17,8 @@ from numpy.typing import NDArray
 
 from crossfuse.core.json_codec import JsonData
 from crossfuse.core.npz import save_arrays
+from crossfuse.core.processes import for_child
+from crossfuse.core.scratch import scratch_folder
 from crossfuse.errors import InputError
 
 __all__ = ["ColdStart", "cold_start"]
@@ -27,6 +28,8 @@ import json, sys, time
 at = {"started": time.time_ns()}
 from crossfuse import runtime
 at["imported"] = time.time_ns()
+from crossfuse.core.processes import end_with_parent
+end_with_parent()
 session = runtime.load(sys.argv[1], sys.argv[2], runtime.SessionOptions(device_id=int(sys.argv[4])))
 at["loaded"] = time.time_ns()
 import numpy
@@ -80,8 +83,8 @@ def cold_start(
         InputError: a process failed.
     """
     taken = []
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "inputs.npz"
+    with scratch_folder() as folder:
+        file = folder / "inputs.npz"
         save_arrays(file, inputs)
         for _ in range(runs):
             before = time.time_ns()
@@ -96,7 +99,9 @@ def cold_start(
                 str(file),
                 str(device),
             ]
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            done = subprocess.run(
+                command, capture_output=True, text=True, check=False, env=for_child()
+            )
             if done.returncode:
                 raise InputError(
                     "a fresh process failed: "

@@ -7,6 +7,7 @@ import hashlib
 import logging
 import time
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from ray.exceptions import RayActorError
@@ -37,6 +38,10 @@ _LOG = logging.getLogger("ray.serve")
 _INLINE = 1 << 16
 """Bodies larger than this are parsed beside the event loop."""
 
+_DIGITS = 15
+_ARRIVING = 2
+"""Bodies that may arrive at once, in multiples of the queue."""
+
 
 class Ingress:
     """Parses, limits, routes and answers; computes nothing."""
@@ -56,6 +61,7 @@ class Ingress:
             "outputs": tensor_metadata(outputs),
         }
         self._open = 0
+        self._arriving = 0
         self._draining = False
         self._requests = metrics.Counter(
             "crossfuse_requests", "Requests by HTTP status", tag_keys=("status",)
@@ -114,19 +120,13 @@ class Ingress:
     async def _infer(self, request: Request) -> Response:
         if self._draining:
             raise Refusal(503, "the server is shutting down.")
-        if self._open > self._options.limits.max_queue:
-            raise Refusal(
-                503,
-                f"the queue is full: {self._options.limits.max_queue} requests wait. Try again "
-                "later.",
-            )
+        most = self._options.limits.max_queue
+        if self._open - self._arriving > most or self._arriving > _ARRIVING * most:
+            raise Refusal(503, f"the queue is full: {most} requests wait. Try again later.")
         if request.headers.get("content-encoding", "identity") != "identity":
             raise Refusal(415, "compressed bodies aren't supported.")
+        length = _whole(request, BINARY_HEADER)
         body = await self._body(request)
-        header = request.headers.get(BINARY_HEADER)
-        if header is not None and not header.isdigit():
-            raise Refusal(400, f"{BINARY_HEADER} is no number.")
-        length = None if header is None else int(header)
         call, key = (
             self._read(body, length)
             if len(body) <= _INLINE
@@ -135,7 +135,9 @@ class Ingress:
         status, answer = await self._ask(call, key)
         if status != 200:
             raise Refusal(status, str(answer))
-        content, json_length = encode_outputs(answer, call, model=self.name)
+        encoded = partial(encode_outputs, answer, call, model=self.name)
+        small = sum(array.nbytes for array in answer.values()) <= _INLINE
+        content, json_length = encoded() if small else await asyncio.to_thread(encoded)
         if json_length is None:
             return Response(content, media_type="application/json")
         return Response(
@@ -145,10 +147,22 @@ class Ingress:
         )
 
     async def _body(self, request: Request) -> bytes:
+        """The body, within its limits of size and time. While it arrives, it waits for its client,
+        and takes no place of those who wait for the model."""
+        seconds = self._options.limits.body_seconds
+        self._arriving += 1
+        try:
+            async with asyncio.timeout(seconds):
+                return await self._arrived(request)
+        except TimeoutError as error:
+            raise Refusal(408, f"the body did not come within {seconds:g} s.") from error
+        finally:
+            self._arriving -= 1
+
+    async def _arrived(self, request: Request) -> bytes:
         most = self._options.limits.max_bytes
         too_large = Refusal(413, f"the body is larger than {most} bytes.")
-        declared = request.headers.get("content-length", "0")
-        if declared.isdigit() and int(declared) > most:
+        if (_whole(request, "content-length") or 0) > most:
             raise too_large
         chunks, size = [], 0
         async for chunk in request.stream():
@@ -160,7 +174,7 @@ class Ingress:
 
     def _read(self, body: bytes, length: int | None) -> tuple[Call, bytes | None]:
         """The call, and the digest of its contexts."""
-        call = parse_call(body, length)
+        call = parse_call(body, length, self._options.limits)
         given = {name: call.inputs[name] for name in self._context if name in call.inputs}
         return call, content_key(given) if given else None
 
@@ -196,6 +210,16 @@ class Ingress:
                 return bool(await self._replica.ready.remote())
         except (TimeoutError, RayActorError, BackPressureError, DeploymentUnavailableError):
             return False
+
+
+def _whole(request: Request, header: str) -> int | None:
+    """A header's whole number; None without it."""
+    text = request.headers.get(header)
+    if text is None:
+        return None
+    if not (text.isascii() and text.isdecimal() and len(text) <= _DIGITS):
+        raise Refusal(400, f"{header} is no number of bytes.")
+    return int(text)
 
 
 def home_of(context_id: str | None, key: bytes | None) -> str:

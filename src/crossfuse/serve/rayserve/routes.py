@@ -102,7 +102,7 @@ async def answered(app: ASGIApp, request: Request) -> Response:
         else:
             body.append(message.get("body", b""))
 
-    path = "/" + "/".join(part for part in request.url.path.split("/") if part)
+    path = "/" + "/".join(part for part in request.scope["path"].split("/") if part)
     await app({**request.scope, "path": path, "root_path": ""}, request.receive, send)
     response = Response(b"".join(body), head["status"])
     response.raw_headers = list(head["headers"])
@@ -145,7 +145,7 @@ async def _live(request: Request) -> Response:
 
 
 async def _unknown(request: Request) -> Response:
-    raise Refusal(404, f"{request.method} {request.url.path} is not known here.")
+    raise Refusal(404, f"{request.method} {request.scope['path']} is not known here.")
 
 
 async def _refused(request: Request, error: Exception) -> Response:

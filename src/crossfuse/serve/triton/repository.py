@@ -3,10 +3,12 @@ models where graphs allow."""
 
 from __future__ import annotations
 
+import os
 import re
 import secrets
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path
@@ -17,13 +19,14 @@ from numpy.typing import NDArray
 
 from crossfuse.bundle.store import Bundle, open_bundle
 from crossfuse.bundle.writer import write_bundle
-from crossfuse.core.files import put_in_place
+from crossfuse.core.files import REPLACED, locked, put_in_place, write_whole
 from crossfuse.core.target import Target
 from crossfuse.core.tensors import TensorSpec
 from crossfuse.errors import Advice, InputError, Said
+from crossfuse.parity.session_check import smallest_inputs
 from crossfuse.runtime.backends import best_target, target_of_bundle
 from crossfuse.serve.limits import Limits
-from crossfuse.serve.load_engine import EngineOptions, boundary, example_inputs, largest_batch
+from crossfuse.serve.load_engine import EngineOptions, boundary, largest_batch
 from crossfuse.serve.merging import Merging
 from crossfuse.serve.triton.config import ModelConfig, WarmUp
 
@@ -32,6 +35,10 @@ __all__ = ["TritonOptions", "write_repository"]
 _NATIVE_FILES = {"onnxruntime_onnx": "model.onnx", "tensorrt_plan": "model.plan"}
 _SUFFIXES = {"onnxruntime_onnx": "onnxruntime", "tensorrt_plan": "tensorrt"}
 _MARK = "# Written by crossfuse.\n"
+_LOCK = ".crossfuse-lock"
+_MARKED = ".partial-"
+_PARTIAL = re.compile(rf"\..+{re.escape(_MARKED)}[0-9a-f]{{12}}({re.escape(REPLACED)})?")
+_OTHER_README = "README.crossfuse.md"
 
 
 @dataclass(frozen=True)
@@ -64,8 +71,8 @@ def write_repository(
         names of the models written.
 
     Raises:
-        InputError: a name that Triton can't take, or a folder in the way that crossfuse didn't
-            write.
+        InputError: a name that Triton can't take, a folder in the way that crossfuse didn't write,
+            or a repository that can't be written.
         BundleError: as :func:`crossfuse.runtime.load`.
     """
     chosen = options or TritonOptions()
@@ -80,20 +87,80 @@ def write_repository(
     target = chosen.engine.target or best_target(opened.targets)
     entry = opened.target(target)
     known = target_of_bundle(target, entry.package)
-    inputs = example_inputs(opened)
-    root.mkdir(parents=True, exist_ok=True)
+    inputs = smallest_inputs(opened)
     models = [_python_model(opened, name, known, chosen)]
     if chosen.native and set(entry.stages) == {"model"} and known.triton is not None:
         models.append(_native_model(opened, name, known, known.triton, chosen))
-    for config in models:
-        _put_in_place(root, config, opened, target, inputs)
-    text = (
-        files("crossfuse.serve.triton").joinpath("README.template.md").read_text(encoding="utf-8")
-    )
-    (root / "README.md").write_text(
-        text.replace("@@MODELS@@", _described(models)).replace("@@NAME@@", name), encoding="utf-8"
-    )
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with _written_by_one(root):
+            _sweep(root)
+            for config in models:
+                _put_in_place(root, config, opened, target, inputs)
+            _remove_stale(root, name, {config.name for config in models})
+            _write_readme(root, name, models)
+    except OSError as error:
+        raise InputError(
+            f"the repository can't be written: {error.strerror or error}", where=root
+        ) from error
     return [config.name for config in models]
+
+
+@contextmanager
+def _written_by_one(root: Path) -> Iterator[None]:
+    """Nobody else writes the repository meanwhile."""
+    lock = root / _LOCK
+    with locked(lock):
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
+
+
+def _sweep(root: Path) -> None:
+    """Remove what killed commands left; whoever holds the lock is the only one who writes."""
+    for path in root.iterdir():
+        if _PARTIAL.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
+            if path.name.endswith(REPLACED):
+                model = root / path.name[1:].partition(_MARKED)[0]
+                if not model.exists():
+                    path.rename(model)
+                    continue
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _remove_stale(root: Path, name: str, written: Collection[str]) -> None:
+    """A native model of an older bundle under this name would answer beside the new one."""
+    for suffix in _SUFFIXES.values():
+        folder = root / f"{name}-{suffix}"
+        if folder.name not in written and _is_ours(folder):
+            shutil.rmtree(folder)
+
+
+def _is_ours(folder: Path) -> bool:
+    about = folder / "config.pbtxt"
+    return about.is_file() and about.read_text(encoding="utf-8").startswith(_MARK)
+
+
+def _write_readme(root: Path, name: str, models: Sequence[ModelConfig]) -> None:
+    """How to run and ask the repository's models; a README that crossfuse didn't write stays."""
+    template = files("crossfuse.serve.triton").joinpath("README.template.md")
+    text = template.read_text(encoding="utf-8")
+    readme = root / "README.md"
+    if os.path.lexists(readme) and not _is_readme_of_ours(readme, text.splitlines()[0]):
+        readme = root / _OTHER_README
+    written = {config.name for config in models}
+    others = sorted(
+        path.name for path in root.iterdir() if path.name not in written and _is_ours(path)
+    )
+    lines = [_described(models), *(f"- `{other}`: written before" for other in others)]
+    write_whole(readme, text.replace("@@MODELS@@", "\n".join(lines)).replace("@@NAME@@", name))
+
+
+def _is_readme_of_ours(readme: Path, first: str) -> bool:
+    if readme.is_symlink() or not readme.is_file():
+        return False
+    return readme.read_text(encoding="utf-8", errors="replace").startswith(first)
 
 
 def _python_model(bundle: Bundle, name: str, target: Target, options: TritonOptions) -> ModelConfig:
@@ -168,23 +235,16 @@ def _put_in_place(
 ) -> None:
     """Write one model's folder, whole, in place of an older one of ours."""
     folder = root / config.name
-    old = folder / "config.pbtxt"
-    if folder.exists() and not (
-        old.is_file() and old.read_text(encoding="utf-8").startswith(_MARK)
-    ):
+    if os.path.lexists(folder) and (folder.is_symlink() or not _is_ours(folder)):
         raise InputError(
             "the repository holds a model of this name that crossfuse didn't write",
             where=folder,
             do=Advice("Use {}", Said("--name", "name")),
         )
-    partial = root / f".{config.name}.partial-{secrets.token_hex(6)}"
+    partial = root / f".{config.name}{_MARKED}{secrets.token_hex(6)}"
     try:
         _write_model(partial, config, bundle, target, inputs)
         put_in_place(partial, folder)
-    except OSError as error:
-        raise InputError(
-            f"the repository can't be written: {error.strerror or error}", where=folder
-        ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

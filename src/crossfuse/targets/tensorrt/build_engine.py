@@ -4,15 +4,15 @@ became."""
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from crossfuse.core.processes import for_child
+from crossfuse.core.scratch import scratch_folder
 from crossfuse.core.target import Target, require_target
 from crossfuse.core.tensorrt_layers import Layer, attention_kernels
 from crossfuse.core.text import brief
@@ -101,8 +101,8 @@ def build_engine(
         "options": asdict(options),
         "memory": "of the execution context's owner",
     }
-    with tempfile.TemporaryDirectory() as scratch:
-        graph = Path(scratch) / f"{stage}.onnx"
+    with scratch_folder() as scratch:
+        graph = scratch / f"{stage}.onnx"
         files = save_graph(lowered.model, graph, graph.with_suffix(".bin"))
         weights = {name: graph.parent / name for name in files}
 
@@ -155,7 +155,7 @@ class _Job:
         """What the worker's process finds there."""
         library = library_of(self.target).module
         return {
-            **os.environ,
+            **for_child(),
             LIBRARY_VARIABLE: library,
             "POLYGRAPHY_USE_TENSORRT_RTX": str(int(library == RTX)),
         }

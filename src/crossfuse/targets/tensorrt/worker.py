@@ -12,6 +12,8 @@ import json
 import sys
 from pathlib import Path
 
+from crossfuse.core.processes import end_with_parent
+
 __all__ = ["main"]
 
 
@@ -25,4 +27,5 @@ def main(request_file: str, result_file: str) -> None:
 
 
 if __name__ == "__main__":
+    end_with_parent()
     main(sys.argv[1], sys.argv[2])

@@ -19,7 +19,7 @@ from crossfuse.serve.limits import Limits
 from crossfuse.serve.open_inference import BINARY_HEADER, DATATYPES
 from crossfuse.serve.rayserve.ingress import Ingress, home_of
 from crossfuse.serve.rayserve.options import ServeOptions
-from unit.serve.rayserve.asgi_client import Reply, ask
+from unit.serve.rayserve.asgi_client import Reply, ask, request_of
 
 Answers = Callable[[dict[str, np.ndarray]], Any]
 
@@ -174,3 +174,60 @@ def test_requests_go_home(shared_bundle: Callable[..., Bundle]) -> None:
     assert first == second == home_of(None, handle.asked[0][1])
     assert third == fourth == home_of("cat", None)
     assert first != third
+
+
+@pytest.mark.parametrize("number", ["²", "1" * 5000, "-1", "1e3", " 1", "0x10", "٣"])
+@pytest.mark.parametrize("header", [BINARY_HEADER, "content-length"])
+def test_malformed_numbers_are_the_clients_fault(bundle: Bundle, header: str, number: str) -> None:
+    ingress, handle = ingress_of(bundle, echoed)
+    request = request_of("POST", "/v2/models/m/infer", body_of(ARRAYS), {})
+    request.scope["headers"] = [(header.lower().encode(), number.encode("utf-8"))]
+    response = asyncio.run(ingress(request))
+    assert response.status_code == 400
+    assert handle.asked == []
+
+
+@pytest.mark.parametrize("host", ["[::1", "a b", "]", "\xff"])
+def test_no_header_ends_a_request_unanswered(bundle: Bundle, host: str) -> None:
+    ingress, _ = ingress_of(bundle, echoed)
+    assert infer(ingress, body_of(ARRAYS), {"host": host}).status == 200
+    assert ask(ingress, "GET", "/nowhere", headers={"host": host}).status == 404
+
+
+def test_bodies_that_do_not_come_take_nobodys_place(bundle: Bundle) -> None:
+    """Heads without bodies, twice as many as the queue has places: honest clients are answered."""
+    limits = Limits(max_queue=4, body_seconds=0.5)
+    ingress, _ = ingress_of(bundle, echoed, limits=limits)
+
+    async def idle() -> int:
+        request = request_of("POST", "/v2/models/m/infer")
+
+        async def never() -> dict[str, Any]:
+            await asyncio.sleep(60)
+            raise AssertionError
+
+        request._receive = never
+        return (await ingress(request)).status_code
+
+    async def honest() -> int:
+        await asyncio.sleep(0.05)
+        response = await ingress(request_of("POST", "/v2/models/m/infer", body_of(ARRAYS)))
+        return response.status_code
+
+    async def together() -> list[int]:
+        return await asyncio.gather(*(idle() for _ in range(8)), *(honest() for _ in range(4)))
+
+    assert asyncio.run(together()) == [408] * 8 + [200] * 4
+    assert asyncio.run(ingress.open_requests()) == 0
+
+
+def test_names_and_json_have_limits_in_bytes(bundle: Bundle) -> None:
+    limits = Limits(max_json_bytes=4000, max_name_bytes=100)
+    ingress, handle = ingress_of(bundle, echoed, limits=limits)
+    found = infer(ingress, body_of(ARRAYS, context_id="é" * 51))
+    assert (found.status, "too long" in found.json["error"]) == (400, True)
+    assert len(found.body) < 1000
+    assert infer(ingress, body_of({"n" * 101: ARRAYS["a"]})).status == 400
+    assert infer(ingress, body_of(ARRAYS, context_id="é" * 50)).status == 200
+    assert infer(ingress, body_of({"a": np.zeros(2000, np.float32)})).status == 400
+    assert len(handle.asked) == 1

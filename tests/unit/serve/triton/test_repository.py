@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -60,3 +61,37 @@ def test_names_that_triton_can_not_take(
     with pytest.raises(InputError, match="must be letters"):
         write_repository(zoo_bundle(NAME).path, tmp_path / "r", TritonOptions(name=name))
     assert not (tmp_path / "r").exists()
+
+
+def test_a_readme_of_the_user_stays(zoo_bundle: Callable[[str], Bundle], tmp_path: Path) -> None:
+    root = tmp_path / "r"
+    root.mkdir()
+    (tmp_path / "elsewhere.md").write_text("mine")
+    (root / "README.md").symlink_to(tmp_path / "elsewhere.md")
+    write_repository(zoo_bundle(NAME), root, replace(ON_CPU, name="first"))
+    write_repository(zoo_bundle(NAME), root, replace(ON_CPU, name="second"))
+    assert (tmp_path / "elsewhere.md").read_text() == "mine"
+    assert (root / "README.md").is_symlink()
+    told = (root / "README.crossfuse.md").read_text()
+    assert "`first`" in told
+    assert "`second`: python" in told
+    (root / "README.md").unlink()
+    write_repository(zoo_bundle(NAME), root, replace(ON_CPU, name="third"))
+    assert "`third`: python" in (root / "README.md").read_text()
+
+
+def test_no_part_of_an_older_model_stays(
+    zoo_bundle: Callable[[str], Bundle], tmp_path: Path
+) -> None:
+    root = tmp_path / "r"
+    (name, native) = write_repository(zoo_bundle(NAME), root, ON_CPU)
+    for folder in (f".{name}.partial-0123456789ab", ".other.partial-0123456789ab"):
+        (root / folder).mkdir()
+    (root / f".{name}.partial-mine").mkdir()
+    assert write_repository(zoo_bundle(NAME), root, replace(ON_CPU, native=False)) == [name]
+    assert not (root / native).exists()
+    assert sorted(path.name for path in root.iterdir()) == [
+        f".{name}.partial-mine",
+        "README.md",
+        name,
+    ]

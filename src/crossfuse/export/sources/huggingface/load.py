@@ -12,6 +12,7 @@ from crossfuse.core.checkpoint_weights import require_weights
 from crossfuse.core.foreign import cause_of
 from crossfuse.core.text import brief
 from crossfuse.errors import Advice, InputError, Said
+from crossfuse.export.sources.huggingface.export_settings import set_for_export
 
 if TYPE_CHECKING:
     from torch import nn
@@ -143,11 +144,7 @@ def _for_inference(model: Any) -> nn.Module:
     """Evaluation mode, no caches among the outputs."""
     model.eval()
     model.requires_grad_(False)
-    for config in {
-        id(m.config): m.config for m in model.modules() if hasattr(m, "config")
-    }.values():
-        if getattr(config, "use_cache", None):
-            config.use_cache = False
+    set_for_export(model)
     return model  # type: ignore[no-any-return]
 
 

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 from crossfuse.core.checkpoint_weights import weights_about
 from crossfuse.core.foreign import door
 from crossfuse.export.sources.huggingface.adapters import adapt
+from crossfuse.export.sources.huggingface.export_settings import set_for_export
 from crossfuse.export.sources.huggingface.input_rules import plan_inputs
+from crossfuse.export.sources.huggingface.known_sizes import fix_sizes
 from crossfuse.export.sources.huggingface.load import load_model
 from crossfuse.export.sources.huggingface.tracing import tracing
 from crossfuse.spec.model_spec import ModelSpec
@@ -22,8 +24,18 @@ if TYPE_CHECKING:
 
 __all__ = ["huggingface_spec"]
 
-_UNASKED = ("attentions*", "*_attentions*")
-"""Outputs that some models return without being asked to (``output_attentions`` is off)."""
+_UNASKED = (
+    "attentions*",
+    "*_attentions*",
+    "*past_key_values*",
+    "*cache_params*",
+    "*_cache",
+    "*_cache_*",
+    "mems*",
+    "past_buckets_states*",
+)
+"""Outputs that some models return without being asked to: probabilities (``output_attentions`` is
+off), and what they keep for a next step (``use_cache`` is off)."""
 
 
 @door
@@ -41,7 +53,8 @@ def huggingface_spec(  # noqa: PLR0913 -- public: a spec's own fields, and how t
     """The spec of a model of ``transformers``.
 
     Args:
-        model: the model, or a folder or identifier to load it from (safetensors only).
+        model: the model, or a folder or identifier to load it from (safetensors only). Its
+            configuration is set for an export, in place: no caches, results alone, by name.
         task: which head, when loading: a pipeline's task or a class name.
         inputs, dynamic, context, decode: as in :class:`ModelSpec`; where omitted, made from the
             model's configuration: seeded inputs with padded masks, and named dimensions for batch
@@ -59,6 +72,7 @@ def huggingface_spec(  # noqa: PLR0913 -- public: a spec's own fields, and how t
             model, task, trust_remote_code=trust_remote_code, allow_missing=allow_missing
         )
         model, about = found.module, weights_about(found.missing, found.left_over)
+    set_for_export(model)
     loaded = adapt(model)
     name = type(loaded).__name__
     if inputs is not None:
@@ -73,9 +87,15 @@ def huggingface_spec(  # noqa: PLR0913 -- public: a spec's own fields, and how t
             context=tuple(context) if context is not None else plan.context,
             name=name,
         )
+        if plan.held:
+            fix_sizes(loaded, plan.held)
+            made = replace(made, inputs={**made.inputs, **plan.held})
         planned = decode is None and context is None
         spec = replace(
-            made, decode=plan.decode if planned else decode, decode_where_possible=planned
+            made,
+            decode=plan.decode if planned else decode,
+            decode_where_possible=planned,
+            settled=plan.settled,
         )
     return replace(spec, drop_outputs=_UNASKED, about=about).traced_in(
         partial(tracing, inputs=dict(spec.inputs))

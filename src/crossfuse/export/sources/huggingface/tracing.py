@@ -1,8 +1,8 @@
 """The context in which a model of ``transformers`` is traced and translated.
 
 The library's own exporters know how to make many of its models traceable; their patches are used,
-together with `patches` for what they leave. Their patches of scaled dot-product attention are not:
-ours goes further.
+together with `patches` for what they leave, and experts are grouped by their tokens, whatever way
+the model runs them. Their patches of scaled dot-product attention are not used: ours goes further.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ def tracing(model: Any, inputs: dict[str, Any]) -> Iterator[Tracing]:
         utils.apply_patches("onnx"),
         utils.patch_attribute(F, "scaled_dot_product_attention", lambda _: attention),
         our_patches(),
+        exporter_onnx.use_experts_implementation(model, "grouped_mm"),
         operator_as_interface(model) as interfaced,
         reset_model_state(model),
         patch_forward_signature(model, inputs),
