@@ -228,6 +228,7 @@ def _manifest(graph: FusedGraph, stages: Stages, source: Source) -> Manifest:
         context=spec.context,
         shared_batch=stages.shared_batch,
         with_queries=stages.with_queries,
+        prefix=stages.prefix,
         ledger=graph.ledger,
         fused_graph=FUSED_GRAPH,
         decode=stages.decode,
