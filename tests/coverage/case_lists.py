@@ -14,6 +14,8 @@ __all__ = ["LISTS", "all_cases", "cases_of"]
 LISTS: dict[str, str] = {
     "coverage.cases": "Written by hand: which attentions each model has is counted beforehand",
     "coverage.type_cases": "Types of `transformers`, made tiny by one rule (`shrink.py`)",
+    "coverage.diffusers_cases": "Models of `diffusers`",
+    "coverage.library_cases": "Modules of other libraries",
 }
 """Modules, and what their models are; the page has a table for each."""
 

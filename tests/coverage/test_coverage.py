@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
+import crossfuse
+from coverage import type_cases
 from coverage.cases import CASES
 from coverage.rows import TARGETS, row_of
 from crossfuse.bundle.store import Bundle
@@ -27,3 +30,17 @@ def test_model_is_covered(name: str, shared_bundle: Callable[..., Bundle]) -> No
     assert row["fused"] == dict.fromkeys(TARGETS, fused)
     assert row["error"] <= row["tolerance"]
     assert "batch" in row["dims"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model_type", type_cases.SHOWN)
+def test_type_is_covered(model_type: str, tmp_path: Path) -> None:
+    targets = ("ort-cpu",)
+    row = row_of(
+        type_cases.CASES[f"type:{model_type}"],
+        lambda spec: crossfuse.export(spec, tmp_path / "b", targets, quick=True),
+        targets,
+    )
+    assert "failed" not in row, row["failed"]
+    assert row["fused"] == {"ort-cpu": sum(row["counts"].values())}
+    assert row["error"] <= row["tolerance"]

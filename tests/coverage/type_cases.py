@@ -12,7 +12,7 @@ from coverage.cases import Case
 from coverage.shrink import CannotShrinkError, tiny_model
 from crossfuse import ModelSpec, huggingface_spec
 
-__all__ = ["CASES", "IMAGES", "TYPES", "eager_report", "spec_of"]
+__all__ = ["CASES", "IMAGES", "SHOWN", "TYPES", "eager_report", "spec_of"]
 
 IMAGES = (32, 64, 128)
 """Sizes of images that are tried in turn: a hierarchy halves them several times."""
@@ -66,5 +66,8 @@ def _told(model_type: str) -> dict[str, Any]:
 
 TYPES: tuple[str, ...] = tuple(Path(__file__).with_name("types.txt").read_text().split())
 """Model types: what combines several kinds of inputs, and others with attention."""
+
+SHOWN = ("qwen2_vl",)
+"""Types that were exported with every attention fused: their exports are tests."""
 
 CASES = {case.name: case for case in map(_case, TYPES)}

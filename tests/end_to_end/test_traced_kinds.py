@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 import transformers as hf
-from tests.coverage.cases import SEQ2SEQ, T5, TEXT, VISION, perturbed
+from tests.coverage.cases import SEQ2SEQ, T5, TEXT, perturbed
 from tests.equal_to_eager import worst_errors
 from torch import Tensor, nn
 
@@ -61,11 +61,6 @@ def with_global(batch: int = 2, length: int = 13, *, padded: bool = True) -> Inp
     chosen = torch.zeros(batch, length).long()
     chosen[:, 0] = 1
     return given | {"global_attention_mask": chosen}
-
-
-def image(batch: int = 2, length: int = 0, *, padded: bool = True) -> Inputs:
-    del length, padded
-    return {"pixel_values": torch.randn(batch, 3, 32, 32, generator=torch.Generator())}
 
 
 def mixtral() -> nn.Module:
@@ -124,14 +119,6 @@ def fsmt() -> nn.Module:
     return hf.FSMTForConditionalGeneration(hf.FSMTConfig(**sizes, **words))
 
 
-def eomt() -> nn.Module:
-    config = hf.EomtConfig(
-        **VISION | {"num_hidden_layers": 3, "image_size": 32}, num_upscale_blocks=1,
-        num_blocks=1, num_queries=5,
-    )  # fmt: skip
-    return hf.EomtForUniversalSegmentation(config)
-
-
 def aimv2_text() -> nn.Module:
     return hf.Aimv2TextModel(hf.Aimv2TextConfig(**TEXT, eos_token_id=98, pad_token_id=0))
 
@@ -154,7 +141,6 @@ KINDS: dict[str, tuple[Callable[[], nn.Module], Callable[..., Inputs], int]] = {
     "windows, a branch on any: Longformer": (longformer, with_global, 4),
     "windows, a branch on any: LED": (led, translation, 8),
     "a branch on any: FSMT": (fsmt, translation, 6),
-    "a branch on a buffer: EoMT": (eomt, image, 3),
     "a mask left out: AIMv2": (aimv2_text, text, 2),
     "n-grams: ProphetNet": (prophetnet, translation, 8),
     "n-grams: ProphetNet of three": (prophetnet_decoder_of_three, translation, 8),
@@ -170,8 +156,6 @@ def test_equals_eager(kind: str, tmp_path: Path) -> None:
     model = perturbed(make())
     axes: dict[str, dict[int, str]] = {
         name: {0: "batch", 1: "target" if name.startswith("decoder") else "text"}
-        if name != "pixel_values"
-        else {0: "batch"}
         for name in inputs()
     }
     spec = crossfuse.huggingface_spec(model, inputs=inputs(), dynamic=axes)

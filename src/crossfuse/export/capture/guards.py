@@ -17,6 +17,7 @@ examples that are made.
 from __future__ import annotations
 
 import itertools
+import math
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -35,7 +36,15 @@ from crossfuse.core.tensors import Dim
 from crossfuse.errors import Advice, InputError
 from crossfuse.export.capture.traceable import replaced
 
-__all__ = ["Guard", "GuardLog", "Tried", "drop_assertions", "tried", "watched_guards"]
+__all__ = [
+    "Guard",
+    "GuardLog",
+    "NotFreeError",
+    "Tried",
+    "drop_assertions",
+    "tried",
+    "watched_guards",
+]
 
 _FEW = 3
 """So many single sizes at which a relation fails are tried one by one."""
@@ -48,6 +57,19 @@ _ASKING = (
 where numbers are."""
 
 _HEAD, _SPREAD, _MOST = 48, 12, 4096
+_LARGE = 128
+"""Sizes whose product is beyond this are not compared where others tell the same: an image of all
+sizes at their ends would take the eager model hours."""
+
+
+class NotFreeError(InputError):
+    """A dimension is fixed, or narrower than its range.
+
+    Attributes:
+        narrower: dimension → the range in which the relation holds; None where that is one size.
+    """
+
+    narrower: Mapping[str, Dim | None]
 
 
 @dataclass(frozen=True)
@@ -63,7 +85,7 @@ class Guard:
     @property
     def may_fail(self) -> bool:
         """At many sizes: it says that something is unequal, or is PyTorch's own."""
-        import sympy
+        import sympy  # type: ignore[import-untyped]
 
         ordered = (sympy.Unequality, sympy.StrictGreaterThan, sympy.StrictLessThan)
         return isinstance(self.expression, ordered if self.inside else sympy.Unequality)
@@ -79,7 +101,7 @@ class Guard:
         return [point for point in points if not self._holds(point)]
 
     def _holds(self, point: Mapping[str, int]) -> bool:
-        import sympy  # type: ignore[import-untyped]
+        import sympy
 
         sizes = {symbol: point[self.dims[symbol]] for symbol in self.expression.free_symbols}
         try:
@@ -124,13 +146,30 @@ class Guard:
         names = sorted({self.dims[symbol] for symbol in self.expression.free_symbols})
         dims = [ranges[name] for name in names]
         named = " and ".join(map(repr, names))
-        return InputError(
+        error = NotFreeError(
             f"torch.export can't trace the model at every size of {named}: what its code does "
             f"holds only where {self.text()}",
             where=where if self.place is None else f"{where}; {self.place}",
             got=", ".join(f"{d.name} {d.min}..{'' if d.max is None else d.max}" for d in dims),
             do=do,
         )
+        alone = len(dims) == 1
+        error.narrower = {dim.name: self._narrower(dim) if alone else None for dim in dims}
+        return error
+
+    def _narrower(self, dim: Dim) -> Dim | None:
+        """The longest range in which the relation holds, of a relation of one dimension."""
+        sizes = _sizes(dim, alone=True)
+        runs = [
+            list(run)
+            for holds, run in itertools.groupby(sizes, lambda n: self._holds({dim.name: n}))
+            if holds
+        ]
+        longest = max(runs, key=len, default=[])
+        if len(longest) < 2:
+            return None
+        last = dim.max if longest[-1] == sizes[-1] else longest[-1]
+        return Dim(dim.name, longest[0], last)
 
     def text(self) -> str:
         """With the names of the dimensions."""
@@ -245,12 +284,21 @@ def tried(log: GuardLog, ranges: Mapping[str, Dim]) -> Tried:
         failing = guard.fails(ranges)
         if len(failing) > _FEW and not guard.may_fail:
             return Tried(sizes, guard)
-        ends = failing if len(failing) <= _FEW else [failing[i] for i in (0, len(failing) // 2, -1)]
-        sizes += [point for point in ends if point not in sizes]
+        for point in failing if len(failing) <= _FEW else _some(failing):
+            if point not in sizes:
+                sizes.append(point)
     least = [{name: dim.min for name, dim in ranges.items()}]
     return Tried(
         [point for point in sizes if not any(_within(point, ends) for ends in least)], None
     )
+
+
+def _some(points: Sequence[Mapping[str, int]]) -> list[Mapping[str, int]]:
+    """The first, the middle and the last of the points that are no large inputs; where all are, the
+    smallest."""
+    small = [point for point in points if math.prod(point.values()) <= _LARGE]
+    small = small or [min(points, key=lambda point: math.prod(point.values()))]
+    return [small[i] for i in (0, len(small) // 2, -1)]
 
 
 def _within(point: Mapping[str, int], sizes: Mapping[str, int]) -> bool:

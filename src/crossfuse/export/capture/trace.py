@@ -36,6 +36,7 @@ from crossfuse.export.capture.guards import (
 )
 from crossfuse.export.capture.known_values import known_values
 from crossfuse.export.capture.module_state import kept_state
+from crossfuse.export.capture.trace_sizes import limited, trace_sizes, traced_size
 from crossfuse.export.capture.traceable import traceable
 from crossfuse.spec.model_spec import ModelSpec
 
@@ -131,7 +132,7 @@ def _traced(spec: ModelSpec, way: _Way, blocks: set[int]) -> tuple[ExportedProgr
     """
     branches = Assumptions()
     while True:
-        sizes = _trace_sizes(spec, _beyond(blocks) if way.larger else None)
+        sizes = trace_sizes(spec, _beyond(blocks) if way.larger else None)
         own_proofs = not way.deferred or way.vouched
         with watched_guards(sizes, spec.dims, own_proofs=own_proofs) as log:
             try:
@@ -192,9 +193,9 @@ def _trace(
     parameters = parameter_names(inputs)
     shapes = {
         parameters[name]: {
-            axis: dims[dim]
-            for axis, dim in spec.axes.get(name, {}).items()
-            if dims[dim] is not None
+            axis: found
+            for axis, size in spec.axes.get(name, {}).items()
+            if (found := traced_size(size, dims)) is not None
         }
         for name in inputs
     }
@@ -240,7 +241,7 @@ def _with_limits(spec: ModelSpec, message: str) -> ModelSpec | None:
     if not found:
         return None
     axes = {
-        name: {axis: found.get(Dim.parse(dim).name, dim) for axis, dim in axes.items()}
+        name: {axis: limited(dim, found) for axis, dim in axes.items()}
         for name, axes in spec.dynamic.items()
     }
     _log.debug("the model limits %s", ", ".join(f"{n} to {d.max}" for n, d in found.items()))
@@ -264,18 +265,6 @@ def _fresh_attributes(module: nn.Module) -> Iterator[None]:
 def _beyond(blocks: set[int]) -> int:
     """A size of more than two blocks, of which none is half full."""
     return 2 * max((size for size in blocks if size <= _MOST_BLOCK), default=0) + 1
-
-
-def _trace_sizes(spec: ModelSpec, beyond: int | None = None) -> dict[str, int]:
-    """Sizes of a trace: the example's, or larger ones."""
-    sizes: dict[str, int] = {}
-    for name, dim in spec.dims.items():
-        own = spec.example_sizes[name]
-        size = max(2, dim.min, own if beyond is None else max(own + 1, beyond))
-        while size in sizes.values():
-            size += 1
-        sizes[name] = size if dim.max is None else max(dim.min, min(size, dim.max))
-    return sizes
 
 
 def _fit(spec: ModelSpec, sizes: Collection[int]) -> Advice:

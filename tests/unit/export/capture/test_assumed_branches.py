@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from crossfuse import InputError, ModelSpec
+from crossfuse.export.capture.assumed_branches import Assumptions
 from crossfuse.export.capture.trace import capture
 
 
@@ -56,3 +57,13 @@ def test_a_way_that_nobody_takes_is_refused() -> None:
     assert "test_assumed_branches.py, line" in text
     assert "always True" in text
     assert "examples=[...]" in text
+
+
+def test_the_last_branch_is_turned_once() -> None:
+    branches = Assumptions({("a.py", 1): True, ("a.py", 2): False})
+    assert branches.open == [("a.py", 1), ("a.py", 2)]
+    assert branches.turn_last()
+    assert branches.ways == {("a.py", 2): True}
+    assert branches.open == []
+    assert not branches.turn_last()
+    assert not Assumptions().turn_last()

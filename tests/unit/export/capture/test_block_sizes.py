@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from crossfuse import ModelSpec
+from crossfuse.export.capture.block_sizes import even_chunks, whole_blocks
 from crossfuse.export.capture.trace import capture
 
 BLOCK = 4
@@ -48,7 +49,13 @@ class Chunks(nn.Module):
 
 
 @pytest.mark.parametrize(
-    "module", [Blocks(by_remainder), Blocks(by_negative), Blocks(by_branch), Chunks()]
+    "module",
+    [
+        pytest.param(Blocks(by_remainder), marks=pytest.mark.slow),
+        Blocks(by_negative),
+        pytest.param(Blocks(by_branch), marks=pytest.mark.slow),
+        Chunks(),
+    ],
 )
 def test_at_every_length(module: nn.Module) -> None:
     spec = ModelSpec(
@@ -59,3 +66,14 @@ def test_at_every_length(module: nn.Module) -> None:
     for batch, length in ((1, 1), (3, 4), (2, 7), (1, 40)):
         x = torch.randn(batch, length, 3)
         assert torch.allclose(graph(x=x)[0], module(x), atol=1e-6)
+
+
+def test_what_is_replaced_is_given_back() -> None:
+    mod, chunk = vars(torch.SymInt)["__mod__"], Tensor.chunk
+    x = torch.randn(7, 2)
+    with whole_blocks(), even_chunks():
+        assert vars(torch.SymInt)["__mod__"] is not mod
+        assert [len(part) for part in x.chunk(3)] == [3, 3, 1]
+        assert [part.shape[1] for part in torch.chunk(input=x, chunks=2, dim=1)] == [1, 1]
+    assert vars(torch.SymInt)["__mod__"] is mod
+    assert Tensor.chunk is chunk

@@ -62,6 +62,12 @@ def test_single_sizes_are_compared_and_others_refused() -> None:
     several = tried(log_of(sympy.Ne(sympy.Mod(N, 8), 0)), ranges)
     assert several.refused is None
     assert several.sizes == [{"n": 8}, {"n": 40}, {"n": 64}]
+    # Of dimensions without end what the eager model can compute, as images of such sizes.
+    both = tried(log_of(sympy.Ne(N, M)), {"n": Dim("n", 4), "m": Dim("m", 4)}).sizes
+    assert len(both) == 2
+    assert all(point["n"] == point["m"] <= 11 for point in both)
+    large = tried(log_of(sympy.Ne(N, M)), {"n": Dim("n", 40), "m": Dim("m", 40)}).sizes
+    assert large == []
     for expression, text in (
         (sympy.Eq(N, 16), "n == 16"),
         (sympy.Le(N, 16), "n <= 16"),

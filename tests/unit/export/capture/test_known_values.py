@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from crossfuse import InputError, ModelSpec
+from crossfuse import InputError, ModelSpec, huggingface_spec
 from crossfuse.export.capture.known_values import MOST_NUMBERS
 from crossfuse.export.capture.trace import capture
 
@@ -61,3 +61,27 @@ class Noisy(OnBuffers):
 def test_what_is_written_or_random_is_not_known(kind: type[OnBuffers]) -> None:
     with pytest.raises(InputError):
         capture(spec_of(kind()))
+
+
+@pytest.mark.slow
+def test_eomt_s_masks() -> None:
+    """Its last layers ask a buffer whether they mask. Its masks are thresholds, which float64 may
+    pass elsewhere, so float32 is compared."""
+    import transformers
+    from tests.coverage.cases import VISION, perturbed
+
+    config = transformers.EomtConfig(
+        **VISION | {"num_hidden_layers": 3, "image_size": 32}, num_upscale_blocks=1,
+        num_blocks=2, num_queries=5,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = perturbed(transformers.EomtForUniversalSegmentation(config))
+    pixels = {"pixel_values": torch.randn(2, 3, 32, 32)}
+    spec = huggingface_spec(model, inputs=pixels, dynamic={"pixel_values": {0: "batch"}})
+    with spec.tracing(model):
+        program, _ = capture(spec)
+    more = torch.randn(3, 3, 32, 32)
+    with torch.no_grad():
+        expected = model(pixel_values=more).class_queries_logits
+        made = program.module()(pixel_values=more)
+    assert any(t.shape == expected.shape and torch.allclose(t, expected, atol=1e-5) for t in made)

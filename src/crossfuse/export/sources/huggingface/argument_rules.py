@@ -122,7 +122,7 @@ def _state(plan: InputPlan, model: Any, takes: set[str]) -> None:
     plan.add("state", ("batch", width), normal)
     actions = (find(config, "chunk_size", "action_horizon"), find(config, "max_action_dim"))
     if "actions" in takes and all(isinstance(size, int) for size in actions):
-        shape = ("batch", *(int(size) for size in actions))
+        shape: tuple[int | str, ...] = ("batch", *map(int, actions))
         plan.add("actions", shape, normal)
         if "noise" in takes:
             plan.add("noise", shape, normal)

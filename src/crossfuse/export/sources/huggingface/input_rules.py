@@ -109,8 +109,8 @@ def _by_rule(model: Any, takes: set[str]) -> tuple[InputPlan, Refusal | None]:
 
 
 def _context(plan: InputPlan, encoder_decoder: bool) -> tuple[str, ...]:
-    """What changes rarely: what an encoder takes beside its decoder, else an image or a sound beside
-    a text, else what isn't a decoder's."""
+    """What changes rarely: what an encoder takes beside its decoder, else an image or a sound
+    beside a text."""
     encoder = tuple(name for name in plan.shapes if not name.startswith("decoder_"))
     seen = tuple(name for name in plan.shapes if sense_of(name) is not None)
     if len(encoder) == len(plan.shapes):

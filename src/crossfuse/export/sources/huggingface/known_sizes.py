@@ -95,17 +95,16 @@ def fix_sizes(model: nn.Module, sizes: Mapping[str, Any]) -> None:
 
 def with_positions(model: nn.Module, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Inputs with the positions that the model makes of them, and without what only these are made
-    of; as they were where it makes none.
-
-    Raises:
-        Exception: whatever the model's code raises.
-    """
-    maker = next((m for m in model.modules() if hasattr(m, "get_rope_index")), None)
+    of; as they were where it makes none, or can't."""
+    maker: Any = next((m for m in model.modules() if hasattr(m, "get_rope_index")), None)
     takes = inspect.signature(model.forward).parameters
     if maker is None or POSITIONS in inputs or POSITIONS not in takes or _TYPES not in inputs:
         return dict(inputs)
     wanted = inspect.signature(maker.get_rope_index).parameters
-    with torch.no_grad():
-        made: Any = maker.get_rope_index(**{n: t for n, t in inputs.items() if n in wanted})
+    try:
+        with torch.no_grad():
+            made: Any = maker.get_rope_index(**{n: t for n, t in inputs.items() if n in wanted})
+    except Exception:  # noqa: BLE001 -- a model's code; it makes its positions itself then
+        return dict(inputs)
     left = {name: tensor for name, tensor in inputs.items() if name != _TYPES}
     return {**left, POSITIONS: made[0].contiguous()}

@@ -44,8 +44,8 @@ def windowed_attention(
     seen_globally = is_index_global_attn[:, None, None, :]
 
     def heads(projection: Any) -> Tensor:
-        projected: Tensor = projection(hidden_states)
-        return projected.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)
+        by_head: Tensor = projection(hidden_states).unflatten(-1, (self.num_heads, self.head_dim))
+        return by_head.transpose(1, 2)
 
     local = F.scaled_dot_product_attention(
         heads(self.query), heads(self.key), heads(self.value), seen_locally | seen_globally
@@ -93,7 +93,8 @@ def blocked_attention(  # noqa: PLR0913 -- the library calls it so
     size = dim.block_size
 
     def blocks(tokens: Tensor) -> Tensor:
-        return tokens.unflatten(2, (-1, size)).transpose(1, 2)  # [B, N, H, K, D]
+        blocked: Tensor = tokens.unflatten(2, (-1, size))
+        return blocked.transpose(1, 2)  # [B, N, H, K, D]
 
     def with_global(tokens: Tensor, shared: Tensor) -> Tensor:
         own = blocks(tokens)

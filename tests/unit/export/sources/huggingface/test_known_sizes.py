@@ -39,10 +39,11 @@ def test_a_graph_reads_them_as_constants() -> None:
     expected = module(x, torch.tensor(GRID))
     fix_sizes(module, {"image_grid_thw": GRID})
     assert torch.equal(module(pixel_values=x), expected)
-    program = torch.export.export(module, (), {"pixel_values": x}, strict=False)
-    other = torch.randn(8, 4)
+    inputs = {"pixel_values": x, "image_grid_thw": None}
+    program = torch.export.export(module, (), inputs, strict=False)
+    inputs["pixel_values"] = torch.randn(8, 4)
     torch.testing.assert_close(
-        program.module()(pixel_values=other), Cut()(other, torch.tensor(GRID))
+        program.module()(**inputs), Cut()(inputs["pixel_values"], torch.tensor(GRID))
     )
 
 
