@@ -67,7 +67,7 @@ def _told(model_type: str) -> dict[str, Any]:
 TYPES: tuple[str, ...] = tuple(Path(__file__).with_name("types.txt").read_text().split())
 """Model types: what combines several kinds of inputs, and others with attention."""
 
-SHOWN = ("qwen2_vl",)
+SHOWN = ("paligemma", "qwen2_vl")
 """Types that were exported with every attention fused: their exports are tests."""
 
 CASES = {case.name: case for case in map(_case, TYPES)}
