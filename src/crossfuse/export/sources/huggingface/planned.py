@@ -20,10 +20,11 @@ from crossfuse.core.tensors import Dim
 from crossfuse.core.text import listed
 from crossfuse.errors import Advice, InputError, Said
 from crossfuse.export.sources.huggingface.asked import RefusedError, ask
-from crossfuse.export.sources.huggingface.input_plan import InputPlan
+from crossfuse.export.sources.huggingface.input_plan import InputPlan, TextInput, add_text
 from crossfuse.export.sources.huggingface.input_rules import plan_inputs
 from crossfuse.export.sources.huggingface.known_sizes import fix_sizes
 from crossfuse.export.sources.huggingface.processor import NoProcessorError, Processor
+from crossfuse.export.sources.huggingface.processor_inputs import taken_by
 from crossfuse.export.sources.huggingface.processor_plan import plan_from_processor
 from crossfuse.export.sources.huggingface.sample_inputs import Given
 from crossfuse.export.sources.huggingface.tried import refusal
@@ -100,7 +101,7 @@ def planned(model: nn.Module, processor: Processor | NoProcessorError, given: Gi
             can't be used.
     """
     plan = _plan_of(model)
-    known = None if isinstance(plan, InputError) else plan
+    known = _decoder_of(model) if isinstance(plan, InputError) else plan
     reason = str(processor)
     if isinstance(processor, Processor):
         try:
@@ -158,6 +159,17 @@ def _plan_of(model: nn.Module) -> InputPlan | InputError:
         return plan_inputs(model)
     except InputError as error:
         return error
+
+
+def _decoder_of(model: Any) -> InputPlan | None:
+    """A decoder's ids alone, which no processor makes, of a model with an encoder."""
+    if not getattr(model.config, "is_encoder_decoder", False) or _DECODED not in taken_by(model):
+        return None
+    plan = InputPlan()
+    plan.dim("batch", 2)
+    decoder = model.config.get_text_config(decoder=True)
+    add_text(plan, decoder, TextInput("decoder_text", "decoder_"))
+    return plan
 
 
 def _unplanned(error: InputError, reason: str | None) -> InputError:

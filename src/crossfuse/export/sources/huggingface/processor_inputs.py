@@ -50,7 +50,8 @@ class Recipe:
 
     Attributes:
         kinds: what of the rows it is given.
-        prompt: ``chat``, ``plain``, or one of `_PLACEHOLDERS`.
+        prompt: ``chat``, ``plain``, one of `_PLACEHOLDERS`, or ``sentence``: with a full stop,
+            without which a processor may take several texts for the words of one.
         images: ``flat``, ``nested`` or ``pairs``.
         settings: ``by kind``, ``together`` or ``none``.
         padding_side: of texts; the tokenizer's own where None.
@@ -87,7 +88,7 @@ def recipes(processor: Processor, kinds: Sequence[str]) -> Iterator[Recipe]:
             for style in _PLACEHOLDERS
             if any(_placeholder(processor, style, kind) for kind in media)
         ]
-        prompts = ["chat"] * (_chat_of(processor) is not None) + marked + prompts
+        prompts = ["chat"] * (_chat_of(processor) is not None) + marked + prompts + ["sentence"]
     layouts = ["flat"] + ["nested", "pairs"] * ("images" in kinds)
     if "text" in kinds:
         layouts = [layout for layout in layouts if layout != "pairs"]
@@ -174,6 +175,8 @@ def _prompt(processor: Processor, recipe: Recipe, row: Row) -> str:
     if recipe.prompt in _PLACEHOLDERS:
         marks = [_placeholder(processor, recipe.prompt, kind) or "" for kind in media]
         return "".join(marks) + " " + row.text
+    if recipe.prompt == "sentence" and not row.text.rstrip().endswith("."):
+        return f"{row.text.rstrip()}."
     return row.text
 
 

@@ -67,6 +67,12 @@ def test_parts_are_called_one_by_one() -> None:
     }
 
 
+def test_a_sentence_ends_with_a_full_stop() -> None:
+    recipe = Recipe(("text",), prompt="sentence", settings="none")
+    made = processed(as_processor(tokenizer()), recipe, [Row("a cat"), Row("a cat.")], TAKES)
+    assert made["input_ids"][0].tolist() == made["input_ids"][1].tolist()
+
+
 def test_the_chat_template_goes_first_and_pairs_have_no_text() -> None:
     images = transformers.CLIPImageProcessor()
     words = tokenizer(
@@ -74,7 +80,12 @@ def test_the_chat_template_goes_first_and_pairs_have_no_text() -> None:
     )
     both = Processor(None, {"image_processor": images, "tokenizer": words})
     found = list(recipes(both, ("images", "text")))
-    assert list(dict.fromkeys(r.prompt for r in found)) == ["chat", "placeholders", "plain"]
+    assert list(dict.fromkeys(r.prompt for r in found)) == [
+        "chat",
+        "placeholders",
+        "plain",
+        "sentence",
+    ]
     assert {r.images for r in found} == {"flat", "nested"}
     assert {r.images for r in recipes(as_processor(images), ("images",))} == {
         "flat",
