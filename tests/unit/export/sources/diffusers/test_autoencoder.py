@@ -13,6 +13,10 @@ from crossfuse.export.sources.diffusers.autoencoder import half_of, is_autoencod
 from diffusers_models import pixart, vae
 
 
+pytestmark = pytest.mark.slow
+"""They import diffusers, which takes seconds."""
+
+
 def test_halves_are_what_the_autoencoder_does() -> None:
     model = vae()
     images, latents = torch.randn(2, 3, 10, 6), torch.randn(2, 4, 5, 3)
