@@ -12,7 +12,6 @@ from crossfuse import InputError
 from crossfuse.export.sources.diffusers.autoencoder import half_of, is_autoencoder
 from diffusers_models import pixart, vae
 
-
 pytestmark = pytest.mark.slow
 """They import diffusers, which takes seconds."""
 
