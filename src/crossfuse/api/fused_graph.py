@@ -46,7 +46,13 @@ def fused_stages(bundle: Bundle) -> FusedStages:
     decode = None if manifest.decode is None else manifest.decode.tokens
     whole = "model" in manifest.stages
     stages = assemble(
-        model, manifest.context, manifest.dims, manifest.example, whole=whole, decode=decode
+        model,
+        manifest.context,
+        manifest.dims,
+        manifest.example,
+        whole=whole,
+        decode=decode,
+        prefix=manifest.prefix is not None and bool(manifest.prefix.attentions),
     )
     _require_same_split(bundle, stages)
     return FusedStages(model, stages)

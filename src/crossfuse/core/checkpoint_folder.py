@@ -32,7 +32,10 @@ __all__ = [
     "INDEX",
     "WEIGHTS",
     "WeightNames",
+    "entries_of",
     "read_json",
+    "require_inside",
+    "require_own_code",
     "require_plain",
     "weight_files",
 ]
@@ -81,13 +84,13 @@ def require_plain(
     _refuse_other_kinds(folder, names)
     for path in sorted(folder.iterdir()):
         if path.name.endswith(_READ):
-            _require_inside(path, folder)
+            require_inside(path, folder)
     if not (folder / CONFIG).is_file():
         raise InputError(
             "the folder holds no model", where=folder, expected=f"{CONFIG} and *.safetensors"
         )
     settings = read_json(folder / CONFIG)
-    _require_own_code(settings, folder / CONFIG)
+    require_own_code(settings, folder / CONFIG)
     for index in sorted(folder.glob("*.safetensors.index.json")):
         _shards(index)
     named = settings.get("transformers_weights")
@@ -128,7 +131,7 @@ def _present(folder: Path, names: WeightNames) -> list[Path]:
             )
         shards = [weights]
     for path in shards:
-        _require_inside(path, folder)
+        require_inside(path, folder)
         if not path.is_file():
             raise _absent(path)
     return shards
@@ -160,7 +163,7 @@ def read_json(path: Path) -> Mapping[str, Any]:
     """
     if not path.is_file():
         raise InputError("the checkpoint folder has no such file", where=path)
-    _require_inside(path, path.parent)
+    require_inside(path, path.parent)
     try:
         data = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
@@ -210,7 +213,7 @@ def _shards(index: Path) -> list[Path]:
     for text, name in sorted(names.items()):
         if not _is_plain(name):
             raise _unfit("the index names a file that can't be loaded", index, repr(text))
-        _require_inside(index.parent / text, index.parent)
+        require_inside(index.parent / text, index.parent)
     return [index.parent / text for text in sorted(names)]
 
 
@@ -236,9 +239,12 @@ def _unfit(what: str, where: Path, got: str) -> InputError:
     )
 
 
-def _require_inside(path: Path, folder: Path) -> None:
-    """What a path resolves to is in the folder, or a blob of the same repository in a hub's
-    cache."""
+def require_inside(path: Path, folder: Path) -> None:
+    """What a path resolves to is in the folder, or a blob of the same repository in a hub's cache.
+
+    Raises:
+        InputError: it leads elsewhere, or to nothing.
+    """
     root = folder.resolve()
     try:
         real = path.resolve(strict=path.is_symlink())
@@ -260,9 +266,13 @@ def _require_inside(path: Path, folder: Path) -> None:
     )
 
 
-def _require_own_code(settings: Mapping[str, Any], where: Path) -> None:
-    """No entry of the configuration, at any depth, asks for another repository's code."""
-    for key, value in _entries(settings):
+def require_own_code(settings: Mapping[str, Any], where: Path) -> None:
+    """No entry of a configuration, at any depth, asks for another repository's code.
+
+    Raises:
+        InputError: naming the entry.
+    """
+    for key, value in entries_of(settings):
         if any(name in key for name in _IMPLEMENTATIONS):
             for text in value.values() if isinstance(value, dict) else (value,):
                 if isinstance(text, str) and ("/" in text or ":" in text or "@" in text):
@@ -284,8 +294,8 @@ def _require_own_code(settings: Mapping[str, Any], where: Path) -> None:
                     )
 
 
-def _entries(value: object) -> Iterator[tuple[str, Any]]:
-    """Keys and values of all objects inside."""
+def entries_of(value: object) -> Iterator[tuple[str, Any]]:
+    """Keys and values of all objects inside a JSON value, at any depth."""
     todo = [value]
     while todo:
         item = todo.pop()

@@ -11,6 +11,7 @@ from crossfuse.errors import InputError, PackageError
 __all__ = ["EXTRAS", "extra_of", "install", "is_installed", "needed"]
 
 EXTRAS = {
+    "PIL": "hf",
     "cuda": "gpu",
     "diffusers": "diffusers",
     "filelock": "cli",

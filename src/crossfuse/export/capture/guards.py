@@ -36,7 +36,15 @@ from crossfuse.core.tensors import Dim
 from crossfuse.errors import Advice, InputError
 from crossfuse.export.capture.traceable import replaced
 
-__all__ = ["Guard", "GuardLog", "Tried", "drop_assertions", "tried", "watched_guards"]
+__all__ = [
+    "Guard",
+    "GuardLog",
+    "NotFreeError",
+    "Tried",
+    "drop_assertions",
+    "tried",
+    "watched_guards",
+]
 
 _FEW = 3
 """So many single sizes at which a relation fails are tried one by one."""
@@ -52,6 +60,16 @@ _HEAD, _SPREAD, _MOST = 48, 12, 4096
 _LARGE = 128
 """Sizes whose product is beyond this are not compared where others tell the same: an image of all
 sizes at their ends would take the eager model hours."""
+
+
+class NotFreeError(InputError):
+    """A dimension is fixed, or narrower than its range.
+
+    Attributes:
+        narrower: dimension → the range in which the relation holds; None where that is one size.
+    """
+
+    narrower: Mapping[str, Dim | None]
 
 
 @dataclass(frozen=True)
@@ -128,13 +146,30 @@ class Guard:
         names = sorted({self.dims[symbol] for symbol in self.expression.free_symbols})
         dims = [ranges[name] for name in names]
         named = " and ".join(map(repr, names))
-        return InputError(
+        error = NotFreeError(
             f"torch.export can't trace the model at every size of {named}: what its code does "
             f"holds only where {self.text()}",
             where=where if self.place is None else f"{where}; {self.place}",
             got=", ".join(f"{d.name} {d.min}..{'' if d.max is None else d.max}" for d in dims),
             do=do,
         )
+        alone = len(dims) == 1
+        error.narrower = {dim.name: self._narrower(dim) if alone else None for dim in dims}
+        return error
+
+    def _narrower(self, dim: Dim) -> Dim | None:
+        """The longest range in which the relation holds, of a relation of one dimension."""
+        sizes = _sizes(dim, alone=True)
+        runs = [
+            list(run)
+            for holds, run in itertools.groupby(sizes, lambda n: self._holds({dim.name: n}))
+            if holds
+        ]
+        longest = max(runs, key=len, default=[])
+        if len(longest) < 2:
+            return None
+        last = dim.max if longest[-1] == sizes[-1] else longest[-1]
+        return Dim(dim.name, longest[0], last)
 
     def text(self) -> str:
         """With the names of the dimensions."""

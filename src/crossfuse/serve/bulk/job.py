@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from crossfuse.bundle.manifest import MANIFEST
-from crossfuse.core.files import write_whole
+from crossfuse.core.files import sha256_of, write_whole
 from crossfuse.errors import InputError
 from crossfuse.serve.bulk.rows import Shard
 
@@ -104,7 +104,7 @@ def open_job(folder: Path, bundle: Path, target: str, shards: Sequence[Shard]) -
                 got=f"another {', another '.join(changed)}",
                 do="Choose another output, or remove this one",
             )
-    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    elif folder.exists() and (not folder.is_dir() or any(map(_is_foreign, folder.iterdir()))):
         raise InputError(
             "the output exists and holds no job", where=folder, do="Choose another output"
         )
@@ -118,10 +118,25 @@ def open_job(folder: Path, bundle: Path, target: str, shards: Sequence[Shard]) -
     return Job(folder)
 
 
+def _is_foreign(path: Path) -> bool:
+    """Not what a job that was killed before it was described leaves."""
+    if path.name == _SHARDS:
+        return not path.is_dir() or any(path.iterdir())
+    return not path.name.startswith(f".{_JOB}.")
+
+
 def _digest(shards: Sequence[Shard]) -> str:
-    """Of the names, sizes and cuts of the input; contents are too many."""
+    """Of the names, contents and cuts of the input. A file that can't be read has none; its rows
+    fail when they are read."""
     digest = hashlib.sha256()
+    contents: dict[str, str] = {}
     for shard in shards:
-        sizes = [(Path(file).name, Path(file).stat().st_size) for file in shard.files]
-        digest.update(json.dumps([sizes, shard.group, shard.start, shard.stop]).encode())
+        for file in shard.files:
+            if file not in contents:
+                try:
+                    contents[file] = sha256_of(Path(file))
+                except OSError:
+                    contents[file] = ""
+        about = [(Path(file).name, contents[file]) for file in shard.files]
+        digest.update(json.dumps([about, shard.group, shard.start, shard.stop]).encode())
     return digest.hexdigest()

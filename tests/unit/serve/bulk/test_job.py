@@ -84,3 +84,23 @@ def test_a_mark_that_no_job_wrote(tmp_path: Path, shards: list[Shard], text: str
     (folder / "000000.json").write_text(text)
     with pytest.raises(InputError, match="mark can't be read"):
         Job(tmp_path / "out").result(shards[0])
+
+
+def test_the_contents_of_inputs_count(tmp_path: Path, bundle: Path, shards: list[Shard]) -> None:
+    open_job(tmp_path / "out", bundle, "ort-cpu", shards)
+    file = Path(shards[0].files[1])
+    file.write_bytes(b"x" * file.stat().st_size)
+    with pytest.raises(InputError, match="another input"):
+        open_job(tmp_path / "out", bundle, "ort-cpu", shards)
+
+
+def test_a_job_killed_before_it_was_described_is_begun(
+    tmp_path: Path, bundle: Path, shards: list[Shard]
+) -> None:
+    (tmp_path / "out" / ".shards").mkdir(parents=True)
+    (tmp_path / "out" / ".job.json.0a1b2c3d").write_text("{")
+    open_job(tmp_path / "out", bundle, "ort-cpu", shards)
+    (tmp_path / "other" / ".shards").mkdir(parents=True)
+    (tmp_path / "other" / ".shards" / "mine").touch()
+    with pytest.raises(InputError, match="holds no job"):
+        open_job(tmp_path / "other", bundle, "ort-cpu", shards)

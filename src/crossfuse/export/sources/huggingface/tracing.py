@@ -15,6 +15,7 @@ import torch.nn.functional as F
 
 from crossfuse.export.capture.traceable import replaced
 from crossfuse.export.sources.huggingface.attention_interface import operator_as_interface
+from crossfuse.export.sources.huggingface.joined_rows import joined_rows
 from crossfuse.export.sources.huggingface.patches import our_patches
 from crossfuse.spec.model_spec import Tracing
 
@@ -38,6 +39,7 @@ def tracing(model: Any, inputs: dict[str, Any]) -> Iterator[Tracing]:
         utils.apply_patches("onnx"),
         utils.patch_attribute(F, "scaled_dot_product_attention", lambda _: attention),
         our_patches(),
+        joined_rows(),
         exporter_onnx.use_experts_implementation(model, "grouped_mm"),
         # The library's own operator, which takes sizes that PyTorch's kernel does not.
         replaced(moe, "_can_use_grouped_mm", lambda *_, **__: False),
