@@ -13,7 +13,14 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from crossfuse.core.checkpoint_folder import CONFIG, INDEX, WEIGHTS, require_plain, weight_files
+from crossfuse.core.checkpoint_folder import (
+    CONFIG,
+    INDEX,
+    WEIGHTS,
+    WeightNames,
+    require_plain,
+    weight_files,
+)
 from crossfuse.errors import InputError
 
 
@@ -92,3 +99,28 @@ def test_pickles_are_named_and_not_loaded(tmp_path: Path) -> None:
     (folder / WEIGHTS).rename(folder / "pytorch_model.bin")
     with pytest.raises(InputError, match=r"never loaded.*pytorch_model\.bin"):
         require_plain(folder)
+
+
+def test_other_names_of_weights(tmp_path: Path) -> None:
+    names = WeightNames("diffusion.safetensors", "diffusion.safetensors.index.json")
+    folder = checkpoint(tmp_path / "m")
+    with pytest.raises(InputError, match=r"have another name.*expected diffusion.safetensors, or"):
+        require_plain(folder, names=names)
+    (folder / WEIGHTS).rename(folder / names.weights)
+    require_plain(folder, names=names)
+    assert weight_files(folder, names) == [folder / names.weights]
+
+
+def test_a_component_in_a_hubs_cache_links_to_its_repositorys_blobs(tmp_path: Path) -> None:
+    blobs, revision = tmp_path / "hub" / "blobs", tmp_path / "hub" / "snapshots" / "abc"
+    blobs.mkdir(parents=True)
+    revision.mkdir(parents=True)
+    component = checkpoint(revision / "unet")
+    (component / WEIGHTS).rename(blobs / "0123")
+    (component / WEIGHTS).symlink_to("../../../blobs/0123")
+    require_plain(component)
+    (blobs / "0123").rename(tmp_path / "0123")
+    (component / WEIGHTS).unlink()
+    (component / WEIGHTS).symlink_to(tmp_path / "0123")
+    with pytest.raises(InputError, match="leads out of its folder"):
+        require_plain(component)

@@ -12,6 +12,9 @@ from crossfuse import InputError
 from crossfuse.export.sources.diffusers.autoencoder import half_of, is_autoencoder
 from diffusers_models import pixart, vae
 
+pytestmark = pytest.mark.slow
+"""They import diffusers, which takes seconds."""
+
 
 def test_halves_are_what_the_autoencoder_does() -> None:
     model = vae()

@@ -26,6 +26,7 @@ FLUX: dict[str, Any] = {
 }
 
 
+@pytest.mark.slow
 def test_a_transformer_with_text() -> None:
     plan = plan_inputs(pixart())
     assert plan.shapes == {
@@ -37,6 +38,7 @@ def test_a_transformer_with_text() -> None:
     assert plan.context == ["encoder_hidden_states", "encoder_attention_mask"]
 
 
+@pytest.mark.slow
 def test_more_conditions() -> None:
     sizes = {"num_attention_heads": 3, "cross_attention_dim": 24}
     plan = plan_inputs(pixart(**sizes, use_additional_conditions=True))

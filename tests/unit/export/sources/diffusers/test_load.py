@@ -15,6 +15,9 @@ from crossfuse import InputError
 from crossfuse.export.sources.diffusers.load import load_model, weight_names
 from diffusers_models import pixart
 
+pytestmark = pytest.mark.slow
+"""They import diffusers, which takes seconds."""
+
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 INDEX = f"{WEIGHTS}.index.json"
 

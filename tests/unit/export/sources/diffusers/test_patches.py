@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers.models import embeddings
-from diffusers.models.upsampling import Upsample2D
 from torch import Tensor
 
 from crossfuse.export.sources.diffusers.patches import tracing
+
+pytestmark = pytest.mark.slow
+"""They import diffusers, which takes seconds."""
 
 
 @pytest.mark.parametrize(
@@ -26,6 +27,8 @@ from crossfuse.export.sources.diffusers.patches import tracing
 )
 @pytest.mark.parametrize("size", [None, (7, 9)])
 def test_upsampling(options: dict[str, Any], size: tuple[int, int] | None) -> None:
+    from diffusers.models.upsampling import Upsample2D
+
     torch.manual_seed(0)
     module, x = Upsample2D(6, **options), torch.randn(2, 6, 4, 5)
     own = Upsample2D.forward
@@ -47,6 +50,8 @@ def test_upsampling(options: dict[str, Any], size: tuple[int, int] | None) -> No
 )
 @pytest.mark.parametrize("size", [32, 33])
 def test_embeddings_of_time_steps(options: dict[str, Any], size: int) -> None:
+    from diffusers.models import embeddings
+
     times = torch.tensor([0.0, 0.37, 1.0, 999.0])
     own = embeddings.get_timestep_embedding
     expected = own(times, size, **options)
@@ -75,6 +80,8 @@ def test_axes_that_are_no_1_are_not_squeezed() -> None:
 
 class Times(torch.nn.Module):
     def forward(self, times: Tensor) -> Tensor:
+        from diffusers.models import embeddings
+
         return embeddings.get_timestep_embedding(times, 64, True, 0)
 
 

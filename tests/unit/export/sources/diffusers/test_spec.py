@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import onnx_ir as ir
 import pytest
 import torch
 
 import crossfuse
+from context_products import context_products
 from crossfuse import InputError
 from crossfuse.export.sources.diffusers.spec import diffusers_spec
 from diffusers_models import pixart, unet, vae
@@ -18,9 +20,13 @@ def test_a_folder_exports_fused(tmp_path: Path) -> None:
     bundle = crossfuse.export(f"diffusers:{tmp_path / 'pixart'}", tmp_path / "b", quick=True)
     assert bundle.ledger.counts("ort-cpu") == {"self": 1, "cross": 1}
     assert bundle.manifest.source["kind"] == "diffusers"
+    files = bundle.manifest.targets["ort-cpu"].stages
+    graphs = {stage: ir.load(bundle.path / file) for stage, file in files.items()}
     frontier = {tensor.name for tensor in bundle.manifest.stages["context"].outputs}
-    attention = "context:transformer_blocks.0.attn2"
-    assert {f"{attention}.key", f"{attention}.value"} <= frontier
+    # The caption's two layers, K and V.
+    given = {"encoder_hidden_states", "encoder_attention_mask"}
+    assert context_products(graphs["context"], given) == 4
+    assert context_products(graphs["query"], frontier) == 0
 
 
 def test_inputs_of_ones_own() -> None:
