@@ -206,7 +206,7 @@ def whisper_base() -> ModelSpec:
     import transformers as hf
 
     torch.manual_seed(0)
-    size = {"d_model": 512, "num_mel_bins": 80, "vocab_size": 51865}
+    size = {"d_model": 512, "num_mel_bins": 80, "vocab_size": 51865, "use_cache": False}
     for part in ("encoder", "decoder"):
         size |= {
             f"{part}_layers": 6,

@@ -15,14 +15,24 @@ from crossfuse.spec.results import named_outputs
 
 
 def worst_errors(
-    bundle: Path, module: nn.Module, points: Iterable[Mapping[str, Tensor]]
+    bundle: Path,
+    module: nn.Module,
+    points: Iterable[Mapping[str, Tensor]],
+    dtype: torch.dtype = torch.float64,
 ) -> dict[str, float]:
-    """The largest absolute error of every output that the module has, over all points."""
-    truth = copy.deepcopy(module).double()
+    """The largest absolute error of every output that the module has, over all points.
+
+    Args:
+        bundle: for the CPU.
+        module: in float32.
+        points: inputs.
+        dtype: of the truth; float32 for a module that does not run in float64.
+    """
+    truth = copy.deepcopy(module).to(dtype)
     found: dict[str, float] = {}
     with runtime.load(bundle) as session:
         for inputs in points:
-            wide = {n: t.double() if t.is_floating_point() else t for n, t in inputs.items()}
+            wide = {n: t.to(dtype) if t.is_floating_point() else t for n, t in inputs.items()}
             with torch.no_grad():
                 expected = named_outputs(truth(**wide), ())
             got = session.run({name: tensor.numpy() for name, tensor in inputs.items()})

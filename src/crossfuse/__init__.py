@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         ParityError,
     )
     from crossfuse.export.passes.registry import register_pass
+    from crossfuse.export.sources.diffusers.spec import diffusers_spec
     from crossfuse.export.sources.huggingface.input_rules import register_input_rule
     from crossfuse.export.sources.huggingface.spec import huggingface_spec
     from crossfuse.ops.torch_op import fused_attention
@@ -46,6 +47,7 @@ __all__ = [
     "TensorSpec",
     "__version__",
     "build",
+    "diffusers_spec",
     "export",
     "fused_attention",
     "huggingface_spec",
@@ -76,6 +78,7 @@ _HOMES = {
     "Target": "core.target",
     "TensorSpec": "core.tensors",
     "fused_attention": "ops.torch_op",
+    "diffusers_spec": "export.sources.diffusers.spec",
     "huggingface_spec": "export.sources.huggingface.spec",
     "build": "api.build",
     "open_bundle": "bundle.store",

@@ -47,13 +47,14 @@ SEQ2SEQ: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Case:
-    """One model: how to make its spec, how many attentions it has, and why some are unfused."""
+    """One model: how to make its spec, how many attentions it has (None: not counted beforehand),
+    and why some are unfused."""
 
     name: str
     make: Callable[[], ModelSpec]
     what: str
-    self_attentions: int
-    cross_attentions: int
+    self_attentions: int | None
+    cross_attentions: int | None
     unfused: int = 0
     why: str = ""
 

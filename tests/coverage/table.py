@@ -2,6 +2,7 @@
 
 .venv/bin/python tests/coverage/table.py              # all cases, a process each: the whole page
 .venv/bin/python tests/coverage/table.py whisper t5   # some cases: print what they gave
+.venv/bin/python tests/coverage/table.py --eager      # types alone: who takes the planned inputs
 """
 
 from __future__ import annotations
@@ -9,29 +10,27 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
 import sys
-import tempfile
-import time
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from crossfuse.bundle.store import Bundle
+from typing import Any
 
 ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "tests"))
+
+from coverage.rows import TARGETS, RowFile, collected, run_case, stamp  # noqa: E402
+
+__all__ = ["TARGETS", "document"]
+
 DOCUMENT = ROOT / "docs" / "reference" / "coverage.md"
-TARGETS = ("onnx", "ort-cpu", "ort-cuda")
-LIMIT_S = 600
+KEPT = ROOT / ".coverage-rows.jsonl"
 
 HEAD = """# Coverage
 
-Real architectures of `transformers` {transformers}, with tiny random configurations
-(`tests/coverage/cases.py`). They are exported in float32 with dynamic batch and lengths, and with
-padded masks where the model takes one. `make coverage` writes this page (torch {torch}, onnxruntime
-{onnxruntime}); nothing here is written by hand.
+Real architectures, with tiny random configurations, exported in float32 with dynamic batch and
+lengths where the model stands them, and with padded masks where it takes one. `make coverage`
+writes this page (transformers {transformers}, torch {torch}, onnxruntime {onnxruntime}), and a run
+that was ended goes on where it was; nothing here is written by hand.
 
 | Column | Meaning |
 |---|---|
@@ -41,149 +40,133 @@ padded masks where the model takes one. `make coverage` writes this page (torch 
 | Parity | the worst error of `ort-cpu` over all points and outputs, beside its tolerance |
 
 Parity is against eager PyTorch in float64. `ort-cuda` graphs are executed on the CPU here.
+"""
+
+TABLE = """
+## {title}
+
+{passed} of {total} are exported with every attention fused and pass parity, {multimodal} of them
+multimodal.
 
 | Model | What was run | Attentions | Captured by | {targets} | Parity (tolerance) | Seconds |
 |---|---|---|---|{bars}---|---|
 """
 
 
-def run_case(name: str) -> dict[str, Any]:
-    """Export one case; what came of it."""
-    import torch
+def document(tables: Iterable[tuple[str, Sequence[dict[str, Any]]]]) -> str:
+    """The page.
 
-    import crossfuse
-    from coverage.cases import CASES
-
-    torch.set_num_threads(1)
-    case = CASES[name]
-    begin = time.monotonic()
-    with tempfile.TemporaryDirectory() as folder:
-        row = row_of(
-            name,
-            lambda: crossfuse.export(
-                case.make(), Path(folder) / "b", TARGETS, allow_unfused=bool(case.unfused)
-            ),
-        )
-    return row | {"seconds": round(time.monotonic() - begin, 1)}
-
-
-def row_of(name: str, export: Callable[[], Bundle]) -> dict[str, Any]:
-    """What came of an export of the case for all targets."""
-    from transformers.utils import logging
-
-    from coverage.cases import CASES
-    from crossfuse.errors import CrossfuseError
-
-    logging.set_verbosity_error()
-    case = CASES[name]
-    row: dict[str, Any] = {"name": name, "what": case.what, "why": case.why}
-    row["expected"] = {
-        "self": case.self_attentions,
-        "cross": case.cross_attentions,
-        "unknown": case.unfused,
-    }
-    try:
-        bundle = export()
-    except CrossfuseError as error:
-        return row | {"failed": str(error)}
-    ledger = bundle.ledger
-    outputs = bundle.manifest.targets["ort-cpu"].parity["outputs"]
-    worst = max(
-        outputs.values(), key=lambda o: o["max_abs"] / o["tolerance"] if o["tolerance"] else 0.0
-    )
-    return row | {
-        "counts": ledger.counts(),
-        "captured": sorted({r.captured for r in ledger if r.captured}),
-        "fused": {target: sum(ledger.counts(target).values()) for target in TARGETS},
-        "reasons": {r.site: dict(r.reasons) for r in ledger if r.reasons},
-        "dims": sorted(bundle.manifest.dims),
-        "error": worst["max_abs"],
-        "tolerance": worst["tolerance"],
-    }
-
-
-def in_process(name: str) -> dict[str, Any]:
-    """`run_case` in a process of its own, so that models can't disturb each other."""
-    command = [sys.executable, __file__, "--case", name]
-    environment = os.environ | {"PYTHONPATH": str(ROOT / "tests")}
-    try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=LIMIT_S, env=environment, check=False
-        )
-    except subprocess.TimeoutExpired:
-        return {"name": name, "what": "", "failed": f"not done within {LIMIT_S} s"}
-    last = done.stdout.splitlines()[-1:] or [""]
-    if done.returncode or not last[0].startswith("{"):
-        return {"name": name, "what": "", "failed": (done.stderr.splitlines() or ["crashed"])[-1]}
-    row: dict[str, Any] = json.loads(last[0])
-    print(f"{name}: {row.get('failed') or row['fused']}", file=sys.stderr)
-    return row
-
-
-def document(rows: Iterable[dict[str, Any]]) -> str:
-    """The page."""
+    Args:
+        tables: each list's title and rows.
+    """
     from importlib.metadata import version
 
     packages = {name: version(name) for name in ("transformers", "torch")}
-    text = HEAD.format(
-        **packages,
-        onnxruntime=version("onnxruntime-gpu"),
+    text = HEAD.format(**packages, onnxruntime=version("onnxruntime-gpu"))
+    for title, rows in tables:
+        text += _table(title, rows)
+    return text
+
+
+def _table(title: str, rows: Sequence[dict[str, Any]]) -> str:
+    passed = [row for row in rows if "failed" not in row and _is_fused(row)]
+    text = TABLE.format(
+        title=title,
+        passed=len(passed),
+        total=len(rows),
+        multimodal=sum(len(row.get("senses", ())) > 1 for row in passed),
         targets=" | ".join(f"Fused, {target}" for target in TARGETS),
-        bars="---|" * len(TARGETS) + "---|",
-    ).replace("|---|---|\n", "|---|\n")
+        bars="---|" * len(TARGETS),
+    )
     notes = []
     for row in rows:
-        if "failed" in row:
-            notes.append(f"- **{row['name']}** does not work: {row['failed']}")
-            cells = [row["name"], row["what"], *["failed"] * (len(TARGETS) + 4)]
-        else:
-            counts, total = row["counts"], sum(row["counts"].values())
-            kinds = f"{counts.get('self', 0)} + {counts.get('cross', 0)}"
-            unknown = counts.get("unknown", 0)
-            if unknown:
-                kinds += f", {unknown} not captured"
-                notes.append(
-                    f"- **{row['name']}**: {unknown} of {total} are not fused: {row['why']}."
-                )
-            fused = [f"{row['fused'][target]} of {total}" for target in TARGETS]
-            parity = f"{row['error']:.1e} ({row['tolerance']:.1e})"
-            cells = [
-                row["name"],
-                row["what"],
-                kinds,
-                ", ".join(row["captured"]),
-                *fused,
-                parity,
-                str(row["seconds"]),
-            ]
+        cells, note = _cells(row)
         text += f"| {' | '.join(cells)} |\n"
-    if notes:
-        text += "\n" + "\n".join(notes) + "\n"
-    return text
+        notes += [note] * bool(note)
+    return text + ("\n" + "\n".join(notes) + "\n" if notes else "")
+
+
+def _is_fused(row: dict[str, Any]) -> bool:
+    total = sum(row["counts"].values())
+    return all(fused == total for fused in row["fused"].values())
+
+
+def _cells(row: dict[str, Any]) -> tuple[list[str], str]:
+    """A row's cells, and what is to be said of it below the table."""
+    if "failed" in row:
+        note = f"- **{row['name']}** does not work: {_plain(row['failed'])}"
+        return [row["name"], row["what"], *["failed"] * (len(TARGETS) + 4)], note
+    counts, total = row["counts"], sum(row["counts"].values())
+    kinds, note = f"{counts.get('self', 0)} + {counts.get('cross', 0)}", ""
+    unknown = counts.get("unknown", 0)
+    if unknown:
+        kinds += f", {unknown} not captured"
+        note = f"- **{row['name']}**: {unknown} of {total} are not fused: {row['why']}."
+    return [
+        row["name"],
+        row["what"] or row.get("model", ""),
+        kinds,
+        ", ".join(row["captured"]),
+        *(f"{row['fused'][t]} of {total}" if t in row["fused"] else "" for t in TARGETS),
+        f"{row['error']:.1e} ({row['tolerance']:.1e})",
+        str(row["seconds"]),
+    ], note
+
+
+def _plain(text: str, length: int = 400) -> str:
+    """A reason as one line of Markdown."""
+    text = text if len(text) <= length else f"{text[:length]}…"
+    return text.replace("|", "\\|").replace("<", "&lt;").replace("*", "\\*").replace("_", "\\_")
 
 
 def main() -> None:
     """Run cases; write the document where all ran."""
-    sys.path.insert(0, str(ROOT / "tests"))
-    from coverage.cases import CASES
+    from coverage.case_lists import LISTS, all_cases, cases_of
 
+    options = _options()
+    if options.case:
+        row = run_case(
+            options.case, options.target or TARGETS, quick=options.quick, memory=options.memory
+        )
+        print(json.dumps(row))
+        return
+    if options.eager:
+        from coverage.type_cases import eager_report
+
+        eager_report(options.names)
+        return
+    command = [sys.executable, __file__, "--memory", str(options.memory)]
+    command += [part for target in options.target or () for part in ("--target", target)]
+    command += ["--quick"] * options.quick + ["--case"]
+    kept = RowFile(options.rows, None if options.keep else stamp())
+    names = options.names or list(all_cases())
+    rows = collected(names, kept, command, jobs=options.jobs, limit=options.limit)
+    if options.names or options.target or options.quick:
+        print(json.dumps(rows, indent=1))
+        return
+    DOCUMENT.parent.mkdir(exist_ok=True)
+    tables = [(title, [kept.rows[n] for n in cases_of(module)]) for module, title in LISTS.items()]
+    DOCUMENT.write_text(document(tables))
+    print(DOCUMENT)
+
+
+def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("names", nargs="*", metavar="CASE")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes at a time")
+    parser.add_argument("--limit", type=float, default=600, help="seconds for each row")
+    parser.add_argument("--memory", type=float, default=6, help="GiB for each row's process")
+    parser.add_argument("--rows", type=Path, default=KEPT, help="where finished rows are kept")
+    parser.add_argument("--keep", action="store_true", help="rows of other code count too")
+    parser.add_argument("--target", action="append", help="one of several; for some cases")
+    parser.add_argument("--quick", action="store_true", help="quick checks; for some cases")
+    parser.add_argument(
+        "--eager", action="store_true", help="make types tiny and plan inputs, only"
+    )
     parser.add_argument("--case", help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.case:
-        print(json.dumps(run_case(options.case)))
-        return
-    with ThreadPoolExecutor(2) as pool:
-        rows = list(pool.map(in_process, options.names or list(CASES)))
-    if options.names:
-        print(json.dumps(rows, indent=1))
-        return
-    DOCUMENT.parent.mkdir(exist_ok=True)
-    DOCUMENT.write_text(document(rows))
-    print(DOCUMENT)
+    return parser.parse_args()
 
 
 if __name__ == "__main__":

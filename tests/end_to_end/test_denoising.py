@@ -12,8 +12,8 @@ import pytest
 import torch
 
 import crossfuse
+from context_products import context_products
 from crossfuse import runtime
-from crossfuse.export.split.dependence import Content, Dependence
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
 from denoising import STEPS, Config, denoise, spec
@@ -21,12 +21,6 @@ from denoising import STEPS, Config, denoise, spec
 SMALL = Config(
     width=48, heads=4, context_width=40, context_tokens=9, action_tokens=5, action_size=6
 )
-
-
-def context_products(model: ir.Model, context: set[str]) -> int:
-    dependence = Dependence(model.graph, context)
-    products = [node for node in model.graph if node.op_type in ("MatMul", "Gemm")]
-    return sum(dependence.of(node.outputs[0]) == Content.CONTEXT for node in products)
 
 
 @pytest.mark.parametrize(

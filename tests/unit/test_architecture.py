@@ -223,7 +223,7 @@ def test_public_surface() -> None:
     assert sorted(crossfuse.__all__) == [
         "Bundle", "BundleError", "CheckError", "CrossfuseError", "Dim", "FusionError",
         "InputError", "ModelSpec", "ParityError", "Target", "TensorSpec", "__version__", "build",
-        "export", "fused_attention",
+        "diffusers_spec", "export", "fused_attention",
         "huggingface_spec", "open_bundle", "profile", "register_input_rule", "register_pass",
         "register_target", "runtime",
         "verify",

@@ -61,6 +61,10 @@ def export(  # noqa: PLR0913 -- public: what a user may say of a source and of i
     drop_outputs: Iterable[str] = (),
     keep_probabilities: Iterable[str] = (),
     example: Examples = (),
+    image: Examples = (),
+    text: str | Iterable[str] = (),
+    audio: Examples = (),
+    video: Examples = (),
     whole: bool = False,
     quick: bool = False,
     step: Progress | None = None,
@@ -88,7 +92,10 @@ def export(  # noqa: PLR0913 -- public: what a user may say of a source and of i
         keep_probabilities: ``SITE`` or ``SITE:HEAD,HEAD`` of attentions whose probabilities are
             computed beside the fused operator, as of :class:`ModelSpec`.
         example: NPZ files of real inputs: every target is compared at them, too. The first gives an
-            ONNX file its example inputs.
+            ONNX file its example inputs, and an ``hf:`` source whose own don't fit it.
+        image, text, audio, video: of ``hf:`` sources: files and texts that the checkpoint's
+            processor makes the example inputs of, one or several, as of
+            :func:`crossfuse.huggingface_spec`.
         whole: don't split, although the source names context inputs.
         quick: for work in progress: compare at the examples and one made point (of a split, one
             more), and measure what half precision loses only where a target has one. The manifest
@@ -124,13 +131,17 @@ def export(  # noqa: PLR0913 -- public: what a user may say of a source and of i
         drop_outputs=several("drop_outputs", drop_outputs),
         keep_probabilities=several("keep_probabilities", keep_probabilities),
         examples=paths(example),
+        image=paths(image),
+        text=several("text", [text] if isinstance(text, str) else text),
+        audio=paths(audio),
+        video=paths(video),
     )
     named = Source.of(source, of_source)
     require_onnxruntime("the check of a target's numbers")
     progress = step or silent
     with write_bundle(path, waiting=progress) as writer:
         spec = _loaded(named, progress)
-        graph = _fused(spec, named.kind.value, allow_unfused, progress)
+        graph = _fused(named, spec, allow_unfused, progress)
         # Weights go to disk first: the graph then holds none while the reference has its copy of
         # the module in float64.
         progress("writing weights")
@@ -154,13 +165,20 @@ def _loaded(source: Source, progress: Progress) -> ModelSpec:
     return accepted(spec, progress)
 
 
-def _fused(spec: ModelSpec, kind: str, allow_unfused: bool, progress: Progress) -> FusedGraph:
+def _fused(source: Source, spec: ModelSpec, allow_unfused: bool, progress: Progress) -> FusedGraph:
     """The graph with one operator per attention; refused where an attention was not captured."""
+    from crossfuse.export.capture.guards import NotFreeError
     from crossfuse.export.fuse import fuse
 
-    graph = fuse(spec, progress)
+    while True:
+        try:
+            graph = fuse(spec, progress)
+            break
+        except NotFreeError as error:
+            spec = source.refitted(spec, error)
+            progress("some sizes can't vary; tracing without")
     if not allow_unfused:
-        graph.ledger.require_fused([], kind)
+        graph.ledger.require_fused([], source.kind.value)
     return graph
 
 
@@ -210,6 +228,7 @@ def _manifest(graph: FusedGraph, stages: Stages, source: Source) -> Manifest:
         context=spec.context,
         shared_batch=stages.shared_batch,
         with_queries=stages.with_queries,
+        prefix=stages.prefix,
         ledger=graph.ledger,
         fused_graph=FUSED_GRAPH,
         decode=stages.decode,

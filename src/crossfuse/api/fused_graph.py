@@ -5,6 +5,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+from crossfuse import __version__
+from crossfuse.core.tensors import names_of
+from crossfuse.errors import BundleError
+
 if TYPE_CHECKING:
     import onnx_ir as ir
 
@@ -31,7 +35,7 @@ def fused_stages(bundle: Bundle) -> FusedStages:
     """A bundle's fused graph, and the stages that it was split into.
 
     Raises:
-        BundleError: a damaged file.
+        BundleError: a damaged file, or a bundle whose version split the graph otherwise.
     """
     from crossfuse.export.split.assembly import assemble
     from crossfuse.targets.graph_files import load_graph
@@ -42,6 +46,32 @@ def fused_stages(bundle: Bundle) -> FusedStages:
     decode = None if manifest.decode is None else manifest.decode.tokens
     whole = "model" in manifest.stages
     stages = assemble(
-        model, manifest.context, manifest.dims, manifest.example, whole=whole, decode=decode
+        model,
+        manifest.context,
+        manifest.dims,
+        manifest.example,
+        whole=whole,
+        decode=decode,
+        prefix=manifest.prefix is not None and bool(manifest.prefix.attentions),
     )
+    _require_same_split(bundle, stages)
     return FusedStages(model, stages)
+
+
+def _require_same_split(bundle: Bundle, stages: Stages) -> None:
+    """Graphs that this version splits belong to the manifest's stages, and to the bundle's other
+    targets."""
+    for name, known in bundle.manifest.stages.items():
+        found = stages.specs.get(name)
+        theirs = [*names_of(known.inputs), *names_of(known.outputs)]
+        ours = [] if found is None else [*names_of(found.inputs), *names_of(found.outputs)]
+        if ours != theirs:
+            raise BundleError(
+                "the bundle was written by a version of crossfuse that splits the model at another "
+                f"place than this one ({__version__}), so nothing can be built from its fused "
+                "graph",
+                where=f"{bundle.path}, stage {name}",
+                got=f"stages of {bundle.manifest.created_by}",
+                do="Export the model again with this version, or go on with the version that wrote "
+                "the bundle; the targets that it has still run",
+            )

@@ -8,10 +8,13 @@ from pathlib import Path
 from crossfuse.errors import Advice, InputError, Said, unknown
 from crossfuse.models.registry import ZOO
 
-__all__ = ["HUGGING_FACE", "SourceKind", "kind_of"]
+__all__ = ["DIFFUSERS", "HUGGING_FACE", "SourceKind", "kind_of"]
 
 HUGGING_FACE = "hf:"
 """What names of checkpoints of `transformers` begin with."""
+
+DIFFUSERS = "diffusers:"
+"""What names of folders in the format of `diffusers` begin with."""
 
 
 class SourceKind(Enum):
@@ -19,6 +22,7 @@ class SourceKind(Enum):
 
     ZOO = "zoo"
     HUGGINGFACE = "huggingface"
+    DIFFUSERS = "diffusers"
     ONNX = "onnx"
     FACTORY = "factory"
     SPEC = "spec"
@@ -39,6 +43,8 @@ def kind_of(source: object) -> SourceKind:
         raise _no_source(source)
     if source.startswith(HUGGING_FACE):
         return SourceKind.HUGGINGFACE
+    if source.startswith(DIFFUSERS):
+        return SourceKind.DIFFUSERS
     if source in ZOO:
         return SourceKind.ZOO
     if is_onnx(source):
@@ -49,8 +55,8 @@ def kind_of(source: object) -> SourceKind:
         "unknown source",
         source,
         ZOO,
-        expected=f"a zoo name ({', '.join(ZOO)}), hf:FOLDER-OR-ID, package.module:factory, "
-        "path/file.py:factory or model.onnx",
+        expected=f"a zoo name ({', '.join(ZOO)}), hf:FOLDER-OR-ID, diffusers:FOLDER[/COMPONENT], "
+        "package.module:factory, path/file.py:factory or model.onnx",
         do=_meant(source),
     )
 
@@ -77,6 +83,8 @@ def _meant(source: str) -> str | Advice:
     if (folder / "manifest.json").is_file():
         build = Said("`crossfuse build`", "crossfuse.build")
         return Advice("It is a folder with a bundle; {} adds a target to one", build)
+    if (folder / "model_index.json").is_file():
+        return f"A pipeline of diffusers is named diffusers:{source}"
     if source and (folder.is_dir() or source.count("/") == 1):
         return f"A checkpoint of transformers is named hf:{source}"
     return "A function in a module is named package.module:factory" if "." in source else _LIST

@@ -2,12 +2,13 @@
 
 The way of a source, each room once::
 
-    "clip", "hf:…", "m.onnx", "a.b:make", a ModelSpec         the caller's words
-      └► kind_of                     api/source_kinds.py      which of the five kinds; only here
+    "clip", "hf:…", "diffusers:…", "m.onnx", "a.b:make", a ModelSpec    the caller's words
+      └► kind_of                     api/source_kinds.py      which of the six kinds; only here
           └► Source(kind, name, options)                      frozen; travels in place of the words
               ├► model()             by the kind, one room:
               │    zoo               models/registry.py         zoo_spec
               │    huggingface       export/sources/huggingface/spec.py
+              │    diffusers         export/sources/diffusers/spec.py
               │    onnx              export/sources/onnx_file/load.py
               │    factory           export/sources/factory.py
               │    spec              the spec itself
@@ -25,27 +26,26 @@ The way of a source, each room once::
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from numpy.typing import NDArray
-
 from crossfuse.api.arguments import Progress, silent
-from crossfuse.api.source_kinds import HUGGING_FACE, SourceKind, kind_of
+from crossfuse.api.examples import tensors_of, with_examples
+from crossfuse.api.source_kinds import DIFFUSERS, HUGGING_FACE, SourceKind, kind_of
 from crossfuse.core.checkpoint_weights import MISSING
 from crossfuse.core.npz import load_arrays
 from crossfuse.core.tensors import Dim
 from crossfuse.errors import Advice, InputError, Said
 from crossfuse.models.registry import SIZES, ZOO, zoo_spec
+from crossfuse.spec.input_origin import FROM, YOURS
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
+    from crossfuse.export.capture.guards import NotFreeError
     from crossfuse.spec.model_spec import ModelSpec
 
-__all__ = ["Source", "SourceOptions", "accepted", "with_tensors"]
+__all__ = ["Source", "SourceOptions", "accepted"]
 
 _log = logging.getLogger(__name__)
 
@@ -55,7 +55,8 @@ class SourceOptions:
     """What a caller says beside a source; see :func:`crossfuse.export`.
 
     ``context``, ``dynamic`` and ``decode`` stand in place of the model's own, where given, axis by
-    axis; ``drop_outputs``, ``keep_probabilities`` and ``examples`` beside them.
+    axis; ``drop_outputs``, ``keep_probabilities`` and ``examples`` beside them. ``image``,
+    ``text``, ``audio`` and ``video`` are for the processor of a checkpoint of ``transformers``.
     """
 
     size: str = SIZES[-1]
@@ -70,6 +71,10 @@ class SourceOptions:
     drop_outputs: tuple[str, ...] = ()
     keep_probabilities: tuple[str, ...] = ()
     examples: tuple[Path, ...] = ()
+    image: tuple[Any, ...] = ()
+    text: tuple[str, ...] = ()
+    audio: tuple[Any, ...] = ()
+    video: tuple[Any, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -192,13 +197,12 @@ class Source:
             first = load_arrays(options.examples[0]) if options.examples else None
             return onnx_spec(self.name, first)
         if self.kind is SourceKind.HUGGINGFACE:
-            from crossfuse.export.sources.huggingface.spec import huggingface_spec
+            return self._checkpoint()
+        if self.kind is SourceKind.DIFFUSERS:
+            from crossfuse.export.sources.diffusers.spec import diffusers_spec
 
-            return huggingface_spec(
-                self.name.removeprefix(HUGGING_FACE),
-                task=options.task,
-                trust_remote_code=options.trust_remote_code,
-                allow_missing=options.allow_missing,
+            return diffusers_spec(
+                self.name.removeprefix(DIFFUSERS), allow_missing=options.allow_missing
             )
         if self.kind is SourceKind.FACTORY:
             from crossfuse.export.sources.factory import factory_spec
@@ -212,6 +216,20 @@ class Source:
             allow_missing=options.allow_missing,
         )
 
+    def _checkpoint(self) -> ModelSpec:
+        from crossfuse.export.sources.huggingface.sample_inputs import Given
+        from crossfuse.export.sources.huggingface.spec import checkpoint_spec
+
+        options = self.options
+        return checkpoint_spec(
+            self.name.removeprefix(HUGGING_FACE),
+            task=options.task,
+            trust_remote_code=options.trust_remote_code,
+            allow_missing=options.allow_missing,
+            given=Given(options.text, options.image, options.audio, options.video),
+            examples=[tensors_of(file) for file in options.examples],
+        )
+
     def load(self) -> ModelSpec:
         """The spec with the options: context, dynamic axes, decoding, dropped outputs, examples.
 
@@ -219,10 +237,31 @@ class Source:
             InputError: as `model`; an option that names what the model doesn't have, or examples
                 that it doesn't take.
         """
+        samples = {"image", "text", "audio", "video"}
+        if self.kind is not SourceKind.HUGGINGFACE:
+            for name in sorted(samples):
+                if getattr(self.options, name):
+                    raise InputError(
+                        Advice("{} is for hf: sources", Said(f"--{name}", f"{name}=...")),
+                        where=self.name,
+                    )
         spec = self._with_options(self.model())
-        used = 1 if self.kind is SourceKind.ONNX else 0
+        used = 1 if self.kind is SourceKind.ONNX or spec.about.get(FROM) == YOURS else 0
         files = self.options.examples[used:]
-        return _with_examples(spec, [(str(file), load_arrays(file)) for file in files])
+        return with_examples(spec, [(str(file), load_arrays(file)) for file in files])
+
+    def refitted(self, spec: ModelSpec, refused: NotFreeError) -> ModelSpec:
+        """The spec with dimensions that its tracing found fixed or narrower than their ranges,
+        where these were found for a checkpoint and not asked for.
+
+        Raises:
+            NotFreeError: as it was given, where they were asked for.
+        """
+        if self.kind is not SourceKind.HUGGINGFACE or self.options.dynamic:
+            raise refused
+        from crossfuse.export.sources.huggingface.refit import refitted
+
+        return refitted(spec, refused)
 
     def _with_options(self, spec: ModelSpec) -> ModelSpec:
         options = self.options
@@ -233,6 +272,8 @@ class Source:
         for name, asked in options.dynamic.items():
             axes[name] = axes.get(name, {}) | dict(asked)
         possible = spec.decode_where_possible and options.decode is None
+        if options.dynamic and self.kind is SourceKind.HUGGINGFACE:
+            spec = replace(spec, examples=())  # made for its own axes
         return replace(
             spec.with_dynamic(axes) if options.dynamic else spec,
             context=options.context or spec.context,
@@ -258,34 +299,6 @@ def accepted(spec: ModelSpec, progress: Progress = silent) -> ModelSpec:
     spec = replace(spec, module=uncompiled(spec.module))
     require_repeatable(spec)
     return widened(spec)
-
-
-def with_tensors(arrays: Mapping[str, NDArray[Any]]) -> dict[str, Tensor]:
-    """Arrays as tensors."""
-    import numpy as np
-    import torch
-
-    return {name: torch.from_numpy(np.array(array)) for name, array in arrays.items()}
-
-
-def _with_examples(
-    spec: ModelSpec, examples: Sequence[tuple[str, Mapping[str, NDArray[Any]]]]
-) -> ModelSpec:
-    """The spec with real inputs from files among its examples."""
-    if not examples:
-        return spec
-    tensors = []
-    for where, arrays in examples:
-        for name, array in arrays.items():
-            if array.dtype.kind not in "biuf":
-                raise InputError(
-                    "an input has a dtype that no tensor has",
-                    where=f"{where}, {name}",
-                    got=array.dtype,
-                )
-        tensors.append(with_tensors(arrays))
-        spec.sizes_of(tensors[-1], where)
-    return replace(spec, examples=(*spec.examples, *tensors))
 
 
 def _zoo_name(about: Mapping[str, Any]) -> str:

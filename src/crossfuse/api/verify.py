@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from crossfuse.api.arguments import Progress, silent
+from crossfuse.api.examples import with_tensors
 from crossfuse.api.fused_graph import fused_stages
-from crossfuse.api.sources import Source, SourceOptions, accepted, with_tensors
+from crossfuse.api.sources import Source, SourceOptions, accepted
 from crossfuse.bundle.manifest import Manifest
 from crossfuse.bundle.staging import unreplaced
 from crossfuse.bundle.store import Bundle

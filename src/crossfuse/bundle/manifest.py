@@ -23,6 +23,7 @@ __all__ = [
     "EngineInfo",
     "FileEntry",
     "Manifest",
+    "PrefixReuse",
     "StageSpec",
     "TargetEntry",
 ]
@@ -89,6 +90,21 @@ class Decode:
 
     tokens: str
     length: Annotated[int, AtLeast(1)]
+
+
+@dataclass(frozen=True)
+class PrefixReuse:
+    """What of the tokens that stand in front of the queries' own is computed once per context.
+
+    Attributes:
+        rows: how many tokens of a sequence those are, or null where none is computed apart.
+        attentions: sites whose keys and values of those tokens are of the context stage.
+        reason: why there is none; empty where there is one.
+    """
+
+    rows: int | str | None
+    attentions: tuple[str, ...] = ()
+    reason: str = ""
 
 
 @dataclass(frozen=True)
@@ -161,6 +177,8 @@ class Manifest:
             their own, ``contexts``: the first is a multiple of the second.
         with_queries: tensors made of the context alone that are computed with the queries all the
             same, and why; those that cheap operators repeat for them are not listed.
+        prefix: what of the context's tokens in front of the queries' is computed once; null where
+            no tokens of the one stand among those of the other.
         ledger: the model's attentions, in the order of execution as far as captured.
         example: sizes of the dimensions in the example inputs.
         fused_graph: the graph with FusedAttention nodes, from which targets are built.
@@ -175,7 +193,7 @@ class Manifest:
         version=SCHEMA_VERSION,
         keyed={"dims": "name"},
         required=frozenset({"targets", "files"}),
-        sparse=frozenset({"quick", "with_queries"}),
+        sparse=frozenset({"quick", "with_queries", "prefix"}),
     )
 
     name: str
@@ -190,6 +208,7 @@ class Manifest:
     fused_graph: _FileName
     decode: Decode | None = None
     with_queries: Mapping[str, str] = field(default_factory=dict)
+    prefix: PrefixReuse | None = None
     targets: Mapping[str, TargetEntry] = field(default_factory=dict)
     reference: _FileName | None = None
     quick: bool = False

@@ -42,6 +42,8 @@ class SourceRecord:
         left_over_weights: tensors of the checkpoint that the model has no place for.
         constants: arguments of the model that are no tensors, and part of what was exported.
         renamed_outputs: outputs that the model calls as one of its inputs → their names here.
+        inputs_from: where the example inputs of a checkpoint came from, in words.
+        fixed_sizes: dimensions that could not be varied → why.
     """
 
     kind: str | None = None
@@ -59,6 +61,8 @@ class SourceRecord:
     left_over_weights: tuple[str, ...] | None = None
     constants: Mapping[str, Any] | None = None
     renamed_outputs: Mapping[str, str] | None = None
+    inputs_from: str | None = None
+    fixed_sizes: Mapping[str, str] | None = None
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,10 @@ from crossfuse.commands.options import (
     Json,
     Precision,
     Profiles,
+    SampleAudio,
+    SampleImage,
+    SampleText,
+    SampleVideo,
     SizeName,
     complete_sources,
     complete_targets,
@@ -112,10 +116,15 @@ def export(  # noqa: PLR0913 -- a command: its parameters are its options
             "--example",
             metavar="FILE.npz",
             help="Real inputs, arrays by input name: targets are compared and calibrated on them, "
-            "too. The first gives a model.onnx its example inputs; repeat.",
+            "too. The first gives a model.onnx its example inputs, and an hf: source whose own "
+            "don't fit it; repeat.",
             rich_help_panel=MODEL,
         ),
     ] = None,
+    image: SampleImage = None,
+    text: SampleText = None,
+    audio: SampleAudio = None,
+    video: SampleVideo = None,
     drop_output: Annotated[
         list[str] | None,
         typer.Option(
@@ -192,6 +201,10 @@ def export(  # noqa: PLR0913 -- a command: its parameters are its options
             drop_outputs=drop_output or [],
             keep_probabilities=keep_probabilities or [],
             example=example or [],
+            image=image or [],
+            text=text or [],
+            audio=audio or [],
+            video=video or [],
             whole=whole,
             quick=quick,
             step=progress,

@@ -18,6 +18,7 @@ __all__ = [
     "ENGINE",
     "MODEL",
     "RUN",
+    "SAMPLES",
     "SOURCE",
     "AllowMissing",
     "AllowUnfused",
@@ -32,6 +33,10 @@ __all__ = [
     "PrecisionName",
     "Profiles",
     "Provider",
+    "SampleAudio",
+    "SampleImage",
+    "SampleText",
+    "SampleVideo",
     "SizeName",
     "SourceCheckpoint",
     "SourceTask",
@@ -45,6 +50,7 @@ MODEL = "The model"
 SOURCE = "The model to compare with"
 ENGINE = "What is built"
 RUN = "Where it runs"
+SAMPLES = "Samples for the processor of an hf: source"
 """Panels of the help, which group options."""
 
 SizeName = Literal["tiny", "published"]
@@ -88,6 +94,41 @@ AllowMissing = Annotated[
         "--allow-missing",
         help="Let weights that a checkpoint lacks stay random; the bundle says which.",
         rich_help_panel=MODEL,
+    ),
+]
+SampleImage = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--image",
+        metavar="FILE",
+        help="An image, in place of a made one; repeat.",
+        rich_help_panel=SAMPLES,
+    ),
+]
+SampleText = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--text",
+        help="A prompt, question or caption, in place of a made one; repeat.",
+        rich_help_panel=SAMPLES,
+    ),
+]
+SampleAudio = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--audio",
+        metavar="FILE",
+        help="A sound (WAV, or NPY at the processor's rate), in place of a made one; repeat.",
+        rich_help_panel=SAMPLES,
+    ),
+]
+SampleVideo = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--video",
+        metavar="PATH",
+        help="A video (a folder of frames, GIF or WebP), in place of a made one; repeat.",
+        rich_help_panel=SAMPLES,
     ),
 ]
 BuiltTarget = Annotated[

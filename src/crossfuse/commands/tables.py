@@ -21,6 +21,7 @@ from crossfuse.core.text import listed
 from crossfuse.parity.reference import EAGER
 from crossfuse.parity.report import ParityReport
 from crossfuse.parity.shape_points import EXAMPLE
+from crossfuse.spec.input_origin import FROM, origin_words
 
 __all__ = [
     "show_boundary",
@@ -29,6 +30,7 @@ __all__ = [
     "show_kept_context",
     "show_ledger",
     "show_parity",
+    "show_prefix",
     "show_split",
     "show_target",
     "show_weights",
@@ -45,6 +47,7 @@ def show_built(output: Output, bundle: Bundle) -> None:
     show_ledger(output, bundle.ledger, bundle.targets)
     if "context" in manifest.stages:
         show_split(output, manifest)
+    show_prefix(output, manifest)
     show_with_queries(output, manifest)
     _show_targets(output, manifest)
     _show_quick(output, manifest)
@@ -154,10 +157,12 @@ def show_boundary(output: Output, bundle: Bundle) -> None:
     """Source, inputs, outputs, dimensions and files of a bundle."""
     manifest = bundle.manifest
     about = ", ".join(
-        f"{key} {value}" for key, value in manifest.source.items() if isinstance(value, str | int)
+        f"{key} {value}"
+        for key, value in manifest.source.items()
+        if isinstance(value, str | int) and key != FROM
     )
     output.line(f"{manifest.name} ({about}), written by {manifest.created_by}")
-    for text in _asked(manifest):
+    for text in (*_asked(manifest), *origin_words(manifest.source)):
         output.line(text)
     table = Table()
     for column in ("stage", "", "name", "dtype", "shape"):
@@ -171,6 +176,7 @@ def show_boundary(output: Output, bundle: Bundle) -> None:
     if "context" in manifest.stages:
         show_split(output, manifest)
         show_kept_context(output, manifest)
+    show_prefix(output, manifest)
     show_with_queries(output, manifest)
     if manifest.dims:
         output.line("Dimensions: " + ", ".join(map(str, manifest.dims.values())))
@@ -254,6 +260,26 @@ def show_kept_context(output: Output, manifest: Manifest) -> None:
         table.add_row(spec.name, _shape_text(spec.shape), f"{kilobytes:.1f}")
     table.add_row("all", "", f"{total:.1f}", style="bold")
     output.console.print(table)
+
+
+def show_prefix(output: Output, manifest: Manifest) -> None:
+    """Whether keys and values of the context's tokens in front of the queries' are computed
+    once."""
+    found = manifest.prefix
+    if found is None:
+        return
+    if found.attentions:
+        sites = listed(found.attentions, _MOST_NAMES)
+        output.line(
+            f"prefix reuse: of the context's {found.rows} tokens in front of the queries', the "
+            f"keys and values of {len(found.attentions)} attentions are computed once ({sites})"
+        )
+    else:
+        output.line(
+            "no prefix reuse: keys and values of the context's tokens among those of the queries "
+            f"are computed with each query, and what is made of the context before once. "
+            f"{found.reason}"
+        )
 
 
 def show_with_queries(output: Output, manifest: Manifest) -> None:

@@ -6,7 +6,8 @@ code of other repositories. So whatever they would read is checked here, by name
 resolves to:
 
 1. Weights are ``model.safetensors``, or the files that ``model.safetensors.index.json`` names:
-   plain names that end in ``.safetensors``, of regular files that begin as safetensors do.
+   plain names that end in ``.safetensors``, of regular files that begin as safetensors do. Other
+   libraries have other names for the two (`WeightNames`).
 2. A link may lead within the folder, or, in a model hub's cache, to the blobs of the same
 repository. Nowhere else.
 3. Adapters, the parts of distributed checkpoints and configurations that ask for another
@@ -18,23 +19,47 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from crossfuse.core.safetensors_files import require_whole
 from crossfuse.errors import InputError
 
-__all__ = ["ADAPTER", "CONFIG", "INDEX", "WEIGHTS", "read_json", "require_plain", "weight_files"]
+__all__ = [
+    "ADAPTER",
+    "CONFIG",
+    "INDEX",
+    "WEIGHTS",
+    "WeightNames",
+    "entries_of",
+    "read_json",
+    "require_inside",
+    "require_own_code",
+    "require_plain",
+    "weight_files",
+]
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 ADAPTER = "adapter_config.json"
+
+
+@dataclass(frozen=True)
+class WeightNames:
+    """How a library calls the file of a checkpoint's weights, and the index of its parts."""
+
+    weights: str = WEIGHTS
+    index: str = INDEX
+
+
+_TRANSFORMERS = WeightNames()
 
 _READ = (".json", ".safetensors", ".py")
 """Endings of files that libraries read."""
 
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 _SAVE_AGAIN = (
-    "Where you trust it, load it with transformers and save it again with "
+    "Where you trust it, load it with its library and save it again with "
     "save_pretrained, which writes safetensors"
 )
 _IMPLEMENTATIONS = ("attn_implementation", "experts_implementation")
@@ -42,27 +67,30 @@ _DISTRIBUTED = re.compile(r"\.metadata|.*\.distcp|shard-\d+-model-\d+-of-\d+\.sa
 _HUB_FOLDERS = ("snapshots", "blobs")
 
 
-def require_plain(folder: Path, *, complete: bool = True) -> None:
+def require_plain(
+    folder: Path, *, complete: bool = True, names: WeightNames = _TRANSFORMERS
+) -> None:
     """Check by name what a library will read in a folder; the weights' own beginnings are for
     `weight_files`.
 
     Args:
         folder: with a configuration and weights.
         complete: the weights must be there; in a hub's cache they may still have to be downloaded.
+        names: of the weights.
 
     Raises:
         InputError: naming the file or entry that can't be used.
     """
-    _refuse_other_kinds(folder)
+    _refuse_other_kinds(folder, names)
     for path in sorted(folder.iterdir()):
         if path.name.endswith(_READ):
-            _require_inside(path, folder)
+            require_inside(path, folder)
     if not (folder / CONFIG).is_file():
         raise InputError(
             "the folder holds no model", where=folder, expected=f"{CONFIG} and *.safetensors"
         )
     settings = read_json(folder / CONFIG)
-    _require_own_code(settings, folder / CONFIG)
+    require_own_code(settings, folder / CONFIG)
     for index in sorted(folder.glob("*.safetensors.index.json")):
         _shards(index)
     named = settings.get("transformers_weights")
@@ -73,25 +101,25 @@ def require_plain(folder: Path, *, complete: bool = True) -> None:
             "the configuration names weights that can't be loaded", folder / CONFIG, repr(named)
         )
     if complete:
-        _present(folder)
+        _present(folder, names)
 
 
-def weight_files(folder: Path) -> list[Path]:
+def weight_files(folder: Path, names: WeightNames = _TRANSFORMERS) -> list[Path]:
     """The safetensors files of a folder, checked: those of the index, or ``model.safetensors``,
     which goes first.
 
     Raises:
         InputError: there are none, or one that can't be used.
     """
-    paths = _present(folder)
+    paths = _present(folder, names)
     for path in paths:
         require_whole(path)
     return paths
 
 
-def _present(folder: Path) -> list[Path]:
+def _present(folder: Path, names: WeightNames) -> list[Path]:
     """Weights that are regular files inside the folder."""
-    weights, index = folder / WEIGHTS, folder / INDEX
+    weights, index = folder / names.weights, folder / names.index
     shards = _shards(index) if index.exists() or index.is_symlink() else []
     if weights.exists() or not shards:
         if not weights.exists() and (others := sorted(folder.glob("*.safetensors"))):
@@ -99,11 +127,11 @@ def _present(folder: Path) -> list[Path]:
                 "the checkpoint's weights have another name",
                 where=folder,
                 got=", ".join(path.name for path in others[:5]),
-                expected=f"{WEIGHTS}, or {INDEX} that names its parts",
+                expected=f"{names.weights}, or {names.index} that names its parts",
             )
         shards = [weights]
     for path in shards:
-        _require_inside(path, folder)
+        require_inside(path, folder)
         if not path.is_file():
             raise _absent(path)
     return shards
@@ -135,7 +163,7 @@ def read_json(path: Path) -> Mapping[str, Any]:
     """
     if not path.is_file():
         raise InputError("the checkpoint folder has no such file", where=path)
-    _require_inside(path, path.parent)
+    require_inside(path, path.parent)
     try:
         data = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
@@ -145,7 +173,7 @@ def read_json(path: Path) -> Mapping[str, Any]:
     return data
 
 
-def _refuse_other_kinds(folder: Path) -> None:
+def _refuse_other_kinds(folder: Path, names: WeightNames) -> None:
     """What libraries would load in place of the weights, or in addition to them."""
     adapter = folder / ADAPTER
     if adapter.exists() or adapter.is_symlink():
@@ -167,7 +195,7 @@ def _refuse_other_kinds(folder: Path) -> None:
             "weights",
             where=folder,
             got=", ".join(parts[:3]),
-            expected=f"{WEIGHTS}, or {INDEX} that names its parts",
+            expected=f"{names.weights}, or {names.index} that names its parts",
             do=_SAVE_AGAIN,
         )
 
@@ -185,7 +213,7 @@ def _shards(index: Path) -> list[Path]:
     for text, name in sorted(names.items()):
         if not _is_plain(name):
             raise _unfit("the index names a file that can't be loaded", index, repr(text))
-        _require_inside(index.parent / text, index.parent)
+        require_inside(index.parent / text, index.parent)
     return [index.parent / text for text in sorted(names)]
 
 
@@ -211,9 +239,12 @@ def _unfit(what: str, where: Path, got: str) -> InputError:
     )
 
 
-def _require_inside(path: Path, folder: Path) -> None:
-    """What a path resolves to is in the folder, or a blob of the same repository in a hub's
-    cache."""
+def require_inside(path: Path, folder: Path) -> None:
+    """What a path resolves to is in the folder, or a blob of the same repository in a hub's cache.
+
+    Raises:
+        InputError: it leads elsewhere, or to nothing.
+    """
     root = folder.resolve()
     try:
         real = path.resolve(strict=path.is_symlink())
@@ -221,8 +252,11 @@ def _require_inside(path: Path, folder: Path) -> None:
         raise InputError("the checkpoint's file is a link to nothing", where=path) from error
     if real.is_relative_to(root):
         return
-    if root.parent.name == _HUB_FOLDERS[0] and real.parent == root.parent.parent / _HUB_FOLDERS[1]:
-        return
+    # The folder of a snapshot, or of a component in one.
+    for revision in (root, root.parent):
+        snapshots = revision.parent
+        if snapshots.name == _HUB_FOLDERS[0] and real.parent == snapshots.parent / _HUB_FOLDERS[1]:
+            return
     raise InputError(
         "the checkpoint's file is a link that leads out of its folder",
         where=path,
@@ -232,9 +266,13 @@ def _require_inside(path: Path, folder: Path) -> None:
     )
 
 
-def _require_own_code(settings: Mapping[str, Any], where: Path) -> None:
-    """No entry of the configuration, at any depth, asks for another repository's code."""
-    for key, value in _entries(settings):
+def require_own_code(settings: Mapping[str, Any], where: Path) -> None:
+    """No entry of a configuration, at any depth, asks for another repository's code.
+
+    Raises:
+        InputError: naming the entry.
+    """
+    for key, value in entries_of(settings):
         if any(name in key for name in _IMPLEMENTATIONS):
             for text in value.values() if isinstance(value, dict) else (value,):
                 if isinstance(text, str) and ("/" in text or ":" in text or "@" in text):
@@ -256,8 +294,8 @@ def _require_own_code(settings: Mapping[str, Any], where: Path) -> None:
                     )
 
 
-def _entries(value: object) -> Iterator[tuple[str, Any]]:
-    """Keys and values of all objects inside."""
+def entries_of(value: object) -> Iterator[tuple[str, Any]]:
+    """Keys and values of all objects inside a JSON value, at any depth."""
     todo = [value]
     while todo:
         item = todo.pop()

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-__all__ = ["fold", "is_name", "rename", "size_at", "symbols_in"]
+__all__ = ["fold", "is_name", "multiple_of", "rename", "size_at", "symbols_in"]
 
 _T = TypeVar("_T")
 
@@ -73,6 +73,12 @@ class _Node:
 def is_name(text: str) -> bool:
     """Whether a text is one dimension's name."""
     return re.fullmatch(_NAME, text) is not None
+
+
+def multiple_of(text: str) -> tuple[int, str] | None:
+    """Factor and name of ``8*height``, or 1 and the name of ``height``; None for any other text."""
+    found = re.fullmatch(rf"(?:0*([1-9][0-9]{{0,8}})\s*\*\s*)?({_NAME})", text.strip())
+    return None if found is None else (int(found[1] or 1), found[2])
 
 
 def symbols_in(dim: int | str | None) -> frozenset[str]:

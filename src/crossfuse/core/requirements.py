@@ -11,7 +11,9 @@ from crossfuse.errors import InputError, PackageError
 __all__ = ["EXTRAS", "extra_of", "install", "is_installed", "needed"]
 
 EXTRAS = {
+    "PIL": "hf",
     "cuda": "gpu",
+    "diffusers": "diffusers",
     "filelock": "cli",
     "jinja2": "report",
     "onnx": "export",

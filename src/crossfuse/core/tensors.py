@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
-from crossfuse.core.dimensions import is_name
+from crossfuse.core.dimensions import is_name, multiple_of
 from crossfuse.core.json_form import AtLeast, Form, OneOf, Where
 from crossfuse.errors import Advice, InputError, Said
 
@@ -21,6 +21,7 @@ __all__ = [
     "Dim",
     "Dtype",
     "TensorSpec",
+    "axis_size",
     "collect_dims",
     "names_of",
 ]
@@ -79,10 +80,13 @@ class Dim:
 
     @classmethod
     def parse(cls, text: str | Dim) -> Dim:
-        """Read ``NAME``, ``NAME:MIN`` or ``NAME:MIN:MAX``."""
+        """Read ``NAME``, ``NAME:MIN`` or ``NAME:MIN:MAX``; of an axis that is a multiple of a
+        dimension, ``8*NAME``, the dimension."""
         if isinstance(text, Dim):
             return text
         name, *bounds = text.split(":")
+        found = multiple_of(name)
+        name = name if found is None else found[1]
         try:
             numbers = [int(bound) for bound in bounds]
         except ValueError:
@@ -155,6 +159,14 @@ class TensorSpec:
 
     def __str__(self) -> str:
         return f"{self.name}: {self.dtype}[{', '.join(map(str, self.shape))}]"
+
+
+def axis_size(text: str | Dim) -> str:
+    """The size of a dynamic axis: a dimension's name, or a multiple of it such as ``8*height``."""
+    if isinstance(text, Dim):
+        return text.name
+    factor, name = multiple_of(text.partition(":")[0]) or (1, Dim.parse(text).name)
+    return name if factor == 1 else f"{factor}*{name}"
 
 
 def collect_dims(dynamic: Mapping[str, Mapping[int, str | Dim]]) -> dict[str, Dim]:

@@ -1,5 +1,5 @@
 """How the eager module is run for the reference: in float64 where it runs, in float32 otherwise,
-never on a fast path.
+never on a fast path. In float64, limits of numbers are those of the model's own dtype.
 
 A module may refuse float64 in any way: it can't be copied, asserts a dtype, or mixes in tensors of
 its own. Then the reference is float32, and `EagerModule.reason` says why. So that float32's own
@@ -24,6 +24,7 @@ from crossfuse.export.capture.copies import copied
 from crossfuse.export.capture.fast_paths import without_fast_paths
 from crossfuse.export.capture.half_sources import half_source
 from crossfuse.export.capture.module_state import ModuleState
+from crossfuse.parity.dtype_limits import limits_of
 from crossfuse.parity.wide_products import WideProducts
 from crossfuse.spec.model_spec import ModelSpec
 
@@ -129,7 +130,8 @@ class EagerModule:
             return results
         given = {name: t.double() if t.is_floating_point() else t for name, t in inputs.items()}
         try:
-            return _arrays(self._call(self._double, given))
+            with limits_of(self.spec.module, self.spec.inputs.values()):
+                return _arrays(self._call(self._double, given))
         except Exception as error:  # noqa: BLE001 -- the user's code, which may refuse float64 in any way
             self._give_up(f"does not run in float64: {cause_of(error)}")
             return None

@@ -10,6 +10,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from crossfuse.bundle.manifest import Manifest
+from crossfuse.core.dimensions import multiple_of
 from crossfuse.core.npz import load_arrays
 from crossfuse.core.tensors import CONTEXTS, TensorSpec, names_of
 from crossfuse.errors import BundleError, InputError
@@ -115,12 +116,13 @@ def check_given(given: Sequence[Given], manifest: Manifest) -> list[Given]:
 
 def sizes_given(arrays: Mapping[str, NDArray[Any]], manifest: Manifest) -> dict[str, int]:
     """Sizes of the named dimensions in checked inputs."""
-    return {
-        size: arrays[spec.name].shape[axis]
+    named = (
+        (*(multiple_of(size) or (1, size)), arrays[spec.name].shape[axis])
         for spec in whole_boundary(manifest)[0]
         for axis, size in enumerate(spec.shape)
         if isinstance(size, str)
-    }
+    )
+    return {name: got // factor for factor, name, got in named}
 
 
 def fan_out_of(arrays: Mapping[str, NDArray[Any]], manifest: Manifest) -> int:

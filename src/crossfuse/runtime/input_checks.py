@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from crossfuse.core.dimensions import multiple_of
 from crossfuse.core.foreign import cause_of
 from crossfuse.core.tensors import Dim, TensorSpec
 from crossfuse.errors import InputError, suggestion
@@ -55,11 +56,21 @@ def any_on_device(inputs: Mapping[str, Any]) -> bool:
 
 
 class _Axis(NamedTuple):
-    """One axis of an input: its size, or its name with its range."""
+    """One axis of an input: its size, or its name with its range; ``factor`` times that."""
 
     place: int
     size: int | str
     dim: Dim | None
+    factor: int = 1
+
+    @classmethod
+    def of(cls, place: int, size: int | str, dims: Mapping[str, Dim]) -> _Axis:
+        if isinstance(size, int):
+            return cls(place, size, None)
+        factor, name = multiple_of(size) or (1, size)
+        if size in dims or name not in dims:
+            return cls(place, size, dims.get(size) or Dim("size"))
+        return cls(place, name, dims[name], factor)
 
 
 @dataclass(frozen=True)
@@ -72,10 +83,7 @@ class _TensorCheck:
 
     @classmethod
     def of(cls, spec: TensorSpec, dims: Mapping[str, Dim]) -> _TensorCheck:
-        axes = tuple(
-            _Axis(i, size, None if isinstance(size, int) else dims.get(size) or Dim("size"))
-            for i, size in enumerate(spec.shape)
-        )
+        axes = tuple(_Axis.of(i, size, dims) for i, size in enumerate(spec.shape))
         return cls(spec, np.dtype(spec.dtype), axes)
 
     def shape(self, shape: tuple[int, ...], sizes: dict[str, int]) -> None:
@@ -85,8 +93,17 @@ class _TensorCheck:
             raise InputError(
                 "an input has the wrong rank", where=spec.name, got=shape, expected=spec
             )
-        for axis, size, dim in self.axes:
+        for axis, size, dim, factor in self.axes:
             got = shape[axis]
+            if factor != 1:
+                if got % factor:
+                    raise InputError(
+                        f"the size of an axis is no multiple of {factor}",
+                        where=f"{spec.name}, axis {axis}",
+                        got=got,
+                        expected=spec,
+                    )
+                got //= factor
             if dim is None:
                 if got != size:
                     raise InputError(

@@ -200,6 +200,12 @@ def _unusable(name: str, leaf: object) -> InputError:
         "Wrap the module in one whose forward takes tensors by name and makes of them what the "
         "model wants; what is no tensor belongs into the wrapper"
     )
+    if any(kind_of.__name__ == "Cache" for kind_of in type(leaf).__mro__):
+        do = (
+            "Leave it out, and switch use_cache off: a bundle that decodes keeps keys and values by "
+            "itself; a cache of the model's own goes in as tensors by name, of which a module "
+            "around it makes the cache"
+        )
     got = f"{'an' if kind[:1].lower() in 'aeiou' else 'a'} {kind}"
     if isinstance(leaf, np.ndarray):
         got, do = "a NumPy array", "Give torch.from_numpy(array)"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -119,32 +120,52 @@ def vary(
     axes: Axes,
     draw: Draw,
     generator: torch.Generator,
+    settled: Mapping[str, tuple[int, ...]] = MappingProxyType({}),
 ) -> dict[str, Tensor]:
     """Inputs that a sampler made, changed to what the draw is to reach.
 
     Masks of padded rows, ``[batch, length]``, get other patterns; ids under them move where their
     rows' padding does. Features are scaled, and some ids become those of the rows with the largest
-    magnitudes. All else stays as the sampler made it.
+    magnitudes. All else stays as the sampler made it; so do settled inputs, and settled ids among
+    others, which no mask hides.
     """
     patterns = Patterns(draw.masks, generator)
     varied = dict(made)
-    for name, tensor in made.items():
+    free = {name: tensor for name, tensor in made.items() if settled.get(name) != ()}
+    for name, tensor in free.items():
         kind, names = kinds[name], axes.get(name, {})
         if kind.name == "features" and draw.scale != 1.0:
             varied[name] = (tensor * draw.scale).to(tensor.dtype)
         elif kind.name in ("mask", "additive") and tensor.ndim == 2 and draw.masks != "prefix":
             before = tensor == 0 if kind.name == "additive" else tensor == kind.shown
             if _is_padded(before):
-                shown = patterns.shown(tuple(tensor.shape), names)
+                shown = patterns.shown(tuple(tensor.shape), names) | _settled(before, free, settled)
                 varied[name] = _masked(kind, shown, False, generator).to(tensor.dtype)
-                _move_padding(varied, made, before, shown)
+                _move_padding(varied, free, before, shown, settled)
     if draw.extremes:
         for name, table in draw.tables.items():
-            if kinds[name].name in ("ids", "lengths"):
+            if name in free and kinds[name].name in ("ids", "lengths"):
+                ids = settled.get(name, ())
+                among = (varied[name] > 0) & ~_among(varied[name], ids)
                 varied[name] = _with_extremes(
-                    varied[name], table, generator, among=varied[name] > 0, share=4
+                    varied[name], table, generator, among=among, share=4, without=ids
                 )
     return varied
+
+
+def _settled(
+    mask: Tensor, made: Mapping[str, Tensor], settled: Mapping[str, tuple[int, ...]]
+) -> Tensor:
+    """Places of a mask in which an input of its shape has settled ids."""
+    places = torch.zeros(mask.shape, dtype=torch.bool)
+    for name, ids in settled.items():
+        if ids and made[name].shape == mask.shape:
+            places |= _among(made[name], ids)
+    return places
+
+
+def _among(values: Tensor, ids: tuple[int, ...]) -> Tensor:
+    return torch.isin(values, torch.tensor(ids, dtype=values.dtype))
 
 
 class Patterns:
@@ -238,11 +259,14 @@ def _with_extremes(
     *,
     among: Tensor | None = None,
     share: int = 2,
+    without: tuple[int, ...] = (),
 ) -> Tensor:
     """Ids with the table's extremes, its last and its first row in up to one of ``share`` places,
     chosen ``among`` some."""
     requested = [
-        row for row in dict.fromkeys((*table.extremes, table.rows - 1, 0)) if 0 <= row < table.rows
+        row
+        for row in dict.fromkeys((*table.extremes, table.rows - 1, 0))
+        if 0 <= row < table.rows and row not in without
     ]
     flat = values.reshape(-1).clone()
     places = (
@@ -261,13 +285,18 @@ def _is_padded(shown: Tensor) -> bool:
 
 
 def _move_padding(
-    varied: dict[str, Tensor], made: Mapping[str, Tensor], before: Tensor, shown: Tensor
+    varied: dict[str, Tensor],
+    made: Mapping[str, Tensor],
+    before: Tensor,
+    shown: Tensor,
+    settled: Mapping[str, tuple[int, ...]],
 ) -> None:
     """Put the ids that stood in a mask's hidden places into the places that are hidden now."""
     for name, ids in made.items():
         if ids.shape == before.shape and not ids.is_floating_point() and ids.dtype != torch.bool:
             hidden = ids[~before]
             if hidden.numel() and bool((hidden == hidden[0]).all()) and int(ids.max()) > 1:
-                other = ids[before & (ids != hidden[0])]
+                plain = before & (ids != hidden[0]) & ~_among(ids, settled.get(name, ()))
+                other = ids[plain]
                 filled = torch.where(ids == hidden[0], other[0], ids) if other.numel() else ids
                 varied[name] = torch.where(shown, filled, hidden[0])

@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from crossfuse.core.foreign import blaming
-from crossfuse.core.tensors import Dim, collect_dims
+from crossfuse.core.tensors import Dim, axis_size, collect_dims
 from crossfuse.errors import InputError, unknown
 from crossfuse.spec.arguments import Arguments
 from crossfuse.spec.checks import (
@@ -20,6 +20,7 @@ from crossfuse.spec.checks import (
     check_tensors_among,
 )
 from crossfuse.spec.samplers import sampler_for
+from crossfuse.spec.sizes import shape_at, sizes_in
 
 if TYPE_CHECKING:
     import torch
@@ -69,8 +70,9 @@ class ModelSpec:
             mapping, list, tuple, named tuple or dataclass holds inputs ``a.b``, ``a.0``; numbers,
             texts and ``None`` become part of what is exported. The spec has them by flat names.
         dynamic: axis → dimension per input; a dimension is a :class:`crossfuse.Dim`, or text
-            ``NAME[:MIN[:MAX]]``. By flat names, or in containers like the inputs'; axes of a
-            container are those of every tensor in it.
+            ``NAME[:MIN[:MAX]]``. ``8*NAME[:MIN[:MAX]]`` is an axis of eight times its size. By flat
+            names, or in containers like the inputs'; axes of a container are those of every tensor
+            in it.
         context: names of inputs that change rarely (an image with many questions, say).
         name: of the model, for reports.
         decode: the input of token ids, ``[batch, tokens]``, of a model that decodes token by token
@@ -93,6 +95,9 @@ class ModelSpec:
             in one eager run where the table is a parameter. Ids are made over all of it.
         about: what the manifest adds about the source, as plain data; set by sources that load
             weights.
+        settled: inputs that the sampler alone decides, and of ids, which of them: an image's
+            placeholders, of which there must be as many as features. An input without ids given is
+            settled as a whole.
         arguments: the inputs as they were given; set by the spec itself.
 
     Raises:
@@ -116,6 +121,7 @@ class ModelSpec:
     about: Mapping[str, Any] = field(default_factory=dict)
     decode_where_possible: bool = False
     keep_probabilities: tuple[str, ...] = ()
+    settled: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     arguments: Arguments = field(default_factory=Arguments)
 
     def __post_init__(self) -> None:
@@ -239,16 +245,16 @@ class ModelSpec:
 
     @property
     def axes(self) -> dict[str, dict[int, str]]:
-        """Dimension names per input and axis."""
+        """Dimension names per input and axis, or multiples of them: ``8*height``."""
         return {
-            name: {axis: Dim.parse(d).name for axis, d in axes.items()}
+            name: {axis: axis_size(d) for axis, d in axes.items()}
             for name, axes in self.dynamic.items()
         }
 
     @property
     def example_sizes(self) -> dict[str, int]:
         """Sizes of the named dimensions in the example inputs."""
-        return self._sizes(self.inputs, "the example inputs")
+        return sizes_in(self.inputs, self.axes, "the example inputs")
 
     def sizes_of(self, inputs: Mapping[str, Tensor], where: str) -> dict[str, int]:
         """Sizes of the named dimensions in other inputs, which are checked against the examples.
@@ -258,23 +264,9 @@ class ModelSpec:
                 a size out of its range.
         """
         check_given(self, inputs, where)
-        sizes = self._sizes(inputs, where)
+        sizes = sizes_in(inputs, self.axes, where)
         for dim in self.dims.values():
             dim.check(sizes[dim.name], where)
-        return sizes
-
-    def _sizes(self, inputs: Mapping[str, Tensor], where: str) -> dict[str, int]:
-        sizes: dict[str, int] = {}
-        for name, axes in self.axes.items():
-            for axis, dim in axes.items():
-                size = int(inputs[name].shape[axis])
-                if sizes.setdefault(dim, size) != size:
-                    raise InputError(
-                        f"dimension {dim!r} has two sizes in {where}",
-                        where=f"{name}, axis {axis}",
-                        got=size,
-                        expected=sizes[dim],
-                    )
         return sizes
 
     def kinds(self) -> dict[str, Kind]:
@@ -300,9 +292,10 @@ class ModelSpec:
         from crossfuse.spec.imitation import Draw, imitate, vary
 
         generator, draw = _generator(seed), draw or Draw()
-        shapes = {name: self._shape(name, sizes) for name in self.inputs}
+        axes = self.axes
+        shapes = {n: shape_at(t.shape, axes.get(n, {}), sizes) for n, t in self.inputs.items()}
         if self.sampler is None:
-            return imitate(self.kinds(), self.inputs, shapes, self.axes, draw, generator)
+            return imitate(self.kinds(), self.inputs, shapes, axes, draw, generator)
         with blaming("the sampler raised", where=f"{self.name} at {dict(sizes)}"):
             made = self.sampler(dict(sizes), generator)
         if not isinstance(made, Mapping):
@@ -324,13 +317,12 @@ class ModelSpec:
                     "the sampler's inputs differ", where=name, got=got, expected=expected
                 )
         return vary(
-            self.kinds(), {name: made[name] for name in self.inputs}, self.axes, draw, generator
-        )
-
-    def _shape(self, name: str, sizes: Mapping[str, int]) -> tuple[int, ...]:
-        axes = self.axes.get(name, {})
-        return tuple(
-            sizes[axes[i]] if i in axes else int(n) for i, n in enumerate(self.inputs[name].shape)
+            self.kinds(),
+            {name: made[name] for name in self.inputs},
+            axes,
+            draw,
+            generator,
+            self.settled,
         )
 
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 
 from crossfuse import FusionError, ParityError, runtime
@@ -14,11 +15,12 @@ from crossfuse.api.build_options import BuildOptions
 from crossfuse.api.build_target import BuiltFiles, TargetBuild, _Fusions
 from crossfuse.api.fused_graph import fused_stages
 from crossfuse.bundle.manifest import Manifest
-from crossfuse.bundle.store import Bundle
+from crossfuse.bundle.store import Bundle, open_bundle
 from crossfuse.bundle.writer import BundleWriter, write_bundle
 from crossfuse.core.ledger import Ledger, LedgerRow
 from crossfuse.parity.session_check import reference_of
 
+OLD = Path(__file__).parents[2] / "data" / "bundle-0.1.0"
 NAME = "cross_modal_attention"
 
 
@@ -79,6 +81,28 @@ def test_a_target_with_other_numbers_is_not_added(
         allowed = build.add(unfused, "ort-cpu", BuildOptions("fp32", allow_unfused=True))
         assert [row.fused["ort-cpu"] for row in allowed.ledger][-1] is None
     assert not (tmp_path / "b").exists()
+
+
+@pytest.mark.parametrize("whole_too", [False, True])
+def test_a_split_that_fails_is_told_from_a_graph_that_does(whole_too: bool, tmp_path: Path) -> None:
+    """The query stage's weights are not the model's; the whole graph's may be wrong as well."""
+    bundle = open_bundle(OLD)
+    with write_bundle(tmp_path / "b") as writer:
+        names = ["fused.onnx", "weights.bin", "reference.npz"]
+        staged = writer.adopt(bundle, names, copied=["weights.bin"])
+        fused, told = fused_stages(staged), []
+        wrong = [fused.stages.graphs["query"], *([fused.model] if whole_too else [])]
+        for model in wrong:
+            for value in list(model.graph.initializers.values()):
+                array = value.const_value.numpy()
+                if array.dtype == np.float32 and array.ndim == 2:
+                    value.const_value = ir.tensor(array * np.float32(1.1))
+        build = TargetBuild(writer, fused.model, fused.stages, reference_of(staged), told.append)
+        with pytest.raises(ParityError) as caught:
+            build.add(replace(bundle.manifest, targets={}), "ort-cpu", BuildOptions("fp32"))
+    passes = "Without the split into context and query the same graph passes" in str(caught.value)
+    assert passes is not whole_too
+    assert "parity without the split" in told
 
 
 def test_an_attention_of_several_stages_is_fused_if_it_is_in_all() -> None:

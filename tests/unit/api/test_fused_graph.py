@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,17 @@ def test_a_split_bundle_is_split_again() -> None:
     assert fused.stages.specs == bundle.manifest.stages
     assert fused.stages.shared_batch == "batch"
     assert fused_nodes(fused.stages.graphs["query"]) == 1
+
+
+def test_a_bundle_that_was_split_elsewhere_is_refused() -> None:
+    bundle = open_bundle(OLD)
+    query = bundle.manifest.stages["query"]
+    moved = replace(query, inputs=tuple(replace(t, name=f"{t.name}_") for t in query.inputs))
+    manifest = replace(bundle.manifest, stages={**bundle.manifest.stages, "query": moved})
+    with pytest.raises(BundleError, match="splits the model at another place") as caught:
+        fused_stages(replace(bundle, manifest=manifest))
+    assert "stages of crossfuse 0.1.0" in str(caught.value)
+    assert "Export the model again" in str(caught.value)
 
 
 @pytest.mark.parametrize("name", [FUSED_GRAPH, WEIGHTS])

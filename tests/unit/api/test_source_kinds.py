@@ -18,6 +18,9 @@ KINDS = {
     "hf:org/name": SourceKind.HUGGINGFACE,
     "hf:org/model.onnx": SourceKind.HUGGINGFACE,
     "hf:a:b": SourceKind.HUGGINGFACE,
+    "diffusers:folder": SourceKind.DIFFUSERS,
+    "diffusers:folder/vae/decoder": SourceKind.DIFFUSERS,
+    "diffusers:a:b": SourceKind.DIFFUSERS,
     "model.onnx": SourceKind.ONNX,
     "a/b.onnx": SourceKind.ONNX,
     "C:\\a\\b.onnx": SourceKind.ONNX,
@@ -34,7 +37,9 @@ def test_kinds_of_text(source: str) -> None:
 
 
 def test_kinds_are_the_manifests_words() -> None:
-    assert {kind.value for kind in SourceKind} == {"zoo", "huggingface", "onnx", "factory", "spec"}
+    assert {kind.value for kind in SourceKind} == {
+        "zoo", "huggingface", "diffusers", "onnx", "factory", "spec"
+    }  # fmt: skip
     spec = ModelSpec(torch.nn.ReLU(), {"input": torch.ones(2)})
     assert kind_of(spec) is SourceKind.SPEC
     assert all(kind_of(name) is SourceKind.ZOO for name in ZOO)
@@ -44,12 +49,15 @@ def test_what_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("checkpoint").mkdir()
     Path("bundle").mkdir()
+    Path("pipeline").mkdir()
+    Path("pipeline/model_index.json").write_text("{}")
     Path("bundle/manifest.json").write_text("{}")
     for source, advice in (
         ("cilp", "Did you mean 'clip'"),
         ("org/name", "named hf:org/name"),
         ("checkpoint", "named hf:checkpoint"),
         ("bundle", "folder with a bundle"),
+        ("pipeline", "named diffusers:pipeline"),
         ("package.module", "package.module:factory"),
         ("something", "lists the zoo"),
         ("", "lists the zoo"),

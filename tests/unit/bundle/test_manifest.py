@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from crossfuse.bundle.manifest import Decode, EngineInfo, Manifest, TargetEntry
+from crossfuse.bundle.manifest import Decode, EngineInfo, Manifest, PrefixReuse, TargetEntry
 from crossfuse.core.tensors import Dim
 from crossfuse.errors import BundleError
 
@@ -42,6 +42,15 @@ def test_every_field_is_read() -> None:
     assert manifest.source["extra"] == {"deep": [1, 2.5, None, True]}
     assert manifest.ledger[0].reasons == {"tensorrt": "why ünïcode"}
     assert manifest.files["w+1.bin"].size == 5 << 30
+
+
+@pytest.mark.parametrize(
+    "prefix", [PrefixReuse(576, ("layers.0", "layers.1")), PrefixReuse(None, (), "why"), None]
+)
+def test_prefix_reuse_is_kept(prefix: PrefixReuse | None) -> None:
+    text = replace(Manifest.loads(FULL, "m"), prefix=prefix).dumps()
+    assert Manifest.loads(text, "m").prefix == prefix
+    assert ('"prefix"' in text) is (prefix is not None)
 
 
 def changed(*path: Any, to: Any) -> str:

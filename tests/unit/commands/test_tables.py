@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from crossfuse.bundle.manifest import EngineInfo, StageSpec, TargetEntry
+from crossfuse.bundle.manifest import EngineInfo, PrefixReuse, StageSpec, TargetEntry
 from crossfuse.bundle.store import Bundle
 from crossfuse.commands.output import Output
 from crossfuse.commands.tables import (
@@ -19,6 +19,7 @@ from crossfuse.commands.tables import (
     show_kept_context,
     show_ledger,
     show_parity,
+    show_prefix,
     show_split,
     show_target,
     show_weights,
@@ -157,6 +158,20 @@ def test_what_is_computed_with_the_queries_is_told_by_reason(shown: Shown, bundl
     many = {f"v{i}": f"reason {i}" for i in range(10)}
     out, _ = shown(show_with_queries, replace(bundle.manifest, with_queries=many))
     assert "… and 2 more reasons (--json)" in out
+
+
+def test_prefix_reuse_is_told_or_why_there_is_none(shown: Shown, bundle: Bundle) -> None:
+    assert shown(show_prefix, bundle.manifest) == ("", "")
+    found = PrefixReuse(576, ("a", "b"))
+    out, _ = shown(show_prefix, replace(bundle.manifest, prefix=found))
+    assert out == (
+        "prefix reuse: of the context's 576 tokens in front of the queries', the keys and values "
+        "of 2 attentions are computed once (a, b)"
+    )
+    none = PrefixReuse(None, (), "embed: where the context's tokens stand is computed")
+    out, _ = shown(show_prefix, replace(bundle.manifest, prefix=none))
+    assert out.startswith("no prefix reuse: keys and values of the context's tokens")
+    assert out.endswith("embed: where the context's tokens stand is computed")
 
 
 def test_a_whole_bundle(shown: Shown, bundle: Bundle) -> None:

@@ -8,7 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crossfuse.core.dimensions import fold, is_name, rename, size_at, symbols_in
+from crossfuse.core.dimensions import (
+    fold,
+    is_name,
+    multiple_of,
+    rename,
+    size_at,
+    symbols_in,
+)
 from crossfuse.core.tensors import Dim
 from crossfuse.errors import InputError
 
@@ -151,3 +158,24 @@ def test_an_expression_of_something_else() -> None:
     assert told("-Max(n, (m + 3)//4)") == "-(Max(n, //(+(m, 3), 4)))"
     assert told("n") == "n"
     assert told("n +") is None
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("height", (1, "height")),
+        ("8*height", (8, "height")),
+        (" 16 * a.b ", (16, "a.b")),
+        ("1*n", (1, "n")),
+        ("0*n", None),
+        ("-2*n", None),
+        ("n*8", None),
+        ("2*3*n", None),
+        ("8*n + 1", None),
+        ("8", None),
+        ("", None),
+        ("9999999999*n", None),
+    ],
+)
+def test_multiples_of_one_dimension(text: str, found: tuple[int, str] | None) -> None:
+    assert multiple_of(text) == found

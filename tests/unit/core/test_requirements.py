@@ -13,6 +13,7 @@ from crossfuse.core.requirements import EXTRAS, extra_of, install, is_installed,
 from crossfuse.errors import BundleError, PackageError
 
 DISTRIBUTIONS = {
+    "PIL": "pillow",
     "cuda": "cuda-core",
     "onnx_ir": "onnx-ir",
     "starlette": "ray",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from crossfuse.core.tensors import Dim, TensorSpec, collect_dims, names_of
+from crossfuse.core.tensors import Dim, TensorSpec, axis_size, collect_dims, names_of
 from crossfuse.errors import InputError
 
 
@@ -14,6 +14,7 @@ from crossfuse.errors import InputError
         ("batch", Dim("batch")),
         ("batch:2", Dim("batch", 2)),
         ("a.b:2:9", Dim("a.b", 2, 9)),
+        ("8*height:2:9", Dim("height", 2, 9)),
     ],
 )
 def test_dims_are_read(text: str, dim: Dim) -> None:
@@ -21,7 +22,9 @@ def test_dims_are_read(text: str, dim: Dim) -> None:
     assert Dim.parse(dim) is dim
 
 
-@pytest.mark.parametrize("text", ["", "a b", "n:x", "n:1:2:3", "n:0", "n:3:2", "n:", "n::4"])
+@pytest.mark.parametrize(
+    "text", ["", "a b", "0*n", "n*8", "n:x", "n:1:2:3", "n:0", "n:3:2", "n:", "n::4"]
+)
 def test_dims_that_cant_be_read(text: str) -> None:
     with pytest.raises(InputError):
         Dim.parse(text)
@@ -55,3 +58,9 @@ def test_specs() -> None:
     assert names_of([spec, TensorSpec("x", "bool", ())]) == ("ids", "x")
     with pytest.raises(InputError, match="dtype isn't supported"):
         TensorSpec("x", "complex64", ())
+
+
+def test_sizes_of_axes() -> None:
+    for text in ("8*height", " 8 * height:2:9", "8*height:2"):
+        assert axis_size(text) == "8*height"
+    assert axis_size("height:2") == axis_size("1*height") == axis_size(Dim("height", 2)) == "height"

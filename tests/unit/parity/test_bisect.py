@@ -14,7 +14,7 @@ import pytest
 from typer.testing import CliRunner
 
 import crossfuse
-from coverage.table import TARGETS
+from coverage.rows import TARGETS
 from crossfuse.bundle.store import Bundle, entry_of, open_bundle
 from crossfuse.cli import app
 from crossfuse.core.tensors import CONTEXTS

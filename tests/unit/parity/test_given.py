@@ -80,6 +80,13 @@ def test_sizes_and_fan_out(split: Manifest) -> None:
     assert fan_out_of(arrays(2, 2), replace(split, shared_batch=None)) == 1
 
 
+def test_sizes_of_multiples(split: Manifest) -> None:
+    inputs = (spec("image", "batch", 3, "8*height"), spec("latent", "batch", "height"))
+    manifest = replace(split, stages={"model": StageSpec(inputs, ())})
+    given = {"image": np.zeros((2, 3, 40), "f4"), "latent": np.zeros((2, 5), "f4")}
+    assert sizes_given(given, manifest) == {"batch": 2, "height": 5}
+
+
 def test_checked_inputs_are_those_that_a_session_takes(split: Manifest) -> None:
     given = [("file", arrays(4, 2))]
     ((where, checked),) = check_given(given, split)

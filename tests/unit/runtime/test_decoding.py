@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import crossfuse
 from coverage.cases import CASES
-from coverage.table import TARGETS
+from coverage.rows import TARGETS
 from crossfuse import InputError, ModelSpec, runtime
 from crossfuse.core.tensors import TensorSpec
 from crossfuse.runtime.context import Context

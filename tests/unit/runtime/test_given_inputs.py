@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-from crossfuse.core.tensors import TensorSpec
+from crossfuse.core.tensors import Dim, TensorSpec
 from crossfuse.errors import InputError
 from crossfuse.runtime.given_inputs import GivenInputs, given_by_name
 from crossfuse.runtime.input_checks import InputChecker
@@ -103,3 +103,27 @@ def test_numbers_are_inputs_without_axes(dtype: str, value: Any, taken: bool) ->
             check({"s": value})
     with pytest.raises(InputError, match=r"not an array|wrong rank"):
         InputChecker((TensorSpec("s", dtype, (1,)),), {})({"s": value})
+
+
+def test_axes_that_are_multiples_of_a_dimension() -> None:
+    specs = (
+        TensorSpec("image", "float32", ("8*height",)),
+        TensorSpec("latent", "float32", ("height",)),
+        TensorSpec("made", "float32", ("height + 1",)),
+    )
+    check = InputChecker(specs, {"height": Dim("height", 2, 4)})
+
+    def given(*sizes: int) -> dict[str, np.ndarray]:
+        return {
+            spec.name: np.zeros(size, np.float32) for spec, size in zip(specs, sizes, strict=True)
+        }
+
+    assert check(given(24, 3, 4))["image"].shape == (24,)
+    for sizes, message in (
+        ((25, 3, 4), "no multiple of 8"),
+        ((24, 2, 3), "disagree about dimension 'height'.*got 2, expected 3"),
+        ((40, 5, 6), "outside its range"),
+        ((8, 1, 2), "outside its range"),
+    ):
+        with pytest.raises(InputError, match=message):
+            check(given(*sizes))

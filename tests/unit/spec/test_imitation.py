@@ -63,6 +63,26 @@ def test_what_a_sampler_made_is_varied_and_the_rest_stays() -> None:
     assert vary(kinds, LIKE, AXES, Draw(), generator)["ids"].equal(IDS)
 
 
+@pytest.mark.parametrize("masks", ["prefix", "holes", "none"])
+def test_settled_ids_and_inputs_stay_and_no_mask_hides_them(masks: str) -> None:
+    image, rows = 7, 24
+    ids = torch.randint(1, 6, (rows, 8), generator=torch.Generator().manual_seed(0))
+    ids[:, :3] = image
+    mask = (torch.arange(8) < 4 + torch.arange(rows)[:, None] % 5).long()
+    mask[0] = 1
+    made = {"mask": mask, "ids": ids * mask, "types": (ids == image).long()}
+    axes = {name: {0: "batch", 1: "text"} for name in made}
+    settled = {"ids": (image,), "types": ()}
+    draw = Draw(masks, tables={"ids": Table(9, (image, 8))}, extremes=True)
+    varied = vary(kinds_of([made], axes), made, axes, draw, torch.Generator(), settled)
+    assert torch.equal(varied["ids"] == image, ids == image)
+    assert varied["mask"][ids == image].all()
+    assert varied["types"] is made["types"]
+    assert (varied["ids"] == 8).any()
+    assert ((varied["ids"] == 0) >= (varied["mask"] == 0)).all()
+    assert (masks == "prefix") == torch.equal(varied["mask"], mask)
+
+
 def test_masks_of_the_same_dimensions_show_the_same_places() -> None:
     patterns = Patterns("holes", torch.Generator().manual_seed(1))
     names = {0: "batch", 1: "text"}

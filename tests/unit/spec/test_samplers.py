@@ -85,3 +85,22 @@ def test_wrong_axes_are_said_of_the_axes() -> None:
         spec().with_dynamic({"z": {0: "n"}})
     with pytest.raises(InputError, match="'n' has two sizes"):
         spec().with_dynamic({"x": {1: "n"}, "y": {1: "n"}})
+
+
+def test_multiples_are_asked_for_as_the_sampler_knows_them() -> None:
+    own = ModelSpec.from_sampler(
+        Sum(),
+        lambda sizes, _: {
+            "x": torch.full((2, 4 * sizes["n"]), 7.0),
+            "y": torch.full((2, sizes["n"]), 8.0),
+        },
+        dynamic={"x": {1: "4*n"}, "y": {1: "n"}},
+        example={"n": 3},
+    )
+    renamed = own.with_dynamic({"x": {1: "4*m:1:9"}, "y": {1: "m"}})
+    made = renamed.sample({"m": 5}, seed=0)
+    assert (made["x"].shape, made["y"].shape) == ((2, 20), (2, 5))
+    assert bool((made["x"] == 7).all())
+    # Another multiple is another axis: the examples are imitated.
+    assert own.with_dynamic({"x": {1: "2*m"}}).sampler is None
+    assert own.with_dynamic({"x": {1: "m"}}).sampler is None

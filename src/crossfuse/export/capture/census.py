@@ -13,7 +13,7 @@ products as evidence.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,6 +25,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from crossfuse.export.capture.control_flow import both_branches
 from crossfuse.export.capture.fast_paths import without_fast_paths
 from crossfuse.export.capture.flex_attention import flex_as_sdpa
+from crossfuse.export.capture.flow import Flow
 from crossfuse.export.capture.module_paths import module_stack
 from crossfuse.export.capture.module_state import kept_state
 from crossfuse.export.capture.operator_watch import OperatorWatch
@@ -64,6 +65,8 @@ class Sighting:
         body: the operator whose function it is in: ``cond``, ``while_loop``, ``scan``.
         used: something else than the product with the values is made of its probabilities, and
             comes to an output.
+        reaches: what it computes comes to an output. One that does not is no part of the model's
+            function, and of no graph.
     """
 
     module: str
@@ -72,11 +75,13 @@ class Sighting:
     returned: bool = False
     body: str = ""
     used: bool = False
+    reaches: bool = True
 
     @property
     def normal(self) -> bool:
-        """There is a softmax, or an operator that has one, between its products."""
-        return self.form != "products" or any("softmax" in step for step in self.between)
+        """There is a softmax, written out or not, or an operator that has one, between its
+        products."""
+        return self.form != "products" or _has_softmax(self.between)
 
     @property
     def reason(self) -> str:
@@ -102,9 +107,11 @@ class Sighting:
 
 @dataclass(eq=False)
 class _Scores:
-    """The life of one product's result until a second product consumes it."""
+    """The life of one product's result until a second product consumes it; of several products
+    whose results are joined, the life of all."""
 
     module: str
+    joined: bool = False
     steps: list[str] = field(default_factory=list)
     probabilities: list[Tensor] = field(default_factory=list)
 
@@ -115,8 +122,7 @@ class _Scores:
     @property
     def has_softmax(self) -> bool:
         """One of PyTorch's, or exponentials and their sum."""
-        written = {"exp", "sum"} <= {*self.steps} or {"exp", "logsumexp"} <= {*self.steps}
-        return written or any("softmax" in step for step in self.steps)
+        return _has_softmax(self.steps)
 
 
 @without_fast_paths()
@@ -138,7 +144,10 @@ def census(
     for sighting, scores in observer.by_hand:
         sighting.returned = any(_same_data(p, out) for p in scores.probabilities for out in outputs)
         sighting.used = any(scores in observer.made_of.get(out, ()) for out in outputs)
-    return observer.sightings
+    reaching = observer.flow.behind(outputs)
+    for i, sighting in enumerate(observer.sightings):
+        sighting.reaches = i in reaching
+    return [sighting for sighting in observer.sightings if sighting.reaches]
 
 
 class _Observer(OperatorWatch):
@@ -150,6 +159,7 @@ class _Observer(OperatorWatch):
         self.mapping: list[str] = []
         self.scores = WeakTensorKeyDictionary()
         self.made_of = WeakTensorKeyDictionary()
+        self.flow = Flow()
         self.mixed = WeakTensorKeyDictionary()
         self.weights = WeakTensorKeyDictionary()
         for tensor in [*root.parameters(), *root.buffers()]:
@@ -157,7 +167,7 @@ class _Observer(OperatorWatch):
 
     def watched(self, func: Any, args: Any, kwargs: Any) -> Any:
         result = func(*args, **kwargs)
-        name = func._schema.name
+        name, before = func._schema.name, len(self.sightings)
         if name == "crossfuse::fused_attention":
             self.sightings.append(self._sighting("operator"))
         elif "scaled_dot_product" in name and "backward" not in name:
@@ -166,6 +176,8 @@ class _Observer(OperatorWatch):
             self._product(name, args, result)
         else:
             self._other(name, tree_leaves((args, kwargs)), tree_leaves(result))
+        new = range(before, len(self.sightings))
+        self.flow.note(tree_leaves((args, kwargs)), tree_leaves(result), new)
         return result
 
     def mapped(self, begins: bool) -> None:
@@ -194,6 +206,8 @@ class _Observer(OperatorWatch):
             # something on their right.
             mirrored = self.scores.get(right)
             scores = mirrored if mirrored is not None and mirrored.has_softmax else None
+        if scores is not None and scores.joined and any(s is scores for _, s in self.by_hand):
+            return  # with the rest of its values
         if scores is not None:
             # PyTorch's own attention, where it has no kernel for a case, is these products around a
             # softmax of its own.
@@ -223,6 +237,8 @@ class _Observer(OperatorWatch):
                     self.mixed[out] = True
                 return
             scores = _Scores(self._module())
+        several = {id(self.scores[t]) for t in tensors if t in self.scores}
+        scores.joined |= short == "cat" and len(several) > 1
         if name not in _VIEWS:
             scores.steps.append(short)
         made_of = [self.made_of.get(t, ()) for t in tensors]
@@ -233,6 +249,12 @@ class _Observer(OperatorWatch):
             self.made_of[out] = behind
             if "softmax" in short:
                 scores.probabilities.append(out)
+
+
+def _has_softmax(steps: Collection[str]) -> bool:
+    """One of PyTorch's, or exponentials and their sum."""
+    written = "exp" in steps and not {"sum", "logsumexp"}.isdisjoint(steps)
+    return written or any("softmax" in step for step in steps)
 
 
 def _same_data(a: Tensor, b: Tensor) -> bool:

@@ -13,8 +13,7 @@ nothing becomes a copy.
 3. Where a body's strides are not the operator's, those of all that follows are computed again: a
    ``view`` or ``contiguous`` means what it would have meant had the program been traced so.
 4. Sizes are read off the program's inputs, each once, as tracing of the whole does.
-5. An operator that writes into a tensor which nothing else sees (``x.add_(y)`` on a sum) becomes
-its functional form.
+5. Operators that write into the program's own tensors become functional ones first (`view_writes`).
 
 It must not fire on programs with other mutation, sub-graphs or attributes (autocast, control flow):
 those are traced whole.
@@ -39,6 +38,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_leaves
 
 from crossfuse.export.capture.program_sizes import NUMBER_OF_ELEMENTS, ProgramSizes
+from crossfuse.export.capture.view_writes import functional_writes, written_over
 
 __all__ = ["decompose", "decompose_locally"]
 
@@ -53,8 +53,9 @@ _KEPT_METADATA = ("nn_module_stack", "stack_trace", "source_fn_stack", "from_nod
 
 def decompose_locally(program: ExportedProgram) -> None:
     """Make the program's own ``run_decompositions`` local, for exporters that call it."""
+    complex_too = {torch.ops.aten.unsqueeze.default: _unsqueezed} if _has_complex(program) else {}
     program.run_decompositions = lambda decomp_table=None, **_: decompose(
-        program, decomp_table or {}
+        program, {**(decomp_table or {}), **complex_too}
     )
 
 
@@ -64,13 +65,14 @@ def decompose(program: ExportedProgram, table: Table) -> ExportedProgram:
 
     A function of the table may return ``NotImplemented``: the operator then stays.
     """
+    made = functional_writes(program.graph)
     if not _is_plain(program.graph):
         # PyTorch traces functions in operators with its compiler.
         with torch.compiler.set_stance("default"):
             whole: ExportedProgram = ExportedProgram.run_decompositions(program, dict(table))
         return whole
     kept = _kept_composites(len(torch._C._dispatch_get_all_op_names()))
-    graph = program.graph
+    graph, table = program.graph, {**table, torch.ops.aten.copy.default: written_over}
     restrided: set[fx.Node] = set()
     sizes = ProgramSizes(graph)
     for node in list(graph.nodes):
@@ -78,11 +80,11 @@ def decompose(program: ExportedProgram, table: Table) -> ExportedProgram:
             continue
         if "val" not in node.meta:  # put there by a library's own patch
             node.meta["val"] = _value(node)
-        if not restrided.isdisjoint(node.all_input_nodes) and _restride(node):
+        changed = node in made or not restrided.isdisjoint(node.all_input_nodes)
+        if changed and _restride(node):
             restrided.add(node)
         if not isinstance(node.target, OpOverload):
             continue
-        node.target = _functional(node.target) or node.target
         if node.target in table or (node.target._can_decompose() and node.target not in kept):
             result = _inline(program, node, table, sizes)
             if result is not None and _strides(result) != _strides(node):
@@ -90,6 +92,19 @@ def decompose(program: ExportedProgram, table: Table) -> ExportedProgram:
     graph.eliminate_dead_code()
     program.graph_module.recompile()
     return program
+
+
+def _has_complex(program: ExportedProgram) -> bool:
+    values = (node.meta.get("val") for node in program.graph.nodes)
+    return any(isinstance(value, Tensor) and value.is_complex() for value in values)
+
+
+def _unsqueezed(x: Tensor, dim: int) -> Tensor:
+    """Of complex numbers, for which exporters know ``view`` alone."""
+    if not x.is_complex():
+        return NotImplemented  # type: ignore[no-any-return]
+    at = dim % (x.ndim + 1)
+    return x.view(*x.shape[:at], 1, *x.shape[at:])
 
 
 @functools.cache
@@ -132,48 +147,11 @@ def _is_plain(graph: fx.Graph) -> bool:
         if node.op != "call_function":
             return False
         if isinstance(target, OpOverload):
-            if target._schema.is_mutable and not (
-                _functional(target) and _owns(node.args[0], node)
-            ):
+            if target._schema.is_mutable:
                 return False
         elif not (target is operator.getitem or isinstance(target, _SYMBOLIC)):
             return False
     return True
-
-
-def _functional(target: OpOverload) -> OpOverload | None:
-    """The functional form of an operator that writes into its first argument and returns it:
-    ``add_`` → ``add``."""
-    name = target._schema.name.removeprefix("aten::")
-    if (
-        not target._schema.is_mutable
-        or not name.endswith("_")
-        or not hasattr(torch.ops.aten, name[:-1])
-    ):
-        return None
-    packet = getattr(torch.ops.aten, name[:-1])
-    return (
-        getattr(packet, target._overloadname)
-        if target._overloadname in packet.overloads()
-        else None
-    )
-
-
-def _owns(value: Any, user: fx.Node) -> bool:
-    """Nothing but this user sees the value: it is an operator's own new tensor, and no view of
-    another one."""
-    if (
-        not isinstance(value, fx.Node)
-        or set(value.users) != {user}
-        or not isinstance(value.target, OpOverload)
-    ):
-        return False
-    schema = value.target._schema
-    return not (
-        schema.is_mutable
-        or value.target._can_decompose()
-        or any(r.alias_info for r in schema.returns)
-    )
 
 
 def _inline(

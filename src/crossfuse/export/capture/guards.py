@@ -7,19 +7,23 @@ n, say. So relations are deferred, and proven here by their values.
 Rules:
 
 1. A relation that holds at every size tried is dropped.
-2. One that fails at single sizes alone (``if n == 5``), or says that something is unequal (``if
-n % 8``), is dropped too, and the model is compared there with the eager one: at the smallest sizes,
-and at examples that are made.
+2. One that fails at single sizes alone (``if n == 5``), that says that something is unequal (``if
+n % 8``), or that PyTorch asks for inside an operator (how a tensor of one block lies in memory) is
+dropped too, and the model is compared there with the eager one: at the smallest sizes, and at
+examples that are made.
 3. Any other is refused, with the dimension, the relation and the line of the user's code.
 """
 
 from __future__ import annotations
 
 import itertools
+import math
 import re
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from types import FrameType
 from typing import Any
 
 import torch
@@ -32,12 +36,40 @@ from crossfuse.core.tensors import Dim
 from crossfuse.errors import Advice, InputError
 from crossfuse.export.capture.traceable import replaced
 
-__all__ = ["Guard", "GuardLog", "Tried", "drop_assertions", "tried", "watched_guards"]
+__all__ = [
+    "Guard",
+    "GuardLog",
+    "NotFreeError",
+    "Tried",
+    "drop_assertions",
+    "tried",
+    "watched_guards",
+]
 
 _FEW = 3
 """So many single sizes at which a relation fails are tried one by one."""
 
+_ASKING = (
+    *("torch.fx.experimental", "torch.utils._stats", "torch.utils._sympy", "torch._dynamo"),
+    *("contextlib", "functools", "crossfuse.export.capture.guards", "sympy"),
+)
+"""Modules whose frames stand between a relation and whoever asks for it; so does ``torch`` itself,
+where numbers are."""
+
 _HEAD, _SPREAD, _MOST = 48, 12, 4096
+_LARGE = 128
+"""Sizes whose product is beyond this are not compared where others tell the same: an image of all
+sizes at their ends would take the eager model hours."""
+
+
+class NotFreeError(InputError):
+    """A dimension is fixed, or narrower than its range.
+
+    Attributes:
+        narrower: dimension → the range in which the relation holds; None where that is one size.
+    """
+
+    narrower: Mapping[str, Dim | None]
 
 
 @dataclass(frozen=True)
@@ -48,6 +80,15 @@ class Guard:
     expression: Any
     dims: Mapping[Any, str]
     place: str | None
+    inside: bool = False
+
+    @property
+    def may_fail(self) -> bool:
+        """At many sizes: it says that something is unequal, or is PyTorch's own."""
+        import sympy  # type: ignore[import-untyped]
+
+        ordered = (sympy.Unequality, sympy.StrictGreaterThan, sympy.StrictLessThan)
+        return isinstance(self.expression, ordered if self.inside else sympy.Unequality)
 
     def fails(self, ranges: Mapping[str, Dim]) -> list[dict[str, int]]:
         """Sizes of its dimensions, among those tried, at which it does not hold."""
@@ -60,13 +101,22 @@ class Guard:
         return [point for point in points if not self._holds(point)]
 
     def _holds(self, point: Mapping[str, int]) -> bool:
-        import sympy  # type: ignore[import-untyped]
+        import sympy
 
         sizes = {symbol: point[self.dims[symbol]] for symbol in self.expression.free_symbols}
         try:
             return bool(self.expression.xreplace({s: sympy.Integer(n) for s, n in sizes.items()}))
         except (TypeError, ZeroDivisionError):
             return False
+
+    @property
+    def is_multiple(self) -> bool:
+        """The relation is that a size is a multiple of a number."""
+        import sympy
+        from torch.utils._sympy.functions import Mod, PythonMod
+
+        found = self.expression
+        return isinstance(found, sympy.Eq) and bool(found.has(Mod, PythonMod))
 
     @property
     def constants(self) -> set[int]:
@@ -96,13 +146,30 @@ class Guard:
         names = sorted({self.dims[symbol] for symbol in self.expression.free_symbols})
         dims = [ranges[name] for name in names]
         named = " and ".join(map(repr, names))
-        return InputError(
+        error = NotFreeError(
             f"torch.export can't trace the model at every size of {named}: what its code does "
             f"holds only where {self.text()}",
             where=where if self.place is None else f"{where}; {self.place}",
             got=", ".join(f"{d.name} {d.min}..{'' if d.max is None else d.max}" for d in dims),
             do=do,
         )
+        alone = len(dims) == 1
+        error.narrower = {dim.name: self._narrower(dim) if alone else None for dim in dims}
+        return error
+
+    def _narrower(self, dim: Dim) -> Dim | None:
+        """The longest range in which the relation holds, of a relation of one dimension."""
+        sizes = _sizes(dim, alone=True)
+        runs = [
+            list(run)
+            for holds, run in itertools.groupby(sizes, lambda n: self._holds({dim.name: n}))
+            if holds
+        ]
+        longest = max(runs, key=len, default=[])
+        if len(longest) < 2:
+            return None
+        last = dim.max if longest[-1] == sizes[-1] else longest[-1]
+        return Dim(dim.name, longest[0], last)
 
     def text(self) -> str:
         """With the names of the dimensions."""
@@ -115,6 +182,17 @@ class Guard:
         }
         found: str = PythonPrinter().doprint(self.expression.xreplace(named))
         return found
+
+
+def _inside_operator() -> bool:
+    """PyTorch's own code asks, and not a comparison in the module's."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        name = str(frame.f_globals.get("__name__", ""))
+        if name != "torch" and not name.startswith(_ASKING):
+            return name.startswith("torch.") and name != "torch.export._trace"
+        frame = frame.f_back
+    return False
 
 
 @dataclass
@@ -139,7 +217,7 @@ class GuardLog:
     def note(self, expression: Any) -> None:
         """Remember a relation."""
         if all(guard.expression != expression for guard in self.guards):
-            self.guards.append(Guard(expression, self.dims, place_here()))
+            self.guards.append(Guard(expression, self.dims, place_here(), _inside_operator()))
 
     def know(self, symbol: Any, size: object) -> None:
         """Remember which dimension a symbol is: the one of this size."""
@@ -201,19 +279,26 @@ def watched_guards(
 
 def tried(log: GuardLog, ranges: Mapping[str, Dim]) -> Tried:
     """Try every relation at the sizes that the dimensions allow."""
-    import sympy
-
     sizes: list[Mapping[str, int]] = []
     for guard in log.guards:
         failing = guard.fails(ranges)
-        if len(failing) > _FEW and not isinstance(guard.expression, sympy.Unequality):
+        if len(failing) > _FEW and not guard.may_fail:
             return Tried(sizes, guard)
-        ends = failing if len(failing) <= _FEW else [failing[i] for i in (0, len(failing) // 2, -1)]
-        sizes += [point for point in ends if point not in sizes]
+        for point in failing if len(failing) <= _FEW else _some(failing):
+            if point not in sizes:
+                sizes.append(point)
     least = [{name: dim.min for name, dim in ranges.items()}]
     return Tried(
         [point for point in sizes if not any(_within(point, ends) for ends in least)], None
     )
+
+
+def _some(points: Sequence[Mapping[str, int]]) -> list[Mapping[str, int]]:
+    """The first, the middle and the last of the points that are no large inputs; where all are, the
+    smallest."""
+    small = [point for point in points if math.prod(point.values()) <= _LARGE]
+    small = small or [min(points, key=lambda point: math.prod(point.values()))]
+    return [small[i] for i in (0, len(small) // 2, -1)]
 
 
 def _within(point: Mapping[str, int], sizes: Mapping[str, int]) -> bool:

@@ -12,7 +12,7 @@ import torch
 from torch.export import ExportedProgram
 
 import crossfuse.ops.torch_op  # noqa: F401 -- registers the operator that the table translates
-from crossfuse.core.dimensions import rename
+from crossfuse.core.dimensions import multiple_of, rename
 from crossfuse.core.text import brief
 from crossfuse.errors import InputError
 from crossfuse.export.capture.decompose import decompose_locally
@@ -63,7 +63,8 @@ def program_to_onnx(
         raise _not_translated(spec, error) from error
     if exported is None:
         raise InputError("PyTorch's ONNX exporter gave no model", where=spec.name)
-    simplify(exported.model)
+    with quiet_exporter():
+        simplify(exported.model)
     # Now that no output is an input any more, which would be renamed with it.
     graph = exported.model.graph
     for values, names in ((graph.outputs, outputs), (graph.inputs, spec.inputs)):
@@ -123,10 +124,11 @@ def _symbols(program: ExportedProgram, spec: ModelSpec) -> dict[str, str]:
     user = set(program.graph_signature.user_inputs)
     placeholders = [n for n in program.graph.nodes if n.op == "placeholder" and n.name in user]
     for node, name in zip(placeholders, spec.inputs, strict=True):
-        for axis, dim in spec.axes.get(name, {}).items():
-            symbol = str(node.meta["val"].shape[axis])
-            if not symbol.isdigit():
-                found[symbol] = dim
+        for axis, size in spec.axes.get(name, {}).items():
+            symbol = multiple_of(str(node.meta["val"].shape[axis]))
+            dim = multiple_of(size)
+            if symbol is not None and dim is not None and symbol[0] == dim[0]:
+                found[symbol[1]] = dim[1]
     return found
 
 

@@ -9,7 +9,7 @@ import logging
 import re
 import warnings
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
 from typing import Any
 
 import torch
@@ -20,7 +20,10 @@ from crossfuse.core.foreign import place_of
 from crossfuse.core.tensors import Dim
 from crossfuse.core.text import brief
 from crossfuse.errors import Advice, InputError, Said
+from crossfuse.export.capture.assumed_branches import Assumptions, assumed, other_ways
+from crossfuse.export.capture.block_sizes import even_chunks, whole_blocks
 from crossfuse.export.capture.control_flow import both_branches
+from crossfuse.export.capture.expert_loops import all_experts
 from crossfuse.export.capture.exporter_shortcuts import uncached_fakes
 from crossfuse.export.capture.flat_boundary import flat_boundary, parameter_names
 from crossfuse.export.capture.flex_attention import flex_as_sdpa
@@ -31,7 +34,9 @@ from crossfuse.export.capture.guards import (
     tried,
     watched_guards,
 )
+from crossfuse.export.capture.known_values import known_values
 from crossfuse.export.capture.module_state import kept_state
+from crossfuse.export.capture.trace_sizes import limited, trace_sizes, traced_size
 from crossfuse.export.capture.traceable import traceable
 from crossfuse.spec.model_spec import ModelSpec
 
@@ -46,8 +51,19 @@ _ABOUT_SIZES = (
     "must be divisible",
     "must match the size",
     "not in VR",
+    "inconsistent min=",
 )
 """What torch.export says where a relation between sizes is in the way."""
+
+_MOST_BLOCK = 1024
+"""The largest number that is taken for the size of a block."""
+
+_PADDED = Advice(
+    "Pad inside forward to such a multiple, and cut the result: F.pad(x, (0, -n % multiple)) takes "
+    "every n; or leave the axis out of {}, where it has one size",
+    Said("--dynamic", "ModelSpec(dynamic=...)"),
+)
+"""What to do where a size has to be a multiple."""
 
 _SUGGESTION = re.compile(r"(\w+) = Dim\('\1'(?:, min=(\d+))?(?:, max=(\d+))?\)")
 _CONSTANT = re.compile(r"specialized it to be a constant \((\d+)\)")
@@ -72,9 +88,10 @@ def capture(spec: ModelSpec, *, defer_guards: bool = False) -> tuple[ExportedPro
     first = _Way(deferred=defer_guards, vouched=defer_guards)
     ways = (first, _Way(deferred=True), _Way(deferred=True, larger=True))
     failure: InputError | None = None
+    blocks: set[int] = set()
     for way in ways:
         try:
-            return _traced(spec, way)
+            return _traced(spec, way, blocks)
         except InputError as error:
             failure = failure if failure is not None and (failure.got or not error.got) else error
             if not way.others_may_do(error):
@@ -102,30 +119,42 @@ class _Way:
         return bool(error.got) or _is_about_sizes(error.__cause__)
 
 
-def _traced(spec: ModelSpec, way: _Way) -> tuple[ExportedProgram, ModelSpec]:
+def _traced(spec: ModelSpec, way: _Way, blocks: set[int]) -> tuple[ExportedProgram, ModelSpec]:
     """The program, and the spec with limits, and with examples where it has to be compared.
+
+    Args:
+        spec: of the module.
+        way: how.
+        blocks: numbers that sizes were related to where a trace was refused; more come with it.
 
     Raises:
         InputError: with ``got`` where a dimension is not free.
     """
+    branches = Assumptions()
     while True:
-        sizes = _trace_sizes(spec, larger=way.larger)
+        sizes = trace_sizes(spec, _beyond(blocks) if way.larger else None)
         own_proofs = not way.deferred or way.vouched
         with watched_guards(sizes, spec.dims, own_proofs=own_proofs) as log:
             try:
-                program = _trace(spec, sizes, way.deferred)
+                program = _trace(spec, sizes, way.deferred, branches)
             # torch.export raises many unrelated types, each of which means "can't be traced"
             except Exception as error:
+                if isinstance(error, AssertionError | ValueError) and branches.turn_last():
+                    continue
                 limited = _with_limits(spec, str(error))
                 if limited is not None:
                     spec = limited
                     continue
                 refused = tried(log, spec.dims).refused if _is_about_sizes(error) else None
+                blocks |= refused.constants if refused is not None else set()
                 raise _refusal(spec, refused, log, error) from error
+        compared = other_ways(spec, branches)
+        spec = dataclasses.replace(spec, examples=[*spec.examples, *compared])
         if own_proofs:
             return program, spec
         found = tried(log, spec.dims)
         if found.refused is not None:
+            blocks |= found.refused.constants
             raise _refusal(spec, found.refused, log, None)
         drop_assertions(program)
         more = [spec.sample({**spec.example_sizes, **point}, seed=0) for point in found.sizes]
@@ -141,7 +170,7 @@ def _refusal(
 ) -> InputError:
     """A dimension that is not free, with the relation; else what the tracer says."""
     if guard is not None:
-        fit = _fit(spec, guard.constants)
+        fit = _PADDED if guard.is_multiple else _fit(spec, guard.constants)
         return guard.refusal(spec.name, spec.dims, spec.module, fit)
     assert error is not None
     place = place_of(error)
@@ -153,7 +182,9 @@ def _refusal(
     )
 
 
-def _trace(spec: ModelSpec, sizes: dict[str, int], defer_guards: bool) -> ExportedProgram:
+def _trace(
+    spec: ModelSpec, sizes: dict[str, int], defer_guards: bool, branches: Assumptions
+) -> ExportedProgram:
     dims = {
         name: torch.export.Dim(name, min=d.min, max=d.max) if d.max != d.min else None
         for name, d in spec.dims.items()
@@ -162,15 +193,20 @@ def _trace(spec: ModelSpec, sizes: dict[str, int], defer_guards: bool) -> Export
     parameters = parameter_names(inputs)
     shapes = {
         parameters[name]: {
-            axis: dims[dim]
-            for axis, dim in spec.axes.get(name, {}).items()
-            if dims[dim] is not None
+            axis: found
+            for axis, size in spec.axes.get(name, {}).items()
+            if (found := traced_size(size, dims)) is not None
         }
         for name in inputs
     }
     with (
         torch.no_grad(),
         traceable(),
+        known_values(spec.module),
+        assumed(branches),
+        all_experts(),
+        even_chunks(),
+        whole_blocks() if defer_guards else nullcontext(),
         flex_as_sdpa(),
         both_branches(),
         _fresh_attributes(spec.module),
@@ -205,7 +241,7 @@ def _with_limits(spec: ModelSpec, message: str) -> ModelSpec | None:
     if not found:
         return None
     axes = {
-        name: {axis: found.get(Dim.parse(dim).name, dim) for axis, dim in axes.items()}
+        name: {axis: limited(dim, found) for axis, dim in axes.items()}
         for name, axes in spec.dynamic.items()
     }
     _log.debug("the model limits %s", ", ".join(f"{n} to {d.max}" for n, d in found.items()))
@@ -226,14 +262,9 @@ def _fresh_attributes(module: nn.Module) -> Iterator[None]:
             handle.remove()
 
 
-def _trace_sizes(spec: ModelSpec, *, larger: bool = False) -> dict[str, int]:
-    sizes: dict[str, int] = {}
-    for name, dim in spec.dims.items():
-        size = max(2, dim.min, spec.example_sizes[name] + larger)
-        while size in sizes.values():
-            size += 1
-        sizes[name] = size if dim.max is None else max(dim.min, min(size, dim.max))
-    return sizes
+def _beyond(blocks: set[int]) -> int:
+    """A size of more than two blocks, of which none is half full."""
+    return 2 * max((size for size in blocks if size <= _MOST_BLOCK), default=0) + 1
 
 
 def _fit(spec: ModelSpec, sizes: Collection[int]) -> Advice:

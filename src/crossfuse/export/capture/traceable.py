@@ -8,6 +8,8 @@ program, not a sub-graph that no pass looks into.
 3. A size can be a key of a dict, or an argument of a cached function: equal expressions are one
 key.
 4. Scripted modules are called by their compiled method, whose operators are seen.
+5. A module that converts another one as it runs (``self.gate.to(torch.float32)``) is left as it is
+where that changes nothing.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch._functorch import apis
 from torch.fx.experimental.proxy_tensor import (
     PreDispatchTorchFunctionMode,
@@ -63,6 +65,7 @@ def traceable() -> Iterator[None]:
             (apis, "vmap_impl", _batched(_vmap_impl())),
             (torch.SymInt, "__hash__", _hash),
             (torch.jit._script.RecursiveScriptModule, "__call__", _call_scripted),
+            (nn.Module, "_apply", _converted),
         ):
             stack.enter_context(replaced(owner, name, value))
         yield
@@ -156,6 +159,23 @@ def _without_gradient_modes(original: Callable[..., Any]) -> Callable[..., Any]:
 
 def _call_scripted(self: Any, *args: Any, **kwargs: Any) -> Any:
     return self._c._get_method("forward")(*args, **kwargs)
+
+
+def _converted(self: nn.Module, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
+    """The module, whose tensors have the dtype and device that it is converted to.
+
+    Raises:
+        TypeError: they have others.
+    """
+    names = (*self.named_parameters(recurse=recurse), *self.named_buffers(recurse=recurse))
+    for name, tensor in names:
+        made = fn(tensor)
+        if (made.dtype, made.device) != (tensor.dtype, tensor.device):
+            raise TypeError(
+                f"{type(self).__name__} is converted as the model runs: its {name} from "
+                f"{tensor.dtype} to {made.dtype}; convert it before, and keep it so"
+            )
+    return self
 
 
 class _PlainOperators(TorchFunctionMode):

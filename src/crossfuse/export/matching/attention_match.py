@@ -43,7 +43,7 @@ from crossfuse.export.matching.axes import (
     size_of,
 )
 from crossfuse.export.matching.fills import require_hiding_fills
-from crossfuse.export.matching.gates import Gate, pass_gate, place_gates
+from crossfuse.export.matching.gates import Gate, pass_gate, place_gates, without_known_masks
 from crossfuse.export.matching.score_arithmetic import Scores, absorb
 from crossfuse.export.matching.sinks import Sink, cut, require_no_gate
 from crossfuse.export.matching.softmax_chain import ChainNode, Mismatch, SoftmaxChain
@@ -156,6 +156,7 @@ def match_attention(chain: SoftmaxChain) -> AttentionMatch:
         between.append(FactoredValue(link.node.outputs[0], axes))
     second = _second_product(chain.values, axes, product.batch, rows.own, weighed)
     if sink is not None:
+        gates = without_known_masks(scores.terms[: sink.before], gates, sink.lowest)
         require_no_gate(sink, [gate.operand for gate in gates])
     require_hiding_fills(scores.terms if sink is None else (*scores.terms, *sink.terms))
     placed = place_gates(scores.terms, gates, second.rows, keys.own)

@@ -11,6 +11,8 @@ a node; `place_gates` finds what it is to the attention:
 3. A gate that is the same for all rows multiplies the values.
 
 Others are no attention: the weights of a row no longer sum to 1.
+
+Beside sinks, `without_known_masks` drops masks filled in again: what they hide has no weight.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
+from itertools import takewhile
 from typing import NamedTuple
 
 from crossfuse.export.matching.axes import Axes, Axis, FactoredValue, all_factors, factors
@@ -29,10 +32,10 @@ from crossfuse.export.matching.conditions import (
     literals_of,
 )
 from crossfuse.export.matching.score_arithmetic import beside, pass_through
-from crossfuse.export.matching.softmax_chain import ChainNode, Mismatch, scalar_of
+from crossfuse.export.matching.softmax_chain import WIDE, ChainNode, Mismatch, scalar_of
 from crossfuse.export.matching.terms import Term
 
-__all__ = ["Gate", "GateKind", "PlacedGates", "pass_gate", "place_gates"]
+__all__ = ["Gate", "GateKind", "PlacedGates", "pass_gate", "place_gates", "without_known_masks"]
 
 
 class GateKind(Enum):
@@ -145,6 +148,26 @@ def place_gates(
                 "its attention probabilities are multiplied by a tensor that differs by row and key"
             )
     return PlacedGates(terms, tuple(on_values), tuple(on_result))
+
+
+def without_known_masks(
+    terms: Sequence[Term], gates: Sequence[Gate], lowest: float | None
+) -> list[Gate]:
+    """The gates but for masks of what is 0 already beside sinks: with a sink no row is without
+    keys.
+
+    Args:
+        terms: of the scores without the sinks.
+        gates: behind the softmax.
+        lowest: a sink's score is not below it; None where that is unknown.
+    """
+    low = -math.inf if lowest is None else min(lowest, 0.0) - WIDE / 2
+    # What is added or filled in behind a fill may lift it.
+    last = takewhile(lambda term: term.fill is not None and term.score <= low, reversed(terms))
+    hidden = [literal for term in last for literal in _literals_of_term(term)]
+    return [
+        gate for gate in gates if not (own := _literals_of_gate(gate)) or not _covered(own, hidden)
+    ]
 
 
 class _PlacedLiteral(NamedTuple):

@@ -64,6 +64,16 @@ class Sink:
         return size_of(self.columns).factor
 
     @property
+    def lowest(self) -> float | None:
+        """The lowest of their scores; None where these are computed."""
+        if isinstance(self.logits, float):
+            return self.logits * self.factor
+        tensor = ir.convenience.get_const_tensor(self.logits.value)
+        if tensor is None or tensor.size == 0:
+            return None
+        return float((np.asarray(tensor.numpy(), dtype=np.float64) * self.factor).min())
+
+    @property
     def terms(self) -> tuple[Term, ...]:
         """The logits as a bias on the sinks' own columns; none where they are a number."""
         return () if isinstance(self.logits, float) else (Term(self.logits, self.factor),)

@@ -1,1 +1,2 @@
-"""Where models come from: a factory, a checkpoint of `transformers`, an ONNX file."""
+"""Where models come from: a factory, a checkpoint of `transformers` or `diffusers`, an ONNX
+file."""

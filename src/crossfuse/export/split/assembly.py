@@ -8,10 +8,12 @@ from dataclasses import dataclass, field, replace
 
 import onnx_ir as ir
 
-from crossfuse.bundle.manifest import Decode, StageSpec
+from crossfuse.bundle.manifest import Decode, PrefixReuse, StageSpec
 from crossfuse.core.tensors import CONTEXTS, Dim
+from crossfuse.errors import InputError
 from crossfuse.export.split.decode_step import decode_stage
 from crossfuse.export.split.partition import NothingToSplitError, split
+from crossfuse.export.split.prefix import cut_prefix
 from crossfuse.export.split.stage_sizes import MissingSizeError
 from crossfuse.graph.flops import count_flops
 from crossfuse.graph.shapes import boundary, dim_of
@@ -35,6 +37,7 @@ class Stages:
     shared_batch: str | None = None
     decode: Decode | None = None
     with_queries: Mapping[str, str] = field(default_factory=dict)
+    prefix: PrefixReuse | None = None
 
 
 def assemble(
@@ -45,6 +48,7 @@ def assemble(
     *,
     whole: bool = False,
     decode: str | None = None,
+    prefix: bool = True,
 ) -> Stages:
     """Split the graph where it has context inputs.
 
@@ -58,12 +62,29 @@ def assemble(
         sizes: their typical sizes.
         whole: leave it whole all the same.
         decode: the input of token ids of a model that decodes; gives a stage ``step``.
+        prefix: keep tokens of the context that stand in front of the queries' apart from them.
 
     Raises:
         InputError: there is nothing to split, or it can't be decoded step by step.
     """
     if not context or whole:
         return Stages({"model": model}, {"model": _spec(model, sizes)}, dims, sizes)
+    apart, found = cut_prefix(model, context) if prefix else (model, None)
+    if apart is not model:
+        try:
+            return replace(_split(apart, context, dims, sizes, decode), prefix=found)
+        except InputError as error:
+            found = PrefixReuse(None, (), error.what)
+    return replace(_split(model, context, dims, sizes, decode), prefix=found)
+
+
+def _split(
+    model: ir.Model,
+    context: Sequence[str],
+    dims: Mapping[str, Dim],
+    sizes: Mapping[str, int],
+    decode: str | None,
+) -> Stages:
     try:
         parts = split(model, context, sizes)
     except (NothingToSplitError, MissingSizeError) as error:

@@ -4,7 +4,8 @@ state.
 Rules:
 
 1. The token input becomes one token. Keys and values of attentions over the tokens become state of
-   a fixed length: the new row is written at ``position``, and the attention sees the rows up to it.
+   a fixed length: the new row is written at ``position``, and the attention sees the rows up to it,
+   behind those of a context that stand in front of the tokens.
 2. What depends on the number of tokens but not on their content (positions, relative biases, causal
    masks) is computed for the full length, which is constant, and its row at ``position`` is taken.
 3. Everything else works token by token and stays as it is.
@@ -16,6 +17,7 @@ mixes tokens is shown by running: parity of steps with eager PyTorch over whole 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -23,11 +25,12 @@ import onnx_ir as ir
 from onnx_ir.passes.common import NameFixPass, RemoveUnusedNodesPass
 from onnx_ir.tape import Tape
 
-from crossfuse.core.dimensions import symbols_in
+from crossfuse.core.dimensions import size_at, symbols_in
 from crossfuse.core.tensors import NEXT, POSITION, STATE
 from crossfuse.errors import InputError
 from crossfuse.export.matching.axes import Size
 from crossfuse.export.split.dependence import shape_symbols, shape_window
+from crossfuse.export.split.rows import joined_along, sum_of
 from crossfuse.graph.attention_node import AttentionNode, attentions, is_attention, role_at
 from crossfuse.graph.shapes import dim_of
 
@@ -167,12 +170,14 @@ class _Stepper:
         row to it."""
         self._require_hidden_future(attention)
         tape = Tape()
+        front: list[ir.Value] = []
         for role, value in (("key", attention.key), ("value", attention.value)):
-            state = self._state(tape, value, f"{attention.site}.{role}")
+            front, own = self._in_front(value)
+            state = self._state(tape, own, f"{attention.site}.{role}")
             self.states.append(state)
-            attention.set_operand(role, state.outgoing)
+            attention.set_operand(role, self._behind(tape, front, state.outgoing))
         if attention.causal != "none":
-            attention.set_operand("key_lengths", self._lengths(tape, attention.query))
+            attention.set_operand("key_lengths", self._lengths(tape, attention.query, front))
             attention.set_causal("none")
         self.graph.insert_before(attention.node, tape.nodes)
 
@@ -194,9 +199,27 @@ class _Stepper:
         outgoing.name, outgoing.shape, outgoing.type = f"{NEXT}{name}", shape, value.type
         return _State(incoming, outgoing)
 
-    def _lengths(self, tape: Tape, query: ir.Value) -> ir.Value:
-        """``[batch]``: the tokens so far, the new one among them."""
+    def _in_front(self, value: ir.Value) -> tuple[list[ir.Value], ir.Value]:
+        """Rows of a context that stand in front of the tokens', and those."""
+        *front, own = joined_along(value, 1) or [value]
+        alone = own in self.moving and not any(v in self.moving for v in front)
+        return (front, own) if alone else ([], value)
+
+    def _behind(self, tape: Tape, front: Sequence[ir.Value], state: ir.Value) -> ir.Value:
+        """A state's rows behind those that stand in front of them."""
+        if not front:
+            return state
+        joined: ir.Value = tape.op("Concat", [*front, state], attributes={"axis": 1})
+        rows = sum_of([dim_of(v, 1) for v in (*front, state)])
+        joined.shape, joined.type = ir.Shape([dim_of(state, 0), rows, dim_of(state, 2)]), state.type
+        return joined
+
+    def _lengths(self, tape: Tape, query: ir.Value, front: Sequence[ir.Value]) -> ir.Value:
+        """``[batch]``: the tokens so far, the new one and those in front among them."""
         seen = tape.op("Add", [self.position, self._constant(tape, [1])])
+        for value in front:
+            count = tape.op("Shape", [value], attributes={"start": 1, "end": 2})
+            seen = tape.op("Add", [seen, count])
         batch = tape.op("Shape", [query], attributes={"start": 0, "end": 1})
         lengths = tape.op("Expand", [seen, batch])
         lengths.shape = ir.Shape([dim_of(query, 0)])
@@ -229,7 +252,8 @@ class _Stepper:
         dims = [dim_of(value, axis) for axis in range(rank)]
         last = rank - 1 if keys else rank
         axes = tuple(axis for axis in range(last) if dims[axis] == self.axis)
-        merged = [dim for dim in dims if dim != self.axis and self.axis in symbols_in(dim)]
+        counted = dims[:last] if self._at_length(dims[-1]) is not None else dims
+        merged = [dim for dim in counted if dim != self.axis and self.axis in symbols_in(dim)]
         if merged:
             raise self._cannot("a size is merged with the token axis", merged[0])
         if (value, axes) not in self.rows:
@@ -279,17 +303,20 @@ class _Stepper:
         return made
 
     def _size(self, tape: Tape, dim: int | str | None, node: ir.Node, index: int) -> ir.Value:
-        if dim == self.axis:
-            return self._constant(tape, [self.length])
+        at_length = self._at_length(dim) if self.axis in symbols_in(dim) else None
+        if at_length is not None:
+            return self._constant(tape, [at_length])
         if self.axis in symbols_in(dim):
             raise self._cannot("a size is merged with the token axis", dim)
         start = (node.attributes.get_int("start", 0) or 0) + index
         return tape.op("Shape", list(node.inputs), attributes={"start": start, "end": start + 1})
 
     def _long(self, dim: int | str | None) -> int | str | None:
-        if dim == self.axis:
-            return self.length
-        return None if self.axis in symbols_in(dim) else dim
+        return self._at_length(dim) if self.axis in symbols_in(dim) else dim
+
+    def _at_length(self, dim: int | str | None) -> int | None:
+        """A size where there are as many tokens as the state has room for."""
+        return size_at(dim, {self.axis: self.length})
 
     def _shorten(self, value: ir.Value) -> None:
         """One token in place of the token axis."""

@@ -8,7 +8,7 @@ alone is *neutral*, and may be computed in either stage, where the sizes it read
 from __future__ import annotations
 
 import enum
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 import onnx_ir as ir
 
@@ -66,6 +66,11 @@ class Dependence:
             and all(symbols_in(size) <= known for size in _dims(value))
         )
 
+    def add(self, node: ir.Node) -> None:
+        """Take in a node that was put into the graph behind all that it is made of."""
+        self.content.update(dict.fromkeys(node.outputs, self._of_node(node)))
+        self.needs.update(dict.fromkeys(node.outputs, _read_by(node, self.needs)))
+
     def _of_node(self, node: ir.Node) -> Content:
         content = Content.NEUTRAL
         if node.op_type not in READS_SIZES:
@@ -78,13 +83,16 @@ def sizes_read(graph: ir.Graph) -> dict[ir.Value, frozenset[str]]:
     """The named sizes that the computation of every value reads."""
     found: dict[ir.Value, frozenset[str]] = {}
     for node in graph:
-        needs = frozenset[str]()
-        if node.op_type in READS_SIZES:
-            needs = needs.union(*(symbols_in(size) for size in shape_window(node)))
-        else:
-            needs = needs.union(*(found.get(v, needs) for v in node.inputs if v is not None))
-        found.update(dict.fromkeys(node.outputs, needs))
+        found.update(dict.fromkeys(node.outputs, _read_by(node, found)))
     return found
+
+
+def _read_by(node: ir.Node, found: Mapping[ir.Value, frozenset[str]]) -> frozenset[str]:
+    """The named sizes that a node's results read, given those of its operands."""
+    needs = frozenset[str]()
+    if node.op_type in READS_SIZES:
+        return needs.union(*(symbols_in(size) for size in shape_window(node)))
+    return needs.union(*(found.get(v, needs) for v in node.inputs if v is not None))
 
 
 def shape_symbols(value: ir.Value) -> frozenset[str]:

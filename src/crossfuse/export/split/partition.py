@@ -32,6 +32,7 @@ from crossfuse.errors import InputError
 from crossfuse.export.split.dependence import Content, Dependence
 from crossfuse.export.split.mixing import Batch, mixing, no_axis_of_their_own
 from crossfuse.export.split.per_context import Batches
+from crossfuse.export.split.rows import joined_along
 from crossfuse.export.split.shared_batch import shared_batch
 from crossfuse.export.split.stage_builder import StageBuilder
 from crossfuse.export.split.stage_sizes import MissingSizeError
@@ -296,7 +297,9 @@ def _names(graph: ir.Graph, frontier: Sequence[ir.Value]) -> dict[ir.Value, str]
     for attention in attentions(graph):
         for role, value in attention.operands():
             if role != "query":
-                roles.setdefault(value, f"{attention.site}.{role}")
+                # Of tokens that were joined, those in front are the context's.
+                front = next(iter(joined_along(value, 1)), value)
+                roles.setdefault(front, f"{attention.site}.{role}")
     names: dict[ir.Value, str] = {}
     for value in frontier:
         name = roles.get(value, value.name or "frontier")

@@ -99,6 +99,8 @@ def test_probabilities_that_are_returned_are_told() -> None:
     [
         (Sighting("m", "sdpa"), "does not hold it as one operator"),
         (Sighting("m", "products", ("div", "tanh")), r"by a softmax \(between .*: div, tanh\)"),
+        (Sighting("m", "products", ("exp", "sum")), "in a form that is not known .*: exp, sum"),
+        (Sighting("m", "products", ("sigmoid", "sum")), "by a softmax .*: sigmoid, sum"),
         (Sighting("m", "products", ("softmax",)), "in a form that is not known .*: softmax"),
         (Sighting("m", "products"), "not normalised by a softmax .*: nothing"),
     ],

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from tests.traced_for_tests import HEADS, WIDTH, Block, exported_equal
 from torch import Tensor, nn
+from torch.utils._sympy.functions import Mod
 
 from crossfuse import InputError, ModelSpec
 from crossfuse.core.tensors import Dim
@@ -27,6 +28,13 @@ def log_of(*expressions: object) -> GuardLog:
     return log
 
 
+def test_which_relations_want_a_multiple() -> None:
+    n = sympy.Symbol("n", integer=True, positive=True)
+    for expression, wants in ((sympy.Eq(Mod(n, 8), 0), True), (sympy.Eq(n, 8), False)):
+        assert Guard(expression, {n: "n"}, None).is_multiple is wants
+    assert not Guard(sympy.Ne(Mod(n, 8), 0), {n: "n"}, None).is_multiple
+
+
 def test_relations_are_tried_at_the_sizes_allowed() -> None:
     ranges = {"n": Dim("n", 2, 64), "m": Dim("m", 1, 8)}
     true = sympy.Ne(sympy.Mod(2 * N - 1, N), 0)
@@ -36,12 +44,30 @@ def test_relations_are_tried_at_the_sizes_allowed() -> None:
     assert tried(log_of(true), ranges | {"n": Dim("n", 1, 64)}).sizes == []
 
 
+def test_an_order_of_sizes_is_refused_unless_an_operator_asks() -> None:
+    ranges = {"n": Dim("n", 1, 40)}
+    log = log_of(N > 8)
+    assert tried(log, ranges).refused is log.guards[0]
+    log.guards = [Guard(N > 8, DIMS, None, inside=True)]
+    assert tried(log, ranges).refused is None
+    points = [point["n"] for point in tried(log, ranges).sizes]
+    assert points[-1] == 8
+    log.guards = [Guard(sympy.Eq(N, 8), DIMS, None, inside=True)]
+    assert tried(log, ranges).refused is not None
+
+
 def test_single_sizes_are_compared_and_others_refused() -> None:
     ranges = {"n": Dim("n", 2, 64), "m": Dim("m", 1, 8)}
     assert tried(log_of(sympy.Ne(N, 5)), ranges).sizes == [{"n": 5}]
     several = tried(log_of(sympy.Ne(sympy.Mod(N, 8), 0)), ranges)
     assert several.refused is None
     assert several.sizes == [{"n": 8}, {"n": 40}, {"n": 64}]
+    # Of dimensions without end what the eager model can compute, as images of such sizes.
+    both = tried(log_of(sympy.Ne(N, M)), {"n": Dim("n", 4), "m": Dim("m", 4)}).sizes
+    assert len(both) == 2
+    assert all(point["n"] == point["m"] <= 11 for point in both)
+    large = tried(log_of(sympy.Ne(N, M)), {"n": Dim("n", 40), "m": Dim("m", 40)}).sizes
+    assert large == []
     for expression, text in (
         (sympy.Eq(N, 16), "n == 16"),
         (sympy.Le(N, 16), "n <= 16"),
@@ -90,6 +116,7 @@ def test_a_fixed_size_is_named_with_its_line(how: str, holds: str) -> None:
     assert "'n'" in message
     assert f"{Path(__file__).name}, line" in message
     assert "got n 2..64" in message
+    assert ("Pad inside forward" in message) == (how == "pairs")
 
 
 def shifted(scores: Tensor) -> Tensor:

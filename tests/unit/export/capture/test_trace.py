@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import crossfuse
-from crossfuse import FusionError, InputError, ModelSpec, runtime
+from crossfuse import Dim, FusionError, InputError, ModelSpec, runtime
 from crossfuse.core.ledger import LedgerRow
 from crossfuse.export.capture.census import census
 from crossfuse.export.fuse import fuse
@@ -229,6 +229,53 @@ def test_a_dimension_without_maximum_gets_the_models_limit(tmp_path: Path) -> No
     )
     with pytest.raises(InputError, match="can't trace the model.*length"):
         crossfuse.export(stated, tmp_path / "c")
+
+
+class Pixels(nn.Module):
+    """Patches of an image are the keys; its tokens, given beside it, the queries."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, 8, 4, 4)
+
+    def forward(self, image: Tensor, tokens: Tensor, doubled: Tensor) -> tuple[Tensor, Tensor]:
+        keys = self.patches(image).flatten(2).transpose(1, 2)
+        # Of no size that the tracer could prove: every third is another way to the same.
+        if image.shape[2] % 3 == 0:
+            keys = keys * 1.0
+        mixed = F.scaled_dot_product_attention(tokens + keys, keys, keys)
+        return mixed, doubled.unflatten(1, (-1, 2)).sum(2)
+
+
+def test_axes_that_are_multiples_of_a_dimension(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    spec = ModelSpec(
+        Pixels(),
+        {
+            "image": torch.randn(2, 3, 16, 8),
+            "tokens": torch.randn(2, 8, 8),
+            "doubled": torch.randn(2, 6),
+        },
+        {
+            "image": {0: "batch", 2: "4*height:1:9"},
+            "tokens": {0: "batch", 1: "2*height"},
+            "doubled": {0: "batch", 1: "2*pairs"},
+        },
+    )
+    bundle = crossfuse.export(spec, tmp_path / "b", quick=True)
+    inputs = {tensor.name: tensor.shape for tensor in bundle.manifest.stages["model"].inputs}
+    assert inputs["image"] == ("batch", 3, "4*height", 8)
+    assert inputs["doubled"] == ("batch", "2*pairs")
+    assert bundle.manifest.dims["height"] == Dim("height", 1, 9)
+    with runtime.load(bundle.path) as session:
+        for height in (1, 3, 6, 9):
+            given = spec.sample({"batch": 3, "height": height, "pairs": 5}, seed=height)
+            got = session.run({name: tensor.numpy() for name, tensor in given.items()})
+            for result, expected in zip(got.values(), spec.call(given), strict=True):
+                np.testing.assert_allclose(result, expected.detach().numpy(), atol=1e-5)
+        given["tokens"] = given["tokens"][:, :16]
+        with pytest.raises(InputError, match="disagree about dimension 'height'"):
+            session.run({name: tensor.numpy() for name, tensor in given.items()})
 
 
 class Tied(nn.Module):

@@ -19,7 +19,7 @@ from crossfuse import InputError
 from crossfuse.export.capture.census import census
 from crossfuse.export.capture.fast_paths import without_fast_paths
 from crossfuse.export.capture.trace import capture
-from crossfuse.export.capture.traceable import replaced
+from crossfuse.export.capture.traceable import replaced, traceable
 
 Run = Callable[["Around", Tensor, Tensor], Tensor]
 
@@ -148,3 +148,29 @@ def test_scripted_parts_are_told(tmp_path: Path) -> None:
     module = Around(plainly, torch.jit.script(Scripted().eval()))
     with pytest.raises(InputError, match=r"TorchScript.*model, inner.*before torch.jit.script"):
         crossfuse.export(spec_of(module), tmp_path / "b")
+
+
+class Converting(nn.Module):
+    """Converts its gate as it runs."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.gate, self.dtype = nn.Linear(3, 3), dtype
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.gate = self.gate.to(self.dtype)
+        return self.gate(x)
+
+
+def test_conversions_that_change_nothing() -> None:
+    module = Converting(torch.float32).eval()
+    with traceable():
+        program = torch.export.export(module, (torch.randn(2, 3),), strict=False)
+    x = torch.randn(2, 3)
+    assert torch.allclose(program.module()(x), module(x))
+
+
+def test_other_conversions_are_named() -> None:
+    told = "Linear is converted as the model runs: its weight from"
+    with pytest.raises(TypeError, match=told), traceable():
+        torch.export.export(Converting(torch.float64), (torch.randn(2, 3),), strict=False)

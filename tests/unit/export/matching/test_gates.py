@@ -8,7 +8,13 @@ import numpy as np
 import pytest
 
 from crossfuse.export.matching.axes import Axes, AxisFactor, FactoredValue, Size
-from crossfuse.export.matching.gates import Gate, GateKind, pass_gate, place_gates
+from crossfuse.export.matching.gates import (
+    Gate,
+    GateKind,
+    pass_gate,
+    place_gates,
+    without_known_masks,
+)
 from crossfuse.export.matching.softmax_chain import ChainNode, Mismatch
 from crossfuse.export.matching.terms import Term
 from onnx_text import node_of, parse, value_of
@@ -132,3 +138,22 @@ def test_nodes_of_layout_are_passed() -> None:
     axes, found = pass_gate(ChainNode(node_of(graph, "Transpose"), 0), SCORES)
     assert axes == (HEADS, BATCH, ROWS, KEYS)
     assert found is None
+
+
+@pytest.mark.parametrize(
+    ("fill", "lowest", "kept"),
+    [(-math.inf, None, False), (-1e9, 0.5, False), (-1e9, None, True), (-1e9, -1e9, True)],
+)
+def test_beside_sinks_what_a_fill_hides_has_no_weight(
+    fill: float, lowest: float | None, kept: bool
+) -> None:
+    again, other = known("filled", 2), known("both", 1)
+    hiding = term("n", PAD, fill)
+    left = [again] if kept else []
+    assert without_known_masks([hiding], [again, other], lowest) == [*left, other]
+
+
+def test_beside_sinks_what_is_added_behind_a_fill_may_lift_it() -> None:
+    again = known("filled", 2)
+    lifted = [term("n", PAD, -1e9), term("given", LATE, may_hide=True)]
+    assert without_known_masks(lifted, [again], 0.0) == [again]

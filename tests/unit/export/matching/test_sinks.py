@@ -203,6 +203,17 @@ def masked_behind(m, q, k, v, hidden):
     return (both + F.pad(hidden * -1e9, (0, 1)).to(q.dtype)).softmax(-1)[..., :-1] @ v
 
 
+def masked_again_behind(m, q, k, v, hidden):
+    scores = (q @ k.mT / 2).masked_fill(hidden, -1e9)
+    both = torch.cat([scores, beside(m.sink, scores)], -1).softmax(-1)
+    return both[..., :-1].masked_fill(hidden, 0.0) @ v
+
+
+def masked_again_beside_a_number(m, q, k, v, hidden):
+    scores = (q @ k.mT / 2).masked_fill(hidden, -torch.inf)
+    return (F.pad(scores, (0, 1)).softmax(-1)[..., :-1] * ~hidden) @ v
+
+
 def with_values(m, q, k, v, hidden):
     scores = (q @ k.mT / 2).masked_fill(hidden, -torch.inf)
     both = torch.cat([scores, beside(m.sinks, scores)], -1).softmax(-1)
@@ -218,7 +229,7 @@ def registers_before_the_keys(m, q, k, v, hidden):
 FORMS = [
     *(as_in_gpt_oss, three_first, off_by_one, one_more_in_the_denominator),
     *(sink_in_the_denominator, gate_of_the_logsumexp, masked_behind, with_values),
-    registers_before_the_keys,
+    *(registers_before_the_keys, masked_again_behind, masked_again_beside_a_number),
 ]
 
 

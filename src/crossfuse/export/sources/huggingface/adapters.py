@@ -7,6 +7,8 @@
   whose sigmoid is 0 as well) and boxes.
 * ``InstructBlipQFormerModel`` wants one mask for its queries and the instruction: here it is the
   instruction's, as the queries are never padded.
+* ProphetNet multiplies whole numbers of a mask by the lowest number of its own dtype, which
+  overflows where that is float64: here masks come in its dtype.
 """
 
 from __future__ import annotations
@@ -90,8 +92,24 @@ def _instructed_queries(
     )
 
 
+def _masks_of_its_dtype(
+    self: Any,
+    input_ids: Tensor,
+    attention_mask: Tensor | None = None,
+    decoder_input_ids: Tensor | None = None,
+    decoder_attention_mask: Tensor | None = None,
+) -> Any:
+    masks = (
+        None if mask is None else mask.to(self.dtype)
+        for mask in (attention_mask, decoder_attention_mask)
+    )
+    return type(self).forward(self, input_ids, next(masks), decoder_input_ids, next(masks))
+
+
 _FORWARDS: dict[str, Callable[..., Any]] = {
     "BlipForQuestionAnswering": _blip_answer,
     "InstructBlipQFormerModel": _instructed_queries,
     "GroundingDinoForObjectDetection": _grounded_boxes,
+    "ProphetNetForConditionalGeneration": _masks_of_its_dtype,
+    "ProphetNetModel": _masks_of_its_dtype,
 }

@@ -2,7 +2,8 @@
 operator.
 
 The entry keeps its name, so that models prepare the masks that belong to it (bool, True = attend),
-and none becomes ``None`` by mistake. Fewer key heads stay fewer: nothing is repeated.
+and none becomes ``None`` by mistake (`skipped_masks`: nor stays one by mistake). Fewer key heads
+stay fewer: nothing is repeated.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from crossfuse.export.sources.huggingface.skipped_masks import SkippedMasks
 from crossfuse.ops.torch_op import fused_attention
 
 __all__ = ["operator_as_interface"]
@@ -23,11 +25,13 @@ __all__ = ["operator_as_interface"]
 def operator_as_interface(model: nn.Module) -> Iterator[set[str]]:
     """Replace the library's ``sdpa`` attention function; yields the paths of the modules that call
     it."""
+    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
     paths = {module: name for name, module in model.named_modules()}
     called: set[str] = set()
     original = ALL_ATTENTION_FUNCTIONS["sdpa"]
+    masks = SkippedMasks(ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
 
     def attend(  # noqa: PLR0913 -- the library calls it so
         module: nn.Module,
@@ -41,6 +45,8 @@ def operator_as_interface(model: nn.Module) -> Iterator[set[str]]:
         position_bias: Tensor | None = None,
         **kwargs: Any,
     ) -> tuple[Tensor, None]:
+        causal = is_causal if is_causal is not None else getattr(module, "is_causal", True)
+        attention_mask = masks.as_eager(attention_mask, bool(causal))
         plain = (
             module in paths
             and not dropout
@@ -53,7 +59,6 @@ def operator_as_interface(model: nn.Module) -> Iterator[set[str]]:
                 module, query, key, value, attention_mask, position_bias=position_bias, **given
             )
         called.add(paths[module])
-        causal = is_causal if is_causal is not None else getattr(module, "is_causal", True)
         return _attend(
             query,
             key,
@@ -65,9 +70,11 @@ def operator_as_interface(model: nn.Module) -> Iterator[set[str]]:
         ), None
 
     ALL_ATTENTION_FUNCTIONS["sdpa"] = attend
+    ALL_MASK_ATTENTION_FUNCTIONS["sdpa"] = masks.make
     try:
         yield called
     finally:
+        ALL_MASK_ATTENTION_FUNCTIONS["sdpa"] = masks.original
         ALL_ATTENTION_FUNCTIONS["sdpa"] = original
 
 

@@ -7,6 +7,7 @@ masks matter.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -15,18 +16,24 @@ from crossfuse.spec.padding import padded_mask
 
 __all__ = [
     "Filler",
+    "Segment",
     "Shape",
     "bounded_ids",
+    "boxes",
     "classes",
+    "fixed",
     "grid_mask",
+    "grid_places",
     "half_mask",
     "ids_behind",
+    "ids_with_segments",
     "mask",
     "mask_from",
     "normal",
     "ones",
     "plain_ids",
     "span",
+    "token_kinds",
     "uniform",
     "zeros",
 ]
@@ -159,3 +166,97 @@ def ids_behind(count: int, token: int, rest: Filler) -> Filler:
         return values
 
     return fill
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Placeholders in a row of ids.
+
+    Attributes:
+        count: how many.
+        token: their id, which stands nowhere else.
+        kind: the number that stands for them where kinds of tokens are an input.
+        start, end: ids that stand before and behind them, where there are any.
+    """
+
+    count: int
+    token: int
+    kind: int = 1
+    start: int | None = None
+    end: int | None = None
+
+    @property
+    def row(self) -> list[int]:
+        """The ids."""
+        around = [[] if edge is None else [edge] for edge in (self.start, self.end)]
+        return [*around[0], *[self.token] * self.count, *around[1]]
+
+    @property
+    def length(self) -> int:
+        """How many ids there are, those around them too."""
+        return len(self.row)
+
+
+def ids_with_segments(segments: Sequence[Segment], rest: Filler) -> Filler:
+    """Ids that begin with segments of placeholders, whose ids stand nowhere else.
+
+    Args:
+        segments: in their order.
+        rest: fills the others.
+    """
+    front = torch.tensor([token for segment in segments for token in segment.row])
+
+    def fill(shape: Shape, generator: torch.Generator, made: dict[str, Tensor]) -> Tensor:
+        values = rest(shape, generator, made)
+        plain = int(next(i for i in range(3, 4 + len(front)) if i not in front))
+        values = torch.where(torch.isin(values, front), plain, values)
+        values[..., : len(front)] = front
+        return values
+
+    return fill
+
+
+def token_kinds(ids_name: str, segments: Sequence[Segment], *, numbered: bool) -> Filler:
+    """0 for text and a segment's number, or 1, for its placeholders.
+
+    Args:
+        ids_name: of the ids, which were made before.
+        segments: that stand in them.
+        numbered: each kind has its number.
+    """
+
+    def fill(shape: Shape, generator: torch.Generator, made: dict[str, Tensor]) -> Tensor:
+        found = torch.zeros(shape, dtype=torch.long)
+        for segment in segments:
+            found[made[ids_name] == segment.token] = segment.kind if numbered else 1
+        return found
+
+    return fill
+
+
+def boxes(limit: float) -> Filler:
+    """Boxes on a page, ``[…, 4]``: left, top, right, bottom, integers from 0 to ``limit``; numbers
+    between 0 and 1 where the limit is 1."""
+
+    def fill(shape: Shape, generator: torch.Generator, made: dict[str, Tensor]) -> Tensor:
+        corners = torch.rand((*shape[:-1], 2, 2), generator=generator) * limit
+        found = torch.cat([corners.amin(-2), corners.amax(-2)], dim=-1)
+        return found if limit == 1 else found.long()
+
+    return fill
+
+
+def grid_places(columns: int, leading: Sequence[float] = ()) -> Filler:
+    """Places of patches in a grid of so many columns, ``[…, patches, 2]``: row and column."""
+
+    def fill(shape: Shape, generator: torch.Generator, made: dict[str, Tensor]) -> Tensor:
+        count = torch.arange(shape[-2])
+        places = torch.stack([count // columns, count % columns], dim=-1)
+        return places.expand(shape).clone()
+
+    return fill
+
+
+def fixed(value: Tensor) -> Filler:
+    """The same values in every row."""
+    return lambda shape, generator, made: value.expand(shape).clone()

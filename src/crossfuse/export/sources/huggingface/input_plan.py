@@ -32,6 +32,7 @@ __all__ = [
     "ids",
     "sizes_of",
     "text_config",
+    "vision_config",
 ]
 
 _LENGTHS = (
@@ -42,6 +43,13 @@ _LENGTHS = (
     "max_length",
 )
 _PADDED_POSITIONS = ("roberta", "xlm-roberta", "bridgetower_text_model")
+_IMAGE_PARTS = (
+    "vision_config",
+    "image_config",
+    "encoder",
+    "visual_config",
+    "vision_encoder_config",
+)
 _SPECIAL = ("bos", "eos", "pad", "decoder_start", "image", "sep", "cls")
 
 
@@ -50,7 +58,9 @@ class InputPlan:
     """Inputs by name, with the ranges and example sizes of their dimensions.
 
     ``fillers`` are run in their order, in which one may look at the ones before; ``shapes`` have
-    the order of the inputs.
+    the order of the inputs. ``held`` are arguments that decide shapes, as nested lists of
+    integers: they are no inputs, but part of what is exported. ``fixed`` are dimensions that got
+    one size; ``settled`` is as of a spec.
     """
 
     shapes: dict[str, tuple[int | str, ...]] = field(default_factory=dict)
@@ -59,14 +69,42 @@ class InputPlan:
     example: dict[str, int] = field(default_factory=dict)
     context: tuple[str, ...] = ()
     decode: str | None = None
+    held: dict[str, Any] = field(default_factory=dict)
+    fixed: dict[str, int] = field(default_factory=dict)
+    settled: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
     def add(self, name: str, shape: tuple[int | str, ...], filler: Filler) -> None:
         """Plan an input; its dimensions must be known."""
-        self.shapes[name], self.fillers[name] = shape, filler
+        self.shapes[name], self.fillers[name] = self.sized(shape), filler
+
+    def sized(self, shape: tuple[int | str, ...]) -> tuple[int | str, ...]:
+        """A shape, with the sizes of dimensions that are fixed."""
+        return tuple(
+            self.fixed.get(size, size) if isinstance(size, str) else size for size in shape
+        )
+
+    def drop(self, name: str) -> None:
+        """Take an input back."""
+        del self.shapes[name], self.fillers[name]
+        self.settled.pop(name, None)
+
+    def copy(self) -> InputPlan:
+        """Another plan with the same inputs."""
+        return InputPlan(
+            dict(self.shapes),
+            dict(self.fillers),
+            dict(self.dims),
+            dict(self.example),
+            self.context,
+            self.decode,
+            dict(self.held),
+            dict(self.fixed),
+            dict(self.settled),
+        )
 
     def dim(self, name: str, example: int, low: int = 1, high: int | None = None) -> str:
         """A named dimension; given twice, the first stands."""
-        if name not in self.dims:
+        if name not in self.dims and name not in self.fixed:
             high = None if high is None else max(high, low)
             self.dims[name] = Dim(name, low, high)
             self.example[name] = max(low, example if high is None else min(example, high))
@@ -75,6 +113,19 @@ class InputPlan:
     def forget(self, name: str) -> None:
         """Take a dimension back that no input has."""
         del self.dims[name], self.example[name]
+
+    def fix(self, name: str, size: int | None = None) -> None:
+        """Make a dimension one size: the given one, or the example's."""
+        if name not in self.dims:
+            return
+        self.fixed[name] = self.example[name] if size is None else size
+        for given, shape in self.shapes.items():
+            self.shapes[given] = self.sized(shape)
+        self.forget(name)
+
+    def held_tensors(self) -> dict[str, Tensor]:
+        """What is held, as a model takes it."""
+        return {name: torch.tensor(value) for name, value in self.held.items()}
 
     @property
     def dynamic(self) -> dict[str, dict[int, str | Dim]]:
@@ -132,7 +183,7 @@ def add_text(plan: InputPlan, config: Any, text: TextInput) -> None:
         plan.fillers[name] = mask  # made before the ids, which end where it ends
     plan.add(f"{text.prefix}input_ids", (text.batch, text.dim), ids(config, name))
     if text.masked:
-        plan.shapes[name] = (text.batch, text.dim)
+        plan.shapes[name] = plan.sized((text.batch, text.dim))
 
 
 def _longest(config: Any) -> int | None:
@@ -186,12 +237,17 @@ def _parts(config: Any) -> list[Any]:
     return [part for part in found if part is not None and hasattr(part, "model_type")]
 
 
+def vision_config(config: Any) -> Any:
+    """The part of a configuration that describes images; the whole where none is for them."""
+    named = (getattr(config, name, None) for name in _IMAGE_PARTS)
+    return next((part for part in named if part is not None and not isinstance(part, dict)), config)
+
+
 def sizes_of(config: Any) -> tuple[int, int, int]:
     """Channels, height and width of images."""
-    named = (getattr(config, n, None) for n in ("vision_config", "image_config", "encoder"))
-    part = next((p for p in named if p is not None), config)
-    size = find(part, "image_size", "input_image_size")
+    part = vision_config(config)
+    size = find(part, "image_size", "input_image_size", "img_size")
     if size is None:
-        size = 224
+        size = find(config, "image_size") or 224
     height, width = size if isinstance(size, list | tuple) else (size, size)
-    return int(find(part, "num_channels") or 3), int(height), int(width)
+    return int(find(part, "num_channels", "in_chans") or 3), int(height), int(width)

@@ -11,15 +11,11 @@ from crossfuse.core.foreign import blaming
 from crossfuse.core.plugins import Registry
 from crossfuse.errors import InputError
 from crossfuse.export.sources.huggingface.image_rules import IMAGE_RULES
-from crossfuse.export.sources.huggingface.input_plan import (
-    InputPlan,
-    InputRule,
-    TextInput,
-    add_image,
-    add_text,
-    text_config,
-)
+from crossfuse.export.sources.huggingface.input_plan import InputPlan, InputRule
+from crossfuse.export.sources.huggingface.placeholders import sense_of
+from crossfuse.export.sources.huggingface.planning import plan_by_name
 from crossfuse.export.sources.huggingface.sequence_rules import SEQUENCE_RULES
+from crossfuse.export.sources.huggingface.trial import Refusal, refusal_of, refused
 
 if TYPE_CHECKING:
     from torch import nn
@@ -65,23 +61,20 @@ def register_input_rule(model_type: str, rule: InputRule) -> None:
 
 
 def plan_inputs(model: nn.Module) -> InputPlan:
-    """The plan for a model.
+    """The plan for a model, which it takes in eager.
 
     Raises:
-        InputError: nothing in its signature is known, or the rule of its type fails.
+        InputError: nothing in its signature is known, the rule of its type fails, or the model
+            itself refuses what was planned.
     """
     config: Any = model.config
     takes = set(inspect.signature(model.forward).parameters)
-    plan = InputPlan()
-    plan.dim("batch", 2)
-    rule = RULES.get(config.model_type)
-    if rule is not None:
-        _LOG.debug("inputs by the rule of model type %r", config.model_type)
-        with blaming(f"the input rule for model type {config.model_type!r} raised"):
-            rule(plan, model, takes)
-    if not plan.shapes:
+    plan, refusal = _by_rule(model, takes)
+    if not plan.shapes or refusal is not None:
         _LOG.debug("inputs by the names of the signature of %s", type(model).__name__)
-        _add_by_name(plan, config, takes)
+        named, other = plan_by_name(model, takes)
+        if not plan.shapes or other is None:
+            plan, refusal = named, other
     if not plan.shapes:
         raise InputError(
             "its inputs can't be told from its configuration",
@@ -90,32 +83,36 @@ def plan_inputs(model: nn.Module) -> InputPlan:
             do="Write a factory that returns crossfuse.huggingface_spec(model, inputs=…, "
             "dynamic=…), or a rule for crossfuse.register_input_rule",
         )
+    if refusal is not None:
+        raise refused(model, refusal, takes - set(plan.shapes)) from refusal.error
+    encoder_decoder = bool(getattr(config, "is_encoder_decoder", False))
     if not plan.context:
-        plan.context = _context(plan)
+        plan.context = _context(plan, encoder_decoder)
     queries = set(plan.shapes) - set(plan.context)
-    encoder_decoder = getattr(config, "is_encoder_decoder", False)
     if plan.context and queries == {"decoder_input_ids"} and encoder_decoder:
         plan.decode = "decoder_input_ids"
     return plan
 
 
-def _context(plan: InputPlan) -> tuple[str, ...]:
-    """What changes rarely: an image beside text, and otherwise what an encoder takes beside a
-    decoder."""
-    images = tuple(name for name in plan.shapes if name in ("pixel_values", "pixel_mask"))
-    if images and len(images) < len(plan.shapes):
-        return images
+def _by_rule(model: Any, takes: set[str]) -> tuple[InputPlan, Refusal | None]:
+    """The plan of the rule of the model's type, empty without one, and what the model says."""
+    plan = InputPlan()
+    plan.dim("batch", 2)
+    model_type = model.config.model_type
+    rule = RULES.get(model_type)
+    if rule is None:
+        return plan, None
+    _LOG.debug("inputs by the rule of model type %r", model_type)
+    with blaming(f"the input rule for model type {model_type!r} raised"):
+        rule(plan, model, takes)
+    return plan, refusal_of(model, plan) if plan.shapes else None
+
+
+def _context(plan: InputPlan, encoder_decoder: bool) -> tuple[str, ...]:
+    """What changes rarely: what an encoder takes beside its decoder, else an image or a sound
+    beside a text."""
     encoder = tuple(name for name in plan.shapes if not name.startswith("decoder_"))
-    return encoder if len(encoder) < len(plan.shapes) else ()
-
-
-def _add_by_name(plan: InputPlan, config: Any, takes: set[str]) -> None:
-    """What the names of a signature say by themselves."""
-    if "pixel_values" in takes:
-        add_image(plan, config)
-    if "input_ids" in takes:
-        add_text(plan, text_config(config), TextInput(masked="attention_mask" in takes))
-    encoder_decoder = getattr(config, "is_encoder_decoder", False)
-    if "decoder_input_ids" in takes and encoder_decoder:
-        decoder = config.get_text_config(decoder=True)
-        add_text(plan, decoder, TextInput("decoder_text", "decoder_"))
+    seen = tuple(name for name in plan.shapes if sense_of(name) is not None)
+    if len(encoder) == len(plan.shapes):
+        return seen if len(seen) < len(encoder) else ()
+    return encoder if encoder_decoder or not seen else seen

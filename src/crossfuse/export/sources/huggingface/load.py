@@ -12,6 +12,7 @@ from crossfuse.core.checkpoint_weights import require_weights
 from crossfuse.core.foreign import cause_of
 from crossfuse.core.text import brief
 from crossfuse.errors import Advice, InputError, Said
+from crossfuse.export.sources.huggingface.export_settings import set_for_export
 
 if TYPE_CHECKING:
     from torch import nn
@@ -28,11 +29,13 @@ class Loaded:
         missing: weights that the checkpoint lacks, or has in another shape; they are random, from a
             fixed seed.
         left_over: the checkpoint's tensors that the model has no place for.
+        folder: where the checkpoint's files are; None where that isn't known.
     """
 
     module: nn.Module
     missing: tuple[str, ...] = ()
     left_over: tuple[str, ...] = ()
+    folder: Path | None = None
 
 
 def load_model(
@@ -68,7 +71,9 @@ def load_model(
     if folder.is_dir():
         require_plain(folder)
     try:
-        revision = None if folder.is_dir() else _checked_revision(source)
+        files = folder if folder.is_dir() else _checked_snapshot(source)
+        in_hub = files is not folder and files.parent.name == "snapshots"
+        revision = files.name if in_hub else None
         given: dict[str, Any] = {} if revision is None else {"revision": revision}
         config = transformers.AutoConfig.from_pretrained(
             source, trust_remote_code=trust_remote_code, **given
@@ -103,7 +108,9 @@ def load_model(
     missing = [name for name in missing if name not in shapes]
     what = f"the checkpoint doesn't fit {type(model).__name__}"
     require_weights(source, what, missing, shapes, left_over, allow_missing=allow_missing)
-    return Loaded(_for_inference(model), tuple(sorted([*missing, *shapes])), tuple(left_over))
+    return Loaded(
+        _for_inference(model), tuple(sorted([*missing, *shapes])), tuple(left_over), files
+    )
 
 
 def _load(made_by: Any, source: str, **given: Any) -> tuple[Any, Mapping[str, Any]]:
@@ -126,9 +133,9 @@ def _load(made_by: Any, source: str, **given: Any) -> tuple[Any, Mapping[str, An
     return model, info
 
 
-def _checked_revision(source: str) -> str | None:
-    """The revision of a hub's model, after a look at what is known of it before its weights are
-    there."""
+def _checked_snapshot(source: str) -> Path:
+    """The folder of a hub's model in the cache, after a look at what is known of it before its
+    weights are there."""
     from transformers.utils.hub import cached_file
 
     snapshot = Path(cached_file(source, CONFIG) or CONFIG).parent
@@ -136,18 +143,14 @@ def _checked_revision(source: str) -> str | None:
     for name in (INDEX, ADAPTER):
         cached_file(source, name, revision=revision, _raise_exceptions_for_missing_entries=False)
     require_plain(snapshot, complete=False)
-    return revision
+    return snapshot
 
 
 def _for_inference(model: Any) -> nn.Module:
     """Evaluation mode, no caches among the outputs."""
     model.eval()
     model.requires_grad_(False)
-    for config in {
-        id(m.config): m.config for m in model.modules() if hasattr(m, "config")
-    }.values():
-        if getattr(config, "use_cache", None):
-            config.use_cache = False
+    set_for_export(model)
     return model  # type: ignore[no-any-return]
 
 

@@ -17,6 +17,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from crossfuse.export.sources.huggingface.windowed import (
+    blocked_attention,
+    unpadded,
+    windowed_attention,
+)
+
 __all__ = ["our_patches"]
 
 
@@ -87,6 +93,23 @@ def _moonshine_lengths(self: Any, input_lengths: int) -> int:
     return (((input_lengths - 127) // 64 + 1 - 7) // 3 + 1 - 3) // 2 + 1
 
 
+def _dbrx_experts(
+    self: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor
+) -> Tensor:
+    """The sum over DBRX's experts. The original goes through those that were hit, of a list that
+    has room for one expert more than there are."""
+    flat = hidden_states.reshape(-1, self.hidden_size)
+    shape = (-1, self.ffn_hidden_size, self.hidden_size)
+    w1, v1, w2 = (weight.view(shape) for weight in (self.mlp.w1, self.mlp.v1, self.mlp.w2))
+    total = torch.zeros_like(flat)
+    for expert in range(self.num_experts):
+        token, place = torch.where(top_k_index == expert)
+        states = self.mlp(flat[token], w1[expert], v1[expert], w2[expert])
+        weighted = states.view(-1, self.hidden_size) * top_k_weights[token, place, None]
+        total = total.index_add(0, token, weighted)
+    return total.view(hidden_states.shape[0], -1, self.hidden_size)
+
+
 _PATCHES: dict[tuple[str, str, str], Any] = {
     ("vilt.modeling_vilt", "ViltEmbeddings", "visual_embed"): _vilt_patches,
     (
@@ -94,5 +117,15 @@ _PATCHES: dict[tuple[str, str, str], Any] = {
         "MoonshinePreTrainedModel",
         "_get_feat_extract_output_lengths",
     ): _moonshine_lengths,
+    ("longformer.modeling_longformer", "LongformerSelfAttention", "forward"): windowed_attention,
+    ("longformer.modeling_longformer", "LongformerModel", "_pad_to_window_size"): unpadded,
+    ("led.modeling_led", "LEDEncoderSelfAttention", "forward"): windowed_attention,
+    ("led.modeling_led", "LEDEncoder", "_pad_to_window_size"): unpadded,
+    (
+        "pegasus_x.modeling_pegasus_x",
+        "PegasusXGlobalLocalAttention",
+        "compute_local_attention_representations",
+    ): blocked_attention,
+    ("dbrx.modeling_dbrx", "DbrxExperts", "forward"): _dbrx_experts,
 }
 """Module below ``transformers.models``, class and method → what stands in for it."""

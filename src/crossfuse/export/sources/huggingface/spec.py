@@ -5,14 +5,29 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from crossfuse.core.checkpoint_weights import weights_about
 from crossfuse.core.foreign import door
+from crossfuse.errors import InputError
 from crossfuse.export.sources.huggingface.adapters import adapt
-from crossfuse.export.sources.huggingface.input_rules import plan_inputs
-from crossfuse.export.sources.huggingface.load import load_model
+from crossfuse.export.sources.huggingface.export_settings import set_for_export
+from crossfuse.export.sources.huggingface.load import Loaded, load_model
+from crossfuse.export.sources.huggingface.planned import (
+    Planned,
+    planned,
+    planned_by_examples,
+)
+from crossfuse.export.sources.huggingface.processor import (
+    NoProcessorError,
+    Processor,
+    as_processor,
+    load_processor,
+)
+from crossfuse.export.sources.huggingface.sample_inputs import Given
 from crossfuse.export.sources.huggingface.tracing import tracing
+from crossfuse.spec.input_origin import YOURS, origin_about
 from crossfuse.spec.model_spec import ModelSpec
 
 if TYPE_CHECKING:
@@ -20,10 +35,20 @@ if TYPE_CHECKING:
 
     from crossfuse.core.tensors import Dim
 
-__all__ = ["huggingface_spec"]
+__all__ = ["checkpoint_spec", "huggingface_spec"]
 
-_UNASKED = ("attentions*", "*_attentions*")
-"""Outputs that some models return without being asked to (``output_attentions`` is off)."""
+_UNASKED = (
+    "attentions*",
+    "*_attentions*",
+    "*past_key_values*",
+    "*cache_params*",
+    "*_cache",
+    "*_cache_*",
+    "mems*",
+    "past_buckets_states*",
+)
+"""Outputs that some models return without being asked to: probabilities (``output_attentions`` is
+off), and what they keep for a next step (``use_cache`` is off)."""
 
 
 @door
@@ -37,46 +62,147 @@ def huggingface_spec(  # noqa: PLR0913 -- public: a spec's own fields, and how t
     decode: str | None = None,
     trust_remote_code: bool = False,
     allow_missing: bool = False,
+    image: Any = (),
+    text: str | Sequence[str] = (),
+    audio: Any = (),
+    video: Any = (),
+    processor: Any = None,
 ) -> ModelSpec:
     """The spec of a model of ``transformers``.
 
     Args:
-        model: the model, or a folder or identifier to load it from (safetensors only).
+        model: the model, or a folder or identifier to load it from (safetensors only). Its
+            configuration is set for an export, in place: no caches, results alone, by name.
         task: which head, when loading: a pipeline's task or a class name.
-        inputs, dynamic, context, decode: as in :class:`ModelSpec`; where omitted, made from the
-            model's configuration: seeded inputs with padded masks, and named dimensions for batch
-            and lengths.
+        inputs, dynamic, context, decode: as in :class:`ModelSpec`; where omitted, made by the
+            checkpoint's own processor, or from the model's configuration: seeded inputs with padded
+            masks, and named dimensions for batch and lengths.
         trust_remote_code: run code that comes with the checkpoint.
         allow_missing: let weights that the checkpoint lacks stay random; the manifest says which.
+        image, text, audio, video: one sample or several, given to the checkpoint's processor in
+            place of made ones: paths of images, sounds (WAV, NPY) and videos (a folder of frames,
+            GIF, WebP), or images of Pillow's, arrays ``[time]`` at the processor's rate, and lists
+            of frames.
+        processor: of ``transformers``, in place of the checkpoint's; a model in memory has no
+            other.
 
     Raises:
-        InputError: the model can't be loaded, weights are missing, or its inputs can't be told from
-            its configuration.
+        InputError: the model can't be loaded, weights are missing, its inputs can't be told, it
+            refuses them, or a sample can't be used.
     """
-    about: dict[str, Any] = {}
+    given = Given(_several(text), _several(image), _several(audio), _several(video))
+    if inputs is not None and given:
+        raise InputError("inputs are given, and samples for a processor too")
     if isinstance(model, str):
         found = load_model(
             model, task, trust_remote_code=trust_remote_code, allow_missing=allow_missing
         )
-        model, about = found.module, weights_about(found.missing, found.left_over)
-    loaded = adapt(model)
-    name = type(loaded).__name__
-    if inputs is not None:
-        spec = ModelSpec(loaded, inputs, dynamic or {}, tuple(context or ()), name, decode=decode)
     else:
-        plan = plan_inputs(loaded)
-        made = ModelSpec.from_sampler(
-            loaded,
-            plan.sample,
-            dynamic=dynamic if dynamic is not None else plan.dynamic,
-            example=plan.example,
-            context=tuple(context) if context is not None else plan.context,
-            name=name,
-        )
-        planned = decode is None and context is None
-        spec = replace(
-            made, decode=plan.decode if planned else decode, decode_where_possible=planned
-        )
-    return replace(spec, drop_outputs=_UNASKED, about=about).traced_in(
+        found = Loaded(model)
+    about = weights_about(found.missing, found.left_over)
+    set_for_export(found.module)
+    loaded = adapt(found.module)
+    if inputs is not None:
+        name = type(loaded).__name__
+        spec = ModelSpec(loaded, inputs, dynamic or {}, tuple(context or ()), name, decode=decode)
+        about |= origin_about(YOURS)
+    else:
+        known = _processor(processor, found.folder, trust_remote_code=trust_remote_code)
+        plan = planned(loaded, known, given)
+        about |= origin_about(plan.source, plan.fixed)
+        spec = _spec_of(loaded, plan, dynamic, context, decode)
+    return _traced(replace(spec, about=about))
+
+
+def checkpoint_spec(
+    source: str,
+    *,
+    task: str | None = None,
+    trust_remote_code: bool = False,
+    allow_missing: bool = False,
+    given: Given | None = None,
+    examples: Sequence[Mapping[str, Tensor]] = (),
+) -> ModelSpec:
+    """The spec of a checkpoint, to which the user may give real inputs.
+
+    Where the plan of its inputs takes the examples, it stands, and they are left to the caller to
+    add. Otherwise the first is the spec's own, and axes that differ among them are dynamic.
+
+    Args:
+        source, task, trust_remote_code, allow_missing: as of `huggingface_spec`.
+        given: samples for its processor.
+        examples: the user's inputs by name.
+
+    Raises:
+        InputError: as `huggingface_spec`; or the model refuses the first example.
+    """
+    found = load_model(
+        source, task, trust_remote_code=trust_remote_code, allow_missing=allow_missing
+    )
+    about = weights_about(found.missing, found.left_over)
+    set_for_export(found.module)
+    loaded = adapt(found.module)
+    known = _processor(None, found.folder, trust_remote_code=trust_remote_code)
+    try:
+        plan = planned(loaded, known, given or Given())
+    except InputError:
+        if not examples or given:
+            raise
+        plan = planned_by_examples(loaded, examples)
+    if examples and not given and not plan.takes(examples[0]):
+        plan = planned_by_examples(loaded, examples)
+    about |= origin_about(plan.source, plan.fixed)
+    return _traced(replace(_spec_of(loaded, plan, None, None, None), about=about))
+
+
+def _traced(spec: ModelSpec) -> ModelSpec:
+    return replace(spec, drop_outputs=_UNASKED).traced_in(
         partial(tracing, inputs=dict(spec.inputs))
     )
+
+
+def _spec_of(
+    model: nn.Module,
+    plan: Planned,
+    dynamic: Mapping[str, Mapping[int, str | Dim]] | None,
+    context: Sequence[str] | None,
+    decode: str | None,
+) -> ModelSpec:
+    made = ModelSpec(
+        model,
+        plan.inputs,
+        plan.dynamic,
+        tuple(context) if context is not None else plan.context,
+        type(model).__name__,
+        plan.sampler,
+        examples=plan.examples,
+    )
+    of_plan = decode is None and context is None
+    spec = replace(
+        made,
+        decode=plan.decode if of_plan else decode,
+        decode_where_possible=of_plan,
+        settled=plan.settled,
+    )
+    return spec if dynamic is None else replace(spec, examples=()).with_dynamic(dynamic)
+
+
+def _processor(
+    given: Any, folder: Path | None, *, trust_remote_code: bool
+) -> Processor | NoProcessorError:
+    """The processor that is given, or the checkpoint's, or why there is none."""
+    if given is not None:
+        return as_processor(given)
+    if folder is None:
+        return NoProcessorError(
+            "a model in memory has no processor, unless one is given with it", absent=True
+        )
+    try:
+        return load_processor(folder, trust_remote_code=trust_remote_code)
+    except NoProcessorError as error:
+        return error
+
+
+def _several(given: Any) -> tuple[Any, ...]:
+    """One sample, or several."""
+    return tuple(given) if isinstance(given, list | tuple) else (given,)

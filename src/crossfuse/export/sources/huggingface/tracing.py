@@ -1,8 +1,8 @@
 """The context in which a model of ``transformers`` is traced and translated.
 
 The library's own exporters know how to make many of its models traceable; their patches are used,
-together with `patches` for what they leave. Their patches of scaled dot-product attention are not:
-ours goes further.
+together with `patches` for what they leave, and experts are grouped by their tokens, whatever way
+the model runs them. Their patches of scaled dot-product attention are not used: ours goes further.
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ from typing import Any
 
 import torch.nn.functional as F
 
+from crossfuse.export.capture.traceable import replaced
 from crossfuse.export.sources.huggingface.attention_interface import operator_as_interface
+from crossfuse.export.sources.huggingface.joined_rows import joined_rows
 from crossfuse.export.sources.huggingface.patches import our_patches
 from crossfuse.spec.model_spec import Tracing
 
@@ -29,6 +31,7 @@ def tracing(model: Any, inputs: dict[str, Any]) -> Iterator[Tracing]:
     """Make the model traceable for a while, with the operator as its attention."""
     from transformers.exporters import exporter_onnx, utils
     from transformers.exporters.exporter_dynamo import patch_forward_signature, reset_model_state
+    from transformers.integrations import moe
 
     attention = F.scaled_dot_product_attention
     with (
@@ -36,6 +39,10 @@ def tracing(model: Any, inputs: dict[str, Any]) -> Iterator[Tracing]:
         utils.apply_patches("onnx"),
         utils.patch_attribute(F, "scaled_dot_product_attention", lambda _: attention),
         our_patches(),
+        joined_rows(),
+        exporter_onnx.use_experts_implementation(model, "grouped_mm"),
+        # The library's own operator, which takes sizes that PyTorch's kernel does not.
+        replaced(moe, "_can_use_grouped_mm", lambda *_, **__: False),
         operator_as_interface(model) as interfaced,
         reset_model_state(model),
         patch_forward_signature(model, inputs),

@@ -63,3 +63,19 @@ def test_blip_answers_with_the_logits_that_its_loss_is_made_of() -> None:
         (expected,) = seen
         logits = adapt(model)(**inputs)["logits"]
     assert torch.allclose(logits, expected, atol=1e-6)
+
+
+def test_prophetnet_in_float64() -> None:
+    """Its masks overflow where they are whole numbers."""
+    config = transformers.ProphetNetConfig(
+        vocab_size=30, hidden_size=16, encoder_ffn_dim=17, decoder_ffn_dim=17, num_encoder_layers=1,
+        num_decoder_layers=1, num_encoder_attention_heads=2, num_decoder_attention_heads=2,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = transformers.ProphetNetModel(config).eval()
+    mask = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])
+    ids = torch.randint(1, 30, (2, 4))
+    with torch.no_grad():
+        expected = model(ids, mask, ids[:, :3])[0]
+        made = adapt(model).double()(ids, mask, ids[:, :3])[0]
+    assert torch.allclose(made.float(), expected, atol=1e-4)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 import transformers
+from transformers.models.dbrx import modeling_dbrx
 from transformers.models.moonshine import modeling_moonshine
 from transformers.models.vilt import modeling_vilt
 
@@ -48,3 +49,21 @@ def test_vilt_s_image_tokens_are_the_same_set() -> None:
         distances = torch.cdist(one.double(), other.double())
         assert distances.min(1).values.max() < 1e-4
         assert len(distances.argmin(1).unique()) == len(one)
+
+
+def test_dbrx_s_experts() -> None:
+    config = transformers.models.dbrx.configuration_dbrx.DbrxFFNConfig(
+        ffn_hidden_size=5, moe_num_experts=4, moe_top_k=2, hidden_size=6
+    )
+    torch.manual_seed(0)
+    experts = modeling_dbrx.DbrxExperts(config).double().eval()
+    for parameter in experts.parameters():
+        torch.nn.init.normal_(parameter)
+    states, chosen = torch.randn(2, 3, 6).double(), torch.randint(4, (6, 2))
+    chosen[:, 1] = (chosen[:, 0] + 1) % 4
+    weights = torch.rand(6, 2).double()
+    with torch.no_grad():
+        expected = experts(states, chosen, weights)
+        with our_patches():
+            made = experts(states, chosen, weights)
+    assert torch.allclose(made, expected, atol=1e-12)

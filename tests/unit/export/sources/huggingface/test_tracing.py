@@ -42,3 +42,21 @@ def test_sizes_that_a_tracer_can_not_prove() -> None:
     inputs = {"input_values": torch.randn(1, 4000), "decoder_input_ids": torch.ones(1, 2).long()}
     with tracing(model, inputs) as about:
         assert about.defer_guards
+
+
+def test_experts_are_grouped_whatever_way_the_model_runs_them() -> None:
+    config = transformers.MixtralConfig(
+        vocab_size=30, hidden_size=16, intermediate_size=17, num_hidden_layers=1,
+        num_attention_heads=2, num_key_value_heads=2, num_local_experts=3,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = transformers.MixtralModel(config).eval()
+    model.set_experts_implementation("eager")
+    inputs = {"input_ids": torch.randint(30, (2, 5))}
+    with torch.no_grad():
+        expected = model(**inputs)[0]
+        with tracing(model, inputs):
+            assert model.config._experts_implementation == "grouped_mm"
+            made = model(**inputs)[0]
+    assert model.config._experts_implementation == "eager"
+    assert torch.allclose(made, expected, atol=1e-5)

@@ -1,0 +1,220 @@
+"""Branches on values of inputs: shortcuts that a trace leaves out, compared where they are taken.
+
+``if mask.any():`` and ``if mask.all():`` choose between the general way and a shortcut for batches
+without padding, without overflow, without this or that. A graph has one way. So a trace takes the
+general one, ``any`` is true and ``all`` is not, and the other way is looked for among the model's
+examples and samples: it has to be there, so that the model is compared where it takes it.
+
+Rules:
+
+1. Only what ``any`` or ``all`` gave, asked for its truth or its number, is assumed.
+2. Where the model stops at once with an error (an ``assert`` on all values), the branch goes the
+other way.
+3. A branch whose other way no sample takes is refused, with its place: nothing would compare it.
+A branch that ends the other way in an error needs no sample.
+
+It must not fire on any other value: a sum, a maximum, a comparison of two numbers.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from crossfuse.errors import Advice, InputError, Said
+from crossfuse.export.capture.module_state import kept_state
+from crossfuse.spec.model_spec import ModelSpec
+
+__all__ = ["Assumptions", "Place", "assumed", "other_ways"]
+
+Place = tuple[str, int]
+"""File and line."""
+
+_MOST = 16
+"""So many branches are turned around before the model is refused."""
+
+_SEEDS = 8
+"""So many samples are made at each size."""
+
+_ANY = (torch.any, Tensor.any)
+_ALL = (torch.all, Tensor.all)
+_SAME = (Tensor.to, Tensor.bool, Tensor.squeeze, Tensor.cpu)
+_ASKS = (Tensor.__bool__, Tensor.item)
+
+_OWN = (Path(__file__).parents[2], Path(torch.__file__).parent)
+
+
+@dataclass
+class Assumptions:
+    """Which way branches are taken.
+
+    Attributes:
+        ways: place → the value that it is taken to have.
+        turned: places whose first way ends in an error.
+    """
+
+    ways: dict[Place, bool] = field(default_factory=dict)
+    turned: set[Place] = field(default_factory=set)
+
+    def turn_last(self) -> bool:
+        """Take the last branch the other way; whether there is one that was not turned yet."""
+        last = next(reversed(self.ways), None)
+        if last is None or last in self.turned or len(self.turned) >= _MOST:
+            return False
+        self.turned.add(last)
+        self.ways = {last: not self.ways[last]}
+        return True
+
+    @property
+    def open(self) -> list[Place]:
+        """Branches whose other way doesn't end in an error."""
+        return [place for place in self.ways if place not in self.turned]
+
+
+class _Branches(TorchFunctionMode):
+    """Notes what ``any`` and ``all`` gave."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._kinds: dict[int, tuple[Tensor, bool]] = {}
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        known = self._kinds.get(id(args[0])) if args else None
+        if known is not None and func in _ASKS:
+            return self.asked(known[1], func, args[0])
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, Tensor) and not result.ndim:
+            if func in _ANY or func in _ALL:
+                self._kinds[id(result)] = (result, func in _ANY)
+            elif known is not None and func in _SAME:
+                self._kinds[id(result)] = (result, known[1])
+        return result
+
+    def asked(self, general: bool, func: Any, tensor: Tensor) -> Any:
+        """The answer of a branch, whose general way is this."""
+        raise NotImplementedError
+
+
+class _Answer:
+    """The number of ``any`` or ``all``, which is asked for its truth, or not at all."""
+
+    def __init__(self, asked: Callable[[], bool]) -> None:
+        self._asked = asked
+
+    def __bool__(self) -> bool:
+        return self._asked()
+
+
+class _Assumed(_Branches):
+    def __init__(self, assumptions: Assumptions) -> None:
+        super().__init__()
+        self._assumptions = assumptions
+
+    def asked(self, general: bool, func: Any, tensor: Tensor) -> Any:
+        answer = _Answer(partial(self._way, general))
+        return answer if func is Tensor.item else bool(answer)
+
+    def _way(self, general: bool) -> bool:
+        place = _place()
+        ways = self._assumptions.ways
+        turned = place in self._assumptions.turned
+        way = ways.pop(place, general != turned)
+        ways[place] = way
+        return way
+
+
+class _Seen(_Branches):
+    def __init__(self, seen: dict[Place, set[bool]]) -> None:
+        super().__init__()
+        self._seen = seen
+
+    def asked(self, general: bool, func: Any, tensor: Tensor) -> Any:
+        found = bool(func(tensor))
+
+        def note() -> bool:
+            self._seen.setdefault(_place(), set()).add(found)
+            return found
+
+        answer = _Answer(note)
+        return answer if func is Tensor.item else bool(answer)
+
+
+def _place() -> Place:
+    """Of the innermost frame that is neither PyTorch's nor crossfuse's."""
+    frame = sys._getframe(1)
+    while frame.f_back is not None and _is_own(frame.f_code.co_filename):
+        frame = frame.f_back
+    return frame.f_code.co_filename, frame.f_lineno
+
+
+def _is_own(filename: str) -> bool:
+    return any(Path(filename).is_relative_to(folder) for folder in _OWN)
+
+
+@contextmanager
+def assumed(assumptions: Assumptions) -> Iterator[None]:
+    """Take branches as assumed, for a while."""
+    with _Assumed(assumptions):
+        yield
+
+
+def other_ways(spec: ModelSpec, assumptions: Assumptions) -> list[dict[str, Tensor]]:
+    """Samples at which the model takes the other way of each branch; those of the examples that do
+    are left out.
+
+    Raises:
+        InputError: no sample does, so that nothing would compare it.
+    """
+    missing = {place: not assumptions.ways[place] for place in assumptions.open}
+    found: list[dict[str, Tensor]] = []
+    if not missing:
+        return found
+    for sample in _samples(spec):
+        taken = _taken(spec, sample)
+        shown = [place for place, way in missing.items() if way in taken.get(place, set())]
+        if shown and not any(sample is example for example in (spec.inputs, *spec.examples)):
+            found.append(sample)
+        missing = {place: way for place, way in missing.items() if place not in shown}
+        if not missing:
+            return found
+    (file, line), way = next(iter(missing.items()))
+    raise InputError(
+        "the model branches on values of its inputs, and goes one way alone in every example and "
+        "sample: a graph has one way, and nothing would compare it with the other one",
+        where=f"{spec.name}; {file}, line {line}",
+        got=f"a condition that is always {not way}",
+        do=Advice(
+            "Give an example where it is {}: {}", str(way), Said("--example", "examples=[...]")
+        ),
+    )
+
+
+def _samples(spec: ModelSpec) -> Iterator[dict[str, Tensor]]:
+    """Examples, and samples at the least sizes, at the example's and between."""
+    yield dict(spec.inputs)
+    yield from (dict(example) for example in spec.examples)
+    least = {name: dim.min for name, dim in spec.dims.items()}
+    between = {name: (least[name] + size + 1) // 2 for name, size in spec.example_sizes.items()}
+    for seed in range(_SEEDS):
+        for sizes in (spec.example_sizes, least, between):
+            yield spec.sample(sizes, seed=seed)
+
+
+def _taken(spec: ModelSpec, sample: dict[str, Tensor]) -> dict[Place, set[bool]]:
+    """Which ways the branches go; none where the model does not take the sample."""
+    seen: dict[Place, set[bool]] = {}
+    try:
+        with torch.no_grad(), kept_state(spec.module), _Seen(seen):
+            spec.call(sample)
+    except Exception:  # noqa: BLE001 -- the user's code, on inputs that it may not take
+        return {}
+    return seen

@@ -1,0 +1,112 @@
+"""Attention within windows and blocks of ``transformers``, in forms that become one operator.
+
+Longformer and LED compute the scores of a window as diagonals of overlapping chunks, and those of
+global tokens in gathered rows, whose number depends on values. Pegasus-X adds up the products with
+global tokens and with a block's own. Each stand-in computes the same rows:
+
+* a window is attention to all tokens under a mask that is a band, and columns for global tokens.
+  That takes memory for length × length scores, where no kernel keeps them away; lengths that are
+  no multiple of the window need no padding.
+* a block's keys are the global tokens and its own, in one row.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = ["blocked_attention", "unpadded", "windowed_attention"]
+
+
+def windowed_attention(
+    self: Any,
+    hidden_states: Tensor,
+    attention_mask: Tensor,
+    is_index_masked: Tensor,
+    is_index_global_attn: Tensor,
+    is_global_attn: Any = None,
+    output_attentions: bool = False,
+) -> tuple[Tensor]:
+    """Longformer's: rows of local tokens, rows of global tokens, and 0 for padding.
+
+    Args:
+        hidden_states: ``[B, L, H·D]``.
+        attention_mask: ``[B, L]``, 0 for local tokens, above for global ones, below for padding.
+        is_index_masked, is_index_global_attn: bool ``[B, L]``, the same by kind.
+    """
+    del is_global_attn, output_attentions
+    places = torch.arange(hidden_states.shape[1], device=hidden_states.device)
+    near = (places[:, None] - places).abs() <= self.one_sided_attn_window_size
+    seen_locally = near & (attention_mask == 0)[:, None, None, :]
+    seen_globally = is_index_global_attn[:, None, None, :]
+
+    def heads(projection: Any) -> Tensor:
+        by_head: Tensor = projection(hidden_states).unflatten(-1, (self.num_heads, self.head_dim))
+        return by_head.transpose(1, 2)
+
+    local = F.scaled_dot_product_attention(
+        heads(self.query), heads(self.key), heads(self.value), seen_locally | seen_globally
+    )
+    whole = F.scaled_dot_product_attention(
+        heads(self.query_global),
+        heads(self.key_global),
+        heads(self.value_global),
+        ~is_index_masked[:, None, None, :],
+    )
+    rows = torch.where(is_index_global_attn[:, None, :, None], whole, local)
+    rows = rows.masked_fill(is_index_masked[:, None, :, None], 0.0)
+    return (rows.transpose(1, 2).flatten(2),)
+
+
+def unpadded(self: Any, pad_token_id: int, **inputs: Any) -> tuple[Any, ...]:
+    """What pads to whole windows, for windows that need none: how much is padded, and the inputs,
+    in the order in which the library gives and takes them."""
+    del self, pad_token_id
+    return (0, *inputs.values())
+
+
+def blocked_attention(  # noqa: PLR0913 -- the library calls it so
+    self: Any,
+    global_k: Tensor,
+    global_v: Tensor,
+    local_q: Tensor,
+    local_k: Tensor,
+    local_v: Tensor,
+    mask: Tensor,
+    dim: Any,
+) -> tuple[Tensor, None]:
+    """Pegasus-X's, of a block's tokens: to the global tokens and to the block.
+
+    Args:
+        global_k, global_v: ``[B, H, G, D]``.
+        local_q, local_k, local_v: ``[B, H, N·K, D]``; queries are scaled.
+        mask: float ``[B, N·K]``, added to the scores.
+        dim: the library's record of sizes.
+
+    Returns:
+        ``[B, H, N, K, D]``, and no probabilities.
+    """
+    del self
+    size = dim.block_size
+
+    def blocks(tokens: Tensor) -> Tensor:
+        blocked: Tensor = tokens.unflatten(2, (-1, size))
+        return blocked.transpose(1, 2)  # [B, N, H, K, D]
+
+    def with_global(tokens: Tensor, shared: Tensor) -> Tensor:
+        own = blocks(tokens)
+        return torch.cat([shared[:, None].expand(-1, own.shape[1], -1, -1, -1), own], dim=3)
+
+    query = blocks(local_q)
+    bias = F.pad(mask.unflatten(1, (-1, size)), (global_k.shape[2], 0))[:, :, None, None, :]
+    rows = F.scaled_dot_product_attention(
+        query.flatten(0, 1),
+        with_global(local_k, global_k).flatten(0, 1),
+        with_global(local_v, global_v).flatten(0, 1),
+        bias.flatten(0, 1),
+        scale=1.0,
+    )
+    return rows.unflatten(0, query.shape[:2]).transpose(1, 2), None

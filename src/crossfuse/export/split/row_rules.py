@@ -1,0 +1,136 @@
+"""Rows of results that are not made place by place: ranges, repetitions, running sums, slices,
+triangles and concatenations, made again of as many rows as are asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import onnx_ir as ir
+
+from crossfuse.export.split.row_parts import Asked, RowParts, RowRule, element
+from crossfuse.export.split.rows import Side, equal_sizes
+from crossfuse.export.split.token_axes import integers, operand_axes, own_axis
+from crossfuse.graph.builder import GraphBuilder
+from crossfuse.graph.shapes import dim_of, dims_of, rank_of
+
+__all__ = ["ROW_RULES"]
+
+
+def _joined(parts: RowParts, asked: Asked) -> ir.Value | None:
+    """A concatenation along the axis, the first operands of which are the first rows."""
+    node = asked.node
+    if own_axis(node, 0) != asked.axis:
+        return None
+    operands = [v for v in node.inputs if v is not None]
+    for count in range(1, len(operands)):
+        sizes = [dim_of(v, asked.axis) for v in operands[:count]]
+        if equal_sizes(sizes, [asked.rows.dim(Side.FIRST)]):
+            first = asked.side is Side.FIRST
+            chosen = operands[:count] if first else operands[count:]
+            return _first_or_rest(parts, asked, chosen)
+    return None
+
+
+def _first_or_rest(parts: RowParts, asked: Asked, chosen: Sequence[ir.Value]) -> ir.Value:
+    if len(chosen) == 1:
+        return chosen[0]
+    dim = asked.rows.dim(asked.side)
+    return parts.again(asked.node, chosen, asked.axis, dim)[asked.node.outputs[0]]
+
+
+def _counted(parts: RowParts, asked: Asked) -> ir.Value | None:
+    """A range from its start on, or from behind its first rows on."""
+    start, limit, step = asked.node.inputs
+    build = GraphBuilder()
+    count = build.op("Squeeze", asked.rows.count(build, Side.FIRST))
+    like = asked.node.outputs[0]
+    length = build.op("Mul", build.op("CastLike", count, step), step)
+    middle = build.op("Add", start, length)
+    ends = (start, middle) if asked.side is Side.FIRST else (middle, limit)
+    made = build.op("Range", *ends, step, like=like, shape=[asked.rows.dim(asked.side)])
+    parts.put(build, asked.node)
+    return made
+
+
+def _broadcast(parts: RowParts, asked: Asked) -> ir.Value | None:
+    """One place, repeated for fewer rows."""
+    node = asked.node
+    axes = operand_axes(node, asked.axis)
+    if node.op_type == "Expand" and axes is not None and axes[0] is not None:
+        return None
+    build = GraphBuilder()
+    target: list[ir.Value] = []
+    for place, dim in enumerate(dims_of(node.outputs[0]) or ()):
+        if place == asked.axis:
+            target.append(asked.rows.count(build, asked.side))
+        elif isinstance(dim, int):
+            target.append(build.ints(dim))
+        else:
+            target.append(element(build, node.inputs[-1], place))
+    shape = build.concat(*target)
+    parts.put(build, node)
+    made = parts.again(node, [*node.inputs[:-1], shape], asked.axis, asked.rows.dim(asked.side))
+    return made[node.outputs[0]]
+
+
+def _summed(parts: RowParts, asked: Asked) -> ir.Value | None:
+    """A sum over the rows so far, of the first rows."""
+    node = asked.node
+    backwards = node.attributes.get_int("reverse", 0)
+    rank = rank_of(node.inputs[0]) or 1
+    along = [a % rank for a in integers(node.inputs[1]) or ()]
+    if asked.side is Side.REST or backwards or along != [asked.axis] or node.inputs[0] is None:
+        return None
+    source = parts.part(node.inputs[0], asked.axis, asked.rows, asked.side)
+    made = parts.again(node, [source, node.inputs[1]], asked.axis, asked.rows.dim(asked.side))
+    return made[node.outputs[0]]
+
+
+def _taken(parts: RowParts, asked: Asked) -> ir.Value | None:
+    """The first rows of a slice along the axis: of a table that is longer, or of rows that are
+    taken from the first on."""
+    node, axis = asked.node, asked.axis
+    source, starts = node.inputs[0], integers(node.inputs[1])
+    along = integers(node.inputs[3]) if len(node.inputs) > 3 else None
+    steps = integers(node.inputs[4]) if len(node.inputs) > 4 else [1]
+    if asked.side is Side.REST or source is None or along != [axis] or steps != [1]:
+        return None
+    if starts is None or starts[0] < 0:
+        return None
+    if starts[0] == 0:
+        return parts.part(source, axis, asked.rows, asked.side)
+    build = GraphBuilder()
+    start = build.ints(starts[0])
+    end = build.op("Add", start, asked.rows.count(build, Side.FIRST))
+    return parts.sliced_at(build, source, (start, end), axis, asked.rows.dim(Side.FIRST))
+
+
+def _triangle(parts: RowParts, asked: Asked) -> ir.Value | None:
+    """Rows or columns of a triangle: the first ones keep their places, the rest of the rows are
+    that many further down."""
+    node = asked.node
+    rank = rank_of(node.inputs[0]) or 0
+    if asked.axis < rank - 2 or node.inputs[0] is None:
+        return None
+    if asked.side is Side.REST and asked.axis == rank - 1:
+        return None
+    operands = [parts.part(node.inputs[0], asked.axis, asked.rows, asked.side), *node.inputs[1:2]]
+    if asked.side is Side.REST:
+        build = GraphBuilder()
+        below = build.op("Squeeze", asked.rows.count(build, Side.FIRST))
+        offset = operands[1] if len(operands) > 1 else None
+        operands[1:] = [below if offset is None else build.op("Add", below, offset)]
+        parts.put(build, node)
+    dim = asked.rows.dim(asked.side)
+    return parts.again(node, operands, asked.axis, dim)[node.outputs[0]]
+
+
+ROW_RULES: Mapping[str, RowRule] = {
+    "Concat": _joined,
+    "Range": _counted,
+    "Expand": _broadcast,
+    "ConstantOfShape": _broadcast,
+    "CumSum": _summed,
+    "Slice": _taken,
+    "Trilu": _triangle,
+}

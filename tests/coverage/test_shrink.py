@@ -1,0 +1,107 @@
+"""Tiny models of any type, and the rows of the table."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from coverage.case_lists import LISTS, all_cases, cases_of
+from coverage.cases import Case
+from coverage.rows import RowFile, collected, row_of, senses_of
+from coverage.shrink import LARGEST, CannotShrinkError, model_class, tiny_config, tiny_model
+from coverage.table import document
+
+
+def test_parts_are_made_small_and_fit_each_other() -> None:
+    config = tiny_config(CONFIG_MAPPING["llava"], image=48)
+    text, vision = config.text_config, config.vision_config
+    assert (text.num_hidden_layers, vision.num_hidden_layers) == (2, 2)
+    assert (text.hidden_size, vision.hidden_size, vision.image_size) == (64, 64, 48)
+    assert config.image_token_id < text.vocab_size <= 160
+    swin = tiny_config(CONFIG_MAPPING["swin"])
+    assert (list(swin.depths), swin.embed_dim, list(swin.num_heads)) == ([1] * 4, 16, [2] * 4)
+    given = tiny_config(CONFIG_MAPPING["bert"], hidden_size=24)
+    assert given.hidden_size == 24
+
+
+def test_the_seed_decides_and_no_parameter_is_plain() -> None:
+    transformers.logging.set_verbosity_error()
+    first, again = tiny_model("bert"), tiny_model("bert")
+    assert not first.training
+    for (name, left), right in zip(first.named_parameters(), again.parameters(), strict=True):
+        assert torch.equal(left, right)
+        assert len(left.unique()) > 1, name
+    assert sum(p.numel() for p in first.parameters()) < LARGEST
+
+
+def test_what_can_t_be_made_tiny_says_why() -> None:
+    with pytest.raises(CannotShrinkError, match="no class of its own"):
+        tiny_model("llava_next_vision") if "llava_next_vision" in CONFIG_MAPPING else model_class(
+            type("Config", (), {"model_type": "nobody's"})
+        )
+
+
+def test_lists_name_each_case_once() -> None:
+    assert "coverage.cases" in LISTS
+    assert len(all_cases()) == sum(len(cases_of(module)) for module in LISTS)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "senses"),
+    [
+        (["input_ids", "pixel_values"], ["text", "image"]),
+        (["decoder_input_ids", "input_features"], ["text", "sound"]),
+        (["input_ids", "attention_mask", "bbox"], ["text", "page"]),
+        (["pixel_values"], ["image"]),
+    ],
+)
+def test_senses_are_told_by_names(inputs: list[str], senses: list[str]) -> None:
+    assert senses_of(inputs) == senses
+
+
+def test_whatever_fails_is_the_row_s_reason() -> None:
+    def fails() -> Any:
+        raise ValueError("two\nlines")
+
+    row = row_of(Case("mine", fails, "what", None, None), lambda spec: spec)
+    assert row["failed"] == "ValueError: two lines"
+
+
+SCRIPT = """
+import json, sys, time
+name = sys.argv[1]
+if name == "slow":
+    time.sleep(30)
+if name == "dies":
+    sys.exit("out of memory")
+print("noise")
+print(json.dumps({"name": name, "what": "w", "why": "", "counts": {"self": 2}, "captured": ["sdpa"],
+    "fused": {"ort-cpu": 2}, "error": 1e-6, "tolerance": 1e-5,
+    "seconds": 1.0, "senses": ["a", "b"]}))
+"""
+
+
+def test_rows_are_kept_and_a_run_goes_on_where_it_ended(tmp_path: Path) -> None:
+    path, command = tmp_path / "rows.jsonl", [sys.executable, "-c", SCRIPT]
+    path.write_text(json.dumps({"name": "old", "stamp": "other"}) + '\n{"name": "cut')
+    kept = RowFile(path, "now")
+    assert not kept.rows
+    path.write_text("")
+    rows = collected(["good", "dies", "slow"], kept, command, jobs=3, limit=4)
+    assert [row.get("failed") for row in rows] == [
+        None,
+        "its process ended with 1: out of memory",
+        "not done within 4 s",
+    ]
+    again = RowFile(path, "now")
+    assert collected(["dies", "good"], again, ["nothing"], jobs=1, limit=1) == [rows[1], rows[0]]
+    text = document([("Mine", rows)])
+    assert "1 of 3 are exported with every attention fused and pass parity, 1 of them" in text
+    assert "- **slow** does not work: not done within 4 s" in text

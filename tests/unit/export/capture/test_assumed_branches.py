@@ -1,0 +1,69 @@
+"""Branches on values of inputs: the general way is traced, the other one compared."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from crossfuse import InputError, ModelSpec
+from crossfuse.export.capture.assumed_branches import Assumptions
+from crossfuse.export.capture.trace import capture
+
+
+class Shortcut(nn.Module):
+    """What is hidden counts nothing; without anything hidden it takes the short way."""
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        assert (mask >= 0).all(), "no mask"
+        if not mask.bool().all():
+            x = x * mask
+        return x.sum(1)
+
+
+class Always(nn.Module):
+    """One way in every sample."""
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        if (x < 1e6).any():
+            return (x * mask).sum(1)
+        return x.sum(1) * 2
+
+
+def spec_of(module: nn.Module, padded: bool = True) -> ModelSpec:
+    mask = torch.ones(2, 4).long()
+    if padded:
+        mask[1, 2:] = 0
+    inputs = {"x": torch.randn(2, 4), "mask": mask}
+    axes = {0: "batch", 1: "length"}
+    return ModelSpec(module.eval(), inputs, {"x": axes, "mask": axes})
+
+
+@pytest.mark.parametrize("padded", [True, False])
+def test_both_ways_are_among_what_is_compared(padded: bool) -> None:
+    module = Shortcut()
+    program, spec = capture(spec_of(module, padded))
+    for sample in (spec.inputs, *spec.examples):
+        made = program.module()(**sample)[0]
+        assert torch.allclose(made, module(**sample), atol=1e-6)
+    full = [bool(sample["mask"].bool().all()) for sample in (spec.inputs, *spec.examples)]
+    assert True in full
+
+
+def test_a_way_that_nobody_takes_is_refused() -> None:
+    with pytest.raises(InputError) as raised:
+        capture(spec_of(Always()))
+    text = str(raised.value)
+    assert "test_assumed_branches.py, line" in text
+    assert "always True" in text
+    assert "examples=[...]" in text
+
+
+def test_the_last_branch_is_turned_once() -> None:
+    branches = Assumptions({("a.py", 1): True, ("a.py", 2): False})
+    assert branches.open == [("a.py", 1), ("a.py", 2)]
+    assert branches.turn_last()
+    assert branches.ways == {("a.py", 2): True}
+    assert branches.open == []
+    assert not branches.turn_last()
+    assert not Assumptions().turn_last()

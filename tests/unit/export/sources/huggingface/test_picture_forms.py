@@ -1,0 +1,86 @@
+"""Forms in which models take images."""
+
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from crossfuse.export.sources.huggingface.input_plan import InputPlan
+from crossfuse.export.sources.huggingface.picture_forms import PICTURE_FORMS
+
+
+def plans(name: str, *takes: str, **config: Any) -> list[InputPlan]:
+    """The plans of all forms that fit a configuration."""
+    made = []
+    for form in PICTURE_FORMS[name]:
+        plan = InputPlan()
+        plan.dim("batch", 2)
+        part = SimpleNamespace(model_type="part", **config)
+        form(plan, SimpleNamespace(config=part), {name, *takes})
+        if plan.shapes:
+            made.append(plan)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("takes", "config", "shape"),
+    [
+        ((), {"image_size": 16, "num_channels": 1}, ("batch", 1, 16, 16)),
+        (("pixel_mask",), {}, ("batch", 3, 128, 96)),
+        (
+            ("image_grid_thw",),
+            {"patch_size": 4, "temporal_patch_size": 2, "spatial_merge_size": 2, "in_channels": 1},
+            (24, 32),
+        ),
+        (("image_grid_hw",), {"patch_size": 4}, (6, 48)),
+        (("image_position_ids",), {"patch_size": 4}, ("batch", 4, 48)),
+        (("target_sizes",), {"patch_size": 4}, (1, 3, 4, 64)),
+        (
+            ("image_sizes",),
+            {"image_size": 16, "image_grid_pinpoints": [[16, 32], [32, 32]]},
+            (1, 3, 3, 16, 16),
+        ),
+    ],
+)
+def test_what_other_arguments_say_comes_first(
+    takes: tuple[str, ...], config: dict[str, Any], shape: tuple[int | str, ...]
+) -> None:
+    assert plans("pixel_values", *takes, **config)[0].shapes["pixel_values"] == shape
+
+
+def test_stacks_follow_single_images() -> None:
+    found = plans("pixel_values", image_size=8, num_frames=5)
+    shapes = [plan.shapes["pixel_values"] for plan in found]
+    assert shapes[0] == ("batch", 3, 8, 8)
+    assert shapes[1] == ("batch", 5, 3, 8, 8)
+    assert ("batch", 2, 3, 8, 8) in shapes
+    assert ("batch", 3, 5, 8, 8) in shapes
+
+
+def test_grids_are_held_and_fit_the_patches() -> None:
+    plan = plans("pixel_values", "image_grid_thw", patch_size=4, spatial_merge_size=3)[0]
+    grid = plan.held["image_grid_thw"]
+    assert grid == [[1, 6, 9]]
+    assert math.prod(grid[0]) == plan.shapes["pixel_values"][0]
+    assert plan.fixed == {"batch": 1}
+
+
+def test_patches_carry_their_places() -> None:
+    plan = plans("flattened_patches", "attention_mask", patch_size=4, seq_len=64)[0]
+    made = plan.sample({"batch": 2, "patches": 6}, torch.Generator().manual_seed(0))
+    patches = made["flattened_patches"]
+    assert patches.shape == (2, 6, 2 + 48)
+    assert patches[0, :, :2].tolist() == [[1, 1], [1, 2], [1, 3], [1, 4], [2, 1], [2, 2]]
+    assert made["attention_mask"].tolist() == [[1] * 6, [1, 1, 1, 0, 0, 0]]
+
+
+def test_points_lie_on_the_image() -> None:
+    plan = plans("input_points", "input_labels", image_size=16)[0]
+    made = plan.sample({**plan.example, "points": 40}, torch.Generator().manual_seed(0))
+    assert made["input_points"].shape == (2, 2, 40, 2)
+    assert 8 < made["input_points"].max() <= 16
+    assert set(made["input_labels"].flatten().tolist()) == {0, 1}

@@ -1,0 +1,84 @@
+"""The search for inputs that a model takes: real tiny models of kinds."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from torch import Tensor, nn
+
+from coverage.shrink import tiny_model
+from crossfuse.export.sources.huggingface.planning import plan_by_name
+
+
+def takes_of(model: Any) -> set[str]:
+    import inspect
+
+    return set(inspect.signature(model.forward).parameters)
+
+
+class Pairs(nn.Module):
+    """Wants pairs of images and, as it says, boxes of a text."""
+
+    config = SimpleNamespace(
+        model_type="pairs", image_size=8, num_channels=1, vocab_size=9, max_position_embeddings=16
+    )
+
+    def forward(self, pixel_values: Tensor, input_ids: Any = None, bbox: Any = None) -> Tensor:
+        if pixel_values.ndim != 5 or pixel_values.shape[1] != 2:
+            raise ValueError("Input must be a 5D tensor of pairs")
+        if bbox is None or bbox.is_floating_point():
+            raise ValueError("give boxes of pixels")
+        return pixel_values
+
+
+def test_forms_are_tried_until_the_model_takes_one() -> None:
+    model = Pairs()
+    plan, refusal = plan_by_name(model, takes_of(model))
+    assert refusal is None
+    assert plan.shapes["pixel_values"] == ("batch", 2, 1, 8, 8)
+    assert plan.shapes["bbox"] == ("batch", "text", 4)
+
+
+def test_the_first_refusal_is_told_where_nothing_is_taken() -> None:
+    class Never(Pairs):
+        def forward(self, pixel_values: Tensor) -> Tensor:
+            raise ValueError(f"not {list(pixel_values.shape)}")
+
+    model = Never()
+    plan, refusal = plan_by_name(model, takes_of(model))
+    assert refusal is not None
+    assert refusal.message == "ValueError: not [2, 1, 8, 8]"
+    assert plan.shapes["pixel_values"] == ("batch", 1, 8, 8)
+
+
+KINDS = {
+    "llava": {"pixel_values": 4, "input_ids": 2},
+    "qwen2_vl": {"pixel_values": 2, "position_ids": 3},
+    "idefics3": {"pixel_values": 5, "pixel_attention_mask": 4},
+    "gemma3": {"pixel_values": 4, "token_type_ids": 2},
+    "udop": {"bbox": 3, "decoder_input_ids": 2},
+    "pix2struct": {"flattened_patches": 3, "attention_mask": 2},
+    "canary": {"input_features": 3, "decoder_input_ids": 2},
+}
+"""A type of each kind, and the rank of some of its inputs."""
+
+
+@pytest.mark.parametrize(
+    "model_type",
+    [kind if kind == "llava" else pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS],
+)
+def test_models_of_a_kind_take_what_is_planned(model_type: str) -> None:
+    transformers.logging.set_verbosity_error()
+    model = tiny_model(model_type)
+    plan, refusal = plan_by_name(model, takes_of(model))
+    assert refusal is None
+    assert {n: len(plan.shapes[n]) for n in KINDS[model_type]} == KINDS[model_type]
+    for sizes in (plan.example, {n: size + 2 for n, size in plan.example.items()}):
+        inputs = plan.sample(sizes, torch.Generator().manual_seed(1))
+        with torch.no_grad():
+            first = model(**inputs, **plan.held_tensors())[0]
+        assert torch.isfinite(first).all()
