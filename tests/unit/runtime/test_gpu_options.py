@@ -60,7 +60,8 @@ def test_servers_open_a_bundle_on_their_gpu(monkeypatch: pytest.MonkeyPatch) -> 
         raise Stop
 
     monkeypatch.setattr(load_engine, "load", load)
-    monkeypatch.setattr(load_engine, "open_bundle", lambda path: SimpleNamespace())
+    monkeypatch.setattr(load_engine, "unreplaced", lambda path, work: work(SimpleNamespace()))
+    monkeypatch.setattr(load_engine, "require_tried", lambda bundle, target, options: None)
     with pytest.raises(Stop):
         load_engine.open_engine("bundle", load_engine.EngineOptions(target="tensorrt", device=3))
     assert asked[0].device == 3

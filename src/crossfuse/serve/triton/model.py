@@ -43,7 +43,7 @@ class TritonPythonModel:
         )
         limits = Limits(max_batch=int(given["max_batch"]), allow_nan=given["allow_nan"] == "true")
         self._engine = open_engine(
-            folder, options, limits=limits, meter=_Metrics(args["model_name"])
+            folder, options, limits=limits, meter=_Metrics(args["model_name"]), trial=False
         )
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
