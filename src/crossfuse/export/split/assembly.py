@@ -74,7 +74,7 @@ def assemble(
         try:
             return replace(_split(apart, context, dims, sizes, decode), prefix=found)
         except InputError as error:
-            found = PrefixReuse(None, (), error.what)
+            found = PrefixReuse(None, (), str(error.what))
     return replace(_split(model, context, dims, sizes, decode), prefix=found)
 
 
