@@ -72,9 +72,13 @@ def assemble(
     apart, found = cut_prefix(model, context) if prefix else (model, None)
     if apart is not model:
         try:
-            return replace(_split(apart, context, dims, sizes, decode), prefix=found)
+            stages = _split(apart, context, dims, sizes, decode)
         except InputError as error:
-            found = PrefixReuse(None, (), error.what)
+            found = PrefixReuse(None, (), str(error.what))
+        else:
+            if "context" in stages.graphs:
+                return replace(stages, prefix=found)
+            found = PrefixReuse(None, (), next(iter(stages.with_queries.values())))
     return replace(_split(model, context, dims, sizes, decode), prefix=found)
 
 

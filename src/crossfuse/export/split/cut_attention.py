@@ -74,12 +74,13 @@ def _over_others(parts: RowParts, attention: AttentionNode, query: Cut) -> Cut:
     """Rows of both parts attend to something else, each for itself."""
     if attention.causal != "none":
         raise CannotCutError("it counts its rows")
-    shared = attention.key, attention.value
     sides = [
         AttentionInputs(
             query.part(side),
-            *shared,
-            *(_rows(parts, m, query.rows, side) for m in (attention.mask, attention.bias)),
+            attention.key,
+            attention.value,
+            _rows(parts, attention.mask, query.rows, side),
+            _rows(parts, attention.bias, query.rows, side),
             attention.key_lengths,
         )
         for side in Side

@@ -36,8 +36,8 @@ def of_one_part(build: GraphBuilder, node: ir.Node, cut: Cut) -> ir.Value | None
 
 
 def _sliced(build: GraphBuilder, node: ir.Node, cut: Cut) -> ir.Value | None:
-    given = [integers(v) for v in node.inputs[1:]]
-    starts, ends, axes, steps = [*given, *[None] * (4 - len(given))]
+    operands = [*node.inputs[1:], None, None]
+    starts, ends, axes, steps = (integers(operands[place]) for place in range(4))
     rank = rank_of(node.inputs[0]) or 1
     if axes is None or [a % rank for a in axes] != [cut.axis] or (steps or [1]) != [1]:
         return None
