@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+from crossfuse.errors import BundleError
+
 if TYPE_CHECKING:
     import onnx_ir as ir
 
@@ -31,7 +33,7 @@ def fused_stages(bundle: Bundle) -> FusedStages:
     """A bundle's fused graph, and the stages that it was split into.
 
     Raises:
-        BundleError: a damaged file.
+        BundleError: a damaged file, or a step stage of an older version.
     """
     from crossfuse.export.split.assembly import assemble
     from crossfuse.targets.graph_files import load_graph
@@ -44,4 +46,11 @@ def fused_stages(bundle: Bundle) -> FusedStages:
     stages = assemble(
         model, manifest.context, manifest.dims, manifest.example, whole=whole, decode=decode
     )
+    if decode is not None and stages.specs["step"].inputs != manifest.stages["step"].inputs:
+        raise BundleError(
+            "the bundle's step stage is of another form than this version of crossfuse makes",
+            where=bundle.path,
+            got=manifest.created_by,
+            do="Export it again",
+        )
     return FusedStages(model, stages)

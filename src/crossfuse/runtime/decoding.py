@@ -1,5 +1,5 @@
-"""`DecodingState`: sequences that grow by one or more tokens at a time, each at a length of its own,
-with their self-attention keys and values in memory of fixed size."""
+"""`DecodingState`: sequences that grow by one or more tokens at a time, each at its own length, and
+their self-attention keys and values in memory of fixed size."""
 
 from __future__ import annotations
 

@@ -27,10 +27,8 @@ __all__ = ["Session"]
 class Session:
     """A target, ready to run.
 
-    Safe to use from several threads at once; close it, or use it as a context manager.
-
-    A split bundle's session also encodes contexts once (`encode`) and asks them many queries
-    (`query`).
+    Safe to use from several threads at once; close it, or use it as a context manager. A split
+    bundle's session also encodes contexts once (`encode`) and asks them many queries (`query`).
     """
 
     def __init__(  # noqa: PLR0913 -- all that a manifest says of a session
@@ -44,6 +42,7 @@ class Session:
         decode: Decode | None = None,
         owner: str = "",
         constants: Mapping[str, Any] | None = None,
+        generation: Mapping[str, Any] | None = None,
     ) -> None:
         self.target = target
         self.stages: Mapping[str, StageSpec] = MappingProxyType(dict(stages))
@@ -52,6 +51,7 @@ class Session:
         self.inputs: tuple[TensorSpec, ...] = layout.inputs
         self.outputs: tuple[TensorSpec, ...] = layout.outputs
         self.decode = decode
+        self.generation: Mapping[str, Any] = MappingProxyType(dict(generation or {}))
         self.provider = next(iter(engines.values())).provider
         self._names = layout.output_names
         self._check = InputChecker(layout.inputs, dims)
@@ -203,13 +203,9 @@ class Session:
 
         Args:
             context: of this bundle and target.
-            batch: how many sequences; a multiple of the contexts, by default as many as the prompt
-                has rows, or one each.
-            prompt: ids to begin with, computed in one run: ``[batch, tokens]``, or a list per
-                sequence; one row alone is for all. The state's ``outputs`` are those at them.
-            lengths: how many of each row of the prompt count, where it is padded on the right.
-            mask: ``[batch, tokens]``, nonzero where a token of the prompt counts, wherever the
-                padding is; in place of ``lengths``.
+            batch: how many sequences, a multiple of the contexts; by default the prompt's, or one
+                each.
+            prompt, lengths, mask: tokens to begin with, as of :meth:`DecodingState.append`.
 
         Raises:
             InputError: a bundle that can't decode, a context of another one, a batch that is no
@@ -220,8 +216,7 @@ class Session:
         require_own(context, self._owner)
         rows = None if prompt is None else TokenRows.of(prompt, lengths, mask).batch
         count = self._layout.sequences(context.count, batch, rows)
-        inputs = self.stages["step"].inputs
-        engine = engines["step"]
+        inputs, engine = self.stages["step"].inputs, engines["step"]
         state = DecodingState(context, engine, inputs, decode.tokens, count, decode.length)
         if prompt is not None:
             state.append(prompt, lengths, mask=mask)
@@ -255,11 +250,8 @@ class Session:
         if tokens is None or named or isinstance(tokens, Mapping):
             tokens, beside = self._layout.tokens_in(given_by_name(tokens, named))
         if not isinstance(state, DecodingState):
-            raise InputError(
-                "a step needs a state",
-                got=type(state).__name__,
-                do="Call session.start(context) first",
-            )
+            got = type(state).__name__
+            raise InputError("a step needs a state", got=got, do="Call session.start(context)")
         ids = ids_of(tokens)
         if ids.shape[0] != state.batch or ids.dtype.kind not in "iu":
             raise InputError(

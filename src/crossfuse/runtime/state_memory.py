@@ -83,12 +83,14 @@ class StateMemory:
         return self._outputs
 
     def take(self, source: StateMemory, rows: NDArray[np.int64], count: int) -> None:
-        """Sequence ``i`` gets the first ``count`` rows of the source's sequence ``rows[i]``."""
+        """Sequence ``i`` gets the first ``count`` rows of the source's sequence ``rows[i]``, the
+        source's own too; nothing changes unless all goes well."""
+        if self._engine.on_device:
+            chosen = rows.tolist()
+            self.tensors = {name: t.take(chosen, 0) for name, t in source.tensors.items()}
+            return
         for name, tensor in source.tensors.items():
-            if self._engine.on_device:
-                self.tensors[name] = tensor.take(rows.tolist(), 0)
-            else:
-                self.tensors[name][:, :count] = tensor[rows, :count]
+            self.tensors[name][:, :count] = tensor[rows, :count]
 
     def _zeros(self, shape: tuple[int, ...], dtype: str) -> Any:
         if self._engine.on_device:
@@ -116,9 +118,7 @@ class StateMemory:
             n: np.ascontiguousarray(a) for n, a in first.items() if not n.startswith(NEXT)
         }
         ends = [
-            self.tensors[STATE + n.removeprefix(NEXT)]
-            if n.startswith(NEXT)
-            else self._outputs[n]
+            self.tensors[STATE + n.removeprefix(NEXT)] if n.startswith(NEXT) else self._outputs[n]
             for n in names
         ]
         self._binding = self._engine.bind(whole, ends)

@@ -12,8 +12,8 @@ Rules:
 4. Everything else works token by token and stays as it is.
 
 It must not fire where an attention over the tokens sees later ones, where another input has a token
-axis and a further one, or where a size that is merged with the token axis would have to be cut. That
-nothing else mixes tokens is shown by running: parity of steps with eager PyTorch over whole
+axis and a further one, or where a size that is merged with the token axis would have to be cut.
+That nothing else mixes tokens is shown by running: parity of steps with eager PyTorch over whole
 sequences.
 """
 
@@ -81,6 +81,7 @@ class _Stepper:
         source, axis: the token input, and the name of its token axis.
         beside: other inputs with an element per token.
         moving: values that depend on the tokens' content.
+        of_beside: what depends on their content, and not on the tokens'.
         needs: of other values, whether their computation reads the number of tokens, or what is
             beside them.
         full: values computed for the state's whole length, by what they stand for.
@@ -94,6 +95,7 @@ class _Stepper:
         self.source, self.axis = self._token_input(tokens)
         self.beside = self._others_beside()
         self.moving: set[ir.Value] = {self.source}
+        self.of_beside = set(self.beside)
         self.needs: dict[ir.Value, bool] = dict.fromkeys(self.beside, True)
         self._follow_tokens()
         self.full: dict[ir.Value, ir.Value] = {}
@@ -169,6 +171,8 @@ class _Stepper:
             else:
                 read = any(self.needs.get(v, False) for v in node.inputs if v is not None)
                 self.needs.update(dict.fromkeys(node.outputs, read))
+                if any(v in self.of_beside for v in node.inputs):
+                    self.of_beside.update(node.outputs)
 
     def _take_rows(self, node: ir.Node) -> None:
         """Give a node that works on new tokens the rows of whatever else has a token axis."""
@@ -181,27 +185,12 @@ class _Stepper:
             if value is None or value in self.moving:
                 continue
             if self.axis not in shape_symbols(value):
-                if self.beside and self._made_of_beside(value):
+                if value in self.of_beside:
                     node.replace_input_with(index, self._full(value, node))
                 continue
             counts_keys = over_tokens and role_at(node, index) in ("mask", "bias")
             row = self._row(value, node, index, keys=counts_keys)
             node.replace_input_with(index, row)
-
-    def _made_of_beside(self, value: ir.Value) -> bool:
-        """A value depends on the content of an input beside the tokens."""
-        behind, seen = [value], set[ir.Value]()
-        while behind:
-            one = behind.pop()
-            if one in seen or not self.needs.get(one, False):
-                continue
-            if one in self.beside:
-                return True
-            seen.add(one)
-            node = one.producer()
-            if node is not None and node.op_type != "Shape":
-                behind.extend(v for v in node.inputs if v is not None)
-        return False
 
     def _keep_state(self, attention: AttentionNode) -> None:
         """Let an attention over the tokens read its keys and values from state, and write the new
@@ -214,15 +203,12 @@ class _Stepper:
         if attention.causal != "none":
             mask, seen = attention.mask, self.places.seen
             if mask is not None:
-                seen = build.op("And", mask, seen, like=seen, shape=self._joined(mask, seen))
+                batch, _, rows, keys = dims_of(seen) or [None] * 4
+                shape = [batch, dim_of(mask, 1), rows, keys]
+                seen = build.op("And", mask, seen, like=seen, shape=shape)
             attention.set_operand("mask", seen)
             attention.set_causal("none")
         build.insert_before(attention.node)
-
-    def _joined(self, mask: ir.Value, seen: ir.Value) -> list[int | str | None]:
-        """Sizes of a mask with what is seen."""
-        heads = dim_of(mask, 1)
-        return [dim_of(seen, 0), heads, dim_of(seen, 2), dim_of(seen, 3)]
 
     def _require_hidden_future(self, attention: AttentionNode) -> None:
         """Refuse an attention that may see later tokens, or says itself how many there are."""

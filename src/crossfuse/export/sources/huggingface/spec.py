@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from crossfuse.core.checkpoint_weights import weights_about
 from crossfuse.core.foreign import door
 from crossfuse.export.sources.huggingface.adapters import adapt
+from crossfuse.export.sources.huggingface.generation_settings import generation_settings
 from crossfuse.export.sources.huggingface.input_rules import plan_inputs
 from crossfuse.export.sources.huggingface.load import load_model
 from crossfuse.export.sources.huggingface.tracing import tracing
@@ -77,6 +78,7 @@ def huggingface_spec(  # noqa: PLR0913 -- public: a spec's own fields, and how t
         spec = replace(
             made, decode=plan.decode if planned else decode, decode_where_possible=planned
         )
-    return replace(spec, drop_outputs=_UNASKED, about=about).traced_in(
+    generation = generation_settings(loaded)
+    return replace(spec, drop_outputs=_UNASKED, about=about, generation=generation).traced_in(
         partial(tracing, inputs=dict(spec.inputs))
     )
