@@ -47,7 +47,6 @@ def test_what_is_beside_the_tokens_follows_them() -> None:
     ("tokens", "options", "error"),
     [
         ([0.5], {}, "whole numbers"),
-        ([], {}, "no sequence|whole numbers|nothing"),
         ({"ids": [1]}, {}, "can't be read"),
         (np.zeros((1, 2, 2), int), {}, "whole numbers"),
         ([[1, 2]], {"lengths": [3]}, "lengths say how many"),

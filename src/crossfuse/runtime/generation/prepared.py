@@ -75,7 +75,8 @@ class Run:
     @property
     def pad(self) -> int:
         """What stands behind a sequence's end."""
-        return next(iter((self.settings.pad_token_id, *self.settings.eos_token_id[:1])), None) or 0
+        own = self.settings.pad_token_id
+        return next(iter(self.settings.eos_token_id), 0) if own is None else own
 
     def scores(self) -> NDArray[np.float32]:
         """``[sequences, vocabulary]``: of the next token."""

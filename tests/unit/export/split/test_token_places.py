@@ -1,4 +1,4 @@
-"""Rows of tables at tokens' places, as NumPy's indexing gives them, however the table is aligned."""
+"""Rows of tables at places of tokens, as NumPy indexes them, however the table is aligned."""
 
 from __future__ import annotations
 
