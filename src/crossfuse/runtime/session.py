@@ -250,8 +250,9 @@ class Session:
         if tokens is None or named or isinstance(tokens, Mapping):
             tokens, beside = self._layout.tokens_in(given_by_name(tokens, named))
         if not isinstance(state, DecodingState):
-            got = type(state).__name__
-            raise InputError("a step needs a state", got=got, do="Call session.start(context)")
+            raise InputError(
+                "a step needs a state", got=type(state).__name__, do="Call session.start(context)"
+            )
         ids = ids_of(tokens)
         if ids.shape[0] != state.batch or ids.dtype.kind not in "iu":
             raise InputError(

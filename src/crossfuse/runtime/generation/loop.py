@@ -139,7 +139,7 @@ def _token_by_token(run: Run) -> Generator[Streamed, None, Generated]:
         scores = _processed(processors, histories, run.scores())
         tokens, log_probs = _chosen(scores, active, draws)
         tokens[~active] = run.pad
-        for row in np.flatnonzero(active):
+        for row in np.flatnonzero(active).tolist():
             histories.ids[row, histories.lengths[row]] = tokens[row]
             histories.lengths[row] += 1
             chances[row].append(float(log_probs[row]))

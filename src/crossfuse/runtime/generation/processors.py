@@ -86,7 +86,8 @@ def _is_end(word: Sequence[int], settings: GenerationSettings) -> bool:
 
 def _within(ids: Any, scores: NDArray[Any]) -> NDArray[np.int64]:
     found = np.asarray(ids, np.int64).reshape(-1)
-    return found[(found >= 0) & (found < scores.shape[-1])]
+    within: NDArray[np.int64] = found[(found >= 0) & (found < scores.shape[-1])]
+    return within
 
 
 def _repeated(penalty: float) -> Processor:
@@ -168,7 +169,8 @@ def _begins(settings: GenerationSettings) -> Callable[[Histories], NDArray[np.bo
 
 
 def _finite(histories: Histories, scores: NDArray[Any]) -> NDArray[Any]:
-    return np.nan_to_num(scores, copy=False)
+    found: NDArray[Any] = np.nan_to_num(scores, copy=False)
+    return found
 
 
 def _hooked(hook: Hook) -> Processor:

@@ -35,10 +35,12 @@ class _Beams(NamedTuple):
     ended: NDArray[np.bool_]
 
     def at(self, places: NDArray[np.int64]) -> _Beams:
-        return _Beams(*(part[places] for part in self))
+        """Those at the places."""
+        return _Beams._make(part[places] for part in self)
 
     def beside(self, other: _Beams) -> _Beams:
-        return _Beams(*(np.concatenate(pair) for pair in zip(self, other, strict=True)))
+        """These, and the others behind them."""
+        return _Beams._make(np.concatenate(pair) for pair in zip(self, other, strict=True))
 
 
 class BeamSearch:

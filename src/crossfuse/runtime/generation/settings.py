@@ -38,7 +38,9 @@ what else they say is refused."""
 
 def _whole(least: int) -> Callable[[Any], bool]:
     return lambda value: (
-        isinstance(value, int | np.integer) and not isinstance(value, bool) and value >= least
+        isinstance(value, int | np.integer)
+        and not isinstance(value, bool)
+        and bool(value >= least)
     )
 
 
