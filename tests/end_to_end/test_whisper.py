@@ -36,7 +36,11 @@ def test_transcript_is_eagers_token_for_token(
     assert bundle.ledger.counts("ort-cpu") == bundle.ledger.counts() == {"self": 8, "cross": 4}
     assert {row.captured for row in bundle.ledger} == {"interface"}
     assert set(bundle.manifest.stages) == {"context", "query", "step"}
-    assert bundle.manifest.source == {"kind": "huggingface", "name": f"hf:{CHECKPOINT}"}
+    assert bundle.manifest.source == {
+        "kind": "huggingface",
+        "name": f"hf:{CHECKPOINT}",
+        "drop_outputs": ["encoder_last_hidden_state"],
+    }
     eager = WhisperForConditionalGeneration.from_pretrained(CHECKPOINT, dtype=torch.float32).eval()
     features = torch.from_numpy(whisper.log_mel(str(CHECKPOINT), SOUND))
     with torch.no_grad():

@@ -57,10 +57,18 @@ def environment_on(*folders: Path, **variables: str) -> dict[str, str]:
     """Environment of a process that finds the stand-ins in these folders first."""
     tests = Path(__file__).parent.parent
     path = os.pathsep.join([*map(str, folders), os.environ.get("LD_LIBRARY_PATH", "")])
+    # Beside a PyTorch that was built for CUDA stand NVIDIA's own libraries, which are opened by
+    # their paths.
+    first = sorted(str(library) for folder in folders for library in folder.glob("*.so*"))
     python = os.pathsep.join([str(tests), *(p for p in sys.path if p)])
     return (
         os.environ
-        | {"LD_LIBRARY_PATH": path, "PYTHONPATH": python, "OMP_NUM_THREADS": "1"}
+        | {
+            "LD_LIBRARY_PATH": path,
+            "LD_PRELOAD": os.pathsep.join(first),
+            "PYTHONPATH": python,
+            "OMP_NUM_THREADS": "1",
+        }
         | variables
     )
 

@@ -4,7 +4,6 @@ of its own."""
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -16,6 +15,7 @@ from typing import Any
 import onnx_ir as ir
 
 from crossfuse.targets.graph_files import save_graph
+from gpu_rehearsal.driver import environment_on
 
 __all__ = ["CAPABILITIES", "GRID", "Job", "Provider", "kernels_promised"]
 
@@ -61,13 +61,9 @@ class Provider:
 
     def python(self, *arguments: str | Path, capability: str = "9.0", **variables: str) -> str:
         """Run Python with the stand-ins in place; what it printed, on both streams."""
-        environment = (
-            os.environ | variables | {"CUDA_STANDIN_CAPABILITY": capability, "OMP_NUM_THREADS": "1"}
+        environment = environment_on(
+            self.libraries, CUDA_STANDIN_CAPABILITY=capability, **variables
         )
-        environment["LD_LIBRARY_PATH"] = os.pathsep.join(
-            [str(self.libraries), os.environ.get("LD_LIBRARY_PATH", "")]
-        )
-        environment["PYTHONPATH"] = os.pathsep.join(p for p in sys.path if p)
         command = [sys.executable, *map(str, arguments)]
         done = subprocess.run(
             command, env=environment, capture_output=True, text=True, timeout=_LIMIT_S, check=False
