@@ -15,6 +15,7 @@ import crossfuse
 from coverage.cases import CASES, TEXT, VISION
 from coverage.table import TARGETS
 from crossfuse import InputError, runtime
+from crossfuse.runtime.generation.loop import generate
 from crossfuse.runtime.generation.sampling import log_softmax
 from crossfuse.runtime.session import Session
 from unit.runtime.toy_decoder import IMAGES, LENGTH, VOCABULARY, logits_of, toy_session
@@ -154,6 +155,7 @@ def test_a_hook_sees_tokens_and_changes_scores() -> None:
 
 
 def test_the_last_token_needs_no_room() -> None:
+    assert runtime.generate is generate
     session = toy_session()
     context = session.encode(image=IMAGES[:1])
     for settings in ({}, {"num_beams": 2}):

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 
 __all__ = ["generation_settings"]
 
-_OF_THE_LIBRARY = ("transformers_version",)
+_OF_THE_LIBRARY = ("_", "cache_", "output_", "return_", "transformers_", "use_cache")
+"""How names begin that say how the library computes and what it returns."""
 
 
 def generation_settings(model: nn.Module) -> dict[str, Any]:
@@ -25,7 +26,7 @@ def generation_settings(model: nn.Module) -> dict[str, Any]:
     kept = {
         name: value
         for name, value in config.to_diff_dict().items()
-        if value is not None and not name.startswith("_") and name not in _OF_THE_LIBRARY
+        if value is not None and not name.startswith(_OF_THE_LIBRARY)
     }
     if getattr(model.config, "model_type", None) == "blip":
         kept |= _captions(text_config(model.config))
