@@ -227,7 +227,8 @@ def test_decoding_stays_on_the_device() -> None:
     names = {spec.name for spec in session.stages["context"].inputs}
     state = session.start(session.encode(**{n: inputs[n] for n in names}), 4)
     places = [
-        {name: a.pointer for name, a in arrays.items()} for arrays in (state.memory.tensors, state.memory._other)
+        {name: a.pointer for name, a in arrays.items()}
+        for arrays in (state.memory.tensors, state.memory._other)
     ]
     for i in range(6):
         outputs = session.step(state, np.array([4, 5, 6, 7]))

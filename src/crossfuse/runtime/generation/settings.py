@@ -38,9 +38,7 @@ what else they say is refused."""
 
 def _whole(least: int) -> Callable[[Any], bool]:
     return lambda value: (
-        isinstance(value, int | np.integer)
-        and not isinstance(value, bool)
-        and bool(value >= least)
+        isinstance(value, int | np.integer) and not isinstance(value, bool) and bool(value >= least)
     )
 
 
