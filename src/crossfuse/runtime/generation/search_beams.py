@@ -6,6 +6,7 @@ log-probabilities; what ended is compared over its length to the power of the le
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -40,7 +41,8 @@ class _Beams(NamedTuple):
 
     def beside(self, other: _Beams) -> _Beams:
         """These, and the others behind them."""
-        return _Beams._make(np.concatenate(pair) for pair in zip(self, other, strict=True))
+        pairs: Iterable[tuple[Any, Any]] = zip(self, other, strict=True)
+        return _Beams._make(np.concatenate(pair) for pair in pairs)
 
 
 class BeamSearch:
