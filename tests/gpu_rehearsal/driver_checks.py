@@ -816,7 +816,7 @@ def test_decoding_keeps_its_state_on_the_device(opened: Any, control: Control, r
     with load(bundle.path, "ort-cpu") as session:
         expected_state = session.start(session.encode(**first), 4)
         state = made.session.start(made.session.encode(**first), 4)
-        assert all(isinstance(a, DeviceArray) for a in state._state.values())
+        assert all(isinstance(a, DeviceArray) for a in state.memory.tensors.values())
         assert state.nbytes == 2 * expected_state.nbytes
         for i in range(8):
             agree(

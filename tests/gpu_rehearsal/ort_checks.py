@@ -227,12 +227,13 @@ def test_decoding_stays_on_the_device() -> None:
     names = {spec.name for spec in session.stages["context"].inputs}
     state = session.start(session.encode(**{n: inputs[n] for n in names}), 4)
     places = [
-        {name: a.pointer for name, a in arrays.items()} for arrays in (state._state, state._other)
+        {name: a.pointer for name, a in arrays.items()}
+        for arrays in (state.memory.tensors, state.memory._other)
     ]
     for i in range(6):
         outputs = session.step(state, np.array([4, 5, 6, 7]))
         assert {a.dtype.name for a in outputs.values()} == {"float32"}
-        assert {n: a.pointer for n, a in state._state.items()} == places[(i + 1) % 2], (
+        assert {n: a.pointer for n, a in state.memory.tensors.items()} == places[(i + 1) % 2], (
             "two sets, in turn"
         )
     state.reorder([3, 3, 0, 1])

@@ -232,6 +232,7 @@ def _manifest(graph: FusedGraph, stages: Stages, source: Source) -> Manifest:
         ledger=graph.ledger,
         fused_graph=FUSED_GRAPH,
         decode=stages.decode,
+        generation={} if stages.decode is None else spec.generation,
         example=stages.example,
         reference=REFERENCE_FILE,
     )

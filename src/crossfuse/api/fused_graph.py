@@ -65,10 +65,11 @@ def _require_same_split(bundle: Bundle, stages: Stages) -> None:
         found = stages.specs.get(name)
         theirs = [*names_of(known.inputs), *names_of(known.outputs)]
         ours = [] if found is None else [*names_of(found.inputs), *names_of(found.outputs)]
-        if ours != theirs:
+        same = ours == theirs and (name != "step" or found is None or found.inputs == known.inputs)
+        if not same:
             raise BundleError(
-                "the bundle was written by a version of crossfuse that splits the model at another "
-                f"place than this one ({__version__}), so nothing can be built from its fused "
+                "the bundle was written by a version of crossfuse that splits the model "
+                f"otherwise than this one ({__version__}), so nothing can be built from its fused "
                 "graph",
                 where=f"{bundle.path}, stage {name}",
                 got=f"stages of {bundle.manifest.created_by}",

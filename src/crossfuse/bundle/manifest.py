@@ -183,6 +183,7 @@ class Manifest:
         example: sizes of the dimensions in the example inputs.
         fused_graph: the graph with FusedAttention nodes, from which targets are built.
         decode: null where the bundle doesn't decode.
+        generation: settings for choosing tokens, as ``generation_config.json`` names them.
         targets: by name.
         reference: inputs and eager results for parity.
         quick: it was checked at few points, for work in progress.
@@ -193,7 +194,7 @@ class Manifest:
         version=SCHEMA_VERSION,
         keyed={"dims": "name"},
         required=frozenset({"targets", "files"}),
-        sparse=frozenset({"quick", "with_queries", "prefix"}),
+        sparse=frozenset({"generation", "quick", "with_queries", "prefix"}),
     )
 
     name: str
@@ -207,6 +208,7 @@ class Manifest:
     example: Mapping[str, int] = field(default_factory=dict)
     fused_graph: _FileName
     decode: Decode | None = None
+    generation: Mapping[str, Any] = field(default_factory=dict)
     with_queries: Mapping[str, str] = field(default_factory=dict)
     prefix: PrefixReuse | None = None
     targets: Mapping[str, TargetEntry] = field(default_factory=dict)

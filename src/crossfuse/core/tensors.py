@@ -14,6 +14,7 @@ from crossfuse.errors import Advice, InputError, Said
 __all__ = [
     "CONTEXTS",
     "DTYPES",
+    "NEW_TOKENS",
     "NEXT",
     "POSITION",
     "SIZES",
@@ -40,7 +41,11 @@ CONTEXTS = "contexts"
 contexts and queries."""
 
 POSITION = "position"
-"""The step stage's input that says how many tokens there were before, ``[1]`` int64."""
+"""The step stage's input that says the place of each new token, ``[batch, new_tokens]`` int64. In
+bundles of crossfuse 0.1, whose step stages take one token, how many there were before, ``[1]``."""
+
+NEW_TOKENS = "new_tokens"
+"""The dimension that counts the tokens of one step."""
 
 STATE, NEXT = "state:", "next:"
 """Prefixes of a decoding state's tensor, as an input and as an output of the step stage."""

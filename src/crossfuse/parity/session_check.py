@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from crossfuse.bundle.store import Bundle, open_bundle
 from crossfuse.core.target import require_target
-from crossfuse.core.tensors import NEXT, names_of
+from crossfuse.core.tensors import NEXT, POSITION, names_of
 from crossfuse.errors import BundleError, InputError, ParityError
 from crossfuse.parity.given import whole_boundary
 from crossfuse.parity.reference import ReferenceSet, check_reference, load_reference
@@ -22,6 +22,9 @@ from crossfuse.runtime.backends import best_target
 from crossfuse.runtime.load import load
 from crossfuse.runtime.options import SessionOptions
 from crossfuse.runtime.session import Session
+
+if TYPE_CHECKING:
+    from crossfuse.runtime.decoding import DecodingState
 
 __all__ = ["check_session", "reference_of", "smallest_inputs", "verify_bundle"]
 
@@ -74,10 +77,21 @@ def check_session(session: Session, reference: ReferenceSet, precision: str) -> 
     )
     if session.decode is None:
         return report
-    steps = _check_steps(session, reference, session.decode.tokens, precision)
-    return replace(
-        report,
-        outputs={**report.outputs, **{f"{n}, step by step": o for n, o in steps.outputs.items()}},
+    checks = {"step by step": _steps}
+    if _takes_many(session):
+        checks["prompts, then steps"] = _prompts
+    outputs = dict(report.outputs)
+    for how, decoded in checks.items():
+        found = _check_decoding(session, reference, decoded, precision)
+        outputs |= {f"{name}, {how}": outcome for name, outcome in found.outputs.items()}
+    return replace(report, outputs=outputs)
+
+
+def _takes_many(session: Session) -> bool:
+    """The step stage takes any number of tokens, each with its place; those of crossfuse 0.1 take
+    one."""
+    return any(
+        spec.name == POSITION and len(spec.shape) == 2 for spec in session.stages["step"].inputs
     )
 
 
@@ -110,24 +124,25 @@ def _require_same_model(session: Session, reference: ReferenceSet) -> None:
         raise InputError("the reference set is empty", do="Export the bundle again")
 
 
-def _check_steps(
-    session: Session, reference: ReferenceSet, tokens: str, precision: str
+def _check_decoding(
+    session: Session,
+    reference: ReferenceSet,
+    decoded: Callable[[Session, DecodingState, _Tokens], dict[str, Any]],
+    precision: str,
 ) -> ParityReport:
-    """Parity of decoding token by token with the eager model over whole sequences, at the first and
+    """Parity of decoding in some way with the eager model over whole sequences, at the first and
     the last point."""
+    assert session.decode is not None
+    token = session.decode.tokens
     context_inputs = names_of(session.stages["context"].inputs)
     kept = [spec.name for spec in session.stages["step"].outputs if not spec.name.startswith(NEXT)]
 
     def run(inputs: Mapping[str, Any]) -> dict[str, Any]:
         with _on_reference_inputs(session.target, inputs):
             context = session.encode({name: inputs[name] for name in context_inputs})
-            ids = inputs[tokens]
-            state = session.start(context, ids.shape[0])
-            rows = [
-                {n: a.copy() for n, a in session.step(state, ids[:, i]).items()}
-                for i in range(ids.shape[1])
-            ]
-        return {name: np.concatenate([row[name] for row in rows], axis=1) for name in kept}
+            state = session.start(context, inputs[token].shape[0])
+            beside = {name: inputs[name] for name in state.beside}
+            return decoded(session, state, _Tokens(token, inputs[token], beside))
 
     ends = (reference.points[0], reference.points[-1])
     points = tuple(
@@ -140,6 +155,47 @@ def _check_steps(
         executed_on=session.provider,
         precision=precision,
     )
+
+
+class _Tokens(NamedTuple):
+    """Whole sequences ``[batch, tokens]`` of the input that decodes, and of those beside it."""
+
+    name: str
+    ids: NDArray[Any]
+    beside: Mapping[str, NDArray[Any]]
+
+
+def _steps(session: Session, state: DecodingState, given: _Tokens) -> dict[str, Any]:
+    """Outputs of one token after the other."""
+    whole = {given.name: given.ids, **given.beside}
+    rows = []
+    for column in range(given.ids.shape[1]):
+        made = session.step(state, {name: array[:, column] for name, array in whole.items()})
+        rows.append({name: array.copy() for name, array in made.items()})
+    return {name: np.concatenate([row[name] for row in rows], axis=1) for name in rows[0]}
+
+
+def _prompts(session: Session, state: DecodingState, given: _Tokens) -> dict[str, Any]:
+    """Outputs of prompts of different lengths in one run, and of their other tokens in the runs
+    after it, two each."""
+    batch, width = given.ids.shape
+    counts = 1 + (width // 2 + 3 * np.arange(batch)) % width
+    whole: dict[str, NDArray[Any]] = {}
+    while counts.any():
+        at = state.positions
+        columns = np.minimum(at[:, None] + np.arange(counts.max()), width - 1)
+        made = state.append(
+            np.take_along_axis(given.ids, columns, 1),
+            counts,
+            beside={n: np.take_along_axis(a, columns, 1) for n, a in given.beside.items()},
+        )
+        for name, array in made.items():
+            shape = (batch, width, *array.shape[2:])
+            into = whole.setdefault(name, np.zeros(shape, array.dtype))
+            for row, (start, count) in enumerate(zip(at, counts, strict=True)):
+                into[row, start : start + count] = array[row, :count]
+        counts = np.minimum(width - state.positions, 2)
+    return whole
 
 
 def reference_of(bundle: Bundle) -> ReferenceSet:

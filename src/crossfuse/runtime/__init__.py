@@ -16,6 +16,7 @@ from crossfuse.runtime.binding import Binding
 from crossfuse.runtime.context import Context
 from crossfuse.runtime.context_cache import ContextCache
 from crossfuse.runtime.decoding import DecodingState
+from crossfuse.runtime.generation import Generated, GenerationSettings, Streamed, generate
 from crossfuse.runtime.load import load
 from crossfuse.runtime.options import SessionOptions
 from crossfuse.runtime.session import Session
@@ -25,8 +26,12 @@ __all__ = [
     "Context",
     "ContextCache",
     "DecodingState",
+    "Generated",
+    "GenerationSettings",
     "Session",
     "SessionOptions",
+    "Streamed",
     "best_target",
+    "generate",
     "load",
 ]

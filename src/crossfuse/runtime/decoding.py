@@ -1,5 +1,5 @@
-"""`DecodingState`: the self-attention keys and values of sequences that grow token by token, in
-memory of fixed size."""
+"""`DecodingState`: sequences that grow by one or more tokens at a time, each at its own length, and
+their self-attention keys and values in memory of fixed size."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from crossfuse.core.tensors import NEXT, POSITION, STATE, TensorSpec
+from crossfuse.core.tensors import POSITION, STATE, TensorSpec
 from crossfuse.errors import InputError
 from crossfuse.runtime.context import Context
-from crossfuse.runtime.device_array import DeviceArray
-from crossfuse.runtime.input_checks import positions_of
+from crossfuse.runtime.input_checks import check_indices, positions_of
+from crossfuse.runtime.state_memory import StateMemory
+from crossfuse.runtime.token_rows import TokenRows
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -25,15 +26,22 @@ __all__ = ["DecodingState"]
 class DecodingState:
     """Sequences being decoded over a context, by :meth:`Session.step`. For one thread at a time.
 
-    Attributes:
+    Args:
         context: what the sequences look at.
+        engine: the step stage.
+        inputs: its specs.
+        tokens: its input of ids.
         batch: how many sequences there are; a multiple of the contexts.
-        position: how many tokens each sequence has by now.
-        length: the most tokens it can have.
+        length: the most tokens that one of them can have.
 
-    The state's tensors are made once, where the engine computes. On the CPU a step writes one row
-    of each in place; on a GPU there are two sets of them, and a step reads the one and writes the
-    other.
+    Attributes:
+        context, batch, length: as given.
+        positions: ``[batch]`` int64: how many tokens each sequence has by now.
+        ids: ``[batch, length]``: these tokens; what is behind a sequence's position means nothing.
+        beside: names of the inputs beside the ids, with one element per token, such as a mask.
+        outputs: of the last run, by name; ``[batch, tokens, …]``.
+
+    The state's tensors are made once, where the engine computes.
     """
 
     def __init__(
@@ -48,44 +56,77 @@ class DecodingState:
         self.context = context
         self.batch = batch
         self.length = length
-        self._engine = engine
-        self._position = np.zeros(1, dtype=np.int64)
-        dtype = next(spec.dtype for spec in inputs if spec.name == tokens)
-        self.tokens: NDArray[Any] = np.zeros((batch, 1), dtype=dtype)
-        names = {spec.name for spec in inputs}
-        shapes = {
-            spec.name: (
-                tuple(size if isinstance(size, int) else batch for size in spec.shape),
-                spec.dtype,
-            )
+        self._engine, self._inputs = engine, inputs
+        specs = {spec.name: spec for spec in inputs}
+        self._token = specs[tokens]
+        self._uniform = specs[POSITION].shape == (1,)
+        self.beside: tuple[str, ...] = tuple(
+            spec.name
             for spec in inputs
-            if spec.name.startswith(STATE)
+            if STATE + spec.name in specs and spec.name not in context.tensors
+        )
+        self._dtypes = {name: np.dtype(specs[name].dtype) for name in (tokens, *self.beside)}
+        given = {name: tensor for name, tensor in context.tensors.items() if name in specs}
+        self.memory = StateMemory(engine, inputs, batch, given)
+        self.positions: NDArray[np.int64] = np.zeros(batch, np.int64)
+        self._record: dict[str, NDArray[Any]] = {
+            name: np.zeros((batch, length), dtype) for name, dtype in self._dtypes.items()
         }
-        self._state: dict[str, Any] = {}
-        self._other: dict[str, DeviceArray] = {}
-        if engine.on_device:
-            self._state = {
-                name: engine.empty(shape, dtype).zero() for name, (shape, dtype) in shapes.items()
-            }
-            self._other = {
-                name: engine.empty(shape, dtype).zero() for name, (shape, dtype) in shapes.items()
-            }
-        else:
-            self._state = {name: np.zeros(shape, dtype) for name, (shape, dtype) in shapes.items()}
-        given = {name: tensor for name, tensor in context.tensors.items() if name in names}
-        self._feeds = {**given, tokens: self.tokens, POSITION: self._position, **self._state}
-        self._binding: Any = None
-        self._outputs: dict[str, NDArray[Any]] = {}
+        self.outputs: Mapping[str, NDArray[Any]] = {}
+
+    @property
+    def ids(self) -> NDArray[Any]:
+        """``[batch, length]``: the tokens so far."""
+        return self._record[self._token.name]
 
     @property
     def position(self) -> int:
-        """How many tokens each sequence has by now."""
-        return int(self._position[0])
+        """How many tokens each sequence has by now; the longest, where they differ."""
+        return int(self.positions.max())
 
     @property
     def nbytes(self) -> int:
         """Bytes of the state's tensors, those of the context not counted."""
-        return sum(int(array.nbytes) for array in (*self._state.values(), *self._other.values()))
+        return self.memory.nbytes
+
+    def append(
+        self,
+        tokens: object,
+        lengths: object = None,
+        *,
+        mask: object = None,
+        beside: Mapping[str, object] | None = None,
+    ) -> Mapping[str, NDArray[Any]]:
+        """Give the sequences their next tokens, any number to each, and compute the outputs at
+        them, all in one run.
+
+        Args:
+            tokens: ids ``[batch, tokens]``, or a list per sequence; one row alone is for all.
+            lengths: how many of each row count, where rows are padded on the right; 0 leaves a
+                sequence as it is.
+            mask: ``[batch, tokens]``, nonzero where a token counts, wherever the padding is; in
+                place of ``lengths``.
+            beside: further inputs with an element per token, ``[batch, tokens]``; ones where
+                omitted.
+
+        Returns:
+            outputs by name, ``[batch, tokens, …]``, with the padding last: those of a row from its
+            length on are its last token's, so ``[:, -1]`` is each sequence's last. Those of one
+            token per sequence are overwritten by the next run of one.
+
+        Raises:
+            InputError: tokens of another shape or outside the table, a state that would be more
+                than full, or values that the engine refuses.
+        """
+        rows = TokenRows.of(tokens, lengths, mask, self.batch)
+        check_indices(self._token, rows.ids[rows.counted])
+        given = {self._token.name: rows.ids, **self._besides(rows, beside or {})}
+        self._require_room(rows.lengths)
+        if self._uniform:
+            self.outputs = self._one_by_one(given, rows.lengths)
+        else:
+            self.outputs = self._at_once(given, rows)
+        return self.outputs
 
     def reorder(self, indices: Sequence[int]) -> None:
         """Sequence ``i`` goes on from what was sequence ``indices[i]``; for beams.
@@ -102,13 +143,71 @@ class DecodingState:
                 got=order.tolist(),
                 expected=f"{self.batch} of them",
             )
-        if self._engine.on_device:
-            self._state = {
-                name: array.take(order.tolist(), 0) for name, array in self._state.items()
-            }
-            return
-        for array in self._state.values():
-            array[:, : self.position] = array[order, : self.position]
+        self._take(self, order)
+
+    def fork(self, indices: Sequence[int]) -> DecodingState:
+        """A new state whose sequence ``i`` goes on from this one's sequence ``indices[i]``, over
+        the same context; this one stays as it is.
+
+        Where each context gets equally many sequences, side by side, contexts are not copied for
+        each.
+
+        Raises:
+            InputError: no sequences, or none of these.
+        """
+        rows = positions_of(indices)
+        if not rows.size or rows.min() < 0 or rows.max() >= self.batch:
+            raise InputError(
+                "no such sequences", got=rows.tolist(), expected=f"0 to {self.batch - 1}"
+            )
+        made = DecodingState(
+            self._contexts_of(rows),
+            self._engine,
+            self._inputs,
+            self._token.name,
+            int(rows.size),
+            self.length,
+        )
+        made._take(self, rows)
+        return made
+
+    def truncate(self, lengths: int | Sequence[int]) -> None:
+        """Forget each sequence's tokens from a length on.
+
+        Args:
+            lengths: one for all sequences, which leaves shorter ones as they are, or one for each.
+
+        Raises:
+            InputError: a length beyond a sequence's own, or below 0.
+        """
+        if isinstance(lengths, int | np.integer):
+            kept = np.minimum(self.positions, int(lengths))
+        else:
+            kept = positions_of(lengths)
+        if kept.shape != self.positions.shape or kept.min() < 0 or (kept > self.positions).any():
+            raise InputError(
+                "can't truncate to these lengths",
+                got=lengths,
+                expected=f"at most {self.positions.tolist()}",
+            )
+        self._require_uniform(kept)
+        self.positions = kept
+
+    def free(self, rows: Sequence[int]) -> None:
+        """Empty these sequences: each is a slot that begins anew with the tokens that it gets next.
+
+        Raises:
+            InputError: no such sequences.
+        """
+        chosen = positions_of(rows)
+        if chosen.size and (chosen.min() < 0 or chosen.max() >= self.batch):
+            raise InputError(
+                "no such sequences", got=chosen.tolist(), expected=f"0 to {self.batch - 1}"
+            )
+        kept = self.positions.copy()
+        kept[chosen] = 0
+        self._require_uniform(kept)
+        self.positions = kept
 
     def rewind(self, position: int = 0) -> None:
         """Forget all tokens from a position on.
@@ -118,45 +217,91 @@ class DecodingState:
         """
         if not isinstance(position, int | np.integer) or not 0 <= position <= self.position:
             raise InputError("can't rewind there", got=position, expected=f"0 to {self.position}")
-        self._position[0] = position
+        self.truncate(int(position))
 
-    def advance(self, tokens: NDArray[Any]) -> Mapping[str, NDArray[Any]]:
-        """Run one step in place; called by the session, which checks the tokens."""
-        if self.position >= self.length:
+    def _besides(self, rows: TokenRows, given: Mapping[str, object]) -> dict[str, NDArray[Any]]:
+        """What is beside the tokens, in their order."""
+        unknown = sorted(set(given) - set(self.beside))
+        if unknown:
+            raise InputError(
+                "no inputs beside the tokens have these names",
+                got=", ".join(unknown),
+                expected=", ".join(self.beside) or "none",
+            )
+        return {
+            name: rows.beside(name, given.get(name), self._dtypes[name]) for name in self.beside
+        }
+
+    def _require_room(self, lengths: NDArray[np.int64]) -> None:
+        if not lengths.any():
+            raise InputError("no sequence gets a token", got=lengths.tolist())
+        if (self.positions + lengths).max() > self.length:
             raise InputError(
                 "the state is full",
-                got=f"{self.position} tokens",
+                got=f"{self.position} tokens and {int(lengths.max())} more",
                 expected=f"at most {self.length}",
             )
-        self.tokens[...] = tokens
-        if self._engine.on_device:
-            self._advance_on_device()
-            self._position[0] += 1
-            return self._outputs
-        if self._binding is None:
-            first = dict(
-                zip(self._engine.boundary[1], self._engine.run_mixed(self._feeds), strict=True)
-            )
-            self._outputs = {
-                n: np.ascontiguousarray(a) for n, a in first.items() if not n.startswith(NEXT)
-            }
-            # A state's next value is written where it is: the engine then changes one row and
-            # copies nothing.
-            ends = [
-                self._state[STATE + n.removeprefix(NEXT)]
-                if n.startswith(NEXT)
-                else self._outputs[n]
-                for n in first
-            ]
-            self._binding = self._engine.bind(self._feeds, ends)
-        self._engine.run_bound(self._binding)
-        self._position[0] += 1
-        return self._outputs
 
-    def _advance_on_device(self) -> None:
-        """The state stays on the GPU; nothing in it changes unless the whole step went well."""
-        kept = {NEXT + name.removeprefix(STATE): array for name, array in self._other.items()}
-        made = self._engine.run_into({**self._feeds, **self._state}, kept)
-        named = dict(zip(self._engine.boundary[1], made, strict=True))
-        self._outputs = {name: array for name, array in named.items() if name not in kept}
-        self._state, self._other = self._other, self._state
+    def _require_uniform(self, lengths: NDArray[np.int64]) -> None:
+        """Refuse lengths that differ where the step stage has one position for all."""
+        if self._uniform and (lengths != lengths[0]).any():
+            raise InputError(
+                "the bundle's step stage has one position for all sequences",
+                got=lengths.tolist(),
+                do="Export the model again with this version of crossfuse",
+            )
+
+    def _at_once(
+        self, given: Mapping[str, NDArray[Any]], rows: TokenRows
+    ) -> dict[str, NDArray[Any]]:
+        """One run. What pads a row is its last token again, at its place: it computes and writes
+        what is there already."""
+        index = np.minimum(np.arange(rows.ids.shape[1]), rows.lengths[:, None] - 1)
+        places = np.maximum(self.positions[:, None] + index, 0)
+        feeds: dict[str, NDArray[Any]] = {POSITION: places}
+        sequence = np.nonzero(rows.counted)[0]
+        for name, array in given.items():
+            self._record[name][sequence, places[rows.counted]] = array[rows.counted]
+            feeds[name] = np.take_along_axis(self._record[name], places, 1)
+        made = self.memory.run(feeds)
+        self.positions = self.positions + rows.lengths
+        return made
+
+    def _one_by_one(
+        self, given: Mapping[str, NDArray[Any]], lengths: NDArray[np.int64]
+    ) -> dict[str, NDArray[Any]]:
+        """A run for each token, of a stage that takes one at one position."""
+        self._require_uniform(lengths)
+        made: list[dict[str, NDArray[Any]]] = []
+        count = int(lengths[0])
+        for column in range(count):
+            at = self.positions[:1].copy()
+            feeds = {name: array[:, [column]] for name, array in given.items()}
+            for name, array in feeds.items():
+                self._record[name][:, at] = array
+                feeds[name] = self._record[name][:, at]
+            found = self.memory.run({**feeds, POSITION: at})
+            self.positions = self.positions + 1
+            made.append(found if count == 1 else {n: a.copy() for n, a in found.items()})
+        if count == 1:
+            return made[0]
+        return {name: np.concatenate([one[name] for one in made], 1) for name in made[0]}
+
+    def _take(self, source: DecodingState, rows: NDArray[np.int64]) -> None:
+        self.memory.take(source.memory, rows, source.position)
+        self.positions = source.positions[rows]
+        self._record = {name: array[rows] for name, array in source._record.items()}
+
+    def _contexts_of(self, rows: NDArray[np.int64]) -> Context:
+        """The contexts that these sequences look at: each once where it gets as many as the others,
+        side by side, else one for each."""
+        count = self.context.count
+        if self.context.batch is None or (count == 1):
+            return self.context
+        each = rows // (self.batch // count)
+        ends = np.flatnonzero(np.diff(each, append=-1)) + 1
+        sizes = np.diff(ends, prepend=0)
+        chosen = each[ends - 1] if (sizes == sizes[0]).all() else each
+        if np.array_equal(chosen, np.arange(count)):
+            return self.context
+        return self.context.select(chosen.tolist())

@@ -40,6 +40,7 @@ class SessionSpec:
         engine: what the manifest says about an engine.
         owner: tells the contexts of different bundles apart; made up where omitted.
         constants: arguments of the model that are no tensors, and part of what was exported.
+        generation: settings that the bundle holds for `generate`.
     """
 
     stages: Mapping[str, StageSpec]
@@ -49,6 +50,7 @@ class SessionSpec:
     engine: EngineInfo | None = None
     owner: str = ""
     constants: Mapping[str, Any] = field(default_factory=dict)
+    generation: Mapping[str, Any] = field(default_factory=dict)
 
 
 @door
@@ -94,6 +96,7 @@ def _load(bundle: Bundle, target: str | None, options: SessionOptions) -> Sessio
         engine=entry.engine,
         owner=_owner(bundle, name, entry),
         constants=manifest.source.get("constants") or {},
+        generation=manifest.generation,
     )
     graphs = {stage: bundle.path / file for stage, file in entry.stages.items()}
     for graph in graphs.values():
@@ -163,4 +166,5 @@ def open_session(
         decode=spec.decode,
         owner=spec.owner,
         constants=spec.constants,
+        generation=spec.generation,
     )

@@ -15,9 +15,10 @@ from crossfuse.runtime.binding import Binding
 from crossfuse.runtime.context import Context, frozen, require_own
 from crossfuse.runtime.decoding import DecodingState
 from crossfuse.runtime.given_inputs import GivenInputs, given_by_name
-from crossfuse.runtime.input_checks import InputChecker, any_on_device, check_indices, ids_of
+from crossfuse.runtime.input_checks import InputChecker, any_on_device, ids_of
 from crossfuse.runtime.session_layout import SessionLayout
 from crossfuse.runtime.stage import Stage
+from crossfuse.runtime.token_rows import TokenRows
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -28,10 +29,8 @@ __all__ = ["Session"]
 class Session:
     """A target, ready to run.
 
-    Safe to use from several threads at once; close it, or use it as a context manager.
-
-    A split bundle's session also encodes contexts once (`encode`) and asks them many queries
-    (`query`).
+    Safe to use from several threads at once; close it, or use it as a context manager. A split
+    bundle's session also encodes contexts once (`encode`) and asks them many queries (`query`).
     """
 
     def __init__(  # noqa: PLR0913 -- all that a manifest says of a session
@@ -45,6 +44,7 @@ class Session:
         decode: Decode | None = None,
         owner: str = "",
         constants: Mapping[str, Any] | None = None,
+        generation: Mapping[str, Any] | None = None,
     ) -> None:
         self.target = target
         self.stages: Mapping[str, StageSpec] = MappingProxyType(dict(stages))
@@ -53,6 +53,7 @@ class Session:
         self.inputs: tuple[TensorSpec, ...] = layout.inputs
         self.outputs: tuple[TensorSpec, ...] = layout.outputs
         self.decode = decode
+        self.generation: Mapping[str, Any] = MappingProxyType(dict(generation or {}))
         self.provider = next(iter(engines.values())).provider
         self._names = layout.output_names
         self._check = InputChecker(layout.inputs, dims)
@@ -191,36 +192,38 @@ class Session:
         outputs = engine.run_mixed(feeds) if engine.on_device else engine.run(feeds)
         return dict(zip(self._names, outputs, strict=True))
 
-    def start(self, context: Context, /, batch: int | None = None) -> DecodingState:
-        """Begin to decode sequences over a context, token by token.
+    def start(
+        self,
+        context: Context,
+        /,
+        batch: int | None = None,
+        *,
+        prompt: object = None,
+        lengths: object = None,
+        mask: object = None,
+    ) -> DecodingState:
+        """Begin to decode sequences over a context.
 
         Args:
             context: of this bundle and target.
-            batch: how many sequences; a multiple of the contexts, by default one each.
+            batch: how many sequences, a multiple of the contexts; by default the prompt's, or one
+                each.
+            prompt, lengths, mask: tokens to begin with, as of :meth:`DecodingState.append`.
 
         Raises:
-            InputError: a bundle that can't decode, a context of another one, or a batch that is no
-                multiple.
+            InputError: a bundle that can't decode, a context of another one, a batch that is no
+                multiple, or a prompt that doesn't fit.
         """
         engines = self._require_split()
-        if self.decode is None:
-            raise InputError(
-                "the bundle has no step stage",
-                got=", ".join(self.stages),
-                do=Advice("Export it with {}", Said("--decode INPUT", "ModelSpec(decode=...)")),
-            )
+        decode = self._layout.require_steps()
         require_own(context, self._owner)
-        count = context.count if batch is None else batch
-        if count < 1 or count % context.count:
-            raise InputError(
-                "the batch is no multiple of the number of contexts",
-                got=count,
-                expected=context.count,
-            )
-        inputs = self.stages["step"].inputs
-        return DecodingState(
-            context, engines["step"], inputs, self.decode.tokens, count, self.decode.length
-        )
+        rows = None if prompt is None else TokenRows.of(prompt, lengths, mask).batch
+        count = self._layout.sequences(context.count, batch, rows)
+        inputs, engine = self.stages["step"].inputs, engines["step"]
+        state = DecodingState(context, engine, inputs, decode.tokens, count, decode.length)
+        if prompt is not None:
+            state.append(prompt, lengths, mask=mask)
+        return state
 
     def step(
         self,
@@ -235,7 +238,8 @@ class Session:
 
         Args:
             state: from `start`; changed in place.
-            tokens: ids, ``[batch]`` or ``[batch, 1]``; or a mapping from the input's name to them.
+            tokens: ids, ``[batch]`` or ``[batch, 1]``; or a mapping from the input's name to them,
+                and from the names of inputs beside it to theirs.
             named: the same as a keyword.
 
         Returns:
@@ -245,13 +249,12 @@ class Session:
             InputError: tokens of another shape, a full state, or values that the engine refuses.
         """
         self._open_engines()
+        beside: Mapping[str, Any] = {}
         if tokens is None or named or isinstance(tokens, Mapping):
-            tokens = self._layout.tokens_in(given_by_name(tokens, named))
+            tokens, beside = self._layout.tokens_in(given_by_name(tokens, named))
         if not isinstance(state, DecodingState):
             raise InputError(
-                "a step needs a state",
-                got=type(state).__name__,
-                do="Call session.start(context) first",
+                "a step needs a state", got=type(state).__name__, do="Call session.start(context)"
             )
         ids = ids_of(tokens)
         if ids.shape[0] != state.batch or ids.dtype.kind not in "iu":
@@ -259,10 +262,9 @@ class Session:
                 "a step takes one id per sequence",
                 got=f"{ids.dtype}{list(ids.shape)}",
                 expected=state.batch,
+                do="Give several at once to state.append",
             )
-        if self._layout.token is not None:
-            check_indices(self._layout.token, ids)
-        return state.advance(ids)
+        return state.append(ids, beside={name: ids_of(value) for name, value in beside.items()})
 
     def bind(
         self, inputs: Mapping[str, NDArray[Any]] | None = None, /, **named: NDArray[Any]
@@ -321,10 +323,8 @@ class Session:
         feeds = self._check.check_device(inputs, next(iter(engines.values())))
         if not self.split:
             return dict(zip(self._names, engines["model"].run_on_device(feeds), strict=True))
-        first = self._take_contexts(feeds)
-        feeds.update(
-            zip(self._layout.frontier, engines["context"].run_on_device(first), strict=True)
-        )
+        encoded = engines["context"].run_on_device(self._take_contexts(feeds))
+        feeds.update(zip(self._layout.frontier, encoded, strict=True))
         return dict(zip(self._names, engines["query"].run_on_device(feeds), strict=True))
 
     def _take_contexts(self, feeds: dict[str, Any]) -> dict[str, Any]:

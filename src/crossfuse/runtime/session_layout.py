@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from crossfuse.bundle.manifest import Decode, StageSpec
-from crossfuse.core.tensors import CONTEXTS, TensorSpec, names_of
-from crossfuse.errors import InputError
+from crossfuse.core.tensors import CONTEXTS, STATE, TensorSpec, names_of
+from crossfuse.errors import Advice, InputError, Said
 
 __all__ = ["SessionLayout"]
 
@@ -29,6 +29,7 @@ class SessionLayout:
         frontier: names of what the context stage hands to the query stage.
         batch: the dimension that counts contexts, or None where their inputs have no batch.
         token: spec of the input that `decode` names, or None.
+        beside: names of the step stage's inputs beside it, with one element per token.
     """
 
     def __init__(
@@ -48,6 +49,8 @@ class SessionLayout:
         self.decode = decode
         tokens = None if decode is None else decode.tokens
         self.token = next((spec for spec in self.queries if spec.name == tokens), None)
+        steps = names_of(stages["step"].inputs) if "step" in stages else ()
+        self.beside = tuple(spec.name for spec in self.queries if STATE + spec.name in steps)
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
@@ -92,17 +95,50 @@ class SessionLayout:
                 do="Give each context equally many queries, or select the contexts that you ask",
             )
 
-    def tokens_in(self, inputs: Mapping[str, Any]) -> Any:
-        """The ids among a step's inputs.
+    def require_steps(self) -> Decode:
+        """How the bundle decodes.
 
         Raises:
-            InputError: other inputs than the ids.
+            InputError: it has no step stage.
+        """
+        if self.decode is None:
+            raise InputError(
+                "the bundle has no step stage",
+                got="context, query",
+                do=Advice("Export it with {}", Said("--decode INPUT", "ModelSpec(decode=...)")),
+            )
+        return self.decode
+
+    def sequences(self, contexts: int, batch: int | None, prompts: int | None) -> int:
+        """How many sequences to decode over so many contexts: as asked for, else as many as there
+        are prompts, or one each where one prompt is for all.
+
+        Raises:
+            InputError: no multiple of the contexts.
+        """
+        each = contexts if prompts in (None, 1) else prompts
+        count = each if batch is None else batch
+        if count < 1 or count % contexts:
+            raise InputError(
+                "the batch is no multiple of the number of contexts",
+                got=count,
+                expected=contexts,
+            )
+        return count
+
+    def tokens_in(self, inputs: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+        """The ids among a step's inputs, and what is beside them.
+
+        Raises:
+            InputError: no ids, or other inputs than the step stage takes beside them.
         """
         name = "" if self.decode is None else self.decode.tokens
-        if set(inputs) != {name}:
+        if name not in inputs or not set(inputs) <= {name, *self.beside}:
             raise InputError(
-                "a step takes the ids alone",
+                "a step takes the ids alone"
+                if not self.beside
+                else "a step takes the ids, and what is beside them",
                 got=", ".join(map(str, inputs)) or "nothing",
-                expected=name,
+                expected=", ".join((name, *self.beside)),
             )
-        return inputs[name]
+        return inputs[name], {key: inputs[key] for key in self.beside if key in inputs}

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossfuse.core.tensors import TensorSpec
-from crossfuse.errors import InputError
+from crossfuse.errors import Advice, InputError, Said
 from crossfuse.serve.limits import Limits
 
 __all__ = ["BINARY_HEADER", "DATATYPES", "Call", "encode_outputs", "parse_call", "tensor_metadata"]
@@ -91,7 +91,10 @@ def parse_call(
             "the request's JSON is too long",
             got=f"{length} bytes",
             expected=f"at most {within.max_json_bytes}",
-            do="Send tensors as bytes (the binary tensor extension), or raise --max-json-bytes",
+            do=Advice(
+                "Send tensors as bytes (the binary tensor extension), or raise {}",
+                Said("--max-json-bytes", "Limits(max_json_bytes=...)"),
+            ),
         )
     try:
         data = json.loads(bytes(view[:length]), parse_constant=_refuse_constant)

@@ -93,6 +93,8 @@ class ModelSpec:
             search for mixed precision measures.
         vocabulary: how many rows the table has that an input of ids looks up; where omitted, seen
             in one eager run where the table is a parameter. Ids are made over all of it.
+        generation: settings for choosing tokens, under the names of ``generation_config.json``; the
+            bundle holds them for `crossfuse.runtime.generate`.
         about: what the manifest adds about the source, as plain data; set by sources that load
             weights.
         settled: inputs that the sampler alone decides, and of ids, which of them: an image's
@@ -118,6 +120,7 @@ class ModelSpec:
     )
     examples: Sequence[Mapping[str, Any]] = ()
     vocabulary: Mapping[str, int] = field(default_factory=dict)
+    generation: Mapping[str, Any] = field(default_factory=dict)
     about: Mapping[str, Any] = field(default_factory=dict)
     decode_where_possible: bool = False
     keep_probabilities: tuple[str, ...] = ()

@@ -70,6 +70,11 @@ COMMANDS: dict[str, Callable[[Path, Path], list[object]]] = {
 }
 
 
+READS = {"build": 5}
+"""What changes a bundle reads its manifest again: under the lock, for what another command wrote
+meanwhile, and where the new bundle takes the old one's place."""
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_command_opens_once_and_hashes_once(
     command: str, bundle_copy: Path, tmp_path: Path, counted: Counter[str]
@@ -79,8 +84,8 @@ def test_a_command_opens_once_and_hashes_once(
     with pytest.raises(SystemExit) as end:
         main([*map(str, arguments)])
     assert end.value.code == 0
-    assert counted["manifest"] == 1
-    assert len(counted) > 1, "files were hashed"
+    assert counted.pop("manifest") == READS.get(command, 1)
+    assert counted, "files were hashed"
     assert max(counted.values()) == 1, counted
 
 
@@ -105,7 +110,7 @@ def test_functions_take_an_open_bundle(
     open_engine(bundle, EngineOptions(target="ort-cpu"))
     assert counted["manifest"] == max(counted.values()) == 1
     built = crossfuse.build(bundle, "onnx")
-    assert counted["manifest"] == 1
+    assert counted["manifest"] == READS["build"]
     assert built.manifest.files["reference.npz"] == bundle.manifest.files["reference.npz"]
 
 

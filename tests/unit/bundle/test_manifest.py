@@ -31,6 +31,7 @@ def test_every_field_is_read() -> None:
     assert manifest.dims["text.len"] == Dim("text.len", 2, 77)
     assert manifest.dims["batch"].max is None
     assert manifest.decode == Decode("ids", 77)
+    assert manifest.generation == {"num_beams": 4, "eos_token_id": 2}
     assert manifest.with_queries == {"softmax": "Softmax runs along the batch"}
     assert [spec.name for spec in manifest.inputs] == ["x", "ids", "more"]
     assert manifest.inputs[1].range == (0, 98)

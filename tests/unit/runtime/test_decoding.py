@@ -20,6 +20,7 @@ from crossfuse.core.tensors import TensorSpec
 from crossfuse.runtime.context import Context
 from crossfuse.runtime.decoding import DecodingState
 from unit.runtime.stub_stage import StubStage
+from unit.runtime.toy_decoder import IMAGES, logits_of, toy_session
 
 MODELS = [
     "bart",
@@ -68,7 +69,7 @@ def test_steps_equal_whole_sequences(exported: Any, name: str, target: str) -> N
     expected = eager(spec, context, ids)
     with runtime.load(bundle.path, target) as session:
         state = session.start(session.encode(**context), batch=6)
-        addresses = {n: a.ctypes.data for n, a in state._state.items()}
+        addresses = {n: a.ctypes.data for n, a in state.memory.tensors.items()}
         for i in range(ids.shape[1]):
             tokens = ids[:, i] if i % 2 else {IDS: ids[:, i]}
             got = session.step(state, tokens)["logits"]
@@ -76,7 +77,7 @@ def test_steps_equal_whole_sequences(exported: Any, name: str, target: str) -> N
                 got[:, 0], expected[:, i], atol=5e-5 * max(1, np.abs(expected).max())
             )
         assert state.position == 20
-        assert {n: a.ctypes.data for n, a in state._state.items()} == addresses, (
+        assert {n: a.ctypes.data for n, a in state.memory.tensors.items()} == addresses, (
             "the state stays where it is"
         )
 
@@ -87,7 +88,7 @@ def test_a_step_costs_one_token(exported: Any) -> None:
     stages = bundle.manifest.stages
     assert stages["step"].flops < stages["query"].flops
     shapes = {spec.name: spec.shape for spec in stages["step"].inputs}
-    assert shapes[IDS] == ("batch", 1)
+    assert shapes[IDS] == shapes["position"] == ("batch", "new_tokens")
     length = bundle.manifest.decode.length
     states = [shape for name, shape in shapes.items() if name.startswith("state:")]
     assert len(states) == 4
@@ -156,6 +157,54 @@ def test_misuse_is_refused(exported: Any, shared_bundle: Callable[..., crossfuse
             session.start(session.encode(**given))
 
 
+def test_ragged_prompts_and_what_follows_equal_whole_sequences(exported: Any) -> None:
+    """Eight prompts of 1 to 40 tokens, padded on either side, then tokens, beams and slots."""
+    spec, bundle = exported("bart")
+    context, _ = inputs_of(spec, 2, 5)
+    rng = np.random.default_rng(2)
+    ids = rng.integers(3, 98, (8, 48))
+    lengths = np.array([1, 40, 7, 13, 2, 28, 5, 19])
+    expected = eager(spec, context, ids)
+    close = {"atol": 5e-5 * max(1, np.abs(expected).max())}
+    left = np.zeros((8, 40), int)
+    for row, count in enumerate(lengths):
+        left[row, 40 - count :] = ids[row, :count]
+    with runtime.load(bundle.path, "ort-cpu") as session:
+        encoded = session.encode(**context)
+        state = session.start(encoded, prompt=ids[:, :40], lengths=lengths)
+        mask = np.arange(40) >= 40 - lengths[:, None]
+        other = session.start(encoded, prompt=left, mask=mask)
+        for row, count in enumerate(lengths):
+            for made in (state, other):
+                got = made.outputs["logits"][row]
+                np.testing.assert_allclose(got[:count], expected[row, :count], **close)
+                np.testing.assert_allclose(got[-1], expected[row, count - 1], **close)
+        assert state.positions.tolist() == lengths.tolist()
+        got = session.step(state, ids[np.arange(8), lengths])["logits"][:, 0]
+        np.testing.assert_allclose(got, expected[np.arange(8), lengths], **close)
+        # Two sequences get three and one more; the others stay as they are.
+        counts = np.array([3, 0, 0, 1, 0, 0, 0, 0])
+        more = np.zeros((8, 3), int)
+        more[0], more[3, 0] = ids[0, 2:5], ids[3, 14]
+        got = state.append(more, counts)["logits"]
+        np.testing.assert_allclose(got[0], expected[0, 2:5], **close)
+        np.testing.assert_allclose(got[3, -1], expected[3, 14], **close)
+        np.testing.assert_allclose(got[1, -1], expected[1, 40], **close)
+        fork = state.fork([2, 2, 6, 5])
+        tokens = np.array([ids[2, 8], 4, ids[6, 6], ids[5, 29]])
+        got = session.step(fork, tokens)["logits"][:, 0]
+        for row, (sequence, place) in enumerate([(2, 8), (2, 8), (6, 6), (5, 29)]):
+            whole = ids[[sequence], : place + 1].copy()
+            whole[0, place] = tokens[row]
+            one = {name: array[[sequence // 4]] for name, array in context.items()}
+            np.testing.assert_allclose(got[row], eager(spec, one, whole)[0, -1], **close)
+        state.free([0])
+        state.truncate([0, 12, *state.positions[2:]])
+        got = state.append([[*ids[0, :3]], [ids[1, 12]], *[[]] * 6])["logits"]
+        np.testing.assert_allclose(got[0, :3], expected[0, :3], **close)
+        np.testing.assert_allclose(got[1, -1], expected[1, 12], **close)
+
+
 class Bidirectional(nn.Module):
     """Tokens that see later ones, or that are mixed by a sum over all of them."""
 
@@ -210,6 +259,63 @@ def test_an_input_with_the_positions_name_is_refused(tmp_path: Path) -> None:
         crossfuse.export(spec, tmp_path / "b")
 
 
+def test_sequences_grow_by_any_number_of_tokens() -> None:
+    session = toy_session()
+    state = session.start(session.encode(image=IMAGES), 4)
+    rows: list[list[int]] = [[], [], [], []]
+    for more in ([[1], [2, 3, 4], [5], [6, 1]], [[2, 2], [], [3], []], [[], [1], [], [4, 4, 4]]):
+        made = state.append(more)["logits"]
+        for row, new in enumerate(more):
+            rows[row] += new
+            for back in range(len(new)):
+                place = len(new) - 1 - back
+                whole = rows[row][: len(rows[row]) - back]
+                expected = logits_of(whole, IMAGES[row // 2])
+                np.testing.assert_allclose(made[row, place], expected, rtol=1e-6)
+            expected = logits_of(rows[row], IMAGES[row // 2])
+            np.testing.assert_allclose(made[row, -1], expected, rtol=1e-6)
+        assert state.positions.tolist() == [len(row) for row in rows]
+        assert state.position == max(len(row) for row in rows)
+        assert [state.ids[i, : len(row)].tolist() for i, row in enumerate(rows)] == rows
+
+
+def test_states_fork_truncate_and_free() -> None:
+    session = toy_session()
+    state = session.start(session.encode(image=IMAGES), prompt=[[1, 2], [3, 4, 5]])
+    forked = state.fork([0, 0, 1, 1])
+    assert forked.context is state.context
+    got = session.step(forked, np.array([1, 2, 3, 4]))["logits"][:, 0]
+    for row, ids in enumerate(([1, 2, 1], [1, 2, 2], [3, 4, 5, 3], [3, 4, 5, 4])):
+        np.testing.assert_allclose(got[row], logits_of(ids, IMAGES[row // 2]), rtol=1e-6)
+    assert state.positions.tolist() == [2, 3]
+    crossed = state.fork([1, 0, 0])
+    assert crossed.context.count == 3
+    got = session.step(crossed, np.array([6, 6, 5]))["logits"][:, 0]
+    for row, (ids, image) in enumerate((([3, 4, 5, 6], 1), ([1, 2, 6], 0), ([1, 2, 5], 0))):
+        np.testing.assert_allclose(got[row], logits_of(ids, IMAGES[image]), rtol=1e-6)
+    state.truncate(2)
+    assert state.positions.tolist() == [2, 2]
+    state.free([1])
+    got = state.append([[], [6, 6]])["logits"][:, -1]
+    for row, ids in enumerate(([1, 2], [6, 6])):
+        np.testing.assert_allclose(got[row], logits_of(ids, IMAGES[row]), rtol=1e-6)
+    for wrong in ([2, 3], [-1, 0], [1], 99.5):
+        with pytest.raises(InputError, match="can't truncate|no whole numbers"):
+            state.truncate(wrong)
+    for ask in (state.free, state.fork):
+        with pytest.raises(InputError, match="no such sequences"):
+            ask([2])
+    with pytest.raises(InputError, match="no sequence gets a token"):
+        state.append([[], []])
+    with pytest.raises(InputError, match="no inputs beside the tokens"):
+        state.append([[1], [1]], beside={"mask": np.ones((2, 1))})
+    with pytest.raises(InputError, match="outside its table"):
+        state.append([[1], [7]])
+    state.append([[], [1] * 14])
+    with pytest.raises(InputError, match="the state is full.*16 tokens and 1 more"):
+        state.append([[1], [1]])
+
+
 HEADS, LONGEST, WIDTH = 2, 8, 3
 
 
@@ -236,22 +342,33 @@ def state_of(batch: int) -> DecodingState:
 
 def test_a_states_memory_is_made_once_for_the_longest_sequence() -> None:
     state = state_of(batch=4)
-    assert state._state["state:k"].shape == (4, LONGEST, HEADS, WIDTH)
+    assert state.memory.tensors["state:k"].shape == (4, LONGEST, HEADS, WIDTH)
     assert state.nbytes == 4 * LONGEST * HEADS * WIDTH * 4
-    assert (state.position, state.tokens.shape, state.tokens.dtype) == (0, (4, 1), np.int64)
+    assert (state.position, state.ids.shape, state.ids.dtype) == (0, (4, LONGEST), np.int64)
 
 
 def test_steps_reorder_and_rewind_as_sums_do() -> None:
     state = state_of(batch=2)
     tokens = np.array([[1, 10], [2, 20], [3, 30]])
     for i, given in enumerate(tokens):
-        got = state.advance(given[:, None])["logits"][:, 0, 0]
+        got = state.append(given[:, None])["logits"][:, 0, 0]
         np.testing.assert_array_equal(got, tokens[: i + 1].sum(0) + 0.5)
     state.reorder([1, 1])
     state.rewind(1)
-    got = state.advance(np.array([[5], [6]]))["logits"][:, 0, 0]
+    got = state.append(np.array([[5], [6]]))["logits"][:, 0, 0]
     np.testing.assert_array_equal(got, [10 + 5 + 0.5, 10 + 6 + 0.5])
     assert state.position == 2
+
+
+def test_a_step_stage_of_one_position_takes_tokens_one_by_one() -> None:
+    state = state_of(batch=2)
+    made = state.append([[1, 2, 3], [10, 20, 30]])["logits"][..., 0]
+    assert made.tolist() == [[1.5, 3.5, 6.5], [10.5, 30.5, 60.5]]
+    for uneven in (lambda: state.append([[1], [1, 2]]), lambda: state.free([0])):
+        with pytest.raises(InputError, match="one position for all.*Export the model again"):
+            uneven()
+    state.free([0, 1])
+    assert state.append([[4], [5]])["logits"][:, 0, 0].tolist() == [4.5, 5.5]
 
 
 @pytest.mark.parametrize("order", [[0], [0, 2], [-1, 0], [0, 0, 1], [0.0, 1.0]])
@@ -263,9 +380,9 @@ def test_an_order_that_is_none_is_refused(order: list[int]) -> None:
 def test_the_end_of_the_memory_is_told() -> None:
     state = state_of(batch=1)
     for _ in range(LONGEST):
-        state.advance(np.array([[1]]))
+        state.append(np.array([[1]]))
     with pytest.raises(InputError, match=f"state is full.*{LONGEST}"):
-        state.advance(np.array([[1]]))
+        state.append(np.array([[1]]))
     for place in (LONGEST + 1, -1, 1.5):
         with pytest.raises(InputError, match="can't rewind"):
             state.rewind(place)

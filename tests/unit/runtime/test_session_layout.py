@@ -85,7 +85,9 @@ def test_a_step_takes_the_ids_alone() -> None:
     layout = SessionLayout(SPLIT, "batch", Decode("ids", 8))
     assert layout.token == spec("ids", "batch", "text")
     ids = np.ones(3)
-    assert layout.tokens_in({"ids": ids}) is ids
+    found, beside = layout.tokens_in({"ids": ids})
+    assert found is ids
+    assert beside == {}
     for wrong in ({}, {"ids": ids, "more": ids}, {"tokens": ids}):
         with pytest.raises(InputError, match="takes the ids alone.*expected ids"):
             layout.tokens_in(wrong)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 import onnx_ir as ir
 
 from crossfuse.bundle.manifest import Decode, PrefixReuse, StageSpec
-from crossfuse.core.tensors import CONTEXTS, Dim
+from crossfuse.core.tensors import CONTEXTS, NEW_TOKENS, Dim
 from crossfuse.errors import InputError
 from crossfuse.export.split.decode_step import decode_stage
 from crossfuse.export.split.partition import NothingToSplitError, split
@@ -105,6 +105,8 @@ def _split(
     if decode is not None:
         steps = Decode(decode, _most_tokens(parts.query, decode, dims))
         graphs["step"] = decode_stage(parts.query, decode, steps.length)
+        dims = {**dims, NEW_TOKENS: Dim(NEW_TOKENS, 1, steps.length)}
+        sizes = {**sizes, NEW_TOKENS: 1}
     specs = {name: _spec(graph, sizes) for name, graph in graphs.items()}
     return Stages(graphs, specs, dims, sizes, parts.shared, steps, parts.kept)
 

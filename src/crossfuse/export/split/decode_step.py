@@ -1,23 +1,25 @@
-"""From a query stage over whole token sequences to one that computes the next token alone, with
-state.
+"""From a query stage over whole token sequences to one that computes new tokens alone, with state.
 
 Rules:
 
-1. The token input becomes one token. Keys and values of attentions over the tokens become state of
-   a fixed length: the new row is written at ``position``, and the attention sees the rows up to it,
+1. The token input holds new tokens, one or more per sequence, and ``position`` says the place of
+   each. Keys and values of attentions over the tokens become state of a fixed length: the new rows
+   are written at their places, and a causal attention sees the rows up to a token's own,
    behind those of a context that stand in front of the tokens.
 2. What depends on the number of tokens but not on their content (positions, relative biases, causal
-   masks) is computed for the full length, which is constant, and its row at ``position`` is taken.
-3. Everything else works token by token and stays as it is.
+   masks) is computed for the full length, which is constant, and its rows at the places are taken.
+3. Another input beside the tokens, ``[batch, tokens]``, such as their mask, becomes state of the
+   full length as well: what is made of it is computed for all places.
+4. Everything else works token by token and stays as it is.
 
 It must not fire where an attention over the tokens sees later ones, where another input has a token
-axis, or where a size that is merged with the token axis would have to be cut. That nothing else
-mixes tokens is shown by running: parity of steps with eager PyTorch over whole sequences.
+axis and a further one, or where a size that is merged with the token axis would have to be cut.
+That nothing else mixes tokens is shown by running: parity of steps with eager PyTorch over whole
+sequences.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -25,14 +27,14 @@ import onnx_ir as ir
 from onnx_ir.passes.common import NameFixPass, RemoveUnusedNodesPass
 from onnx_ir.tape import Tape
 
-from crossfuse.core.dimensions import size_at, symbols_in
-from crossfuse.core.tensors import NEXT, POSITION, STATE
+from crossfuse.core.dimensions import rename, size_at, symbols_in
+from crossfuse.core.tensors import NEW_TOKENS, NEXT, POSITION, STATE
 from crossfuse.errors import InputError
-from crossfuse.export.matching.axes import Size
 from crossfuse.export.split.dependence import shape_symbols, shape_window
-from crossfuse.export.split.rows import joined_along, sum_of
+from crossfuse.export.split.token_places import Alignment, TokenPlaces, behind, in_front
 from crossfuse.graph.attention_node import AttentionNode, attentions, is_attention, role_at
-from crossfuse.graph.shapes import dim_of
+from crossfuse.graph.builder import GraphBuilder
+from crossfuse.graph.shapes import dim_of, dims_of
 
 __all__ = ["NoStepsError", "decode_stage"]
 
@@ -67,7 +69,7 @@ class _TokenInput(NamedTuple):
 
 
 class _State(NamedTuple):
-    """A key's or value's rows so far, as they come in and go out."""
+    """Rows so far of what has one per token, as they come in and go out."""
 
     incoming: ir.Value
     outgoing: ir.Value
@@ -78,43 +80,55 @@ class _Stepper:
 
     Attributes:
         source, axis: the token input, and the name of its token axis.
+        beside: other inputs with an element per token.
         moving: values that depend on the tokens' content.
-        needs: of other values, whether their computation reads the number of tokens.
+        of_beside: what depends on their content, and not on the tokens'.
+        needs: of other values, whether their computation reads the number of tokens, or what is
+            beside them.
         full: values computed for the state's whole length, by what they stand for.
-        rows: rows at the position, by value and axes.
-        states: of the attentions over the tokens.
-        position: the input that counts the tokens so far.
+        rows: rows at the places, by table and alignment.
+        states: of the attentions over the tokens, and of what is beside these.
+        places: of the new tokens.
     """
 
     def __init__(self, model: ir.Model, tokens: str, length: int) -> None:
         self.model, self.graph, self.length = model, model.graph, length
         self.source, self.axis = self._token_input(tokens)
-        self._require_one_token_axis()
+        self.beside = self._others_beside()
         self.moving: set[ir.Value] = {self.source}
-        self.needs: dict[ir.Value, bool] = {}
+        self.of_beside = set(self.beside)
+        self.needs: dict[ir.Value, bool] = dict.fromkeys(self.beside, True)
         self._follow_tokens()
         self.full: dict[ir.Value, ir.Value] = {}
-        self.rows: dict[tuple[ir.Value, tuple[int, ...]], ir.Value] = {}
+        self.rows: dict[tuple[object, ...], ir.Value] = {}
         self.states: list[_State] = []
+        batch = dim_of(self.source, 0)
         int64 = ir.TensorType(ir.DataType.INT64)
-        self.position = ir.Value(name=POSITION, shape=ir.Shape([1]), type=int64)
+        position = ir.Value(name=POSITION, shape=ir.Shape([batch, NEW_TOKENS]), type=int64)
+        self.places = TokenPlaces(position, length, batch)
 
     def run(self) -> ir.Model:
         """Rewrite and return the model."""
         over_tokens = [found for found in attentions(self.graph) if found.key in self.moving]
         if not over_tokens:
             raise self._cannot("no attention runs over the tokens", self.source.name)
+        first = next(iter(self.graph))
+        head = GraphBuilder()
+        for value in self.beside:
+            self.full[value] = self._state(head, value, str(value.name)).outgoing
+        head.insert_before(first)
         for node in list(self.graph):
             if any(out in self.moving for out in node.outputs):
                 self._take_rows(node)
         for attention in over_tokens:
             self._keep_state(attention)
+        self.places.insert_before(next(iter(self.graph)))
         kept = [value for value in self.graph.outputs if value in self.moving]
         self.graph.outputs[:] = [*kept, *(state.outgoing for state in self.states)]
         incoming = [state.incoming for state in self.states]
-        self.graph.inputs[:] = [*self.graph.inputs, self.position, *incoming]
-        for value in self.moving:
-            self._shorten(value)
+        self.graph.inputs[:] = [*self.graph.inputs, self.places.position, *incoming]
+        for value in (*self.moving, *self.beside):
+            self._renamed(value)
         RemoveUnusedNodesPass()(self.model)
         return self.model
 
@@ -131,13 +145,21 @@ class _Stepper:
             )
         return _TokenInput(source, axis)
 
-    def _require_one_token_axis(self) -> None:
+    def _others_beside(self) -> list[ir.Value]:
+        """Other inputs ``[batch, tokens]``; refuse what else has a token axis, and taken names."""
         inputs = self.graph.inputs
         if any(value.name == POSITION for value in inputs):
             raise self._cannot("an input has the name that the number of tokens takes", POSITION)
-        others = [v.name for v in inputs if v is not self.source and self.axis in shape_symbols(v)]
-        if others:
-            raise self._cannot("another input has a token axis", ", ".join(map(str, others)))
+        taken = [v.name for v in inputs if NEW_TOKENS in shape_symbols(v)]
+        if taken:
+            raise self._cannot("a dimension has the name that the new tokens take", NEW_TOKENS)
+        others = [v for v in inputs if v is not self.source and self.axis in shape_symbols(v)]
+        ours = dims_of(self.source)
+        wide = [v.name for v in others if dims_of(v) != ours]
+        if wide:
+            why = "another input has a token axis and is not [batch, tokens]"
+            raise self._cannot(why, ", ".join(map(str, wide)))
+        return others
 
     def _follow_tokens(self) -> None:
         """Find what depends on the tokens' content, and what on their number."""
@@ -150,36 +172,46 @@ class _Stepper:
             else:
                 read = any(self.needs.get(v, False) for v in node.inputs if v is not None)
                 self.needs.update(dict.fromkeys(node.outputs, read))
+                if any(v in self.of_beside for v in node.inputs):
+                    self.of_beside.update(node.outputs)
 
     def _take_rows(self, node: ir.Node) -> None:
-        """Give a node that works on one token the row of whatever else has a token axis."""
+        """Give a node that works on new tokens the rows of whatever else has a token axis."""
         if node.op_type in _RUNNING and node.inputs[0] in self.moving:
             raise self._cannot(
                 "what is computed for a token sums over those before it", node.outputs[0].name
             )
         over_tokens = is_attention(node) and AttentionNode(node).key in self.moving
         for index, value in enumerate(node.inputs):
-            if value is None or value in self.moving or self.axis not in shape_symbols(value):
+            if value is None or value in self.moving:
+                continue
+            if self.axis not in shape_symbols(value):
+                if value in self.of_beside:
+                    node.replace_input_with(index, self._full(value, node))
                 continue
             counts_keys = over_tokens and role_at(node, index) in ("mask", "bias")
-            row = self._row(value, node, keys=counts_keys)
+            row = self._row(value, node, index, keys=counts_keys)
             node.replace_input_with(index, row)
 
     def _keep_state(self, attention: AttentionNode) -> None:
         """Let an attention over the tokens read its keys and values from state, and write the new
-        row to it."""
+        rows to it."""
         self._require_hidden_future(attention)
-        tape = Tape()
+        build = GraphBuilder()
         front: list[ir.Value] = []
         for role, value in (("key", attention.key), ("value", attention.value)):
-            front, own = self._in_front(value)
-            state = self._state(tape, own, f"{attention.site}.{role}")
-            self.states.append(state)
-            attention.set_operand(role, self._behind(tape, front, state.outgoing))
+            front, own = in_front(value, self.moving)
+            state = self._state(build, own, f"{attention.site}.{role}")
+            attention.set_operand(role, behind(build, front, state.outgoing))
         if attention.causal != "none":
-            attention.set_operand("key_lengths", self._lengths(tape, attention.query, front))
+            mask, seen = attention.mask, self.places.seen_behind(build, front)
+            if mask is not None:
+                batch, _, rows, keys = dims_of(seen) or [None] * 4
+                shape = [batch, dim_of(mask, 1), rows, keys]
+                seen = build.op("And", mask, seen, like=seen, shape=shape)
+            attention.set_operand("mask", seen)
             attention.set_causal("none")
-        self.graph.insert_before(attention.node, tape.nodes)
+        build.insert_before(attention.node)
 
     def _require_hidden_future(self, attention: AttentionNode) -> None:
         """Refuse an attention that may see later tokens, or says itself how many there are."""
@@ -190,84 +222,56 @@ class _Stepper:
             why = "an attention over the tokens has lengths of its own"
             raise self._cannot(why, attention.site)
 
-    def _state(self, tape: Tape, value: ir.Value, name: str) -> _State:
-        """State of an operand: as it comes in, and with the new row as it goes out."""
-        shape = ir.Shape([dim_of(value, 0), self.length, dim_of(value, 2)])
+    def _state(self, build: GraphBuilder, value: ir.Value, name: str) -> _State:
+        """State of what has a row per token: as it comes in, and with the new rows as it goes
+        out."""
+        batch, _, *rest = dims_of(value) or [None, None]
+        shape = ir.Shape([batch, self.length, *rest])
         incoming = ir.Value(name=f"{STATE}{name}", shape=shape, type=value.type)
-        places, row = self._places(tape, value), self._flat(tape, value)
-        outgoing = tape.op("ScatterND", [incoming, places, row])
-        outgoing.name, outgoing.shape, outgoing.type = f"{NEXT}{name}", shape, value.type
-        return _State(incoming, outgoing)
+        outgoing = self.places.written(build, incoming, value)
+        outgoing.name = f"{NEXT}{name}"
+        self.states.append(_State(incoming, outgoing))
+        return self.states[-1]
 
-    def _in_front(self, value: ir.Value) -> tuple[list[ir.Value], ir.Value]:
-        """Rows of a context that stand in front of the tokens', and those."""
-        *front, own = joined_along(value, 1) or [value]
-        alone = own in self.moving and not any(v in self.moving for v in front)
-        return (front, own) if alone else ([], value)
-
-    def _behind(self, tape: Tape, front: Sequence[ir.Value], state: ir.Value) -> ir.Value:
-        """A state's rows behind those that stand in front of them."""
-        if not front:
-            return state
-        joined: ir.Value = tape.op("Concat", [*front, state], attributes={"axis": 1})
-        rows = sum_of([dim_of(v, 1) for v in (*front, state)])
-        joined.shape, joined.type = ir.Shape([dim_of(state, 0), rows, dim_of(state, 2)]), state.type
-        return joined
-
-    def _lengths(self, tape: Tape, query: ir.Value, front: Sequence[ir.Value]) -> ir.Value:
-        """``[batch]``: the tokens so far, the new one and those in front among them."""
-        seen = tape.op("Add", [self.position, self._constant(tape, [1])])
-        for value in front:
-            count = tape.op("Shape", [value], attributes={"start": 1, "end": 2})
-            seen = tape.op("Add", [seen, count])
-        batch = tape.op("Shape", [query], attributes={"start": 0, "end": 1})
-        lengths = tape.op("Expand", [seen, batch])
-        lengths.shape = ir.Shape([dim_of(query, 0)])
-        lengths.type = ir.TensorType(ir.DataType.INT64)
-        return lengths
-
-    def _places(self, tape: Tape, value: ir.Value) -> ir.Value:
-        """``[batch, 2]``: where each sequence's new row goes."""
-        count = tape.op("Shape", [value], attributes={"start": 0, "end": 1})
-        scalar = tape.op("Squeeze", [count])
-        zero, one = (
-            tape.op("Constant", [], attributes={"value": ir.tensor(np.array(n, np.int64))})
-            for n in (0, 1)
-        )
-        numbers = tape.op("Range", [zero, scalar, one])
-        rows = tape.op("Unsqueeze", [numbers, self._constant(tape, [1])])
-        position = tape.op("Unsqueeze", [self.position, self._constant(tape, [1])])
-        columns = tape.op("Expand", [position, tape.op("Shape", [rows])])
-        return tape.op("Concat", [rows, columns], attributes={"axis": 1})
-
-    def _flat(self, tape: Tape, value: ir.Value) -> ir.Value:
-        """``[batch, 1, width]`` → ``[batch, width]``."""
-        return tape.op("Squeeze", [value, self._constant(tape, [1])])
-
-    def _row(self, value: ir.Value, before: ir.Node, *, keys: bool) -> ir.Value:
-        """The row at the position of what has a token axis; a mask's last axis stays whole where it
+    def _row(self, value: ir.Value, node: ir.Node, index: int, *, keys: bool) -> ir.Value:
+        """The rows at the places of what has a token axis; a mask's last axis stays whole where it
         counts keys."""
-        assert value.shape is not None
-        rank = len(value.shape)
-        dims = [dim_of(value, axis) for axis in range(rank)]
-        last = rank - 1 if keys else rank
-        axes = tuple(axis for axis in range(last) if dims[axis] == self.axis)
+        dims = dims_of(value) or []
+        last = len(dims) - 1 if keys else len(dims)
+        axes = [axis for axis in range(last) if dims[axis] == self.axis]
         counted = dims[:last] if self._at_length(dims[-1]) is not None else dims
         merged = [dim for dim in counted if dim != self.axis and self.axis in symbols_in(dim)]
         if merged:
             raise self._cannot("a size is merged with the token axis", merged[0])
-        if (value, axes) not in self.rows:
-            full = self._full(value, before)
-            tape = Tape()
-            for axis in axes:
-                shape = [dim_of(full, a) for a in range(rank)]
-                row = tape.op("Gather", [full, self.position], attributes={"axis": axis})
-                shape[axis] = 1
-                row.shape, row.type = ir.Shape(shape), value.type
-                full = row
-            self.graph.insert_before(before, tape.nodes)
-            self.rows[value, axes] = full
-        return self.rows[value, axes]
+        table = self._full(value, node)
+        if not axes:
+            return table
+        if len(axes) > 1:
+            why = "a table of tokens by tokens is used outside an attention over them"
+            raise self._cannot(why, value.name)
+        at = self._alignment(value, node, index, axes[0])
+        key = (value, at.rank, at.batch, at.tokens, dim_of(at.like, at.batch_of))
+        if key not in self.rows:
+            build = GraphBuilder()
+            self.rows[key] = self.places.rows(build, table, at)
+            build.insert_before(node)
+        return self.rows[key]
+
+    def _alignment(self, value: ir.Value, node: ir.Node, index: int, axis: int) -> Alignment:
+        """How a table is aligned with the tokens that a node uses it for."""
+        rank = len(value.shape or ())
+        role = role_at(node, index)
+        if role is not None:
+            return Alignment(rank, 0, axis, self.source, 0)
+        like = node.outputs[0]
+        dims = dims_of(like) or []
+        tokens = axis + len(dims) - rank
+        if len(dims) < rank or dims[tokens] != self.axis:
+            raise self._cannot("what depends on the places is not used token by token", value.name)
+        batch = self.places.batch_axis(dims, tokens)
+        if batch is None:
+            raise self._cannot("sequences are not told apart where places count", value.name)
+        return Alignment(len(dims), batch, tokens, like, batch)
 
     def _full(self, value: ir.Value, before: ir.Node) -> ir.Value:
         """The value computed for the state's whole length."""
@@ -318,21 +322,13 @@ class _Stepper:
         """A size where there are as many tokens as the state has room for."""
         return size_at(dim, {self.axis: self.length})
 
-    def _shorten(self, value: ir.Value) -> None:
-        """One token in place of the token axis."""
-        if value.shape is None:
+    def _renamed(self, value: ir.Value) -> None:
+        """The new tokens in place of the token axis."""
+        dims = dims_of(value)
+        if dims is None:
             return
-        dims: list[int | str | None] = []
-        for axis in range(len(value.shape)):
-            dim = dim_of(value, axis)
-            if isinstance(dim, str) and self.axis in symbols_in(dim):
-                size = Size.parse(dim)
-                rest = tuple(s for s in size.symbols if s != self.axis)
-                plain = all(s.isidentifier() for s in size.symbols)
-                dims.append(Size(size.factor, rest).dim if plain else None)
-            else:
-                dims.append(dim)
-        value.shape = ir.Shape(dims)
+        names = {self.axis: NEW_TOKENS}
+        value.shape = ir.Shape([rename(d, names) if isinstance(d, str) else d for d in dims])
 
     @staticmethod
     def _constant(tape: Tape, values: list[int]) -> ir.Value:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from crossfuse.core.tensors import CONTEXTS
+from crossfuse.core.tensors import CONTEXTS, NEW_TOKENS
 from crossfuse.profiling.explain.roofline import attained
 from crossfuse.profiling.report.figures import short
 from crossfuse.profiling.report.report import LatencyReport, Row
@@ -23,7 +23,9 @@ def milliseconds(seconds: float) -> str:
 
 
 def sizes_text(sizes: Mapping[str, int]) -> str:
-    """``batch 1, text 20``; the number of contexts is left out where it is another dimension's."""
+    """``batch 1, text 20``; the number of contexts is left out where it is another dimension's, and
+    the tokens of a step."""
+    sizes = {name: size for name, size in sizes.items() if name != NEW_TOKENS}
     others = [size for name, size in sizes.items() if name != CONTEXTS]
     shown = {name: size for name, size in sizes.items() if name != CONTEXTS or size not in others}
     return ", ".join(f"{name.replace('_', ' ')} {size}" for name, size in shown.items())

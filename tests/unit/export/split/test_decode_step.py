@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import onnx_ir as ir
 import pytest
@@ -58,16 +60,132 @@ def test_steps_are_the_rows_of_the_whole_sequence() -> None:
     assert [v.name for v in step.graph.outputs][1:] == [f"{NEXT}attend.key", f"{NEXT}attend.value"]
     ids = RNG.integers(0, 9, (2, LENGTH))
     (truth,) = run(model, {"ids": ids})
-    state = [RNG.standard_normal((2, LENGTH, 8)).astype(np.float32) for _ in range(2)]
+    steps = Steps(step)
     for position in range(LENGTH):
-        inputs = {
-            "ids": ids[:, position : position + 1],
-            POSITION: np.array([position]),
-            f"{STATE}attend.key": state[0],
-            f"{STATE}attend.value": state[1],
+        rows = steps(ids[:, position : position + 1], [[position], [position]])
+        np.testing.assert_allclose(rows[:, 0], truth[:, position], atol=1e-5)
+
+
+class Steps:
+    """Runs of a step stage, with its state, whose content before the first run is of no account."""
+
+    def __init__(self, step: ir.Model, batch: int = 2) -> None:
+        self.step = step
+        self.state = {
+            str(v.name): np.ones(
+                [batch if isinstance(n, ir.SymbolicDim) else n for n in v.shape or ()],
+                v.dtype.numpy() if v.dtype else "f4",
+            )
+            for v in step.graph.inputs
+            if str(v.name).startswith(STATE)
         }
-        row, *state = run(step, inputs)
-        np.testing.assert_allclose(row[:, 0], truth[:, position], atol=1e-5)
+
+    def __call__(self, ids: np.ndarray, places: object, **more: np.ndarray) -> np.ndarray:
+        rows, *state = run(
+            self.step, {"ids": ids, POSITION: np.array(places), **more, **self.state}
+        )
+        names = [str(v.name) for v in self.step.graph.outputs][1:]
+        made = dict(zip(names, state, strict=True))
+        self.state = {name: made[NEXT + name.removeprefix(STATE)] for name in self.state}
+        return rows
+
+
+def relative() -> ir.Model:
+    """A bias by the distance, ``[1, 1, t, t]``, beside a causal kind."""
+    attend = ATTEND.replace("CAUSAL", '"upper_left"').replace("(h, h, h)", "(h, h, h, , four)")
+    text = f"""{EMBED} rows = Unsqueeze(r, last) far = Sub(rows, r) wide = Cast<to = 1>(far)
+               bias = Mul(wide, slope) four = Unsqueeze(bias, heads) {attend} y = Relu(o)"""
+    shapes = f"{SHAPES[:-1]}, float[t, t] bias, float[1, 1, t, t] four, int64[t, t] far>"
+    model = parse(
+        f"(int64[b, t] ids) => (float[b, t, 8] y) {shapes} {{ {text} }}",
+        table=TABLE,
+        places=PLACES,
+        slope=np.float32(0.3),
+        heads=np.array([0, 1]),
+        last=np.array([1]),
+        zero=0,
+        one=1,
+    )
+    node_of(model, "FusedAttention").metadata_props[SITE] = "attend"
+    return model
+
+
+def rotary() -> ir.Model:
+    """Tables ``[1, t, 8]`` and ``[t, 4]``, the second for tokens split into heads."""
+    attend = ATTEND.replace("CAUSAL", '"lower_right"').replace("(h, h, h)", "(k, k, h)")
+    text = f"""x = Gather(table, ids) n = Shape<start = 1, end = 2>(ids) count = Squeeze(n)
+               r = Range(zero, count, one) e = Gather(places, r) first = Unsqueeze(e, lead)
+               h = Mul(x, first) four = Reshape(h, split) q = Transpose<perm = [0, 2, 1, 3]>(four)
+               half = Gather<axis = 1>(e, cut) turned = Mul(q, half)
+               back = Transpose<perm = [0, 2, 1, 3]>(turned) k = Reshape(back, merge)
+               {attend} y = Relu(o)"""
+    shapes = """<int64[t] r, float[t, 8] e, float[1, t, 8] first, float[b, t, 8] h,
+                float[b, t, 2, 4] four, float[b, 2, t, 4] q, float[t, 4] half,
+                float[b, 2, t, 4] turned, float[b, t, 2, 4] back, float[b, t, 8] k,
+                float[b, t, 8] o>"""
+    model = parse(
+        f"(int64[b, t] ids) => (float[b, t, 8] y) {shapes} {{ {text} }}",
+        table=TABLE,
+        places=PLACES,
+        lead=np.array([0]),
+        split=np.array([0, 0, 2, 4]),
+        merge=np.array([0, 0, 8]),
+        cut=np.array([0, 2, 4, 6]),
+        zero=0,
+        one=1,
+    )
+    node_of(model, "FusedAttention").metadata_props[SITE] = "attend"
+    return model
+
+
+RAGGED = ([[0, 1, 2], [0, 0, 0]], [[3, 3], [1, 2]], [[4, 5, 5], [3, 4, 5]])
+"""Places of three runs: each sequence's own; what pads a row is its last token again."""
+
+
+@pytest.mark.parametrize("make", [decoder, relative, rotary])
+def test_prompts_of_different_lengths_and_what_follows(make: Callable[[], ir.Model]) -> None:
+    model = make()
+    ids = RNG.integers(0, 9, (2, LENGTH))
+    (truth,) = run(model, {"ids": ids})
+    steps = Steps(decode_stage(model, "ids", LENGTH))
+    for places in RAGGED:
+        at = np.array(places)
+        rows = steps(np.take_along_axis(ids, at, 1), at)
+        expected = np.take_along_axis(truth, at[..., None], 1)
+        np.testing.assert_allclose(rows, expected, atol=1e-5)
+
+
+def masked() -> ir.Model:
+    """Tokens with a mask of them, from which their places are counted, too."""
+    attend = ATTEND.replace("CAUSAL", '"upper_left"').replace("(h, h, h)", "(h, h, h, seen)")
+    model = parse(
+        f"""(int64[b, t] ids, int64[b, t] mask) => (float[b, t, 8] y)
+            <int64[b, t] counted, int64[b, t] at, float[b, t, 8] e, float[b, t, 8] h,
+             bool[b, t] kept, bool[b, 1, 1, t] seen, float[b, t, 8] o> {{
+            x = Gather(table, ids) counted = CumSum(mask, one) at = Mul(counted, mask)
+            e = Gather(places, at) h = Add(x, e) kept = Cast<to = 9>(mask)
+            seen = Unsqueeze(kept, heads) {attend} y = Relu(o) }}""",
+        table=TABLE,
+        places=PLACES,
+        heads=np.array([1, 2]),
+        one=1,
+    )
+    node_of(model, "FusedAttention").metadata_props[SITE] = "attend"
+    return model
+
+
+def test_a_mask_of_the_tokens_is_state_as_well() -> None:
+    model = masked()
+    ids, mask = RNG.integers(0, 9, (2, LENGTH)), np.array([[0, 1, 1, 0, 1, 1], [1, 1, 1, 1, 0, 1]])
+    (truth,) = run(model, {"ids": ids, "mask": mask})
+    step = decode_stage(model, "ids", LENGTH)
+    assert f"{STATE}mask" in [v.name for v in step.graph.inputs]
+    steps = Steps(step)
+    for places in RAGGED:
+        at = np.array(places)
+        rows = steps(np.take_along_axis(ids, at, 1), at, mask=np.take_along_axis(mask, at, 1))
+        expected = np.take_along_axis(truth, at[..., None], 1)
+        np.testing.assert_allclose(rows, expected, atol=1e-5)
 
 
 def test_the_whole_graph_is_left_as_it_was() -> None:
@@ -82,11 +200,12 @@ def test_the_whole_graph_is_left_as_it_was() -> None:
     ("model", "reason"),
     [
         (decoder("none"), "an attention sees later tokens"),
-        (decoder(more=", float[b, t] weights"), "another input has a token axis.*weights"),
+        (decoder(more=", float[b, t, 3] weights"), "another input has a token axis.*weights"),
+        (decoder(more=", float[b, new_tokens] other"), "name that the new tokens take"),
         (decoder(more=f", int64[1] {POSITION}"), "an input has the name that the number of tokens"),
         (decoder(tail="c = CumSum(o, one) y = Relu(c)"), "sums over those before it"),
     ],
-    ids=["not causal", "second token axis", "taken name", "running sum"],
+    ids=["not causal", "second token axis", "taken size", "taken name", "running sum"],
 )
 def test_what_cannot_be_stepped_says_why(model: ir.Model, reason: str) -> None:
     with pytest.raises(NoStepsError, match=f"can't be decoded step by step: .*{reason}"):

@@ -430,6 +430,7 @@ def test_parity_stands_behind_the_split(tmp_path: Path, monkeypatch: pytest.Monk
     """A mixture that nobody finds fails at several queries per context."""
     monkeypatch.setattr(partition, "mixing", lambda *_: {})
     with pytest.raises(
-        crossfuse.ParityError, match=r"does not compute.*Without the split.*the same graph passes.*whole=True"
+        crossfuse.ParityError,
+        match=r"does not compute.*Without the split.*the same graph passes.*whole=True",
     ):
         crossfuse.export(two_inputs(Statistics()), tmp_path / "b")

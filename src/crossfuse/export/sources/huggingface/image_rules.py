@@ -93,6 +93,8 @@ def _blip(plan: InputPlan, model: Any, takes: set[str]) -> None:
     add_image(plan, model.config)
     if "decoder_input_ids" in takes:
         add_text(plan, text, TextInput("decoder_text", "decoder_", example=5))
+    elif type(model).__name__ == "BlipForConditionalGeneration":
+        plan.decode = "input_ids"
 
 
 def _blip2(plan: InputPlan, model: Any, takes: set[str]) -> None:

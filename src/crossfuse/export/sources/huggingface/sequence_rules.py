@@ -74,6 +74,7 @@ def _trocr(plan: InputPlan, model: Any, takes: set[str]) -> None:
     add_text(plan, config, TextInput(masked=True))
     width = find(config, "cross_attention_hidden_size", "encoder_hidden_size") or config.hidden_size
     _add_states(plan, int(width))
+    plan.decode = "input_ids"
 
 
 def _musicgen(plan: InputPlan, model: Any, takes: set[str]) -> None:

@@ -13,6 +13,7 @@ from crossfuse.core.foreign import door
 from crossfuse.errors import InputError
 from crossfuse.export.sources.huggingface.adapters import adapt
 from crossfuse.export.sources.huggingface.export_settings import set_for_export
+from crossfuse.export.sources.huggingface.generation_settings import generation_settings
 from crossfuse.export.sources.huggingface.load import Loaded, load_model
 from crossfuse.export.sources.huggingface.planned import (
     Planned,
@@ -156,7 +157,8 @@ def checkpoint_spec(
 
 
 def _traced(spec: ModelSpec) -> ModelSpec:
-    return replace(spec, drop_outputs=_UNASKED).traced_in(
+    generation = generation_settings(spec.module)
+    return replace(spec, drop_outputs=_UNASKED, generation=generation).traced_in(
         partial(tracing, inputs=dict(spec.inputs))
     )
 

@@ -1,0 +1,50 @@
+"""How a model of ``transformers`` chooses tokens: its ``generation_config.json``, and what the
+``generate`` of its class adds to it."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from crossfuse.export.sources.huggingface.input_plan import text_config
+
+if TYPE_CHECKING:
+    from torch import nn
+
+__all__ = ["generation_settings"]
+
+_OF_THE_LIBRARY = ("_", "cache_", "output_", "return_", "transformers_", "use_cache")
+"""How names begin that say how the library computes and what it returns."""
+
+
+def generation_settings(model: nn.Module) -> dict[str, Any]:
+    """The settings that differ from the library's own, as plain data; none of a model that
+    generates nothing."""
+    config: Any = getattr(model, "generation_config", None)
+    if config is None:
+        return {}
+    kept = {
+        name: value
+        for name, value in config.to_diff_dict().items()
+        if value is not None and not name.startswith(_OF_THE_LIBRARY)
+    }
+    if getattr(model.config, "model_type", None) == "blip":
+        kept |= _captions(text_config(model.config))
+    return {name: value for name, value in kept.items() if _is_plain(value)}
+
+
+def _captions(config: Any) -> dict[str, Any]:
+    """BLIP's classes begin with one token of the text's and end with another."""
+    return {
+        "bos_token_id": config.bos_token_id,
+        "eos_token_id": config.sep_token_id,
+        "pad_token_id": config.pad_token_id,
+    }
+
+
+def _is_plain(value: object) -> bool:
+    try:
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError):
+        return False
+    return True

@@ -1,0 +1,132 @@
+"""`StateMemory`: the tensors of a decoding state, where the engine computes, and the runs that read
+and write them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from crossfuse.core.tensors import NEXT, STATE, TensorSpec
+from crossfuse.runtime.device_array import DeviceArray
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from crossfuse.runtime.stage import Stage
+
+__all__ = ["StateMemory"]
+
+
+class StateMemory:
+    """Tensors of fixed size, one row of each per sequence.
+
+    They are made once. On the CPU a step of one token writes its rows in place; on a GPU there are
+    two sets of them, and a run reads the one and writes the other.
+
+    Args:
+        engine: the step stage.
+        inputs: its specs.
+        batch: how many sequences there are.
+        given: what else the stage takes and no run changes.
+
+    Attributes:
+        tensors: by the names of the stage's inputs.
+    """
+
+    def __init__(
+        self, engine: Stage, inputs: Iterable[TensorSpec], batch: int, given: Mapping[str, Any]
+    ) -> None:
+        self._engine = engine
+        self._given = dict(given)
+        shapes = {
+            spec.name: (
+                tuple(size if isinstance(size, int) else batch for size in spec.shape),
+                spec.dtype,
+            )
+            for spec in inputs
+            if spec.name.startswith(STATE)
+        }
+        self.tensors: dict[str, Any] = {name: self._zeros(*of) for name, of in shapes.items()}
+        self._other: dict[str, DeviceArray] = {}
+        if engine.on_device:
+            self._other = {name: self._zeros(*of) for name, of in shapes.items()}
+        self._fixed: dict[str, NDArray[Any]] = {}
+        self._binding: Any = None
+        self._outputs: dict[str, NDArray[Any]] = {}
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(int(array.nbytes) for array in (*self.tensors.values(), *self._other.values()))
+
+    def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Compute the outputs for new tokens, and write their rows.
+
+        Args:
+            feeds: the tokens, their places, and what is beside them.
+
+        Returns:
+            the outputs that are no state; those of one token per sequence are overwritten by the
+            next run of one token.
+        """
+        if self._engine.on_device:
+            return self._run_on_device(feeds)
+        if any(array.ndim == 2 and array.shape[1] != 1 for array in feeds.values()):
+            return self._run_on_host(feeds)
+        if self._binding is None:
+            self._bind(feeds)
+        for name, array in feeds.items():
+            self._fixed[name][...] = array
+        self._engine.run_bound(self._binding)
+        return self._outputs
+
+    def take(self, source: StateMemory, rows: NDArray[np.int64], count: int) -> None:
+        """Sequence ``i`` gets the first ``count`` rows of the source's sequence ``rows[i]``, the
+        source's own too; nothing changes unless all goes well."""
+        if self._engine.on_device:
+            chosen = rows.tolist()
+            self.tensors = {name: t.take(chosen, 0) for name, t in source.tensors.items()}
+            return
+        for name, tensor in source.tensors.items():
+            self.tensors[name][:, :count] = tensor[rows, :count]
+
+    def _zeros(self, shape: tuple[int, ...], dtype: str) -> Any:
+        if self._engine.on_device:
+            return self._engine.empty(shape, dtype).zero()
+        return np.zeros(shape, dtype)
+
+    def _run_on_host(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        made = self._engine.run_mixed({**self._given, **feeds, **self.tensors})
+        named = dict(zip(self._engine.boundary[1], made, strict=True))
+        for name, tensor in self.tensors.items():
+            np.copyto(tensor, named.pop(NEXT + name.removeprefix(STATE)))
+        return named
+
+    def _bind(self, feeds: Mapping[str, NDArray[Any]]) -> None:
+        """Fix inputs and outputs of a step of one token in memory.
+
+        A state's next value is written where it is: the engine then changes one row and copies
+        nothing.
+        """
+        self._fixed = {name: np.array(array, order="C") for name, array in feeds.items()}
+        whole = {**self._given, **self._fixed, **self.tensors}
+        names = self._engine.boundary[1]
+        first = dict(zip(names, self._engine.run_mixed(whole), strict=True))
+        self._outputs = {
+            n: np.ascontiguousarray(a) for n, a in first.items() if not n.startswith(NEXT)
+        }
+        ends = [
+            self.tensors[STATE + n.removeprefix(NEXT)] if n.startswith(NEXT) else self._outputs[n]
+            for n in names
+        ]
+        self._binding = self._engine.bind(whole, ends)
+
+    def _run_on_device(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """The state stays on the GPU; nothing in it changes unless the whole run went well."""
+        kept = {NEXT + name.removeprefix(STATE): array for name, array in self._other.items()}
+        made = self._engine.run_into({**self._given, **feeds, **self.tensors}, kept)
+        named = dict(zip(self._engine.boundary[1], made, strict=True))
+        self.tensors, self._other = self._other, self.tensors
+        return {name: array for name, array in named.items() if name not in kept}

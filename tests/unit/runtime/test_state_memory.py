@@ -1,0 +1,59 @@
+"""Memory of a decoding state: made once, written in place."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from crossfuse.core.tensors import TensorSpec
+from crossfuse.runtime.state_memory import StateMemory
+from unit.runtime.stub_stage import StubStage
+
+INPUTS = (
+    TensorSpec("ids", "int64", ("batch", "new_tokens")),
+    TensorSpec("position", "int64", ("batch", "new_tokens")),
+    TensorSpec("state:k", "float32", ("batch", 5, 2)),
+)
+
+
+def write(feeds: dict[str, Any]) -> list[np.ndarray]:
+    state = np.array(feeds["state:k"])
+    for row, places in enumerate(feeds["position"]):
+        state[row, places] = feeds["ids"][row][:, None]
+    return [np.array(feeds["ids"]) + 0.5, state]
+
+
+def memory(batch: int = 2) -> StateMemory:
+    stage = StubStage([spec.name for spec in INPUTS], ["y", "next:k"], write)
+    return StateMemory(stage, INPUTS, batch, {})
+
+
+def feeds(ids: list[list[int]], places: list[list[int]]) -> dict[str, np.ndarray]:
+    return {"ids": np.array(ids), "position": np.array(places)}
+
+
+def test_runs_write_their_rows_where_they_are() -> None:
+    kept = memory()
+    address = kept.tensors["state:k"].ctypes.data
+    several = kept.run(feeds([[1, 2], [3, 4]], [[0, 1], [2, 3]]))
+    assert several["y"].tolist() == [[1.5, 2.5], [3.5, 4.5]]
+    one = kept.run(feeds([[5], [6]], [[2], [4]]))["y"]
+    assert one.tolist() == [[5.5], [6.5]]
+    assert kept.run(feeds([[7], [8]], [[3], [0]]))["y"] is one
+    assert kept.tensors["state:k"][..., 1].tolist() == [[1, 2, 5, 7, 0], [8, 0, 3, 4, 6]]
+    assert kept.tensors["state:k"].ctypes.data == address
+    assert kept.nbytes == 2 * 5 * 2 * 4
+
+
+def test_sequences_are_taken_from_another_state_or_its_own() -> None:
+    first, second = memory(), memory(3)
+    first.run(feeds([[1, 2], [3, 4]], [[0, 1], [0, 1]]))
+    second.take(first, np.array([1, 1, 0]), 2)
+    assert second.tensors["state:k"][:, :, 0].tolist() == [
+        [3, 4, 0, 0, 0],
+        [3, 4, 0, 0, 0],
+        [1, 2, 0, 0, 0],
+    ]
+    first.take(first, np.array([1, 0]), 1)
+    assert first.tensors["state:k"][:, :, 0].tolist() == [[3, 2, 0, 0, 0], [1, 4, 0, 0, 0]]
