@@ -276,11 +276,14 @@ def test_where_the_package_is_missing_the_bundle_says_so(bundle: Path) -> None:
         runtime.best_target(["echo"])
 
 
-def test_without_the_rule_the_model_is_not_exported(
-    model: tuple[Any, Path], tmp_path: Path
-) -> None:
-    with pytest.raises(InputError, match="expected 5, got 4"):
-        crossfuse.export(f"hf:{model[1]}", tmp_path / "b")
+def test_a_model_that_needs_a_rule_is_not_exported_without() -> None:
+    """Its arguments are none that the planner knows."""
+    config = transformers.TimesFmConfig(
+        patch_length=8, context_length=16, horizon_length=8, num_hidden_layers=1, hidden_size=16,
+        intermediate_size=16, head_dim=8, num_attention_heads=2,
+    )  # fmt: skip
+    with pytest.raises(InputError, match=r"itself refuses.*'past_values_padding' and 'freq'"):
+        crossfuse.huggingface_spec(transformers.TimesFmModel(config))
 
 
 def test_a_broken_package_fails_those_who_ask_for_it(site: Path, tmp_path: Path) -> None:

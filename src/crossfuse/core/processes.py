@@ -63,7 +63,7 @@ def require_own_process(process: int) -> None:
             "the session was opened before this process was forked, and its threads stayed behind",
             got=f"process {os.getpid()}",
             expected=f"process {process}",
-            do="Load the bundle after the fork (gunicorn: in post_fork, without --preload), or "
+            do="Load the bundle after the fork (gunicorn: in post_fork, with preloading off), or "
             "start processes by spawn",
         )
 
