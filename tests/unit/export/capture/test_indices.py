@@ -225,7 +225,7 @@ def test_every_stage_refuses(tmp_path: Path) -> None:
         with pytest.raises(InputError, match=r"tokens\[.*got 11.*at most 10"):
             session.query(context, tokens=np.where(tokens == tokens.max(), 11, tokens))
         state = session.start(context)
-        with pytest.raises(InputError, match=r"tokens\[1, 0\].*got -1"):
+        with pytest.raises(InputError, match=r"tokens\[1\].*got -1"):
             session.step(state, np.array([3, -1]))
         assert state.position == 0
         session.step(state, np.array([3, 10]))

@@ -15,6 +15,7 @@ from crossfuse.export.sources.diffusers.spec import diffusers_spec
 from diffusers_models import pixart, unet, vae
 
 
+@pytest.mark.slow
 def test_a_folder_exports_fused(tmp_path: Path) -> None:
     pixart().save_pretrained(tmp_path / "pixart")
     bundle = crossfuse.export(f"diffusers:{tmp_path / 'pixart'}", tmp_path / "b", quick=True)
