@@ -40,6 +40,7 @@ def test_transcript_is_eagers_token_for_token(
         "kind": "huggingface",
         "name": f"hf:{CHECKPOINT}",
         "drop_outputs": ["encoder_last_hidden_state"],
+        "inputs_from": "the checkpoint's processor",
     }
     eager = WhisperForConditionalGeneration.from_pretrained(CHECKPOINT, dtype=torch.float32).eval()
     features = torch.from_numpy(whisper.log_mel(str(CHECKPOINT), SOUND))

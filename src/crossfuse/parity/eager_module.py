@@ -24,6 +24,7 @@ from crossfuse.export.capture.copies import copied
 from crossfuse.export.capture.fast_paths import without_fast_paths
 from crossfuse.export.capture.half_sources import half_source
 from crossfuse.export.capture.module_state import ModuleState
+from crossfuse.parity.double_masks import DoubleMasks
 from crossfuse.parity.dtype_limits import limits_of
 from crossfuse.parity.wide_products import WideProducts
 from crossfuse.spec.model_spec import ModelSpec
@@ -130,7 +131,7 @@ class EagerModule:
             return results
         given = {name: t.double() if t.is_floating_point() else t for name, t in inputs.items()}
         try:
-            with limits_of(self.spec.module, self.spec.inputs.values()):
+            with limits_of(self.spec.module, self.spec.inputs.values()), DoubleMasks():
                 return _arrays(self._call(self._double, given))
         except Exception as error:  # noqa: BLE001 -- the user's code, which may refuse float64 in any way
             self._give_up(f"does not run in float64: {cause_of(error)}")
