@@ -47,8 +47,11 @@ class Destination:
         """The destination at a path; links are not followed."""
         return cls(Path(os.path.abspath(path)))  # noqa: PTH100 - Path.absolute keeps "..", resolve follows links
 
-    def require_replaceable(self) -> None:
+    def require_replaceable(self, *, is_open: bool = False) -> None:
         """Refuse what can't take a bundle, before there is one.
+
+        Args:
+            is_open: the caller has read the bundle there, or does so under the lock.
 
         Raises:
             InputError: a file, a link, a mount point, a folder that is not to be changed, or one
@@ -76,7 +79,8 @@ class Destination:
                     where=target,
                     do="Choose another output",
                 )
-            open_bundle(target)
+            if not is_open:
+                open_bundle(target)
 
     def _require_no_mount(self) -> None:
         real = Path(os.path.realpath(self.path))

@@ -92,7 +92,7 @@ class BundleWriter:
         sync_folder(self.folder)
         write_whole(self.folder / MANIFEST, manifest.dumps())
         with nullcontext() if self._held else self.destination.locked(self._waiting):
-            self.destination.require_replaceable()
+            self.destination.require_replaceable(is_open=self._held)
             self.destination.take(self.folder)
         return Bundle(self.destination.path, manifest)
 
@@ -126,7 +126,7 @@ def write_bundle(
         InputError: the destination is no bundle and not empty, or can't be written.
     """
     place = Destination.at(destination)
-    place.require_replaceable()
+    place.require_replaceable(is_open=modify)
     folder = place.new_folder()
     lock = place.lock_of(folder)
     with ExitStack() as held:

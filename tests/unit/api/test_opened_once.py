@@ -70,9 +70,9 @@ COMMANDS: dict[str, Callable[[Path, Path], list[object]]] = {
 }
 
 
-READS = {"build": 5}
-"""What changes a bundle reads its manifest again: under the lock, for what another command wrote
-meanwhile, and where the new bundle takes the old one's place."""
+READS = {"build": 3}
+"""What changes a bundle reads its manifest again under the lock, for what another command wrote
+meanwhile; and the replaced bundle's, whose files are removed and its user's kept."""
 
 
 @pytest.mark.parametrize("command", COMMANDS)
