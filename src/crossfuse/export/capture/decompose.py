@@ -37,10 +37,11 @@ from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.export import ExportedProgram
 from torch.fx.experimental.proxy_tensor import make_fx
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from crossfuse.export.capture.likeness import likeness
 from crossfuse.export.capture.program_sizes import NUMBER_OF_ELEMENTS, ProgramSizes
+from crossfuse.export.capture.tracing_shortcuts import unread_code
 from crossfuse.export.capture.view_writes import functional_writes, written_over
 
 __all__ = ["decompose", "decompose_locally"]
@@ -182,13 +183,15 @@ def _inline(
     if body is None:
         return None
     places = dict(zip((n for n in body.nodes if n.op == "placeholder"), inputs, strict=True))
-    with graph.inserting_before(node), bodies.fake_mode():
+    with graph.inserting_before(node), torch.no_grad(), bodies.fake_mode():
         for inner in body.nodes:
             if inner.op == "call_function":
                 copy = _copy(graph, inner, places, sizes)
                 copy.meta |= {key: node.meta[key] for key in _KEPT_METADATA if key in node.meta}
                 if "val" not in copy.meta:
                     copy.meta["val"] = _value(copy)
+                elif inner.target is not NUMBER_OF_ELEMENTS:
+                    copy.meta["val"] = tree_map_only(Tensor, Tensor.detach, copy.meta["val"])
                 places[inner] = sizes.shared(copy)
     (result,) = body.output_node().args
     replacement = fx.node.map_arg(result, places.__getitem__)
@@ -201,21 +204,19 @@ class _Bodies:
 
     def __init__(self, program: ExportedProgram, table: Table) -> None:
         self._program, self._table = program, table
-        self._known: dict[Hashable, fx.Graph | None] = {}
+        self._known: dict[Hashable, fx.Graph] = {}
 
     def of(self, node: fx.Node, inputs: Sequence[fx.Node]) -> fx.Graph | None:
-        """A body, with values where it is the first of its kind; None where the table's function
-        leaves the operator as it is."""
+        """A body; None where the table's function leaves the operator as it is, which it is asked
+        for each."""
         alike = likeness(node, inputs)
-        if alike is None:
-            return self._traced(node, inputs)
-        if alike not in self._known:
-            self._known[alike] = self._traced(node, inputs)
-            return self._known[alike]
-        known = self._known[alike]
-        for inner in [] if known is None else known.nodes:
-            inner.meta.pop("val", None)
-        return known
+        known = None if alike is None else self._known.get(alike)
+        if known is not None:
+            return known
+        made = self._traced(node, inputs)
+        if made is not None and alike is not None:
+            self._known[alike] = made
+        return made
 
     def fake_mode(self) -> AbstractContextManager[Any]:
         """The program's: what a body makes out of nothing (a number as a tensor) belongs to it, as
@@ -235,7 +236,7 @@ class _Bodies:
                 raise _KeptError
             return result
 
-        with torch.no_grad(), self.fake_mode():
+        with torch.no_grad(), self.fake_mode(), unread_code():
             try:
                 return _trace(call, [n.meta["val"] for n in inputs], self._table)
             except _KeptError:

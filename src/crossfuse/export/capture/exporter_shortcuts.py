@@ -4,6 +4,7 @@
    gives. The program says so already: promotion only writes out what PyTorch does by itself.
 2. Its table of translations is built anew for each export, and reads the source of each
    translation, of which it wants the domain alone.
+3. For each node it reads the schema of its operator, and makes a signature of it.
 
 These are places inside the exporter. Where another version of it has none of that name, it runs as
 it is, and takes longer.
@@ -13,12 +14,13 @@ from __future__ import annotations
 
 import functools
 import importlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import ExitStack, contextmanager
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
+import onnx_ir as ir
 import torch
 
 __all__ = ["exporter_shortcuts"]
@@ -38,6 +40,10 @@ def exporter_shortcuts() -> Iterator[None]:
         if hasattr(registry, "from_torchlib"):
             copied = staticmethod(functools.partial(_copied_table, registry.from_torchlib))
             stack.enter_context(patch.object(registry, "from_torchlib", copied))
+        signature: Any = getattr(ir.schemas, "OpSignature", None)
+        if hasattr(signature, "from_op_schema"):
+            known = staticmethod(_signatures(signature.from_op_schema))
+            stack.enter_context(patch.object(signature, "from_op_schema", known))
         yield
 
 
@@ -61,6 +67,19 @@ def _with_known_values(promotion: Any, run_node: Callable[..., Any]) -> Callable
         return node.meta["val"]
 
     return run_known
+
+
+def _signatures(read: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Signatures of operators, each made once."""
+    known: dict[Hashable, Any] = {}
+
+    def signature(schema: Any) -> Any:
+        key = schema.domain, schema.name, schema.since_version
+        if key not in known:
+            known[key] = read(schema)
+        return known[key]
+
+    return signature
 
 
 def _copied_table(build: Callable[..., Any], opset_version: int) -> Any:

@@ -8,6 +8,8 @@
 4. Whether a tensor is contiguous it asks several times an operator. Sizes and strides that are the
    same expressions get the same answer, as the first one is a guard.
 5. Whether there is an accelerator it asks several times an operator.
+6. After each pass over a graph it writes the graph's Python code, and compiles it. Here it does so
+   where the code is called.
 
 These are places inside PyTorch. Where another version of it has none of that name, it runs as it
 is, and takes longer.
@@ -19,7 +21,7 @@ import importlib
 import sys
 import traceback
 from collections.abc import Callable, Container, Hashable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
 from types import FrameType, SimpleNamespace
 from typing import Any
@@ -31,7 +33,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx.experimental import proxy_tensor
 from torch.fx.experimental.sym_node import SymNode
 
-__all__ = ["tracing_shortcuts"]
+__all__ = ["tracing_shortcuts", "unread_code"]
 
 _KEPT_FILE = "torch/__init__.py"
 
@@ -55,7 +57,15 @@ def tracing_shortcuts() -> Iterator[None]:
         replace(proxy_tensor, "_extract_tensor_metadata", _without_formats)
         replace(_prims_common, "is_contiguous", _remembered)
         replace(FakeTensorMode, "avoid_device_init", _asked_once)
+        stack.enter_context(unread_code())
         yield
+
+
+def unread_code() -> AbstractContextManager[None]:
+    """While this lasts, the Python code of traced graphs is not written before it is called."""
+    lazy: Any = importlib.import_module("torch.fx._lazy_graph_module")
+    use = getattr(lazy, "_use_lazy_graph_module", None)
+    return nullcontext() if use is None else use(True)  # type: ignore[no-any-return]
 
 
 class _ForwardFrames:
