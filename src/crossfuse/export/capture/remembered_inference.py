@@ -49,11 +49,11 @@ class _UnlikeError(Exception):
 @contextmanager
 def remembered_inference() -> Iterator[None]:
     """While this lasts, folding of constants remembers what it inferred."""
-    folding = getattr(getattr(optimizer, "constant_folding", None), "FoldConstantsPass", None)
+    folding: Any = getattr(getattr(optimizer, "constant_folding", None), "FoldConstantsPass", None)
     if not hasattr(folding, "_do_inference"):
         yield
         return
-    infer = folding._do_inference  # type: ignore[union-attr]
+    infer = folding._do_inference
     known: dict[Hashable, list[_Known]] = {}
     with patch.object(folding, "_do_inference", _remembering(infer, known)):
         yield

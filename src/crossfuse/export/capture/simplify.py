@@ -38,7 +38,7 @@ def simplify(model: ir.Model) -> None:
     if rules is None:
         optimizer.optimize_ir(model)
         return
-    every = rewriter.pattern.RewriteRuleSet(rules)
+    every: Any = rewriter.pattern.RewriteRuleSet(rules)
     every.rules = [_PlacedRules(rules)]
     rewrite = rewriter.RewritePass(every)
     once = [

@@ -64,8 +64,9 @@ def tracing_shortcuts() -> Iterator[None]:
 def unread_code() -> AbstractContextManager[None]:
     """While this lasts, the Python code of traced graphs is not written before it is called."""
     lazy: Any = importlib.import_module("torch.fx._lazy_graph_module")
+    use: Callable[[bool], AbstractContextManager[None]] | None
     use = getattr(lazy, "_use_lazy_graph_module", None)
-    return nullcontext() if use is None else use(True)  # type: ignore[no-any-return]
+    return nullcontext() if use is None else use(True)
 
 
 class _ForwardFrames:
