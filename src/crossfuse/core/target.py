@@ -13,7 +13,7 @@ from dataclasses import KW_ONLY, dataclass, replace
 
 from crossfuse.core.missing_kernels import CUDA_WITHOUT_BF16, TENSORRT_WITHOUT_BF16
 from crossfuse.core.plugins import Code, Registry
-from crossfuse.core.requirements import is_installed
+from crossfuse.core.requirements import install, is_installed
 from crossfuse.errors import InputError, unknown
 
 __all__ = [
@@ -96,6 +96,10 @@ class Target:
         artifact_on_cpu: ONNX Runtime's CPU provider executes the target's own graphs, too.
         simulates: it executes half precision as fp32 that is rounded to it.
         portable: its graph is the fused graph itself, with nothing but the operator written out.
+        casts: its engine casts graphs in fp32 to the precision itself, so its graphs stay in fp32.
+        compiles: its engine compiles graphs where they run. Its stages have to tell what
+            attentions became (:class:`~crossfuse.runtime.stage.CompiledStage`), and the ledger has
+            that instead of what the lowering asked for.
         without_bf16: operators that it has no bf16 kernel for; they stay in fp32.
         engine: the artifact is an engine of this library. Such a target needs no code of its own.
         triton: Triton's backend for graphs of one stage.
@@ -122,6 +126,8 @@ class Target:
     artifact_on_cpu: bool = False
     simulates: bool = False
     portable: bool = False
+    casts: bool = False
+    compiles: bool = False
     without_bf16: frozenset[str] = frozenset()
     engine: EngineLibrary | None = None
     triton: str | None = None
@@ -197,6 +203,18 @@ _BUILT_IN = (
         artifact_on_cpu=True,
         simulates=True,
         triton="onnxruntime_onnx",
+    ),
+    Target(
+        "openvino",
+        "OpenVINO's generated kernels for CPUs and Intel's GPUs",
+        precisions=("fp32", "bf16", "fp16"),
+        provider="OpenVINO",
+        requires=("openvino",),
+        install=install("openvino"),
+        rank=15,
+        artifact_on_cpu=True,
+        casts=True,
+        compiles=True,
     ),
     Target(
         "ort-cuda",

@@ -113,7 +113,7 @@ def stage_candidates(
         BundleError: a damaged file.
     """
     entry, known = bundle.target(target), require_target(target)
-    if known.artifact_on_cpu:
+    if known.artifact_on_cpu and not (known.casts and entry.precision != "fp32"):
         graphs = {stage: load_graph(bundle, file) for stage, file in entry.stages.items()}
         return (
             graphs

@@ -128,6 +128,7 @@ class ParityCheck:
             shared_batch=self.stages.shared_batch,
             decode=self.stages.decode,
             engine=engine,
+            precision=self.precision,
         )
         with open_session(target, paths, spec, options) as session:
             return check_session(session, self.reference, self.precision)

@@ -38,6 +38,7 @@ class SessionSpec:
         shared_batch: the queries' batch dimension, where contexts have one of their own.
         decode: of a bundle that decodes step by step.
         engine: what the manifest says about an engine.
+        precision: of the target.
         owner: tells the contexts of different bundles apart; made up where omitted.
         constants: arguments of the model that are no tensors, and part of what was exported.
         generation: settings that the bundle holds for `generate`.
@@ -48,6 +49,7 @@ class SessionSpec:
     shared_batch: str | None = None
     decode: Decode | None = None
     engine: EngineInfo | None = None
+    precision: str = "fp32"
     owner: str = ""
     constants: Mapping[str, Any] = field(default_factory=dict)
     generation: Mapping[str, Any] = field(default_factory=dict)
@@ -94,6 +96,7 @@ def _load(bundle: Bundle, target: str | None, options: SessionOptions) -> Sessio
         shared_batch=manifest.shared_batch,
         decode=manifest.decode,
         engine=entry.engine,
+        precision=entry.precision,
         owner=_owner(bundle, name, entry),
         constants=manifest.source.get("constants") or {},
         generation=manifest.generation,
@@ -143,13 +146,20 @@ def open_session(
     """
     opened: dict[str, Stage] = {}
     for name, stage in spec.stages.items():
+        expected = (names_of(stage.inputs), names_of(stage.outputs))
         opened[name] = open_stage(
             StageRequest(
-                target, graphs[name], options, alone=len(spec.stages) == 1, engine=spec.engine
+                target,
+                graphs[name],
+                options,
+                alone=len(spec.stages) == 1,
+                engine=spec.engine,
+                precision=spec.precision,
+                boundary=expected,
+                key=f"{name} of {spec.owner}" if spec.owner else "",
             )
         )
         _LOG.debug("stage %s: %s on %s", name, graphs[name].name, opened[name].provider)
-        expected = (names_of(stage.inputs), names_of(stage.outputs))
         if opened[name].boundary != expected:
             raise BundleError(
                 "the graph's inputs and outputs are not the manifest's",
