@@ -73,27 +73,41 @@ class MarkedAttentions:
             nodes: of the execution graph.
             outputs: site → name of its result.
         """
-        by_mark: dict[str, list[ExecutedNode]] = {}
+        by_mark: dict[str, list[ExecutedNode]] = {mark: [] for mark in self.tensors}
         for node in nodes:
-            for mark in self.tensors.keys() & set(node.origins):
-                by_mark.setdefault(mark, []).append(node)
+            for mark in by_mark.keys() & set(node.origins):
+                by_mark[mark].append(node)
         kernels: dict[str, str] = {}
         reasons: dict[str, str] = {}
         for site, tensor in outputs.items():
-            mark = next((mark for mark, names in self.tensors.items() if tensor in names), None)
-            executed = by_mark.get(mark or "", [])
+            found = [mark for mark, names in self.tensors.items() if tensor in names]
+            executed = [node for mark in found for node in by_mark[mark]]
             whole = next((node for node in executed if node.whole_attention), None)
             if whole is not None:
                 kernels[site] = f"{whole.kind} ({whole.dtype})"
-            elif mark is None:
-                reasons[site] = "OpenVINO's front end makes no attention of the operator"
-            else:
+            elif found:
                 parts = ", ".join(f"{node.kind} ({node.dtype})" for node in executed)
-                reasons[site] = (
-                    "OpenVINO computes it in parts on this machine"
-                    + (f", the last of them by {parts}" if parts else "")
-                )
+                last = f", the last of them by {parts}" if parts else ""
+                reasons[site] = f"OpenVINO computes it in parts on this machine{last}"
+            else:
+                reasons[site] = "OpenVINO's front end makes no attention of the operator"
         return kernels, reasons
+
+    def sites(self, nodes: Iterable[ExecutedNode], outputs: Mapping[str, str]) -> dict[str, str]:
+        """Name of a node that is a whole attention → the attention's site; arguments as of
+        `kernels`."""
+        by_mark = {
+            mark: site
+            for site, tensor in outputs.items()
+            for mark, names in self.tensors.items()
+            if tensor in names
+        }
+        return {
+            node.name: by_mark[mark]
+            for node in nodes
+            for mark in by_mark.keys() & set(node.origins)
+            if node.whole_attention
+        }
 
 
 def mark_attentions(model: Any) -> MarkedAttentions:

@@ -17,10 +17,11 @@ from crossfuse.core.foreign import door
 from crossfuse.core.target import Target
 from crossfuse.core.tensors import Dim, TensorSpec, names_of
 from crossfuse.errors import BundleError
-from crossfuse.runtime.backends import best_target, open_stage, target_of_bundle
+from crossfuse.runtime.backends import open_stage, target_of_bundle
 from crossfuse.runtime.options import SessionOptions
 from crossfuse.runtime.session import Session
 from crossfuse.runtime.stage import Stage, StageRequest
+from crossfuse.runtime.tuned import chosen_target
 
 __all__ = ["SessionSpec", "load", "open_session", "with_dtypes"]
 
@@ -64,7 +65,8 @@ def load(
 
     Args:
         path: the bundle's folder, or the open bundle.
-        target: a target of the bundle; where omitted, the best that runs here.
+        target: a target of the bundle; where omitted, the fastest that `crossfuse tune` found
+            here, or else the best that runs here.
         options: threads and provider options.
 
     Raises:
@@ -82,7 +84,7 @@ def load(
 
 def _load(bundle: Bundle, target: str | None, options: SessionOptions) -> Session:
     manifest = bundle.manifest
-    name = target or best_target(bundle.targets)
+    name = target or chosen_target(bundle)
     entry = bundle.target(name)
     known = target_of_bundle(name, entry.package)
     if set(entry.stages) not in _STAGES or set(manifest.stages) != set(entry.stages):

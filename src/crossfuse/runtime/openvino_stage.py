@@ -93,6 +93,16 @@ class OpenVinoStage(HostStage):
         """
         return self._marked.kernels(executed_nodes(self._compiled.get_runtime_model()), outputs)
 
+    def executed(self) -> dict[str, tuple[str, ...]]:
+        """Names of the executed nodes → names of the operators that each came from."""
+        nodes = executed_nodes(self._compiled.get_runtime_model())
+        return {node.name: node.origins for node in nodes}
+
+    def sites(self, outputs: Mapping[str, str]) -> dict[str, str]:
+        """Names of the executed nodes that compute a whole attention → its site; ``outputs`` as of
+        `attentions`."""
+        return self._marked.sites(executed_nodes(self._compiled.get_runtime_model()), outputs)
+
     def node_times(self, feeds: Mapping[str, NDArray[Any]]) -> list[tuple[str, str, str, float]]:
         """Name, kind, implementation and seconds of the executed nodes, of one run; with
         ``trace``."""
@@ -133,7 +143,7 @@ class OpenVinoStage(HostStage):
         if not array.flags.writeable:
             # A context's arrays are read-only, and OpenVINO would copy those at every query.
             memory = (ctypes.c_byte * array.nbytes).from_address(array.ctypes.data)
-            array = np.frombuffer(memory, array.dtype).reshape(array.shape)
+            array = np.frombuffer(memoryview(memory), array.dtype).reshape(array.shape)
         return self._tensor(array, shared_memory=True)
 
     def _require_precision(self) -> None:

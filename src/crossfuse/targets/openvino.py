@@ -1,9 +1,9 @@
 """Lowering to what OpenVINO's front end for ONNX takes: ONNX ``Attention`` for every site.
 
 The front end makes OpenVINO's ``ScaledDotProductAttention`` of it, with 0 for rows without keys;
-its CPU plugin generates one kernel for the products, the mask and the softmax. What a compiled model
-really executes is read from its own execution graph
-(:mod:`crossfuse.core.openvino_nodes`), so a kernel that is named here is asked for, not proven.
+its CPU plugin generates one kernel for the products, the mask and the softmax. What a compiled
+model really executes is read from its own execution graph (:mod:`crossfuse.core.openvino_nodes`),
+so a kernel that is named here is asked for, not proven.
 
 The graph stays in fp32: OpenVINO casts to the precision that it is told when it compiles, keeping
 what it computes faster or more safely in fp32.
