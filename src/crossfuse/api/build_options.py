@@ -52,11 +52,6 @@ def check_options(target: str, options: BuildOptions) -> BuildOptions:
         raise InputError(
             "inputs and outputs in fp16 need a target in fp16 or mixed", got=options.precision
         )
-    if options.io_dtype == "fp16" and known.casts:
-        raise InputError(
-            f"inputs and outputs of target {target!r} are the model's: its engine casts inside",
-            do=Advice("Leave {} out", Said("--io-dtype", "io_dtype")),
-        )
     if known.compiles and (missing := known.missing()) is not None:
         raise PackageError(
             f"target {target!r} is built with {missing}, which is not installed: the ledger says "

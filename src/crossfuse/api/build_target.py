@@ -131,7 +131,7 @@ class TargetBuild:
         from crossfuse.targets.precision.stages import StageGraphs, half_stages, search_islands
 
         precision, graphs = check.precision, self.stages.graphs
-        if precision == "fp32" or target.casts:
+        if precision == "fp32":
             return StageGraphs(graphs)
         keep: dict[str, str] = {}
         if precision == "mixed":
@@ -143,7 +143,7 @@ class TargetBuild:
             graphs,
             precision,
             keep=keep,
-            half_handover=not target.simulates,
+            half_handover=target.hands_over_half,
             half_io=ends,
             without_bf16=target.without_bf16,
         )
@@ -228,7 +228,7 @@ class TargetBuild:
                 report = check.checked_on_cpu(target, precise)
             report.require_passed()
         except ParityError as error:
-            if target.casts and check.precision != "fp32":
+            if check.precision not in ("fp32", "mixed") and "mixed" not in target.precisions:
                 error.do = _WIDER
             elif self._passes_whole(check.precision):
                 error.do = _PASSES_WHOLE

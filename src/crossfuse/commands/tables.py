@@ -16,7 +16,6 @@ from crossfuse.commands.output import Output, styled
 from crossfuse.core.checkpoint_weights import weights_words
 from crossfuse.core.dimensions import size_at
 from crossfuse.core.ledger import Ledger
-from crossfuse.core.target import TARGETS
 from crossfuse.core.tensors import CONTEXTS
 from crossfuse.core.text import listed
 from crossfuse.parity.reference import EAGER
@@ -137,10 +136,7 @@ def show_target(output: Output, name: str, entry: TargetEntry) -> None:
     """Precision and engine of a target, where there is something to say."""
     if entry.precision != "fp32":
         reasons = Counter(entry.kept.values())
-        known = TARGETS.get(name)
-        chosen = known is not None and known.casts
-        stay = "its engine chooses what stays" if chosen else f"{len(entry.kept)} nodes stay"
-        output.line(f"{name} computes in {entry.precision}; {stay} in fp32")
+        output.line(f"{name} computes in {entry.precision}; {len(entry.kept)} nodes stay in fp32")
         for why, count in reasons.most_common(_MOST_REASONS):
             output.line(f"  {count} × {why}")
         if len(reasons) > _MOST_REASONS:

@@ -96,7 +96,6 @@ class Target:
         artifact_on_cpu: ONNX Runtime's CPU provider executes the target's own graphs, too.
         simulates: it executes half precision as fp32 that is rounded to it.
         portable: its graph is the fused graph itself, with nothing but the operator written out.
-        casts: its engine casts graphs in fp32 to the precision itself, so its graphs stay in fp32.
         compiles: its engine compiles graphs where they run. Its stages have to tell what
             attentions became (:class:`~crossfuse.runtime.stage.CompiledStage`), and the ledger has
             that instead of what the lowering asked for.
@@ -126,7 +125,6 @@ class Target:
     artifact_on_cpu: bool = False
     simulates: bool = False
     portable: bool = False
-    casts: bool = False
     compiles: bool = False
     without_bf16: frozenset[str] = frozenset()
     engine: EngineLibrary | None = None
@@ -155,6 +153,12 @@ class Target:
     def builds_for_this_gpu(self) -> bool:
         """Its engines are built on the GPU that they are for."""
         return self.engine is not None and not self.engine.capabilities
+
+    @property
+    def hands_over_half(self) -> bool:
+        """In half precision its stages hand over half floats. On the host these would be NumPy's
+        arrays, which have no bfloat16."""
+        return not (self.simulates or self.compiles)
 
     def file(self, stage: str) -> str:
         """File name of a stage's graph or engine."""
@@ -212,8 +216,6 @@ _BUILT_IN = (
         requires=("openvino",),
         install=install("openvino"),
         rank=15,
-        artifact_on_cpu=True,
-        casts=True,
         compiles=True,
     ),
     Target(

@@ -47,8 +47,9 @@ class SessionOptions:
             checks).
         provider_options: passed to the execution provider. For OpenVINO they are its properties,
             and ``device_type`` names the device (``GPU`` for Intel's, ``CPU`` unless given). For
-            CUDA, ``use_tf32`` is ``"0"`` unless given: an fp32 bundle computes in fp32; ``cudnn_conv_algo_search`` is ``"HEURISTIC"``:
-            each new shape of a convolution is planned anew.
+            CUDA, ``use_tf32`` is ``"0"`` unless given: an fp32 bundle computes in fp32;
+            ``cudnn_conv_algo_search`` is ``"HEURISTIC"``: each new shape of a convolution is
+            planned anew.
         lanes: calls that an engine executes at once, each with its own buffers; more wait.
         streams: calls that OpenVINO executes at once on the CPU, each on a share of the threads;
             more wait.

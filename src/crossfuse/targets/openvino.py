@@ -5,8 +5,9 @@ its CPU plugin generates one kernel for the products, the mask and the softmax. 
 model really executes is read from its own execution graph (:mod:`crossfuse.core.openvino_nodes`),
 so a kernel that is named here is asked for, not proven.
 
-The graph stays in fp32: OpenVINO casts to the precision that it is told when it compiles, keeping
-what it computes faster or more safely in fp32.
+Precision is decided in the graph, as for every target: OpenVINO keeps the types of a graph where it
+is told to compute in fp32 otherwise, and what has to stay in fp32, such as a quantizer's choice,
+does.
 """
 
 from __future__ import annotations
