@@ -36,7 +36,7 @@ CASES = {
     "whisper": f"{HERE}/cases.py:whisper",
     "detr": f"{HERE}/cases.py:detr",
 }
-RIVALS = ("eager", "compile", "onnx", "hf", "openvino")
+RIVALS = ("eager", "compile", "onnx", "hf", "openvino-f32")
 BATCHES = (1, 8)
 BATCH_OF = {"clip": ("texts", "images")}
 """The dimensions that a batch stands for, where there is none of that name."""

@@ -142,6 +142,7 @@ def tune_bundle(
     for name in names:
         bundle.target(name)
     manifest, reference = bundle.manifest, reference_of(bundle)
+    bundle.verified(manifest.files)
     points = sweep_points(request.sweep, manifest.example, manifest.dims, manifest.shared_batch)
     with ExitStack() as stack:
         found = _Candidates(bundle, reference, request.tolerance, options or SessionOptions())

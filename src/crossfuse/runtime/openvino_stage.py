@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import tempfile
 from collections import deque
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -34,6 +36,7 @@ __all__ = ["DEVICE", "OpenVinoStage"]
 DEVICE = "device_type"
 """The provider option that names OpenVINO's device; the others are properties of its own."""
 
+_CACHE = "CACHE_DIR"
 _CAPABILITIES = {"fp32": "FP32", "bf16": "BF16", "fp16": "FP16"}
 """Precision → what a device that computes in it says."""
 
@@ -58,12 +61,12 @@ class OpenVinoStage(HostStage):
         _require_device(core, device, request)
         if trace:
             properties["PERF_COUNT"] = "YES"
-        else:
-            properties |= _cache(request.key)
+        about = (ov.get_version(), device, core.get_property(device, "FULL_DEVICE_NAME"))
         try:
             model = core.read_model(str(request.graph))
             self._marked = mark_attentions(model)
-            self._compiled = core.compile_model(model, device, properties)
+            with _kept(request.key, (*about, *sorted(properties.items()))) as cache:
+                self._compiled = core.compile_model(model, device, {**cache, **properties})
         except Exception as error:  # OpenVINO's exceptions have no common base
             raise BundleError(
                 f"OpenVINO can't load the graph: {brief(error)}", where=request.graph.name
@@ -190,16 +193,35 @@ def _require_device(core: Any, device: str, request: StageRequest) -> None:
         )
 
 
-def _cache(key: str) -> dict[str, str]:
-    """Where OpenVINO keeps what it compiled: a folder for the files' content, because OpenVINO
-    itself tells models apart by less than that."""
+@contextmanager
+def _kept(key: str, about: Sequence[object]) -> Iterator[dict[str, str]]:
+    """Where OpenVINO keeps what it compiles, or finds it: a folder of its own for the content of
+    the files and all else that decides. OpenVINO tells models apart by less than that.
+
+    A new one is made aside, and takes its place when the model is compiled: what a killed process
+    left half written is never read.
+    """
     if not key:
-        return {}
-    folder = user_cache() / "openvino" / hashlib.sha256(key.encode()).hexdigest()
-    with suppress(OSError):
-        folder.mkdir(parents=True, exist_ok=True)
-        return {"CACHE_DIR": str(folder)}
-    return {}
+        yield {}
+        return
+    digest = hashlib.sha256(repr((key, *about)).encode()).hexdigest()
+    folder = user_cache() / "openvino" / digest
+    if folder.is_dir():
+        yield {_CACHE: str(folder)}
+        return
+    with ExitStack() as stack:
+        aside = None
+        with suppress(OSError):
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            made = tempfile.TemporaryDirectory(
+                dir=folder.parent, prefix=".", ignore_cleanup_errors=True
+            )
+            aside = Path(stack.enter_context(made)) / digest
+            aside.mkdir()
+        yield {} if aside is None else {_CACHE: str(aside)}
+        if aside is not None:
+            with suppress(OSError):
+                aside.rename(folder)
 
 
 def _named(ports: Any, expected: tuple[str, ...]) -> dict[str, Any]:

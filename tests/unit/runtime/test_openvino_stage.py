@@ -155,6 +155,20 @@ def test_without_openvino_the_error_says_what_to_install(
         assert session.target == "ort-cpu"
 
 
+def test_a_cache_that_can_not_be_written_is_done_without(
+    openvino_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setenv("CROSSFUSE_CACHE", str(tmp_path / "file"))
+    with runtime.load(openvino_bundle, "openvino", ONE) as session:
+        assert session.provider == "OpenVINO"
+    monkeypatch.setenv("CROSSFUSE_CACHE", str(tmp_path / "cache"))
+    off = SessionOptions(threads=1, provider_options={"CACHE_DIR": ""})
+    with runtime.load(openvino_bundle, "openvino", off) as session:
+        assert session.provider == "OpenVINO"
+    assert not list((tmp_path / "cache").rglob("*.blob"))
+
+
 def test_compiled_models_are_kept_by_content(
     openvino_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -174,7 +188,7 @@ def test_compiled_models_are_kept_by_content(
     crossfuse.build(other, "openvino", precision="fp32")
     with runtime.load(other, "openvino", ONE) as session:
         precise = session.run(inputs)
-    assert len(list((tmp_path / "openvino").iterdir())) == 4
+    assert len(list((tmp_path / "openvino").iterdir())) == 4, "and nothing is left beside"
     worst = reference_of(open_bundle(other)).points[0].outputs
     for name, array in precise.items():
         np.testing.assert_allclose(array, worst[name], atol=1e-5)

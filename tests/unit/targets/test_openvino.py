@@ -1,4 +1,4 @@
-"""The lowering for OpenVINO, as OpenVINO executes it: its numbers against the float64 reference, and
+"""The lowering for OpenVINO, as OpenVINO executes it: numbers against the float64 reference, and
 one kernel for every attention."""
 
 from __future__ import annotations
