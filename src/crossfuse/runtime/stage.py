@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 import numpy as np
 
 from crossfuse.core.target import Target
+from crossfuse.errors import InputError
 from crossfuse.runtime.options import SessionOptions
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from crossfuse.bundle.manifest import EngineInfo
     from crossfuse.runtime.device_array import DeviceArray
 
-__all__ = ["CompiledStage", "HostStage", "Stage", "StageRequest"]
+__all__ = ["CompiledStage", "HostStage", "OpenedStages", "Stage", "StageRequest"]
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,18 @@ class CompiledStage(Protocol):
     def attentions(self, outputs: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:
         """Site → kernel and its type, of the attentions that one kernel computes; and site → why
         none does, for the others. ``outputs`` are the names of their results in the graph."""
+
+
+class OpenedStages(dict[str, Stage]):
+    """What executes each stage of a session, by name; a stage that wasn't opened raises
+    :class:`InputError`."""
+
+    def __missing__(self, stage: str) -> Stage:
+        raise InputError(
+            f"the session was opened without the stage {stage!r}",
+            got=", ".join(self),
+            do=f"Load the bundle with stages={[*self, stage]}",
+        )
 
 
 class HostStage:
