@@ -80,8 +80,8 @@ def export(  # noqa: PLR0913 -- public: what a user may say of a source and of i
             ``path/file.py:factory`` or ``model.onnx``.
         path: the bundle's folder; an existing bundle there is replaced, at once and only when all
             is done.
-        targets: ``onnx``, ``ort-cpu``, ``ort-cuda``, ``tensorrt``, ``tensorrt-rtx``, or those that
-            are registered.
+        targets: ``onnx``, ``ort-cpu``, ``openvino``, ``ort-cuda``, ``tensorrt``, ``tensorrt-rtx``,
+            or those that are registered.
         precision, io_dtype, compute_capabilities, profile_shapes: as `build`, for all the targets.
         allow_unfused: export even if an attention did not fuse; the ledger says which.
         size, seed, checkpoint: of a zoo model: ``tiny`` or ``published``, random weights' seed, or
