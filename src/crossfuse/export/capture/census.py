@@ -53,6 +53,10 @@ _LINEAR = _VIEWS | {
 """Operators behind which a product of products is still linear in both: no attention yet."""
 
 
+_EXPONENTIALS = frozenset({"exp", "exp2", "exponential"})
+_SUMS = frozenset({"sum", "logsumexp", "linalg_vector_norm"})
+
+
 @dataclass
 class Sighting:
     """One attention seen in eager execution.
@@ -226,7 +230,7 @@ class _Observer(OperatorWatch):
                 self.weights[out] = True
             return
         scores = next((self.scores[t] for t in tensors if t in self.scores), None)
-        short = name.removeprefix("aten::").removeprefix("_").removesuffix("_")
+        short = self._step(name, inputs[0] if inputs else None)
         if scores is None:
             if not any(t in self.mixed for t in tensors):
                 return
@@ -250,10 +254,16 @@ class _Observer(OperatorWatch):
             if "softmax" in short:
                 scores.probabilities.append(out)
 
+    def _step(self, name: str, first: Any) -> str:
+        """What an operator is called; a power of a number is an exponential."""
+        short = name.removeprefix("aten::").removeprefix("_").removesuffix("_")
+        of_scores = isinstance(first, Tensor) and first in self.scores
+        return "exponential" if short == "pow" and not of_scores else short
+
 
 def _has_softmax(steps: Collection[str]) -> bool:
     """One of PyTorch's, or exponentials and their sum."""
-    written = "exp" in steps and not {"sum", "logsumexp"}.isdisjoint(steps)
+    written = not _EXPONENTIALS.isdisjoint(steps) and not _SUMS.isdisjoint(steps)
     return written or any("softmax" in step for step in steps)
 
 
