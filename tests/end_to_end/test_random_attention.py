@@ -127,6 +127,35 @@ class Projections(nn.Module):
         return self.q(x), self.k(y), self.v(y)
 
 
+class Operands:
+    """Queries, keys, values and mask, and what several attentions make of them alike, made once."""
+
+    def __init__(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> None:
+        self.of, self.mask = {"q": query, "k": key, "v": value}, mask
+        self.made: dict[tuple[str, ...], Tensor] = {}
+
+    def split(self, case: Case, name: str) -> tuple[str, Tensor]:
+        """Letters and tensor: ``[b, t, length, heads, d]``; keys may have fewer heads."""
+        length, heads = ("l", case.heads) if name == "q" else ("s", case.of_keys)
+        cut = SIZE if case.heads and not heads else GROUPS * SIZE if heads == "g" else WIDTH
+        if (name, heads, str(cut)) not in self.made:
+            t = self.of[name][..., :cut] if cut < WIDTH else self.of[name]
+            sizes = {"": (), "h": (HEADS,), "g": (GROUPS,), "gr": (GROUPS, HEADS // GROUPS)}[heads]
+            self.made[name, heads, str(cut)] = t.unflatten(-1, (*sizes, -1)) if heads else t
+        return case.batch + length + heads + "d", self.made[name, heads, str(cut)]
+
+    def attended(self, kind: str) -> Tensor:
+        """``[b, s]``, ``[l, s]`` or ``[b, l, s]``."""
+        if (kind,) not in self.made:
+            rows, keys = self.of["q"].shape[-2], self.of["k"].shape[-2]
+            self.made[(kind,)] = {
+                "keys": lambda: self.mask > 0,
+                "causal": lambda: torch.ones(rows, keys, dtype=torch.bool).tril(2),
+                "both": lambda: self.attended("keys")[:, None] & self.attended("causal"),
+            }[kind]()
+        return self.made[(kind,)]
+
+
 class Attention(nn.Module):
     """The attention of a case."""
 
@@ -138,12 +167,14 @@ class Attention(nn.Module):
         self.by_head = nn.Parameter(torch.rand(HEADS) + 0.5)
         self.by_size = nn.Parameter(torch.rand(SIZE if case.heads else WIDTH) + 0.5)
 
-    def forward(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
-        case, rows, keys = self.case, query.shape[-2], key.shape[-2]
-        query = query * SIZE**-0.5 if case.scale == "queries" else query
-        key = key * SIZE**-0.5 if case.scale == "keys" else key
-        attended = self.attended(rows, keys, mask > 0)
-        scores = self.scaled(self.scores(self.split(query, "l"), self.split(key, "s")))
+    def forward(self, operands: Operands) -> Tensor:
+        case, mask = self.case, operands.mask
+        query, key, value = (operands.split(case, name) for name in "qkv")
+        rows, keys = operands.of["q"].shape[-2], operands.of["k"].shape[-2]
+        query = (query[0], query[1] * SIZE**-0.5) if case.scale == "queries" else query
+        key = (key[0], key[1] * SIZE**-0.5) if case.scale == "keys" else key
+        attended = self.attended(operands)
+        scores = self.scaled(self.scores(query, key))
         if case.bias:
             scores = scores + self.spread(self.table[:rows, :keys], "ls")
         if attended is not None and case.refused != "causal behind alone":
@@ -151,21 +182,10 @@ class Attention(nn.Module):
         if case.scale == "behind the mask":
             scores = scores / 2
         weights = self.guarded(self.weights(scores), attended)
-        out = self.product_with_values(self.gated(weights, query, mask), self.split(value, "s"))
+        out = self.product_with_values(self.gated(weights, operands.of["q"], mask), value)
         if case.refused == "used twice":
             out = out + weights.mean()
         return out.flatten(out.ndim - 1 - len(case.heads))
-
-    def split(self, t: Tensor, length: str) -> tuple[str, Tensor]:
-        """Letters and tensor: ``[b, t, length, heads, d]``; keys may have fewer heads."""
-        case = self.case
-        heads = case.heads if length == "l" else case.of_keys
-        if case.heads and not heads:
-            return case.batch + length + "d", t[..., :SIZE]
-        if heads == "g":
-            t = t[..., : GROUPS * SIZE]
-        sizes = {"": (), "h": (HEADS,), "g": (GROUPS,), "gr": (GROUPS, HEADS // GROUPS)}[heads]
-        return case.batch + length + heads + "d", t.unflatten(-1, (*sizes, -1)) if heads else t
 
     def scores(self, query: tuple[str, Tensor], key: tuple[str, Tensor]) -> Tensor:
         case, (q_letters, q), (k_letters, k) = self.case, query, key
@@ -203,17 +223,13 @@ class Attention(nn.Module):
         """With the scores' axes."""
         return moved(t, letters, self.case.order)
 
-    def attended(self, rows: int, keys: int, mask: Tensor) -> Tensor | None:
+    def attended(self, operands: Operands) -> Tensor | None:
         """Where keys are attended, with the scores' axes."""
-        causal = torch.ones(rows, keys, dtype=torch.bool).tril(2)
-        if self.case.refused == "causal behind alone":
-            return self.spread(causal, "ls")
-        return {
-            "none": lambda: None,
-            "keys": lambda: self.spread(mask, "bs"),
-            "causal": lambda: self.spread(causal, "ls"),
-            "both": lambda: self.spread(mask[:, None] & causal, "bls"),
-        }[self.case.mask]()
+        mask = "causal" if self.case.refused == "causal behind alone" else self.case.mask
+        if mask == "none":
+            return None
+        letters = {"keys": "bs", "causal": "ls", "both": "bls"}[mask]
+        return self.spread(operands.attended(mask), letters)
 
     def scaled(self, scores: Tensor) -> Tensor:
         case = self.case
@@ -313,12 +329,13 @@ class Several(nn.Module):
         self.projections = nn.ModuleList(made)
 
     def forward(self, x: Tensor, y: Tensor, mask: Tensor) -> dict[str, Tensor]:
-        found, made = {}, {}
+        found: dict[str, Tensor] = {}
+        made: dict[tuple[int, str], Operands] = {}
         for i, (name, case) in enumerate(self.cases.items()):
-            which = min(i, len(self.projections) - 1)
-            if (which, case.batch) not in made:
-                made[which, case.batch] = self.projections[which](x, y, case.batch)
-            found[name] = self.get_submodule(name)(*made[which, case.batch], mask)
+            which = (min(i, len(self.projections) - 1), case.batch)
+            if which not in made:
+                made[which] = Operands(*self.projections[which[0]](x, y, case.batch), mask)
+            found[name] = self.get_submodule(name)(made[which])
         return found
 
 

@@ -13,7 +13,7 @@ products as evidence.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +23,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from crossfuse.export.capture.control_flow import both_branches
+from crossfuse.export.capture.einsum_order import WeightsFirst
 from crossfuse.export.capture.fast_paths import without_fast_paths
 from crossfuse.export.capture.flex_attention import flex_as_sdpa
 from crossfuse.export.capture.flow import Flow
@@ -142,7 +143,8 @@ def census(
     """
     with torch.no_grad(), kept_state(module), module_stack(module) as stack:
         observer = _Observer(module, stack)
-        with observer, flex_as_sdpa(), both_branches(), noted_vmaps(observer.mapped):
+        ordered = WeightsFirst(lambda tensor: tensor in observer.weights)
+        with observer, ordered, flex_as_sdpa(), both_branches(), noted_vmaps(observer.mapped):
             result = (arguments or Arguments()).call(module, inputs)
     outputs = [leaf for _, leaf in leaves_of("", result) if isinstance(leaf, Tensor)]
     for sighting, scores in observer.by_hand:
@@ -183,6 +185,9 @@ class _Observer(OperatorWatch):
         new = range(before, len(self.sightings))
         self.flow.note(tree_leaves((args, kwargs)), tree_leaves(result), new)
         return result
+
+    def ran(self, operands: Sequence[Any], results: Sequence[Any]) -> None:
+        self.flow.note(operands, results, ())
 
     def mapped(self, begins: bool) -> None:
         """``torch.vmap`` begins or ends: what it runs belongs to the module that called it, as in a

@@ -1,5 +1,5 @@
-"""Equations of ``Einsum``, read: the labels of each operand's axes and of the result's, with a label
-of its own for each axis of an ellipsis."""
+"""Equations of ``Einsum``, read: labels of each operand's axes and of the result's, one of its own
+for each axis of an ellipsis."""
 
 from __future__ import annotations
 

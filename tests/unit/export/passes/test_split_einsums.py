@@ -9,6 +9,7 @@ from crossfuse.export.passes.split_einsums import SplitEinsumsPass
 from onnx_building import Graph, normal
 from small_graphs import applied, counts, model_of, untouched
 
+X, Y = ["B", "L", 4], ["B", "S", 4]
 Q, K, P, V = ["B", 2, "L", 4], ["B", 2, "S", 4], ["B", 2, "L", "S"], ["B", "S", 2, 4]
 
 
@@ -35,16 +36,28 @@ def equations(model: ir.Model) -> list[str]:
     [
         ("bhld,bhsd,h->bhls", [Q, K, [2]], ["bhld,bhsd->bhls"]),  # h goes to the queries
         ("h,bhld,bhsd->bhsl", [[2], Q, K], ["bhld,bhsd->bhsl"]),
-        ("bld,bse,de->bls", [["B", "L", 4], ["B", "S", 5], [4, 5]], ["bld,de->ble", "ble,bse->bls"]),
-        ("bld,de,bse->bls", [["B", "L", 4], [4, 5], ["B", "S", 5]], ["bld,de->ble", "ble,bse->bls"]),
+        (
+            "bld,bse,de->bls",
+            [X, ["B", "S", 5], [4, 5]],
+            ["bld,de->ble", "ble,bse->bls"],
+        ),
+        (
+            "bld,de,bse->bls",
+            [X, [4, 5], ["B", "S", 5]],
+            ["bld,de->ble", "ble,bse->bls"],
+        ),
         (
             "bhls,bshd,hdo->blo",
             [P, V, [2, 4, 6]],
             ["bhls,bshd->bhld", "bhld,hdo->blo"],
         ),
-        ("bld,bsd,bs,d->bls", [["B", "L", 4], ["B", "S", 4], ["B", "S"], [4]], ["bld,bsd->bls"]),
-        ("bld,bsdx,x->bls", [["B", "L", 4], ["B", "S", 4, 3], [3]], ["bsdx,x->bsd", "bld,bsd->bls"]),
-        ("bldx,bsd,s->bls", [["B", "L", 4, 3], ["B", "S", 4], [5]], ["bld,bsd->bls"]),  # x first
+        ("bld,bsd,bs,d->bls", [X, Y, ["B", "S"], [4]], ["bld,bsd->bls"]),
+        (
+            "bld,bsdx,x->bls",
+            [X, ["B", "S", 4, 3], [3]],
+            ["bsdx,x->bsd", "bld,bsd->bls"],
+        ),
+        ("bldx,bsd,s->bls", [["B", "L", 4, 3], Y, [5]], ["bld,bsd->bls"]),  # x first
         ("...ld,d,...sd->...ls", [Q, [4], K], ["abld,absd->abls"]),
     ],
 )
@@ -76,12 +89,12 @@ def test_what_sums_nothing(
 @pytest.mark.parametrize(
     ("equation", "shapes"),
     [
-        ("bld,bsd->bls", [["B", "L", 4], ["B", "S", 4]]),  # of two: a product
+        ("bld,bsd->bls", [X, Y]),  # of two: a product
         ("bl,bs->bls", [["B", "L"], ["B", "S"]]),
-        ("bld,de->ble", [["B", "L", 4], [4, 5]]),
+        ("bld,de->ble", [X, [4, 5]]),
         ("bls,bls->bl", [["B", "L", "S"], ["B", "L", "S"]]),
         ("bll,bls,s->bls", [["B", "L", "L"], ["B", "L", "S"], [5]]),  # a diagonal
-        ("bld,de,ef->blf", [["B", "L", 4], [4, 5], [5, 6]]),  # of one that is no weight
+        ("bld,de,ef->blf", [X, [4, 5], [5, 6]]),  # of one that is no weight
         ("bhls->bhsl", [P]),
     ],
 )

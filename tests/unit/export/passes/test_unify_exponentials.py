@@ -8,6 +8,7 @@ from collections.abc import Callable
 import onnx_ir as ir
 import pytest
 
+from crossfuse.export.passes.join_sinks import JoinSinksPass
 from crossfuse.export.passes.unify_exponentials import UnifyExponentialsPass
 from crossfuse.export.passes.unify_softmaxes import UnifySoftmaxesPass
 from onnx_building import Graph
@@ -82,8 +83,10 @@ def written(form: Form) -> ir.Model:
 
 @pytest.mark.parametrize(
     "form",
-    [base_2, scaled_behind_the_maximum, base_10, base_below_1, masked, temperature]
-    + [logarithm_to_base_2],
+    [
+        *(base_2, scaled_behind_the_maximum, base_10, base_below_1, masked, temperature),
+        logarithm_to_base_2,
+    ],
     ids=lambda f: f.__name__,
 )
 def test_powers(form: Form) -> None:
@@ -96,8 +99,10 @@ def test_powers(form: Form) -> None:
 
 @pytest.mark.parametrize(
     "form",
-    [base_2, scaled_behind_the_maximum, base_10, temperature, logarithm_to_base_2]
-    + [logarithm_beside_a_maximum],
+    [
+        *(base_2, scaled_behind_the_maximum, base_10, temperature, logarithm_to_base_2),
+        logarithm_beside_a_maximum,
+    ],
     ids=lambda f: f.__name__,
 )
 def test_they_are_a_softmax_then(form: Form) -> None:
@@ -112,7 +117,23 @@ def test_they_are_a_softmax_then(form: Form) -> None:
 def test_a_logarithm_of_2_and_one_of_e_cancel() -> None:
     model = written(scaled_behind_the_maximum)
     UnifyExponentialsPass()(model)
-    assert counts(model) == {"ReduceMax": 1, "Sub": 1, "Exp": 1, "ReduceSum": 1, "Div": 1, "MatMul": 1}
+    kinds = ("ReduceMax", "Sub", "Exp", "ReduceSum", "Div", "MatMul")
+    assert counts(model) == dict.fromkeys(kinds, 1)
+
+
+def sink_in_the_denominator(g: Graph, x: str) -> str:
+    """A key of score 0 beside the others, below a maximum that both are shifted by."""
+    x = g.op("Mul", x, g.weight(LOG2_E))
+    largest = g.op("Max", total(g, x, "ReduceMax"), g.weight(0.0))
+    w = power(g, g.op("Sub", x, largest))
+    return g.op("Div", w, g.op("Add", total(g, w), power(g, g.op("Neg", largest))))
+
+
+def test_a_sink_stays_one() -> None:
+    model = written(sink_in_the_denominator)
+    assert applied(UnifyExponentialsPass(), model).modified
+    assert applied(JoinSinksPass(), model).modified
+    assert {"Softmax", "Slice"} <= set(counts(model))
 
 
 def square(g: Graph, x: str) -> str:
@@ -147,8 +168,10 @@ def plain(g: Graph, x: str) -> str:
 
 @pytest.mark.parametrize(
     "form",
-    [square, of_ones, of_a_negative_number, of_many_numbers, weighed_by_nothing, beyond_float32]
-    + [plain],
+    [
+        *(square, of_ones, of_a_negative_number, of_many_numbers, weighed_by_nothing),
+        *(beyond_float32, plain),
+    ],
     ids=lambda f: f.__name__,
 )
 def test_others_stay(form: Form) -> None:
