@@ -109,8 +109,6 @@ class Positions(nn.Module):
             return x.unflatten(1, (-1, 2)).sum(2)
         if self.how == "joined":
             return x.reshape(x.shape[0], n // 4, 4 * WIDTH)
-        if self.how == "blocks":
-            return x.view(x.shape[0], n // 8, 8, WIDTH).transpose(1, 2).flatten(1, 2)
         return x + self.table[:, :n]
 
 
@@ -121,7 +119,6 @@ class Positions(nn.Module):
         pytest.param("as int", "n == 16", marks=pytest.mark.slow),
         pytest.param("pairs", "% 2", marks=pytest.mark.slow),
         pytest.param("joined", "4", marks=pytest.mark.slow),
-        pytest.param("blocks", "8", marks=pytest.mark.slow),
         ("cut", "n <= 16"),
     ],
 )
@@ -134,7 +131,7 @@ def test_a_fixed_size_is_named_with_its_line(how: str, holds: str) -> None:
     assert "'n'" in message
     assert f"{Path(__file__).name}, line" in message
     assert "got n 2..64" in message
-    assert ("Pad inside forward" in message) == (how in ("pairs", "joined", "blocks"))
+    assert ("Pad inside forward" in message) == (how in ("pairs", "joined"))
 
 
 def shifted(scores: Tensor) -> Tensor:
