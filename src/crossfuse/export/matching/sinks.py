@@ -177,10 +177,9 @@ def _before_repetition(found: FactoredValue, columns: Axis) -> FactoredValue | N
     of_columns = set(factors(columns))
     parts: list[Axis] = []
     for axis, old, new in zip(found.axes, before, after, strict=True):
-        part: Axis | None = axis
-        if old != new:
-            known = isinstance(old, int) and not of_columns & set(factors(axis))
-            part = last_factors(axis, old) if known and isinstance(old, int) else None
+        part: Axis | None = axis if old == new else None
+        if old != new and isinstance(old, int) and not of_columns & set(factors(axis)):
+            part = last_factors(axis, old)
         if part is None:
             return None
         parts.append(part)

@@ -25,7 +25,7 @@ from crossfuse.export.matching.softmax_chain import active_values, scalar_of
 from crossfuse.export.passes.base import FusionPass, FusionResult
 from crossfuse.graph.builder import GraphBuilder
 from crossfuse.graph.magnitudes import magnitudes_behind
-from crossfuse.graph.op_classes import is_onnx
+from crossfuse.graph.op_classes import LAYOUT_OPS, is_onnx
 
 __all__ = ["UnifyExponentialsPass"]
 
@@ -33,8 +33,8 @@ _ROUNDING = 1e-6
 """Factors this near to 1 are 1: logarithms written as numbers of float32."""
 
 _WEIGHING = frozenset({"ReduceSum", "ReduceL1", "MatMul", "Einsum"})
-_PASSED = frozenset({"Cast", "Identity", "Where", "Mul", "Div", "Add", "Dropout", "Expand"})
-_STEPS = 4
+_PASSED = LAYOUT_OPS | {"Cast", "Identity", "Where", "Mul", "Div", "Add", "Dropout", "Expand"}
+_STEPS = 8
 """So many operators lie between a power and its sum or product."""
 
 _LARGEST = float(np.finfo(np.float32).max)
@@ -148,14 +148,14 @@ class _Scaling:
         return self._made[key]
 
     def _scale(self, value: ir.Value, factor: float) -> ir.Value:
-        node = value.producer()
-        like = {"like": value, "shape": value.shape}
+        node, build = value.producer(), self.build
         moving = ("Sub", "Neg", "ReduceMax") if factor > 0 else ("Sub", "Neg")
         if node is not None and is_onnx(node, *moving):
             sides = 2 if node.op_type == "Sub" else 1
             inputs = [self.scaled(v, factor) for v in node.inputs[:sides] if v is not None]
-            attributes = {name: attribute.value for name, attribute in node.attributes.items()}
-            return self.build.op(node.op_type, *inputs, *node.inputs[sides:], **like, **attributes)
+            given = {name: attribute.value for name, attribute in node.attributes.items()}
+            operands = (*inputs, *node.inputs[sides:])
+            return build.op(node.op_type, *operands, like=value, shape=value.shape, **given)
         assert value.dtype is not None
-        number = self.build.constant(factor, value.dtype.numpy())
-        return self.build.op("Mul", value, number, **like)
+        number = build.constant(factor, value.dtype.numpy())
+        return build.op("Mul", value, number, like=value, shape=value.shape)
