@@ -114,40 +114,50 @@ def chosen(rng: random.Random) -> Case:
 
 
 class Projections(nn.Module):
-    """Queries, keys and values, for a number of times where there is a batch axis of these."""
+    """Keys and values, for a number of times where there is a batch axis of these."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.q, self.k, self.v = (nn.Linear(WIDTH, WIDTH) for _ in range(3))
+        self.k, self.v = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
         self.times = nn.Parameter(torch.randn(TIMES, 1, WIDTH) / 4)
 
     def forward(self, x: Tensor, y: Tensor, batch: str) -> tuple[Tensor, Tensor, Tensor]:
         if batch == "bt":
             x, y = x[:, None] + self.times, y[:, None] - self.times
-        return self.q(x), self.k(y), self.v(y)
+        return x, self.k(y), self.v(y)
+
+
+def split(case: Case, t: Tensor, length: str) -> tuple[str, Tensor]:
+    """Letters and tensor: ``[b, t, length, heads, d]``; keys may have fewer heads."""
+    heads = case.heads if length == "l" else case.of_keys
+    if case.heads and not heads:
+        return case.batch + length + "d", t[..., :SIZE]
+    if heads == "g":
+        t = t[..., : GROUPS * SIZE]
+    sizes = {"": (), "h": (HEADS,), "g": (GROUPS,), "gr": (GROUPS, HEADS // GROUPS)}[heads]
+    return case.batch + length + heads + "d", t.unflatten(-1, (*sizes, -1)) if heads else t
 
 
 class Operands:
-    """Queries, keys, values and mask, and what several attentions make of them alike, made once."""
+    """What queries are made of, keys, values and mask, and what several attentions make of these
+    alike, made once. Queries are each attention's own: equal products would be one product."""
 
-    def __init__(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> None:
-        self.of, self.mask = {"q": query, "k": key, "v": value}, mask
+    def __init__(self, x: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> None:
+        self.x, self.mask, self.of = x, mask, {"key": key, "value": value}
+        self.parts: dict[tuple[str, ...], tuple[str, Tensor]] = {}
         self.made: dict[tuple[str, ...], Tensor] = {}
 
     def split(self, case: Case, name: str) -> tuple[str, Tensor]:
-        """Letters and tensor: ``[b, t, length, heads, d]``; keys may have fewer heads."""
-        length, heads = ("l", case.heads) if name == "q" else ("s", case.of_keys)
-        cut = SIZE if case.heads and not heads else GROUPS * SIZE if heads == "g" else WIDTH
-        if (name, heads, str(cut)) not in self.made:
-            t = self.of[name][..., :cut] if cut < WIDTH else self.of[name]
-            sizes = {"": (), "h": (HEADS,), "g": (GROUPS,), "gr": (GROUPS, HEADS // GROUPS)}[heads]
-            self.made[name, heads, str(cut)] = t.unflatten(-1, (*sizes, -1)) if heads else t
-        return case.batch + length + heads + "d", self.made[name, heads, str(cut)]
+        """Keys or values, split."""
+        how = (name, case.heads, case.of_keys)
+        if how not in self.parts:
+            self.parts[how] = split(case, self.of[name], "s")
+        return self.parts[how]
 
     def attended(self, kind: str) -> Tensor:
         """``[b, s]``, ``[l, s]`` or ``[b, l, s]``."""
         if (kind,) not in self.made:
-            rows, keys = self.of["q"].shape[-2], self.of["k"].shape[-2]
+            rows, keys = self.x.shape[-2], self.of["key"].shape[-2]
             self.made[(kind,)] = {
                 "keys": lambda: self.mask > 0,
                 "causal": lambda: torch.ones(rows, keys, dtype=torch.bool).tril(2),
@@ -162,6 +172,7 @@ class Attention(nn.Module):
     def __init__(self, case: Case) -> None:
         super().__init__()
         self.case = case
+        self.q = nn.Linear(WIDTH, WIDTH)
         self.table = nn.Parameter(torch.randn(LONGEST + 8, LONGEST + 8))
         self.mixing = nn.Parameter(torch.randn(HEADS, HEADS))
         self.by_head = nn.Parameter(torch.rand(HEADS) + 0.5)
@@ -169,12 +180,12 @@ class Attention(nn.Module):
 
     def forward(self, operands: Operands) -> Tensor:
         case, mask = self.case, operands.mask
-        query, key, value = (operands.split(case, name) for name in "qkv")
-        rows, keys = operands.of["q"].shape[-2], operands.of["k"].shape[-2]
-        query = (query[0], query[1] * SIZE**-0.5) if case.scale == "queries" else query
-        key = (key[0], key[1] * SIZE**-0.5) if case.scale == "keys" else key
+        query, (letters, key) = self.q(operands.x), operands.split(case, "key")
+        rows, keys = query.shape[-2], mask.shape[-1]
+        query = query * SIZE**-0.5 if case.scale == "queries" else query
+        key = key * SIZE**-0.5 if case.scale == "keys" else key
         attended = self.attended(operands)
-        scores = self.scaled(self.scores(query, key))
+        scores = self.scaled(self.scores(split(case, query, "l"), (letters, key)))
         if case.bias:
             scores = scores + self.spread(self.table[:rows, :keys], "ls")
         if attended is not None and case.refused != "causal behind alone":
@@ -182,7 +193,8 @@ class Attention(nn.Module):
         if case.scale == "behind the mask":
             scores = scores / 2
         weights = self.guarded(self.weights(scores), attended)
-        out = self.product_with_values(self.gated(weights, operands.of["q"], mask), value)
+        gated = self.gated(weights, query, mask)
+        out = self.product_with_values(gated, operands.split(case, "value"))
         if case.refused == "used twice":
             out = out + weights.mean()
         return out.flatten(out.ndim - 1 - len(case.heads))
@@ -318,7 +330,7 @@ def moved(t: Tensor, letters: str, order: str) -> Tensor:
 
 
 class Several(nn.Module):
-    """Attentions beside each other, each with projections of its own or all with the same."""
+    """Attentions beside each other, each with keys and values of its own or all with the same."""
 
     def __init__(self, cases: list[Case], *, shared: bool = False) -> None:
         super().__init__()

@@ -30,9 +30,13 @@ class WeightsFirst(TorchFunctionMode):
         self.is_weight = is_weight
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is not torch.functional.einsum or len(args) < 4 or not isinstance(args[0], str):
+        if func is not torch.functional.einsum or not isinstance(args[0], str):
             return func(*args, **(kwargs or {}))
         equation, *operands = args
+        if len(operands) == 1 and isinstance(operands[0], list | tuple):
+            operands = list(operands[0])
+        if len(operands) < 3:
+            return func(*args, **(kwargs or {}))
         weights = [self.is_weight(operand) for operand in operands]
         path = order_of(equation.partition("->")[0].split(","), weights)
         # PyTorch's own function, which the public one calls with the order that a library finds.
