@@ -112,7 +112,7 @@ class _Count:
     def _operands(self, node: ir.Node) -> list[ir.Value | None]:
         """The two values that are multiplied; of an ``Einsum`` of more, those that are no
         weights."""
-        moving = [v for v in node.inputs if v in self.active]
+        moving: list[ir.Value | None] = [v for v in node.inputs if v in self.active]
         if node.op_type == "Einsum" and len(node.inputs) > 2 <= len(moving):
             return moving[:2]
         return [node.inputs[i] if i < len(node.inputs) else None for i in _PRODUCTS[node.op_type]]
