@@ -122,7 +122,8 @@ def blocks(t: Tensor) -> Tensor:
 def and_before(t: Tensor) -> Tensor:
     """With the block before."""
     t = blocks(t)
-    return torch.cat([F.pad(t, (0, 0, 0, 0, 0, 0, 1, 0))[:, :-1], t], 2)
+    before = torch.cat([torch.zeros_like(t[:, :1]), t], 1)[:, :-1]
+    return torch.cat([before, t], 2)
 
 
 def unfolded(t: Tensor) -> Tensor:
