@@ -170,7 +170,7 @@ def _refusal(
 ) -> InputError:
     """A dimension that is not free, with the relation; else what the tracer says."""
     if guard is not None:
-        fit = _PADDED if guard.is_multiple else _fit(spec, guard.constants)
+        fit = _PADDED if guard.is_multiple else _fit(spec, guard.sizes)
         return guard.refusal(spec.name, spec.dims, spec.module, fit)
     assert error is not None
     place = place_of(error)
