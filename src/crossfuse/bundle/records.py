@@ -38,6 +38,7 @@ class SourceRecord:
         decode: the input of ids that the export was told to decode by.
         drop_outputs: outputs that the export was told to leave out; * for any text.
         keep_probabilities: attentions whose probabilities the export was told to keep.
+        prefix: how many tokens the export was told to make inputs of their own, or "placeholders".
         missing_weights: that the checkpoint lacks, or has in another shape: they are random.
         left_over_weights: tensors of the checkpoint that the model has no place for.
         constants: arguments of the model that are no tensors, and part of what was exported.
@@ -57,6 +58,7 @@ class SourceRecord:
     decode: str | None = None
     drop_outputs: tuple[str, ...] | None = None
     keep_probabilities: tuple[str, ...] | None = None
+    prefix: Annotated[str | None, Matches("[0-9]{1,9}|placeholders", "a number of tokens")] = None
     missing_weights: tuple[str, ...] | None = None
     left_over_weights: tuple[str, ...] | None = None
     constants: Mapping[str, Any] | None = None

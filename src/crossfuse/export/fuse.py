@@ -207,7 +207,7 @@ def _trace(spec: ModelSpec, progress: Progress) -> _Source:
         progress("translating to ONNX")
         with _blaming_bodies(sightings):
             model = program_to_onnx(traced.program, spec, outputs, tracing)
-        note_ranges(model, ranges)
+        note_ranges(model, ranges, spec.counts)
     kept = replace(kept, spec=spec)
     return _Source(kept, model, sightings, outputs, traced.missed, tracing.interfaced)
 
