@@ -45,6 +45,7 @@ class SourceRecord:
         renamed_outputs: outputs that the model calls as one of its inputs → their names here.
         inputs_from: where the example inputs of a checkpoint came from, in words.
         fixed_sizes: dimensions that could not be varied → why.
+        unread_inputs: inputs of features that no result depends on.
     """
 
     kind: str | None = None
@@ -65,6 +66,7 @@ class SourceRecord:
     renamed_outputs: Mapping[str, str] | None = None
     inputs_from: str | None = None
     fixed_sizes: Mapping[str, str] | None = None
+    unread_inputs: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
