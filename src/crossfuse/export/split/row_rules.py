@@ -155,6 +155,25 @@ def _looked_up(parts: RowParts, asked: Asked) -> ir.Value | None:
     return parts.again(node, [taken, indices], asked.axis, dim)[node.outputs[0]]
 
 
+def _padded(parts: RowParts, asked: Asked) -> ir.Value | None:
+    """The first rows of what has padding in front of them: of the padding, and of as many rows."""
+    node, axis, source = asked.node, asked.axis, asked.node.inputs[0]
+    amounts, rank = integers(node.inputs[1]), rank_of(node.inputs[0]) or 0
+    some_axes = len(node.inputs) > 3 and node.inputs[3] is not None
+    constant = node.attributes.get_string("mode", "constant") == "constant"
+    if asked.side is Side.REST or source is None or some_axes or not constant:
+        return None
+    if amounts is None or min(amounts) < 0 or not (amounts[axis] or amounts[axis + rank]):
+        return None
+    first = asked.rows.dim(Side.FIRST)
+    longer = first + amounts[axis] + amounts[axis + rank] if isinstance(first, int) else None
+    part = parts.part(source, axis, asked.rows, Side.FIRST)
+    padded = parts.again(node, [part, *node.inputs[1:]], axis, longer)[node.outputs[0]]
+    build = GraphBuilder()
+    bounds = build.ints(0), asked.rows.count(build, Side.FIRST)
+    return parts.sliced_at(build, padded, bounds, axis, first)
+
+
 def _triangle(parts: RowParts, asked: Asked) -> ir.Value | None:
     """Rows or columns of a triangle: the first ones keep their places, the rest of the rows are
     that many further down."""
@@ -184,5 +203,6 @@ ROW_RULES: Mapping[str, RowRule] = {
     "Slice": _taken,
     "Gather": _looked_up,
     "GatherND": _taken_at,
+    "Pad": _padded,
     "Trilu": _triangle,
 }

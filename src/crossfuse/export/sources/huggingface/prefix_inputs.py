@@ -296,12 +296,15 @@ def _join(model: nn.Module, parts: _Parts, with_rows: tuple[str, ...]) -> None:
             )  # fmt: skip
             given[name] = torch.cat([first, last], axis)
         result = original(self, **given)
+        if not isinstance(result, Mapping):
+            return result
         return {
             name: value[:, count:] if name in with_rows else value for name, value in result.items()
         }
 
-    kind = inspect.Parameter.KEYWORD_ONLY
-    names = [*dict.fromkeys([*parts.whole.arguments.given, *(PREFIX + name for name in axes)])]
-    signature = inspect.Signature([inspect.Parameter(n, kind, default=None) for n in names])
-    forward.__signature__ = signature  # type: ignore[attr-defined]
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    names = dict.fromkeys([*parts.whole.arguments.given, *(PREFIX + name for name in axes)])
+    taken = [inspect.Parameter(name, kind, default=None) for name in names]
+    of_method = inspect.Signature([inspect.Parameter("self", kind), *taken])
+    forward.__signature__ = of_method  # type: ignore[attr-defined]
     model.forward = MethodType(forward, model)
