@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from crossfuse.export.split.dependence import READS_SIZES
+from crossfuse.graph.op_classes import SIZE_OPS
 
 __all__ = ["unread_inputs"]
 
@@ -22,7 +22,7 @@ def unread_inputs(graph: ir.Graph) -> tuple[str, ...]:
             continue
         read.add(value)
         node = value.producer()
-        if node is not None and node.op_type not in READS_SIZES:
+        if node is not None and node.op_type not in SIZE_OPS:
             inner = (v for body in _bodies(node) for v in (*body.outputs, *_captured(body)))
             pending += [v for v in (*node.inputs, *inner) if v is not None]
     return tuple(

@@ -62,13 +62,14 @@ def integers(value: ir.Value | None) -> list[int] | None:
 def index_parts(node: ir.Node) -> list[ir.Value] | None:
     """What ``GatherND`` takes along each axis of its data, each ``[…, 1]``; None where that isn't
     known, or it takes more than single elements."""
-    joined = node.inputs[1].producer() if node.inputs[1] is not None else None
-    last = (rank_of(node.inputs[1]) or 0) - 1
-    if joined is None or not is_onnx(joined, "Concat") or own_axis(joined, 0) != last:
+    indices, last = node.inputs[1], (rank_of(node.inputs[1]) or 0) - 1
+    joined = indices.producer() if indices is not None else None
+    if indices is None or last < 0 or node.attributes.get_int("batch_dims", 0):
         return None
-    parts = [v for v in joined.inputs if v is not None and dim_of(v, last) == 1]
-    single = len(parts) == len(joined.inputs) == rank_of(node.inputs[0])
-    return parts if single and not node.attributes.get_int("batch_dims", 0) else None
+    apart = joined is not None and is_onnx(joined, "Concat") and own_axis(joined, 0) == last
+    operands = joined.inputs if joined is not None and apart else [indices]
+    parts = [v for v in operands if v is not None and dim_of(v, last) == 1]
+    return parts if len(parts) == len(operands) == rank_of(node.inputs[0]) else None
 
 
 def own_axis(node: ir.Node, default: int) -> int:

@@ -41,9 +41,11 @@ WEIGHTS = {
 }
 POSITIONS = """s = Shape<start = 0, end = 1>(seen) n = Squeeze(s) r = Range(zero, n, one)
                row = Unsqueeze(r, down) column = Unsqueeze(r, back)"""
-POSITIONS += """ ws = Shape(word) rest = Expand(minus_one, ws) g = Concat<axis = 0>(front, rest)"""
+POSITIONS += (
+    """ ws = Shape(word) rest = Expand(minus_one, ws) group = Concat<axis = 0>(front, rest)"""
+)
 SHAPES = """<int64[1] s, int64 n, int64[n] r, int64[n, 1] row, int64[1, n] column, int64[1] ws,
-            int64[t] rest, int64[n] g, int64[n, 1] rg, int64[1, n] kg, int64[n, n, 1] ru,
+            int64[t] rest, int64[n] group, int64[n, 1] rg, int64[1, n] kg, int64[n, n, 1] ru,
             int64[n, n, 1] ku, int64[n, n, 2] at>"""
 
 
@@ -79,7 +81,7 @@ HIDDEN = {
     "triangle": "s2 = Concat<axis = 0>(s, s) o = Expand(on, s2) mask = Trilu<upper = 0>(o)",
     "not the other triangle": """s2 = Concat<axis = 0>(s, s) o = Expand(on, s2)
                                  u = Trilu<upper = 1>(o, one) mask = Not(u)""",
-    "blocks that end in front": """rg = Unsqueeze(g, down) kg = Unsqueeze(g, back)
+    "blocks that end in front": """rg = Unsqueeze(group, down) kg = Unsqueeze(group, back)
         e = Equal(rg, kg) i = GreaterOrEqual(rg, zero) c = LessOrEqual(column, row)
         b = And(e, i) mask = Or(c, b)""",
     "taken by places": """s2 = Concat<axis = 0>(s, s) re = Expand(row, s2) ke = Expand(column, s2)
@@ -96,7 +98,7 @@ SEEN = {
     "blocks of any tokens": """rg = Unsqueeze(any_group, down) kg = Unsqueeze(any_group, back)
         e = Equal(rg, kg) i = GreaterOrEqual(rg, zero) c = LessOrEqual(column, row)
         b = And(e, i) mask = Or(c, b)""",
-    "blocks that hold the rest": """rg = Unsqueeze(g, down) kg = Unsqueeze(g, back)
+    "blocks that hold the rest": """rg = Unsqueeze(group, down) kg = Unsqueeze(group, back)
         e = Equal(rg, kg) i = GreaterOrEqual(rg, minus_one) c = LessOrEqual(column, row)
         b = And(e, i) mask = Or(c, b)""",
     "or what is seen": "c = LessOrEqual(column, row) mask = Or(c, seen)",

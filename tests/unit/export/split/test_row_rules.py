@@ -31,7 +31,6 @@ DOES_NOT_HOLD = {
     "the rest of the columns": ("v = Trilu(x)", 2, Side.REST),
     "padded from its end": ("v = Pad(x, negative)", 1, Side.FIRST),
     "the rest of what is padded": ("v = Pad(x, front)", 1, Side.REST),
-    "padded features": ("v = Pad(x, behind)", 1, Side.FIRST),
     "taken at any places": ("v = Gather<axis = 1>(x, places)", 1, Side.FIRST),
     "rows that are there": ("v = Expand(x, ones)", 1, Side.FIRST),
 }
@@ -48,7 +47,6 @@ def parts_of(some: str) -> tuple[RowParts, Rows, ir.Node]:
         minus=[-2],
         negative=[0, -1, 0, 0, 0, 0],
         front=[0, 1, 0, 0, 0, 0],
-        behind=[0, 0, 0, 0, 0, 1],
     )
     image, text, _ = model.graph.inputs
     node = value_of(model, "v").producer()

@@ -201,7 +201,8 @@ class _Parts:
             dynamic[PREFIX + name] = others
             if name not in self.constants:
                 dynamic[name] = {**others, axis: rest}
-        own = dict.fromkeys((name for name in self.axes if name.endswith(_KINDS)), ())
+        kinds = (name for name in self.axes if name.endswith(_KINDS))
+        own: dict[str, tuple[int, ...]] = dict.fromkeys(kinds, ())
         own |= {_IDS: tuple(tokens)} if tokens else {}
         settled = {
             part: ids
