@@ -126,11 +126,12 @@ def note_ranges(
         counts: how many of some ids each row holds.
     """
     for value in model.graph.inputs:
-        if value.name in ranges:
-            low, high = ranges[value.name]
+        name = value.name or ""
+        if name in ranges:
+            low, high = ranges[name]
             value.metadata_props[RANGE] = f"{low}:{'' if high is None else high}"
-        if counts.get(value.name or ""):
-            pairs = counts[value.name or ""].items()
+        if counts.get(name):
+            pairs = counts[name].items()
             value.metadata_props[COUNTS] = ",".join(f"{token}:{count}" for token, count in pairs)
 
 

@@ -64,7 +64,8 @@ def index_parts(node: ir.Node) -> list[ir.Value] | None:
     known, or it takes more than single elements."""
     indices, last = node.inputs[1], (rank_of(node.inputs[1]) or 0) - 1
     joined = indices.producer() if indices is not None else None
-    if indices is None or last < 0 or node.attributes.get_int("batch_dims", 0):
+    batched = node.attributes.get_int("batch_dims", 0)
+    if indices is None or last < 0 or batched:
         return None
     apart = joined is not None and is_onnx(joined, "Concat") and own_axis(joined, 0) == last
     operands = joined.inputs if joined is not None and apart else [indices]

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from crossfuse.core.dimensions import multiple_of
 from crossfuse.core.tensors import Dim
 from crossfuse.errors import Advice, InputError, Said
 from crossfuse.export.sources.huggingface.placed_features import First
@@ -68,8 +69,10 @@ def with_prefix(spec: ModelSpec, asked: str) -> tuple[ModelSpec, First]:
         for name, own in spec.axes.items()
         if dim in own.values()
     }
-    if any([*spec.axes[name].values()].count(dim) > 1 for name in axes):
-        raise _unfit(spec, "an input has its tokens along two axes")
+    sizes = [[(multiple_of(size) or (1, size))[1] for size in own.values()] for own in
+             spec.axes.values()]  # fmt: skip
+    if any(own.count(dim) > 1 for own in sizes) or sum(dim in own for own in sizes) > len(axes):
+        raise _unfit(spec, "an input has its tokens along two axes, or a multiple of them")
     given = [spec.inputs, *spec.examples]
     found = [example[_IDS] for example in given]
     tokens = _placeholders(spec, found)
@@ -202,11 +205,11 @@ class _Parts:
             if name not in self.constants:
                 dynamic[name] = {**others, axis: rest}
         kinds = (name for name in self.axes if name.endswith(_KINDS))
-        own: dict[str, tuple[int, ...]] = dict.fromkeys(kinds, ())
-        own |= {_IDS: tuple(tokens)} if tokens else {}
+        told: dict[str, tuple[int, ...]] = dict.fromkeys(kinds, ())
+        told |= {_IDS: tuple(tokens)} if tokens else {}
         settled = {
             part: ids
-            for name, ids in (own | dict(whole.settled)).items()
+            for name, ids in (told | dict(whole.settled)).items()
             for part in ((PREFIX + name, name) if name in self.axes else (name,))
             if part not in self.constants
         }
