@@ -69,6 +69,7 @@ def export(  # noqa: PLR0913 -- public: what a user may say of a source and of i
     text: str | Iterable[str] = (),
     audio: Examples = (),
     video: Examples = (),
+    prefix: str | int | None = None,
     whole: bool = False,
     quick: bool = False,
     step: Progress | None = None,
@@ -100,6 +101,9 @@ def export(  # noqa: PLR0913 -- public: what a user may say of a source and of i
         image, text, audio, video: of ``hf:`` sources: files and texts that the checkpoint's
             processor makes the example inputs of, one or several, as of
             :func:`crossfuse.huggingface_spec`.
+        prefix: of ``hf:`` sources: give the first tokens with the context, ``prefix_NAME``, and the
+            rest with each query: how many they are, or ``"placeholders"``, up to and with the last
+            placeholder of an image.
         whole: don't split, although the source names context inputs.
         quick: for work in progress: compare at the examples and one made point (of a split, one
             more), and measure what half precision loses only where a target has one. The manifest
@@ -139,6 +143,7 @@ def export(  # noqa: PLR0913 -- public: what a user may say of a source and of i
         text=several("text", [text] if isinstance(text, str) else text),
         audio=paths(audio),
         video=paths(video),
+        prefix=None if prefix is None else str(prefix),
     )
     named = Source.of(source, of_source)
     require_onnxruntime("the check of a target's numbers")

@@ -126,6 +126,16 @@ def export(  # noqa: PLR0913 -- a command: its parameters are its options
     text: SampleText = None,
     audio: SampleAudio = None,
     video: SampleVideo = None,
+    prefix: Annotated[
+        str | None,
+        typer.Option(
+            "--prefix",
+            metavar="TOKENS",
+            help="Of an hf: source: give the first tokens with the context, the rest with each "
+            "query: how many, or placeholders, up to and with the last placeholder of an image.",
+            rich_help_panel=MODEL,
+        ),
+    ] = None,
     drop_output: Annotated[
         list[str] | None,
         typer.Option(
@@ -206,6 +216,7 @@ def export(  # noqa: PLR0913 -- a command: its parameters are its options
             text=text or [],
             audio=audio or [],
             video=video or [],
+            prefix=prefix,
             whole=whole,
             quick=quick,
             step=progress,

@@ -56,8 +56,10 @@ from crossfuse.export.passes.unify_exponentials import UnifyExponentialsPass
 from crossfuse.export.passes.unify_products import UnifyProductsPass
 from crossfuse.export.passes.unify_softmaxes import UnifySoftmaxesPass
 from crossfuse.export.sources.onnx_file.load import OnnxModule, load_onnx
+from crossfuse.export.unread_inputs import unread_inputs
 from crossfuse.graph.shapes import boundary
 from crossfuse.spec.checks import check_tensors
+from crossfuse.spec.input_origin import UNREAD
 from crossfuse.spec.model_spec import ModelSpec
 from crossfuse.spec.results import distinct_names, told_of
 
@@ -129,6 +131,9 @@ def fuse(spec: ModelSpec, progress: Progress = lambda _: None) -> FusedGraph:
     ledger = ledger.with_probabilities(source.kept.sites)
     # Behind the ledger, which reads how each attention was captured.
     model = run_passes(fused.model, [StripMetadataPass()]).model
+    unread = unread_inputs(model.graph)
+    if unread:
+        spec = replace(spec, about={**spec.about, UNREAD: unread})
     return FusedGraph(
         spec, model, ledger, boundary(model.graph.inputs), boundary(model.graph.outputs)
     )
@@ -215,7 +220,7 @@ def _trace(spec: ModelSpec, progress: Progress) -> _Source:
         progress("translating to ONNX")
         with _blaming_bodies(sightings):
             model = program_to_onnx(traced.program, spec, outputs, tracing)
-        note_ranges(model, ranges)
+        note_ranges(model, ranges, spec.counts)
     kept = replace(kept, spec=spec)
     return _Source(kept, model, sightings, outputs, traced.missed, tracing.interfaced)
 
