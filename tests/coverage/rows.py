@@ -30,7 +30,18 @@ if TYPE_CHECKING:
     from crossfuse import ModelSpec
     from crossfuse.bundle.store import Bundle
 
-__all__ = ["TARGETS", "Limits", "RowFile", "collected", "imported", "row_of", "run_case", "stamp"]
+__all__ = [
+    "TARGETS",
+    "Limits",
+    "RowFile",
+    "collected",
+    "eager_row",
+    "imported",
+    "is_done",
+    "row_of",
+    "run_case",
+    "stamp",
+]
 
 ROOT = Path(__file__).parents[2]
 TARGETS = ("onnx", "ort-cpu", "ort-cuda")
@@ -99,6 +110,32 @@ def run_case(name: str, targets: Sequence[str], *, quick: bool) -> dict[str, Any
             targets,
         )
     return row | {"quick": quick}
+
+
+def eager_row(name: str) -> dict[str, Any]:
+    """A case's row up to where its export would begin: its model runs in eager on planned inputs,
+    or why not.
+
+    Args:
+        name: of the case.
+    """
+    from coverage.case_lists import all_cases
+
+    row = row_of(all_cases()[name], _not_exported)
+    return row if "failed" not in row or row["stage"] != "export" else _without_failure(row)
+
+
+def _not_exported(spec: ModelSpec) -> Any:
+    raise NotImplementedError(spec.name)
+
+
+def _without_failure(row: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in row.items() if name != "failed"} | {"stage": "eager"}
+
+
+def is_done(row: dict[str, Any]) -> bool:
+    """Whether a row needs no export any more."""
+    return row.get("stage") != "eager"
 
 
 def row_of(
@@ -234,6 +271,7 @@ def collected(
     *,
     jobs: int,
     limits: Limits,
+    enough: Callable[[dict[str, Any]], bool] = is_done,
 ) -> list[dict[str, Any]]:
     """The rows of cases, those made that are not kept.
 
@@ -243,8 +281,9 @@ def collected(
         make: a case's row, from its name; it runs in a process of its own.
         jobs: processes at a time.
         limits: of each.
+        enough: whether a kept row stands.
     """
-    pending = [name for name in names if name not in kept.rows]
+    pending = [name for name in names if name not in kept.rows or not enough(kept.rows[name])]
     print(f"{len(names) - len(pending)} of {len(names)} rows are kept", file=sys.stderr)
     running: list[_Row] = []
     while pending or running:
@@ -255,7 +294,7 @@ def collected(
             running.remove(row)
             made = row.made()
             kept.keep(made)
-            said = made.get("failed") or made["fused"]
+            said = made.get("failed") or made.get("fused") or made["stage"]
             print(f"{made['name']}: {said}", file=sys.stderr, flush=True)
     return [kept.rows[name] for name in names]
 

@@ -2,7 +2,7 @@
 
 .venv/bin/python tests/coverage/table.py              # all cases, a process each: the whole page
 .venv/bin/python tests/coverage/table.py whisper t5   # some cases: print what they gave
-.venv/bin/python tests/coverage/table.py --eager      # types alone: who takes the planned inputs
+.venv/bin/python tests/coverage/table.py --eager      # who takes the planned inputs; no exports
 .venv/bin/python tests/coverage/table.py --page       # the page, from the rows that are kept
 """
 
@@ -21,7 +21,17 @@ from typing import Any
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tests"))
 
-from coverage.rows import TARGETS, Limits, RowFile, collected, imported, run_case, stamp  # noqa: E402
+from coverage.rows import (  # noqa: E402
+    TARGETS,
+    Limits,
+    RowFile,
+    collected,
+    eager_row,
+    imported,
+    is_done,
+    run_case,
+    stamp,
+)
 
 __all__ = ["TARGETS", "document"]
 
@@ -70,24 +80,27 @@ def document(tables: Iterable[tuple[str, Sequence[dict[str, Any]], Sequence[str]
     """The page.
 
     Args:
-        tables: each list's title, rows, and the names of cases that were not run.
+        tables: each list's title, rows, and the names of cases without one.
     """
     from importlib.metadata import version
 
     packages = {name: version(name) for name in ("transformers", "torch")}
     text = HEAD.format(**packages, onnxruntime=version("onnxruntime-gpu"))
     for title, rows, left in tables:
-        text += _table(title, rows, left)
+        eager = [row["name"] for row in rows if not is_done(row)]
+        text += _table(title, [row for row in rows if is_done(row)], eager, left)
     return text
 
 
-def _table(title: str, rows: Sequence[dict[str, Any]], left: Sequence[str]) -> str:
+def _table(
+    title: str, rows: Sequence[dict[str, Any]], eager: Sequence[str], left: Sequence[str]
+) -> str:
     passed = [row for row in rows if "failed" not in row and _is_fused(row)]
     text = TABLE.format(
         title=title,
         passed=len(passed),
         total=len(rows),
-        further=_further(rows, left),
+        further=_further(rows, eager, left),
         multimodal=sum(len(row.get("senses", ())) > 1 for row in passed),
         targets=" | ".join(f"Fused, {target}" for target in TARGETS),
         bars="---|" * len(TARGETS),
@@ -100,7 +113,7 @@ def _table(title: str, rows: Sequence[dict[str, Any]], left: Sequence[str]) -> s
     return text + ("\n" + "\n".join(notes) + "\n" if notes else "")
 
 
-def _further(rows: Sequence[dict[str, Any]], left: Sequence[str]) -> str:
+def _further(rows: Sequence[dict[str, Any]], eager: Sequence[str], left: Sequence[str]) -> str:
     """What else is to be said above a table: where rows fail, how they were checked, what was not
     run."""
     stages = Counter(row.get("stage", "export") for row in rows if "failed" in row)
@@ -108,9 +121,13 @@ def _further(rows: Sequence[dict[str, Any]], left: Sequence[str]) -> str:
     said = f" Of the others: {' '.join(parts)}" if parts else ""
     if any(row.get("quick") for row in rows):
         said += " These are quick exports: compared at the examples and at one made point."
-    if left:
-        names = ", ".join(_plain(name, 80) for name in left)
-        said += f"\n\n{len(left)} more were **not run** and say nothing: {names}."
+    for names, what in (
+        (eager, "run in eager on planned inputs and were **not exported**"),
+        (left, "were **not run** and say nothing"),
+    ):
+        if names:
+            listed = ", ".join(_plain(name, 80) for name in names)
+            said += f"\n\n{len(names)} more {what}: {listed}."
     return said
 
 
@@ -152,19 +169,18 @@ def main() -> None:
     from coverage.case_lists import LISTS, all_cases, cases_of
 
     options = _options()
-    if options.eager:
-        from coverage.type_cases import eager_report
-
-        eager_report(options.names)
-        return
     kept = RowFile(options.rows, None if options.keep else stamp())
     if not options.page:
         imported()
-        make = partial(run_case, targets=options.target or TARGETS, quick=options.quick)
         limits = Limits(options.limit, options.memory)
         names = options.names or list(all_cases())
-        rows = collected(names, kept, make, jobs=options.jobs, limits=limits)
-        if options.names or options.target or options.quick:
+        make = partial(run_case, targets=options.target or TARGETS, quick=options.quick)
+        rows = (
+            collected(names, kept, eager_row, jobs=options.jobs, limits=limits, enough=bool)
+            if options.eager
+            else collected(names, kept, make, jobs=options.jobs, limits=limits)
+        )
+        if options.names or options.target or options.quick or options.eager:
             print(json.dumps(rows, indent=1))
             return
     DOCUMENT.parent.mkdir(exist_ok=True)
@@ -193,7 +209,7 @@ def _options() -> argparse.Namespace:
         "--page", action="store_true", help="write the page from rows that are kept; run nothing"
     )
     parser.add_argument(
-        "--eager", action="store_true", help="make types tiny and plan inputs, only"
+        "--eager", action="store_true", help="make models and plan inputs, only"
     )
     return parser.parse_args()
 

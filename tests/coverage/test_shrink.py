@@ -15,7 +15,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from coverage.case_lists import LISTS, all_cases, cases_of
 from coverage.cases import Case
-from coverage.rows import Limits, RowFile, collected, row_of, senses_of
+from coverage.rows import Limits, RowFile, collected, eager_row, row_of, senses_of
 from coverage.shrink import LARGEST, CannotShrinkError, model_class, tiny_config, tiny_model
 from coverage.table import document
 
@@ -106,12 +106,16 @@ def test_rows_are_kept_and_a_run_goes_on_where_it_ended(tmp_path: Path) -> None:
         "its process ended with 3: out of memory",
         "not done within 1 s of CPU time",
     ]
+    kept.keep({"name": "runs", "stage": "eager"})
+    assert collected(["runs"], kept, eager_row, jobs=1, limits=Limits(1), enough=bool)
     again = RowFile(path, "now")
     assert collected(["dies", "good"], again, pytest.fail, jobs=1, limits=Limits(1)) == [
         rows[1],
         rows[0],
     ]
-    text = document([("Mine", rows, ["later"])])
+    runs = {"name": "runs", "what": "", "stage": "eager"}
+    text = document([("Mine", [*rows, runs], ["later"])])
+    assert "1 more run in eager on planned inputs and were **not exported**: runs." in text
     assert "1 of 3 are exported with every attention fused and pass parity, 1 of them" in text
     assert "2: the export is refused or fails." in text
     assert "- **slow** does not work: not done within 1 s" in text

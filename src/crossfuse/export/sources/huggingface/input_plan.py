@@ -49,6 +49,7 @@ _IMAGE_PARTS = (
     "encoder",
     "visual_config",
     "vision_encoder_config",
+    "vq_config",
 )
 _SPECIAL = ("bos", "eos", "pad", "decoder_start", "image", "sep", "cls")
 
@@ -246,7 +247,7 @@ def vision_config(config: Any) -> Any:
 def sizes_of(config: Any) -> tuple[int, int, int]:
     """Channels, height and width of images."""
     part = vision_config(config)
-    size = find(part, "image_size", "input_image_size", "img_size")
+    size = find(part, "image_size", "input_image_size", "img_size", "max_img_size", "resolution")
     if size is None:
         size = find(config, "image_size") or 224
     height, width = size if isinstance(size, list | tuple) else (size, size)

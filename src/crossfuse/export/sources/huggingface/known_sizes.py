@@ -53,12 +53,23 @@ class Known(torch.Tensor):
             with _disable_current_modes(), torch._C.DisableTorchFunctionSubclass():
                 result = func(*args, **kwargs)
             return tree_map(_known, result)
+        if func is Tensor.__getitem__:
+            args = (args[0], _by_places(args[1]))
         args, kwargs = tree_map(_plain, (args, kwargs))
         return func(*args, **kwargs)
 
 
 def _known(value: Any) -> Any:
     return value.as_subclass(Known) if isinstance(value, Tensor) else value
+
+
+def _by_places(index: Any) -> Any:
+    """An index in which known truth values are the places that they say, whose number is known."""
+    placed: list[Any] = []
+    for part in index if isinstance(index, tuple) else (index,):
+        by_truth = isinstance(part, Known) and part.dtype is torch.bool
+        placed.extend(torch.nonzero(part, as_tuple=True) if by_truth else [part])
+    return tuple(placed)
 
 
 def _plain(value: Any) -> Any:

@@ -135,6 +135,27 @@ def _packed(name: str, grid: str, flat: bool) -> Callable[..., None]:
     return plan_it
 
 
+def _pooled_crops(plan: InputPlan, model: Any, takes: set[str]) -> None:
+    """One crop in patches ``[1, patches, numbers]``, with the patches that each token is pooled
+    from, four at a time, and the grid of these tokens."""
+    if not {"image_token_pooling", "image_grids"} <= takes:
+        return
+    channels, patch, _, _ = _side(model.config)
+    patches = int(find(vision_config(model.config), "num_position_embeddings"))
+    columns = math.isqrt(patches)
+    half = range(columns // 2)
+    if not half:
+        return
+    plan.fix("batch", 1)
+    plan.add("pixel_values", (1, patches, channels * patch * patch), normal)
+    plan.held["image_token_pooling"] = [
+        [(2 * row + down) * columns + 2 * column + right for down in (0, 1) for right in (0, 1)]
+        for row in half
+        for column in half
+    ]
+    plan.held["image_grids"] = [[len(half), len(half), 0, 0]]
+
+
 def _padded_patches(plan: InputPlan, model: Any, takes: set[str]) -> None:
     """``[batch, patches, numbers]``, with a mask of the patches and the shape of their grid where
     the model takes these."""
@@ -254,6 +275,7 @@ PICTURE_FORMS: Mapping[str, tuple[Callable[..., None], ...]] = {
         _packed("pixel_values", "grid_thw", True),
         _packed("pixel_values", "grid_thw", False),
         _packed("pixel_values", "image_grid_hw", True),
+        _pooled_crops,
         _placed_patches("image_position_ids"),
         _placed_patches("pixel_position_ids"),
         _tile_sizes,
