@@ -208,9 +208,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--page", action="store_true", help="write the page from rows that are kept; run nothing"
     )
-    parser.add_argument(
-        "--eager", action="store_true", help="make models and plan inputs, only"
-    )
+    parser.add_argument("--eager", action="store_true", help="make models and plan inputs, only")
     return parser.parse_args()
 
 

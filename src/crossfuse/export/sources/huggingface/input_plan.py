@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 __all__ = [
+    "FRAMES",
     "InputPlan",
     "InputRule",
     "TextInput",
@@ -34,6 +35,9 @@ __all__ = [
     "text_config",
     "vision_config",
 ]
+
+FRAMES = ("num_frames", "frames_per_clip", "num_frames_per_video")
+"""Attributes of a configuration that say how many frames a video has."""
 
 _LENGTHS = (
     "max_position_embeddings",

@@ -20,14 +20,18 @@ from crossfuse.export.sources.huggingface.input_fillers import (
     ones,
     uniform,
 )
-from crossfuse.export.sources.huggingface.input_plan import InputPlan, find, sizes_of, vision_config
+from crossfuse.export.sources.huggingface.input_plan import (
+    FRAMES,
+    InputPlan,
+    find,
+    sizes_of,
+    vision_config,
+)
 
 __all__ = ["PICTURE_FORMS"]
 
 _ANY_SIZE = (128, 96)
 """Height and width of images where a configuration says none and the model takes any."""
-
-_VIDEO = ("num_frames", "frames_per_clip", "num_frames_per_video")
 
 
 def _whole(name: str = "pixel_values") -> Callable[[InputPlan, Any, set[str]], None]:
@@ -57,7 +61,7 @@ def _stack(
 
     def plan_it(plan: InputPlan, model: Any, takes: set[str]) -> None:
         config = model.config
-        images = count if count is not None else find(config, *_VIDEO)
+        images = count if count is not None else find(config, *FRAMES)
         if not isinstance(images, int):
             return
         channels, height, width = _sizes(config, takes, pair=images == 2)
@@ -71,7 +75,7 @@ def _stack(
 
 def _frames_first_channels(plan: InputPlan, model: Any, takes: set[str]) -> None:
     """``[batch, channels, frames, height, width]``."""
-    frames = find(model.config, *_VIDEO)
+    frames = find(model.config, *FRAMES)
     channels, height, width = _sizes(model.config, takes)
     if isinstance(frames, int):
         plan.add("pixel_values", ("batch", channels, frames, height, width), normal)
