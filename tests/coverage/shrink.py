@@ -23,7 +23,7 @@ LARGEST = 5_000_000
 """Parameters that a tiny model has at most."""
 
 LAYERS, WIDTH, HEADS, HEAD, VOCABULARY, POSITIONS = 2, 64, 4, 16, 160, 160
-CODES, GROUPS = 64, 32
+CODES, GROUPS = 48, 32
 """Entries of codebooks, and groups of the norms of convolutional encoders, which no field says."""
 
 HEADS_BY_TASK = (
@@ -122,7 +122,7 @@ def _kept(value: Any, part: Part) -> Any:
 _NUMBERS: tuple[tuple[str, Callable[[int, Part], int]], ...] = (
     (r"^type_vocab_size$|token_type", _least(2)),
     (r"^num_embeddings$|^codebook_size$", _least(CODES)),
-    (r"vocab(ulary)?(_size)?$|^(src|tgt)_vocab|num_embeddings$", _least(VOCABULARY)),
+    (r"vocab(ulary)?(_size)?$|^vocab_size_per|^(src|tgt)_vocab|num_embeddings$", _least(VOCABULARY)),
     (r"^first_k_dense_replace$|^num_nextn|mtp_layers$", _least(1)),
     (r"^(n_group|topk_group)$", lambda value, part: 1),
     (r"(experts_per_tok|_topk|^moe_topk|^top_k|num_selected_experts)$", _least(2)),
@@ -307,9 +307,9 @@ def _words_of_images(sizes: Sizes) -> dict[str, int]:
     """A vocabulary with a word for each entry of a codebook, as Chameleon's and Emu3's are
     called."""
     letters = str.maketrans("0123456789", "ABCDEFGHIJ")
-    first = HEADS * 10
+    first = 40  # behind plain words, before special ones
     words = {f"IMGIMG{str(i).translate(letters)}Z": first + i for i in range(CODES)}
-    words |= {f"<|visual token {i:06d}|>": first + i for i in range(CODES)}
+    words |= {f"<|visual token {i:06d}|>": first + CODES + i for i in range(CODES)}
     return words | {"<image>": sizes.token(1_000_000), "<|extra_200|>": sizes.token(1_000_001)}
 
 
@@ -380,7 +380,7 @@ def _small(name: str, value: Any, part: Part) -> Any:
     """A field's small value; None to leave it."""
     if isinstance(value, bool) or not isinstance(value, int | list | tuple):
         return None
-    if re.search(r"token_(id|index|ids)$|_token_idx$|^(image|audio|video)_token$", name):
+    if re.search(r"token_(id|index|ids)$|_token_idx$|^(image|audio|video)_token$|codes$", name):
         token = part.sizes.token
         return token(value) if isinstance(value, int) else [token(v) for v in value]
     if re.search(r"^(image|img|max_img|input_image|pretrain_image)_size$|^resolution$", name):

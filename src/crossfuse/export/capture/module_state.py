@@ -12,9 +12,9 @@ and plain attributes, and what plain containers and objects among those hold in 
 2. Attributes come back as the objects that they were, containers with what they held, and tensors
 that were written into with their values.
 
-3. Hooks that a run adds are taken away again, as the flag that says so is: libraries add them once,
-when something is first asked for, and two of them would note everything twice. Our own and
-PyTorch's, which watch a run, are left to those who added them.
+3. Hooks that a run adds are taken away again where an attribute that marks them is: libraries add
+them once, when something is first asked for, and two of them would note everything twice. Others,
+our own and PyTorch's are left to those who added them.
 4. A module that says so (``crossfuse_stateless``) has none: what it keeps doesn't depend on inputs.
 
 It must not reach what no module refers to: a global, or a function's own cache.
@@ -84,13 +84,20 @@ class ModuleState:
         Args:
             buffers: the modules' buffers too.
         """
+        marked = False
         for held, own, saved in self._attributes:
-            for name in [name for name in held if name not in saved and name not in own]:
+            added = [name for name in held if name not in saved and name not in own]
+            marked = marked or any(isinstance(held[name], bool) for name in added)
+            for name in added:
                 del held[name]
+            marked = marked or any(
+                value is not held.get(name) for name, value in saved.items()
+                if isinstance(value, bool)
+            )  # fmt: skip
             held.update(saved)
-        for hooks, before in self._hooks:
-            for added in [key for key in hooks if key not in before and _is_foreign(hooks[key])]:
-                del hooks[added]
+        for hooks, before in self._hooks if marked else ():
+            for key in [key for key in hooks if key not in before and _is_foreign(hooks[key])]:
+                del hooks[key]
         for container, saved in self._containers:
             if _differs(container, saved) and (buffers or id(container) not in self._buffers):
                 container.clear()

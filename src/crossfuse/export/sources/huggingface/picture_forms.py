@@ -118,9 +118,9 @@ def _one(size: Any) -> int:
     return int(size[0] if isinstance(size, list | tuple) else size)
 
 
-def _packed(name: str, grid: str, flat: bool) -> Callable[..., None]:
+def _packed(name: str, grid: str, flat: bool, *, stacked: bool = False) -> Callable[..., None]:
     """All patches of one image behind each other, with its grid: ``[patches, numbers]``, or as
-    little images."""
+    little images; with an axis of images before, where these are stacked."""
 
     def plan_it(plan: InputPlan, model: Any, takes: set[str]) -> None:
         if grid not in takes:
@@ -129,7 +129,7 @@ def _packed(name: str, grid: str, flat: bool) -> Callable[..., None]:
         rows, columns = 2 * merge, 3 * merge
         plan.fix("batch", 1)
         numbers = (channels * frames * patch * patch,) if flat else (channels, patch, patch)
-        plan.add(name, (rows * columns, *numbers), normal)
+        plan.add(name, (*[1] * stacked, rows * columns, *numbers), normal)
         axes = [rows, columns] if grid.endswith("_hw") else [1, rows, columns]
         plan.held[grid] = [axes]
         for given in ("image_merge_sizes", "video_merge_sizes", "merge_sizes"):
@@ -276,6 +276,7 @@ PICTURE_FORMS: Mapping[str, tuple[Callable[..., None], ...]] = {
     "pixel_values": (
         _packed("pixel_values", "image_grid_thw", True),
         _packed("pixel_values", "image_grid_thw", False),
+        _packed("pixel_values", "image_grid_thw", True, stacked=True),
         _packed("pixel_values", "grid_thw", True),
         _packed("pixel_values", "grid_thw", False),
         _packed("pixel_values", "image_grid_hw", True),
