@@ -122,7 +122,8 @@ def _kept(value: Any, part: Part) -> Any:
 _NUMBERS: tuple[tuple[str, Callable[[int, Part], int]], ...] = (
     (r"^type_vocab_size$|token_type", _least(2)),
     (r"^num_embeddings$|^codebook_size$", _least(CODES)),
-    (r"vocab(ulary)?(_size)?$|^vocab_size_per|^(src|tgt)_vocab|num_embeddings$", _least(VOCABULARY)),
+    (r"vocab(ulary)?(_size)?$|^(vocab_size_per|src_vocab|tgt_vocab)", _least(VOCABULARY)),
+    (r"num_embeddings$", _least(VOCABULARY)),
     (r"^first_k_dense_replace$|^num_nextn|mtp_layers$", _least(1)),
     (r"^(n_group|topk_group)$", lambda value, part: 1),
     (r"(experts_per_tok|_topk|^moe_topk|^top_k|num_selected_experts)$", _least(2)),
@@ -156,6 +157,7 @@ _NUMBERS: tuple[tuple[str, Callable[[int, Part], int]], ...] = (
     (r"^image_seq_length$|mm_tokens_per_image$", _least(16)),
     (r"^patch_size$", lambda value, part: min(value, part.sizes.patch)),
     (r"^visual_prompt_size$", _least(4)),
+    (r"^num_pos_feats$", _least(WIDTH // 2)),
     (
         r"(patch|kernel|window|chunk|group|batch|pool|stride|state|grid|crop|tile|block|hop|frame"
         r"|bucket|sample|step|beam|conv_kernel|pool)_?(size|dim)$",
@@ -197,9 +199,19 @@ _LISTS: tuple[tuple[str, Callable[[list[int], Part], list[int]]], ...] = (
     (r"heads(_per_stage)?$", lambda given, part: [min(n, 2) for n in given]),
     (r"^patch_size$", lambda given, part: [min(n, part.sizes.patch) for n in given]),
     (r"(patch|kernel|pool|stride|window|image)_?(size|dim)s?$", _kept),
+    (
+        r"^embed_dim_per_stage$|^backbone_channel_list$",
+        lambda given, part: [n * WIDTH // max(given) for n in given],
+    ),
     (r"(size|dim|channel|feature|width)s?(_per_stage|_list)?$", _scaled),
 )
 """Names of lists of numbers likewise."""
+
+_TOKENS = (
+    r"(token|patch|start|end|newline|pad|mask)_(id|index|ids|idx)$"
+    r"|^(image|audio|video)_token$|_codes$"
+)
+"""Names of fields that hold ids of tokens."""
 
 _UNSET = {"head_dim": HEAD, "num_key_value_heads": HEADS, "prediction_length": 4}
 """Fields that are None by default, which some models don't stand."""
@@ -251,6 +263,11 @@ def _config(kind: Any, defaults: Mapping[str, Any], sizes: Sizes, given: Mapping
         made[name] = _sub_config(spec, own.get(name), sizes)
         if name == "backbone_config" and "use_timm_backbone" in own:
             made |= {"use_timm_backbone": False, "backbone": None}
+    made |= {
+        name: _config(alone, {}, sizes, {})
+        for name, alone in (getattr(kind, "sub_configs", None) or {}).items()
+        if name not in parts and getattr(alone, "model_type", "")
+    }
     made |= _unset(kind, own, sizes)
     made |= _composed(kind, sizes) | _rotary(kind, own) | _told_by_others(own, made)
     return kind(**(made | dict(given)))
@@ -320,6 +337,17 @@ def _told_by_others(own: Mapping[str, Any], made: Mapping[str, Any]) -> dict[str
         told["base_channels"] = GROUPS
         if "hidden_size" in own:
             told["hidden_size"] = GROUPS * own["channel_multiplier"][-1]
+    if "embed_dim_per_stage" in own:
+        told["hidden_size"] = made["embed_dim_per_stage"][0]
+    if "class_embed_dim" in own:
+        told |= {"encoder_hidden_dim": WIDTH // 2, "decoder_hidden_dim": WIDTH // 2}
+        told["vision_features_channels"] = [WIDTH // 2] * len(own["vision_features_channels"])
+    if "use_rotary_embedding" in own:
+        told["num_attention_heads"] = 2  # at least 32 numbers are turned, whatever a head has
+    if "apply_layernorm_after_vision_backbone" in own:
+        told["apply_layernorm_after_vision_backbone"] = False  # it wants the axes of timm's
+    if "position_id_per_seconds" in own:
+        told |= {"vision_start_token_id": 3, "vision_end_token_id": 4}  # read, but not declared
     if "pixel_shuffle_ratio" in own and "projector_input_dim" in own:
         told["intermediate_size"] = int(made["hidden_size"] / own["pixel_shuffle_ratio"] ** 2)
     if "intermediate_layers_indices" in own and "vision_output_dim" in own:
@@ -380,7 +408,7 @@ def _small(name: str, value: Any, part: Part) -> Any:
     """A field's small value; None to leave it."""
     if isinstance(value, bool) or not isinstance(value, int | list | tuple):
         return None
-    if re.search(r"token_(id|index|ids)$|_token_idx$|^(image|audio|video)_token$|codes$", name):
+    if re.search(_TOKENS, name):
         token = part.sizes.token
         return token(value) if isinstance(value, int) else [token(v) for v in value]
     if re.search(r"^(image|img|max_img|input_image|pretrain_image)_size$|^resolution$", name):

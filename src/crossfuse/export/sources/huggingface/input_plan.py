@@ -253,6 +253,6 @@ def sizes_of(config: Any) -> tuple[int, int, int]:
     part = vision_config(config)
     size = find(part, "image_size", "input_image_size", "img_size", "max_img_size", "resolution")
     if size is None:
-        size = find(config, "image_size") or 224
+        size = find(config, "image_size", "input_size") or 224
     height, width = size if isinstance(size, list | tuple) else (size, size)
     return int(find(part, "num_channels", "in_chans") or 3), int(height), int(width)
