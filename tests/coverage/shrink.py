@@ -339,6 +339,12 @@ def _told_by_others(own: Mapping[str, Any], made: Mapping[str, Any]) -> dict[str
             told["hidden_size"] = GROUPS * own["channel_multiplier"][-1]
     if "embed_dim_per_stage" in own:
         told["hidden_size"] = made["embed_dim_per_stage"][0]
+    if "width_coefficient" in own and "in_channels" in own:
+        told |= {"width_coefficient": 0.1, "depth_coefficient": 0.1}
+        told |= {name: own[name] for name in ("in_channels", "out_channels")}
+    vision = made.get("vision_config")
+    if hasattr(vision, "width_coefficient"):
+        told["projection_dim"] = int(vision.out_channels[-1] * vision.width_coefficient)
     if "class_embed_dim" in own:
         told |= {"encoder_hidden_dim": WIDTH // 2, "decoder_hidden_dim": WIDTH // 2}
         told["vision_features_channels"] = [WIDTH // 2] * len(own["vision_features_channels"])

@@ -110,6 +110,8 @@ SOUND_FORMS: Mapping[str, tuple[Callable[..., None], ...]] = {
         _samples(1),
         _spectrum(False, "input_values"),
         _spectrum(True, "input_values"),
+        _spectrum(False, "input_values", masked=False),
+        _spectrum(True, "input_values", masked=False),
     ),
 }
 """Forms by the argument's name."""
