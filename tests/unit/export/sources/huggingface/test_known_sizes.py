@@ -71,6 +71,27 @@ def test_rows_chosen_by_known_truth_values_are_as_many_as_these_say() -> None:
     assert torch.equal(rows[:, (known > 1)[0]], rows[:, torch.tensor(GRID[0]) > 1])
 
 
+class Counted(nn.Module):
+    """Adds to each row its place within its image: a count of what is known."""
+
+    def forward(self, pixel_values: Tensor, image_grid_thw: Tensor) -> Tensor:
+        counts = image_grid_thw.prod(-1)
+        starts = torch.repeat_interleave(counts.cumsum(0) - counts, counts)
+        places = (torch.arange(counts.sum(), device=counts.device) - starts) % 5
+        return pixel_values + places[:, None] + torch.arange(pixel_values.shape[1])
+
+
+def test_what_is_counted_up_to_a_known_number_is_known() -> None:
+    module, x = Counted(), torch.randn(52, 3)
+    expected = module(x, torch.tensor(GRID))
+    fix_sizes(module, {"image_grid_thw": GRID})
+    assert torch.equal(module(pixel_values=x), expected)
+    inputs = {"pixel_values": x, "image_grid_thw": None}
+    program = torch.export.export(module, (), inputs, strict=False)
+    torch.testing.assert_close(program.module()(**inputs), expected)
+    assert torch.arange(3).tolist() == [0, 1, 2]
+
+
 def test_which_inputs_say_sizes() -> None:
     assert says_sizes("image_grid_thw", torch.tensor(GRID))
     assert says_sizes("image_sizes", torch.tensor([[4, 4]]))
