@@ -69,6 +69,13 @@ def test_grids_are_held_and_fit_the_patches() -> None:
     assert plan.fixed == {"batch": 1}
 
 
+def test_stacked_patches_follow_packed_ones() -> None:
+    found = plans("pixel_values", "image_grid_thw", patch_size=4)
+    shapes = [plan.shapes["pixel_values"] for plan in found[:3]]
+    assert shapes == [(6, 48), (6, 3, 4, 4), (1, 6, 48)]
+    assert found[2].held == {"image_grid_thw": [[1, 2, 3]]}
+
+
 @pytest.mark.parametrize(("patches", "tokens"), [(16, 4), (49, 9)])
 def test_tokens_are_pooled_from_squares_of_patches(patches: int, tokens: int) -> None:
     takes = ("image_token_pooling", "image_grids")
