@@ -121,6 +121,9 @@ def _further(rows: Sequence[dict[str, Any]], eager: Sequence[str], left: Sequenc
     said = f" Of the others: {' '.join(parts)}" if parts else ""
     if any(row.get("quick") for row in rows):
         said += " These are quick exports: compared at the examples and at one made point."
+    earlier = sum(bool(row.get("earlier")) for row in rows)
+    if earlier:
+        said += f" {earlier} rows were made by an earlier version of the code."
     for names, what in (
         (eager, "run in eager on planned inputs and were **not exported**"),
         (left, "were **not run** and say nothing"),
@@ -184,10 +187,11 @@ def main() -> None:
             print(json.dumps(rows, indent=1))
             return
     DOCUMENT.parent.mkdir(exist_ok=True)
-    tables = []
+    tables, now = [], stamp()
     for module, title in LISTS.items():
         names = list(cases_of(module))
-        rows = [kept.rows[name] for name in names if name in kept.rows]
+        found = [kept.rows[name] for name in names if name in kept.rows]
+        rows = [row | {"earlier": row.get("stamp") != now} for row in found]
         tables.append((title, rows, [name for name in names if name not in kept.rows]))
     DOCUMENT.write_text(document(tables))
     print(DOCUMENT)

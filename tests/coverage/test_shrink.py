@@ -113,7 +113,9 @@ def test_rows_are_kept_and_a_run_goes_on_where_it_ended(tmp_path: Path) -> None:
         rows[0],
     ]
     runs = {"name": "runs", "what": "", "stage": "eager"}
+    rows[0]["earlier"] = True
     text = document([("Mine", [*rows, runs], ["later"])])
+    assert "1 rows were made by an earlier version of the code." in text
     assert "1 more run in eager on planned inputs and were **not exported**: runs." in text
     assert "1 of 3 are exported with every attention fused and pass parity, 1 of them" in text
     assert "2: the export is refused or fails." in text
