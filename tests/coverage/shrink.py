@@ -266,7 +266,7 @@ def _config(kind: Any, defaults: Mapping[str, Any], sizes: Sizes, given: Mapping
     made |= {
         name: _config(alone, {}, sizes, {})
         for name, alone in (getattr(kind, "sub_configs", None) or {}).items()
-        if name not in parts and getattr(alone, "model_type", "")
+        if name not in parts and hasattr(alone, "default_config_fields")
     }
     made |= _unset(kind, own, sizes)
     made |= _composed(kind, sizes) | _rotary(kind, own) | _told_by_others(own, made)
