@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from crossfuse.bundle.store import Bundle
 
 __all__ = [
+    "ROOT",
     "TARGETS",
     "Limits",
     "RowFile",
@@ -38,6 +39,7 @@ __all__ = [
     "eager_row",
     "imported",
     "is_done",
+    "reason_of",
     "row_of",
     "run_case",
     "stamp",
@@ -186,10 +188,11 @@ def _worst(bundle: Bundle, targets: Sequence[str]) -> dict[str, float]:
 
 
 def reason_of(error: Exception) -> str:
-    """An exception as the table's reason, on one line."""
+    """An exception as the table's reason, on one line, with paths below this repository's
+    folder."""
     from crossfuse.errors import CrossfuseError
 
-    text = " ".join(str(error).split())
+    text = " ".join(str(error).split()).replace(f"{ROOT}/", "")
     named = isinstance(error, CrossfuseError) or type(error).__module__.startswith("coverage")
     return text if named else f"{type(error).__name__}: {text}"
 

@@ -14,7 +14,16 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from coverage.case_lists import LISTS, all_cases, cases_of
 from coverage.cases import Case
-from coverage.rows import Limits, RowFile, collected, eager_row, row_of, senses_of
+from coverage.rows import (
+    ROOT,
+    Limits,
+    RowFile,
+    collected,
+    eager_row,
+    reason_of,
+    row_of,
+    senses_of,
+)
 from coverage.shrink import LARGEST, CannotShrinkError, model_class, tiny_config, tiny_model
 from coverage.table import document
 
@@ -67,6 +76,8 @@ def test_senses_are_told_by_names(inputs: list[str], senses: list[str]) -> None:
 
 
 def test_whatever_fails_is_the_row_s_reason() -> None:
+    assert reason_of(OSError(f"at {ROOT}/src/a.py")) == "OSError: at src/a.py"
+
     def fails() -> Any:
         raise ValueError("two\nlines")
 
