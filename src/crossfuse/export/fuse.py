@@ -14,6 +14,7 @@ import onnx_ir as ir
 import torch
 
 from crossfuse.core.foreign import blaming
+from crossfuse.core.garbage import uncollected
 from crossfuse.core.ledger import Ledger
 from crossfuse.core.tensors import TensorSpec
 from crossfuse.errors import InputError
@@ -49,7 +50,9 @@ from crossfuse.export.passes.name_sites import NameSitesPass
 from crossfuse.export.passes.registry import PASSES
 from crossfuse.export.passes.separate_outputs import SeparateOutputsPass
 from crossfuse.export.passes.separate_probabilities import SeparateProbabilitiesPass
+from crossfuse.export.passes.split_einsums import SplitEinsumsPass
 from crossfuse.export.passes.strip_metadata import StripMetadataPass
+from crossfuse.export.passes.unify_exponentials import UnifyExponentialsPass
 from crossfuse.export.passes.unify_products import UnifyProductsPass
 from crossfuse.export.passes.unify_softmaxes import UnifySoftmaxesPass
 from crossfuse.export.sources.onnx_file.load import OnnxModule, load_onnx
@@ -145,8 +148,12 @@ def fusion_passes(
         # First: an attention that only a dropped output needs, or whose probabilities are one, is
         # nothing to fuse, or fuses without it.
         DropOutputsPass(outputs, kept),
+        # The products below are of two operands.
+        SplitEinsumsPass(),
         # The matching knows products as MatMul alone.
         UnifyProductsPass(),
+        # What follows knows exponentials to the base e alone.
+        UnifyExponentialsPass(),
         # The matching knows sinks as columns beside the scores alone.
         JoinSinksPass(),
         # Behind the products, of which a quotient of exponentials may be one; the matching knows
@@ -199,7 +206,8 @@ def _trace(spec: ModelSpec, progress: Progress) -> _Source:
         spec = kept.spec
         with torch.no_grad():
             outputs = tuple(spec.outputs_of(spec.call(inputs)))
-    with spec.tracing(spec.module) as tracing:
+    # Tracing makes and keeps many objects, and no tensors.
+    with spec.tracing(spec.module) as tracing, uncollected():
         progress("tracing with torch.export")
         program, spec = capture(spec, defer_guards=tracing.defer_guards)
         ranges = index_ranges(program, spec)
