@@ -16,6 +16,9 @@ __all__ = ["generation_settings"]
 _OF_THE_LIBRARY = ("_", "cache_", "output_", "return_", "transformers_", "use_cache")
 """How names begin that say how the library computes and what it returns."""
 
+_CHOOSING = ("return_timestamps",)
+"""Names of these that say what is chosen all the same."""
+
 
 def generation_settings(model: nn.Module) -> dict[str, Any]:
     """The settings that differ from the library's own, as plain data; none of a model that
@@ -26,7 +29,7 @@ def generation_settings(model: nn.Module) -> dict[str, Any]:
     kept = {
         name: value
         for name, value in config.to_diff_dict().items()
-        if value is not None and not name.startswith(_OF_THE_LIBRARY)
+        if value is not None and (name in _CHOOSING or not name.startswith(_OF_THE_LIBRARY))
     }
     if getattr(model.config, "model_type", None) == "blip":
         kept |= _captions(text_config(model.config))

@@ -12,6 +12,7 @@ from crossfuse.core.checkpoint_weights import weights_about
 from crossfuse.core.foreign import door
 from crossfuse.errors import InputError
 from crossfuse.export.sources.huggingface.adapters import adapt
+from crossfuse.export.sources.huggingface.carried import carried
 from crossfuse.export.sources.huggingface.export_settings import set_for_export
 from crossfuse.export.sources.huggingface.generation_settings import generation_settings
 from crossfuse.export.sources.huggingface.load import Loaded, load_model
@@ -103,16 +104,17 @@ def huggingface_spec(  # noqa: PLR0913 -- public: a spec's own fields, and how t
     about = weights_about(found.missing, found.left_over)
     set_for_export(found.module)
     loaded = adapt(found.module)
+    known = _processor(processor, found.folder, trust_remote_code=trust_remote_code)
+    files = carried(known, getattr(found.module, "config", None))
     if inputs is not None:
         name = type(loaded).__name__
         spec = ModelSpec(loaded, inputs, dynamic or {}, tuple(context or ()), name, decode=decode)
         about |= origin_about(YOURS)
     else:
-        known = _processor(processor, found.folder, trust_remote_code=trust_remote_code)
         plan = planned(loaded, known, given)
         about |= origin_about(plan.source, plan.fixed)
         spec = _spec_of(loaded, plan, dynamic, context, decode)
-    return _traced(replace(spec, about=about))
+    return _traced(replace(spec, about=about, processing=files))
 
 
 def checkpoint_spec(
@@ -144,6 +146,7 @@ def checkpoint_spec(
     set_for_export(found.module)
     loaded = adapt(found.module)
     known = _processor(None, found.folder, trust_remote_code=trust_remote_code)
+    files = carried(known, getattr(found.module, "config", None))
     try:
         plan = planned(loaded, known, given or Given())
     except InputError:
@@ -153,7 +156,8 @@ def checkpoint_spec(
     if examples and not given and not plan.takes(examples[0]):
         plan = planned_by_examples(loaded, examples)
     about |= origin_about(plan.source, plan.fixed)
-    return _traced(replace(_spec_of(loaded, plan, None, None, None), about=about))
+    spec = _spec_of(loaded, plan, None, None, None)
+    return _traced(replace(spec, about=about, processing=files))
 
 
 def _traced(spec: ModelSpec) -> ModelSpec:
