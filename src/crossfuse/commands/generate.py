@@ -102,7 +102,9 @@ def generate(  # noqa: PLR0913 -- a command: its parameters are its options
         speech = {"language": language, "task": task}
         if audio is not None and any(name in session.generation for name in _OF_SPEECH):
             _require_alone(image)
-            found = _heard(output, session, processor, audio, timestamps, text or "", speech | chosen)
+            found = _heard(
+                output, session, processor, audio, timestamps, text or "", speech | chosen
+            )
         else:
             _require_unsaid({**speech, "timestamps": timestamps or None})
             found = _answered(output, session, processor, given, chosen)
@@ -145,7 +147,7 @@ def _require_unsaid(speech: dict[str, Any]) -> None:
             )
 
 
-def _heard(  # noqa: PLR0913 -- what is heard, and how
+def _heard(
     output: Output,
     session: Session,
     processor: Processor,
@@ -186,8 +188,7 @@ def _heard(  # noqa: PLR0913 -- what is heard, and how
         "language": found.language,
         "duration": found.duration,
         "segments": [
-            {"start": one.start, "end": one.end, "text": one.text.strip()}
-            for one in found.segments
+            {"start": one.start, "end": one.end, "text": one.text.strip()} for one in found.segments
         ],
         "tokens": found.tokens.tolist(),
     }

@@ -108,7 +108,9 @@ def read_tensors(path: Path) -> TensorFile:
         about = header.pop("__metadata__", {})
         tensors = {name: _stored(entry, data) for name, entry in header.items()}
     except OSError as error:
-        raise InputError(f"the file can't be read: {error.strerror or error}", where=path) from error
+        raise InputError(
+            f"the file can't be read: {error.strerror or error}", where=path
+        ) from error
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise _damaged(path) from error
     texts = isinstance(about, dict) and all(isinstance(text, str) for text in about.values())

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from crossfuse.errors import InputError
 from crossfuse.core.media_files import read_image, read_sound, read_video
+from crossfuse.errors import InputError
 
 SAMPLES = np.array([[0, 2000], [1000, 3000], [-4000, -4000], [32767, 32767]], np.int16)
 

@@ -62,7 +62,9 @@ def asked(
         _require(_IMAGE in names, "image", names)
         made[_IMAGE] = processor.images(image)
         if _MASKS[_IMAGE] in names:
-            made[_MASKS[_IMAGE]] = np.ones(made[_IMAGE].shape[:1] + made[_IMAGE].shape[2:], np.int64)
+            made[_MASKS[_IMAGE]] = np.ones(
+                made[_IMAGE].shape[:1] + made[_IMAGE].shape[2:], np.int64
+            )
     if audio is not None:
         _require(_SOUND in names, "audio", names)
         made[_SOUND] = _features(processor, audio)

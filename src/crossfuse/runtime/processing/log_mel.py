@@ -126,9 +126,7 @@ class LogMel:
     def _features(self, sound: NDArray[np.float64]) -> NDArray[np.float32]:
         half = self.n_fft // 2
         if len(sound) <= half:
-            raise InputError(
-                "the windows are longer than the sound", where="n_fft", got=self.n_fft
-            )
+            raise InputError("the windows are longer than the sound", where="n_fft", got=self.n_fft)
         window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(self.n_fft) / self.n_fft)
         padded = np.pad(sound, half, mode="reflect")
         windows = np.lib.stride_tricks.sliding_window_view(padded, self.n_fft)

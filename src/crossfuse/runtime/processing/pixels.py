@@ -25,7 +25,17 @@ __all__ = ["ALIKE", "Pixels"]
 
 ALIKE = frozenset(
     f"{name}ImageProcessor"
-    for name in ("Bit", "Blip", "CLIP", "ChineseCLIP", "DeiT", "MobileNetV1", "Pvt", "Siglip", "ViT")
+    for name in (
+        "Bit",
+        "Blip",
+        "CLIP",
+        "ChineseCLIP",
+        "DeiT",
+        "MobileNetV1",
+        "Pvt",
+        "Siglip",
+        "ViT",
+    )
 )
 """Image processors that differ in their settings alone."""
 

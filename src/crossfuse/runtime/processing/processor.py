@@ -194,14 +194,18 @@ class Processor:
         try:
             found = json.loads(self.files[name])
         except (ValueError, RecursionError) as error:
-            raise BundleError(f"the file is not valid JSON: {error}", where=self.where / name) from error
+            raise BundleError(
+                f"the file is not valid JSON: {error}", where=self.where / name
+            ) from error
         if not isinstance(found, dict):
             raise BundleError("the file holds no JSON object", where=self.where / name)
         return found
 
     def _decoded(self, kind: type[Settings], given: Mapping[str, Any]) -> Settings:
         name = PROCESSOR if PROCESSOR in self.files else PREPROCESSOR
-        return decode(kind, given, Origin("the processor's settings", self.where / name, BundleError))
+        return decode(
+            kind, given, Origin("the processor's settings", self.where / name, BundleError)
+        )
 
     def _lacks(self, what: str, name: str) -> BundleError:
         return BundleError(

@@ -13,7 +13,7 @@ from crossfuse.runtime.context import Context
 from crossfuse.runtime.generation.prepared import scoring_output
 from crossfuse.runtime.session import Session
 
-__all__ = ["first_tokens", "first_time", "language_of", "previous_text"]
+__all__ = ["first_time", "first_tokens", "language_of", "previous_text"]
 
 
 def first_tokens(

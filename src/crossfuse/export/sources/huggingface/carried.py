@@ -54,8 +54,7 @@ def carried(processor: Processor | NoProcessorError, config: Any) -> dict[str, s
     parts = {
         name: settings
         for name in (IMAGES, SOUNDS)
-        if name in processor.parts
-        and (settings := _settings(processor.parts[name])) is not None
+        if name in processor.parts and (settings := _settings(processor.parts[name])) is not None
     }
     if len(parts) == 1:
         found[PREPROCESSOR] = _text(next(iter(parts.values())))
