@@ -29,7 +29,7 @@ GENERATION = {
     "lang_to_id": {"<|en|>": ENGLISH, "<|fr|>": FRENCH},
     "task_to_id": {"transcribe": TRANSCRIBE, "translate": TRANSLATE},
     "no_timestamps_token_id": NONE, "prev_sot_token_id": BEFORE, "is_multilingual": True,
-    "suppress_tokens": [18, 19, *range(START, NONE)], "max_length": LENGTH,
+    "suppress_tokens": [17, 18, 19, *range(START, NONE)], "max_length": LENGTH,
 }  # fmt: skip
 TABLE = np.random.default_rng(2).standard_normal((HASHES, VOCABULARY)).astype(np.float32) * 3
 
