@@ -1,12 +1,10 @@
-"""Whisper against ``transformers``: tiny.en with its real weights on real speech, and one of several
-languages made here. What the bundles write down is what the library's ``generate`` does, token for
-token."""
+"""Whisper against ``transformers``, token for token: tiny.en with its real weights on real speech,
+and a model of several languages that is made here."""
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -130,7 +128,7 @@ FIRST, SIZE = 32, 32 + 51
 
 
 @pytest.fixture(scope="module")
-def several(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Any, Any, Path]]:
+def several(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any, Path]:
     """A model of several languages, with random weights, that hears a second at once."""
     folder = tmp_path_factory.mktemp("several")
     torch.manual_seed(1)
@@ -154,7 +152,7 @@ def several(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Any, Any
     for part in (model, processor):
         part.save_pretrained(folder / "checkpoint")
     crossfuse.export(f"hf:{folder / 'checkpoint'}", folder / "bundle", quick=True)
-    yield model, extractor, folder / "bundle"
+    return model, extractor, folder / "bundle"
 
 
 @pytest.mark.parametrize("seconds", [0.6, 3.7])

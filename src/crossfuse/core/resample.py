@@ -54,4 +54,5 @@ def _kernels(phases: int, reach: int, band: float) -> NDArray[np.float64]:
     inside = np.maximum(0.0, 1 - (distance / (reach + 1)) ** 2)
     window = np.i0(_SHARPNESS * np.sqrt(inside)) / np.i0(_SHARPNESS)
     kernels: NDArray[np.float64] = band * np.sinc(band * distance) * window
-    return kernels / kernels.sum(-1, keepdims=True)
+    kernels /= kernels.sum(-1, keepdims=True)
+    return kernels

@@ -135,8 +135,9 @@ def _stored(entry: Any, data: bytes) -> Stored:
     return Stored(dtype, array)
 
 
-def _bytes_of(array: NDArray[Any]) -> memoryview:
-    return memoryview(array.reshape(-1).view(np.uint8)) if array.size else memoryview(b"")
+def _bytes_of(array: NDArray[Any]) -> Any:
+    """A contiguous array's memory."""
+    return array.reshape(-1).view(np.uint8).data if array.size else b""
 
 
 def _described(header: Mapping[str, Any], about: Mapping[str, str]) -> bytes:

@@ -26,12 +26,12 @@ class Loaded(NamedTuple):
 
     Attributes:
         tensors: by name.
-        count: how many contexts.
+        contexts: how many there are.
         sizes: of the context inputs' named dimensions.
     """
 
     tensors: dict[str, Stored]
-    count: int
+    contexts: int
     sizes: dict[str, int]
 
 

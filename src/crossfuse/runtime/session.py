@@ -160,7 +160,7 @@ class Session:
         stage, layout = self.stages["context"], self._layout
         found = load_tensors(Path(path), stage, layout.batch, self._dims, self._owner)
         tensors = {name: placed(stored, engine) for name, stored in found.tensors.items()}
-        return layout.context_with(tensors, found.count, found.sizes, self._owner)
+        return layout.context_with(tensors, found.contexts, found.sizes, self._owner)
 
     def query(
         self, context: Context, inputs: Mapping[str, Any] | None = None, /, **named: Any

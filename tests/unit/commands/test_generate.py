@@ -25,8 +25,10 @@ from unit.runtime.speech.toy_speech import (
 )  # fmt: skip
 
 BUNDLE = Path(__file__).parents[2] / "data" / "bundle-0.1.0"
-PLAIN = {"decoder_start_token_id": 21, "eos_token_id": 20, "suppress_tokens": list(range(17, 79))}
-PLAIN["suppress_tokens"] = [one for one in range(17, 79) if one != 20]
+PLAIN: dict[str, Any] = {
+    "decoder_start_token_id": 21, "eos_token_id": 20, "begin_suppress_tokens": [20],
+    "suppress_tokens": [one for one in range(17, 79) if one != 20],
+}  # fmt: skip
 
 
 @pytest.fixture

@@ -130,7 +130,7 @@ class LogMel:
         window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(self.n_fft) / self.n_fft)
         padded = np.pad(sound, half, mode="reflect")
         windows = np.lib.stride_tricks.sliding_window_view(padded, self.n_fft)
-        windows = windows[:: self.hop_length][: len(sound) // self.hop_length]
+        windows = windows[:: self.hop_length][:-1]
         logs = np.empty((self.feature_size, len(windows)))
         for start in range(0, len(windows), _BLOCK):
             spectrum = np.fft.rfft(windows[start : start + _BLOCK] * window)

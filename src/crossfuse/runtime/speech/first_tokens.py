@@ -78,7 +78,7 @@ def previous_text(about: Mapping[str, Any], tokens: Sequence[int], longest: int)
         return []
     mark = about.get("prev_sot_token_id")
     if mark is None:
-        silent = about.get("suppress_tokens") or ()
+        silent = list(about.get("suppress_tokens") or ())
         mark = silent[-2] if len(silent) > 1 else None
     return [*([] if mark is None else [int(mark)]), *tokens[-longest:]]
 
@@ -97,7 +97,7 @@ def first_time(about: Mapping[str, Any]) -> int | None:
 
 def _require_asked(about: Mapping[str, Any], language: str | None, task: str | None) -> None:
     given = {"language": language, "task": task}
-    asked = {name: value for name, value in given.items() if value is not None}
+    asked: dict[str, str] = {name: value for name, value in given.items() if value is not None}
     if asked and about.get("is_multilingual") is False:
         raise InputError(
             "the model knows one language, and no task but to transcribe",

@@ -253,25 +253,26 @@ class _Hearing:
         settings = {**self.settings, "return_timestamps": timed}
         settings |= self._longest(len(prompt))
         known = GenerationSettings.of(settings, self.session.generation)
+        tokens: NDArray[np.int64]
         if timed or known.num_beams > 1:
             found = generate(self.session, context, [prompt], **settings)
             tokens = found.new_tokens[0]
             if not timed:
                 yield Segment(self._text(tokens, first), None, None, tuple(tokens.tolist()))
         else:
-            tokens = yield from self._pieces(context, prompt, settings)
+            tokens = yield from self._pieces(context, prompt, settings, first)
         ended = len(tokens) and tokens[-1] in known.eos_token_id
         return tokens[:-1] if ended else tokens
 
     def _pieces(
-        self, context: Context, prompt: list[int], settings: dict[str, Any]
+        self, context: Context, prompt: list[int], settings: dict[str, Any], first: int | None
     ) -> Generator[Segment, None, NDArray[np.int64]]:
         pieces = self.processor.pieces()
         tokens: list[int] = []
         for step in generate(self.session, context, [prompt], stream=True, **settings):
             tokens.append(int(step.tokens[0]))
-            text = pieces.add(tokens[-1])
-            if text:
+            is_time = first is not None and tokens[-1] >= first
+            if not is_time and (text := pieces.add(tokens[-1])):
                 yield Segment(text, None, None, (tokens[-1],))
         if text := pieces.rest():
             yield Segment(text, None, None, ())
@@ -309,8 +310,8 @@ class _Hearing:
         return said
 
     def _transcript(self, language: str | None, timed: bool, first: int | None) -> Transcript:
-        parts = [np.array(one.tokens, np.int64) for one in self.segments]
-        tokens = np.concatenate([np.zeros(0, np.int64), *parts])
+        every = [token for one in self.segments for token in one.tokens]
+        tokens = np.array(every, np.int64)
         text = self._text(tokens, first)
         segments = tuple(self.segments)
         if not timed:

@@ -70,6 +70,8 @@ def theirs(about: dict[str, Any], heard: int, timed: bool, asked: dict[str, str]
 @pytest.mark.parametrize("case", CASES)
 def test_tokens_are_those_of_the_library(case: str, timed: bool) -> None:
     about, asked = CASES[case]
+    if timed and NONE not in about.values():
+        pytest.skip("the library has no times there")
     session = speech_session(about)
     features = np.random.default_rng(3).standard_normal((1, BANDS, FRAMES)).astype(np.float32)
     context = session.encode(input_features=features)
