@@ -39,7 +39,7 @@ VISION = {
     "image_size": 16, "patch_size": 8,
 }  # fmt: skip
 SQUARE = {"height": 16, "width": 16}
-WORDS_ALONE = {"suppress_tokens": [0, 1, 3, *range(20, 64)]}
+WORDS_ALONE = {"suppress_tokens": [0, 1, 3, *range(20, 64)], "min_new_tokens": 3}
 """Of random weights: words that the tokenizer has, and the end."""
 
 
@@ -136,7 +136,7 @@ def test_what_is_said_is_what_the_library_says(exported: tuple[str, Any, Any, Pa
         expected = words.decode(tokens[0], skip_special_tokens=True).strip()
         options = [f"--{kind}={folder / 'image.png' if kind == 'image' else value}"
                    for kind, value in given.items()]  # fmt: skip
-        options += ["--max-new-tokens=8", f"--set=suppress_tokens={WORDS_ALONE['suppress_tokens']}"]
+        options += ["--max-new-tokens=8", *(f"--set={n}={v}" for n, v in WORDS_ALONE.items())]
         assert command(folder / "bundle", *options) == expected + "\n"
         assert len(expected.split()) > 2, "random weights say something"
         found = json.loads(command(folder / "bundle", *options, "--beams=2", "--json"))

@@ -70,7 +70,7 @@ def test_transcripts_of_real_speech_are_the_librarys(english: Path) -> None:
     conditioned = {"return_timestamps": True, "condition_on_prev_tokens": True}
     cases: list[tuple[np.ndarray, dict[str, Any], dict[str, Any]]] = [
         (sound, {}, {}),
-        (sound, {"timestamps": True}, {"return_timestamps": True}),
+        (sound, {"timestamps": True}, conditioned),
         (sound, {"num_beams": 2}, {"num_beams": 2}),
         (long, {}, conditioned),
         (long, {"condition_on_previous": False, "timestamps": True}, {"return_timestamps": True}),
@@ -105,7 +105,8 @@ def test_the_example(english: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     found = whisper.transcribe(str(CHECKPOINT), SOUND, english, timestamps=True)
     assert found.text.strip().startswith("It was the best of times")
-    assert all(0 <= one.start < one.end <= 28.2 for one in found.segments)
+    assert all(0 <= one.start <= one.end <= 30 for one in found.segments)
+    assert len(found.segments) > 3
 
 
 @with_assets

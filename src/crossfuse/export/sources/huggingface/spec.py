@@ -114,7 +114,7 @@ def huggingface_spec(  # noqa: PLR0913 -- public: a spec's own fields, and how t
         plan = planned(loaded, known, given)
         about |= origin_about(plan.source, plan.fixed)
         spec = _spec_of(loaded, plan, dynamic, context, decode)
-    return _traced(replace(spec, about=about, processing=files))
+    return _traced(replace(spec, about=about, processing=files), found.folder)
 
 
 def checkpoint_spec(
@@ -157,11 +157,11 @@ def checkpoint_spec(
         plan = planned_by_examples(loaded, examples)
     about |= origin_about(plan.source, plan.fixed)
     spec = _spec_of(loaded, plan, None, None, None)
-    return _traced(replace(spec, about=about, processing=files))
+    return _traced(replace(spec, about=about, processing=files), found.folder)
 
 
-def _traced(spec: ModelSpec) -> ModelSpec:
-    generation = generation_settings(spec.module)
+def _traced(spec: ModelSpec, folder: Path | None) -> ModelSpec:
+    generation = generation_settings(spec.module, folder)
     return replace(spec, drop_outputs=_UNASKED, generation=generation).traced_in(
         partial(tracing, inputs=dict(spec.inputs))
     )
