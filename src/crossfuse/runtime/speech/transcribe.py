@@ -6,7 +6,7 @@ was understood, the next one begins there, and the text so far stands in front o
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, overload
 
@@ -170,6 +170,7 @@ class _Hearing:
     duration: float
     settings: dict[str, Any]
     segments: list[Segment] = field(default_factory=list)
+    told: str = ""
 
     @classmethod
     def of(
@@ -219,12 +220,13 @@ class _Hearing:
                 self.session, context, language=asked.language, task=asked.task, timed=timed
             )
             heard = yield from self._window(context, [*self._before(said), *begin], timed, first)
-            cuts, ahead = cut(heard, first if timed else None, left)
-            for one in cuts if len(heard) else ():
-                segment = self._segment(one.tokens, (one.start, one.end), seek, first)
-                self.segments.append(segment)
-                if timed:
-                    yield segment
+            cuts, ahead = cut(heard, first, left)
+            made = [
+                self._segment(one.tokens, (one.start, one.end), seek, first)
+                for one in (cuts if len(heard) else ())
+            ]
+            self.segments += made
+            yield from made if timed else self._rest(made, first)
             said = self._said(asked, first)
             seek += ahead
         return self._transcript(language_of(about, begin), asked.timed, first)
@@ -257,8 +259,6 @@ class _Hearing:
         if timed or known.num_beams > 1:
             found = generate(self.session, context, [prompt], **settings)
             tokens = found.new_tokens[0]
-            if not timed:
-                yield Segment(self._text(tokens, first), None, None, tuple(tokens.tolist()))
         else:
             tokens = yield from self._pieces(context, prompt, settings, first)
         ended = len(tokens) and tokens[-1] in known.eos_token_id
@@ -267,16 +267,25 @@ class _Hearing:
     def _pieces(
         self, context: Context, prompt: list[int], settings: dict[str, Any], first: int | None
     ) -> Generator[Segment, None, NDArray[np.int64]]:
-        pieces = self.processor.pieces()
+        """Text up to the first time, which some models say without being asked to: what is behind
+        it may be heard again."""
+        pieces, is_text = self.processor.pieces(), True
         tokens: list[int] = []
         for step in generate(self.session, context, [prompt], stream=True, **settings):
             tokens.append(int(step.tokens[0]))
-            is_time = first is not None and tokens[-1] >= first
-            if not is_time and (text := pieces.add(tokens[-1])):
+            is_text = is_text and (first is None or tokens[-1] < first)
+            if is_text and (text := pieces.add(tokens[-1])):
+                self.told += text
                 yield Segment(text, None, None, (tokens[-1],))
-        if text := pieces.rest():
-            yield Segment(text, None, None, ())
         return np.array(tokens, np.int64)
+
+    def _rest(self, made: list[Segment], first: int | None) -> Iterator[Segment]:
+        """The text of a window's segments that was not told as it came."""
+        tokens = np.array([token for one in made for token in one.tokens], np.int64)
+        text, told = self._text(tokens, first), self.told
+        self.told = ""
+        if text.startswith(told) and len(text) > len(told):
+            yield Segment(text[len(told) :], None, None, ())
 
     def _longest(self, prompt: int) -> dict[str, int]:
         """The most tokens: what the settings say, the text in front not counted."""
