@@ -96,7 +96,8 @@ def generate(  # noqa: PLR0913 -- a command: its parameters are its options
     chosen = _settings(settings or (), max_new_tokens, beams)
     options = SessionOptions(threads=threads, provider=provider, device_id=device)
     opened = open_bundle(bundle)
-    with load(opened, target, options) as session:
+    needed = [stage for stage in ("context", "step") if stage in opened.manifest.stages]
+    with load(opened, target, options, stages=needed or None) as session:
         processor = load_processor(opened)
         given = {"text": text, "image": image, "audio": audio}
         speech = {"language": language, "task": task}

@@ -156,7 +156,7 @@ class Session:
         Raises:
             InputError: no such file, a damaged one, or contexts of another bundle or target.
         """
-        engine = self._require_split()["context"]
+        engine = next(iter(self._require_split().values()))
         stage, layout = self.stages["context"], self._layout
         found = load_tensors(Path(path), stage, layout.batch, self._dims, self._owner)
         tensors = {name: placed(stored, engine) for name, stored in found.tensors.items()}

@@ -42,7 +42,7 @@ def about(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """Settings of the model that is opened in place of a bundle's."""
     settings = dict(GENERATION)
 
-    def opened(*_: Any) -> Session:
+    def opened(*_: Any, stages: Any) -> Session:
         return speech_session(settings)
 
     monkeypatch.setattr(crossfuse.runtime, "load", opened)
