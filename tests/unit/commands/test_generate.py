@@ -18,6 +18,7 @@ from crossfuse.commands.generate import generate
 from crossfuse.runtime.session import Session
 from unit.runtime.speech.toy_speech import (
     GENERATION,
+    TEXT_ALONE,
     WORDS,
     sound,
     speech_processor,
@@ -57,8 +58,9 @@ def run(*arguments: Any) -> str:
 
 
 def test_speech(about: dict[str, Any], audio: Path) -> None:
+    about["suppress_tokens"] = TEXT_ALONE
     expected = crossfuse.runtime.transcribe(
-        speech_session(), speech_processor(), audio, language="fr"
+        speech_session(about), speech_processor(), audio, language="fr"
     )
     assert run("--audio", audio, "--language", "fr") == expected.text + "\n"
     found = json.loads(run("--audio", audio, "--language", "fr", "--json"))

@@ -20,6 +20,7 @@ from unit.runtime.speech.toy_speech import (
     LENGTH,
     NONE,
     START,
+    TEXT_ALONE,
     TRANSCRIBE,
     WORDS,
     sound,
@@ -54,10 +55,12 @@ def whole(steps: Any) -> tuple[list[runtime.Segment], Transcript]:
 
 def test_a_short_sound_is_one_generation() -> None:
     session = speech_session()
-    found = transcribe(session, PROCESSOR, sound(0.7), language="fr")
+    found = transcribe(session, PROCESSOR, sound(0.7), language="fr", suppress_tokens=TEXT_ALONE)
     context = session.encode(input_features=PROCESSOR.sounds(sound(0.7)))
     begin = [START, FRENCH, TRANSCRIBE, NONE]
-    plain = runtime.generate(session, context, [begin], max_length=LENGTH)
+    plain = runtime.generate(
+        session, context, [begin], max_length=LENGTH, suppress_tokens=TEXT_ALONE
+    )
     tokens = plain.new_tokens[0]
     tokens = tokens[:-1] if tokens[-1] == END else tokens
     assert found.tokens.tolist() == tokens.tolist()
@@ -69,7 +72,15 @@ def test_a_short_sound_is_one_generation() -> None:
 def test_pieces_are_the_text(beams: int) -> None:
     session = speech_session()
     pieces, found = whole(
-        transcribe(session, PROCESSOR, sound(0.7), language="en", stream=True, num_beams=beams)
+        transcribe(
+            session,
+            PROCESSOR,
+            sound(0.7),
+            language="en",
+            stream=True,
+            num_beams=beams,
+            suppress_tokens=TEXT_ALONE,
+        )
     )
     assert "".join(piece.text for piece in pieces) == found.text
     assert found.text

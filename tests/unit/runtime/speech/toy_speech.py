@@ -31,6 +31,9 @@ GENERATION = {
     "no_timestamps_token_id": NONE, "prev_sot_token_id": BEFORE, "is_multilingual": True,
     "suppress_tokens": [17, 18, 19, *range(START, NONE)], "max_length": LENGTH,
 }  # fmt: skip
+TEXT_ALONE = [*range(17, END), *range(START, VOCABULARY)]
+"""What must not come where times are not asked for: this model says them all the same."""
+
 TABLE = np.random.default_rng(2).standard_normal((HASHES, VOCABULARY)).astype(np.float32) * 3
 
 
