@@ -14,8 +14,8 @@ import numpy as np
 import torch
 import transformers as hf
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
-import whisper as whisper_example
+sys.path.insert(0, str(Path(__file__).parent))
+import whisper_steps
 
 from crossfuse import ModelSpec, huggingface_spec
 
@@ -35,7 +35,7 @@ def whisper() -> ModelSpec:
     folder = ASSETS / "models" / "whisper-tiny.en"
     model = hf.WhisperForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
     model.config.use_cache = False
-    heard = whisper_example.log_mel(str(folder), ASSETS / "audio" / "two_cities.wav")
+    heard = whisper_steps.log_mel(str(folder), ASSETS / "audio" / "two_cities.wav")
     tokens = np.random.default_rng(0).integers(0, 50_000, (2, TOKENS))
     return huggingface_spec(
         model,

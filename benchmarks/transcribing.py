@@ -20,8 +20,8 @@ import numpy as np
 import onnxruntime as ort
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
-import whisper
+sys.path.insert(0, str(Path(__file__).parent))
+import whisper_steps
 from transformers import WhisperForConditionalGeneration
 
 
@@ -38,7 +38,7 @@ def main() -> None:
     eager = WhisperForConditionalGeneration.from_pretrained(
         options.checkpoint, dtype=torch.float32
     ).eval()
-    features = torch.from_numpy(whisper.log_mel(options.checkpoint, options.sound))
+    features = torch.from_numpy(whisper_steps.log_mel(options.checkpoint, options.sound))
     end = eager.generation_config.eos_token_id
 
     def words(tokens: list[int]) -> list[int]:
@@ -48,10 +48,10 @@ def main() -> None:
     theirs: list[float] = []
     flat: list[float] = []
     with tempfile.TemporaryDirectory() as name, torch.inference_mode():
-        whisper.transcribe(options.checkpoint, options.sound, Path(name))
+        whisper_steps.transcribe(options.checkpoint, options.sound, Path(name))
         eager.generate(features, do_sample=False, num_beams=1)
         for _ in range(options.repeats):
-            done = whisper.transcribe(options.checkpoint, options.sound, Path(name))
+            done = whisper_steps.transcribe(options.checkpoint, options.sound, Path(name))
             ours.append(done["encode_s"] + done["decode_s"])
             steps = done["token_ms"]
             flat.append(float(np.median(steps[-20:]) / np.median(steps[:20])))

@@ -57,6 +57,12 @@ COMMANDS = (
     ),
     _Command("run", "run:run", _RUN, "crossfuse run clip/ --input in.npz --output out.npz"),
     _Command(
+        "generate",
+        "generate:generate",
+        _RUN,
+        "crossfuse generate whisper/ --audio speech.wav --language en",
+    ),
+    _Command(
         "profile",
         "profile:profile",
         _RUN,

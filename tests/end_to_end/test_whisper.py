@@ -1,38 +1,55 @@
-"""Whisper tiny.en with its real weights on real speech: the transcript of the bundles is eager
-PyTorch's, token for token."""
+"""Whisper against ``transformers``, token for token: tiny.en with its real weights on real speech,
+and a model of several languages that is made here."""
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+import transformers
 
 import crossfuse
+from crossfuse import runtime
+from crossfuse.core.media_files import read_sound
+from processor_checkpoints import tokenizer
 
 ASSETS = Path(os.environ.get("CROSSFUSE_ASSETS", Path(__file__).parents[3] / "shared"))
 CHECKPOINT, SOUND = ASSETS / "models" / "whisper-tiny.en", ASSETS / "audio" / "two_cities.wav"
 
-pytestmark = pytest.mark.skipif(
+pytestmark = pytest.mark.slow
+with_assets = pytest.mark.skipif(
     not (CHECKPOINT.is_dir() and SOUND.is_file()),
     reason=f"no Whisper checkpoint and speech under {ASSETS}",
 )
 
 
-@pytest.mark.slow
-def test_transcript_is_eagers_token_for_token(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "examples"))
-    sys.modules.pop("whisper", None)
-    import whisper
-    from transformers import AutoTokenizer, WhisperForConditionalGeneration
+def theirs(model: Any, extractor: Any, sound: np.ndarray, **how: Any) -> list[int]:
+    """Tokens of the library's own generation, without those in front and the end."""
+    given = extractor(
+        sound, sampling_rate=extractor.sampling_rate, return_tensors="pt", truncation=False,
+        padding="longest" if len(sound) > extractor.n_samples else "max_length",
+    )  # fmt: skip
+    with torch.no_grad():
+        tokens = model.generate(given.input_features, do_sample=False, **how)
+    return tokens[0].tolist()
 
-    tokens = whisper.transcribe(str(CHECKPOINT), SOUND, tmp_path)["tokens"]
-    bundle = crossfuse.open_bundle(tmp_path / "bundle")
+
+@pytest.fixture(scope="module")
+def english(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundle of tiny.en."""
+    path = tmp_path_factory.mktemp("english") / "bundle"
+    crossfuse.export(f"hf:{CHECKPOINT}", path, drop_outputs=["encoder_last_hidden_state"])
+    return path
+
+
+@with_assets
+def test_transcripts_of_real_speech_are_the_librarys(english: Path) -> None:
+    bundle = crossfuse.open_bundle(english)
     assert bundle.ledger.counts("ort-cpu") == bundle.ledger.counts() == {"self": 8, "cross": 4}
     assert {row.captured for row in bundle.ledger} == {"interface"}
     assert set(bundle.manifest.stages) == {"context", "query", "step"}
@@ -42,17 +59,129 @@ def test_transcript_is_eagers_token_for_token(
         "drop_outputs": ["encoder_last_hidden_state"],
         "inputs_from": "the checkpoint's processor",
     }
-    eager = WhisperForConditionalGeneration.from_pretrained(CHECKPOINT, dtype=torch.float32).eval()
-    features = torch.from_numpy(whisper.log_mel(str(CHECKPOINT), SOUND))
-    with torch.no_grad():
-        expected = eager.generate(features, do_sample=False, num_beams=1)[0].tolist()
-    prompt = 2
-    end = json.loads((CHECKPOINT / "generation_config.json").read_text())["eos_token_id"]
-    if expected[:prompt] != tokens[:prompt]:
-        expected = tokens[:prompt] + expected
-    assert tokens == (expected if expected[-1] == end else [*expected, end])
-    text = (
-        AutoTokenizer.from_pretrained(CHECKPOINT).decode(tokens, skip_special_tokens=True).strip()
-    )
-    assert text.startswith("It was the best of times, it was the worst of times")
-    assert len(tokens) > 60
+    model = transformers.WhisperForConditionalGeneration.from_pretrained(
+        CHECKPOINT, dtype=torch.float32
+    ).eval()
+    extractor = transformers.WhisperFeatureExtractor.from_pretrained(CHECKPOINT)
+    words = transformers.AutoTokenizer.from_pretrained(CHECKPOINT)
+    sound = read_sound(SOUND, 16000)
+    long = np.concatenate([sound, sound[: 16000 * 9]])
+    processor = runtime.load_processor(english)
+    conditioned = {"return_timestamps": True, "condition_on_prev_tokens": True}
+    cases: list[tuple[np.ndarray, dict[str, Any], dict[str, Any]]] = [
+        (sound, {}, {}),
+        (sound, {"timestamps": True}, conditioned),
+        (sound, {"num_beams": 2}, {"num_beams": 2}),
+        (long, {}, conditioned),
+        (long, {"condition_on_previous": False, "timestamps": True}, {"return_timestamps": True}),
+        (
+            sound, {"prompt": "Charles Dickens"},
+            {"prompt_ids": words.get_prompt_ids("Charles Dickens", return_tensors="pt")},
+        ),
+    ]  # fmt: skip
+    with runtime.load(english) as session:
+        for given, mine, how in cases:
+            found = runtime.transcribe(session, processor, given, **mine)
+            expected = theirs(model, extractor, given, **how)
+            if "prompt_ids" in how:
+                expected = expected[len(how["prompt_ids"]) :]
+            expected = [t for t in expected if t != 50256]
+            begin = expected.index(next(iter(found.tokens.tolist())))
+            assert found.tokens.tolist() == expected[begin:], mine
+            assert begin <= 2
+            text = words.decode(
+                [t for t in expected if t < 50257], skip_special_tokens=True
+            )  # fmt: skip
+            assert found.text == text
+            assert text.strip().startswith("It was the best of times, it was the worst of times")
+    assert found.language is None
+
+
+@with_assets
+def test_the_example(english: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "examples"))
+    sys.modules.pop("whisper", None)
+    import whisper
+
+    found = whisper.transcribe(str(CHECKPOINT), SOUND, english, timestamps=True)
+    assert found.text.strip().startswith("It was the best of times")
+    assert all(0 <= one.start <= one.end <= 30 for one in found.segments)
+    assert len(found.segments) > 3
+
+
+@with_assets
+def test_features_of_real_speech_are_the_extractors(english: Path) -> None:
+    extractor = transformers.WhisperFeatureExtractor.from_pretrained(CHECKPOINT)
+    sound = read_sound(SOUND, 16000)
+    padded = np.zeros(480000, np.float32)
+    padded[: len(sound)] = sound
+    found = runtime.load_processor(english).sounds(SOUND)[0]
+    expected = extractor._np_extract_fbank_features(padded[None], "cpu")[0]
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    torchs = extractor(sound, sampling_rate=16000, return_tensors="np").input_features[0]
+    np.testing.assert_allclose(found, torchs, atol=3e-5)
+    assert (np.abs(found - torchs) > 1e-5).mean() < 1e-4
+
+
+LANGUAGES = {"<|en|>": 24, "<|fr|>": 25, "<|de|>": 26}
+TASKS = {"transcribe": 27, "translate": 28}
+FIRST, SIZE = 32, 32 + 51
+
+
+@pytest.fixture(scope="module")
+def several(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any, Path]:
+    """A model of several languages, with random weights, that hears a second at once."""
+    folder = tmp_path_factory.mktemp("several")
+    torch.manual_seed(1)
+    config = transformers.WhisperConfig(
+        vocab_size=SIZE, num_mel_bins=8, d_model=32, encoder_layers=1, decoder_layers=1,
+        encoder_attention_heads=4, decoder_attention_heads=4, encoder_ffn_dim=48,
+        decoder_ffn_dim=48, max_source_positions=50, max_target_positions=48, pad_token_id=22,
+        bos_token_id=22, eos_token_id=22, decoder_start_token_id=23,
+    )  # fmt: skip
+    model = transformers.WhisperForConditionalGeneration(config).eval()
+    for parameter in model.parameters():
+        parameter.data *= 6
+    settings = model.generation_config
+    settings.lang_to_id, settings.task_to_id = LANGUAGES, TASKS
+    settings.is_multilingual, settings.no_timestamps_token_id = True, FIRST - 1
+    settings.prev_sot_token_id, settings.max_length = 29, 48
+    settings.suppress_tokens = [20, 21, *range(23, FIRST - 1)]
+    settings.begin_suppress_tokens = [22]
+    extractor = transformers.WhisperFeatureExtractor(feature_size=8, chunk_length=1)
+    processor = transformers.WhisperProcessor(extractor, tokenizer())
+    for part in (model, processor):
+        part.save_pretrained(folder / "checkpoint")
+    crossfuse.export(f"hf:{folder / 'checkpoint'}", folder / "bundle", quick=True)
+    return model, extractor, folder / "bundle"
+
+
+@pytest.mark.parametrize("seconds", [0.6, 3.7])
+def test_languages_tasks_and_times_are_the_librarys(
+    several: tuple[Any, Any, Path], seconds: float
+) -> None:
+    model, extractor, path = several
+    processor = runtime.load_processor(path)
+    asked: list[dict[str, Any]] = [
+        {}, {"language": "fr"}, {"task": "translate"}, {"language": "de", "task": "translate"},
+        {"timestamps": True}, {"language": "en", "timestamps": True, "num_beams": 3},
+        {"repetition_penalty": 1.7},
+    ]  # fmt: skip
+    heard = set()
+    with runtime.load(path) as session:
+        for seed, mine in enumerate(asked):
+            times = np.arange(int(16000 * seconds)) / 16000
+            generator = np.random.default_rng(seed)
+            sound = np.sin(times * generator.uniform(1000, 9000)) * generator.uniform(0.05, 0.5)
+            sound = (sound + 0.1 * generator.standard_normal(len(times))).astype(np.float32)
+            how = {name: value for name, value in mine.items() if name != "timestamps"}
+            how["return_timestamps"] = bool(mine.get("timestamps")) or seconds > 1
+            how["condition_on_prev_tokens"] = True
+            found = runtime.transcribe(session, processor, sound, **mine)
+            expected = theirs(model, extractor, sound, **how)
+            skipped = {22, 23, *LANGUAGES.values(), *TASKS.values(), FIRST - 1}
+            assert found.tokens.tolist() == [t for t in expected if t not in skipped], mine
+            assert found.language == mine.get("language", found.language)
+            heard.add(found.language)
+    assert heard <= {"en", "fr", "de"}
+    assert len(heard) > 1

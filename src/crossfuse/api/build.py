@@ -15,6 +15,7 @@ from crossfuse.bundle.store import Bundle, open_bundle
 from crossfuse.bundle.writer import write_bundle
 from crossfuse.core.foreign import door
 from crossfuse.core.onnx_runtime import require_onnxruntime
+from crossfuse.core.processor_files import PARTS
 from crossfuse.core.target import require_precision, require_target
 from crossfuse.errors import Advice, BundleError, InputError, Said
 from crossfuse.parity.reference import REFERENCE_FILE
@@ -91,7 +92,7 @@ def build(  # noqa: PLR0913 -- public: what a user may say of a target
             return old
         progress("checking the bundle")
         kept = {name: entry for name, entry in old.manifest.targets.items() if name != target}
-        shared = {FUSED_GRAPH, WEIGHTS, REFERENCE_FILE} & set(old.manifest.files)
+        shared = {FUSED_GRAPH, WEIGHTS, REFERENCE_FILE, *PARTS} & set(old.manifest.files)
         files = shared | {file for entry in kept.values() for file in _files_of(entry)}
         staged = writer.adopt(old, sorted(files), copied={WEIGHTS})
         model, stages = fused_stages(staged)

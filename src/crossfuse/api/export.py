@@ -17,6 +17,7 @@ from crossfuse.api.sources import Source, SourceOptions, accepted
 from crossfuse.bundle.manifest import Manifest
 from crossfuse.bundle.writer import write_bundle
 from crossfuse.core.checkpoint_weights import weights_words
+from crossfuse.core.files import write_whole
 from crossfuse.core.foreign import door
 from crossfuse.core.garbage import imported, old_objects_kept
 from crossfuse.core.onnx_runtime import require_onnxruntime
@@ -156,6 +157,8 @@ def export(  # noqa: PLR0913 -- public: what a user may say of a source and of i
         # the module in float64.
         progress("writing weights")
         _write_graph(graph, writer)
+        for name, content in spec.processing.items():
+            write_whole(writer.file(name), content)
         stages = _stages(graph, whole, progress)
         reference = _reference(graph, stages, writer, progress, of_targets, quick)
         manifest = replace(_manifest(graph, stages, named), quick=quick)

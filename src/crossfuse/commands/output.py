@@ -82,6 +82,13 @@ class Output:
         """A warning in one paragraph, on stderr."""
         self.errors.print(styled("warning:", "bold yellow"), paragraph, soft_wrap=True)
 
+    def piece(self, text: str) -> None:
+        """A part of a text that goes on; its line ends are line ends."""
+        for i, line in enumerate(text.split("\n")):
+            self.console.print(*[""] * (i > 0), end="\n" if i else "")
+            self.console.print(line, end="", soft_wrap=True)
+        sys.stdout.flush()
+
     def line(self, text: str) -> None:
         """A line of text."""
         self.console.print(text, soft_wrap=True)

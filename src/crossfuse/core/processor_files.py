@@ -22,7 +22,31 @@ from crossfuse.core.checkpoint_folder import (
 )
 from crossfuse.errors import InputError
 
-__all__ = ["has_processor", "require_own_processor"]
+__all__ = [
+    "IMAGES",
+    "PARTS",
+    "PLACES",
+    "PREPROCESSOR",
+    "PROCESSOR",
+    "SOUNDS",
+    "TOKENIZER",
+    "TOKENIZER_SETTINGS",
+    "has_processor",
+    "require_own_processor",
+]
+
+TOKENIZER, TOKENIZER_SETTINGS = "tokenizer.json", "tokenizer_config.json"
+PREPROCESSOR, PROCESSOR = "preprocessor_config.json", "processor_config.json"
+PARTS = (TOKENIZER, TOKENIZER_SETTINGS, PREPROCESSOR, PROCESSOR)
+"""Files of a processor that a bundle may hold."""
+
+PLACES = "placeholder_token_ids"
+"""The entry of a bundle's tokenizer settings that names tokens in whose places of a prompt a model
+puts what it made of an image or a sound."""
+
+IMAGES, SOUNDS = "image_processor", "feature_extractor"
+"""How libraries call the parts of a processor that prepare images and sounds."""
+
 
 _SETTINGS = (
     "processor_config.json",

@@ -11,7 +11,7 @@ from crossfuse.errors import InputError, PackageError
 __all__ = ["EXTRAS", "extra_of", "install", "is_installed", "needed"]
 
 EXTRAS = {
-    "PIL": "hf",
+    "PIL": "generate",
     "cuda": "gpu",
     "diffusers": "diffusers",
     "filelock": "cli",
@@ -30,6 +30,7 @@ EXTRAS = {
     "starlette": "serve",
     "tensorrt": "gpu",
     "tensorrt_rtx": "rtx",
+    "tokenizers": "generate",
     "torch": "export",
     "transformers": "hf",
     "typer": "cli",

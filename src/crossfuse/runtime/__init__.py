@@ -19,19 +19,29 @@ from crossfuse.runtime.decoding import DecodingState
 from crossfuse.runtime.generation import Generated, GenerationSettings, Streamed, generate
 from crossfuse.runtime.load import load
 from crossfuse.runtime.options import SessionOptions
+from crossfuse.runtime.processing import Processor, load_processor
+from crossfuse.runtime.processing.asked import Asked, asked
 from crossfuse.runtime.session import Session
+from crossfuse.runtime.speech import Segment, Transcript, transcribe
 
 __all__ = [
+    "Asked",
     "Binding",
     "Context",
     "ContextCache",
     "DecodingState",
     "Generated",
     "GenerationSettings",
+    "Processor",
+    "Segment",
     "Session",
     "SessionOptions",
     "Streamed",
+    "Transcript",
+    "asked",
     "best_target",
     "generate",
     "load",
+    "load_processor",
+    "transcribe",
 ]

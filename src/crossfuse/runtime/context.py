@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from pathlib import Path
+from typing import Any, NoReturn
 
 import numpy as np
 
 from crossfuse.core.dimensions import symbols_in
 from crossfuse.core.tensors import TensorSpec
 from crossfuse.errors import InputError
+from crossfuse.runtime.context_files import refuse_pickling, save_tensors
 from crossfuse.runtime.device_array import DeviceArray
 from crossfuse.runtime.input_checks import positions_of
 
@@ -82,6 +84,20 @@ class Context:
                 else frozen(np.take(tensor, chosen, axis=axis))
             )
         return replace(self, tensors=taken, count=int(chosen.size))
+
+    def save(self, path: str | Path) -> None:
+        """Write the contexts to a safetensors file, whole or not at all, for
+        :meth:`Session.load_context` of the same bundle and target.
+
+        Raises:
+            InputError: the file can't be written.
+        """
+        save_tensors(Path(path), self.tensors, self.owner, self.count, self.input_sizes)
+
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        refuse_pickling(
+            "a context", "Write it with context.save(path), and read it with session.load_context"
+        )
 
     def __repr__(self) -> str:
         return (

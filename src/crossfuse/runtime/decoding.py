@@ -4,13 +4,14 @@ their self-attention keys and values in memory of fixed size."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
 from crossfuse.core.tensors import POSITION, STATE, TensorSpec
 from crossfuse.errors import InputError
 from crossfuse.runtime.context import Context
+from crossfuse.runtime.context_files import refuse_pickling
 from crossfuse.runtime.input_checks import check_indices, positions_of
 from crossfuse.runtime.state_memory import StateMemory
 from crossfuse.runtime.token_rows import TokenRows
@@ -128,6 +129,23 @@ class DecodingState:
             self.outputs = self._at_once(given, rows)
         return self.outputs
 
+    def append_one(
+        self, ids: NDArray[Any], beside: Mapping[str, object]
+    ) -> Mapping[str, NDArray[Any]]:
+        """As `append`, of one id for each sequence.
+
+        Raises:
+            InputError: as `append`, or other than one.
+        """
+        if ids.shape[0] != self.batch or ids.dtype.kind not in "iu":
+            raise InputError(
+                "a step takes one id per sequence",
+                got=f"{ids.dtype}{list(ids.shape)}",
+                expected=self.batch,
+                do="Give several at once to state.append",
+            )
+        return self.append(ids, beside=beside)
+
     def reorder(self, indices: Sequence[int]) -> None:
         """Sequence ``i`` goes on from what was sequence ``indices[i]``; for beams.
 
@@ -218,6 +236,13 @@ class DecodingState:
         if not isinstance(position, int | np.integer) or not 0 <= position <= self.position:
             raise InputError("can't rewind there", got=position, expected=f"0 to {self.position}")
         self.truncate(int(position))
+
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        refuse_pickling(
+            "a decoding state",
+            "Write its context with context.save(path) and keep its ids, and begin anew with "
+            "session.start(context, prompt=ids)",
+        )
 
     def _besides(self, rows: TokenRows, given: Mapping[str, object]) -> dict[str, NDArray[Any]]:
         """What is beside the tokens, in their order."""

@@ -163,10 +163,21 @@ class DeviceArray:
                 got=self,
                 do="Take the array through DLPack, for example with PyTorch",
             )
-        host = np.empty(self.shape, np.dtype(self.dtype))
+        return self.bits()
+
+    def bits(self) -> NDArray[Any]:
+        """A copy in host memory; of bfloat16, its bits as uint16."""
+        kind = np.uint16 if self.dtype == "bfloat16" else np.dtype(self.dtype)
+        host: NDArray[Any] = np.empty(self.shape, kind)
         if host.nbytes:
             self._place().driver.download(self.pointer, host)
         return host
+
+    def write(self, bits: NDArray[Any]) -> DeviceArray:
+        """The array itself, with this content, as `bits` gives it."""
+        if self.nbytes:
+            self._place().driver.upload(self.pointer, np.ascontiguousarray(bits))
+        return self
 
     def take(self, indices: Sequence[int], axis: int) -> DeviceArray:
         """The parts at these positions of an axis, in this order, in new memory on the GPU."""

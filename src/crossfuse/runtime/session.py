@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,8 @@ from crossfuse.core.processes import require_own_process
 from crossfuse.core.tensors import Dim, TensorSpec, names_of
 from crossfuse.errors import Advice, InputError, Said
 from crossfuse.runtime.binding import Binding
-from crossfuse.runtime.context import Context, frozen, require_own
+from crossfuse.runtime.context import Context, require_own
+from crossfuse.runtime.context_files import load_tensors, placed
 from crossfuse.runtime.decoding import DecodingState
 from crossfuse.runtime.given_inputs import GivenInputs, given_by_name
 from crossfuse.runtime.input_checks import InputChecker, any_on_device, ids_of
@@ -55,7 +57,7 @@ class Session:
         self.decode = decode
         self.generation: Mapping[str, Any] = MappingProxyType(dict(generation or {}))
         self.provider = next(iter(engines.values())).provider
-        self._names = layout.output_names
+        self._names, self._dims = layout.output_names, dims
         self._check = InputChecker(layout.inputs, dims)
         self._check_context = InputChecker(layout.context, dims)
         self._check_query = InputChecker(layout.queries, dims)
@@ -146,17 +148,19 @@ class Session:
         else:
             feeds = self._check_context(given)
         tensors = context.run_on_device(feeds) if context.on_device else context.run(feeds)
-        kept = MappingProxyType(
-            {n: frozen(t) for n, t in zip(self._layout.frontier, tensors, strict=True)}
-        )
-        return Context(
-            kept,
-            self.stages["context"].outputs,
-            self._layout.contexts_in(feeds),
-            self._layout.batch,
-            self._owner,
-            self._layout.context_sizes(feeds),
-        )
+        return self._layout.context_of(tensors, feeds, self._owner)
+
+    def load_context(self, path: str | Path) -> Context:
+        """Contexts that :meth:`Context.save` wrote, to where this session computes.
+
+        Raises:
+            InputError: no such file, a damaged one, or contexts of another bundle or target.
+        """
+        engine = next(iter(self._require_split().values()))
+        stage, layout = self.stages["context"], self._layout
+        found = load_tensors(Path(path), stage, layout.batch, self._dims, self._owner)
+        tensors = {name: placed(stored, engine) for name, stored in found.tensors.items()}
+        return layout.context_with(tensors, found.contexts, found.sizes, self._owner)
 
     def query(
         self, context: Context, inputs: Mapping[str, Any] | None = None, /, **named: Any
@@ -256,15 +260,8 @@ class Session:
             raise InputError(
                 "a step needs a state", got=type(state).__name__, do="Call session.start(context)"
             )
-        ids = ids_of(tokens)
-        if ids.shape[0] != state.batch or ids.dtype.kind not in "iu":
-            raise InputError(
-                "a step takes one id per sequence",
-                got=f"{ids.dtype}{list(ids.shape)}",
-                expected=state.batch,
-                do="Give several at once to state.append",
-            )
-        return state.append(ids, beside={name: ids_of(value) for name, value in beside.items()})
+        others = {name: ids_of(value) for name, value in beside.items()}
+        return state.append_one(ids_of(tokens), others)
 
     def bind(
         self, inputs: Mapping[str, NDArray[Any]] | None = None, /, **named: NDArray[Any]

@@ -3,12 +3,14 @@ contexts and queries."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from crossfuse.bundle.manifest import Decode, StageSpec
 from crossfuse.core.tensors import CONTEXTS, STATE, TensorSpec, names_of
 from crossfuse.errors import Advice, InputError, Said
+from crossfuse.runtime.context import Context, frozen
 
 __all__ = ["SessionLayout"]
 
@@ -26,6 +28,7 @@ class SessionLayout:
         context: specs of the context inputs; none in an unsplit bundle.
         queries: specs of the other inputs.
         outputs: specs of the outputs.
+        kept: specs of what the context stage hands to the query stage.
         frontier: names of what the context stage hands to the query stage.
         batch: the dimension that counts contexts, or None where their inputs have no batch.
         token: spec of the input that `decode` names, or None.
@@ -38,7 +41,8 @@ class SessionLayout:
         self.split = "context" in stages
         last = stages["query" if self.split else "model"]
         self.context = stages["context"].inputs if self.split else ()
-        self.frontier = names_of(stages["context"].outputs) if self.split else ()
+        self.kept = stages["context"].outputs if self.split else ()
+        self.frontier = names_of(self.kept)
         self.queries = tuple(spec for spec in last.inputs if spec.name not in self.frontier)
         self.outputs = last.outputs
         self.output_names = names_of(last.outputs)
@@ -56,6 +60,23 @@ class SessionLayout:
     def inputs(self) -> tuple[TensorSpec, ...]:
         """Specs of all inputs, those of the contexts first."""
         return (*self.context, *self.queries)
+
+    def context_of(self, tensors: Iterable[Any], feeds: Mapping[str, Any], owner: str) -> Context:
+        """What a context stage computed of checked inputs, in its outputs' order."""
+        made = zip(self.frontier, tensors, strict=True)
+        return self.context_with(
+            {name: frozen(tensor) for name, tensor in made},
+            self.contexts_in(feeds),
+            self.context_sizes(feeds),
+            owner,
+        )
+
+    def context_with(
+        self, tensors: Mapping[str, Any], count: int, sizes: Mapping[str, int], owner: str
+    ) -> Context:
+        """Contexts of these tensors."""
+        kept = MappingProxyType(dict(tensors))
+        return Context(kept, self.kept, count, self.batch, owner, sizes)
 
     def contexts_in(self, feeds: Mapping[str, Any]) -> int:
         """How many contexts the checked inputs hold; 1 where they have no batch."""

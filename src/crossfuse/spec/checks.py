@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from crossfuse.core.processor_files import PARTS
 from crossfuse.core.tensors import DTYPES, Dim
 from crossfuse.errors import InputError, unknown
 
@@ -48,6 +49,7 @@ def check_fields(spec: Any) -> None:
         raise _wrong("name", spec.name, "a text")
     if spec.decode is not None and not isinstance(spec.decode, str):
         raise _wrong("decode", spec.decode, "the name of an input, or None")
+    _check_processing(spec.processing)
     _check_functions(spec)
     for field, names in (
         ("dynamic", spec.dynamic),
@@ -58,6 +60,16 @@ def check_fields(spec: Any) -> None:
         for name in names:
             if name not in spec.inputs:
                 raise unknown(f"{field} names an input that doesn't exist", name, spec.inputs)
+
+
+def _check_processing(files: Any) -> None:
+    if not isinstance(files, Mapping):
+        raise _wrong("processing", files, "a mapping of files' names to their content")
+    for name, content in files.items():
+        if name not in PARTS:
+            raise unknown("processing names a file that a bundle doesn't hold", name, PARTS)
+        if not isinstance(content, str):
+            raise _wrong(f"processing[{name!r}]", content, "a text")
 
 
 def check_names(inputs: Any) -> None:

@@ -95,6 +95,8 @@ class ModelSpec:
             in one eager run where the table is a parameter. Ids are made over all of it.
         generation: settings for choosing tokens, under the names of ``generation_config.json``; the
             bundle holds them for `crossfuse.runtime.generate`.
+        processing: content by name of the files that `crossfuse.runtime.load_processor` reads, such
+            as ``tokenizer.json``; the bundle holds them.
         about: what the manifest adds about the source, as plain data; set by sources that load
             weights.
         settled: inputs that the sampler alone decides, and of ids, which of them: an image's
@@ -123,6 +125,7 @@ class ModelSpec:
     examples: Sequence[Mapping[str, Any]] = ()
     vocabulary: Mapping[str, int] = field(default_factory=dict)
     generation: Mapping[str, Any] = field(default_factory=dict)
+    processing: Mapping[str, str] = field(default_factory=dict)
     about: Mapping[str, Any] = field(default_factory=dict)
     decode_where_possible: bool = False
     keep_probabilities: tuple[str, ...] = ()

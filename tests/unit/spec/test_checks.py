@@ -42,6 +42,10 @@ def good(**changes: Any) -> ModelSpec:
         ("sampler", 1, r"\(ModelSpec\.sampler\): got 1"),
         ("tracing", None, r"\(ModelSpec\.tracing\): got None"),
         ("vocabulary", {"ids": 3}, "vocabulary names an input that doesn't exist"),
+        ("processing", {"code.py": ""}, "processing names a file that a bundle doesn't hold"),
+        ("processing", {"../tokenizer.json": ""}, "a file that a bundle doesn't hold"),
+        ("processing", {"tokenizer.json": b"{}"}, r"processing\['tokenizer\.json'\]"),
+        ("processing", "tokenizer.json", r"\(ModelSpec\.processing\): got"),
     ],
 )
 def test_fields(field: str, value: Any, message: str) -> None:

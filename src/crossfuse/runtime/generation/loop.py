@@ -11,8 +11,9 @@ import numpy as np
 from crossfuse.core.foreign import door
 from crossfuse.errors import InputError
 from crossfuse.runtime.context import Context
+from crossfuse.runtime.generation.histories import Histories, Processor
 from crossfuse.runtime.generation.prepared import Run, longest_of, prompts_of, scoring_output
-from crossfuse.runtime.generation.processors import Histories, Hook, Processor
+from crossfuse.runtime.generation.processors import Hook
 from crossfuse.runtime.generation.results import Finished, Generated, Streamed, gathered
 from crossfuse.runtime.generation.sampling import Draws, log_softmax
 from crossfuse.runtime.generation.search_beams import BeamSearch

@@ -12,7 +12,8 @@ from crossfuse.core.tensors import NEXT
 from crossfuse.errors import Advice, InputError, Said
 from crossfuse.runtime.context import Context
 from crossfuse.runtime.decoding import DecodingState
-from crossfuse.runtime.generation.processors import Hook, Processor, processors_of
+from crossfuse.runtime.generation.histories import Processor
+from crossfuse.runtime.generation.processors import Hook, processors_of
 from crossfuse.runtime.generation.sampling import Draws, warpers_of
 from crossfuse.runtime.generation.settings import GenerationSettings
 from crossfuse.runtime.session import Session

@@ -4,42 +4,21 @@ must not come. In the order of ``transformers``, each sequence by its own tokens
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from crossfuse.core.foreign import blaming
 from crossfuse.errors import InputError
+from crossfuse.runtime.generation.histories import Histories, Processor
 from crossfuse.runtime.generation.settings import GenerationSettings
+from crossfuse.runtime.generation.timestamps import timestamp_rules
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["Histories", "Hook", "Processor", "processors_of"]
+__all__ = ["Hook", "processors_of"]
 
-
-class Histories(NamedTuple):
-    """The tokens so far.
-
-    Attributes:
-        ids: ``[rows, width]``; what is behind a row's length means nothing.
-        lengths: ``[rows]``.
-        prompts: ``[rows]``: how many of them are the prompt.
-        longest: ``[rows]``: how many there may be.
-    """
-
-    ids: NDArray[np.int64]
-    lengths: NDArray[np.int64]
-    prompts: NDArray[np.int64]
-    longest: NDArray[np.int64]
-
-    def row(self, index: int) -> NDArray[np.int64]:
-        """The tokens of one row."""
-        return self.ids[index, : self.lengths[index]]
-
-
-Processor = Callable[[Histories, Any], Any]
-"""Scores ``[rows, vocabulary]`` float32 from such; may change them in place."""
 
 Hook = Callable[[list[Any], Any], Any]
 """A caller's own: given each row's tokens and the scores, gives scores."""
@@ -78,6 +57,8 @@ def _suppressed(settings: GenerationSettings) -> Iterator[Processor]:
         yield _without(settings.suppress_tokens, lambda h: h.lengths >= 0)
     if settings.begin_suppress_tokens:
         yield _without(settings.begin_suppress_tokens, _begins(settings))
+    if settings.return_timestamps:
+        yield timestamp_rules(settings)
 
 
 def _is_end(word: Sequence[int], settings: GenerationSettings) -> bool:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from crossfuse.runtime.generation.processors import Histories, Processor
+from crossfuse.runtime.generation.histories import Histories, Processor
 from crossfuse.runtime.generation.settings import GenerationSettings
 
 if TYPE_CHECKING:

@@ -63,7 +63,14 @@ _CHECKS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     **dict.fromkeys(("max_new_tokens", "max_length"), (_whole(1), "a whole number from 1 on")),
     **dict.fromkeys(("num_beams", "num_return_sequences"), (_whole(1), "a number from 1 on")),
     **dict.fromkeys(
-        ("min_length", "min_new_tokens", "top_k", "no_repeat_ngram_size", "seed"),
+        (
+            "min_length",
+            "min_new_tokens",
+            "top_k",
+            "no_repeat_ngram_size",
+            "seed",
+            "max_initial_timestamp_index",
+        ),
         (_whole(0), "a whole number from 0 on"),
     ),
     **dict.fromkeys(
@@ -72,6 +79,7 @@ _CHECKS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
             "bos_token_id",
             "decoder_start_token_id",
             "forced_bos_token_id",
+            "no_timestamps_token_id",
         ),
         (_whole(0), "an id"),
     ),
@@ -82,7 +90,7 @@ _CHECKS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "length_penalty": (_number(lambda n: True), "a number"),
     "early_stopping": (lambda v: v in (True, False, "never"), "true, false or 'never'"),
     **dict.fromkeys(
-        ("do_sample", "renormalize_logits", "remove_invalid_values"),
+        ("do_sample", "renormalize_logits", "remove_invalid_values", "return_timestamps"),
         (lambda v: isinstance(v, bool), "true or false"),
     ),
     **dict.fromkeys(
@@ -124,6 +132,9 @@ class GenerationSettings:
         renormalize_logits: scores behind all others are log-probabilities again.
         remove_invalid_values: NaN is 0, infinities the largest numbers, before a token is chosen.
         seed: of the samples; each sequence has numbers of its own.
+        return_timestamps: tokens of time come by Whisper's rules.
+        no_timestamps_token_id: the token before the first of them.
+        max_initial_timestamp_index: how many of them the first one may be from the first of all.
     """
 
     max_new_tokens: int | None = None
@@ -154,6 +165,9 @@ class GenerationSettings:
     renormalize_logits: bool = False
     remove_invalid_values: bool = False
     seed: int | None = None
+    return_timestamps: bool = False
+    no_timestamps_token_id: int | None = None
+    max_initial_timestamp_index: int | None = None
 
     def __post_init__(self) -> None:
         for name, (fits, expected) in _CHECKS.items():
@@ -170,6 +184,13 @@ class GenerationSettings:
                 where="num_return_sequences",
                 got=self.num_return_sequences,
                 do="Set num_beams, or do_sample=True",
+            )
+        if self.return_timestamps and self.no_timestamps_token_id is None:
+            raise InputError(
+                "which tokens say times is not known",
+                where="no_timestamps_token_id",
+                got="nothing",
+                do="Give it, or return_timestamps=False",
             )
         if self.num_beams > 1 and self.num_return_sequences > self.num_beams:
             raise InputError(
@@ -220,7 +241,8 @@ class GenerationSettings:
 
 _OPTIONAL = {
     "max_new_tokens", "max_length", "min_p", "forced_bos_token_id", "pad_token_id",
-    "bos_token_id", "decoder_start_token_id", "seed",
+    "bos_token_id", "decoder_start_token_id", "seed", "no_timestamps_token_id",
+    "max_initial_timestamp_index",
 }  # fmt: skip
 _SEVERAL = ("eos_token_id", "forced_eos_token_id", "suppress_tokens", "begin_suppress_tokens")
 

@@ -11,7 +11,8 @@ import torch
 from transformers.generation import logits_process as hf
 
 from crossfuse import InputError
-from crossfuse.runtime.generation.processors import Histories, processors_of
+from crossfuse.runtime.generation.histories import Histories
+from crossfuse.runtime.generation.processors import processors_of
 from crossfuse.runtime.generation.settings import GenerationSettings
 
 VOCABULARY, LONGEST = 12, 9

@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers.generation import logits_process as hf
 
-from crossfuse.runtime.generation.processors import Histories
+from crossfuse.runtime.generation.histories import Histories
 from crossfuse.runtime.generation.sampling import Draws, log_softmax, top, warpers_of
 from crossfuse.runtime.generation.settings import GenerationSettings
 

@@ -115,7 +115,7 @@ def planned(model: nn.Module, processor: Processor | NoProcessorError, given: Gi
                 PROCESSOR,
                 found.examples,
                 context,
-                _decode(model, tensors, context),
+                _decode(model, tensors, context, known),
                 found.fixed,
                 found.settled,
             )
@@ -149,7 +149,7 @@ def planned_by_examples(model: nn.Module, examples: Sequence[Mapping[str, Tensor
             got=listed(_shapes(first), _MOST),
         )
     context = _context(first, None)
-    decode = _decode(model, first, context)
+    decode = _decode(model, first, context, None)
     return Planned(first, axes_among(examples), None, YOURS, context=context, decode=decode)
 
 
@@ -218,7 +218,12 @@ def _context(inputs: Mapping[str, Tensor], plan: InputPlan | None) -> tuple[str,
     return encoder if len(encoder) < len(inputs) else ()
 
 
-def _decode(model: Any, inputs: Mapping[str, Tensor], context: Sequence[str]) -> str | None:
+def _decode(
+    model: Any, inputs: Mapping[str, Tensor], context: Sequence[str], plan: InputPlan | None
+) -> str | None:
+    """The ids that grow: as the plan says, else a decoder's."""
+    if plan is not None and plan.decode in set(inputs) - set(context):
+        return plan.decode
     encoder_decoder = getattr(model.config, "is_encoder_decoder", False)
     if context and encoder_decoder and set(inputs) - set(context) == {_DECODED}:
         return _DECODED

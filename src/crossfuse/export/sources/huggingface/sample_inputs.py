@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from crossfuse.core.media_files import read_image, read_sound, read_video
 from crossfuse.errors import Advice, InputError, Said
-from crossfuse.export.sources.huggingface.media_files import read_image, read_sound, read_video
 
 __all__ = ["CHANGES", "Given", "Row", "changed", "companion", "made_row", "rows_of"]
 

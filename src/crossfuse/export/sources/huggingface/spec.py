@@ -12,6 +12,7 @@ from crossfuse.core.checkpoint_weights import weights_about
 from crossfuse.core.foreign import door
 from crossfuse.errors import InputError
 from crossfuse.export.sources.huggingface.adapters import adapt
+from crossfuse.export.sources.huggingface.carried import carried
 from crossfuse.export.sources.huggingface.export_settings import set_for_export
 from crossfuse.export.sources.huggingface.generation_settings import generation_settings
 from crossfuse.export.sources.huggingface.load import Loaded, load_model
@@ -108,16 +109,18 @@ def huggingface_spec(  # noqa: PLR0913 -- public: a spec's own fields, and how t
     about = weights_about(found.missing, found.left_over)
     set_for_export(found.module)
     loaded = adapt(found.module)
+    known = _processor(processor, found.folder, trust_remote_code=trust_remote_code)
+    files = carried(known, getattr(found.module, "config", None))
     if inputs is not None:
         name = type(loaded).__name__
         spec = ModelSpec(loaded, inputs, dynamic or {}, tuple(context or ()), name, decode=decode)
         about |= origin_about(YOURS)
     else:
-        known = _processor(processor, found.folder, trust_remote_code=trust_remote_code)
         plan = planned(loaded, known, given)
         about |= origin_about(plan.source, plan.fixed)
         spec = _spec_of(loaded, plan, dynamic, context, decode)
-    return _traced(replace(spec, about=about), prefix)
+    spec = replace(spec, about=about, processing=files)
+    return _traced(spec, found.folder, prefix)
 
 
 def checkpoint_spec(
@@ -151,6 +154,7 @@ def checkpoint_spec(
     set_for_export(found.module)
     loaded = adapt(found.module)
     known = _processor(None, found.folder, trust_remote_code=trust_remote_code)
+    files = carried(known, getattr(found.module, "config", None))
     try:
         plan = planned(loaded, known, given or Given())
     except InputError:
@@ -160,15 +164,16 @@ def checkpoint_spec(
     if examples and not given and not plan.takes(examples[0]):
         plan = planned_by_examples(loaded, examples)
     about |= origin_about(plan.source, plan.fixed)
-    spec = replace(_spec_of(loaded, plan, None, None, None), about=about)
+    spec = _spec_of(loaded, plan, None, None, None)
+    spec = replace(spec, about=about, processing=files)
     if prefix is not None:
         more = examples[1:] if plan.source == YOURS else examples
         spec = replace(spec, examples=[*spec.examples, *more])
-    return _traced(spec, prefix)
+    return _traced(spec, found.folder, prefix)
 
 
-def _traced(spec: ModelSpec, prefix: str | int | None) -> ModelSpec:
-    generation = generation_settings(spec.module)
+def _traced(spec: ModelSpec, folder: Path | None, prefix: str | int | None) -> ModelSpec:
+    generation = generation_settings(spec.module, folder)
     spec = replace(spec, drop_outputs=_UNASKED, generation=generation)
     spec, first = (spec, None) if prefix is None else with_prefix(spec, str(prefix))
     return spec.traced_in(partial(tracing, inputs=dict(spec.inputs), first=first))

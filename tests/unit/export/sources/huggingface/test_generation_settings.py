@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import transformers as hf
@@ -45,3 +46,17 @@ def test_other_models_have_none() -> None:
     kept = SimpleNamespace(to_diff_dict=lambda: {"a": object(), "b": float("nan"), "c": [1]})
     model.config, model.generation_config = SimpleNamespace(), kept  # type: ignore[assignment]
     assert generation_settings(model) == {"c": [1]}
+
+
+def test_what_the_file_says_beyond_the_librarys_settings(tmp_path: Path) -> None:
+    model = hf.BartForConditionalGeneration(hf.BartConfig(**SEQ2SEQ | {"decoder_layers": 1}))
+    said = {
+        "lang_to_id": {"<|en|>": 4}, "num_beams": 7, "return_timestamps": True, "max_length": None,
+    }  # fmt: skip
+    (tmp_path / "generation_config.json").write_text(json.dumps(said))
+    found = generation_settings(model, tmp_path)
+    assert found["lang_to_id"] == {"<|en|>": 4}
+    assert "num_beams" not in found, "of its own settings the library's reading counts"
+    assert "max_length" not in found
+    assert found["return_timestamps"] is True
+    assert "lang_to_id" not in generation_settings(model)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from crossfuse.core.foreign import cause_of
 from crossfuse.core.requirements import needed
+from crossfuse.core.resample import resample
 from crossfuse.errors import InputError
 
 __all__ = ["read_image", "read_sound", "read_video"]
@@ -24,22 +25,29 @@ _MOST_FRAMES = 64
 _WIDTHS: dict[int, tuple[str, float, float]] = {
     1: ("u1", 128.0, 128.0),
     2: ("<i2", 0.0, 32768.0),
+    3: ("<i4", 0.0, 2147483648.0),
     4: ("<i4", 0.0, 2147483648.0),
 }
-"""Bytes of a sample → its type, the number that is silence, and that of full scale."""
+"""Bytes of a sample → the type it is read as, the number that is silence, and that of full
+scale."""
 
 
 def read_image(path: Path) -> Any:
-    """An RGB image of Pillow's.
+    """An RGB image of Pillow's, upright, what is transparent in it white.
 
     Raises:
         InputError: the file can't be read as an image.
     """
     with needed("PIL", "reading images"):
-        from PIL import Image
+        from PIL import Image, ImageOps
     try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
+        with Image.open(path) as opened:
+            image = ImageOps.exif_transpose(opened)
+            if not image.has_transparency_data:
+                return image.convert("RGB")
+            layers = image.convert("RGBA")
+            white = Image.new("RGBA", layers.size, (255, 255, 255, 255))
+            return Image.alpha_composite(white, layers).convert("RGB")
     except Exception as error:
         raise InputError(f"the image can't be read: {cause_of(error)}", where=path) from error
 
@@ -49,7 +57,7 @@ def read_sound(path: Path, rate: int | None) -> NDArray[np.float32]:
 
     Args:
         path: a WAV file with PCM samples, or an NPY file with samples at the rate.
-        rate: samples per second that are wanted; others are interpolated.
+        rate: samples per second that are wanted; others are resampled.
 
     Raises:
         InputError: the file can't be read as a sound.
@@ -60,20 +68,26 @@ def read_sound(path: Path, rate: int | None) -> NDArray[np.float32]:
             return loaded.reshape(-1)
         with wave.open(str(path)) as file:
             channels, own = file.getnchannels(), file.getframerate()
-            kind, silence, full = _WIDTHS[file.getsampwidth()]
-            samples = np.frombuffer(file.readframes(file.getnframes()), kind).astype(np.float64)
+            width, data = file.getsampwidth(), file.readframes(file.getnframes())
+            kind, silence, full = _WIDTHS[width]
+            samples = np.frombuffer(_widened(data) if width == 3 else data, kind).astype(float)
     except Exception as error:
         raise InputError(
             f"the sound can't be read: {cause_of(error)}",
             where=path,
-            expected="a WAV file with 8, 16 or 32 bits per sample, or an NPY file",
+            expected="a WAV file with 8, 16, 24 or 32 bits per sample, or an NPY file",
         ) from error
     sound = ((samples - silence) / full).reshape(-1, channels).mean(axis=1)
-    if rate is not None and rate != own and sound.size:
-        times = np.arange(int(sound.size * rate / own)) * (own / rate)
-        sound = np.interp(times, np.arange(sound.size), sound)
+    if rate is not None:
+        sound = resample(sound, own, rate)
     single: NDArray[np.float32] = sound.astype(np.float32)
     return single
+
+
+def _widened(data: bytes) -> bytes:
+    """Samples of three bytes as those of four, the new one the lowest."""
+    samples = np.frombuffer(data, np.uint8).reshape(-1, 3)
+    return np.pad(samples, ((0, 0), (1, 0))).tobytes()
 
 
 def read_video(path: Path) -> list[Any]:

@@ -1,0 +1,249 @@
+"""The command ``crossfuse generate``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from crossfuse.commands.options import BuiltTarget, BundlePath, Device, Json, Provider, Threads
+from crossfuse.errors import InputError
+
+if TYPE_CHECKING:
+    from crossfuse.commands.output import Output
+    from crossfuse.runtime import Processor, Session
+
+__all__ = ["generate"]
+
+_FROM = "What it is generated from"
+_CHOICE = "How tokens are chosen"
+_SPEECH = "Speech"
+_OF_SPEECH = ("no_timestamps_token_id", "lang_to_id", "is_multilingual", "prev_sot_token_id")
+"""Settings that tell a model of Whisper's kind."""
+
+
+def generate(  # noqa: PLR0913 -- a command: its parameters are its options
+    bundle: BundlePath,
+    text: Annotated[
+        str | None,
+        typer.Option(
+            "--text",
+            help="What the model reads; with --image or --audio, what stands before the answer.",
+            rich_help_panel=_FROM,
+        ),
+    ] = None,
+    image: Annotated[
+        Path | None,
+        typer.Option("--image", metavar="FILE", help="An image.", rich_help_panel=_FROM),
+    ] = None,
+    audio: Annotated[
+        Path | None,
+        typer.Option(
+            "--audio",
+            metavar="FILE",
+            help="A sound: WAV, or NPY at the model's rate.",
+            rich_help_panel=_FROM,
+        ),
+    ] = None,
+    max_new_tokens: Annotated[
+        int | None,
+        typer.Option("--max-new-tokens", min=1, help="At most so many.", rich_help_panel=_CHOICE),
+    ] = None,
+    beams: Annotated[
+        int | None,
+        typer.Option("--beams", min=1, help="1 is greedy.", rich_help_panel=_CHOICE),
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="NAME=VALUE",
+            help="Any other setting, as generation_config.json names it; repeat.",
+            rich_help_panel=_CHOICE,
+        ),
+    ] = None,
+    language: Annotated[
+        str | None,
+        typer.Option(
+            "--language",
+            help="Its code, such as en; where omitted, heard.",
+            rich_help_panel=_SPEECH,
+        ),
+    ] = None,
+    task: Annotated[
+        str | None,
+        typer.Option("--task", help="transcribe or translate.", rich_help_panel=_SPEECH),
+    ] = None,
+    timestamps: Annotated[
+        bool,
+        typer.Option("--timestamps", help="Segments with times.", rich_help_panel=_SPEECH),
+    ] = False,
+    target: BuiltTarget = None,
+    provider: Provider = None,
+    device: Device = 0,
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """Generate text from a text, an image or a sound, printed as it comes. Needs no PyTorch."""
+    from crossfuse.bundle.store import open_bundle
+    from crossfuse.commands.output import Output
+    from crossfuse.runtime import SessionOptions, load, load_processor
+
+    output = Output(as_json=as_json)
+    chosen = _settings(settings or (), max_new_tokens, beams)
+    options = SessionOptions(threads=threads, provider=provider, device_id=device)
+    opened = open_bundle(bundle)
+    needed = [stage for stage in ("context", "step") if stage in opened.manifest.stages]
+    with load(opened, target, options, stages=needed or None) as session:
+        processor = load_processor(opened)
+        given = {"text": text, "image": image, "audio": audio}
+        speech = {"language": language, "task": task}
+        if audio is not None and any(name in session.generation for name in _OF_SPEECH):
+            _require_alone(image)
+            found = _heard(
+                output, session, processor, audio, timestamps, text or "", speech | chosen
+            )
+        else:
+            _require_unsaid({**speech, "timestamps": timestamps or None})
+            found = _answered(output, session, processor, given, chosen)
+        used = {"target": session.target, "provider": session.provider}
+    output.result({**used, **found}, lambda: None)
+
+
+def _settings(
+    named: Iterable[str], max_new_tokens: int | None, beams: int | None
+) -> dict[str, Any]:
+    """Settings by name; values are JSON, or texts."""
+    found: dict[str, Any] = {}
+    for one in named:
+        name, equals, value = one.partition("=")
+        if not equals or not name:
+            raise InputError("a setting has to be NAME=VALUE", where="--set", got=one)
+        try:
+            found[name] = json.loads(value)
+        except ValueError:
+            found[name] = value
+    for name, number in (("max_new_tokens", max_new_tokens), ("num_beams", beams)):
+        if number is not None:
+            found[name] = number
+    return found
+
+
+def _require_alone(image: Path | None) -> None:
+    if image is not None:
+        raise InputError("the model hears, and takes no image", where="--image", got=image)
+
+
+def _require_unsaid(speech: dict[str, Any]) -> None:
+    """Refuse options of speech where there is none, or a model that knows none of them."""
+    for name, value in speech.items():
+        if value is not None:
+            raise InputError(
+                f"--{name} is for sounds, and models that know languages, tasks or times",
+                got=value if value is not True else "--timestamps",
+                do="Leave it out",
+            )
+
+
+def _heard(
+    output: Output,
+    session: Session,
+    processor: Processor,
+    audio: Path,
+    timestamps: bool,
+    prompt: str,
+    options: dict[str, Any],
+) -> dict[str, Any]:
+    """Speech, printed as it is understood."""
+    from crossfuse.runtime import transcribe
+
+    steps = transcribe(
+        session,
+        processor,
+        audio,
+        timestamps=timestamps or None,
+        prompt=prompt,
+        stream=True,
+        **options,
+    )
+    text, printed = _Text(output), False
+    while True:
+        try:
+            segment = next(steps)
+        except StopIteration as stop:
+            found = stop.value
+            break
+        if timestamps and segment.start is not None and segment.end is not None:
+            if not output.as_json:
+                output.line(f"[{segment.start:.2f} – {segment.end:.2f}] {segment.text.strip()}")
+            printed = True
+        else:
+            text.add(segment.text)
+    if not printed:
+        text.end()
+    return {
+        "text": found.text.strip(),
+        "language": found.language,
+        "duration": found.duration,
+        "segments": [
+            {"start": one.start, "end": one.end, "text": one.text.strip()} for one in found.segments
+        ],
+        "tokens": found.tokens.tolist(),
+    }
+
+
+def _answered(
+    output: Output,
+    session: Session,
+    processor: Processor,
+    given: dict[str, Any],
+    settings: dict[str, Any],
+) -> dict[str, Any]:
+    """An answer to a text, an image or a sound, printed token by token."""
+    from crossfuse.runtime import GenerationSettings, asked
+    from crossfuse.runtime import generate as generated
+
+    question = asked(session, processor, **given)
+    context = session.encode(question.inputs)
+    prompt = None if question.prompt is None else [question.prompt]
+    begin = processor.decode(question.prompt or [])
+    text = _Text(output)
+    text.add(begin)
+    if GenerationSettings.of(settings, session.generation).num_beams > 1:
+        best = generated(session, context, prompt, **settings)
+        tokens = best.new_tokens[0].tolist()
+        whole = processor.decode([*(question.prompt or []), *tokens])
+        text.add(whole.removeprefix(begin))
+        text.end()
+        return {"text": whole.strip(), "tokens": tokens}
+    pieces, tokens = processor.pieces(), []
+    for token in question.prompt or []:
+        pieces.add(token)
+    for step in generated(session, context, prompt, stream=True, **settings):
+        tokens.append(int(step.tokens[0]))
+        text.add(pieces.add(tokens[-1]))
+    text.add(pieces.rest())
+    text.end()
+    whole = processor.decode([*(question.prompt or []), *tokens])
+    return {"text": whole.strip(), "tokens": tokens}
+
+
+class _Text:
+    """A text as it comes, without the spaces in front; nothing for JSON."""
+
+    def __init__(self, output: Output) -> None:
+        self._output = output
+        self._begun = False
+
+    def add(self, piece: str) -> None:
+        shown = piece if self._begun else piece.lstrip()
+        if shown and not self._output.as_json:
+            self._output.piece(shown)
+        self._begun = self._begun or bool(shown)
+
+    def end(self) -> None:
+        if not self._output.as_json:
+            self._output.line("")

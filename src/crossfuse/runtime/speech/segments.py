@@ -1,0 +1,80 @@
+"""`Segment`: a part of a transcript with its times; and how a window's tokens are cut into such."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = ["FRAMES_PER_TIME", "Cut", "Segment", "cut"]
+
+FRAMES_PER_TIME = 2
+"""Frames of the features from one token of time to the next."""
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A part of a transcript.
+
+    Attributes:
+        text: what is said.
+        start, end: in seconds; None of a part that is no segment of its own.
+        tokens: with those of time.
+    """
+
+    text: str
+    start: float | None
+    end: float | None
+    tokens: tuple[int, ...]
+
+
+class Cut(NamedTuple):
+    """A part of a window's tokens.
+
+    Attributes:
+        tokens: of the part.
+        start, end: places in the window, counted in tokens of time.
+    """
+
+    tokens: NDArray[np.int64]
+    start: float
+    end: float
+
+
+def cut(tokens: NDArray[np.int64], first: int | None, frames: int) -> tuple[list[Cut], int]:
+    """Segments of a window, and how many frames the next one begins behind it.
+
+    Two times side by side end a segment and begin the next. What is behind the last such pair was
+    cut by the window's end, and is heard again in the next one; unless a single time ends it.
+
+    Args:
+        tokens: without those in front and the end.
+        first: the first token of time, or None where there are no times.
+        frames: of the window, as far as the sound goes.
+    """
+    is_time = np.zeros(len(tokens), bool) if first is None else tokens >= first
+    ends = (np.flatnonzero(is_time[:-1] & is_time[1:]) + 1).tolist()
+    alone = is_time[-2:].tolist() == [False, True]
+    zero = first or 0
+    if not ends:
+        times = tokens[is_time]
+        end = float(frames // FRAMES_PER_TIME)
+        if len(times) and times[-1] != zero:
+            end = float(times[-1] - zero)
+        return [Cut(tokens, 0.0, end)], frames
+    if alone:
+        ends.append(len(tokens))
+    else:
+        ends[-1] += 1
+    found, begin = [], 0
+    for stop in ends:
+        part = tokens[begin:stop]
+        last = -1 if stop != ends[-1] or alone else -2
+        found.append(Cut(part, float(part[0] - zero), float(part[last] - zero)))
+        begin = stop
+    ahead = int(tokens[begin - 2] - zero) * FRAMES_PER_TIME
+    return found, frames if alone or ahead <= 0 else ahead

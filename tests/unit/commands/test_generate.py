@@ -1,0 +1,119 @@
+"""`crossfuse generate`: text as it comes, and what is refused. Over a toy model; real ones are in
+``tests/end_to_end/test_generating.py``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+import crossfuse.runtime
+from crossfuse import InputError
+from crossfuse.cli import app
+from crossfuse.commands.generate import generate
+from crossfuse.runtime.session import Session
+from unit.runtime.speech.toy_speech import (
+    GENERATION,
+    TEXT_ALONE,
+    WORDS,
+    sound,
+    speech_processor,
+    speech_session,
+)  # fmt: skip
+
+BUNDLE = Path(__file__).parents[2] / "data" / "bundle-0.1.0"
+PLAIN: dict[str, Any] = {
+    "decoder_start_token_id": 21, "eos_token_id": 20, "begin_suppress_tokens": [20],
+    "suppress_tokens": [one for one in range(17, 79) if one != 20],
+}  # fmt: skip
+
+
+@pytest.fixture
+def audio(tmp_path: Path) -> Path:
+    np.save(tmp_path / "a.npy", sound(0.7))
+    return tmp_path / "a.npy"
+
+
+@pytest.fixture
+def about(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Settings of the model that is opened in place of a bundle's."""
+    settings = dict(GENERATION)
+
+    def opened(*_: Any, stages: Any) -> Session:
+        return speech_session(settings)
+
+    monkeypatch.setattr(crossfuse.runtime, "load", opened)
+    monkeypatch.setattr(crossfuse.runtime, "load_processor", lambda _: speech_processor())
+    return settings
+
+
+def run(*arguments: Any) -> str:
+    done = CliRunner().invoke(app, ["generate", str(BUNDLE), *map(str, arguments)])
+    assert done.exit_code == 0, done.output
+    return done.stdout
+
+
+def test_speech(about: dict[str, Any], audio: Path) -> None:
+    about["suppress_tokens"] = TEXT_ALONE
+    expected = crossfuse.runtime.transcribe(
+        speech_session(about), speech_processor(), audio, language="fr"
+    )
+    assert run("--audio", audio, "--language", "fr") == expected.text + "\n"
+    found = json.loads(run("--audio", audio, "--language", "fr", "--json"))
+    assert (found["text"], found["language"], found["target"]) == (expected.text, "fr", "stub")
+    assert found["tokens"] == expected.tokens.tolist()
+
+
+def test_speech_with_times(about: dict[str, Any], tmp_path: Path) -> None:
+    np.save(tmp_path / "long.npy", sound(2.5))
+    lines = run("--audio", tmp_path / "long.npy", "--timestamps").splitlines()
+    expected = crossfuse.runtime.transcribe(
+        speech_session(), speech_processor(), tmp_path / "long.npy", timestamps=True
+    )
+    assert lines == [
+        f"[{one.start:.2f} – {one.end:.2f}] {one.text.strip()}" for one in expected.segments
+    ]
+    assert len(lines) > 1
+
+
+@pytest.mark.parametrize("beams", [1, 2])
+def test_an_answer(about: dict[str, Any], audio: Path, beams: int) -> None:
+    about.clear()
+    about.update(PLAIN)
+    options = ("--audio", audio, "--text", "the mat", "--beams", beams, "--max-new-tokens", 5)
+    printed = run(*options)
+    found = json.loads(run(*options, "--json"))
+    words = [WORDS[token] for token in found["tokens"] if token < len(WORDS)]
+    assert found["text"] == " ".join(["the mat", *words])
+    assert printed == found["text"] + "\n"
+    assert 0 < len(words) <= 5
+
+
+def test_any_setting(about: dict[str, Any], audio: Path) -> None:
+    about.clear()
+    about.update(PLAIN)
+    options = ("--audio", audio, "--set", "max_new_tokens=3", "--set", "suppress_tokens=[0, 20]")
+    tokens = json.loads(run(*options, "--json"))["tokens"]
+    assert len(tokens) == 3
+    assert not {0, 20} & set(tokens)
+
+
+def test_refusals(about: dict[str, Any], audio: Path) -> None:
+    cases: list[tuple[dict[str, Any], str]] = [
+        ({"settings": ["top_k"]}, "NAME=VALUE"),
+        ({"audio": audio, "settings": ["beams=3"]}, "no such setting"),
+        ({"audio": audio, "image": audio}, "takes no image"),
+        ({"text": "the cat"}, "no audio"),
+        ({"text": "the cat", "language": "en"}, "--language is for sounds"),
+    ]
+    for options, words in cases:
+        with pytest.raises(InputError, match=words):
+            generate(BUNDLE, **options)
+    about.clear()
+    about.update(PLAIN)
+    with pytest.raises(InputError, match="--timestamps is for sounds"):
+        generate(BUNDLE, audio=audio, timestamps=True)

@@ -1,0 +1,14 @@
+"""The tokens so far."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from crossfuse.runtime.generation.histories import Histories
+
+
+def test_a_row_has_its_own_length() -> None:
+    one = np.ones(2, np.int64)
+    histories = Histories(np.arange(8).reshape(2, 4), np.array([3, 1]), one, one)
+    assert histories.row(0).tolist() == [0, 1, 2]
+    assert histories.row(1).tolist() == [4]
