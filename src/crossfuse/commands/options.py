@@ -54,7 +54,7 @@ SAMPLES = "Samples for the processor of an hf: source"
 """Panels of the help, which group options."""
 
 SizeName = Literal["tiny", "published"]
-PrecisionName = Literal["fp32", "fp16", "bf16", "mixed"]
+PrecisionName = Literal["fp32", "fp16", "bf16", "mixed", "int8", "mixed-int8", "int4"]
 HalfType = Literal["fp32", "fp16"]
 
 
