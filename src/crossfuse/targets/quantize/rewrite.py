@@ -136,7 +136,7 @@ class IntegerProducts:
         node, rounded = layer.node, self._made.per_channel(layer)
         source = node.inputs[0]
         assert source is not None
-        arrays = {"weights": rounded.weights, "scales": rounded.scales}
+        arrays: dict[str, NDArray[Any]] = {"weights": rounded.weights, "scales": rounded.scales}
         if rounded.scales.ndim == 1:
             # ONNX Runtime joins nodes only where the weights have a zero point.
             arrays["zeros"] = np.zeros(rounded.scales.shape, np.int8)
@@ -153,7 +153,7 @@ class IntegerProducts:
 
     def _in_blocks(self, build: GraphBuilder, layer: LinearLayer, bits: int) -> Product:
         node, rounded = layer.node, self._made.in_blocks(layer, bits)
-        arrays = {"weights": rounded.packed, "scales": rounded.scales}
+        arrays: dict[str, NDArray[Any]] = {"weights": rounded.packed, "scales": rounded.scales}
         weights, scales = self._constants(layer, bits, arrays)
         size, columns = rounded.size
         result = build.op(

@@ -82,7 +82,7 @@ def _form(layer: LinearLayer, _: Collection[ir.Node]) -> Refusal | None:
         return Refusal("an Einsum, which has no integer kernel: write it as a product", asked=True)
     if layer.operand == 0:
         return Refusal("the weights are its left operand", asked=True)
-    if node.op_type == "Gemm" and node.attributes.get_int("transA", 0):
+    if node.op_type == "Gemm" and node.attributes.get_int("transA", 0) != 0:
         return Refusal("a Gemm that transposes what it is given", asked=True)
     return None
 
