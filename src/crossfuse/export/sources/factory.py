@@ -91,7 +91,8 @@ def function_of(source: str, do: str) -> Callable[..., Any]:
             expected=_choices(where, known),
             do=suggestion(name, known) or do,
         )
-    return function
+    found: Callable[..., Any] = function
+    return found
 
 
 def functions_in(path: Path) -> list[str]:
