@@ -135,8 +135,9 @@ def _cosine(pair: Pair) -> float:
     scale = float(np.linalg.norm(a) * np.linalg.norm(b))
     if scale == 0:
         return 1.0 if np.array_equal(a, b) else 0.0
-    found = float(a @ b) / scale
-    return found if np.isfinite(found) else 0.0
+    if not np.isfinite(scale):
+        return 0.0
+    return float(a @ b) / scale
 
 
 def _agreement(pair: Pair) -> tuple[int, int]:

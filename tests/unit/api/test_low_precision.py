@@ -99,8 +99,8 @@ def worst(run, data):
 """
 
 
-def test_a_metric_refuses_what_the_policy_takes(tmp_path: Path) -> None:
-    path = exported(tmp_path / "plain")
+def test_a_metric_refuses_what_the_policy_takes(bundle_copy: Path, tmp_path: Path) -> None:
+    path = bundle_copy
     passed = crossfuse.build(path, "ort-cpu", precision="int8").target("ort-cpu")
     assert passed.parity is not None
     assert passed.parity["passed"]
@@ -127,6 +127,7 @@ def test_a_metric_refuses_what_the_policy_takes(tmp_path: Path) -> None:
     assert crossfuse.verify(bundle).passed
 
 
+@pytest.mark.slow
 def test_a_layer_that_cannot_be_quantised_fails_by_name_unless_allowed(tmp_path: Path) -> None:
     path = exported(tmp_path / "einsum", einsum=True)
     with pytest.raises(QuantizationError, match=r"1 of \d+ linear layers .*Einsum|left operand"):
