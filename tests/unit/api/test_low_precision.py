@@ -13,10 +13,12 @@ import crossfuse
 from crossfuse import InputError, ModelSpec, ParityError, runtime
 from crossfuse.api.build_options import BuildOptions, check_options
 from crossfuse.api.calibration import calibration_data, calibration_files
+from crossfuse.api.low_precision import quantized
 from crossfuse.bundle.store import open_bundle
 from crossfuse.core.linear_ledger import FP32, INT8
 from crossfuse.errors import QuantizationError
 from crossfuse.parity.session_check import reference_of
+from crossfuse.parity.target_check import ParityCheck
 
 SIZE, LAYERS, CLASSES = 32, 4, 12
 
@@ -166,5 +168,9 @@ def test_calibration_data_is_checked_as_a_session_would(broken: Path, tmp_path: 
     assert set(found.sets[0]) == {"x", "label"}
     assert set(found.points[0]) == {"x"}
     assert calibration_files([str(tmp_path)]) == [bad, good]
+    check = ParityCheck(fused_stages(bundle).stages, reference, "int8")
+    stages = quantized(model, check, BuildOptions("int8"), found, lambda _: None)
+    assert stages.calibration == "", "plain int8 is chosen on nothing"
+    assert stages.measure()[0].layer.site == "layers.2"
     with pytest.raises(InputError, match=r"bad\.npz"):
         calibration_data([str(tmp_path)], bundle.manifest, reference, model)
