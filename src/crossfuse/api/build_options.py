@@ -13,7 +13,7 @@ from crossfuse.api.calibration import calibration_files
 from crossfuse.api.fused_graph import WEIGHTS
 from crossfuse.core.json_codec import json_text
 from crossfuse.core.target import IO_DTYPES, LOW_PRECISIONS, require_precision, require_target
-from crossfuse.errors import Advice, InputError, Said
+from crossfuse.errors import Advice, InputError, PackageError, Said
 from crossfuse.runtime.gpu import Gpu
 
 if TYPE_CHECKING:
@@ -59,6 +59,12 @@ def check_options(target: str, options: BuildOptions) -> BuildOptions:
             "inputs and outputs in fp16 need a target in fp16 or mixed", got=options.precision
         )
     _check_low_precision(options)
+    if known.compiles and (missing := known.missing()) is not None:
+        raise PackageError(
+            f"target {target!r} is built with {missing}, which is not installed: the ledger says "
+            "what it makes of each attention",
+            do=None if known.install is None else f"Install it: {known.install}",
+        )
     if known.engine is None:
         return options
     from crossfuse.targets.tensorrt.libraries import check_capabilities, require_library

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from crossfuse.api.arguments import Progress
 from crossfuse.api.build_options import BuildOptions, request_key
-from crossfuse.api.built_files import BuiltFiles, Fusions
+from crossfuse.api.built_files import BuiltFiles, Fusions, compiled_attentions
 from crossfuse.api.calibration import calibration_data, reference_inputs
 from crossfuse.bundle.manifest import EngineInfo, Manifest, TargetEntry
 from crossfuse.core.linear_ledger import LinearLedger
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from crossfuse.parity.report import ParityReport
     from crossfuse.targets.precision.stages import StageGraphs
 
-__all__ = ["BuiltFiles", "TargetBuild"]
+__all__ = ["TargetBuild"]
 
 _PRODUCERS = (
     "torch",
@@ -41,6 +41,7 @@ _PRODUCERS = (
     "onnx-ir",
     "onnxruntime-gpu",
     "onnxruntime",
+    "openvino",
     "polygraphy",
 )
 _WITHOUT_SPLIT = Said("--whole", "whole=True")
@@ -48,6 +49,10 @@ _WHOLE = Advice(
     "Nothing was written. It fails where several queries ask one context: where samples of a batch "
     "depend on each other, export without the split ({})",
     _WITHOUT_SPLIT,
+)
+_WIDER = Advice(
+    "Nothing was written. Build this target in fp32 ({})",
+    Said("--precision fp32", "precision='fp32'"),
 )
 _PASSES_WHOLE = Advice(
     "Nothing was written. Without the split into context and query the same graph passes: export "
@@ -100,7 +105,7 @@ class TargetBuild:
         if known.engine is not None:
             built = self._engines(precise, known, options, manifest)
         else:
-            built = self._graphs(precise, known)
+            built = self._graphs(precise, known, precision)
         ledger = manifest.ledger.with_target(target, built.kernels, built.reasons)
         if not options.allow_unfused:
             ledger.require_fused([target], str(manifest.source.get("kind")))
@@ -146,7 +151,7 @@ class TargetBuild:
             graphs,
             precision,
             keep=keep,
-            half_handover=not target.simulates,
+            half_handover=target.hands_over_half,
             half_io=ends,
             without_bf16=target.without_bf16,
         )
@@ -179,8 +184,8 @@ class TargetBuild:
             ledger.require_quantized(target.name)
         return ledger
 
-    def _graphs(self, precise: StageGraphs, target: Target) -> BuiltFiles:
-        """Write the graphs of an ONNX target."""
+    def _graphs(self, precise: StageGraphs, target: Target, precision: str) -> BuiltFiles:
+        """Write the graphs of an ONNX target, and ask the engine that compiles them."""
         from crossfuse.targets.graph_files import Places, save_graph
         from crossfuse.targets.precision.simulate import half_inputs, simulate
 
@@ -199,7 +204,11 @@ class TargetBuild:
             graph = self.writer.file(files[stage])
             weights = self.writer.file(target.weights_file(stage))
             used |= {files[stage], *save_graph(lowered.model, graph, weights, places)}
-            fusions.note(lowered.kernels, lowered.reasons)
+            found = lowered.kernels, lowered.reasons
+            if target.compiles:
+                self.progress(f"{target.name}: {stage}: what the engine makes of it")
+                found = compiled_attentions(target, lowered, graph, precision)
+            fusions.note(*found)
         return BuiltFiles(files, frozenset(used), fusions.kernels, fusions.reasons)
 
     def _engines(
@@ -255,7 +264,9 @@ class TargetBuild:
                 report = check.checked_on_cpu(target, precise)
             report.require_passed()
         except ParityError as error:
-            if self._passes_whole(check.precision):
+            if check.precision not in ("fp32", "mixed") and "mixed" not in target.precisions:
+                error.do = _WIDER
+            elif self._passes_whole(check.precision):
                 error.do = _PASSES_WHOLE
             elif (
                 report is not None

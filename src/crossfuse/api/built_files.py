@@ -1,13 +1,25 @@
-"""What the files of a target's stages are, and what became of its attentions in them."""
+"""What the build of a target leaves: its files, and what its attentions became, in all stages."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from crossfuse.bundle.manifest import EngineInfo
+from crossfuse.core.foreign import blaming
+from crossfuse.core.target import Target
+from crossfuse.errors import InputError
+from crossfuse.graph.metadata import SITE
+from crossfuse.runtime.backends import open_stage
+from crossfuse.runtime.options import SessionOptions
+from crossfuse.runtime.stage import CompiledStage, StageRequest
 
-__all__ = ["BuiltFiles", "Fusions"]
+if TYPE_CHECKING:
+    from crossfuse.targets.lowering import Lowered
+
+__all__ = ["BuiltFiles", "Fusions", "compiled_attentions"]
 
 
 @dataclass(frozen=True)
@@ -45,3 +57,37 @@ class Fusions:
             self.kernels[site] = ", ".join([*known, *([] if kernel in known else [kernel])])
         for site in self.reasons:
             self.kernels.pop(site, None)
+
+
+def compiled_attentions(
+    target: Target, lowered: Lowered, graph: Path, precision: str
+) -> tuple[dict[str, str], dict[str, str]]:
+    """What the attentions of a written graph become where the target's engine compiles it: site →
+    kernel, and site → why it has none.
+
+    Args:
+        target: that compiles its graphs.
+        lowered: the graph, with the operators that it asks for.
+        graph: its file.
+        precision: of the target.
+
+    Raises:
+        BundleError: the engine is not installed, or can't compile the graph.
+        InputError: its stages don't tell.
+    """
+    outputs = {
+        site: str(node.outputs[0].name)
+        for node in lowered.model.graph
+        if (site := node.metadata_props.get(SITE)) in lowered.kernels and node.name == site
+    }
+    stage = open_stage(StageRequest(target, graph, SessionOptions(), precision=precision))
+    if not isinstance(stage, CompiledStage):
+        raise InputError(
+            f"the stages of target {target.name!r} don't tell what attentions became",
+            got=type(stage).__name__,
+            expected="crossfuse.runtime.stage.CompiledStage",
+        )
+    with blaming(f"the stage of target {target.name!r} raised"):
+        kernels, reasons = stage.attentions(outputs)
+    stage.close()
+    return kernels, {**lowered.reasons, **reasons}

@@ -18,6 +18,7 @@ from crossfuse.bundle.manifest import Manifest
 from crossfuse.bundle.writer import write_bundle
 from crossfuse.core.checkpoint_weights import weights_words
 from crossfuse.core.foreign import door
+from crossfuse.core.garbage import imported, old_objects_kept
 from crossfuse.core.onnx_runtime import require_onnxruntime
 from crossfuse.core.target import CPU_TARGET, HALF_PRECISIONS, require_precision, require_target
 from crossfuse.parity.reference import REFERENCE_FILE, save_reference
@@ -33,6 +34,9 @@ if TYPE_CHECKING:
     from crossfuse.spec.model_spec import ModelSpec
 
 __all__ = ["export"]
+
+_TRACING = ("torch._dynamo", "crossfuse.export.fuse")
+"""Modules that import most of what tracing needs."""
 
 _SEED = 1
 """Of the inputs at which targets are compared."""
@@ -80,8 +84,8 @@ def export(  # noqa: PLR0913 -- public: what a user may say of a source and of i
             ``path/file.py:factory`` or ``model.onnx``.
         path: the bundle's folder; an existing bundle there is replaced, at once and only when all
             is done.
-        targets: ``onnx``, ``ort-cpu``, ``ort-cuda``, ``tensorrt``, ``tensorrt-rtx``, or those that
-            are registered.
+        targets: ``onnx``, ``ort-cpu``, ``openvino``, ``ort-cuda``, ``tensorrt``, ``tensorrt-rtx``,
+            or those that are registered.
         precision, io_dtype, compute_capabilities, profile_shapes: as `build`, for all the targets.
         calibrate, metric, max_drop, allow_unquantized: of low precisions, as `build`.
         allow_unfused: export even if an attention did not fuse; the ledger says which.
@@ -149,8 +153,9 @@ def export(  # noqa: PLR0913 -- public: what a user may say of a source and of i
     named = Source.of(source, of_source)
     require_onnxruntime("the check of a target's numbers")
     progress = step or silent
-    with write_bundle(path, waiting=progress) as writer:
+    with old_objects_kept() as keep, write_bundle(path, waiting=progress) as writer:
         spec = _loaded(named, progress)
+        keep()
         graph = _fused(named, spec, allow_unfused, progress)
         # Weights go to disk first: the graph then holds none while the reference has its copy of
         # the module in float64.
@@ -172,6 +177,7 @@ def _loaded(source: Source, progress: Progress) -> ModelSpec:
     spec = source.load()
     for warning in weights_words(spec.about):
         progress(warning)
+    imported(*_TRACING)
     return accepted(spec, progress)
 
 

@@ -57,7 +57,8 @@ def export(  # noqa: PLR0913 -- a command: its parameters are its options
         list[str] | None,
         typer.Option(
             "--target",
-            help="onnx, ort-cpu, ort-cuda, tensorrt, tensorrt-rtx, or one that a package adds; "
+            help="onnx, ort-cpu, openvino, ort-cuda, tensorrt, tensorrt-rtx, or one that a package "
+            "adds; "
             "repeat.",
             autocompletion=complete_targets,
             rich_help_panel=ENGINE,
@@ -230,7 +231,8 @@ def build(  # noqa: PLR0913 -- a command: its parameters are its options
         str,
         typer.Option(
             "--target",
-            help="onnx, ort-cpu, ort-cuda, tensorrt, tensorrt-rtx, or one that a package adds.",
+            help="onnx, ort-cpu, openvino, ort-cuda, tensorrt, tensorrt-rtx, or one that a package "
+            "adds.",
             autocompletion=complete_targets,
             rich_help_panel=ENGINE,
         ),

@@ -14,6 +14,7 @@ import onnx_ir as ir
 import torch
 
 from crossfuse.core.foreign import blaming
+from crossfuse.core.garbage import uncollected
 from crossfuse.core.ledger import Ledger
 from crossfuse.core.tensors import TensorSpec
 from crossfuse.errors import InputError
@@ -199,7 +200,8 @@ def _trace(spec: ModelSpec, progress: Progress) -> _Source:
         spec = kept.spec
         with torch.no_grad():
             outputs = tuple(spec.outputs_of(spec.call(inputs)))
-    with spec.tracing(spec.module) as tracing:
+    # Tracing makes and keeps many objects, and no tensors.
+    with spec.tracing(spec.module) as tracing, uncollected():
         progress("tracing with torch.export")
         program, spec = capture(spec, defer_guards=tracing.defer_guards)
         ranges = index_ranges(program, spec)

@@ -1,4 +1,4 @@
-"""What became of attentions in the files of all stages."""
+"""What a build leaves: kernels by site over all stages, and what an engine that compiles says."""
 
 from __future__ import annotations
 
