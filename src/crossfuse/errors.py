@@ -25,6 +25,7 @@ __all__ = [
     "InterruptedCommandError",
     "PackageError",
     "ParityError",
+    "QuantizationError",
     "Said",
     "UsageError",
     "suggestion",
@@ -205,6 +206,12 @@ class EngineError(CheckError):
     memory, an error of CUDA)."""
 
     kind = "engine"
+
+
+class QuantizationError(CheckError):
+    """At least one linear layer that was to be quantised computes in fp32 all the same."""
+
+    kind = "quantization"
 
 
 class ParityError(CheckError):

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from crossfuse.api.arguments import Progress, several, silent
+from crossfuse.api.arguments import Examples, Progress, paths, several, silent
 from crossfuse.api.build_options import BuildOptions, check_options, request_key
 from crossfuse.api.build_target import TargetBuild
 from crossfuse.api.fused_graph import FUSED_GRAPH, WEIGHTS, fused_stages
@@ -16,7 +16,7 @@ from crossfuse.bundle.writer import write_bundle
 from crossfuse.core.foreign import door
 from crossfuse.core.onnx_runtime import require_onnxruntime
 from crossfuse.core.processor_files import PARTS
-from crossfuse.core.target import require_precision, require_target
+from crossfuse.core.target import HALF_PRECISIONS, require_precision, require_target
 from crossfuse.errors import Advice, BundleError, InputError, Said
 from crossfuse.parity.reference import REFERENCE_FILE
 from crossfuse.parity.session_check import reference_of
@@ -40,7 +40,11 @@ def build(  # noqa: PLR0913 -- public: what a user may say of a target
     memory_limit: int | None = None,
     optimization_level: int | None = None,
     lean: bool = False,
+    calibrate: Examples = (),
+    metric: str | None = None,
+    max_drop: float | None = None,
     allow_unfused: bool = False,
+    allow_unquantized: bool = False,
     step: Progress | None = None,
 ) -> Bundle:
     """Add a target to a bundle (or build it again), from the fused graph and the reference set that
@@ -50,7 +54,9 @@ def build(  # noqa: PLR0913 -- public: what a user may say of a target
         path: the bundle, or where it is. It is read anew, once no other command writes it.
         target: its name.
         precision: ``fp32``, ``fp16``, ``bf16``, or ``mixed`` (fp16, with the fewest nodes in fp32
-            that parity needs); where omitted, fp16 for engines and fp32 for the others.
+            that parity needs); of ``ort-cpu`` also ``int8``, ``mixed-int8`` (with the fewest linear
+            layers in fp32) and ``int4`` (weights alone). Where omitted, fp16 for engines and fp32
+            for the others.
         io_dtype: ``fp16`` for floating inputs and outputs in fp16; otherwise they are what the
             eager model's are.
         compute_capabilities: of the GPUs that a TensorRT-RTX engine is for, such as ``8.9``.
@@ -58,12 +64,19 @@ def build(  # noqa: PLR0913 -- public: what a user may say of a target
             omitted, one over all sizes.
         memory_limit, optimization_level, lean: of engine builders; see
             :class:`~crossfuse.targets.tensorrt.build_engine.BuilderOptions`.
+        calibrate: NPZ files of real inputs, or folders of them, that a low precision is chosen on;
+            where omitted, the reference's inputs.
+        metric: ``path/file.py:function`` or ``package.module:function``, which decides whether a
+            low precision passes, in place of the parity policy; see
+            :class:`~crossfuse.parity.metric.Metric`.
+        max_drop: how far the metric may be below its value in fp32.
         allow_unfused: build even if an attention does not fuse.
+        allow_unquantized: build even if a linear layer that was to be quantised is not.
         step: told what begins, for progress.
 
     Raises:
         BundleError: no bundle, or a damaged one.
-        InputError, FusionError, ParityError: as `export`.
+        InputError, FusionError, QuantizationError, ParityError: as `export`.
         EngineError: the engine builder refuses the graph.
     """
     given = open_bundle(path)
@@ -78,6 +91,10 @@ def build(  # noqa: PLR0913 -- public: what a user may say of a target
             memory_limit,
             optimization_level,
             lean,
+            tuple(map(str, paths(calibrate))),
+            metric,
+            max_drop,
+            allow_unquantized,
         ),
     )
     require_onnxruntime("the check of a target's numbers")
@@ -109,7 +126,9 @@ def _require_measured(bundle: Bundle, target: str, options: BuildOptions) -> Non
     if not manifest.quick:
         return
     precision = require_precision(options.precision, require_target(target))
-    if precision != "fp32" and not any(point.half for point in reference_of(bundle).points):
+    if precision in HALF_PRECISIONS and not any(
+        point.half for point in reference_of(bundle).points
+    ):
         raise InputError(
             "the bundle was exported quickly, and what the eager model loses in half precision was "
             "not measured",

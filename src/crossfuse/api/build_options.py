@@ -4,13 +4,15 @@ on."""
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
 from crossfuse import __version__
+from crossfuse.api.calibration import calibration_files
 from crossfuse.api.fused_graph import WEIGHTS
 from crossfuse.core.json_codec import json_text
-from crossfuse.core.target import IO_DTYPES, require_precision, require_target
+from crossfuse.core.target import IO_DTYPES, LOW_PRECISIONS, require_precision, require_target
 from crossfuse.errors import Advice, InputError, PackageError, Said
 from crossfuse.runtime.gpu import Gpu
 
@@ -32,6 +34,10 @@ class BuildOptions:
     memory_limit: int | None = None
     optimization_level: int | None = None
     lean: bool = False
+    calibrate: tuple[str, ...] = ()
+    metric: str | None = None
+    max_drop: float | None = None
+    allow_unquantized: bool = False
 
 
 def check_options(target: str, options: BuildOptions) -> BuildOptions:
@@ -52,6 +58,7 @@ def check_options(target: str, options: BuildOptions) -> BuildOptions:
         raise InputError(
             "inputs and outputs in fp16 need a target in fp16 or mixed", got=options.precision
         )
+    _check_low_precision(options)
     if known.compiles and (missing := known.missing()) is not None:
         raise PackageError(
             f"target {target!r} is built with {missing}, which is not installed: the ledger says "
@@ -75,6 +82,42 @@ def check_options(target: str, options: BuildOptions) -> BuildOptions:
     if known.builds_for_this_gpu:
         capabilities = (Gpu().capability,)
     return replace(options, compute_capabilities=capabilities)
+
+
+def _check_low_precision(options: BuildOptions) -> None:
+    """Refuse what only a low precision takes in another one, and half of a metric.
+
+    Raises:
+        InputError: such an option, or calibration data that isn't there.
+    """
+    given = {
+        Said("--calibrate", "calibrate"): bool(options.calibrate),
+        Said("--metric", "metric"): options.metric is not None,
+        Said("--max-drop", "max_drop"): options.max_drop is not None,
+        Said("--allow-unquantized", "allow_unquantized"): options.allow_unquantized,
+    }
+    if options.precision not in LOW_PRECISIONS:
+        for said, present in given.items():
+            if present:
+                raise InputError(
+                    Advice("{} is for low precisions", said),
+                    got=options.precision,
+                    expected=", ".join(LOW_PRECISIONS),
+                )
+        return
+    if (options.metric is None) != (options.max_drop is None):
+        raise InputError(
+            Advice(
+                "a metric ({}) and how far it may drop ({}) go together",
+                Said("--metric", "metric"),
+                Said("--max-drop", "max_drop"),
+            )
+        )
+    if options.max_drop is not None and not 0 <= options.max_drop < math.inf:
+        raise InputError(
+            "a metric can't drop by that", got=options.max_drop, expected="a number from 0 on"
+        )
+    calibration_files(options.calibrate)
 
 
 def options_of(target: str, options: BuildOptions) -> BuildOptions:

@@ -7,17 +7,18 @@ import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from crossfuse.api.arguments import Progress
 from crossfuse.api.build_options import BuildOptions, request_key
 from crossfuse.api.built_files import BuiltFiles, Fusions, compiled_attentions
+from crossfuse.api.calibration import calibration_data, reference_inputs
 from crossfuse.bundle.manifest import EngineInfo, Manifest, TargetEntry
-from crossfuse.core.target import Target, require_precision, require_target
+from crossfuse.core.linear_ledger import LinearLedger
+from crossfuse.core.target import LOW_PRECISIONS, Target, require_precision, require_target
 from crossfuse.core.tensors import CONTEXTS
 from crossfuse.errors import Advice, ParityError, Said
-from crossfuse.parity.reference import ReferencePoint, ReferenceSet
-from crossfuse.parity.shape_points import EXAMPLE, MADE, TAILS
+from crossfuse.parity.reference import ReferenceSet
 from crossfuse.parity.target_check import ParityCheck
 from crossfuse.runtime.backends import runs_here
 from crossfuse.targets.registry import lower_stages, lowering_of
@@ -25,6 +26,7 @@ from crossfuse.targets.registry import lower_stages, lowering_of
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+    from crossfuse.api.low_precision import LowPrecisionStages
     from crossfuse.bundle.writer import BundleWriter
     from crossfuse.export.split.assembly import Stages
     from crossfuse.parity.report import ParityReport
@@ -42,11 +44,6 @@ _PRODUCERS = (
     "openvino",
     "polygraphy",
 )
-_CALIBRATION_POINTS = 2
-"""How many of the points made for the check are calibrated on, besides the user's examples and what
-reaches tails."""
-
-
 _WITHOUT_SPLIT = Said("--whole", "whole=True")
 _WHOLE = Advice(
     "Nothing was written. It fails where several queries ask one context: where samples of a batch "
@@ -101,7 +98,9 @@ class TargetBuild:
         known = require_target(target)
         precision = require_precision(options.precision, known)
         check = ParityCheck(self.stages, self.reference, precision)
-        precise = self._in_precision(known, options, check)
+        low = self._low_precision(manifest, options, check)
+        check = check if low is None else low.check
+        precise = self._in_precision(known, options, check) if low is None else low.precise
         self.progress(f"{target}: lowering")
         if known.engine is not None:
             built = self._engines(precise, known, options, manifest)
@@ -110,17 +109,26 @@ class TargetBuild:
         ledger = manifest.ledger.with_target(target, built.kernels, built.reasons)
         if not options.allow_unfused:
             ledger.require_fused([target], str(manifest.source.get("kind")))
+        linears = LinearLedger() if low is None else self._linears(low, known, built, options)
         self.progress(f"{target}: parity")
+        try:
+            parity = self._parity(check, known, precise, built)
+        except ParityError as error:
+            if low is not None:
+                low.name_layers(error)
+            raise
         entry = TargetEntry(
             stages=built.stages,
             files=tuple(sorted(built.files)),
             precision=precision,
             producers=_producers(known),
-            parity=self._parity(check, known, precise, built).to_json(),
+            parity=parity.to_json(),
             kept=precise.kept,
             boundary=precise.boundary,
             engine=built.engine,
             package=known.package,
+            linears=linears,
+            calibration="" if low is None else low.calibration,
         )
         return replace(manifest.with_target(target, entry), ledger=ledger)
 
@@ -135,7 +143,7 @@ class TargetBuild:
             return StageGraphs(graphs)
         keep: dict[str, str] = {}
         if precision == "mixed":
-            points = [_whole_inputs(p.inputs, self.model) for p in _calibration(self.reference)]
+            points = reference_inputs(self.reference, self.model)
             keep = search_islands(self.model, graphs, points, check.passes, progress=self.progress)
         self.progress(f"{target.name}: casting to {precision}")
         ends = _float_ends(self.model) if options.io_dtype == "fp16" else []
@@ -147,6 +155,34 @@ class TargetBuild:
             half_io=ends,
             without_bf16=target.without_bf16,
         )
+
+    def _low_precision(
+        self, manifest: Manifest, options: BuildOptions, check: ParityCheck
+    ) -> LowPrecisionStages | None:
+        """The stages with their linear layers in integers; None in other precisions."""
+        if check.precision not in LOW_PRECISIONS:
+            return None
+        from crossfuse.api.low_precision import quantized
+
+        data = calibration_data(options.calibrate, manifest, self.reference, self.model)
+        return quantized(self.model, check, options, data, self.progress)
+
+    def _linears(
+        self, low: LowPrecisionStages, target: Target, built: BuiltFiles, options: BuildOptions
+    ) -> LinearLedger:
+        """What the linear layers became in the engine's own graph.
+
+        Raises:
+            QuantizationError: one that was to be quantised is not.
+        """
+        from crossfuse.parity.linear_check import linear_ledger
+
+        self.progress(f"{target.name}: what became of linear layers")
+        paths = {stage: self.writer.folder / file for stage, file in built.stages.items()}
+        ledger = linear_ledger(paths, low.layers, low.costs)
+        if not options.allow_unquantized:
+            ledger.require_quantized(target.name)
+        return ledger
 
     def _graphs(self, precise: StageGraphs, target: Target, precision: str) -> BuiltFiles:
         """Write the graphs of an ONNX target, and ask the engine that compiles them."""
@@ -232,7 +268,11 @@ class TargetBuild:
                 error.do = _WIDER
             elif self._passes_whole(check.precision):
                 error.do = _PASSES_WHOLE
-            elif report is not None and self._shared_contexts(report):
+            elif (
+                report is not None
+                and check.precision not in LOW_PRECISIONS
+                and self._shared_contexts(report)
+            ):
                 error.do = _WHOLE
             raise
         return report
@@ -287,28 +327,6 @@ def _float_ends(model: ir.Model) -> list[str]:
     """Floating inputs and outputs of the whole graph."""
     ends = (*model.graph.inputs, *model.graph.outputs)
     return [v.name or "" for v in ends if v.dtype is not None and v.dtype.name == "FLOAT"]
-
-
-def _calibration(reference: ReferenceSet) -> list[ReferencePoint]:
-    """The points whose activations a search looks at: the user's, some made, and tails at which
-    fp16 is judged."""
-    made = [p for p in reference.points if p.kind == MADE]
-    tails = [
-        p
-        for p in reference.points
-        if p.kind == TAILS and set(p.half.get("fp16", {})) == set(p.outputs)
-    ]
-    return [
-        *(p for p in reference.points if p.kind == EXAMPLE),
-        *made[:_CALIBRATION_POINTS],
-        *tails,
-    ]
-
-
-def _whole_inputs(inputs: Mapping[str, Any], model: ir.Model) -> dict[str, Any]:
-    """A point's inputs for the whole graph."""
-    names = {value.name for value in model.graph.inputs}
-    return {name: array for name, array in inputs.items() if name in names}
 
 
 def _producers(target: Target) -> dict[str, str]:

@@ -21,7 +21,7 @@ from crossfuse.core.files import write_whole
 from crossfuse.core.foreign import door
 from crossfuse.core.garbage import imported, old_objects_kept
 from crossfuse.core.onnx_runtime import require_onnxruntime
-from crossfuse.core.target import CPU_TARGET, require_precision, require_target
+from crossfuse.core.target import CPU_TARGET, HALF_PRECISIONS, require_precision, require_target
 from crossfuse.parity.reference import REFERENCE_FILE, save_reference
 from crossfuse.parity.trial import trust
 
@@ -53,7 +53,11 @@ def export(  # noqa: PLR0913 -- public: what a user may say of a source and of i
     io_dtype: str | None = None,
     compute_capabilities: Iterable[str] = (),
     profile_shapes: Iterable[str] = (),
+    calibrate: Examples = (),
+    metric: str | None = None,
+    max_drop: float | None = None,
     allow_unfused: bool = False,
+    allow_unquantized: bool = False,
     size: str = "published",
     seed: int = 0,
     checkpoint: str | None = None,
@@ -85,6 +89,7 @@ def export(  # noqa: PLR0913 -- public: what a user may say of a source and of i
         targets: ``onnx``, ``ort-cpu``, ``openvino``, ``ort-cuda``, ``tensorrt``, ``tensorrt-rtx``,
             or those that are registered.
         precision, io_dtype, compute_capabilities, profile_shapes: as `build`, for all the targets.
+        calibrate, metric, max_drop, allow_unquantized: of low precisions, as `build`.
         allow_unfused: export even if an attention did not fuse; the ledger says which.
         size, seed, checkpoint: of a zoo model: ``tiny`` or ``published``, random weights' seed, or
             a folder with a ``transformers`` checkpoint (safetensors) whose weights to load.
@@ -114,6 +119,7 @@ def export(  # noqa: PLR0913 -- public: what a user may say of a source and of i
     Raises:
         InputError: a source, target, precision or output folder that can't be used.
         FusionError: an attention did not fuse (its site and the reason are named).
+        QuantizationError: a linear layer that was to be quantised was not.
         ParityError: a target does not compute what the eager model computes.
     """
     requested = BuildOptions(
@@ -122,6 +128,10 @@ def export(  # noqa: PLR0913 -- public: what a user may say of a source and of i
         allow_unfused=allow_unfused,
         compute_capabilities=several("compute_capabilities", compute_capabilities),
         profile_shapes=several("profile_shapes", profile_shapes),
+        calibrate=tuple(map(str, paths(calibrate))),
+        metric=metric,
+        max_drop=max_drop,
+        allow_unquantized=allow_unquantized,
     )
     of_targets = {
         name: check_options(name, options_of(name, requested))
@@ -215,7 +225,7 @@ def _reference(
     from crossfuse.parity.half_precision import HALF_DTYPES
 
     in_half = any(
-        require_precision(of.precision, require_target(name)) != "fp32"
+        require_precision(of.precision, require_target(name)) in HALF_PRECISIONS
         for name, of in options.items()
     )
     found = eager_reference(

@@ -12,6 +12,7 @@ from crossfuse.core.json_codec import encode, json_text
 from crossfuse.core.json_form import AtLeast, Entries, Form, Length, Matches
 from crossfuse.core.json_reader import Origin, decode_text
 from crossfuse.core.ledger import Ledger
+from crossfuse.core.linear_ledger import LinearLedger
 from crossfuse.core.tensors import Dim, Dtype, TensorSpec
 from crossfuse.errors import BundleError
 
@@ -146,9 +147,11 @@ class TargetEntry:
             manifest says → that dtype.
         engine: of targets that are engines.
         package: which provides a target that is not built in.
+        linears: in low precision, the model's linear layers and what each became.
+        calibration: what a low precision was chosen on.
     """
 
-    __json__: ClassVar[Form] = Form(sparse=frozenset({"package"}))
+    __json__: ClassVar[Form] = Form(sparse=frozenset({"package", "linears", "calibration"}))
 
     stages: Mapping[str, _FileName]
     files: tuple[_FileName, ...]
@@ -159,6 +162,8 @@ class TargetEntry:
     boundary: Mapping[str, Dtype] = field(default_factory=dict)
     engine: EngineInfo | None = None
     package: str = ""
+    linears: LinearLedger = field(default_factory=LinearLedger)
+    calibration: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 from crossfuse.core.json_form import AtLeast, Matches, OneOf
 from crossfuse.core.tensors import SIZES
 
-__all__ = ["OutputRecord", "ParityRecord", "SourceRecord"]
+__all__ = ["MetricRecord", "OutputRecord", "ParityRecord", "SourceRecord"]
 
 
 _Axis = Annotated[str, Matches("[0-9]{1,3}", "an axis, counted from 0")]
@@ -82,6 +82,10 @@ class OutputRecord:
         tolerance_from: where that comes from.
         worst_at: the sizes there.
         finite: no NaN or infinity anywhere.
+        relative_rms: in low precision, the largest RMS error relative to the reference's, which
+            ``tolerance`` is of there.
+        top1: in low precision, how often the largest number along the last axis is the reference's.
+        misses: in low precision, what is beyond a limit, in words.
     """
 
     passed: bool
@@ -92,6 +96,28 @@ class OutputRecord:
     tolerance_from: str
     worst_at: Mapping[str, int]
     finite: bool
+    relative_rms: float | None = None
+    top1: float | None = None
+    misses: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
+class MetricRecord:
+    """What the user's own metric said of a target in low precision.
+
+    Attributes:
+        passed: it drops no more than it may.
+        name: of the function.
+        fp32: its value for the same target in fp32.
+        value: for the target.
+        max_drop: how far that may be below.
+    """
+
+    passed: bool
+    name: str
+    fp32: float
+    value: float
+    max_drop: float
 
 
 @dataclass(frozen=True)
@@ -111,6 +137,7 @@ class ParityRecord:
         kinds: of the points: the user's own example, made, or made to reach tails.
         notes: what was not tried or judged, and why.
         fault: where a bisection found the first difference.
+        metric: what the user's own metric said, where it decided.
     """
 
     passed: bool
@@ -125,3 +152,4 @@ class ParityRecord:
     kinds: tuple[str, ...] | None = None
     notes: tuple[str, ...] | None = None
     fault: Mapping[str, Any] | None = None
+    metric: MetricRecord | None = None

@@ -22,13 +22,17 @@ __all__ = [
     "SOURCE",
     "AllowMissing",
     "AllowUnfused",
+    "AllowUnquantized",
     "BuiltTarget",
     "BundlePath",
+    "Calibrate",
     "Capabilities",
     "Device",
     "HalfType",
     "IoDtype",
     "Json",
+    "MaxDrop",
+    "MetricFunction",
     "Precision",
     "PrecisionName",
     "Profiles",
@@ -54,7 +58,7 @@ SAMPLES = "Samples for the processor of an hf: source"
 """Panels of the help, which group options."""
 
 SizeName = Literal["tiny", "published"]
-PrecisionName = Literal["fp32", "fp16", "bf16", "mixed"]
+PrecisionName = Literal["fp32", "fp16", "bf16", "mixed", "int8", "mixed-int8", "int4"]
 HalfType = Literal["fp32", "fp16"]
 
 
@@ -85,6 +89,43 @@ AllowUnfused = Annotated[
     typer.Option(
         "--allow-unfused",
         help="Warn, instead of fail, about attentions that did not fuse.",
+        rich_help_panel=ENGINE,
+    ),
+]
+AllowUnquantized = Annotated[
+    bool,
+    typer.Option(
+        "--allow-unquantized",
+        help="Let linear layers that can't be quantised compute in fp32; the bundle says which.",
+        rich_help_panel=ENGINE,
+    ),
+]
+Calibrate = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--calibrate",
+        metavar="FILE.npz|FOLDER",
+        help="Real inputs that a low precision is chosen on, arrays by input name, one set per "
+        "file; where omitted, the reference's. Repeat.",
+        rich_help_panel=ENGINE,
+    ),
+]
+MetricFunction = Annotated[
+    str | None,
+    typer.Option(
+        "--metric",
+        metavar="FILE.py:FUNCTION",
+        help="Decides whether a low precision passes: a function of (run, data) that returns a "
+        "number, larger is better. Needs --max-drop.",
+        rich_help_panel=ENGINE,
+    ),
+]
+MaxDrop = Annotated[
+    float | None,
+    typer.Option(
+        "--max-drop",
+        metavar="NUMBER",
+        help="How far the metric may be below its value in fp32.",
         rich_help_panel=ENGINE,
     ),
 ]
@@ -144,7 +185,8 @@ Precision = Annotated[
     PrecisionName | None,
     typer.Option(
         "--precision",
-        help="Where omitted, fp16 for engines, fp32 for the others.",
+        help="Where omitted, fp16 for engines, fp32 for the others. int8, mixed-int8 and int4 are "
+        "of ort-cpu.",
         rich_help_panel=ENGINE,
     ),
 ]

@@ -12,10 +12,12 @@ from rich.table import Table
 
 from crossfuse.bundle.manifest import Manifest, TargetEntry
 from crossfuse.bundle.store import Bundle
+from crossfuse.commands.linear_table import show_linears
 from crossfuse.commands.output import Output, styled
 from crossfuse.core.checkpoint_weights import weights_words
 from crossfuse.core.dimensions import size_at
 from crossfuse.core.ledger import Ledger
+from crossfuse.core.target import LOW_PRECISIONS
 from crossfuse.core.tensors import CONTEXTS
 from crossfuse.core.text import listed
 from crossfuse.parity.reference import EAGER
@@ -113,6 +115,12 @@ def show_parity(output: Output, report: ParityReport | dict[str, Any]) -> None:
     for name, found in data["outputs"].items():
         table.add_row(name, *_parity_cells(found), style="" if found["passed"] else "bold red")
     output.console.print(table)
+    if data.get("metric"):
+        metric = data["metric"]
+        output.line(
+            f"{metric['name']}: {metric['value']:.6g}, {metric['fp32']:.6g} in fp32, may drop by "
+            f"{metric['max_drop']:g}"
+        )
     for note in data.get("notes", ()):
         output.line(str(note))
     divergence = None if isinstance(report, dict) else report.fault
@@ -123,7 +131,10 @@ def show_parity(output: Output, report: ParityReport | dict[str, Any]) -> None:
 def _parity_cells(found: dict[str, Any]) -> tuple[str, ...]:
     numbers = ("∞" if found[key] is None else f"{found[key]:.3g}" for key in ("max_abs", "max_rel"))
     cosine = "–" if found["cosine"] is None else f"{found['cosine']:.9f}"
-    return (*numbers, cosine, f"{found['tolerance']:.3g}", found["tolerance_from"])
+    cause = found["tolerance_from"]
+    if found.get("relative_rms") is not None:
+        cause = f"{cause}: got {found['relative_rms']:.3g}, {found['top1']:.2%}"
+    return (*numbers, cosine, f"{found['tolerance']:.3g}", cause)
 
 
 def _points_text(parity: dict[str, Any]) -> str:
@@ -134,7 +145,11 @@ def _points_text(parity: dict[str, Any]) -> str:
 
 def show_target(output: Output, name: str, entry: TargetEntry) -> None:
     """Precision and engine of a target, where there is something to say."""
-    if entry.precision != "fp32":
+    if entry.precision in LOW_PRECISIONS:
+        chosen = f", chosen on {entry.calibration}" if entry.calibration else ""
+        output.line(f"{name} computes in {entry.precision}{chosen}")
+        show_linears(output, entry.linears)
+    elif entry.precision != "fp32":
         reasons = Counter(entry.kept.values())
         output.line(f"{name} computes in {entry.precision}; {len(entry.kept)} nodes stay in fp32")
         for why, count in reasons.most_common(_MOST_REASONS):

@@ -19,7 +19,9 @@ from crossfuse.errors import InputError, unknown
 __all__ = [
     "CPU_TARGET",
     "GROUP",
+    "HALF_PRECISIONS",
     "IO_DTYPES",
+    "LOW_PRECISIONS",
     "PRECISIONS",
     "TARGETS",
     "EngineLibrary",
@@ -36,8 +38,15 @@ CPU_TARGET = "ort-cpu"
 """What an export builds where no target is asked for, and what executes the CPU equivalents of the
 others."""
 
-PRECISIONS = ("fp32", "fp16", "bf16", "mixed")
-"""What targets compute in; ``mixed`` is fp16 with as few nodes in fp32 as parity needs."""
+HALF_PRECISIONS = ("fp16", "bf16", "mixed")
+"""Those in half floats; ``mixed`` is fp16 with as few nodes in fp32 as parity needs."""
+
+LOW_PRECISIONS = ("int8", "mixed-int8", "int4")
+"""Those of linear layers in integers, which have a parity policy of their own; ``mixed-int8`` keeps
+as few layers in fp32 as that needs, and ``int4`` holds weights alone."""
+
+PRECISIONS = ("fp32", *HALF_PRECISIONS, *LOW_PRECISIONS)
+"""What targets compute in."""
 
 IO_DTYPES = {"fp32": "float32", "fp16": "float16"}
 """Choices for the inputs and outputs of a target: NumPy has no bfloat16."""
@@ -221,7 +230,7 @@ _BUILT_IN = (
     Target(
         "ort-cuda",
         "ONNX Runtime's fused operators for NVIDIA GPUs",
-        precisions=PRECISIONS,
+        precisions=("fp32", *HALF_PRECISIONS),
         provider="CUDAExecutionProvider",
         requires=("onnxruntime",),
         install=_GPU,

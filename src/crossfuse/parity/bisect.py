@@ -9,9 +9,9 @@ found in log2 of their number. One evaluation more looks at the module outputs b
 attentions before it.
 
 The truth is the fused graph in fp32, executed in its portable form; what a tensor's error may be is
-a small multiple of the error that the fused graph itself has in the target's precision, or in fp32
-a multiple of the parity policy's floor. Engines are bisected through the graph that a CPU executes
-in their place.
+a small multiple of the error that the fused graph itself has in the target's precision, in fp32 a
+multiple of the parity policy's floor, and in low precision what the policy for it allows an output.
+Engines are bisected through the graph that a CPU executes in their place.
 """
 
 from __future__ import annotations
@@ -24,10 +24,11 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from crossfuse.bundle.store import Bundle
-from crossfuse.core.target import require_target
+from crossfuse.core.target import LOW_PRECISIONS, require_target
 from crossfuse.core.tensors import CONTEXTS
 from crossfuse.graph.attention_node import attention_nodes
 from crossfuse.graph.metadata import MODULE, site_of
+from crossfuse.parity.low_precision import PLAIN
 from crossfuse.parity.policy import EAGER_MULTIPLE, FLOORS, judged_as, output_error
 from crossfuse.parity.reference import ReferencePoint, ReferenceSet
 from crossfuse.parity.report import Divergence, ParityReport
@@ -42,6 +43,9 @@ from crossfuse.targets.registry import cpu_equivalent
 __all__ = ["bisect", "bisection_point", "stage_candidates"]
 
 Arrays = dict[str, NDArray[Any]]
+
+_PEAK = 6.0
+"""How many times its RMS the largest of many rounding errors may be."""
 
 
 def bisect(
@@ -165,7 +169,8 @@ class _Runner:
     ) -> None:
         self.truth = lower_portable(fused).model
         self.rounded: ir.Model | None = None
-        if precision != "fp32":
+        self.low = precision in LOW_PRECISIONS
+        if precision != "fp32" and not self.low:
             cast = cast_graph(fused, judged_as(precision), keep=kept).model
             self.rounded = lower_portable(simulate(cast)).model
         self.candidates = {stage: graph for stage, graph in candidates.items() if stage != "step"}
@@ -191,7 +196,7 @@ class _Runner:
         expected, got = self._whole(self.truth, names), self._got(names)
         rounded = None if self.rounded is None else self._whole(self.rounded, names)
         for name in names:
-            tolerance = self.floor * float(np.max(np.abs(expected[name]), initial=0.0))
+            tolerance = self._floor(expected[name])
             if rounded is not None:
                 noise = EAGER_MULTIPLE * output_error(rounded[name], expected[name])
                 tolerance = max(noise, tolerance) if np.isfinite(noise) else tolerance
@@ -199,6 +204,14 @@ class _Runner:
             if error > tolerance:
                 return _Beyond(name, error, tolerance)
         return None
+
+    def _floor(self, expected: NDArray[Any]) -> float:
+        """What a tensor's error may be at least; in low precision the peak of an error that an
+        output may have."""
+        if self.low:
+            squares = np.square(expected.astype(np.float64)).ravel()
+            return _PEAK * PLAIN.relative_rms * float(squares.mean()) ** 0.5 if len(squares) else 0
+        return self.floor * float(np.max(np.abs(expected), initial=0.0))
 
     def _whole(self, model: ir.Model, names: Sequence[str]) -> Arrays:
         inputs = {value.name for value in model.graph.inputs}

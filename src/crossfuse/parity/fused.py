@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from crossfuse.bundle.manifest import Manifest
 
-__all__ = ["FUSED", "fused_reference"]
+__all__ = ["FUSED", "fused_reference", "whole_inputs"]
 
 FUSED = "the bundle's fused graph, executed by ONNX Runtime on the CPU (not the eager model)"
 
@@ -61,7 +61,7 @@ def fused_reference(
     with opened(lowered) as run:
         for i, (where, arrays) in enumerate(given):
             progress(f"fused graph in fp32 {i + 1}/{len(given)}: {where}")
-            whole = _whole(arrays, manifest)
+            whole = whole_inputs(arrays, manifest)
             try:
                 results = dict(zip(names, run({name: whole[name] for name in needed}), strict=True))
             except Exception as error:  # ONNX Runtime's exceptions have no common base
@@ -102,7 +102,7 @@ def fused_reference(
     return ReferenceSet("float32", tuple(points), (), FUSED)
 
 
-def _whole(arrays: Mapping[str, NDArray[Any]], manifest: Manifest) -> dict[str, NDArray[Any]]:
+def whole_inputs(arrays: Mapping[str, NDArray[Any]], manifest: Manifest) -> dict[str, NDArray[Any]]:
     """The inputs of the whole graph, each context repeated for its queries."""
     if manifest.shared_batch is None:
         return dict(arrays)

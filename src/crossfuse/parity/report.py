@@ -12,7 +12,11 @@ from numpy.typing import NDArray
 
 from crossfuse.core.json_codec import JsonData
 from crossfuse.core.json_form import Form
+from crossfuse.core.target import LOW_PRECISIONS
 from crossfuse.errors import Advice, BundleError, ParityError, Said
+from crossfuse.parity.low_precision import PLAIN, Limits, measured
+from crossfuse.parity.metric import MetricOutcome
+from crossfuse.parity.output_parity import Divergence, OutputParity
 from crossfuse.parity.policy import (
     FLOORS,
     judged_as,
@@ -35,85 +39,19 @@ _NARROW = Advice(
     Said("--precision mixed", "precision='mixed'"),
 )
 
+_SEARCHED = Advice(
+    "Nothing was written. {} keeps as few layers in fp32 as the check needs; {} judges by what the "
+    "outputs are for",
+    Said("--precision mixed-int8", "precision='mixed-int8'"),
+    Said("--metric", "metric=..."),
+)
+_ADVICE: Mapping[str, str | Advice] = {
+    "fp32": _BEFORE_WRITING,
+    "int8": _SEARCHED,
+    "int4": _SEARCHED,
+}
+
 Runner = Callable[[Mapping[str, NDArray[Any]]], Mapping[str, NDArray[Any]]]
-
-
-@dataclass(frozen=True)
-class Divergence(JsonData):
-    """Where a target leaves its tolerance, as a bisection found it.
-
-    Attributes:
-        site: the first attention beyond its tolerance, or None where only what comes after the last
-            one is.
-        module: the first module whose output is, at or before that attention; None where it is the
-            attention itself.
-        error, tolerance: largest error there, and what it may be.
-        evaluations: how many times the target was executed.
-    """
-
-    __json__: ClassVar[Form] = Form(
-        keys=("site", "module", "evaluations", "error", "tolerance"), gaps=frozenset({"error"})
-    )
-
-    site: str | None
-    module: str | None
-    error: float
-    tolerance: float
-    evaluations: int
-
-    def sentence(self) -> str:
-        """For people."""
-        where = f"attention {self.site}" if self.site else "what follows the last attention"
-        within = f"; the first module beyond it is {self.module}" if self.module else ""
-        return (
-            f"the first difference is in {where}{within} (error {self.error:.3g}, tolerance "
-            f"{self.tolerance:.3g}), found in "
-            f"{self.evaluations} evaluations"
-        )
-
-
-@dataclass(frozen=True)
-class OutputParity:
-    """One output's worst case over all points: the point that is furthest beyond, or nearest to,
-    its tolerance.
-
-    Attributes:
-        max_abs: largest absolute error there (for integers, the fraction of differing elements).
-        max_rel: largest error relative to the reference's largest magnitude at the same point, over
-            all points.
-        cosine: smallest cosine similarity with the reference, over all points.
-        tolerance: what ``max_abs`` may be.
-        tolerance_from: where that comes from.
-        worst_at: the sizes there.
-        finite: no NaN or infinity anywhere.
-    """
-
-    __json__: ClassVar[Form] = Form(
-        keys=(
-            "passed",
-            "max_abs",
-            "max_rel",
-            "cosine",
-            "tolerance",
-            "tolerance_from",
-            "worst_at",
-            "finite",
-        ),
-        gaps=frozenset({"max_abs", "max_rel", "cosine"}),
-    )
-
-    max_abs: float
-    max_rel: float
-    cosine: float
-    tolerance: float
-    tolerance_from: str
-    worst_at: Mapping[str, int]
-    finite: bool
-
-    @property
-    def passed(self) -> bool:
-        """Within the tolerance, and finite."""
-        return self.finite and self.max_abs <= self.tolerance
 
 
 @dataclass(frozen=True)
@@ -129,6 +67,7 @@ class ParityReport(JsonData):
         computed_by: what computed the reference.
         reference_reason: why the reference is not plain float64 of a float32 model; empty where it
             is.
+        metric: what the user's own metric says, where it decides.
     """
 
     __json__: ClassVar[Form] = Form(
@@ -145,8 +84,9 @@ class ParityReport(JsonData):
             "notes",
             "outputs",
             "fault",
+            "metric",
         ),
-        sparse=frozenset({"fault"}),
+        sparse=frozenset({"fault", "metric"}),
     )
 
     target: str
@@ -161,29 +101,28 @@ class ParityReport(JsonData):
     notes: tuple[str, ...] = ()
     computed_by: str = EAGER
     reference_reason: str = ""
+    metric: MetricOutcome | None = None
 
     @property
     def passed(self) -> bool:
-        """Every output passes."""
-        return bool(self.outputs) and all(output.passed for output in self.outputs.values())
+        """Every output passes, and the user's metric."""
+        outputs = bool(self.outputs) and all(output.passed for output in self.outputs.values())
+        return outputs and (self.metric is None or self.metric.passed)
 
     @property
     def failure(self) -> ParityError | None:
         """The error naming the outputs that fail, or None."""
-        failed = [
-            f"{name} (error {o.max_abs:.3g} at {dict(o.worst_at)})"
-            if o.finite
-            else f"{name} (NaN or infinity)"
-            for name, o in self.outputs.items()
-            if not o.passed
-        ]
+        failed = [f"{name} ({o.fault})" for name, o in self.outputs.items() if not o.passed]
+        if self.metric is not None and not self.metric.passed:
+            failed.append(self.metric.words)
         if not failed:
             return None
         worst = max((o.tolerance for o in self.outputs.values() if not o.passed), default=0.0)
+        low = self.precision in LOW_PRECISIONS
         return ParityError(
             f"target {self.target!r} does not compute what {self.computed_by} computes",
             got="; ".join(failed),
-            expected=f"at most {worst:.3g}",
+            expected=None if low else f"at most {worst:.3g}",
             do=Advice(
                 "{} says where a bundle's target begins to differ; failed parity is not shipped",
                 Said("`crossfuse verify --bisect`", "crossfuse.verify(..., bisect=True)"),
@@ -196,20 +135,27 @@ class ParityReport(JsonData):
         This is for what is not written yet, so can't be bisected.
         """
         if (failure := self.failure) is not None:
-            failure.do = _BEFORE_WRITING if self.precision == "fp32" else _NARROW
+            failure.do = _ADVICE.get(self.precision, _NARROW)
             raise failure
 
 
 def compare(
-    run: Runner, reference: ReferenceSet, *, target: str, executed_on: str, precision: str = "fp32"
+    run: Runner,
+    reference: ReferenceSet,
+    *,
+    target: str,
+    executed_on: str,
+    precision: str = "fp32",
+    limits: Limits = PLAIN,
 ) -> ParityReport:
-    """Run a candidate at every reference point and judge its outputs.
+    """Run a candidate at every reference point and judge its outputs; ``limits`` are those of a low
+    precision.
 
     Raises:
         BundleError: a precision that there is no policy for, or outputs that are not the
             reference's.
     """
-    judged = judged_as(precision)
+    judged = "fp32" if precision in LOW_PRECISIONS else judged_as(precision)
     if judged not in FLOORS:
         raise BundleError(
             "there is no parity policy for a precision",
@@ -226,7 +172,12 @@ def compare(
         for i in set(range(len(results))) - set(chosen):
             unjudged.setdefault(i, []).append(name)
         if chosen:
-            found = _judge(name, [results[i][name] for i in chosen], chosen, reference, judged)
+            arrays = [results[i][name] for i in chosen]
+            found = (
+                _judge_low(name, arrays, reference, limits)
+                if precision in LOW_PRECISIONS
+                else _judge(name, arrays, chosen, reference, judged)
+            )
             outputs[name] = found.parity
             failing |= found.failing
     left_out = [
@@ -296,6 +247,34 @@ def _judge(
         finite=all(bool(np.isfinite(got).all()) for got, _ in pairs if got.dtype.kind == "f"),
     )
     return _Judged(parity, {i for i, share in zip(chosen, shares, strict=True) if not share <= 1.0})
+
+
+def _judge_low(
+    name: str, results: Sequence[NDArray[Any]], reference: ReferenceSet, limits: Limits
+) -> _Judged:
+    """One output in low precision, at all points."""
+    pairs = [
+        (np.asarray(got), point.outputs[name])
+        for got, point in zip(results, reference.points, strict=True)
+    ]
+    errors = [output_error(got, truth) for got, truth in pairs]
+    found = measured(pairs)
+    parity = OutputParity(
+        max_abs=errors[found.worst],
+        max_rel=max(
+            error / magnitude(truth) for error, (_, truth) in zip(errors, pairs, strict=True)
+        ),
+        cosine=found.cosine,
+        tolerance=limits.relative_rms,
+        tolerance_from=limits.words,
+        worst_at=reference.points[found.worst].sizes,
+        finite=all(bool(np.isfinite(got).all()) for got, _ in pairs if got.dtype.kind == "f"),
+        relative_rms=found.relative_rms,
+        top1=found.top1,
+        misses=found.misses(limits),
+    )
+    failing = {i for i, pair in enumerate(pairs) if measured([pair]).misses(limits)}
+    return _Judged(parity, failing)
 
 
 def _unjudged_note(point: ReferencePoint, names: list[str], judged: str) -> str:

@@ -16,6 +16,7 @@ from crossfuse.core.target import require_target
 from crossfuse.core.tensors import NEXT, POSITION, names_of
 from crossfuse.errors import BundleError, InputError, ParityError
 from crossfuse.parity.given import whole_boundary
+from crossfuse.parity.low_precision import BESIDE_A_METRIC, PLAIN, Limits
 from crossfuse.parity.reference import ReferenceSet, check_reference, load_reference
 from crossfuse.parity.report import ParityReport, compare
 from crossfuse.runtime.load import load
@@ -51,12 +52,16 @@ def verify_bundle(
     bundle = open_bundle(path)
     name = target or chosen_target(bundle)
     precision = bundle.target(name).precision
+    limits = BESIDE_A_METRIC if (bundle.target(name).parity or {}).get("metric") else PLAIN
     with load(bundle, name, options) as session:
-        return check_session(session, reference or reference_of(bundle), precision)
+        return check_session(session, reference or reference_of(bundle), precision, limits)
 
 
-def check_session(session: Session, reference: ReferenceSet, precision: str) -> ParityReport:
-    """Parity of an open session; of one that decodes, also of decoding step by step."""
+def check_session(
+    session: Session, reference: ReferenceSet, precision: str, limits: Limits = PLAIN
+) -> ParityReport:
+    """Parity of an open session; of one that decodes, also of decoding step by step. ``limits`` are
+    those of a low precision."""
     _require_same_model(session, reference)
     own = require_target(session.target).provider == session.provider
     executed_on = session.provider if own else f"{session.provider} (not the target's own)"
@@ -74,6 +79,7 @@ def check_session(session: Session, reference: ReferenceSet, precision: str) -> 
         target=session.target,
         executed_on=executed_on,
         precision=precision,
+        limits=limits,
     )
     if session.decode is None:
         return report
@@ -82,7 +88,7 @@ def check_session(session: Session, reference: ReferenceSet, precision: str) -> 
         checks["prompts, then steps"] = _prompts
     outputs = dict(report.outputs)
     for how, decoded in checks.items():
-        found = _check_decoding(session, reference, decoded, precision)
+        found = _check_decoding(session, reference, decoded, (precision, limits))
         outputs |= {f"{name}, {how}": outcome for name, outcome in found.outputs.items()}
     return replace(report, outputs=outputs)
 
@@ -128,7 +134,7 @@ def _check_decoding(
     session: Session,
     reference: ReferenceSet,
     decoded: Callable[[Session, DecodingState, _Tokens], dict[str, Any]],
-    precision: str,
+    judged: tuple[str, Limits],
 ) -> ParityReport:
     """Parity of decoding in some way with the eager model over whole sequences, at the first and
     the last point."""
@@ -153,7 +159,8 @@ def _check_decoding(
         ReferenceSet(reference.dtype, points),
         target=session.target,
         executed_on=session.provider,
-        precision=precision,
+        precision=judged[0],
+        limits=judged[1],
     )
 
 

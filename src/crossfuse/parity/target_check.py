@@ -4,7 +4,8 @@ its place."""
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,12 +13,15 @@ from typing import TYPE_CHECKING
 from crossfuse.bundle.manifest import EngineInfo, Manifest
 from crossfuse.core.target import CPU_TARGET, Target, require_target
 from crossfuse.errors import InputError, ParityError, unknown
+from crossfuse.parity.low_precision import BESIDE_A_METRIC, PLAIN
+from crossfuse.parity.metric import Metric
 from crossfuse.parity.reference import ReferenceSet
 from crossfuse.parity.report import ParityReport
 from crossfuse.parity.session_check import check_session
 from crossfuse.runtime.backends import runs_here
 from crossfuse.runtime.load import SessionSpec, open_session, with_dtypes
 from crossfuse.runtime.options import SessionOptions
+from crossfuse.runtime.session import Session
 from crossfuse.targets.registry import cpu_equivalents
 
 if TYPE_CHECKING:
@@ -64,11 +68,13 @@ def check_on_cpu(
 
 @dataclass(frozen=True)
 class ParityCheck:
-    """Parity of a target with these stages, in a precision."""
+    """Parity of a target with these stages, in a precision; where ``metric`` is given, it decides
+    in place of the policy for low precision."""
 
     stages: Stages
     reference: ReferenceSet
     precision: str
+    metric: Metric | None = None
 
     def executed(
         self,
@@ -85,6 +91,22 @@ class ParityCheck:
 
     def checked_on_cpu(self, target: Target, precise: StageGraphs) -> ParityReport:
         """Of the graph that a CPU can execute in the target's place."""
+        with self._on_cpu(target, precise.graphs) as session:
+            report = self._checked(session)
+        return replace(
+            report,
+            target=target.name,
+            executed_on=f"{_CPU.provider}, {self.precision} simulated",
+        )
+
+    def with_metric(self, metric: Metric) -> ParityCheck:
+        """The check with a metric, whose value for the stages in fp32 is measured on the CPU."""
+        with self._on_cpu(_CPU, self.stages.graphs) as session:
+            return replace(self, metric=replace(metric, fp32=metric.value(session)))
+
+    @contextmanager
+    def _on_cpu(self, target: Target, graphs: Mapping[str, ir.Model]) -> Iterator[Session]:
+        """A session of what a CPU executes in the target's place."""
         from crossfuse.targets.graph_files import save_graph
 
         with tempfile.TemporaryDirectory() as folder:
@@ -95,15 +117,12 @@ class ParityCheck:
                 for t in spec.inputs
                 if t.dtype in ("float16", "bfloat16")
             ]
-            for stage, graph in cpu_equivalents(precise.graphs, target, half).items():
+            for stage, graph in cpu_equivalents(graphs, target, half).items():
                 paths[stage] = Path(folder) / _CPU.file(stage)
                 save_graph(graph, paths[stage], paths[stage].with_suffix(".bin"))
-            report = self._check(_CPU, paths, SessionOptions(), {}, None)
-        return replace(
-            report,
-            target=target.name,
-            executed_on=f"{_CPU.provider}, {self.precision} simulated",
-        )
+            spec = self._spec({}, None)
+            with open_session(_CPU, paths, spec, SessionOptions()) as session:
+                yield session
 
     def passes(self, graphs: Mapping[str, ir.Model]) -> bool:
         """Whether half graphs pass, executed as the CPU target."""
@@ -122,7 +141,12 @@ class ParityCheck:
         boundary: Mapping[str, str],
         engine: EngineInfo | None,
     ) -> ParityReport:
-        spec = SessionSpec(
+        spec = self._spec(boundary, engine)
+        with open_session(target, paths, spec, options) as session:
+            return self._checked(session)
+
+    def _spec(self, boundary: Mapping[str, str], engine: EngineInfo | None) -> SessionSpec:
+        return SessionSpec(
             with_dtypes(self.stages.specs, boundary),
             self.stages.dims,
             shared_batch=self.stages.shared_batch,
@@ -130,5 +154,10 @@ class ParityCheck:
             engine=engine,
             precision=self.precision,
         )
-        with open_session(target, paths, spec, options) as session:
-            return check_session(session, self.reference, self.precision)
+
+    def _checked(self, session: Session) -> ParityReport:
+        limits = PLAIN if self.metric is None else BESIDE_A_METRIC
+        report = check_session(session, self.reference, self.precision, limits)
+        if self.metric is None:
+            return report
+        return replace(report, metric=self.metric.judge(session))

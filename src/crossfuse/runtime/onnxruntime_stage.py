@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from crossfuse.core.cpu import exact_products
 from crossfuse.core.onnx_runtime import onnxruntime
 from crossfuse.core.processes import cpu_limit, keep_in_forks
 from crossfuse.core.text import brief
@@ -288,6 +289,10 @@ def _settings(ort: Any, options: SessionOptions, alone: bool) -> Any:
     settings.enable_cpu_mem_arena = options.arena
     settings.enable_mem_pattern = options.memory_pattern
     entries = {"session.intra_op.allow_spinning": "1" if options.spin else "0"}
+    if not exact_products():
+        # Fast products of uint8 and int8 would saturate, and give wrong numbers. Asked for, ONNX
+        # Runtime takes exact ones on CPUs with VNNI, too, at several times the cost.
+        entries["session.x64quantprecision"] = "1"
     if not alone:
         # Each stage has a pool of threads: one that went on spinning after its run would take the
         # cores from the next.

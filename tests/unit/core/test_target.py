@@ -96,7 +96,7 @@ def test_unknown_ones_are_refused_with_a_suggestion() -> None:
 def test_a_precision_is_the_target_s_first_where_none_is_given() -> None:
     assert require_precision(None, TARGETS["ort-cpu"]) == "fp32"
     assert require_precision(None, TARGETS["tensorrt"]) == "fp16"
-    assert {require_precision(p, TARGETS["ort-cuda"]) for p in PRECISIONS} == set(PRECISIONS)
+    assert {require_precision(p, TARGETS["ort-cpu"]) for p in PRECISIONS} == set(PRECISIONS)
     with pytest.raises(InputError, match="target 'onnx' can't be built in this precision"):
         require_precision("fp16", TARGETS["onnx"])
 

@@ -7,15 +7,16 @@ import ast
 import importlib
 import importlib.util
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from crossfuse.core.foreign import blaming
 from crossfuse.errors import InputError, suggestion
 from crossfuse.spec.model_spec import ModelSpec
 
-__all__ = ["factory_spec", "functions_in", "is_factory", "is_onnx"]
+__all__ = ["factory_spec", "function_of", "functions_in", "is_factory", "is_onnx"]
 
 _DO = "A factory is a function without arguments that returns a crossfuse.ModelSpec"
 _MOST_NAMES = 8
@@ -38,6 +39,26 @@ def factory_spec(source: str) -> ModelSpec:
     Raises:
         InputError: it can't be found, it raises, or it returns something else.
     """
+    factory = function_of(source, _DO)
+    with blaming("the factory raised", where=source):
+        spec = factory()
+    if not isinstance(spec, ModelSpec):
+        raise InputError(
+            "the factory returned something else", where=source, got=type(spec).__name__, do=_DO
+        )
+    return spec
+
+
+def function_of(source: str, do: str) -> Callable[..., Any]:
+    """The function that ``package.module:function`` or ``path/file.py:function`` names.
+
+    Args:
+        source: its name.
+        do: advice, which says what such a function is.
+
+    Raises:
+        InputError: it can't be found.
+    """
     where, _, name = source.rpartition(":")
     if source.endswith(".py"):
         where, name = source, ""
@@ -51,32 +72,27 @@ def factory_spec(source: str) -> ModelSpec:
                 "the source names a file, but no function in it",
                 where=path,
                 expected=_choices(where, known),
-                do=_DO,
+                do=do,
             )
         module = _load_file(path)
     else:
-        module = _import(where)
+        module = _import(where, do)
         known = [
             key
             for key, value in vars(module).items()
             if callable(value) and getattr(value, "__module__", "") == where
         ]
-    factory = getattr(module, name, None)
-    if not callable(factory):
+    function = getattr(module, name, None)
+    if not callable(function):
         raise InputError(
             "the source names no function",
             where=where,
             got=repr(name),
             expected=_choices(where, known),
-            do=suggestion(name, known) or _DO,
+            do=suggestion(name, known) or do,
         )
-    with blaming("the factory raised", where=source):
-        spec = factory()
-    if not isinstance(spec, ModelSpec):
-        raise InputError(
-            "the factory returned something else", where=source, got=type(spec).__name__, do=_DO
-        )
-    return spec
+    found: Callable[..., Any] = function
+    return found
 
 
 def functions_in(path: Path) -> list[str]:
@@ -104,8 +120,8 @@ def _choices(where: str, names: Sequence[str]) -> str:
     return " or ".join(f"{where}:{name}" for name in names[:_MOST_NAMES]) + more
 
 
-def _import(name: str) -> ModuleType:
-    with blaming("the source can't be imported:", where=name, do=_DO):
+def _import(name: str, do: str) -> ModuleType:
+    with blaming("the source can't be imported:", where=name, do=do):
         return importlib.import_module(name)
 
 

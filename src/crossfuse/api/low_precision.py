@@ -1,0 +1,138 @@
+"""A target's stages with their linear layers in integers: which stay in fp32, and what that
+costs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from crossfuse.api.arguments import Progress
+from crossfuse.api.build_options import BuildOptions
+from crossfuse.api.calibration import CalibrationData
+from crossfuse.errors import ParityError
+from crossfuse.parity.linear_check import LayerCost
+from crossfuse.parity.metric import Metric, metric_name
+from crossfuse.parity.target_check import ParityCheck
+from crossfuse.targets.precision.stages import StageGraphs
+from crossfuse.targets.quantize.layer_search import most_sensitive, search_layers
+from crossfuse.targets.quantize.layer_times import seconds_saved
+from crossfuse.targets.quantize.rewrite import DYNAMIC, Form, RoundedWeights
+from crossfuse.targets.quantize.sensitivity import Sensitivity, sensitivities
+from crossfuse.targets.quantize.stages import (
+    PlannedLayer,
+    QuantizedStages,
+    quantize_stages,
+    sites_of,
+)
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+__all__ = ["LowPrecisionStages", "quantized"]
+
+
+@dataclass(frozen=True)
+class LowPrecisionStages:
+    """What a build in low precision goes on with.
+
+    Attributes:
+        check: with the user's metric, where one was given.
+        precise: the stages' graphs.
+        layers: their linear layers.
+        costs: site → what keeping it in fp32 costs, of those that a search kept.
+        calibration: what was chosen on, in words.
+        measure: what integers do to each layer, the most sensitive first.
+    """
+
+    check: ParityCheck
+    precise: StageGraphs
+    layers: tuple[PlannedLayer, ...]
+    costs: Mapping[str, LayerCost]
+    calibration: str
+    measure: Callable[[], Sequence[Sensitivity]]
+
+    def name_layers(self, error: ParityError) -> None:
+        """Add the layers to which integers do most to an error."""
+        named = most_sensitive(self.measure())
+        if named:
+            error.got = f"{error.got}; of the layers {self.check.precision} changes most: {named}"
+
+
+def quantized(
+    model: ir.Model,
+    check: ParityCheck,
+    options: BuildOptions,
+    data: CalibrationData,
+    progress: Progress,
+) -> LowPrecisionStages:
+    """The stages in the check's precision, of `LOW_PRECISIONS`.
+
+    Args:
+        model: the whole fused graph.
+        check: of parity, without a metric.
+        options: the metric, and how far it may drop.
+        data: what is chosen on.
+        progress: told what begins.
+
+    Raises:
+        InputError: a metric that can't be used.
+        ParityError: a search finds no layers with which the build passes.
+    """
+    uses_data = options.metric is not None or check.precision == "mixed-int8"
+    if uses_data:
+        progress(f"{check.precision}: chosen on {data.words}")
+    if options.metric is not None:
+        progress(f"{options.metric} in fp32")
+        check = check.with_metric(_metric(options, data))
+    sites, made = sites_of(model), RoundedWeights()
+    form = Form(4, blocks=True) if check.precision == "int4" else DYNAMIC
+    measured: list[Sensitivity] = []
+
+    def measure() -> Sequence[Sensitivity]:
+        if not measured:
+            measured.extend(sensitivities(model, data.points, form, made))
+        return measured
+
+    def build(keep: Mapping[str, str]) -> QuantizedStages:
+        return quantize_stages(check.stages.graphs, check.precision, sites, keep=keep, made=made)
+
+    kept: list[Sensitivity] = []
+    if check.precision == "mixed-int8":
+        kept = search_layers(measure, lambda keep: check.passes(build(keep).graphs), progress)
+    reasons = {
+        one.layer.key: f"int8 gives its results a relative error of {one.error:.2g}" for one in kept
+    }
+    stages = build(reasons)
+    return LowPrecisionStages(
+        check,
+        StageGraphs(stages.graphs, reasons),
+        stages.layers,
+        _costs(kept, form),
+        data.words if uses_data else "",
+        measure,
+    )
+
+
+def _costs(kept: Sequence[Sensitivity], form: Form) -> dict[str, LayerCost]:
+    seconds = seconds_saved(kept, form)
+    return {
+        one.layer.site: LayerCost(
+            one.error if np.isfinite(one.error) else None, seconds.get(one.layer.site)
+        )
+        for one in kept
+    }
+
+
+def _metric(options: BuildOptions, data: CalibrationData) -> Metric:
+    from crossfuse.export.sources.factory import function_of
+
+    assert options.metric is not None
+    assert options.max_drop is not None
+    function = function_of(options.metric, _A_METRIC)
+    return Metric(metric_name(options.metric), function, data.sets, options.max_drop)
+
+
+_A_METRIC = "A metric is a function of (run, data) that returns a number, larger is better"

@@ -1,0 +1,217 @@
+"""Integer products in the place of linear layers.
+
+1. *Dynamic*: what the layer is given is quantised where it runs (``DynamicQuantizeLinear``, once
+   for all layers that are given it), the product is ``MatMulInteger`` with int8 weights, and the
+   result is scaled per channel. ONNX Runtime makes one kernel of that, bias included.
+2. *Blocks*: ``MatMulNBits``, which rounds what it is given in blocks too, per row: for few rows, as
+   in a decoding step.
+
+Results keep their names, types and shapes; attention and everything else stay as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+from crossfuse.graph.builder import GraphBuilder
+from crossfuse.targets.quantize.layers import LinearLayer
+from crossfuse.targets.quantize.rounding import BLOCK, Blocks, Channels, in_blocks, per_channel
+
+__all__ = [
+    "ACCURACY_LEVEL",
+    "DYNAMIC",
+    "MICROSOFT",
+    "Form",
+    "IntegerProducts",
+    "Product",
+    "RoundedWeights",
+    "rewrite",
+]
+
+MICROSOFT = "com.microsoft"
+
+ACCURACY_LEVEL = 4
+"""``MatMulNBits`` rounds what it is given to int8: in fp32 it has no kernel for 8 bits on CPUs."""
+
+_MATRIX = 2
+
+
+@dataclass(frozen=True)
+class Form:
+    """How a layer is quantised: ``bits`` of its weights, in blocks or per channel."""
+
+    bits: int = 8
+    blocks: bool = False
+
+
+DYNAMIC = Form()
+
+
+@dataclass
+class RoundedWeights:
+    """Integers made once for all stages and all trials of a search, by the weights that they are
+    made of."""
+
+    channels: dict[tuple[object, ...], Channels] = field(default_factory=dict)
+    blocks: dict[tuple[object, ...], Blocks] = field(default_factory=dict)
+
+    def per_channel(self, layer: LinearLayer) -> Channels:
+        """A layer's, per channel."""
+        key = layer.weights_key
+        if key not in self.channels:
+            self.channels[key] = per_channel(_matrix(layer))
+        return self.channels[key]
+
+    def in_blocks(self, layer: LinearLayer, bits: int) -> Blocks:
+        """A layer's, in blocks."""
+        key = (*layer.weights_key, bits)
+        if key not in self.blocks:
+            self.blocks[key] = in_blocks(_matrix(layer), bits)
+        return self.blocks[key]
+
+
+def rewrite(
+    model: ir.Model, layers: Iterable[tuple[LinearLayer, Form]], made: RoundedWeights
+) -> dict[str, str]:
+    """Put integer products in the place of layers of a graph, which is changed.
+
+    Args:
+        model: the graph.
+        layers: of it, which no rule keeps in fp32, each with its form; in the graph's order.
+        made: integers of earlier calls.
+
+    Returns:
+        site → name of the initializer with its integers, which layers of the same weights share.
+    """
+    writer = IntegerProducts(model.graph, made)
+    names = {}
+    for layer, form in layers:
+        build = GraphBuilder()
+        product = writer.of(build, layer, form)
+        names[layer.site] = product.weights
+        build.replace(layer.node, product.result)
+        if product.domain:
+            model.graph.opset_imports.setdefault(product.domain, 1)
+    RemoveUnusedNodesPass()(model)
+    return names
+
+
+class Product(NamedTuple):
+    """What was emitted for a layer.
+
+    Attributes:
+        result: in fp32, bias of a Gemm included.
+        weights: name of the initializer with its integers.
+        domain: of the operator.
+    """
+
+    result: ir.Value
+    weights: str
+    domain: str = ""
+
+
+class IntegerProducts:
+    """Emits integer products beside the layers of one graph, in the graph's order."""
+
+    def __init__(self, graph: ir.Graph, made: RoundedWeights) -> None:
+        self._graph = graph
+        self._made = made
+        self._given: dict[ir.Value, list[ir.Value]] = {}
+        self._initializers: dict[tuple[object, ...], tuple[ir.Value, ...]] = {}
+
+    def of(self, build: GraphBuilder, layer: LinearLayer, form: Form) -> Product:
+        """Emit a layer's product in a form; in blocks only weights of two axes can be."""
+        if form.blocks and len(layer.shape) == _MATRIX:
+            return self._in_blocks(build, layer, form.bits)
+        return self._dynamic(build, layer)
+
+    def _dynamic(self, build: GraphBuilder, layer: LinearLayer) -> Product:
+        node, rounded = layer.node, self._made.per_channel(layer)
+        source = node.inputs[0]
+        assert source is not None
+        arrays: dict[str, NDArray[Any]] = {"weights": rounded.weights, "scales": rounded.scales}
+        if rounded.scales.ndim == 1:
+            # ONNX Runtime joins nodes only where the weights have a zero point.
+            arrays["zeros"] = np.zeros(rounded.scales.shape, np.int8)
+        weights, scales, *zeros = self._constants(layer, 0, arrays)
+        if source not in self._given:
+            self._given[source] = list(
+                build.tape.op_multi_out("DynamicQuantizeLinear", [source], {}, num_outputs=3)
+            )
+        codes, step, zero = self._given[source]
+        product = build.op("MatMulInteger", codes, weights, zero, *zeros)
+        product = build.op("Cast", product, to=int(ir.DataType.FLOAT))
+        result = build.op("Mul", product, build.op("Mul", step, scales))
+        return Product(_with_bias(build, node, result), weights.name or "")
+
+    def _in_blocks(self, build: GraphBuilder, layer: LinearLayer, bits: int) -> Product:
+        node, rounded = layer.node, self._made.in_blocks(layer, bits)
+        arrays: dict[str, NDArray[Any]] = {"weights": rounded.packed, "scales": rounded.scales}
+        weights, scales = self._constants(layer, bits, arrays)
+        size, columns = rounded.size
+        result = build.op(
+            "MatMulNBits",
+            node.inputs[0],
+            weights,
+            scales,
+            domain=MICROSOFT,
+            K=size,
+            N=columns,
+            bits=bits,
+            block_size=BLOCK,
+            accuracy_level=ACCURACY_LEVEL,
+        )
+        return Product(_with_bias(build, node, result), weights.name or "", MICROSOFT)
+
+    def _constants(
+        self, layer: LinearLayer, bits: int, arrays: Mapping[str, NDArray[Any]]
+    ) -> tuple[ir.Value, ...]:
+        """A layer's constants as initializers, shared by the layers of the same weights."""
+        key = (*layer.weights_key, bits)
+        if key not in self._initializers:
+            self._initializers[key] = tuple(
+                self._initializer(f"{layer.site}:{what}", array) for what, array in arrays.items()
+            )
+        return self._initializers[key]
+
+    def _initializer(self, name: str, array: NDArray[Any]) -> ir.Value:
+        while name in self._graph.initializers:
+            name += "'"
+        tensor = ir.tensor(array, name=name)
+        value = ir.Value(
+            name=name,
+            type=ir.TensorType(tensor.dtype),
+            shape=ir.Shape(array.shape),
+            const_value=tensor,
+        )
+        self._graph.register_initializer(value)
+        return value
+
+
+def _with_bias(build: GraphBuilder, node: ir.Node, result: ir.Value) -> ir.Value:
+    """A Gemm's third operand, times its beta."""
+    bias = node.inputs[2] if node.op_type == "Gemm" and len(node.inputs) > 2 else None
+    if bias is None:
+        return result
+    beta = node.attributes.get_float("beta", 1.0)
+    if beta != 1.0:
+        bias = build.op("Mul", bias, build.constant(beta, np.float32))
+    return build.op("Add", result, bias)
+
+
+def _matrix(layer: LinearLayer) -> NDArray[Any]:
+    """The weights as the right operand of a product, times a Gemm's alpha."""
+    assert layer.tensor is not None
+    weights: NDArray[Any] = layer.tensor.numpy()
+    if layer.node.op_type != "Gemm":
+        return weights
+    attributes = layer.node.attributes
+    weights = weights.T if attributes.get_int("transB", 0) else weights
+    return weights * np.float32(attributes.get_float("alpha", 1.0))

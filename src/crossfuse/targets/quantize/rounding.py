@@ -1,0 +1,88 @@
+"""Weights rounded to integers: per output channel for integer products, in blocks for
+``MatMulNBits``.
+
+Symmetric, so that the zero point is that of the type. A channel or block of zeros has the scale 1.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["BLOCK", "Blocks", "Channels", "in_blocks", "per_channel"]
+
+BLOCK = 32
+"""How many weights along a column share a scale in ``MatMulNBits``."""
+
+_LARGEST = 127
+
+
+@dataclass(frozen=True)
+class Channels:
+    """Weights ``[…, K, N]`` in int8, and their scales, ``[N]`` or ``[…, 1, N]``."""
+
+    weights: NDArray[np.int8]
+    scales: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Weights ``[K, N]`` as ``MatMulNBits`` takes them.
+
+    Attributes:
+        packed: ``[N, blocks, bytes]`` uint8; with 4 bits two weights a byte, the first one low.
+        scales: ``[N · blocks]``.
+        size: K and N.
+        bits: of a weight.
+    """
+
+    packed: NDArray[np.uint8]
+    scales: NDArray[np.float32]
+    size: tuple[int, int]
+    bits: int
+
+
+def per_channel(weights: NDArray[Any]) -> Channels:
+    """Round ``[…, K, N]`` to the nearest multiple of its column's largest magnitude over 127.
+
+    Raises:
+        ValueError: NaN or infinity.
+    """
+    if not np.isfinite(weights).all():
+        raise ValueError("weights that are not finite can't be rounded")
+    scales = _scales(np.abs(weights).max(axis=-2, keepdims=True), _LARGEST)
+    rounded = np.clip(np.rint(weights / scales), -_LARGEST, _LARGEST).astype(np.int8)
+    return Channels(rounded, scales[0] if scales.ndim == 2 else scales)
+
+
+def in_blocks(weights: NDArray[Any], bits: int) -> Blocks:
+    """Round ``[K, N]`` in blocks of `BLOCK` along K, each to its own largest magnitude.
+
+    Args:
+        weights: fp32.
+        bits: 4 or 8.
+
+    Raises:
+        ValueError: NaN or infinity.
+    """
+    if not np.isfinite(weights).all():
+        raise ValueError("weights that are not finite can't be rounded")
+    rows, columns = weights.shape
+    count = -(-rows // BLOCK)
+    padded = np.zeros((columns, count * BLOCK), np.float32)
+    padded[:, :rows] = weights.T
+    blocks = padded.reshape(columns, count, BLOCK)
+    zero = 1 << (bits - 1)
+    scales = _scales(np.abs(blocks).max(axis=-1, keepdims=True), zero - 1)
+    codes = (np.clip(np.rint(blocks / scales), 1 - zero, zero - 1) + zero).astype(np.uint8)
+    packed = codes if bits == 8 else codes[..., 0::2] | (codes[..., 1::2] << 4)
+    return Blocks(np.ascontiguousarray(packed), scales.reshape(-1), (rows, columns), bits)
+
+
+def _scales(largest: NDArray[Any], top: int) -> NDArray[np.float32]:
+    """One step per channel; of magnitudes too small for one in fp32, as of zeros, 1."""
+    steps = (largest.astype(np.float64) / top).astype(np.float32)
+    return np.where(steps < np.finfo(np.float32).tiny, np.float32(1), steps).astype(np.float32)

@@ -1,0 +1,104 @@
+"""Which linear layers stay in fp32, and why: rules, asked in order, the first that fires.
+
+A rule either says that a layer was never to be quantised (it doesn't pay there, or parity needs it
+so), or that it was and can't be: the second fails the build unless that is allowed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from crossfuse.targets.precision.islands import decides_a_choice
+from crossfuse.targets.quantize.layers import CONVOLUTIONS, LinearLayer
+
+__all__ = ["NARROWEST", "RULES", "Refusal", "deciding_nodes", "refusal_of"]
+
+NARROWEST = 8
+"""Layers that sum fewer products, or give fewer results, gain nothing."""
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why a layer stays in fp32, and whether it was to be quantised."""
+
+    reason: str
+    asked: bool
+
+
+Rule = Callable[[LinearLayer, Collection[ir.Node]], Refusal | None]
+"""A layer, and the nodes that decide a choice."""
+
+
+def deciding_nodes(model: ir.Model) -> Collection[ir.Node]:
+    """Nodes by which the model chooses something before any attention, as a quantizer its codes."""
+    return decides_a_choice(list(model.graph), {}).keys()
+
+
+def refusal_of(layer: LinearLayer, deciding: Collection[ir.Node]) -> Refusal | None:
+    """Why a layer stays in fp32; None where it may be quantised."""
+    found = (rule(layer, deciding) for rule in RULES)
+    return next((refusal for refusal in found if refusal is not None), None)
+
+
+def _convolution(layer: LinearLayer, _: Collection[ir.Node]) -> Refusal | None:
+    if layer.node.op_type not in CONVOLUTIONS:
+        return None
+    return Refusal("a convolution, which the engine has no fast dynamic kernel for", asked=False)
+
+
+def _decides(layer: LinearLayer, deciding: Collection[ir.Node]) -> Refusal | None:
+    if layer.node not in deciding:
+        return None
+    return Refusal("an ArgMax or ArgMin inside the model chooses by it", asked=False)
+
+
+def _narrow(layer: LinearLayer, _: Collection[ir.Node]) -> Refusal | None:
+    if min(layer.shape[-2:]) >= NARROWEST or 0 in layer.shape:
+        return None
+    return Refusal(f"narrower than {NARROWEST}, so that int8 gains nothing", asked=False)
+
+
+def _in_a_body(layer: LinearLayer, _: Collection[ir.Node]) -> Refusal | None:
+    if not layer.nested:
+        return None
+    return Refusal("it is in the body of an If, Loop or Scan", asked=True)
+
+
+def _unreadable(layer: LinearLayer, _: Collection[ir.Node]) -> Refusal | None:
+    if layer.tensor is not None:
+        return None
+    producer = layer.node.inputs[layer.operand].producer()  # type: ignore[union-attr]  # an operand
+    by = "" if producer is None else f" ({producer.op_type})"
+    return Refusal(f"its weights are computed in the graph{by}", asked=True)
+
+
+def _form(layer: LinearLayer, _: Collection[ir.Node]) -> Refusal | None:
+    node = layer.node
+    if node.op_type == "Einsum":
+        return Refusal("an Einsum, which has no integer kernel: write it as a product", asked=True)
+    if layer.operand == 0:
+        return Refusal("the weights are its left operand", asked=True)
+    if node.op_type == "Gemm" and node.attributes.get_int("transA", 0) != 0:
+        return Refusal("a Gemm that transposes what it is given", asked=True)
+    return None
+
+
+def _no_inner_size(layer: LinearLayer, _: Collection[ir.Node]) -> Refusal | None:
+    if math.prod(layer.shape):
+        return None
+    return Refusal("it has no weights", asked=False)
+
+
+RULES: Sequence[Rule] = (
+    _convolution,
+    _decides,
+    _narrow,
+    _in_a_body,
+    _unreadable,
+    _no_inner_size,
+    _form,
+)

@@ -1,0 +1,117 @@
+"""What int8 does to the results of each linear layer, all layers in one run per set of inputs.
+
+Beside each layer of the fp32 graph stands its integer product, which is given the same numbers. The
+graph compares the two where they are, so that no activation is kept. Errors of layers before don't
+reach those behind: what a layer adds by itself is measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from crossfuse.graph.builder import GraphBuilder
+from crossfuse.targets.cpu_run import opened
+from crossfuse.targets.onnxruntime import lower_ort_cpu
+from crossfuse.targets.quantize.layers import LinearLayer, linear_layers
+from crossfuse.targets.quantize.rewrite import MICROSOFT, Form, IntegerProducts, RoundedWeights
+from crossfuse.targets.quantize.stages import quantizable
+
+__all__ = ["Sensitivity", "sensitivities"]
+
+_STATISTICS = 3
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """What integers do to a layer.
+
+    Attributes:
+        layer: of the lowered graph.
+        error: RMS error of its results relative to their RMS, the largest over all inputs.
+        rows: how many rows it was given at the first inputs.
+    """
+
+    layer: LinearLayer
+    error: float
+    rows: int
+
+
+def sensitivities(
+    model: ir.Model,
+    points: Iterable[Mapping[str, NDArray[Any]]],
+    form: Form,
+    made: RoundedWeights,
+) -> list[Sensitivity]:
+    """All layers that may be quantised, the most sensitive first.
+
+    Args:
+        model: the whole fused graph, in fp32.
+        points: inputs.
+        form: how the layers are quantised.
+        made: integers of earlier calls.
+    """
+    chosen = {layer.key: layer.site for layer in quantizable(model)}
+    lowered = lower_ort_cpu(model).model
+    layers = [layer for layer in linear_layers(lowered, chosen) if layer.key in chosen]
+    if not layers:
+        return []
+    _watch(lowered, layers, form, made)
+    errors, rows = [0.0] * len(layers), [0] * len(layers)
+    given = {value.name for value in lowered.graph.inputs}
+    with opened(lowered) as run:
+        for number, inputs in enumerate(points):
+            results = run({name: array for name, array in inputs.items() if name in given})
+            for i, layer in enumerate(layers):
+                wrong, right, size = (
+                    float(one) for one in results[i * _STATISTICS :][:_STATISTICS]
+                )
+                errors[i] = max(errors[i], _relative(wrong, right))
+                if number == 0:
+                    rows[i] = int(size) // max(layer.shape[_inner(layer)], 1)
+    found = [Sensitivity(*one) for one in zip(layers, errors, rows, strict=True)]
+    return sorted(found, key=lambda one: -one.error)
+
+
+def _watch(
+    model: ir.Model, layers: Iterable[LinearLayer], form: Form, made: RoundedWeights
+) -> None:
+    """Make three numbers per layer the graph's outputs: the squared error, the squared results, and
+    how many numbers it is given."""
+    graph, build = model.graph, GraphBuilder()
+    products = IntegerProducts(graph, made)
+    outputs: list[ir.Value] = []
+    for layer in layers:
+        result, source = layer.node.outputs[0], layer.node.inputs[0]
+        assert source is not None
+        product = products.of(build, layer, form)
+        error = build.op("Sub", product.result, result)
+        for value, dtype in (
+            (build.op("ReduceSumSquare", error, keepdims=0), ir.DataType.FLOAT),
+            (build.op("ReduceSumSquare", result, keepdims=0), ir.DataType.FLOAT),
+            (build.op("Size", source), ir.DataType.INT64),
+        ):
+            value.type, value.shape = ir.TensorType(dtype), ir.Shape([])
+            value.name = f"statistic/{len(outputs)}"
+            outputs.append(value)
+    build.append_to(graph)
+    graph.outputs[:] = outputs
+    graph.opset_imports.setdefault(MICROSOFT, 1)
+
+
+def _relative(wrong: float, right: float) -> float:
+    """NaN counts as the worst; results that are all 0 have no error if int8 gives 0, too."""
+    if wrong == 0:
+        return 0.0
+    ratio = (wrong / right) ** 0.5 if right > 0 else float("inf")
+    return ratio if ratio == ratio else float("inf")
+
+
+def _inner(layer: LinearLayer) -> int:
+    """The axis of the weights that is summed over."""
+    attributes = layer.node.attributes
+    return -1 if layer.node.op_type == "Gemm" and attributes.get_int("transB", 0) != 0 else -2

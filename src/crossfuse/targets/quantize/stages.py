@@ -1,0 +1,125 @@
+"""The graphs of a bundle's stages with their linear layers in integers."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+
+import onnx_ir as ir
+
+from crossfuse.targets.quantize.layers import LinearLayer, linear_layers
+from crossfuse.targets.quantize.rewrite import DYNAMIC, Form, RoundedWeights, rewrite
+from crossfuse.targets.quantize.rules import Refusal, deciding_nodes, refusal_of
+
+__all__ = ["PlannedLayer", "QuantizedStages", "quantizable", "quantize_stages", "sites_of"]
+
+_FEW_ROWS = "step"
+"""The stage whose products have few rows."""
+
+
+@dataclass(frozen=True)
+class PlannedLayer:
+    """A linear layer of a stage, and what it is to become.
+
+    Attributes:
+        key: the node's name in the fused graph.
+        site: in the ledger.
+        operator: of the fused graph.
+        shape: of its weights there.
+        stage: which it is of.
+        weights: name of the initializer with its integers; None where it stays in fp32.
+        refusal: why it stays.
+    """
+
+    key: str
+    site: str
+    operator: str
+    shape: tuple[int, ...]
+    stage: str
+    weights: str | None = None
+    refusal: Refusal | None = None
+
+
+@dataclass(frozen=True)
+class QuantizedStages:
+    """Stage graphs, and their linear layers in the order of execution."""
+
+    graphs: Mapping[str, ir.Model]
+    layers: tuple[PlannedLayer, ...] = field(default=())
+
+
+def quantize_stages(
+    graphs: Mapping[str, ir.Model],
+    precision: str,
+    sites: Mapping[str, str],
+    *,
+    keep: Mapping[str, str] | None = None,
+    made: RoundedWeights | None = None,
+) -> QuantizedStages:
+    """Copies of the stages with integer products.
+
+    Args:
+        graphs: fused, in fp32.
+        precision: of `LOW_PRECISIONS`.
+        sites: names of nodes → sites, of the whole graph (`sites_of`).
+        keep: names of nodes that stay in fp32 → why.
+        made: integers of earlier calls.
+    """
+    keep, made = keep or {}, made or RoundedWeights()
+    found: dict[str, ir.Model] = {}
+    planned: list[PlannedLayer] = []
+    for stage, graph in graphs.items():
+        model = graph.clone()
+        layers = linear_layers(model, sites)
+        refusals = _refusals(layers, deciding_nodes(model), keep)
+        form = _form(precision, stage)
+        chosen = [(layer, form) for layer in layers if layer.site not in refusals]
+        about = [
+            PlannedLayer(layer.key, layer.site, layer.node.op_type, layer.shape, stage)
+            for layer in layers
+        ]
+        names = rewrite(model, chosen, made)
+        planned += [
+            PlannedLayer(
+                one.key,
+                one.site,
+                one.operator,
+                one.shape,
+                stage,
+                names.get(one.site),
+                refusals.get(one.site),
+            )
+            for one in about
+        ]
+        found[stage] = model
+    return QuantizedStages(found, tuple(planned))
+
+
+def sites_of(model: ir.Model) -> dict[str, str]:
+    """Names of nodes → sites, of the linear layers of a whole fused graph."""
+    return {layer.key: layer.site for layer in linear_layers(model)}
+
+
+def quantizable(model: ir.Model) -> list[LinearLayer]:
+    """The layers that no rule keeps in fp32, in the graph's order."""
+    deciding = deciding_nodes(model)
+    return [layer for layer in linear_layers(model) if refusal_of(layer, deciding) is None]
+
+
+def _refusals(
+    layers: list[LinearLayer], deciding: Collection[ir.Node], keep: Mapping[str, str]
+) -> dict[str, Refusal]:
+    found = {}
+    for layer in layers:
+        refusal = refusal_of(layer, deciding)
+        if refusal is None and layer.key in keep:
+            refusal = Refusal(keep[layer.key], asked=False)
+        if refusal is not None:
+            found[layer.site] = refusal
+    return found
+
+
+def _form(precision: str, stage: str) -> Form:
+    if precision == "int4":
+        return Form(4, blocks=True)
+    return Form(8, blocks=True) if stage == _FEW_ROWS else DYNAMIC
