@@ -65,7 +65,7 @@ COMMANDS = (
     _Command("package", "serve:package", _SERVE, "crossfuse package clip/ --for triton -o models/"),
     _Command("serve", "serve:serve", _SERVE, "crossfuse serve clip/ --port 8000 --replicas 2"),
     _Command(
-        "map", "serve:map_command", _SERVE, "crossfuse map clip/ --input rows/ --output answers/"
+        "map", "map:map_command", _SERVE, "crossfuse map clip/ --input rows/ --output answers/"
     ),
 )
 """The commands, in the order of the help."""

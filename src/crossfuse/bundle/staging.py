@@ -18,6 +18,7 @@ from typing import TypeVar
 
 from crossfuse.bundle.store import Bundle, check_name, open_bundle
 from crossfuse.core.files import open_plain
+from crossfuse.core.os_errors import help_for, reason_of
 from crossfuse.core.scratch import scratch_folder
 from crossfuse.errors import BundleError, CrossfuseError
 
@@ -110,9 +111,9 @@ def _open_all(bundle: Bundle, stack: ExitStack) -> dict[str, BufferedReader]:
             opened[name] = file
     except OSError as error:
         raise BundleError(
-            f"a file of the bundle can't be read: {error.strerror or error}",
+            f"a file of the bundle can't be read: {reason_of(error)}",
             where=error.filename or bundle.path,
-            do="Copy the whole folder, or export again",
+            do=help_for(error) or "Copy the whole folder, or export again",
         ) from error
     return opened
 
@@ -134,8 +135,7 @@ def _copy(opened: BufferedReader, place: Path, source: Path) -> None:
             shutil.copyfileobj(opened, into, 1 << 20)
     except OSError as error:
         raise BundleError(
-            f"a file of the bundle can't be copied to a temporary folder: "
-            f"{error.strerror or error}",
+            f"a file of the bundle can't be copied to a temporary folder: {reason_of(error)}",
             where=source,
             do="Make room there, or set TMPDIR to a folder that has it",
         ) from error

@@ -19,6 +19,7 @@ from crossfuse.bundle.destination import Destination
 from crossfuse.bundle.manifest import MANIFEST, FileEntry, Manifest
 from crossfuse.bundle.store import Bundle, check_name, entry_of
 from crossfuse.core.files import locked, open_plain, sync_file, sync_folder, write_whole
+from crossfuse.core.os_errors import help_for, reason_of
 from crossfuse.errors import InputError
 
 __all__ = ["BundleWriter", "write_bundle"]
@@ -142,9 +143,9 @@ def write_bundle(
             folder.mkdir()
         except OSError as error:
             raise InputError(
-                f"the output folder can't be written: {error.strerror or error}",
+                f"the output folder can't be written: {reason_of(error)}",
                 where=place.path,
-                do="Choose a folder that you may write to",
+                do=help_for(error, writing=True) or "Choose a folder that you may write to",
             ) from error
         held.callback(place.discard, folder)
         try:
@@ -154,7 +155,9 @@ def write_bundle(
             if error.filename is not None and not str(error.filename).startswith(ours):
                 raise  # not about what is written here
             raise InputError(
-                f"the bundle can't be written: {error.strerror or error}", where=place.path
+                f"the bundle can't be written: {reason_of(error)}",
+                where=place.path,
+                do=help_for(error, writing=True),
             ) from error
 
 

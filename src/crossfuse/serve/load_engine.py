@@ -13,6 +13,7 @@ from crossfuse.core.tensors import TensorSpec
 from crossfuse.errors import CrossfuseError, InputError
 from crossfuse.parity.session_check import smallest_inputs
 from crossfuse.parity.trial import require_tried
+from crossfuse.runtime.backends import best_target, target_of_bundle
 from crossfuse.runtime.load import load
 from crossfuse.runtime.options import SessionOptions
 from crossfuse.serve.limits import Limits
@@ -26,6 +27,7 @@ __all__ = [
     "boundary",
     "largest_batch",
     "open_engine",
+    "ready_target",
 ]
 
 
@@ -60,6 +62,21 @@ class EngineOptions:
                 "an option of the server is out of range",
                 got=f"cache {self.cache_mb} MB, {self.max_rows} rows",
             )
+
+
+def ready_target(bundle: Bundle, options: EngineOptions) -> str:
+    """The target that a server of the bundle opens: what can't be opened is refused here, before a
+    server starts.
+
+    Raises:
+        BundleError: the bundle lacks the target, is damaged, or fails its trial.
+    """
+    name = options.target or best_target(bundle.targets)
+    entry = bundle.target(name)
+    target_of_bundle(name, entry.package)
+    bundle.verified(sorted({*entry.files, *entry.stages.values()}))
+    require_tried(bundle, name, options.of_session)
+    return name
 
 
 def open_engine(
