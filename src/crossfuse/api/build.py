@@ -12,6 +12,7 @@ from crossfuse.api.build_options import BuildOptions, check_options, request_key
 from crossfuse.api.build_target import TargetBuild
 from crossfuse.api.fused_graph import FUSED_GRAPH, WEIGHTS, fused_stages
 from crossfuse.bundle.store import Bundle, open_bundle
+from crossfuse.bundle.trust import trust
 from crossfuse.bundle.writer import write_bundle
 from crossfuse.core.foreign import door
 from crossfuse.core.onnx_runtime import require_onnxruntime
@@ -19,7 +20,6 @@ from crossfuse.core.target import require_precision, require_target
 from crossfuse.errors import Advice, BundleError, InputError, Said
 from crossfuse.parity.reference import REFERENCE_FILE
 from crossfuse.parity.session_check import reference_of
-from crossfuse.parity.trial import trust
 
 if TYPE_CHECKING:
     from crossfuse.bundle.manifest import TargetEntry
@@ -99,7 +99,7 @@ def build(  # noqa: PLR0913 -- public: what a user may say of a target
         manifest = TargetBuild(writer, model, stages, reference, progress).add(
             replace(old.manifest, targets=kept), target, options
         )
-        return trust(writer.commit(manifest))
+        return trust(writer.commit(manifest), [target], old)
 
 
 def _require_measured(bundle: Bundle, target: str, options: BuildOptions) -> None:

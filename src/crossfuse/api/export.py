@@ -15,13 +15,13 @@ from crossfuse.api.build_target import TargetBuild
 from crossfuse.api.fused_graph import FUSED_GRAPH, WEIGHTS
 from crossfuse.api.sources import Source, SourceOptions, accepted
 from crossfuse.bundle.manifest import Manifest
+from crossfuse.bundle.trust import trust
 from crossfuse.bundle.writer import write_bundle
 from crossfuse.core.checkpoint_weights import weights_words
 from crossfuse.core.foreign import door
 from crossfuse.core.onnx_runtime import require_onnxruntime
 from crossfuse.core.target import CPU_TARGET, require_precision, require_target
 from crossfuse.parity.reference import REFERENCE_FILE, save_reference
-from crossfuse.parity.trial import trust
 
 if TYPE_CHECKING:
     from crossfuse.bundle.store import Bundle

@@ -127,11 +127,11 @@ def write_bundle(
         InputError: the destination is no bundle and not empty, or can't be written.
     """
     place = Destination.at(destination)
-    place.require_replaceable(is_open=modify)
     folder = place.new_folder()
     lock = place.lock_of(folder)
     with ExitStack() as held:
         try:
+            place.require_replaceable(is_open=modify)
             place.path.parent.mkdir(parents=True, exist_ok=True)
             if modify:
                 held.enter_context(place.locked(waiting))

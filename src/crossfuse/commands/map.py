@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from crossfuse.commands.options import RUN, BuiltTarget, BundlePath, Json
+from crossfuse.commands.options import RUN, BuiltTarget, BundlePath, Json, TrustEngines
 from crossfuse.commands.serve_options import Address, AllowNan, CacheMb, Cpus, Gpus, Merge
 
 __all__ = ["map_command"]
@@ -42,6 +42,7 @@ def map_command(  # noqa: PLR0913 -- a command: its parameters are its options
     cache_mb: CacheMb = 1000,
     merge: Merge = True,
     allow_nan: AllowNan = False,
+    trust_engines: TrustEngines = False,
     address: Address = None,
     as_json: Json = False,
 ) -> None:
@@ -56,7 +57,9 @@ def map_command(  # noqa: PLR0913 -- a command: its parameters are its options
     from crossfuse.serve.load_engine import EngineOptions
 
     output = Output(as_json=as_json)
-    engine = EngineOptions(target=target, cache_mb=cache_mb, merge=merge)
+    engine = EngineOptions(
+        target=target, cache_mb=cache_mb, merge=merge, trust_engines=trust_engines
+    )
     options = MapOptions(engine, workers, num_cpus, num_gpus, batch_size, shard_rows, allow_nan)
     plan = planned(bundle, source, out, options)
     # One CPU more, which Ray Data's own tasks need beside the workers.

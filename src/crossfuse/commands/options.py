@@ -41,6 +41,7 @@ __all__ = [
     "SourceCheckpoint",
     "SourceTask",
     "Threads",
+    "TrustEngines",
     "complete_sources",
     "complete_targets",
     "dynamic_axes",
@@ -203,6 +204,14 @@ Provider = Annotated[
     typer.Option(
         "--provider",
         help="ONNX Runtime execution provider instead of the target's own.",
+        rich_help_panel=RUN,
+    ),
+]
+TrustEngines = Annotated[
+    bool,
+    typer.Option(
+        "--trust-engines",
+        help="Open engines that were not built on this machine: they are programs.",
         rich_help_panel=RUN,
     ),
 ]

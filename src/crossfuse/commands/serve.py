@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from crossfuse.commands.options import RUN, BuiltTarget, BundlePath, Json, Threads
+from crossfuse.commands.options import (
+    RUN,
+    BuiltTarget,
+    BundlePath,
+    Json,
+    Threads,
+    TrustEngines,
+)
 from crossfuse.commands.serve_options import (
     REQUESTS,
     Address,
@@ -175,6 +182,7 @@ def serve(  # noqa: PLR0913 -- a command: its parameters are its options
     log_format: Annotated[
         Literal["json", "text"], typer.Option("--log-format", help="Of the server's log.")
     ] = "json",
+    trust_engines: TrustEngines = False,
     address: Address = None,
     emit_config: Annotated[
         Path | None,
@@ -201,7 +209,13 @@ def serve(  # noqa: PLR0913 -- a command: its parameters are its options
     options = ServeOptions(
         bundle=str(opened.path.resolve()),
         name=name or opened.manifest.name,
-        engine=EngineOptions(target=target, cache_mb=cache_mb, merge=merge, max_rows=max_rows),
+        engine=EngineOptions(
+            target=target,
+            cache_mb=cache_mb,
+            merge=merge,
+            max_rows=max_rows,
+            trust_engines=trust_engines,
+        ),
         limits=Limits(
             max_bytes,
             max_batch,

@@ -13,6 +13,7 @@ from crossfuse.bundle.graph_checks import require_safe_graph
 from crossfuse.bundle.manifest import Decode, EngineInfo, StageSpec, TargetEntry
 from crossfuse.bundle.staging import unreplaced
 from crossfuse.bundle.store import Bundle
+from crossfuse.bundle.trust import require_own_engine
 from crossfuse.core.foreign import door
 from crossfuse.core.target import Target
 from crossfuse.core.tensors import Dim, TensorSpec, names_of
@@ -67,7 +68,8 @@ def load(
 
     Raises:
         BundleError: no bundle, a damaged or unsafe one, or one that this machine has no engine for;
-            or an open bundle in whose place another one came.
+            or an open bundle in whose place another one came; or an engine that was not built
+            here, where ``options`` don't trust those.
     """
 
     def opened(bundle: Bundle) -> Session:
@@ -88,6 +90,8 @@ def _load(bundle: Bundle, target: str | None, options: SessionOptions) -> Sessio
             "the bundle's stages are not known to this version", got=", ".join(entry.stages)
         )
     bundle.verified({*manifest.files, *entry.files, *entry.stages.values()})
+    if not options.trust_engines:
+        require_own_engine(bundle, name)
     spec = SessionSpec(
         with_dtypes(manifest.stages, entry.boundary),
         manifest.dims,

@@ -42,6 +42,7 @@ class EngineOptions:
         merge: whether queries of different requests may share a call.
         max_rows: queries in one call.
         device: which GPU, for targets that need one.
+        trust_engines: as of `SessionOptions`.
     """
 
     target: str | None = None
@@ -50,11 +51,17 @@ class EngineOptions:
     merge: bool = True
     max_rows: int = 64
     device: int = 0
+    trust_engines: bool = True
 
     @property
     def of_session(self) -> SessionOptions:
         """Those of its session."""
-        return SessionOptions(threads=self.threads, spin=False, device_id=self.device)
+        return SessionOptions(
+            threads=self.threads,
+            spin=False,
+            device_id=self.device,
+            trust_engines=self.trust_engines,
+        )
 
     def __post_init__(self) -> None:
         if self.cache_mb < 0 or self.max_rows < 1:
