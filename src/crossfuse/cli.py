@@ -48,6 +48,7 @@ COMMANDS = (
         "crossfuse export clip --size tiny -o clip/ --target ort-cpu --target onnx",
     ),
     _Command("build", "export:build", _MAKE, "crossfuse build clip/ --target onnx"),
+    _Command("sign", "sign:sign", _MAKE, "crossfuse sign clip/ --key key.pem"),
     _Command("inspect", "inspect:inspect", _RUN, "crossfuse inspect clip/"),
     _Command(
         "verify",

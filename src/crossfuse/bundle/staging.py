@@ -16,6 +16,7 @@ from io import BufferedReader
 from pathlib import Path
 from typing import TypeVar
 
+from crossfuse.bundle.manifest import MANIFEST
 from crossfuse.bundle.store import Bundle, check_name, open_bundle
 from crossfuse.core.files import open_plain
 from crossfuse.core.os_errors import help_for, reason_of
@@ -75,8 +76,8 @@ def plain_files(bundle: Bundle, copied: bool = False) -> Iterator[Bundle]:
 
 @contextmanager
 def staged(bundle: Bundle, copied: bool = False) -> Iterator[Bundle]:
-    """The same bundle in a private folder, all its files plain: hard links to what the bundle's
-    names lead to, or copies where there are none to be had. Nothing is verified yet.
+    """The same bundle in a private folder, all its files and the manifest plain: hard links to what
+    the bundle's names lead to, or copies where there are none to be had. Nothing is verified yet.
 
     Args:
         bundle: to stage.
@@ -109,6 +110,7 @@ def _open_all(bundle: Bundle, stack: ExitStack) -> dict[str, BufferedReader]:
                     do="It was truncated or changed: copy it again, or export again",
                 )
             opened[name] = file
+        opened[MANIFEST] = stack.enter_context(open_plain(MANIFEST, folder))
     except OSError as error:
         raise BundleError(
             f"a file of the bundle can't be read: {reason_of(error)}",

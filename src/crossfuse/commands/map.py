@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from crossfuse.commands.options import RUN, BuiltTarget, BundlePath, Json, TrustEngines
+from crossfuse.commands.options import RUN, BuiltTarget, BundlePath, Json, PublicKey, Signature, TrustEngines
 from crossfuse.commands.serve_options import Address, AllowNan, CacheMb, Cpus, Gpus, Merge
 
 __all__ = ["map_command"]
@@ -43,6 +43,8 @@ def map_command(  # noqa: PLR0913 -- a command: its parameters are its options
     merge: Merge = True,
     allow_nan: AllowNan = False,
     trust_engines: TrustEngines = False,
+    public_key: PublicKey = None,
+    signature: Signature = None,
     address: Address = None,
     as_json: Json = False,
 ) -> None:
@@ -58,7 +60,12 @@ def map_command(  # noqa: PLR0913 -- a command: its parameters are its options
 
     output = Output(as_json=as_json)
     engine = EngineOptions(
-        target=target, cache_mb=cache_mb, merge=merge, trust_engines=trust_engines
+        target=target,
+        cache_mb=cache_mb,
+        merge=merge,
+        trust_engines=trust_engines,
+        public_key=None if public_key is None else str(public_key.absolute()),
+        signature=None if signature is None else str(signature.absolute()),
     )
     options = MapOptions(engine, workers, num_cpus, num_gpus, batch_size, shard_rows, allow_nan)
     plan = planned(bundle, source, out, options)

@@ -33,10 +33,12 @@ __all__ = [
     "PrecisionName",
     "Profiles",
     "Provider",
+    "PublicKey",
     "SampleAudio",
     "SampleImage",
     "SampleText",
     "SampleVideo",
+    "Signature",
     "SizeName",
     "SourceCheckpoint",
     "SourceTask",
@@ -212,6 +214,24 @@ TrustEngines = Annotated[
     typer.Option(
         "--trust-engines",
         help="Open engines that were not built on this machine: they are programs.",
+        rich_help_panel=RUN,
+    ),
+]
+PublicKey = Annotated[
+    Path | None,
+    typer.Option(
+        "--public-key",
+        metavar="KEY.pem",
+        help="Take only what the owner of this key has signed.",
+        rich_help_panel=RUN,
+    ),
+]
+Signature = Annotated[
+    Path | None,
+    typer.Option(
+        "--signature",
+        metavar="FILE.sig",
+        help="Of the bundle; where omitted, beside its folder. Needs --public-key.",
         rich_help_panel=RUN,
     ),
 ]

@@ -13,6 +13,8 @@ from crossfuse.commands.options import (
     BuiltTarget,
     BundlePath,
     Json,
+    PublicKey,
+    Signature,
     Threads,
     TrustEngines,
 )
@@ -183,6 +185,8 @@ def serve(  # noqa: PLR0913 -- a command: its parameters are its options
         Literal["json", "text"], typer.Option("--log-format", help="Of the server's log.")
     ] = "json",
     trust_engines: TrustEngines = False,
+    public_key: PublicKey = None,
+    signature: Signature = None,
     address: Address = None,
     emit_config: Annotated[
         Path | None,
@@ -215,6 +219,8 @@ def serve(  # noqa: PLR0913 -- a command: its parameters are its options
             merge=merge,
             max_rows=max_rows,
             trust_engines=trust_engines,
+            public_key=_whole(public_key),
+            signature=_whole(signature),
         ),
         limits=Limits(
             max_bytes,
@@ -241,6 +247,11 @@ def serve(  # noqa: PLR0913 -- a command: its parameters are its options
         served.deploy(address)
     else:
         served.run(metrics_port)
+
+
+def _whole(path: Path | None) -> str | None:
+    """A path as processes in other folders find it."""
+    return None if path is None else str(path.absolute())
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,8 @@ from crossfuse.commands.options import (
     Device,
     Json,
     Provider,
+    PublicKey,
+    Signature,
     SourceCheckpoint,
     SourceTask,
     Threads,
@@ -68,6 +70,8 @@ def verify(  # noqa: PLR0913 -- a command: its parameters are its options
     device: Device = 0,
     threads: Threads = None,
     trust_engines: TrustEngines = False,
+    public_key: PublicKey = None,
+    signature: Signature = None,
     as_json: Json = False,
 ) -> None:
     """Check a bundle's numbers on this machine against the eager model's.
@@ -94,6 +98,8 @@ def verify(  # noqa: PLR0913 -- a command: its parameters are its options
             options=SessionOptions(
                 threads=threads, provider=provider, device_id=device, trust_engines=trust_engines
             ),
+            public_key=public_key,
+            signature=signature,
             step=progress,
         )
     failure = report.failure
