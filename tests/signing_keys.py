@@ -21,9 +21,7 @@ def keys(
         secret = serialization.BestAvailableEncryption(password.encode())
     private, public = folder / f"{name}.pem", folder / f"{name}.pub"
     private.write_bytes(
-        key.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, secret
-        )
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, secret)
     )
     public.write_bytes(
         key.public_key().public_bytes(

@@ -83,9 +83,11 @@ def build(  # noqa: PLR0913 -- public: what a user may say of a target
     _require_measured(given, target, options)
     progress = step or silent
     with write_bundle(given.path, modify=True, waiting=progress) as writer:
-        # Read under the lock: what another command added meanwhile stays.
-        old = open_bundle(given.path)
-        _require_measured(old, target, options)
+        # What another command added before the lock was had stays.
+        old = given
+        if given.identity is None or given.replaced:
+            old = open_bundle(given.path)
+            _require_measured(old, target, options)
         if _is_built(old, target, options):
             progress(f"{target}: cached: the bundle holds this very build")
             return old

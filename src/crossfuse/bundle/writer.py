@@ -50,6 +50,7 @@ class BundleWriter:
         self._held = held
         self._waiting = waiting
         self._adopted: dict[str, FileEntry] = {}
+        self._replaces: Bundle | None = None
 
     def file(self, name: str) -> Path:
         """Where a file of that name goes; an existing one (of the bundle being replaced) is
@@ -76,6 +77,8 @@ class BundleWriter:
                     shutil.copyfileobj(source, into, 1 << 20)
         self._adopted |= {name: bundle.manifest.files[name] for name in names}
         bundle.require_unreplaced()
+        if bundle.identity is not None and Destination.at(bundle.path) == self.destination:
+            self._replaces = bundle
         return bundle.copied_to(self.folder, names)
 
     def commit(self, manifest: Manifest) -> Bundle:
@@ -94,8 +97,13 @@ class BundleWriter:
         write_whole(self.folder / MANIFEST, manifest.dumps())
         with nullcontext() if self._held else self.destination.locked(self._waiting):
             self.destination.require_replaceable(is_open=self._held)
-            self.destination.take(self.folder)
+            self.destination.take(self.folder, self._listed_there())
         return Bundle(self.destination.path, manifest)
+
+    def _listed_there(self) -> Collection[str] | None:
+        """Files of the bundle that is replaced; None where that is yet to be read."""
+        old = self._replaces
+        return None if old is None or not self._held or old.replaced else old.manifest.files
 
 
 def _linked(path: Path, copy: Path) -> bool:

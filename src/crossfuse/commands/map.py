@@ -7,7 +7,15 @@ from typing import Annotated
 
 import typer
 
-from crossfuse.commands.options import RUN, BuiltTarget, BundlePath, Json, PublicKey, Signature, TrustEngines
+from crossfuse.commands.options import (
+    RUN,
+    BuiltTarget,
+    BundlePath,
+    Json,
+    PublicKey,
+    Signature,
+    TrustEngines,
+)
 from crossfuse.commands.serve_options import Address, AllowNan, CacheMb, Cpus, Gpus, Merge
 
 __all__ = ["map_command"]

@@ -27,9 +27,7 @@ def bundle(tmp_path: Path) -> Bundle:
 
 
 @pytest.mark.parametrize("curve", [ec.SECP256R1(), ec.SECP384R1(), ec.SECP521R1()])
-def test_what_was_signed_is_taken(
-    bundle: Bundle, tmp_path: Path, curve: ec.EllipticCurve
-) -> None:
+def test_what_was_signed_is_taken(bundle: Bundle, tmp_path: Path, curve: ec.EllipticCurve) -> None:
     """Beside files of the user's that nobody signed; the library's own check agrees."""
     private, public = keys(tmp_path, password="open", curve=curve)
     (bundle.path / "notes.md").write_text("mine")

@@ -15,7 +15,7 @@ from crossfuse.commands.map import map_command
 pytest.importorskip("ray", reason="ray is not installed")
 pytest.importorskip("pyarrow", reason="pyarrow is not installed")
 
-from crossfuse.serve import cluster  # noqa: E402
+from crossfuse.serve import cluster
 
 OLD = Path(__file__).parents[2] / "data" / "bundle-0.1.0"
 

@@ -48,9 +48,9 @@ def to_array(scalar: pa.Scalar, spec: TensorSpec, shape: Sequence[int | str]) ->
                 got=f"{array.size} numbers",
                 expected=list(stored.shape),
             )
-        array = array.reshape(stored.shape).transpose(stored.permutation)
+        array = _in_order(array.reshape(stored.shape), stored.permutation, shape, spec)
         sizes = array.shape
-    return np.ascontiguousarray(array.reshape(_fitting(sizes, array.size, shape, spec)))
+    return np.asarray(array.reshape(_fitting(sizes, array.size, shape, spec)), order="C")
 
 
 class _Stored(NamedTuple):
@@ -80,6 +80,38 @@ def _stored(scalar: pa.Scalar, spec: TensorSpec) -> _Stored:
     if permutation is not None and sorted(permutation) != list(range(len(shape or ()))):
         raise InputError("a tensor's permutation is none", where=spec.name, got=permutation)
     return _Stored(scalar, shape, permutation)
+
+
+def _in_order(
+    stored: NDArray[Any],
+    permutation: tuple[int, ...] | None,
+    shape: Sequence[int | str],
+    spec: TensorSpec,
+) -> NDArray[Any]:
+    """A tensor with its axes in the order that its permutation means.
+
+    Arrow's specification says which stored axis each axis is; Arrow's own writer for Python says
+    which axis each stored one is. Where that makes a difference, the row's shape tells.
+    """
+    if permutation is None:
+        return stored
+    first, second = stored.transpose(permutation), stored.transpose(np.argsort(permutation))
+    if tuple(np.argsort(permutation)) == permutation or not _fits(second, shape):
+        return first
+    if _fits(first, shape):
+        raise InputError(
+            "a tensor's permutation can be read in two ways, and both fit",
+            where=spec.name,
+            got=list(permutation),
+            do="Store the tensors without a permutation",
+        )
+    return second
+
+
+def _fits(array: NDArray[Any], shape: Sequence[int | str]) -> bool:
+    return len(array.shape) == len(shape) and all(
+        isinstance(axis, str) or axis == size for axis, size in zip(shape, array.shape, strict=True)
+    )
 
 
 def _permutation(kind: pa.DataType, spec: TensorSpec) -> tuple[int, ...] | None:

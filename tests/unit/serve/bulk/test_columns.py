@@ -75,22 +75,42 @@ def test_numbers_become_floats_and_wide_floats_narrow() -> None:
     assert to_array(pa.scalar(7), spec("int64"), ()).shape == ()
 
 
-@pytest.mark.parametrize(
-    ("shape", "permutation"),
-    [((2, 3), (1, 0)), ((2, 3, 4), (2, 0, 1)), ((2, 3, 4), (0, 2, 1)), ((2, 3), (0, 1))],
-)
-def test_tensors_are_read_in_the_order_of_their_axes(
-    shape: tuple[int, ...], permutation: tuple[int, ...]
-) -> None:
-    """As Arrow's own reader has it."""
-    flat = np.arange(2 * np.prod(shape), dtype=np.float32).reshape(2, -1)
+def tensors(flat: np.ndarray, shape: tuple[int, ...], permutation: tuple[int, ...]) -> Any:
     kind = pa.fixed_shape_tensor(pa.float32(), shape, permutation=permutation)
-    stored = pa.array(flat.tolist(), pa.list_(pa.float32(), flat.shape[1]))
-    for scalar in pa.ExtensionArray.from_storage(kind, stored):
-        expected = scalar.to_numpy()
-        found = to_array(scalar, spec("float32", *expected.shape), expected.shape)
+    stored = pa.array(flat.reshape(len(flat), -1).tolist(), pa.list_(pa.float32(), flat[0].size))
+    return pa.ExtensionArray.from_storage(kind, stored)
+
+
+@pytest.mark.parametrize("permutation", [(0, 1, 2), (1, 0, 2), (0, 2, 1), (1, 2, 0), (2, 0, 1)])
+def test_tensors_are_read_in_the_order_of_their_axes(permutation: tuple[int, ...]) -> None:
+    """As Arrow's specification has it: axis i is the stored axis permutation[i]."""
+    logical = np.arange(48, dtype=np.float32).reshape(2, 2, 3, 4)
+    inverse = np.argsort(permutation)
+    stored = logical.transpose(0, *(1 + inverse))
+    column = tensors(stored, stored.shape[1:], permutation)
+    for scalar, expected in zip(column, logical, strict=True):
+        found = to_array(scalar, spec("float32", 2, 3, 4), (2, 3, 4))
         np.testing.assert_array_equal(found, expected)
         assert found.flags.c_contiguous
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (1, 0, 2), (2, 1, 0), (1, 2, 0), (2, 0, 1)])
+def test_what_arrows_writer_stores_is_read_back(order: tuple[int, ...]) -> None:
+    """It turns the permutation around."""
+    logical = np.arange(48, dtype=np.float32).reshape(2, 2, 3, 4)
+    memory = np.ascontiguousarray(logical.transpose(0, *(1 + np.array(order))))
+    given = memory.transpose(0, *(1 + np.argsort(order)))
+    for scalar, expected in zip(
+        pa.FixedShapeTensorArray.from_numpy_ndarray(given), logical, strict=True
+    ):
+        found = to_array(scalar, spec("float32", 2, 3, 4), (2, 3, 4))
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_what_can_be_read_in_two_ways_is_refused() -> None:
+    column = tensors(np.zeros((1, 2, 2, 2), np.float32), (2, 2, 2), (1, 2, 0))
+    with pytest.raises(InputError, match="read in two ways"):
+        to_array(column[0], spec("float32", "a", "b", "c"), ("a", "b", "c"))
 
 
 def tensors_of_any_shape(

@@ -116,7 +116,9 @@ def test_of_a_damaged_file_the_rows_before_the_damage_are_read(tmp_path: Path) -
     table = pa.table({"x": pa.array(values, pa.list_(pa.float32()))})
     file = tmp_path / "in.parquet"
     options = {"use_dictionary": False, "compression": "none", "data_page_version": "2.0"}
-    pq.write_table(table, file, data_page_size=256, write_page_checksum=True, **options)
+    pq.write_table(
+        table, file, data_page_size=256, write_batch_size=16, write_page_checksum=True, **options
+    )
     shards = list_shards(file, 100)
     data = bytearray(file.read_bytes())
     place = data.index(np.float32([300, 1300]).tobytes())

@@ -17,9 +17,9 @@ from crossfuse import runtime
 from crossfuse.bundle.store import Bundle
 from crossfuse.errors import InputError
 from crossfuse.models.registry import zoo_spec
+from crossfuse.serve.bulk import run
 from crossfuse.serve.bulk.job import Job, open_job
 from crossfuse.serve.bulk.rows import list_shards
-from crossfuse.serve.bulk import run
 from crossfuse.serve.bulk.run import MapOptions, MapPlan, _Worker, planned
 from crossfuse.serve.load_engine import EngineOptions
 from system_limits import at_most
@@ -72,9 +72,7 @@ def test_a_full_disk_stops_the_job_which_goes_on_later(
     source.mkdir()
     spec = zoo_spec(NAME, "tiny")
     np.savez(source / "0.npz", **{n: t.numpy() for n, t in spec.inputs.items()})
-    plan = planned(
-        zoo_bundle(NAME), source, out, MapOptions(EngineOptions("ort-cpu"), num_cpus=1)
-    )
+    plan = planned(zoo_bundle(NAME), source, out, MapOptions(EngineOptions("ort-cpu"), num_cpus=1))
     worker = _Worker(str(plan.bundle.path), str(out), asdict(plan.engine), 2, False)
 
     def finished(_: MapPlan, shards: list[run.Shard]) -> list[dict[str, object]]:

@@ -1,4 +1,4 @@
-"""In front of Serve's routes, over real sockets: who is answered while the server stops, and how."""
+"""In front of Serve's routes, over real sockets: who is answered while the server stops, how."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def served(app: Any) -> Iterator[int]:
     try:
         yield server.servers[0].sockets[0].getsockname()[1]
     finally:
-        server.should_exit = True
+        server.should_exit = server.force_exit = True
         thread.join()
 
 
@@ -82,7 +82,6 @@ def test_what_is_taken_is_answered_and_what_is_new_is_refused() -> None:
         for thread in threads:
             thread.start()
         time.sleep(0.3)
-        assert open_requests("127.0.0.1", port, "wrong") is None
         assert open_requests("127.0.0.1", port, "secret") == 3
         status, body, headers = ask(port, "/v2/models/m/infer", bytes(8 << 20))
         assert status == 503
@@ -112,6 +111,7 @@ def test_what_serve_says_is_worded(path: str, status: int, error: str) -> None:
         found, body, headers = ask(port, path)
         assert (found, json.loads(body)["error"]) == (status, error)
         assert headers["content-type"] == "application/json"
+        assert open_requests("127.0.0.1", port, "wrong") is None
         assert ask(port, "/well")[:2] == (200, b"\x00\x01")
 
 
