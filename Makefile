@@ -79,9 +79,9 @@ $(DOCS): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install -q -c constraints.txt -e ".[docs]"
 	touch $@
 
-$(RELEASE): pyproject.toml constraints.txt
+$(RELEASE): pyproject.toml constraints.txt .ci/release.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q -c constraints.txt -e ".[release]"
+	$(BIN)/python -m pip install -q -c constraints.txt -r .ci/release.txt
 	touch $@
 
 # Both packages of ONNX Runtime hold the module `onnxruntime`: the demo's gives way to the tests'.

@@ -1,5 +1,5 @@
 """Writes `constraints-hashes.txt`: the pins of `constraints.txt` with the SHA-256 of each file that
-pip would install on Linux (x86-64), for each Python that crossfuse runs on.
+pip would install on Linux (x86-64) with Python 3.11; ``PYTHONS="3.11.15 3.12.15"`` for more.
 
 ``python .ci/hashes.py`` asks pip, whose own settings say where packages come from, and installs
 nothing. ``pip install --require-hashes --no-deps -r constraints-hashes.txt`` then takes these very
@@ -18,7 +18,7 @@ from collections import defaultdict
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-PYTHONS = ("3.11.15", "3.12.15", "3.13.15")
+PYTHONS = ("3.11.15",)
 PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")
 HEAD = (
     "# Made of constraints.txt by .ci/hashes.py: pip install --require-hashes --no-deps -r FILE.\n"

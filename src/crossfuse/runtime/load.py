@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from crossfuse.bundle.trust import require_own_engine
 from crossfuse.core.foreign import door
 from crossfuse.core.target import Target
 from crossfuse.core.tensors import Dim, TensorSpec, names_of
-from crossfuse.errors import BundleError
+from crossfuse.errors import BundleError, InputError, unknown
 from crossfuse.runtime.backends import best_target, open_stage, target_of_bundle
 from crossfuse.runtime.options import SessionOptions
 from crossfuse.runtime.session import Session
@@ -42,6 +42,7 @@ class SessionSpec:
         owner: tells the contexts of different bundles apart; made up where omitted.
         constants: arguments of the model that are no tensors, and part of what was exported.
         generation: settings that the bundle holds for `generate`.
+        opened: the stages to open; all where omitted.
     """
 
     stages: Mapping[str, StageSpec]
@@ -52,11 +53,16 @@ class SessionSpec:
     owner: str = ""
     constants: Mapping[str, Any] = field(default_factory=dict)
     generation: Mapping[str, Any] = field(default_factory=dict)
+    opened: Collection[str] | None = None
 
 
 @door
 def load(
-    path: str | Path | Bundle, target: str | None = None, options: SessionOptions | None = None
+    path: str | Path | Bundle,
+    target: str | None = None,
+    options: SessionOptions | None = None,
+    *,
+    stages: Collection[str] | None = None,
 ) -> Session:
     """Open a bundle for execution. Sizes and hashes of all its files are checked before any of them
     is parsed. Where a command replaces the bundle meanwhile, the old or the new one is opened.
@@ -65,22 +71,32 @@ def load(
         path: the bundle's folder, or the open bundle.
         target: a target of the bundle; where omitted, the best that runs here.
         options: threads and provider options.
+        stages: the stages to open, of ``context``, ``query`` and ``step``; all where omitted. Each
+            engine holds weights of its own, so a process that only encodes, or only decodes
+            (``("context", "step")``), takes less memory with those it needs. What needs another
+            stage raises `InputError`.
 
     Raises:
         BundleError: no bundle, a damaged or unsafe one, or one that this machine has no engine for;
             or an open bundle in whose place another one came; or an engine that was not built
             here, where ``options`` don't trust those.
+        InputError: stages that the bundle hasn't.
     """
 
     def opened(bundle: Bundle) -> Session:
-        session = _load(bundle, target, options or SessionOptions())
+        session = _load(bundle, target, options or SessionOptions(), stages)
         bundle.require_unreplaced()
         return session
 
     return unreplaced(path, opened)
 
 
-def _load(bundle: Bundle, target: str | None, options: SessionOptions) -> Session:
+def _load(
+    bundle: Bundle,
+    target: str | None,
+    options: SessionOptions,
+    stages: Collection[str] | None,
+) -> Session:
     manifest = bundle.manifest
     name = target or best_target(bundle.targets)
     entry = bundle.target(name)
@@ -89,6 +105,8 @@ def _load(bundle: Bundle, target: str | None, options: SessionOptions) -> Sessio
         raise BundleError(
             "the bundle's stages are not known to this version", got=", ".join(entry.stages)
         )
+    if stages is not None:
+        _require_stages(stages, manifest.stages)
     bundle.verified({*manifest.files, *entry.files, *entry.stages.values()})
     if not options.trust_engines:
         require_own_engine(bundle, name)
@@ -101,12 +119,23 @@ def _load(bundle: Bundle, target: str | None, options: SessionOptions) -> Sessio
         owner=_owner(bundle, name, entry),
         constants=manifest.source.get("constants") or {},
         generation=manifest.generation,
+        opened=stages,
     )
     graphs = {stage: bundle.path / file for stage, file in entry.stages.items()}
     for graph in graphs.values():
         if graph.suffix == ".onnx":
             require_safe_graph(graph, manifest.files)
     return open_session(known, graphs, spec, options)
+
+
+def _require_stages(asked: Collection[str], there: Collection[str]) -> None:
+    if isinstance(asked, str) or not asked:
+        raise InputError(
+            "stages to open are a list of names", got=repr(asked), expected=", ".join(there)
+        )
+    for name in asked:
+        if name not in there:
+            raise unknown("the bundle has no such stage", name, there)
 
 
 def _owner(bundle: Bundle, target: str, entry: TargetEntry) -> str:
@@ -147,6 +176,8 @@ def open_session(
     """
     opened: dict[str, Stage] = {}
     for name, stage in spec.stages.items():
+        if spec.opened is not None and name not in spec.opened:
+            continue
         opened[name] = open_stage(
             StageRequest(
                 target, graphs[name], options, alone=len(spec.stages) == 1, engine=spec.engine

@@ -17,7 +17,7 @@ from crossfuse.runtime.decoding import DecodingState
 from crossfuse.runtime.given_inputs import GivenInputs, given_by_name
 from crossfuse.runtime.input_checks import InputChecker, any_on_device, ids_of
 from crossfuse.runtime.session_layout import SessionLayout
-from crossfuse.runtime.stage import Stage
+from crossfuse.runtime.stage import OpenedStages, Stage
 from crossfuse.runtime.token_rows import TokenRows
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ class Session:
         self._check_query = InputChecker(layout.queries, dims)
         self.given = GivenInputs(names_of(layout.inputs), constants or {})
         self._owner = owner or f"{target} {id(self)}"
-        self._engines: Mapping[str, Stage] | None = dict(engines)
+        self._engines: Mapping[str, Stage] | None = OpenedStages(engines)
         self._process = os.getpid()
 
     def run(self, inputs: Mapping[str, Any] | None = None, /, **named: Any) -> dict[str, Any]:

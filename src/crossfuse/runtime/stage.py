@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 import numpy as np
 
 from crossfuse.core.target import Target
+from crossfuse.errors import InputError
 from crossfuse.runtime.options import SessionOptions
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from crossfuse.bundle.manifest import EngineInfo
     from crossfuse.runtime.device_array import DeviceArray
 
-__all__ = ["HostStage", "Stage", "StageRequest"]
+__all__ = ["HostStage", "OpenedStages", "Stage", "StageRequest"]
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,18 @@ class Stage(Protocol):
 
     def close(self) -> None:
         """Nobody runs it any more."""
+
+
+class OpenedStages(dict[str, Stage]):
+    """What executes each stage of a session, by name; a stage that wasn't opened raises
+    :class:`InputError`."""
+
+    def __missing__(self, stage: str) -> Stage:
+        raise InputError(
+            f"the session was opened without the stage {stage!r}",
+            got=", ".join(self),
+            do=f"Load the bundle with stages={[*self, stage]}",
+        )
 
 
 class HostStage:

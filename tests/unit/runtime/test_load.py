@@ -66,6 +66,38 @@ def test_stages_of_several_are_told_so() -> None:
     assert [request.alone for request in target.asked] == [False, False]  # type: ignore[attr-defined]
 
 
+@pytest.mark.parametrize("opened", [("context",), ["query"], {"query", "context"}, None])
+def test_only_the_stages_that_are_asked_for_are_opened(opened: Any) -> None:
+    target = target_of({"c": (["x"], ["state"]), "q": (["state"], ["y"])})
+    stages = {"context": StageSpec((X,), (STATE,)), "query": StageSpec((STATE,), (Y,))}
+    graphs = {"context": Path("c"), "query": Path("q")}
+    spec = SessionSpec(stages, DIMS, opened=opened, owner="one bundle")
+    x = np.ones((2, 3), np.float32)
+    with open_session(target, graphs, spec, SessionOptions()) as session:
+        asked = {request.graph.name[0] for request in target.asked}  # type: ignore[attr-defined]
+        assert asked == {name[0] for name in opened or stages}
+        if len(asked) == 2:
+            np.testing.assert_array_equal(session.run(x=x)["y"], 4 * x)
+            return
+        with pytest.raises(
+            InputError, match=r"opened without the stage '(query|context)'.*stages="
+        ):
+            session.run(x=x)
+    whole = open_session(
+        target, graphs, SessionSpec(stages, DIMS, owner="one bundle"), SessionOptions()
+    )
+    with open_session(target, graphs, spec, SessionOptions()) as session, whole:
+        context = (session if opened == ("context",) else whole).encode(x=x)
+        other = whole if opened == ("context",) else session
+        np.testing.assert_array_equal(other.query(context)["y"], 4 * x)
+
+
+@pytest.mark.parametrize("stages", ["context", [], ["qury"], ["model", "step"]])
+def test_stages_that_are_none_are_refused(bundle_copy: Path, stages: Any) -> None:
+    with pytest.raises(InputError, match="stage"):
+        load(bundle_copy, stages=stages)
+
+
 @pytest.mark.parametrize(
     "boundary", [(["x"], ["z"]), (["y"], ["x"]), (["x", "z"], ["y"]), ([], ["y"])]
 )

@@ -13,7 +13,7 @@ products as evidence.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -179,6 +179,9 @@ class _Observer(OperatorWatch):
         new = range(before, len(self.sightings))
         self.flow.note(tree_leaves((args, kwargs)), tree_leaves(result), new)
         return result
+
+    def ran(self, operands: Sequence[Any], results: Sequence[Any]) -> None:
+        self.flow.note(operands, results, ())
 
     def mapped(self, begins: bool) -> None:
         """``torch.vmap`` begins or ends: what it runs belongs to the module that called it, as in a

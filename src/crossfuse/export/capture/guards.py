@@ -111,12 +111,18 @@ class Guard:
 
     @property
     def is_multiple(self) -> bool:
-        """The relation is that a size is a multiple of a number."""
+        """The relation is that a size is a multiple of a number, however it is written."""
         import sympy
         from torch.utils._sympy.functions import Mod, PythonMod
 
         found = self.expression
-        return isinstance(found, sympy.Eq) and bool(found.has(Mod, PythonMod))
+        if len(found.free_symbols) != 1:
+            return isinstance(found, sympy.Eq) and bool(found.has(Mod, PythonMod))
+        (symbol,) = found.free_symbols
+        end = 4 * min(max({2, *self.constants}), _MOST)
+        holding = [n for n in range(1, end + 1) if self._holds({self.dims[symbol]: n})]
+        unit = math.gcd(*holding)
+        return len(holding) > 1 < unit and holding == list(range(holding[0], end + 1, unit))
 
     @property
     def constants(self) -> set[int]:

@@ -9,14 +9,14 @@ called: a loop's body is seen once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor
 from torch._ops import HigherOrderOperator
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 __all__ = ["OperatorWatch"]
 
@@ -38,28 +38,39 @@ class OperatorWatch(TorchDispatchMode):
         """Run an operator, and take note of it."""
         return func(*args, **kwargs)
 
+    def ran(self, operands: Sequence[Any], results: Sequence[Any]) -> None:
+        """An operator that takes functions ran.
+
+        Args:
+            operands: its tensors, and what its functions returned when they were watched, among
+                other things.
+            results: its own.
+        """
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if not isinstance(func, HigherOrderOperator):
             return self.watched(func, args, kwargs or {})
         name = func.name()
-        entered: set[Any] = set()
+        entered: dict[Any, Any] = {}
         result = func(*tree_map(lambda value: self._entering(value, name, entered), args))
         if name == "cond":
-            for branch in {*args[1:3]} - entered:
+            for branch in {*args[1:3]} - entered.keys():
                 self._try(self._entering(branch, name, entered), args[3])
+        self.ran(tree_leaves((args, list(entered.values()))), tree_leaves(result))
         return result
 
-    def _entering(self, value: Any, name: str, entered: set[Any]) -> Any:
-        """A function that is watched once; anything else as it is."""
+    def _entering(self, value: Any, name: str, entered: dict[Any, Any]) -> Any:
+        """A function that is watched once, with what it returns then; anything else as it is."""
         if isinstance(value, Tensor) or not callable(value):
             return value
 
         def function(*args: Any, **kwargs: Any) -> Any:
             if value in entered:
                 return value(*args, **kwargs)
-            entered.add(value)
+            entered[value] = None
             with self._body(name), self:
-                return value(*args, **kwargs)
+                entered[value] = value(*args, **kwargs)
+            return entered[value]
 
         return function
 

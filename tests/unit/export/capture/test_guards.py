@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from tests.traced_for_tests import HEADS, WIDTH, Block, exported_equal
 from torch import Tensor, nn
-from torch.utils._sympy.functions import Mod
+from torch.utils._sympy.functions import FloorDiv, Mod
 
 from crossfuse import InputError, ModelSpec
 from crossfuse.core.tensors import Dim
@@ -30,9 +30,18 @@ def log_of(*expressions: object) -> GuardLog:
 
 def test_which_relations_want_a_multiple() -> None:
     n = sympy.Symbol("n", integer=True, positive=True)
-    for expression, wants in ((sympy.Eq(Mod(n, 8), 0), True), (sympy.Eq(n, 8), False)):
-        assert Guard(expression, {n: "n"}, None).is_multiple is wants
-    assert not Guard(sympy.Ne(Mod(n, 8), 0), {n: "n"}, None).is_multiple
+    eighth = sympy.Eq(Mod(n, 8), 0)
+    for expression, wants in (
+        (eighth, True),
+        (sympy.Or(sympy.Eq(n, 8), eighth), True),  # as PyTorch writes it where n is 8 or more
+        (sympy.Eq(8 * FloorDiv(n, 8), n), True),
+        (sympy.And(eighth, n >= 16), True),
+        (sympy.Eq(n, 8), False),
+        (sympy.Ne(Mod(n, 8), 0), False),
+        (n >= 8, False),
+        (sympy.Or(sympy.Eq(n, 3), eighth), False),
+    ):
+        assert Guard(expression, {n: "n"}, None).is_multiple is wants, expression
 
 
 def test_relations_are_tried_at_the_sizes_allowed() -> None:
@@ -95,6 +104,8 @@ class Positions(nn.Module):
             return x * float(int(n))
         if self.how == "pairs":
             return x.unflatten(1, (-1, 2)).sum(2)
+        if self.how == "joined":
+            return x.reshape(x.shape[0], n // 4, 4 * WIDTH)
         return x + self.table[:, :n]
 
 
@@ -104,6 +115,7 @@ class Positions(nn.Module):
         pytest.param("added", "n == 16", marks=pytest.mark.slow),
         pytest.param("as int", "n == 16", marks=pytest.mark.slow),
         pytest.param("pairs", "% 2", marks=pytest.mark.slow),
+        pytest.param("joined", "4", marks=pytest.mark.slow),
         ("cut", "n <= 16"),
     ],
 )
@@ -116,7 +128,7 @@ def test_a_fixed_size_is_named_with_its_line(how: str, holds: str) -> None:
     assert "'n'" in message
     assert f"{Path(__file__).name}, line" in message
     assert "got n 2..64" in message
-    assert ("Pad inside forward" in message) == (how == "pairs")
+    assert ("Pad inside forward" in message) == (how in ("pairs", "joined"))
 
 
 def shifted(scores: Tensor) -> Tensor:

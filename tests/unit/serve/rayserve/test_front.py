@@ -15,7 +15,7 @@ import pytest
 pytest.importorskip("ray", reason="ray is not installed")
 uvicorn = pytest.importorskip("uvicorn", reason="uvicorn is not installed")
 
-from crossfuse.serve.rayserve.front import KEY, Front, middlewares, open_requests
+from crossfuse.serve.rayserve.front import KEY, Front, middlewares, open_requests  # noqa: E402
 
 SAID: dict[str, tuple[int, bytes, bytes]] = {
     "/ours": (404, b"application/json", b'{"error": "there is no model"}'),
