@@ -29,13 +29,15 @@ Look at these before you hand an environment on:
 | Package | Version | Licence |
 |---|---|---|
 """
+OF_ANOTHER_BUILD = {"onnxruntime": "onnxruntime-gpu"}
+"""Package → the build of the same project that the tests' environment has."""
 SHORT = {"Apache Software License": "Apache-2.0", "MIT License": "MIT", "BSD License": "BSD"}
 
 
 def licence(name: str) -> str:
     """What a package's metadata say; short."""
     try:
-        about = metadata(name)
+        about = metadata(OF_ANOTHER_BUILD.get(name, name))
     except PackageNotFoundError:
         return "not installed here"
     classifiers = [c.split(" :: ")[-1] for c in about.get_all("Classifier") or []
