@@ -111,14 +111,14 @@ def read_rows(shard: Shard, engine: RequestEngine) -> Iterator[InputRow]:
         for file in shard.files:
             yield _row(Path(file).name, partial(load_arrays, Path(file)))
         return
-    file = Path(*shard.files)
-    table, unread = _table_of(file, shard, [spec.name for spec in engine.session.inputs])
+    parquet = Path(*shard.files)
+    table, unread = _table_of(parquet, shard, [spec.name for spec in engine.session.inputs])
     for i in range(shard.rows):
-        name = f"{file.name}:{shard.first + shard.start + i}"
+        name = f"{parquet.name}:{shard.first + shard.start + i}"
         if table is not None and i < table.num_rows:
             yield _row(name, partial(_inputs_of, table, i, engine))
         else:
-            yield InputRow(name, unread or InputError("the row is missing", where=file.name))
+            yield InputRow(name, unread or InputError("the row is missing", where=parquet.name))
 
 
 def _table_of(
