@@ -6,10 +6,11 @@ BIN := $(VENV)/bin
 DEMO := $(VENV)/.demo
 TEST := $(VENV)/.test
 DOCS := $(VENV)/.docs
+RELEASE := $(VENV)/.release
 
 TRITON := .venv-triton
 
-.PHONY: help demo test test-all coverage lint types docs clean triton
+.PHONY: help demo test test-all coverage lint types docs clean triton audit release hashes licences
 
 help:
 	@echo "demo      export the Q-Former at its published size, prove it, run it, time it"
@@ -20,6 +21,10 @@ help:
 	@echo "docs      the documentation, strictly, into site/"
 	@echo "coverage  docs/reference/coverage.md, written anew"
 	@echo "triton    the real tritonserver, in an environment of its own"
+	@echo "audit     known faults of the pinned packages (asks a public database)"
+	@echo "release   the wheel, the same bytes from the same commit, and its SBOM, into dist/"
+	@echo "hashes    constraints-hashes.txt, of constraints.txt"
+	@echo "licences  docs/reference/licences.md, of the environment"
 	@echo "clean     remove environments, caches and what was built"
 
 # What the tests need holds all that the demo needs.
@@ -46,6 +51,24 @@ types: $(TEST)
 docs: $(if $(wildcard $(TEST)),$(TEST),$(DOCS))
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
+audit: $(RELEASE)
+	$(BIN)/pip-audit --require-hashes --disable-pip -r constraints-hashes.txt
+
+# Bytes depend on the commit alone: its own files, with the same modes everywhere, and its time for all times.
+release: $(TEST) $(RELEASE)
+	rm -rf dist build
+	mkdir -p dist build/source
+	umask 022 && git archive HEAD | tar x -C build/source
+	umask 022 && SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) $(BIN)/python -m build --no-isolation --wheel --outdir dist build/source
+	$(BIN)/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible --of JSON -o dist/crossfuse.cdx.json $(VENV)
+	cp constraints-hashes.txt dist/
+
+hashes: $(TEST)
+	$(BIN)/python .ci/hashes.py
+
+licences: $(TEST)
+	$(BIN)/python .ci/licences.py
+
 $(DEMO): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q -c constraints.txt -e ".[demo]"
@@ -54,6 +77,11 @@ $(DEMO): pyproject.toml constraints.txt
 $(DOCS): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q -c constraints.txt -e ".[docs]"
+	touch $@
+
+$(RELEASE): pyproject.toml constraints.txt .ci/release.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q -c constraints.txt -r .ci/release.txt
 	touch $@
 
 # Both packages of ONNX Runtime hold the module `onnxruntime`: the demo's gives way to the tests'.

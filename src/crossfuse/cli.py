@@ -48,6 +48,7 @@ COMMANDS = (
         "crossfuse export clip --size tiny -o clip/ --target ort-cpu --target onnx",
     ),
     _Command("build", "export:build", _MAKE, "crossfuse build clip/ --target onnx"),
+    _Command("sign", "sign:sign", _MAKE, "crossfuse sign clip/ --key key.pem"),
     _Command("inspect", "inspect:inspect", _RUN, "crossfuse inspect clip/"),
     _Command(
         "verify",
@@ -72,7 +73,7 @@ COMMANDS = (
     _Command("package", "serve:package", _SERVE, "crossfuse package clip/ --for triton -o models/"),
     _Command("serve", "serve:serve", _SERVE, "crossfuse serve clip/ --port 8000 --replicas 2"),
     _Command(
-        "map", "serve:map_command", _SERVE, "crossfuse map clip/ --input rows/ --output answers/"
+        "map", "map:map_command", _SERVE, "crossfuse map clip/ --input rows/ --output answers/"
     ),
 )
 """The commands, in the order of the help."""

@@ -3,10 +3,12 @@ refusals, deaths, redeploys."""
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -24,6 +26,7 @@ import pytest
 from coverage.cases import CASES
 from crossfuse import InputError, runtime
 from crossfuse.bundle.store import Bundle, open_bundle
+from crossfuse.parity.session_check import smallest_inputs
 from crossfuse.serve.merging import agree
 from crossfuse.serve.rayserve.options import ServeOptions
 from end_to_end.test_serve_triton import requests_for
@@ -32,6 +35,8 @@ pytest.importorskip("ray", reason="ray is not installed")
 serving = pytest.importorskip("serving", reason="tritonclient is not installed")
 
 from crossfuse.serve.rayserve.ingress import home_of  # noqa: E402
+
+OLD = Path(__file__).parents[1] / "data" / "bundle-0.1.0"
 
 
 @contextmanager
@@ -234,6 +239,103 @@ def test_a_full_queue_says_so(made: Made, tmp_path: Path) -> None:
             wait_for(lambda: load.answers > 4 and len(load.failures) > 4)
         assert load.wrong == 0
         assert all("queue is full" in failure for failure in load.failures)
+
+
+@pytest.mark.slow
+def test_a_server_is_its_own_and_stops_without_a_wrong_word(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its processes listen on the loopback interface and want a token; its metrics are there when
+    it is; told to stop, it says 503, never 404, until nobody listens, and leaves nothing."""
+    bundle = shutil.copytree(OLD, tmp_path / "bundle")
+    monkeypatch.setenv("CROSSFUSE_TEST_MARK", str(tmp_path))
+    inputs = smallest_inputs(open_bundle(OLD))
+    assert inputs is not None
+    with runtime.load(bundle, "ort-cpu") as session:
+        expected = session.run(inputs)
+    with server(bundle, "--target", "ort-cpu") as (port, process):
+        assert process.stdout is not None
+        url = read_json(process.stdout)["metrics"]
+        with urllib.request.urlopen(url) as page:
+            assert b"crossfuse_open_requests" in page.read()
+        ours = marked(str(tmp_path))
+        assert len(ours) > 5
+        found = {address for pid in ours for address in listening(pid)}
+        assert found
+        assert found <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
+        assert all("RAY_AUTH_TOKEN" in environment_of(pid) for pid in ours)
+        said: list[int] = []
+        threads = [
+            threading.Thread(target=asks_until_nobody_listens, args=(port, said)) for _ in range(2)
+        ]
+        with serving.Load(port, "m", [inputs], [expected], callers=2) as load:
+            wait_for(lambda: load.answers > 20)
+            for thread in threads:
+                thread.start()
+            start = time.monotonic()
+            process.send_signal(signal.SIGTERM)
+            for thread in threads:
+                thread.join()
+        assert process.wait(60) == 0
+        took = time.monotonic() - start
+        print(f"stopped in {took:.1f} s; {Counter(said)}; {len(load.failures)} refused")
+        assert load.wrong == 0
+        assert set(said) <= {200, 503}
+        assert 503 in said
+        refused = [one for one in load.failures if not one.startswith(GONE)]
+        assert all("shutting down" in one for one in refused), refused
+        assert process.stderr is not None
+        assert process.stderr.read() == ""
+    wait_for(lambda: not marked(str(tmp_path)), 30)
+
+
+GONE = ("ConnectionRefusedError", "ConnectionResetError")
+"""What clients see when nobody listens any more."""
+
+
+def asks_until_nobody_listens(port: int, said: list[int]) -> None:
+    while True:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+        try:
+            connection.request("GET", "/v2/health/ready")
+            said.append(connection.getresponse().status)
+        except (OSError, http.client.HTTPException):
+            return
+        finally:
+            connection.close()
+
+
+def environment_of(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/environ").read_bytes().decode(errors="replace")
+    except OSError:
+        return ""
+
+
+def marked(mark: str) -> list[int]:
+    """Processes, other than this one, whose environment holds a mark."""
+    pids = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
+    return [pid for pid in pids if pid != os.getpid() and mark in environment_of(pid)]
+
+
+def listening(pid: int) -> set[str]:
+    """Addresses on which a process listens."""
+    sockets = set()
+    for fd in Path(f"/proc/{pid}/fd").iterdir():
+        try:
+            sockets.add(fd.readlink().name)
+        except OSError:
+            continue
+    found = set()
+    for name, size in (("tcp", 4), ("tcp6", 16)):
+        for line in Path(f"/proc/{pid}/net/{name}").read_text().splitlines()[1:]:
+            words = line.split()
+            if words[3] == "0A" and f"socket:[{words[9]}]" in sockets:
+                data = bytes.fromhex(words[1].partition(":")[0])
+                turned = b"".join(data[i : i + 4][::-1] for i in range(0, size, 4))
+                family = socket.AF_INET if size == 4 else socket.AF_INET6
+                found.add(socket.inet_ntop(family, turned))
+    return found
 
 
 def test_config_file(made: Made, tmp_path: Path) -> None:

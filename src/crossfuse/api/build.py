@@ -12,6 +12,7 @@ from crossfuse.api.build_options import BuildOptions, check_options, request_key
 from crossfuse.api.build_target import TargetBuild
 from crossfuse.api.fused_graph import FUSED_GRAPH, WEIGHTS, fused_stages
 from crossfuse.bundle.store import Bundle, open_bundle
+from crossfuse.bundle.trust import trust
 from crossfuse.bundle.writer import write_bundle
 from crossfuse.core.foreign import door
 from crossfuse.core.onnx_runtime import require_onnxruntime
@@ -20,7 +21,6 @@ from crossfuse.core.target import HALF_PRECISIONS, require_precision, require_ta
 from crossfuse.errors import Advice, BundleError, InputError, Said
 from crossfuse.parity.reference import REFERENCE_FILE
 from crossfuse.parity.session_check import reference_of
-from crossfuse.parity.trial import trust
 
 if TYPE_CHECKING:
     from crossfuse.bundle.manifest import TargetEntry
@@ -101,9 +101,11 @@ def build(  # noqa: PLR0913 -- public: what a user may say of a target
     _require_measured(given, target, options)
     progress = step or silent
     with write_bundle(given.path, modify=True, waiting=progress) as writer:
-        # Read under the lock: what another command added meanwhile stays.
-        old = open_bundle(given.path)
-        _require_measured(old, target, options)
+        # What another command added before the lock was had stays.
+        old = given
+        if given.identity is None or given.replaced:
+            old = open_bundle(given.path)
+            _require_measured(old, target, options)
         if _is_built(old, target, options):
             progress(f"{target}: cached: the bundle holds this very build")
             return old
@@ -117,7 +119,7 @@ def build(  # noqa: PLR0913 -- public: what a user may say of a target
         manifest = TargetBuild(writer, model, stages, reference, progress).add(
             replace(old.manifest, targets=kept), target, options
         )
-        return trust(writer.commit(manifest))
+        return trust(writer.commit(manifest), [target], old)
 
 
 def _require_measured(bundle: Bundle, target: str, options: BuildOptions) -> None:

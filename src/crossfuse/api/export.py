@@ -15,6 +15,7 @@ from crossfuse.api.build_target import TargetBuild
 from crossfuse.api.fused_graph import FUSED_GRAPH, WEIGHTS
 from crossfuse.api.sources import Source, SourceOptions, accepted
 from crossfuse.bundle.manifest import Manifest
+from crossfuse.bundle.trust import trust
 from crossfuse.bundle.writer import write_bundle
 from crossfuse.core.checkpoint_weights import weights_words
 from crossfuse.core.files import write_whole
@@ -23,7 +24,6 @@ from crossfuse.core.garbage import imported, old_objects_kept
 from crossfuse.core.onnx_runtime import require_onnxruntime
 from crossfuse.core.target import CPU_TARGET, HALF_PRECISIONS, require_precision, require_target
 from crossfuse.parity.reference import REFERENCE_FILE, save_reference
-from crossfuse.parity.trial import trust
 
 if TYPE_CHECKING:
     from crossfuse.bundle.store import Bundle

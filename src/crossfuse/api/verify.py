@@ -27,6 +27,7 @@ from crossfuse.parity.target_check import check_on_cpu
 from crossfuse.parity.trial import require_tried
 from crossfuse.runtime.backends import runs_here
 from crossfuse.runtime.options import SessionOptions
+from crossfuse.runtime.signed import Signed
 from crossfuse.runtime.tuned import chosen_target
 
 if TYPE_CHECKING:
@@ -50,6 +51,8 @@ def verify(  # noqa: PLR0913 -- public: what a user may say of a check
     seed: int = 1,
     bisect: bool = False,
     options: SessionOptions | None = None,
+    public_key: str | Path | None = None,
+    signature: str | Path | None = None,
     step: Progress | None = None,
 ) -> ParityReport:
     """Check a bundle's target against the eager model's results.
@@ -70,16 +73,22 @@ def verify(  # noqa: PLR0913 -- public: what a user may say of a check
         bisect: also find the first attention or module where the target leaves its tolerance; the
             report's ``fault``.
         options: of the session.
+        public_key: file of a key in PEM: the bundle has to be what this key's owner signed, and its
+            engines are trusted then.
+        signature: file of the signature; ``NAME.sig`` beside the bundle's folder where omitted.
         step: told what begins, for progress.
 
     Raises:
-        BundleError: no bundle, a damaged one, or one that can't run here.
+        BundleError: no bundle, a damaged one, one that can't run here, or one that isn't signed.
         InputError: a source that is not the bundle's model, or inputs that the bundle doesn't take.
     """
     given = read_given(inputs)
     progress = step or silent
+    signed = Signed.of(path, public_key, signature)
+    chosen = signed.options(options)
 
     def verified(bundle: Bundle) -> ParityReport:
+        signed.require(bundle)
         check, reference = _Check(bundle, target, given, progress), None
         if source is not None:
             about = bundle.manifest.source
@@ -87,7 +96,7 @@ def verify(  # noqa: PLR0913 -- public: what a user may say of a check
             reference = check.recomputed(named, seed)
         elif given:
             reference = check.of_fused_graph()
-        report = check.report(reference, options)
+        report = check.report(reference, chosen)
         return replace(report, fault=check.divergence(report, reference)) if bisect else report
 
     return unreplaced(path, verified, copied=True)

@@ -12,7 +12,7 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -143,16 +143,20 @@ class Destination:
     def _lock(self) -> Path:
         return self.path.with_name(f".{self.path.name}{_WHOLE_LOCK}")
 
-    def take(self, folder: Path) -> None:
+    def take(self, folder: Path, listed: Collection[str] | None = None) -> None:
         """Let a hidden folder take the place; its user's files stay there. To be called under the
         lock.
+
+        Args:
+            folder: that takes the place.
+            listed: files of the bundle there now, where the caller knows them.
 
         Raises:
             OSError: the folder can't take the place; the destination is then what it was.
         """
         old = change_places(folder, self.path)
         if old is not None:
-            self.discard(old)
+            self.discard(old, listed)
 
     def sweep(self) -> None:
         """Remove what killed commands left: folders and locks whose lock is free. To be called
@@ -179,12 +183,18 @@ class Destination:
             self.discard(path.with_name(path.name.removesuffix(_LOCK)))
             self.lock_of(folder).unlink(missing_ok=True)
 
-    def discard(self, folder: Path) -> None:
+    def discard(self, folder: Path, listed: Collection[str] | None = None) -> None:
         """Remove a hidden folder: what its manifest lists, and that last; the rest is its user's,
-        and moves to the destination. What can't be moved stays, and the folder with it."""
+        and moves to the destination. What can't be moved stays, and the folder with it.
+
+        Args:
+            folder: to remove.
+            listed: what its manifest lists, where the caller knows it.
+        """
         if (folder / MANIFEST).is_file():
             try:
-                ours = {*open_bundle(folder).manifest.files, MANIFEST}
+                known = open_bundle(folder).manifest.files if listed is None else listed
+                ours = {*known, MANIFEST}
                 for path in list(folder.iterdir()):
                     if path.name not in ours:
                         move_aside(path, self.path)

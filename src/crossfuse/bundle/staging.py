@@ -16,8 +16,10 @@ from io import BufferedReader
 from pathlib import Path
 from typing import TypeVar
 
+from crossfuse.bundle.manifest import MANIFEST
 from crossfuse.bundle.store import Bundle, check_name, open_bundle
 from crossfuse.core.files import open_plain
+from crossfuse.core.os_errors import help_for, reason_of
 from crossfuse.core.scratch import scratch_folder
 from crossfuse.errors import BundleError, CrossfuseError
 
@@ -74,8 +76,8 @@ def plain_files(bundle: Bundle, copied: bool = False) -> Iterator[Bundle]:
 
 @contextmanager
 def staged(bundle: Bundle, copied: bool = False) -> Iterator[Bundle]:
-    """The same bundle in a private folder, all its files plain: hard links to what the bundle's
-    names lead to, or copies where there are none to be had. Nothing is verified yet.
+    """The same bundle in a private folder, all its files and the manifest plain: hard links to what
+    the bundle's names lead to, or copies where there are none to be had. Nothing is verified yet.
 
     Args:
         bundle: to stage.
@@ -108,11 +110,12 @@ def _open_all(bundle: Bundle, stack: ExitStack) -> dict[str, BufferedReader]:
                     do="It was truncated or changed: copy it again, or export again",
                 )
             opened[name] = file
+        opened[MANIFEST] = stack.enter_context(open_plain(MANIFEST, folder))
     except OSError as error:
         raise BundleError(
-            f"a file of the bundle can't be read: {error.strerror or error}",
+            f"a file of the bundle can't be read: {reason_of(error)}",
             where=error.filename or bundle.path,
-            do="Copy the whole folder, or export again",
+            do=help_for(error) or "Copy the whole folder, or export again",
         ) from error
     return opened
 
@@ -134,8 +137,7 @@ def _copy(opened: BufferedReader, place: Path, source: Path) -> None:
             shutil.copyfileobj(opened, into, 1 << 20)
     except OSError as error:
         raise BundleError(
-            f"a file of the bundle can't be copied to a temporary folder: "
-            f"{error.strerror or error}",
+            f"a file of the bundle can't be copied to a temporary folder: {reason_of(error)}",
             where=source,
             do="Make room there, or set TMPDIR to a folder that has it",
         ) from error

@@ -14,6 +14,7 @@ from crossfuse.bundle.manifest import FILE_NAME, MANIFEST, FileEntry, Manifest, 
 from crossfuse.core.files import REPLACED, open_plain, sha256_of
 from crossfuse.core.foreign import door
 from crossfuse.core.ledger import Ledger
+from crossfuse.core.os_errors import help_for, reason_of
 from crossfuse.errors import Advice, BundleError, Said, unknown
 
 __all__ = ["Bundle", "check_name", "entry_of", "identity_of", "open_bundle"]
@@ -135,7 +136,9 @@ class Bundle:
                 digest = sha256_of(path)
         except OSError as error:
             raise BundleError(
-                f"a file of the bundle can't be read: {error.strerror or error}", where=path
+                f"a file of the bundle can't be read: {reason_of(error)}",
+                where=path,
+                do=help_for(error),
             ) from error
         if digest is None:
             raise BundleError(
@@ -199,7 +202,10 @@ def _read(folder: Path) -> Bundle:
             raise BundleError("the manifest is too large to be one", where=file)
         text = data.decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise BundleError(f"the manifest can't be read: {error}", where=file) from error
+        reason = reason_of(error) if isinstance(error, OSError) else error
+        raise BundleError(
+            f"the manifest can't be read: {reason}", where=file, do=help_for(error)
+        ) from error
     return Bundle(folder, Manifest.loads(text, str(file)), identity)
 
 

@@ -19,6 +19,7 @@ from crossfuse.bundle.destination import Destination
 from crossfuse.bundle.manifest import MANIFEST, FileEntry, Manifest
 from crossfuse.bundle.store import Bundle, check_name, entry_of
 from crossfuse.core.files import locked, open_plain, sync_file, sync_folder, write_whole
+from crossfuse.core.os_errors import help_for, reason_of
 from crossfuse.errors import InputError
 
 __all__ = ["BundleWriter", "write_bundle"]
@@ -49,6 +50,7 @@ class BundleWriter:
         self._held = held
         self._waiting = waiting
         self._adopted: dict[str, FileEntry] = {}
+        self._replaces: Bundle | None = None
 
     def file(self, name: str) -> Path:
         """Where a file of that name goes; an existing one (of the bundle being replaced) is
@@ -75,6 +77,8 @@ class BundleWriter:
                     shutil.copyfileobj(source, into, 1 << 20)
         self._adopted |= {name: bundle.manifest.files[name] for name in names}
         bundle.require_unreplaced()
+        if bundle.identity is not None and Destination.at(bundle.path) == self.destination:
+            self._replaces = bundle
         return bundle.copied_to(self.folder, names)
 
     def commit(self, manifest: Manifest) -> Bundle:
@@ -93,8 +97,13 @@ class BundleWriter:
         write_whole(self.folder / MANIFEST, manifest.dumps())
         with nullcontext() if self._held else self.destination.locked(self._waiting):
             self.destination.require_replaceable(is_open=self._held)
-            self.destination.take(self.folder)
+            self.destination.take(self.folder, self._listed_there())
         return Bundle(self.destination.path, manifest)
+
+    def _listed_there(self) -> Collection[str] | None:
+        """Files of the bundle that is replaced; None where that is yet to be read."""
+        old = self._replaces
+        return None if old is None or not self._held or old.replaced else old.manifest.files
 
 
 def _linked(path: Path, copy: Path) -> bool:
@@ -126,11 +135,11 @@ def write_bundle(
         InputError: the destination is no bundle and not empty, or can't be written.
     """
     place = Destination.at(destination)
-    place.require_replaceable(is_open=modify)
     folder = place.new_folder()
     lock = place.lock_of(folder)
     with ExitStack() as held:
         try:
+            place.require_replaceable(is_open=modify)
             place.path.parent.mkdir(parents=True, exist_ok=True)
             if modify:
                 held.enter_context(place.locked(waiting))
@@ -142,9 +151,9 @@ def write_bundle(
             folder.mkdir()
         except OSError as error:
             raise InputError(
-                f"the output folder can't be written: {error.strerror or error}",
+                f"the output folder can't be written: {reason_of(error)}",
                 where=place.path,
-                do="Choose a folder that you may write to",
+                do=help_for(error, writing=True) or "Choose a folder that you may write to",
             ) from error
         held.callback(place.discard, folder)
         try:
@@ -154,7 +163,9 @@ def write_bundle(
             if error.filename is not None and not str(error.filename).startswith(ours):
                 raise  # not about what is written here
             raise InputError(
-                f"the bundle can't be written: {error.strerror or error}", where=place.path
+                f"the bundle can't be written: {reason_of(error)}",
+                where=place.path,
+                do=help_for(error, writing=True),
             ) from error
 
 

@@ -37,14 +37,17 @@ __all__ = [
     "PrecisionName",
     "Profiles",
     "Provider",
+    "PublicKey",
     "SampleAudio",
     "SampleImage",
     "SampleText",
     "SampleVideo",
+    "Signature",
     "SizeName",
     "SourceCheckpoint",
     "SourceTask",
     "Threads",
+    "TrustEngines",
     "complete_sources",
     "complete_targets",
     "dynamic_axes",
@@ -245,6 +248,32 @@ Provider = Annotated[
     typer.Option(
         "--provider",
         help="ONNX Runtime execution provider instead of the target's own.",
+        rich_help_panel=RUN,
+    ),
+]
+TrustEngines = Annotated[
+    bool,
+    typer.Option(
+        "--trust-engines",
+        help="Open engines that were not built on this machine: they are programs.",
+        rich_help_panel=RUN,
+    ),
+]
+PublicKey = Annotated[
+    Path | None,
+    typer.Option(
+        "--public-key",
+        metavar="KEY.pem",
+        help="Take only what the owner of this key has signed.",
+        rich_help_panel=RUN,
+    ),
+]
+Signature = Annotated[
+    Path | None,
+    typer.Option(
+        "--signature",
+        metavar="FILE.sig",
+        help="Of the bundle; where omitted, beside its folder. Needs --public-key.",
         rich_help_panel=RUN,
     ),
 ]

@@ -16,6 +16,7 @@ from crossfuse.commands.options import (
     SourceCheckpoint,
     SourceTask,
     Threads,
+    TrustEngines,
     complete_sources,
 )
 from crossfuse.core.files import require_writable, write_text
@@ -152,6 +153,7 @@ def profile(  # noqa: PLR0913 -- a command: its parameters are its options
     provider: Provider = None,
     device: Device = 0,
     threads: Threads = None,
+    trust_engines: TrustEngines = False,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -205,7 +207,9 @@ def profile(  # noqa: PLR0913 -- a command: its parameters are its options
             task=task,
             sweep=parse_sweep(sweep or []),
             plan=Plan(rounds=rounds, seconds=seconds),
-            options=SessionOptions(threads=threads, provider=provider, device_id=device),
+            options=SessionOptions(
+                threads=threads, provider=provider, device_id=device, trust_engines=trust_engines
+            ),
             callers=[int(number) for number in _numbers(callers, "--callers")],
             rates=_numbers(rates, "--rates"),
             load_seconds=load_seconds,

@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from crossfuse.commands.options import BuiltTarget, BundlePath, Device, Json, Provider, Threads
+from crossfuse.commands.options import (
+    BuiltTarget,
+    BundlePath,
+    Device,
+    Json,
+    Provider,
+    Threads,
+    TrustEngines,
+)
 from crossfuse.errors import InputError
 
 if TYPE_CHECKING:
@@ -42,6 +50,7 @@ def run(  # noqa: PLR0913 -- a command: its parameters are its options
     provider: Provider = None,
     device: Device = 0,
     threads: Threads = None,
+    trust_engines: TrustEngines = False,
     as_json: Json = False,
 ) -> None:
     """Run a bundle on inputs from files. Needs no PyTorch."""
@@ -53,7 +62,9 @@ def run(  # noqa: PLR0913 -- a command: its parameters are its options
         raise InputError(
             "each --input needs its own --output", got=f"{len(inputs)} inputs, {len(out)} outputs"
         )
-    options = SessionOptions(threads=threads, provider=provider, device_id=device)
+    options = SessionOptions(
+        threads=threads, provider=provider, device_id=device, trust_engines=trust_engines
+    )
     with load(bundle, target, options) as session:
         results = _results(session, context, inputs, out or [None] * len(inputs))
         used = {"target": session.target, "provider": session.provider}

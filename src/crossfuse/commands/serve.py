@@ -1,4 +1,4 @@
-"""The commands ``crossfuse package``, ``crossfuse serve`` and ``crossfuse map``."""
+"""The commands ``crossfuse package`` and ``crossfuse serve``."""
 
 from __future__ import annotations
 
@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from crossfuse.commands.options import RUN, BuiltTarget, BundlePath, Json, Threads
+from crossfuse.commands.options import (
+    RUN,
+    BuiltTarget,
+    BundlePath,
+    Json,
+    PublicKey,
+    Signature,
+    Threads,
+    TrustEngines,
+)
 from crossfuse.commands.serve_options import (
     REQUESTS,
     Address,
@@ -27,10 +36,11 @@ from crossfuse.commands.serve_options import (
 from crossfuse.core.files import write_text
 
 if TYPE_CHECKING:
+    from crossfuse.bundle.store import Bundle
     from crossfuse.commands.output import Output
     from crossfuse.serve.rayserve.options import ServeOptions
 
-__all__ = ["map_command", "package", "serve"]
+__all__ = ["package", "serve"]
 
 _ADDRESSES = "Addresses"
 
@@ -174,6 +184,9 @@ def serve(  # noqa: PLR0913 -- a command: its parameters are its options
     log_format: Annotated[
         Literal["json", "text"], typer.Option("--log-format", help="Of the server's log.")
     ] = "json",
+    trust_engines: TrustEngines = False,
+    public_key: PublicKey = None,
+    signature: Signature = None,
     address: Address = None,
     emit_config: Annotated[
         Path | None,
@@ -200,7 +213,15 @@ def serve(  # noqa: PLR0913 -- a command: its parameters are its options
     options = ServeOptions(
         bundle=str(opened.path.resolve()),
         name=name or opened.manifest.name,
-        engine=EngineOptions(target=target, cache_mb=cache_mb, merge=merge, max_rows=max_rows),
+        engine=EngineOptions(
+            target=target,
+            cache_mb=cache_mb,
+            merge=merge,
+            max_rows=max_rows,
+            trust_engines=trust_engines,
+            public_key=_whole(public_key),
+            signature=_whole(signature),
+        ),
         limits=Limits(
             max_bytes,
             max_batch,
@@ -219,7 +240,7 @@ def serve(  # noqa: PLR0913 -- a command: its parameters are its options
         drain_s=drain,
         log_format=log_format,
     )
-    served = _Served(output, options, host, port)
+    served = _Served(output, opened, options, host, port)
     if emit_config is not None:
         served.write_config(emit_config)
     elif address is not None:
@@ -228,11 +249,17 @@ def serve(  # noqa: PLR0913 -- a command: its parameters are its options
         served.run(metrics_port)
 
 
+def _whole(path: Path | None) -> str | None:
+    """A path as processes in other folders find it."""
+    return None if path is None else str(path.absolute())
+
+
 @dataclass(frozen=True)
 class _Served:
     """An application, and the address at which it is to be."""
 
     output: Output
+    bundle: Bundle
     options: ServeOptions
     host: str
     port: int
@@ -268,83 +295,29 @@ class _Served:
 
     def run(self, metrics_port: int) -> None:
         """Serve from a Ray of its own until the process is asked to stop."""
-        from crossfuse.serve.cluster import local_ray
+        import secrets
+
+        from crossfuse.serve.cluster import local_ray, require_free
+        from crossfuse.serve.load_engine import ready_target
+        from crossfuse.serve.rayserve.front import CALLBACK, KEY
 
         options = self.options
+        ready_target(self.bundle, options.replicas_engine)
+        require_free(self.host, self.port)
+        require_free("127.0.0.1", metrics_port)
         most = max(options.replicas, options.max_replicas)
-        with local_ray(cpus=max(1.0, options.num_cpus * most), metrics_port=metrics_port):
-            from crossfuse.serve.rayserve.run import asked_to_stop, running
+        environment = {**CALLBACK, KEY: secrets.token_hex(32)}
+        with local_ray(
+            cpus=max(1.0, options.num_cpus * most),
+            metrics_port=metrics_port,
+            environment=environment,
+        ):
+            from crossfuse.serve.rayserve.run import asked_to_stop, running, wait_for_metrics
 
-            about = {
-                "url": self.url,
-                "replicas": options.replicas,
-                "metrics": f"http://127.0.0.1:{metrics_port}/metrics",
-            }
+            metrics = f"http://127.0.0.1:{metrics_port}/metrics"
+            about = {"url": self.url, "replicas": options.replicas, "metrics": metrics}
             text = f"serving {self.url}; metrics on port {metrics_port}; Ctrl-C stops"
             with asked_to_stop() as asked, running(options, self.host, self.port):
+                wait_for_metrics(metrics)
                 self.output.result(about, lambda: self.output.line(text))
                 asked.wait()
-
-
-def map_command(  # noqa: PLR0913 -- a command: its parameters are its options
-    bundle: BundlePath,
-    source: Annotated[
-        Path, typer.Option("--input", metavar="FOLDER|FILE.parquet", help="NPZ files, or Parquet.")
-    ],
-    out: Annotated[
-        Path,
-        typer.Option(
-            "--output", "-o", metavar="FOLDER", help="Answers; go on where a job was killed."
-        ),
-    ],
-    target: BuiltTarget = None,
-    workers: Annotated[
-        int,
-        typer.Option(
-            "--workers", min=1, help="Processes, each with a session.", rich_help_panel=RUN
-        ),
-    ] = 1,
-    num_cpus: Cpus = 1.0,
-    num_gpus: Gpus = 0.0,
-    batch_size: Annotated[
-        int, typer.Option("--batch-size", min=1, help="Rows answered at once.")
-    ] = 16,
-    shard_rows: Annotated[
-        int, typer.Option("--shard-rows", min=1, help="Rows that are done as a whole.")
-    ] = 64,
-    cache_mb: CacheMb = 1000,
-    merge: Merge = True,
-    allow_nan: AllowNan = False,
-    address: Address = None,
-    as_json: Json = False,
-) -> None:
-    """Answer every row of a folder or of Parquet files with Ray Data.
-
-    Run again, it goes on where it was killed.
-    """
-    from crossfuse.commands.output import Output
-    from crossfuse.serve.bulk.job import FAILED
-    from crossfuse.serve.bulk.run import MapOptions, map_rows
-    from crossfuse.serve.cluster import connected, local_ray
-    from crossfuse.serve.load_engine import EngineOptions
-
-    output = Output(as_json=as_json)
-    engine = EngineOptions(target=target, cache_mb=cache_mb, merge=merge)
-    options = MapOptions(engine, workers, num_cpus, num_gpus, batch_size, shard_rows, allow_nan)
-    # One CPU more, which Ray Data's own tasks need beside the workers.
-    started = (
-        local_ray(cpus=workers * max(1.0, num_cpus) + 1) if address is None else connected(address)
-    )
-    with started, output.progress() as progress:
-        report = map_rows(bundle, source, out, options, progress)
-
-    def render() -> None:
-        output.line(
-            f"{report.rows} rows ({report.done_before} done before), {report.failed} failed; "
-            f"answers in {report.output}"
-        )
-        if report.failed:
-            output.line(f"reasons in {out / FAILED}")
-
-    output.result(report.to_json(), render)
-    raise typer.Exit(int(report.failed > 0))

@@ -14,9 +14,12 @@ from crossfuse.commands.options import (
     Device,
     Json,
     Provider,
+    PublicKey,
+    Signature,
     SourceCheckpoint,
     SourceTask,
     Threads,
+    TrustEngines,
     complete_sources,
 )
 from crossfuse.errors import Door
@@ -66,6 +69,9 @@ def verify(  # noqa: PLR0913 -- a command: its parameters are its options
     provider: Provider = None,
     device: Device = 0,
     threads: Threads = None,
+    trust_engines: TrustEngines = False,
+    public_key: PublicKey = None,
+    signature: Signature = None,
     as_json: Json = False,
 ) -> None:
     """Check a bundle's numbers on this machine against the eager model's.
@@ -89,7 +95,11 @@ def verify(  # noqa: PLR0913 -- a command: its parameters are its options
             inputs=inputs or None,
             seed=seed,
             bisect=bisect,
-            options=SessionOptions(threads=threads, provider=provider, device_id=device),
+            options=SessionOptions(
+                threads=threads, provider=provider, device_id=device, trust_engines=trust_engines
+            ),
+            public_key=public_key,
+            signature=signature,
             step=progress,
         )
     failure = report.failure

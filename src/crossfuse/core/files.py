@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from io import BufferedReader
 from pathlib import Path
 
+from crossfuse.core.os_errors import help_for, reason_of
 from crossfuse.core.requirements import needed
 from crossfuse.errors import InputError
 
@@ -146,7 +147,9 @@ def write_text(path: Path, text: str) -> None:
         write_whole(path, text)
     except OSError as error:
         raise InputError(
-            f"the output file can't be written: {error.strerror or error}", where=path
+            f"the output file can't be written: {reason_of(error)}",
+            where=path,
+            do=help_for(error, writing=True),
         ) from error
 
 

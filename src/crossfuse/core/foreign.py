@@ -16,6 +16,7 @@ from pathlib import Path
 from types import FrameType
 from typing import ParamSpec, TypeVar
 
+from crossfuse.core.os_errors import help_for
 from crossfuse.core.requirements import extra_of, install
 from crossfuse.core.text import brief
 from crossfuse.errors import Advice, CrossfuseError, InputError, InternalError, PackageError, Said
@@ -146,7 +147,9 @@ def own(error: BaseException) -> CrossfuseError:
             do="Use smaller sizes, or a machine with more memory",
         )
     if isinstance(error, OSError) and (error.strerror or error.filename):
-        return InputError(error.strerror or cause_of(error), where=error.filename)
+        return InputError(
+            error.strerror or cause_of(error), where=error.filename, do=help_for(error)
+        )
     return InternalError(
         f"something failed that crossfuse did not foresee: {cause_of(error)}",
         where=place_of(error),

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from crossfuse.core.files import whole_file
 from crossfuse.core.foreign import cause_of
+from crossfuse.core.os_errors import help_for
 from crossfuse.core.text import brief
 from crossfuse.errors import InputError
 
@@ -149,6 +150,7 @@ def save_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
         raise InputError(
             f"the output file can't be written: {getattr(error, 'strerror', None) or error}",
             where=path,
+            do=help_for(error, writing=True),
         ) from error
 
 

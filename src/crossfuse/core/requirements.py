@@ -16,6 +16,7 @@ EXTRAS = {
     "diffusers": "diffusers",
     "filelock": "cli",
     "jinja2": "report",
+    "model_signing": "sign",
     "onnx": "export",
     "onnx_ir": "export",
     "onnxruntime": "cpu",

@@ -4,12 +4,12 @@ reference inputs answered, within limits of time and memory.
 A graph may end the process that opens it, never come to an end or take all memory. So whoever
 verifies or serves a stranger's bundle learns that from a child. A bundle that passed, and one that
 was written here, is not tried again: its manifest's digest is remembered in the user's cache.
-Who trusts all the bundles that they use sets ``CROSSFUSE_TRUST_BUNDLES=1``.
+Who trusts all the bundles that they use sets ``CROSSFUSE_TRUST_BUNDLES=1``. An engine that was not
+built here is not even tried.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -21,7 +21,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from crossfuse.bundle.store import Bundle, open_bundle
-from crossfuse.core.files import user_cache
+from crossfuse.bundle.trust import (
+    is_trusted,
+    mark_of,
+    remember,
+    require_own_engine,
+    trusts_all,
+)
 from crossfuse.core.processes import end_with_parent, for_child
 from crossfuse.core.target import TARGETS
 from crossfuse.errors import Advice, BundleError, CrossfuseError, Door, Said
@@ -31,9 +37,8 @@ from crossfuse.runtime.options import SessionOptions
 from crossfuse.runtime.session import Session
 from crossfuse.runtime.tuned import chosen_target
 
-__all__ = ["TRUST", "TrialLimits", "main", "require_tried", "trust"]
+__all__ = ["TrialLimits", "main", "require_tried"]
 
-TRUST = "CROSSFUSE_TRUST_BUNDLES"
 COMMAND = ("-P", "-m", "crossfuse.parity.trial")
 """-P: the working folder may be a stranger's, and is no place to import from."""
 _REFUSED = 17
@@ -70,12 +75,15 @@ def require_tried(
         limits: of the child.
 
     Raises:
-        BundleError: it ended the child, took too long or too much memory, or can't be loaded.
+        BundleError: it ended the child, took too long or too much memory, or can't be loaded; or
+            its engine was not built here, and ``options`` don't trust engines.
     """
     chosen, within = options or SessionOptions(), limits or TrialLimits()
     name = target or chosen_target(bundle)
-    mark = _mark(bundle, name, chosen)
-    if os.environ.get(TRUST) == "1" or _mark(bundle).exists() or mark.exists():
+    if not chosen.trust_engines:
+        require_own_engine(bundle, name)
+    mark = mark_of(bundle, json.dumps([name, asdict(chosen)], sort_keys=True))
+    if trusts_all() or is_trusted(bundle, name) or mark.exists():
         return
     held = sum(entry.size for entry in bundle.manifest.files.values())
     known = TARGETS.get(name)
@@ -108,7 +116,7 @@ def require_tried(
         ) from error
     _require_passed(done, bundle)
     bundle.require_unreplaced()
-    _remember(mark)
+    remember(mark)
 
 
 def _require_passed(done: subprocess.CompletedProcess[str], bundle: Bundle) -> None:
@@ -138,25 +146,6 @@ def _end_of(status: int) -> str:
         with suppress(ValueError):
             return signal.Signals(-status).name
     return f"exit status {status}"
-
-
-def trust(bundle: Bundle) -> Bundle:
-    """Remember a bundle that was written here: it is not tried. Gives the bundle."""
-    _remember(_mark(bundle))
-    return bundle
-
-
-def _mark(bundle: Bundle, target: str | None = None, options: SessionOptions | None = None) -> Path:
-    """Where it is remembered, by all that decides what the engine does."""
-    about = "" if options is None else json.dumps([target, asdict(options)], sort_keys=True)
-    text = bundle.manifest.dumps() + about
-    return user_cache() / "tried" / hashlib.sha256(text.encode()).hexdigest()
-
-
-def _remember(mark: Path) -> None:
-    with suppress(OSError):
-        mark.parent.mkdir(parents=True, exist_ok=True)
-        mark.touch()
 
 
 def main() -> None:

@@ -13,6 +13,7 @@ from crossfuse.bundle.graph_checks import require_safe_graph
 from crossfuse.bundle.manifest import Decode, EngineInfo, StageSpec, TargetEntry
 from crossfuse.bundle.staging import unreplaced
 from crossfuse.bundle.store import Bundle
+from crossfuse.bundle.trust import require_own_engine
 from crossfuse.core.foreign import door
 from crossfuse.core.target import Target
 from crossfuse.core.tensors import Dim, TensorSpec, names_of
@@ -81,7 +82,8 @@ def load(
 
     Raises:
         BundleError: no bundle, a damaged or unsafe one, or one that this machine has no engine for;
-            or an open bundle in whose place another one came.
+            or an open bundle in whose place another one came; or an engine that was not built
+            here, where ``options`` don't trust those.
         InputError: stages that the bundle hasn't.
     """
 
@@ -110,6 +112,8 @@ def _load(
     if stages is not None:
         _require_stages(stages, manifest.stages)
     bundle.verified({*manifest.files, *entry.files, *entry.stages.values()})
+    if not options.trust_engines:
+        require_own_engine(bundle, name)
     spec = SessionSpec(
         with_dtypes(manifest.stages, entry.boundary),
         manifest.dims,

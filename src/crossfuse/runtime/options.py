@@ -60,6 +60,8 @@ class SessionOptions:
         give_back: after each call, memory that it does not use any more goes back to the system:
             for services whose largest requests are rare. It costs time.
         config: entries of ONNX Runtime's session configuration, of `CONFIG`.
+        trust_engines: open engines that were not built on this machine, which are programs of who
+            built them. The commands don't, unless they are told to.
     """
 
     threads: int | None = None
@@ -74,6 +76,7 @@ class SessionOptions:
     memory_pattern: bool = True
     give_back: bool = False
     config: Mapping[str, str] = field(default_factory=dict)
+    trust_engines: bool = True
 
     def __post_init__(self) -> None:
         for name, value in (

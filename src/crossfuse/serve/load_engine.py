@@ -13,8 +13,10 @@ from crossfuse.core.tensors import TensorSpec
 from crossfuse.errors import CrossfuseError, InputError
 from crossfuse.parity.session_check import smallest_inputs
 from crossfuse.parity.trial import require_tried
+from crossfuse.runtime.backends import best_target, target_of_bundle
 from crossfuse.runtime.load import load
 from crossfuse.runtime.options import SessionOptions
+from crossfuse.runtime.signed import Signed
 from crossfuse.serve.limits import Limits
 from crossfuse.serve.merging import Merging
 from crossfuse.serve.metrics import Meter
@@ -26,6 +28,7 @@ __all__ = [
     "boundary",
     "largest_batch",
     "open_engine",
+    "ready_target",
 ]
 
 
@@ -40,6 +43,9 @@ class EngineOptions:
         merge: whether queries of different requests may share a call.
         max_rows: queries in one call.
         device: which GPU, for targets that need one.
+        trust_engines: as of `SessionOptions`.
+        public_key: file of a key in PEM: only what its owner signed is opened, its engines too.
+        signature: file of the signature; beside the bundle's folder where omitted.
     """
 
     target: str | None = None
@@ -48,11 +54,23 @@ class EngineOptions:
     merge: bool = True
     max_rows: int = 64
     device: int = 0
+    trust_engines: bool = True
+    public_key: str | None = None
+    signature: str | None = None
 
     @property
     def of_session(self) -> SessionOptions:
         """Those of its session."""
-        return SessionOptions(threads=self.threads, spin=False, device_id=self.device)
+        return SessionOptions(
+            threads=self.threads,
+            spin=False,
+            device_id=self.device,
+            trust_engines=self.trust_engines or self.public_key is not None,
+        )
+
+    def signed(self, path: str | Path | Bundle) -> Signed:
+        """What signature a bundle has to have."""
+        return Signed.of(path, self.public_key, self.signature)
 
     def __post_init__(self) -> None:
         if self.cache_mb < 0 or self.max_rows < 1:
@@ -60,6 +78,23 @@ class EngineOptions:
                 "an option of the server is out of range",
                 got=f"cache {self.cache_mb} MB, {self.max_rows} rows",
             )
+
+
+def ready_target(bundle: Bundle, options: EngineOptions) -> str:
+    """The target that a server of the bundle opens: what can't be opened is refused here, before a
+    server starts.
+
+    Raises:
+        BundleError: the bundle isn't signed as it has to be, lacks the target, is damaged, or fails
+            its trial.
+    """
+    options.signed(bundle).require(bundle)
+    name = options.target or best_target(bundle.targets)
+    entry = bundle.target(name)
+    target_of_bundle(name, entry.package)
+    bundle.verified(sorted({*entry.files, *entry.stages.values()}))
+    require_tried(bundle, name, options.of_session)
+    return name
 
 
 def open_engine(
@@ -80,11 +115,14 @@ def open_engine(
         trial: a bundle that was not written here is tried in a process of its own first.
 
     Raises:
-        BundleError: as :func:`crossfuse.runtime.load`.
+        BundleError: as :func:`crossfuse.runtime.load`; or it isn't signed as it has to be.
         CrossfuseError: the bundle doesn't answer its own reference inputs.
     """
 
+    signed = options.signed(path)
+
     def opened(bundle: Bundle) -> RequestEngine:
+        signed.require(bundle)
         if trial:
             require_tried(bundle, options.target, options.of_session)
         return _opened(bundle, options, limits, meter)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import resource
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from crossfuse.bundle.store import Bundle, open_bundle
 from crossfuse.bundle.writer import write_bundle
 from crossfuse.core.files import REPLACED, locked
 from crossfuse.errors import InputError
+from system_limits import at_most, descriptors_left, disk, mounted
 
 MANIFEST_OF_ALL = Manifest.loads(
     (Path(__file__).parent / "manifests" / "every_field.json").read_text(encoding="utf-8"), "m"
@@ -97,3 +99,60 @@ def test_an_old_bundle_returns_where_its_successor_did_not_come(tmp_path: Path) 
         raise KeyError
     assert content(tmp_path / "b") == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["b"]
+
+
+@pytest.mark.parametrize("limit", [0, 1000, 200_000])
+def test_what_is_too_large_leaves_the_old_bundle(tmp_path: Path, limit: int) -> None:
+    """The system refuses to write at any place of a file: as on a full disk."""
+    written(tmp_path / "b", "old")
+    with at_most(resource.RLIMIT_FSIZE, limit), pytest.raises(InputError) as error:
+        written(tmp_path / "b", "new" * 100_000)
+    text = str(error.value)
+    assert "can't be written: File too large" in text
+    assert "ulimit -f" in text
+    assert len(text.splitlines()) == 1
+    assert content(tmp_path / "b") == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["b"]
+
+
+def refused(path: Path, text: str) -> str:
+    """Why a bundle could not be written; "" where it was."""
+    try:
+        written(path, text)
+    except InputError as error:
+        return str(error)
+    return ""
+
+
+def test_without_descriptors_the_old_bundle_stays(tmp_path: Path) -> None:
+    """Whichever file it is that can't be opened."""
+    written(tmp_path / "b", "0")
+    content(tmp_path / "b")
+    known, refusals = "0", []
+    for left in range(8):
+        with descriptors_left(left):
+            refusal = refused(tmp_path / "b", str(left))
+        refusals += [refusal] if refusal else []
+        known = known if refusal else str(left)
+        assert content(tmp_path / "b") == known
+    assert 0 < len(refusals) < 8
+    assert all("Too many open files" in text and "ulimit -n" in text for text in refusals)
+    written(tmp_path / "b", "last")
+    assert [path.name for path in tmp_path.iterdir()] == ["b"]
+
+
+def test_full_and_read_only_disks(tmp_path: Path) -> None:
+    try:
+        with disk(tmp_path / "disk", 600) as place:
+            written(place / "b", "old" * 50_000)
+            with pytest.raises(InputError, match=r"No space left on device.*Make room"):
+                written(place / "b", "new" * 200_000)
+            mounted("remount,ro", place)
+            for name in ("b", "c"):
+                with pytest.raises(InputError, match="can't be (written|replaced)") as error:
+                    written(place / name, "new")
+                assert "may write to" in str(error.value) or "can be written" in str(error.value)
+            assert content(place / "b") == "old" * 50_000
+            assert [path.name for path in place.iterdir()] == ["b"]
+    except PermissionError as error:
+        pytest.skip(f"no disk can be mounted here: {error}")

@@ -1,4 +1,4 @@
-"""`crossfuse package`, `serve` and `map`: what their options become."""
+"""`crossfuse package` and `serve`: what their options become."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from crossfuse import BundleError, InputError
 from crossfuse.cli import main
-from crossfuse.commands.serve import map_command, package, serve
+from crossfuse.commands.serve import package, serve
 
 OLD = Path(__file__).parents[2] / "data" / "bundle-0.1.0"
 
@@ -57,6 +57,3 @@ def test_what_cannot_be_served(tmp_path: Path) -> None:
         serve(OLD, name="a/b", emit_config=tmp_path / "c.yaml")
     with pytest.raises(BundleError, match="there is no bundle"):
         serve(tmp_path / "none")
-    pytest.importorskip("ray", reason="ray is not installed")
-    with pytest.raises(InputError, match="out of range"):
-        map_command(OLD, tmp_path, tmp_path / "out", cache_mb=-1)

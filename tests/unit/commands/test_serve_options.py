@@ -8,7 +8,8 @@ from typing import Any, get_type_hints
 import pytest
 
 from crossfuse.commands import serve_options
-from crossfuse.commands.serve import map_command, package, serve
+from crossfuse.commands.map import map_command
+from crossfuse.commands.serve import package, serve
 from crossfuse.serve.limits import Limits
 from crossfuse.serve.load_engine import EngineOptions
 

@@ -14,7 +14,8 @@ from onnx import TensorProto, helper
 import crossfuse
 from crossfuse import BundleError
 from crossfuse.bundle.store import Bundle, entry_of, open_bundle
-from crossfuse.parity.trial import TRUST, TrialLimits, require_tried, trust
+from crossfuse.bundle.trust import TRUST, trust
+from crossfuse.parity.trial import TrialLimits, require_tried
 
 
 @pytest.fixture(autouse=True)

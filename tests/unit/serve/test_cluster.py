@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ import pytest
 ray = pytest.importorskip("ray", reason="ray is not installed")
 
 from crossfuse.errors import InputError  # noqa: E402
-from crossfuse.serve.cluster import connected, local_ray  # noqa: E402
+from crossfuse.serve.cluster import connected, local_ray, require_free  # noqa: E402
 
 
 @pytest.fixture
@@ -18,7 +19,10 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, Any]]]:
     made: list[tuple[str, dict[str, Any]]] = []
     monkeypatch.setattr(ray, "init", lambda **options: made.append(("init", options)))
     monkeypatch.setattr(ray, "shutdown", lambda: made.append(("shutdown", {})))
-    monkeypatch.delenv("RAY_USAGE_STATS_ENABLED", raising=False)
+    for name in ("RAY_USAGE_STATS_ENABLED", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", "")
+    monkeypatch.delenv("RAY_AUTH_TOKEN_PATH")
     monkeypatch.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "1")
     return made
 
@@ -50,3 +54,43 @@ def test_an_address_without_a_cluster(
     monkeypatch.setattr(ray, "init", absent)
     with pytest.raises(InputError, match="no Ray cluster at this address: got 10.0.0.1:1"):
         connected("10.0.0.1:1").__enter__()
+
+
+def test_a_local_ray_has_a_token_of_its_own(
+    calls: list[tuple[str, dict[str, Any]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with local_ray(environment={"MORE": "1"}):
+        token = os.environ["RAY_AUTH_TOKEN"]
+        assert len(token) == 64
+        assert os.environ["MORE"] == "1"
+    monkeypatch.delenv("RAY_AUTH_TOKEN")
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    with local_ray():
+        assert "RAY_AUTH_TOKEN" not in os.environ, "a user's own choice stands"
+    monkeypatch.delenv("MORE")
+
+
+def test_a_cluster_that_wants_a_token(
+    calls: list[tuple[str, dict[str, Any]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ray.exceptions import AuthenticationError
+
+    def refuses(**_: object) -> None:
+        raise AuthenticationError("no token")
+
+    monkeypatch.setattr(ray, "init", refuses)
+    with pytest.raises(InputError, match=r"wants a token.*RAY_AUTH_TOKEN"):
+        connected("10.0.0.1:1").__enter__()
+
+
+def test_a_port_that_somebody_has_is_refused() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        for host in ("127.0.0.1", "0.0.0.0", "localhost"):
+            with pytest.raises(InputError, match=r"can't listen there.*another port"):
+                require_free(host, port)
+    require_free("127.0.0.1", port)
+    with pytest.raises(InputError, match="can't listen there"):
+        require_free("192.0.2.1", port)

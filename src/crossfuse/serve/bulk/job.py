@@ -13,6 +13,7 @@ from typing import Any
 
 from crossfuse.bundle.manifest import MANIFEST
 from crossfuse.core.files import sha256_of, write_whole
+from crossfuse.core.os_errors import help_for, reason_of
 from crossfuse.errors import InputError
 from crossfuse.serve.bulk.rows import Shard
 
@@ -113,7 +114,9 @@ def open_job(folder: Path, bundle: Path, target: str, shards: Sequence[Shard]) -
         write_whole(known, json.dumps(about, indent=1))
     except OSError as error:
         raise InputError(
-            f"the output can't be written: {error.strerror or error}", where=folder
+            f"the output can't be written: {reason_of(error)}",
+            where=folder,
+            do=help_for(error, writing=True),
         ) from error
     return Job(folder)
 

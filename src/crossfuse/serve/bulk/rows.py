@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from crossfuse.core.files import whole_file
+from crossfuse.core.foreign import cause_of
 from crossfuse.core.npz import load_arrays, save_arrays
 from crossfuse.errors import InputError
 from crossfuse.serve.bulk.columns import to_array, to_column
@@ -34,6 +35,7 @@ class Shard:
         group: of a Parquet file's row groups; -1 for NPZ files.
         start: first row within the row group.
         stop: row after the last.
+        first: rows of the file before the row group.
     """
 
     index: int
@@ -41,6 +43,7 @@ class Shard:
     group: int = -1
     start: int = 0
     stop: int = 0
+    first: int = 0
 
     @property
     def rows(self) -> int:
@@ -88,12 +91,13 @@ def list_shards(source: Path, rows: int) -> list[Shard]:
             metadata = pq.read_metadata(path)
         except (pa.ArrowException, OSError) as error:
             raise InputError(f"a Parquet file can't be read: {error}", where=path) from error
+        first = 0
         for group in range(metadata.num_row_groups):
             total = metadata.row_group(group).num_rows
             for start in range(0, total, rows):
-                shards.append(
-                    Shard(len(shards), (str(path),), group, start, min(start + rows, total))
-                )
+                stop = min(start + rows, total)
+                shards.append(Shard(len(shards), (str(path),), group, start, stop, first))
+            first += total
     return shards
 
 
@@ -101,37 +105,45 @@ def read_rows(shard: Shard, engine: RequestEngine) -> Iterator[InputRow]:
     """The rows of a shard, one at a time.
 
     NPZ files hold inputs as `Session.run` takes them. A row of Parquet has a column for each input,
-    without the axis of the batch.
+    without the axis of the batch. Of a damaged Parquet file, the rows before the damage are read.
     """
     if shard.group < 0:
         for file in shard.files:
             yield _row(Path(file).name, partial(load_arrays, Path(file)))
         return
-    (file,) = shard.files
-    specs = engine.session.inputs
-    names = [spec.name for spec in specs]
-    with pq.ParquetFile(file) as parquet:
-        missing = set(names) - set(parquet.schema_arrow.names)
-        first = (
-            sum(parquet.metadata.row_group(g).num_rows for g in range(shard.group)) + shard.start
-        )
-        unread: InputError | None = None
-        if missing:
-            unread = InputError(
-                "columns are missing", where=Path(file).name, got=", ".join(sorted(missing))
-            )
-        else:
-            try:
-                table = parquet.read_row_group(shard.group, columns=names).slice(
-                    shard.start, shard.rows
-                )
-            except (pa.ArrowException, OSError) as error:
-                unread = InputError(f"the rows can't be read: {error}", where=Path(file).name)
+    parquet = Path(*shard.files)
+    table, unread = _table_of(parquet, shard, [spec.name for spec in engine.session.inputs])
     for i in range(shard.rows):
-        name = f"{Path(file).name}:{first + i}"
-        yield (
-            InputRow(name, unread) if unread else _row(name, partial(_inputs_of, table, i, engine))
-        )
+        name = f"{parquet.name}:{shard.first + shard.start + i}"
+        if table is not None and i < table.num_rows:
+            yield _row(name, partial(_inputs_of, table, i, engine))
+        else:
+            yield InputRow(name, unread or InputError("the row is missing", where=parquet.name))
+
+
+def _table_of(
+    file: Path, shard: Shard, names: Sequence[str]
+) -> tuple[pa.Table | None, InputError | None]:
+    """A shard's rows up to the first that can't be read, and why that can't."""
+    found: list[pa.RecordBatch] = []
+    try:
+        with pq.ParquetFile(file, page_checksum_verification=True) as parquet:
+            missing = set(names) - set(parquet.schema_arrow.names)
+            if missing:
+                got = ", ".join(sorted(missing))
+                return None, InputError("columns are missing", where=file.name, got=got)
+            try:
+                table = parquet.read_row_group(shard.group, columns=names)
+                return table.slice(shard.start, shard.rows), None
+            except (pa.ArrowException, OSError):
+                # All of a row group or nothing: row by row, what comes before the damage is read.
+                for batch in parquet.iter_batches(1, [shard.group], names):
+                    found.append(batch)
+                raise
+    except Exception as error:  # noqa: BLE001 -- files of strangers fail in ways that no library lists
+        unread = InputError(f"the rows can't be read: {cause_of(error)}", where=file.name)
+        whole = found[shard.start : shard.stop]
+        return (pa.Table.from_batches(whole) if whole else None), unread
 
 
 def _row(name: str, read: Callable[[], Arrays]) -> InputRow:
@@ -141,7 +153,7 @@ def _row(name: str, read: Callable[[], Arrays]) -> InputRow:
     except InputError as error:
         return InputRow(name, error)
     except Exception as error:  # noqa: BLE001 -- files and columns of strangers fail in ways that no library lists
-        return InputRow(name, InputError(f"the row can't be read: {type(error).__name__}: {error}"))
+        return InputRow(name, InputError(f"the row can't be read: {cause_of(error)}"))
 
 
 def _inputs_of(table: pa.Table, row: int, engine: RequestEngine) -> Arrays:
@@ -162,7 +174,7 @@ def write_answers(
     names: Sequence[str],
     answers: Sequence[Arrays],
     engine: RequestEngine,
-) -> None:
+) -> dict[str, str]:
     """Write what succeeded, whole or not at all: an NPZ file for each, or one Parquet file.
 
     Args:
@@ -171,22 +183,32 @@ def write_answers(
         names: of the rows that succeeded.
         answers: outputs of each.
         engine: that made them.
+
+    Returns:
+        rows whose answers can't be stored, with the reason.
+
+    Raises:
+        OSError, InputError: the folder can't be written.
     """
     if shard.group < 0:
         for name, outputs in zip(names, answers, strict=True):
             save_arrays(folder / name, outputs)
-        return
+        return {}
     if not names:
-        return
+        return {}
     label = "row"
     while any(spec.name == label for spec in engine.session.outputs):
         label = f"_{label}"
     columns: dict[str, pa.Array] = {label: pa.array(list(names))}
-    for spec in engine.session.outputs:
-        rows = [answer[spec.name] for answer in answers]
-        if spec.shape and spec.shape[0] in engine.batch_dims:
-            rows = [row[0] for row in rows]
-        columns[spec.name] = to_column([np.asarray(row) for row in rows])
+    try:
+        for spec in engine.session.outputs:
+            rows = [answer[spec.name] for answer in answers]
+            if spec.shape and spec.shape[0] in engine.batch_dims:
+                rows = [row[0] for row in rows]
+            columns[spec.name] = to_column([np.asarray(row) for row in rows])
+    except (pa.ArrowException, IndexError, ValueError, TypeError) as error:
+        return dict.fromkeys(names, f"the answer can't be stored in Parquet: {cause_of(error)}")
     path = folder / f"part-{shard.index:06d}.parquet"
     with whole_file(path) as partial_file:
         pq.write_table(pa.table(columns), partial_file)
+    return {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -11,17 +11,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from crossfuse.bundle.store import open_bundle
+from crossfuse.bundle.store import Bundle, open_bundle
 from crossfuse.core.json_codec import JsonData
-from crossfuse.errors import CrossfuseError, InputError
-from crossfuse.runtime.backends import best_target
+from crossfuse.core.os_errors import help_for, reason_of
+from crossfuse.errors import CrossfuseError, Door, InputError
 from crossfuse.serve.bulk.job import Job, open_job
 from crossfuse.serve.bulk.rows import Shard, list_shards, read_rows, write_answers
 from crossfuse.serve.limits import Limits
-from crossfuse.serve.load_engine import EngineOptions, open_engine
+from crossfuse.serve.load_engine import EngineOptions, open_engine, ready_target
 from crossfuse.serve.request_engine import Request
 
-__all__ = ["MapOptions", "MapReport", "map_rows"]
+__all__ = ["MapOptions", "MapPlan", "MapReport", "map_rows", "planned"]
+
+_GO_ON = "Then run the same command again: it goes on"
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,94 @@ class MapReport(JsonData):
     output: str
 
 
+@dataclass(frozen=True)
+class MapPlan:
+    """A job that was looked at and begun, before Ray runs: its bundle can be opened, its input read
+    and its output written.
+
+    Attributes:
+        bundle: opened.
+        engine: how workers open it.
+        options: of the job.
+        shards: of its input.
+        job: its folder.
+    """
+
+    bundle: Bundle
+    engine: EngineOptions
+    options: MapOptions
+    shards: list[Shard]
+    job: Job
+
+    def run(self, progress: Callable[[str], None] = lambda _: None) -> MapReport:
+        """Answer every row that has no answer yet. Ray must be running.
+
+        Raises:
+            InputError: the output can't be written.
+            BundleError: the bundle was damaged or replaced meanwhile.
+        """
+        todo = [shard for shard in self.shards if not self.job.is_done(shard)]
+        total = sum(shard.rows for shard in self.shards)
+        before = total - sum(shard.rows for shard in todo)
+        done, failed = before, 0
+        for result in self._finished(todo):
+            _require_written(str(result["stopped"]), self.job.folder)
+            done += int(result["rows"])
+            failed += int(result["failed"])
+            progress(f"{done} of {total} rows" + (f", {failed} failed" if failed else ""))
+        failed = self.job.collect_failures(self.shards)
+        return MapReport(total, failed, before, str(self.job.folder))
+
+    def _finished(self, shards: Sequence[Shard]) -> Iterator[dict[str, Any]]:
+        """What workers say of each shard."""
+        if not shards:
+            return
+        import ray.data
+
+        options = self.options
+        context = ray.data.DataContext.get_current()
+        context.enable_progress_bars = False
+        rows = ray.data.from_items(
+            [{"shard": json.dumps(asdict(shard))} for shard in shards],
+            override_num_blocks=len(shards),
+        )
+        finished = rows.map_batches(
+            _Worker,
+            fn_constructor_args=(
+                str(self.bundle.path.resolve()),
+                str(self.job.folder.resolve()),
+                asdict(self.engine),
+                options.batch_size,
+                options.allow_nan,
+            ),
+            batch_size=1,
+            batch_format="numpy",
+            compute=ray.data.ActorPoolStrategy(size=options.workers),
+            num_cpus=options.num_cpus,
+            num_gpus=options.num_gpus or None,
+        )
+        yield from finished.iter_rows()
+
+
+def planned(
+    bundle: Path | Bundle, source: Path, output: Path, options: MapOptions | None = None
+) -> MapPlan:
+    """Look at all that a job needs, and begin it. Ray need not run.
+
+    Raises:
+        InputError: an input that can't be read as rows, an output that holds something else.
+        BundleError: as :func:`crossfuse.runtime.load`.
+    """
+    chosen = options or MapOptions()
+    threads = chosen.engine.threads or max(1, round(chosen.num_cpus))
+    engine = replace(chosen.engine, threads=threads)
+    opened = open_bundle(bundle)
+    engine = replace(engine, target=ready_target(opened, engine))
+    shards = list_shards(source, chosen.shard_rows)
+    job = open_job(output, opened.path, str(engine.target), shards)
+    return MapPlan(opened, engine, chosen, shards, job)
+
+
 def map_rows(
     bundle: Path,
     source: Path,
@@ -75,49 +165,18 @@ def map_rows(
         InputError: an input that can't be read as rows, an output that holds something else.
         BundleError: as :func:`crossfuse.runtime.load`.
     """
-    import ray.data
+    return planned(bundle, source, output, options).run(progress)
 
-    chosen = options or MapOptions()
-    opened = open_bundle(bundle)
-    target = chosen.engine.target or best_target(opened.targets)
-    shards = list_shards(source, chosen.shard_rows)
-    job = open_job(output, opened.path, target, shards)
-    open_shards = [shard for shard in shards if not job.is_done(shard)]
-    total = sum(shard.rows for shard in shards)
-    before = total - sum(shard.rows for shard in open_shards)
-    if open_shards:
-        engine = replace(
-            chosen.engine,
-            target=target,
-            threads=chosen.engine.threads or max(1, round(chosen.num_cpus)),
+
+def _require_written(stopped: str, folder: Path) -> None:
+    """Raise what kept a worker from writing, as one error."""
+    if stopped:
+        reason, do = json.loads(stopped)
+        raise InputError(
+            f"the answers can't be written: {reason}",
+            where=folder,
+            do=f"{do}. {_GO_ON}" if do else "When they can, run the same command again: it goes on",
         )
-        context = ray.data.DataContext.get_current()
-        context.enable_progress_bars = False
-        rows = ray.data.from_items(
-            [{"shard": json.dumps(asdict(shard))} for shard in open_shards],
-            override_num_blocks=len(open_shards),
-        )
-        finished = rows.map_batches(
-            _Worker,
-            fn_constructor_args=(
-                str(opened.path),
-                str(output.resolve()),
-                asdict(engine),
-                chosen.batch_size,
-                chosen.allow_nan,
-            ),
-            batch_size=1,
-            batch_format="numpy",
-            compute=ray.data.ActorPoolStrategy(size=chosen.workers),
-            num_cpus=chosen.num_cpus,
-            num_gpus=chosen.num_gpus or None,
-        )
-        done, failed = before, 0
-        for result in finished.iter_rows():
-            done += int(result["rows"])
-            failed += int(result["failed"])
-            progress(f"{done} of {total} rows" + (f", {failed} failed" if failed else ""))
-    return MapReport(total, job.collect_failures(shards), before, str(output))
 
 
 class _Worker:
@@ -160,6 +219,23 @@ class _Worker:
             if len(pending) == self._batch:
                 answer()
         answer()
-        write_answers(shard, self._job.folder, names, answers, self._engine)
-        self._job.finish(shard, failed)
-        return {"rows": np.array([shard.rows]), "failed": np.array([len(failed)])}
+        stopped = ""
+        try:
+            failed |= write_answers(shard, self._job.folder, names, answers, self._engine)
+            self._job.finish(shard, failed)
+        except (OSError, InputError) as error:
+            # Not the row's fault, and the same for the next: told, because Ray would try again.
+            stopped = json.dumps(_why(error))
+        return {
+            "rows": np.array([0 if stopped else shard.rows]),
+            "failed": np.array([len(failed)]),
+            "stopped": np.array([stopped]),
+        }
+
+
+def _why(error: OSError | InputError) -> tuple[str, str | None]:
+    """What kept a worker from writing, and what helps."""
+    if isinstance(error, OSError):
+        return reason_of(error), help_for(error, writing=True)
+    fields = error.fields(Door.COMMAND_LINE)
+    return str(fields["what"]), fields["do"]

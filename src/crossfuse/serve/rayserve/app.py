@@ -23,11 +23,8 @@ def build(arguments: dict[str, Any]) -> Application:
     return application(ServeOptions.from_json(arguments))
 
 
-def application(options: ServeOptions, *, draining: bool = False) -> Application:
-    """The application.
-
-    ``draining`` makes a running ingress refuse new requests, and restarts nothing.
-    """
+def application(options: ServeOptions) -> Application:
+    """The application."""
     logging = LoggingConfig(encoding=options.log_format.upper(), enable_access_log=True)
     scaling: dict[str, Any] = {"num_replicas": options.replicas}
     if options.max_replicas > options.replicas:
@@ -56,7 +53,6 @@ def application(options: ServeOptions, *, draining: bool = False) -> Application
         # One more than the limit, so that the ingress itself can refuse.
         max_ongoing_requests=2 * options.limits.max_queue + 64,
         graceful_shutdown_timeout_s=options.drain_s,
-        user_config={"draining": draining},
         logging_config=logging,
         # It needs next to nothing, so the new one may stand beside the old one, which answers until
         # then.

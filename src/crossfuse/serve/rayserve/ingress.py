@@ -29,6 +29,7 @@ from crossfuse.serve.open_inference import (
     parse_call,
     tensor_metadata,
 )
+from crossfuse.serve.rayserve.loopback import keep_on_loopback
 from crossfuse.serve.rayserve.options import ServeOptions
 from crossfuse.serve.rayserve.routes import Refusal, answered, protocol_routes, status_of
 
@@ -62,7 +63,6 @@ class Ingress:
         }
         self._open = 0
         self._arriving = 0
-        self._draining = False
         self._requests = metrics.Counter(
             "crossfuse_requests", "Requests by HTTP status", tag_keys=("status",)
         )
@@ -71,11 +71,9 @@ class Ingress:
             "crossfuse_request_seconds", "From head to answer", boundaries=bounds
         )
         self._queue = metrics.Gauge("crossfuse_open_requests", "Requests that are not answered yet")
+        self._queue.set(0)
         self._app = protocol_routes(self)
-
-    def reconfigure(self, config: Mapping[str, Any]) -> None:
-        """Serve calls this at start and whenever the deployment's ``user_config`` changes."""
-        self._draining = bool(config.get("draining"))
+        keep_on_loopback()
 
     async def __call__(self, request: Request) -> Response:
         """Answer one HTTP request; whatever happens, the client gets a status and one paragraph."""
@@ -89,15 +87,11 @@ class Ingress:
         """200 where requests would be answered, else 503."""
         return Response(status_code=200 if await self._ready() else 503)
 
-    async def open_requests(self) -> int:
-        """How many are not answered yet."""
-        return self._open
-
     async def infer(self, request: Request) -> Response:
         """Outputs for the request's inputs; counted by status, whatever happens.
 
         Raises:
-            Refusal: the server is stopping, its queue is full, or the body is not what it takes.
+            Refusal: the server's queue is full, or the body is not what it takes.
             CrossfuseError: what is wrong with the inputs.
         """
         start = time.perf_counter()
@@ -118,8 +112,6 @@ class Ingress:
         return response
 
     async def _infer(self, request: Request) -> Response:
-        if self._draining:
-            raise Refusal(503, "the server is shutting down.")
         most = self._options.limits.max_queue
         if self._open - self._arriving > most or self._arriving > _ARRIVING * most:
             raise Refusal(503, f"the queue is full: {most} requests wait. Try again later.")
@@ -203,8 +195,6 @@ class Ingress:
         raise Refusal(503, "the replica that had the request died. Try again later.")
 
     async def _ready(self) -> bool:
-        if self._draining:
-            return False
         try:
             async with asyncio.timeout(5):
                 return bool(await self._replica.ready.remote())

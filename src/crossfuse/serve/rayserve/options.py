@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from crossfuse.core.json_codec import JsonData
@@ -71,6 +71,13 @@ class ServeOptions(JsonData):
             raise InputError(
                 "a log format isn't known", got=self.log_format, expected="text or json"
             )
+
+    @property
+    def replicas_engine(self) -> EngineOptions:
+        """How replicas open the bundle, their threads decided."""
+        if self.engine.threads is not None:
+            return self.engine
+        return replace(self.engine, threads=max(1, round(self.num_cpus)))
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> ServeOptions:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ from ray.serve import metrics
 from crossfuse.errors import CrossfuseError
 from crossfuse.serve.load_engine import open_engine
 from crossfuse.serve.metrics import BATCHES, SECONDS
+from crossfuse.serve.rayserve.loopback import keep_on_loopback
 from crossfuse.serve.rayserve.options import ServeOptions
 from crossfuse.serve.request_engine import Answer, Request, UnexpectedError, UnknownContextError
 
@@ -27,10 +27,10 @@ class Replica:
 
     def __init__(self, options: Mapping[str, Any]) -> None:
         chosen = ServeOptions.from_json(options)
-        engine = chosen.engine
-        if engine.threads is None:
-            engine = replace(engine, threads=max(1, round(chosen.num_cpus)))
-        self._engine = open_engine(chosen.bundle, engine, limits=chosen.limits, meter=_Metrics())
+        self._engine = open_engine(
+            chosen.bundle, chosen.replicas_engine, limits=chosen.limits, meter=_Metrics()
+        )
+        keep_on_loopback()
         # One batch at a time: the session's threads are the replica's cores.
         self._pool = ThreadPoolExecutor(1)
         self._batch.set_max_batch_size(chosen.batch_size)
@@ -76,6 +76,7 @@ class _Metrics:
             False: metrics.Counter("crossfuse_context_cache_misses", "Contexts encoded"),
         }
         self._bytes = metrics.Gauge("crossfuse_context_cache_bytes", "Bytes of kept contexts")
+        self._bytes.set(0)
 
     def stage(self, name: str, seconds: float) -> None:
         self._seconds.observe(seconds, tags={"stage": name})

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import signal
 import threading
 import time
+import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import ray
 from ray import serve
 
+from crossfuse.core.text import brief
 from crossfuse.errors import Advice, CheckError, InputError, Said
 from crossfuse.serve.rayserve.app import application
+from crossfuse.serve.rayserve.front import KEY, open_requests
 from crossfuse.serve.rayserve.options import ServeOptions
 
-__all__ = ["asked_to_stop", "deploy", "running", "stop"]
+__all__ = ["asked_to_stop", "deploy", "running", "stop", "wait_for_metrics"]
 
-_POLL = 0.05
+_POLL = 0.02
+_METRICS_SECONDS = 10.0
 
 
 def deploy(options: ServeOptions, host: str, port: int) -> None:
@@ -29,6 +35,7 @@ def deploy(options: ServeOptions, host: str, port: int) -> None:
         InputError: the cluster has too few CPUs or GPUs for the replicas.
         CheckError: a replica did not start.
     """
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     have = ray.cluster_resources()
     for resource, each in (("CPU", options.num_cpus), ("GPU", options.num_gpus)):
         if each * options.replicas > have.get(resource, 0):
@@ -50,32 +57,48 @@ def deploy(options: ServeOptions, host: str, port: int) -> None:
         serve.run(application(options), name=options.name, route_prefix="/")
     except RuntimeError as error:
         raise CheckError(
-            f"the application did not start: {error}",
+            f"the application did not start: {_last_line(error)}",
             do="The replicas' logs are in /tmp/ray/session_latest/logs/serve",
         ) from error
 
 
 @contextmanager
 def running(options: ServeOptions, host: str, port: int) -> Iterator[None]:
-    """The application for the time of the context.
+    """The application on a Ray of one's own, for the time of the context.
 
-    At its end, what was accepted is answered first.
+    At its end, what was accepted is answered. The server still listens then, and refuses what is
+    new, until Ray ends.
     """
     deploy(options, host, port)
     try:
         yield
     finally:
-        stop(options)
+        stop(options, host, port)
 
 
-def stop(options: ServeOptions) -> None:
-    """Refuse new requests, finish those that were taken, and end Serve."""
-    ingress = serve.run(application(options, draining=True), name=options.name, route_prefix="/")
+def stop(options: ServeOptions, host: str, port: int) -> None:
+    """Refuse new requests, and finish those that were taken."""
+    key = os.environ.get(KEY, "")
     end = time.monotonic() + options.drain_s
-    while time.monotonic() < end and ingress.open_requests.remote().result():
+    while open_requests(host, port, key) and time.monotonic() < end:
         time.sleep(_POLL)
-    serve.delete(options.name)
-    serve.shutdown()
+
+
+def wait_for_metrics(url: str) -> None:
+    """Until the page of metrics tells of the application: Ray's processes tell what they count
+    every second."""
+    end = time.monotonic() + _METRICS_SECONDS
+    while time.monotonic() < end:
+        with suppress(OSError), urllib.request.urlopen(url, timeout=5) as page:
+            if b"crossfuse_open_requests" in page.read():
+                return
+        time.sleep(_POLL)
+
+
+def _last_line(error: Exception) -> str:
+    """What went wrong, of a text that has tracebacks of several processes before it."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return brief(lines[-1]) if lines else type(error).__name__
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from crossfuse.bundle.store import Bundle, open_bundle
 from crossfuse.bundle.writer import write_bundle
 from crossfuse.core.files import REPLACED, locked, put_in_place, write_whole
+from crossfuse.core.os_errors import help_for, reason_of
 from crossfuse.core.target import Target
 from crossfuse.core.tensors import TensorSpec
 from crossfuse.errors import Advice, InputError, Said
@@ -95,13 +96,14 @@ def write_repository(
         root.mkdir(parents=True, exist_ok=True)
         with _written_by_one(root):
             _sweep(root)
-            for config in models:
-                _put_in_place(root, config, opened, target, inputs)
+            _put_in_place(root, models, opened, target, inputs)
             _remove_stale(root, name, {config.name for config in models})
             _write_readme(root, name, models)
     except OSError as error:
         raise InputError(
-            f"the repository can't be written: {error.strerror or error}", where=root
+            f"the repository can't be written: {reason_of(error)}",
+            where=root,
+            do=help_for(error, writing=True),
         ) from error
     return [config.name for config in models]
 
@@ -228,25 +230,31 @@ def _max_batch(
 
 def _put_in_place(
     root: Path,
-    config: ModelConfig,
+    models: Sequence[ModelConfig],
     bundle: Bundle,
     target: str,
     inputs: Mapping[str, NDArray[Any]] | None,
 ) -> None:
-    """Write one model's folder, whole, in place of an older one of ours."""
-    folder = root / config.name
-    if os.path.lexists(folder) and (folder.is_symlink() or not _is_ours(folder)):
-        raise InputError(
-            "the repository holds a model of this name that crossfuse didn't write",
-            where=folder,
-            do=Advice("Use {}", Said("--name", "name")),
-        )
-    partial = root / f".{config.name}{_MARKED}{secrets.token_hex(6)}"
+    """Write the models' folders in place of older ones of ours, when all of them are there."""
+    for config in models:
+        folder = root / config.name
+        if os.path.lexists(folder) and (folder.is_symlink() or not _is_ours(folder)):
+            raise InputError(
+                "the repository holds a model of this name that crossfuse didn't write",
+                where=folder,
+                do=Advice("Use {}", Said("--name", "name")),
+            )
+    partials = [
+        (config, root / f".{config.name}{_MARKED}{secrets.token_hex(6)}") for config in models
+    ]
     try:
-        _write_model(partial, config, bundle, target, inputs)
-        put_in_place(partial, folder)
+        for config, partial in partials:
+            _write_model(partial, config, bundle, target, inputs)
+        for config, partial in partials:
+            put_in_place(partial, root / config.name)
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        for _, partial in partials:
+            shutil.rmtree(partial, ignore_errors=True)
 
 
 def _write_model(

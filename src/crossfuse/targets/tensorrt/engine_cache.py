@@ -11,12 +11,13 @@ import hashlib
 import json
 import logging
 import shutil
-import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from crossfuse.core.files import locked, sha256_of, user_cache
+from crossfuse.core.os_errors import reason_of
 
 __all__ = ["engine_key", "from_cache"]
 
@@ -47,18 +48,31 @@ def from_cache(
         what is remembered, and whether it came from the cache.
     """
     folder = user_cache() / "engines"
-    folder.mkdir(parents=True, exist_ok=True)
     entry = folder / key
-    with locked(folder / f"{key}.lock"):
-        known = _read(entry)
+    with _alone(folder, key) as cached:
+        known = _read(entry) if cached else None
         if known is not None:
             _LOG.debug("engine %s comes from %s", key, folder)
             shutil.copyfile(entry / "plan", plan)
             return known, True
         about = make(plan)
-        if about is not None:
+        if about is not None and cached:
             _write(entry, plan, about)
         return about, False
+
+
+@contextmanager
+def _alone(folder: Path, key: str) -> Iterator[bool]:
+    """Nobody else has the entry meanwhile; False, and no cache, where it can't be written."""
+    cached = True
+    with ExitStack() as held:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            held.enter_context(locked(folder / f"{key}.lock"))
+        except OSError as error:
+            _LOG.warning("engines are not kept in %s: %s", folder, reason_of(error))
+            cached = False
+        yield cached
 
 
 def _read(entry: Path) -> dict[str, Any] | None:
@@ -74,8 +88,15 @@ def _read(entry: Path) -> dict[str, Any] | None:
 
 
 def _write(entry: Path, plan: Path, about: dict[str, Any]) -> None:
-    """Written aside and renamed, so that a killed build leaves no half entry."""
-    aside = Path(tempfile.mkdtemp(dir=entry.parent))
-    shutil.copyfile(plan, aside / "plan")
-    (aside / "entry.json").write_text(json.dumps({"sha256": sha256_of(plan), "about": about}))
-    aside.replace(entry)
+    """Written aside and renamed, so that a killed build leaves no half entry; to be called alone.
+    A cache that can't take it has none."""
+    aside = entry.with_name(f"{entry.name}.partial")
+    shutil.rmtree(aside, ignore_errors=True)
+    try:
+        aside.mkdir()
+        shutil.copyfile(plan, aside / "plan")
+        (aside / "entry.json").write_text(json.dumps({"sha256": sha256_of(plan), "about": about}))
+        aside.replace(entry)
+    except OSError as error:
+        _LOG.warning("the engine is not kept in %s: %s", entry.parent, reason_of(error))
+        shutil.rmtree(aside, ignore_errors=True)

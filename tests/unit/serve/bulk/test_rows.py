@@ -108,3 +108,54 @@ def test_answers_lie_beside_their_rows_names(tmp_path: Path) -> None:
     (whole,) = list_shards(npz_folder(tmp_path / "npz", 1), 9)
     write_answers(whole, out, ["0.npz"], answers, ENGINE)
     np.testing.assert_array_equal(np.load(out / "0.npz")["row"], answers[0]["row"])
+
+
+def test_of_a_damaged_file_the_rows_before_the_damage_are_read(tmp_path: Path) -> None:
+    """The others fail, each by its name, whichever shard they are in."""
+    values = [[i, i + 1000.0] for i in range(400)]
+    table = pa.table({"x": pa.array(values, pa.list_(pa.float32()))})
+    file = tmp_path / "in.parquet"
+    options = {"use_dictionary": False, "compression": "none", "data_page_version": "2.0"}
+    pq.write_table(
+        table, file, data_page_size=256, write_batch_size=16, write_page_checksum=True, **options
+    )
+    shards = list_shards(file, 100)
+    data = bytearray(file.read_bytes())
+    place = data.index(np.float32([300, 1300]).tobytes())
+    data[place] ^= 1
+    file.write_bytes(data)
+    rows = [row for shard in shards for row in read_rows(shard, ENGINE)]
+    assert [row.name for row in rows] == [f"in.parquet:{i}" for i in range(400)]
+    good = [isinstance(row.request, Request) for row in rows]
+    assert all(good[:200])
+    assert not any(good[300:])
+    for i, row in enumerate(rows):
+        if isinstance(row.request, Request):
+            np.testing.assert_array_equal(row.request.inputs["x"], [values[i]])
+        else:
+            assert "the rows can't be read" in str(row.request)
+
+
+@pytest.mark.parametrize("how", ["removed", "cut", "overwritten"])
+def test_files_that_change_behind_their_list_fail_by_row(tmp_path: Path, how: str) -> None:
+    file = parquet(tmp_path / "in.parquet", [[i, i] for i in range(7)])
+    shards = list_shards(file, 3)
+    if how == "removed":
+        file.unlink()
+    elif how == "cut":
+        file.write_bytes(file.read_bytes()[:50])
+    else:
+        parquet(file, [[1, 2]])
+    rows = [row for shard in shards for row in read_rows(shard, ENGINE)]
+    assert [row.name for row in rows] == [f"in.parquet:{i}" for i in range(7)]
+    assert all(isinstance(row.request, InputError) for row in rows[3:])
+
+
+def test_answers_that_parquet_can_not_hold_fail_by_row(tmp_path: Path) -> None:
+    (shard,) = list_shards(parquet(tmp_path / "in.parquet", [[1, 2]]), 9)
+    out = tmp_path / "out"
+    out.mkdir()
+    answers = [{"row": np.array([[1 + 2j, 3]])}]
+    failed = write_answers(shard, out, ["in.parquet:0"], answers, ENGINE)
+    assert "can't be stored in Parquet" in failed["in.parquet:0"]
+    assert not list(out.iterdir())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -16,10 +17,12 @@ from crossfuse import runtime
 from crossfuse.bundle.store import Bundle
 from crossfuse.errors import InputError
 from crossfuse.models.registry import zoo_spec
+from crossfuse.serve.bulk import run
 from crossfuse.serve.bulk.job import Job, open_job
 from crossfuse.serve.bulk.rows import list_shards
-from crossfuse.serve.bulk.run import MapOptions, _Worker
+from crossfuse.serve.bulk.run import MapOptions, MapPlan, _Worker, planned
 from crossfuse.serve.load_engine import EngineOptions
+from system_limits import at_most
 
 NAME = "cross_modal_attention"
 
@@ -59,3 +62,33 @@ def test_a_worker_answers_marks_and_tells_what_failed(
             for name, array in expected.items():
                 np.testing.assert_allclose(got[name], array, atol=1e-5)
     assert not (tmp_path / "out" / "1.npz").exists()
+
+
+def test_a_full_disk_stops_the_job_which_goes_on_later(
+    zoo_bundle: Callable[[str], Bundle], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One paragraph, no row is said to have failed, and nothing half is left."""
+    source, out = tmp_path / "in", tmp_path / "out"
+    source.mkdir()
+    spec = zoo_spec(NAME, "tiny")
+    np.savez(source / "0.npz", **{n: t.numpy() for n, t in spec.inputs.items()})
+    plan = planned(zoo_bundle(NAME), source, out, MapOptions(EngineOptions("ort-cpu"), num_cpus=1))
+    worker = _Worker(str(plan.bundle.path), str(out), asdict(plan.engine), 2, False)
+
+    def finished(_: MapPlan, shards: list[run.Shard]) -> list[dict[str, object]]:
+        return [worker({"shard": np.array([json.dumps(asdict(shard))])}) for shard in shards]
+
+    monkeypatch.setattr(MapPlan, "_finished", lambda *given: map(single, finished(*given)))
+    with (
+        at_most(resource.RLIMIT_FSIZE, 200),
+        pytest.raises(InputError, match=r"can't be written.*File too large.*it goes on"),
+    ):
+        plan.run()
+    assert sorted(path.name for path in out.iterdir()) == [".shards", "job.json"]
+    report = plan.run()
+    assert (report.rows, report.failed, report.done_before) == (1, 0, 0)
+    assert (out / "0.npz").exists()
+
+
+def single(batch: dict[str, object]) -> dict[str, object]:
+    return {name: np.asarray(value)[0] for name, value in batch.items()}

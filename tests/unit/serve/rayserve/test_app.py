@@ -17,9 +17,9 @@ OPTIONS = ServeOptions(
 )
 
 
-def deployments(options: ServeOptions, **more: Any) -> tuple[Any, Any]:
+def deployments(options: ServeOptions) -> tuple[Any, Any]:
     """The ingress's deployment, and the replica's that is bound into it."""
-    ingress = application(options, **more)._bound_deployment
+    ingress = application(options)._bound_deployment
     return ingress, ingress.init_args[1]._bound_deployment
 
 
@@ -44,15 +44,6 @@ def test_replicas_scale_between_two_numbers(most: int, scales: bool) -> None:
     else:
         assert (automatic.min_replicas, automatic.max_replicas) == (2, 5)
         assert automatic.target_ongoing_requests == 3
-
-
-def test_draining_changes_the_ingress_alone() -> None:
-    calm, draining = deployments(OPTIONS), deployments(OPTIONS, draining=True)
-    assert (calm[0].user_config, draining[0].user_config) == (
-        {"draining": False},
-        {"draining": True},
-    )
-    assert calm[1].user_config == draining[1].user_config
 
 
 def test_the_config_file_names_the_function_that_builds_it() -> None:

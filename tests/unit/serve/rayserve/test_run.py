@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
-from types import SimpleNamespace
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
 
 import pytest
@@ -19,39 +20,35 @@ OPTIONS = ServeOptions("bundle", "m", replicas=2, num_cpus=1.5, drain_s=5)
 
 
 class Serve:
-    """Notes what is asked of it; its ingress has so many open requests, one less at each look."""
+    """Notes what is asked of it."""
 
-    def __init__(self, open_requests: int = 0, error: Exception | None = None) -> None:
-        self.open_requests, self.error, self.calls = open_requests, error, []
+    def __init__(self, error: Exception | None = None) -> None:
+        self.error, self.calls = error, []
 
     def start(self, **options: Any) -> None:
         self.calls.append(("start", options["http_options"]["port"]))
 
-    def run(self, application: Any, **options: Any) -> Any:
+    def run(self, application: Any, **options: Any) -> None:
         if self.error is not None:
             raise self.error
-        config = application._bound_deployment.user_config
-        self.calls.append(("run", config["draining"]))
-        return SimpleNamespace(open_requests=SimpleNamespace(remote=self._look))
-
-    def _look(self) -> Any:
-        self.calls.append(("look", self.open_requests))
-        self.open_requests -= 1
-        return SimpleNamespace(result=lambda: self.open_requests + 1)
-
-    def delete(self, name: str) -> None:
-        self.calls.append(("delete", name))
-
-    def shutdown(self) -> None:
-        self.calls.append(("shutdown", None))
+        self.calls.append(("run", options["route_prefix"]))
 
 
 def use(monkeypatch: pytest.MonkeyPatch, serve: Serve, **resources: float) -> None:
     monkeypatch.setattr(run.serve, "start", serve.start)
     monkeypatch.setattr(run.serve, "run", serve.run)
-    monkeypatch.setattr(run.serve, "delete", serve.delete)
-    monkeypatch.setattr(run.serve, "shutdown", serve.shutdown)
     monkeypatch.setattr(run.ray, "cluster_resources", lambda: resources)
+
+
+def proxy(monkeypatch: pytest.MonkeyPatch, calls: list[Any], waiting: list[int | None]) -> None:
+    """A server's proxy that is asked how many requests are not answered."""
+
+    def looked(host: str, port: int, key: str) -> int | None:
+        calls.append((host, port, waiting[0]))
+        return waiting.pop(0) if len(waiting) > 1 else waiting[0]
+
+    monkeypatch.setattr(run, "open_requests", looked)
+    monkeypatch.setattr(run, "_POLL", 0)
 
 
 @pytest.mark.parametrize(
@@ -80,29 +77,63 @@ def test_an_application_that_does_not_start_is_a_failed_check(
         run.deploy(OPTIONS, "127.0.0.1", 80)
 
 
+def test_tracebacks_of_other_processes_are_not_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    error = RuntimeError('Traceback:\n  File "x.py", line 1\nValueError: the last line\n')
+    use(monkeypatch, Serve(error=error), CPU=4.0)
+    with pytest.raises(CheckError, match="did not start: ValueError: the last line") as told:
+        run.deploy(OPTIONS, "127.0.0.1", 80)
+    assert 'File "' not in str(told.value)
+
+
 def test_what_was_taken_is_answered_before_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    serve = Serve(open_requests=2)
+    """The application stays until Ray ends, so that nobody is told that it isn't there."""
+    serve = Serve()
     use(monkeypatch, serve, CPU=4.0)
-    monkeypatch.setattr(run, "_POLL", 0)
+    proxy(monkeypatch, serve.calls, [2, 1, 0])
     with pytest.raises(KeyError), run.running(OPTIONS, "127.0.0.1", 99):
         raise KeyError("whatever ends it")
     assert serve.calls == [
         ("start", 99),
-        ("run", False),
-        ("run", True),
-        ("look", 2),
-        ("look", 1),
-        ("look", 0),
-        ("delete", "m"),
-        ("shutdown", None),
+        ("run", "/"),
+        ("127.0.0.1", 99, 2),
+        ("127.0.0.1", 99, 1),
+        ("127.0.0.1", 99, 0),
     ]
 
 
-def test_draining_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    serve = Serve(open_requests=1 << 30)
-    use(monkeypatch, serve, CPU=4.0)
-    run.stop(ServeOptions("b", "m", drain_s=0.01))
-    assert serve.calls[-1] == ("shutdown", None)
+@pytest.mark.parametrize("waiting", [1 << 30, None])
+def test_draining_has_an_end(monkeypatch: pytest.MonkeyPatch, waiting: int | None) -> None:
+    calls: list[Any] = []
+    proxy(monkeypatch, calls, [waiting])
+    run.stop(ServeOptions("b", "m", drain_s=0.01), "::", 80)
+    assert calls[0] == ("::", 80, waiting)
+
+
+def test_the_server_is_ready_when_its_metrics_are_told() -> None:
+    """The first page doesn't have them yet."""
+    pages = [b"ray_node 1\n", b"ray_crossfuse_open_requests 0\n"]
+    asked: list[str] = []
+
+    class Page(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(pages[min(len(asked), 2) - 1])
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Page)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        run.wait_for_metrics(f"http://127.0.0.1:{server.server_port}/metrics")
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+    assert asked == ["/metrics"] * 2
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

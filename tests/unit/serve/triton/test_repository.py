@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from crossfuse.bundle.store import Bundle
 from crossfuse.errors import InputError
 from crossfuse.parity.reference import load_reference
 from crossfuse.serve.load_engine import EngineOptions
+from crossfuse.serve.triton import repository
 from crossfuse.serve.triton.repository import TritonOptions, write_repository
 
 NAME = "cross_modal_attention"
@@ -95,3 +98,23 @@ def test_no_part_of_an_older_model_stays(
         "README.md",
         name,
     ]
+
+
+def test_a_disk_that_is_full_at_the_second_model_leaves_both_old_ones(
+    zoo_bundle: Callable[[str], Bundle], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "r"
+    (name, native) = write_repository(zoo_bundle(NAME), root, ON_CPU)
+    before = {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
+    write = repository._write_model
+
+    def full(folder: Path, config: Any, *more: Any) -> None:
+        write(folder, config, *more)
+        if config.name == native:
+            raise OSError(errno.ENOSPC, "No space left on device", str(folder))
+
+    monkeypatch.setattr(repository, "_write_model", full)
+    with pytest.raises(InputError, match=r"No space left on device.*Make room"):
+        write_repository(zoo_bundle(NAME), root, replace(ON_CPU, instances=2))
+    assert {path: path.read_bytes() for path in root.rglob("*") if path.is_file()} == before
+    assert "count: 1" in (root / name / "config.pbtxt").read_text()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import threading
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 
 from crossfuse.targets.tensorrt.engine_cache import engine_key, from_cache
+from system_limits import at_most
 
 
 @pytest.fixture(autouse=True)
@@ -111,3 +113,23 @@ def test_who_comes_second_waits(tmp_path: Path) -> None:
         thread.join(30)
     assert sorted(cached for _, cached in results) == [False, True]
     assert make.count == 1
+
+
+def test_a_cache_that_can_not_be_written_costs_a_build_and_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / "cache").write_text("a file, where the folder would be")
+    make = Maker()
+    for turn in (1, 2):
+        assert from_cache("key", tmp_path / "plan", make) == ({"layers": [turn]}, False)
+        assert (tmp_path / "plan").read_bytes() == b"plan %d" % turn
+
+
+def test_a_full_cache_keeps_nothing_and_leaves_nothing(tmp_path: Path) -> None:
+    make = Maker()
+    with at_most(resource.RLIMIT_FSIZE, 50):
+        assert from_cache("key", tmp_path / "plan", make) == ({"layers": [1]}, False)
+    folder = tmp_path / "cache" / "engines"
+    assert [path.name for path in folder.iterdir() if path.is_dir()] == []
+    (folder / "key.partial").mkdir()
+    (folder / "key.partial" / "plan").write_text("of a killed build")
+    assert from_cache("key", tmp_path / "plan", make) == ({"layers": [2]}, False)
+    assert [path.name for path in folder.iterdir() if path.is_dir()] == ["key"]

@@ -1,0 +1,52 @@
+"""What the system refused: its reason, and help where there is some."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+import pytest
+
+from crossfuse.core.foreign import own
+from crossfuse.core.os_errors import help_for, reason_of
+
+
+def of(number: int) -> OSError:
+    return OSError(number, os.strerror(number), "there")
+
+
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [
+        (errno.ENOSPC, "Make room"),
+        (errno.EDQUOT, "quota"),
+        (errno.EFBIG, "ulimit -f"),
+        (errno.EROFS, "can be written"),
+        (errno.EACCES, "may write to"),
+        (errno.EMFILE, "ulimit -n"),
+        (errno.EIO, "disk failed"),
+    ],
+)
+def test_help(number: int, said: str) -> None:
+    assert said in str(help_for(of(number), writing=True))
+
+
+def test_a_file_that_can_not_be_read_is_not_to_be_written_elsewhere() -> None:
+    assert help_for(of(errno.EACCES)) is None
+    assert help_for(of(errno.EROFS)) is None
+    assert help_for(of(errno.ENOENT), writing=True) is None
+    assert help_for(ValueError("x"), writing=True) is None
+
+
+def test_reasons_have_no_numbers() -> None:
+    assert reason_of(of(errno.ENOSPC)) == "No space left on device"
+    assert reason_of(OSError("odd")) == "odd"
+    assert reason_of(OSError()) == "OSError"
+
+
+def test_whatever_opens_files_says_what_to_do_about_limits() -> None:
+    assert str(own(of(errno.EMFILE))) == (
+        "Too many open files (there). Let the process open more files: `ulimit -n` says how many "
+        "it may."
+    )
+    assert "Make room" in str(own(of(errno.ENOSPC)))
