@@ -6,7 +6,7 @@ The tiny zoo, a matcher of the kind of LightGlue (9 layers, 36 attentions), a po
 in 10 steps (61 attentions), and Whisper at the size of base with random weights. Each in a process
 of its own; seconds of the CPU, since a shared machine's clock tells of its other work too, and of
 the clock. `importing PyTorch` is compared with: an export's ratio to it hardly depends on the
-machine.
+machine. `load` holds the import of PyTorch's compiler.
 """
 
 from __future__ import annotations

@@ -36,7 +36,9 @@ CASES = {
     "whisper": f"{HERE}/cases.py:whisper",
     "detr": f"{HERE}/cases.py:detr",
 }
-RIVALS = ("eager", "compile", "onnx", "hf", "openvino")
+RENAMED = {"openvino": "openvino-f32"}
+"""Names in reports of earlier versions, in which that baseline computed in fp32."""
+RIVALS = ("eager", "compile", "onnx", "hf", "openvino-f32")
 BATCHES = (1, 8)
 BATCH_OF = {"clip": ("texts", "images")}
 """The dimensions that a batch stands for, where there is none of that name."""
@@ -82,7 +84,8 @@ def table() -> str:
             file = RESULTS / f"{name}-{batch}.json"
             if not file.exists():
                 continue
-            here = {row["name"]: row for row in json.loads(file.read_text())["rows"]}
+            rows = json.loads(file.read_text())["rows"]
+            here = {RENAMED.get(row["name"], row["name"]): row for row in rows}
             cells = [cell(here.get(rival)) for rival in RIVALS]
             own = here["crossfuse"]["latency"]
             low, high = own["p50_interval"]

@@ -106,6 +106,21 @@ def zoo_bundle(shared_bundle: Callable[..., Bundle]) -> Callable[[str], Bundle]:
     return lambda name: shared_bundle(name, TARGETS, size="tiny", whole=True)
 
 
+@pytest.fixture(scope="session")
+def openvino_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A split bundle with the targets ``ort-cpu``, ``onnx`` and ``openvino``, the last in bf16
+    where this processor has it; a test that changes it copies it."""
+    import shutil
+
+    from crossfuse.core.openvino import openvino
+
+    old = Path(__file__).parent / "data" / "bundle-0.1.0"
+    path = Path(shutil.copytree(old, tmp_path_factory.mktemp("openvino") / "bundle"))
+    has_bf16 = "BF16" in openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    crossfuse.build(path, "openvino", precision="bf16" if has_bf16 else "fp32")
+    return path
+
+
 @pytest.fixture
 def bundle_copy(zoo_bundle: Callable[[str], Bundle], tmp_path: Path) -> Path:
     """A copy of the tiny cross-modal bundle that a test may damage."""

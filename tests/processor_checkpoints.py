@@ -270,6 +270,13 @@ def _clap() -> Sequence[Any]:
     return transformers.ClapModel(config), transformers.ClapProcessor(sounds, tokenizer())
 
 
+def _videomae() -> Sequence[Any]:
+    config = transformers.VideoMAEConfig(**_VISION, num_frames=4, tubelet_size=2, num_labels=3)
+    module = transformers.models.videomae.image_processing_pil_videomae
+    frames = module.VideoMAEImageProcessorPil(size=_SQUARE, crop_size=_SQUARE)
+    return transformers.VideoMAEForVideoClassification(config), frames
+
+
 CHECKPOINTS: dict[str, Callable[[], Sequence[Any]]] = {
     "bert": _bert,
     "clap": _clap,
@@ -282,6 +289,7 @@ CHECKPOINTS: dict[str, Callable[[], Sequence[Any]]] = {
     "paligemma": _paligemma,
     "pix2struct": _pix2struct,
     "qwen2_vl": _qwen2_vl,
+    "videomae": _videomae,
     "vilt": _vilt,
     "wav2vec2_seq2seq": _wav2vec2_seq2seq,
     "whisper": _whisper,

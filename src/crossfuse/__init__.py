@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from crossfuse.api.build import build
     from crossfuse.api.export import export
     from crossfuse.api.profile import profile
+    from crossfuse.api.tune import tune
     from crossfuse.api.verify import verify
     from crossfuse.bundle.store import Bundle, open_bundle
     from crossfuse.core.target import Target, register_target
@@ -57,6 +58,7 @@ __all__ = [
     "register_pass",
     "register_target",
     "runtime",
+    "tune",
     "verify",
 ]
 
@@ -86,6 +88,7 @@ _HOMES = {
     "register_input_rule": "export.sources.huggingface.input_rules",
     "register_pass": "export.passes.registry",
     "register_target": "core.target",
+    "tune": "api.tune",
     "verify": "api.verify",
 }
 _PACKAGES = ("export", "runtime")

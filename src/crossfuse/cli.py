@@ -68,6 +68,7 @@ COMMANDS = (
         _RUN,
         "crossfuse profile clip/ --against eager,compile --sweep batch=1,8 --html report.html",
     ),
+    _Command("tune", "tune:tune", _RUN, "crossfuse tune clip/ --tolerance 0.01 --sweep batch=1,8"),
     _Command("package", "serve:package", _SERVE, "crossfuse package clip/ --for triton -o models/"),
     _Command("serve", "serve:serve", _SERVE, "crossfuse serve clip/ --port 8000 --replicas 2"),
     _Command(

@@ -1,20 +1,28 @@
-"""Rows of the coverage table: each case exported in a process of its own, with a limit of time and
-of memory, several at a time; what is done is kept in a file of one JSON line per row, so that a run
-goes on where the last one ended."""
+"""Rows of the coverage table: each case exported in a process of its own, with a limit of CPU time
+and of memory, several at a time; what is done is kept in a file of one JSON line per row, so that a
+run goes on where the last one ended.
+
+The processes are forks of this one, which has imported the libraries and run nothing: that is most
+of what a tiny model's row would cost otherwise.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
+import multiprocessing
 import os
-import subprocess
+import resource
+import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing.connection import wait
 from pathlib import Path
-from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -22,33 +30,75 @@ if TYPE_CHECKING:
     from crossfuse import ModelSpec
     from crossfuse.bundle.store import Bundle
 
-__all__ = ["TARGETS", "RowFile", "collected", "row_of", "run_case", "stamp"]
+__all__ = [
+    "ROOT",
+    "TARGETS",
+    "Limits",
+    "RowFile",
+    "collected",
+    "eager_row",
+    "imported",
+    "is_done",
+    "reason_of",
+    "row_of",
+    "run_case",
+    "stamp",
+]
 
 ROOT = Path(__file__).parents[2]
 TARGETS = ("onnx", "ort-cpu", "ort-cuda")
 
+LIBRARIES = (
+    "torch.export",
+    "torch.onnx",
+    "onnx_ir",
+    "onnxscript",
+    "onnxruntime",
+    "sympy",
+    "transformers.models.auto.modeling_auto",
+    "transformers.exporters",
+    "crossfuse.api.export",
+    "coverage.case_lists",
+)
+"""What rows import, whatever their model is."""
 
-def run_case(name: str, targets: Sequence[str], *, quick: bool, memory: float) -> dict[str, Any]:
+PATIENCE = 20
+"""Times its CPU time that a row's process may take on the clock: it may have to wait, or hang."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What each row may take.
+
+    Attributes:
+        seconds: of CPU time.
+        memory: GiB of data; none where 0.
+    """
+
+    seconds: float
+    memory: float = 0.0
+
+
+def imported() -> None:
+    """Import what rows need, so that their processes need not, and let PyTorch start no threads."""
+    for name in LIBRARIES:
+        importlib.import_module(name)
+    torch = importlib.import_module("torch")
+    torch.set_num_threads(1)
+
+
+def run_case(name: str, targets: Sequence[str], *, quick: bool) -> dict[str, Any]:
     """Export one case; what came of it.
 
     Args:
         name: of the case.
         targets: to export for.
         quick: the export's quick checks in place of all.
-        memory: GiB that this process may take for its data.
     """
-    import resource
-
-    import torch
-
     import crossfuse
     from coverage.case_lists import all_cases
 
-    limit = int(memory * 2**30)
-    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
-    torch.set_num_threads(1)
     case = all_cases()[name]
-    begin = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         row = row_of(
             case,
@@ -61,7 +111,33 @@ def run_case(name: str, targets: Sequence[str], *, quick: bool, memory: float) -
             ),
             targets,
         )
-    return row | {"seconds": round(time.monotonic() - begin, 1)}
+    return row | {"quick": quick}
+
+
+def eager_row(name: str) -> dict[str, Any]:
+    """A case's row up to where its export would begin: its model runs in eager on planned inputs,
+    or why not.
+
+    Args:
+        name: of the case.
+    """
+    from coverage.case_lists import all_cases
+
+    row = row_of(all_cases()[name], _not_exported)
+    return row if "failed" not in row or row["stage"] != "export" else _without_failure(row)
+
+
+def _not_exported(spec: ModelSpec) -> Any:
+    raise NotImplementedError(spec.name)
+
+
+def _without_failure(row: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in row.items() if name != "failed"} | {"stage": "eager"}
+
+
+def is_done(row: dict[str, Any]) -> bool:
+    """Whether a row needs no export any more."""
+    return row.get("stage") != "eager"
 
 
 def row_of(
@@ -83,12 +159,13 @@ def row_of(
         "cross": case.cross_attentions,
         "unknown": case.unfused,
     }
+    row["stage"] = "model"
     try:
         spec = case.make()
-        row |= {"model": spec.name, "senses": senses_of(spec.inputs)}
+        row |= {"model": spec.name, "senses": senses_of(spec.inputs), "stage": "export"}
         bundle = export(spec)
     except Exception as error:  # noqa: BLE001 -- whatever fails is the row's reason
-        return row | {"failed": reason_of(error)}
+        return row | {"failed": reason_of(error), "stage": _stage(error) or row["stage"]}
     ledger = bundle.ledger
     return row | {
         "counts": ledger.counts(),
@@ -111,12 +188,24 @@ def _worst(bundle: Bundle, targets: Sequence[str]) -> dict[str, float]:
 
 
 def reason_of(error: Exception) -> str:
-    """An exception as the table's reason, on one line."""
+    """An exception as the table's reason, on one line, with paths below this repository's
+    folder."""
     from crossfuse.errors import CrossfuseError
 
-    text = " ".join(str(error).split())
+    text = " ".join(str(error).split()).replace(f"{ROOT}/", "")
     named = isinstance(error, CrossfuseError) or type(error).__module__.startswith("coverage")
     return text if named else f"{type(error).__name__}: {text}"
+
+
+def _stage(error: Exception) -> str | None:
+    """Where a model failed that was never exported: ``tiny``: none could be made; ``inputs``: none
+    that it takes could be planned."""
+    from coverage.shrink import CannotShrinkError
+
+    if isinstance(error, CannotShrinkError):
+        return "tiny"
+    refused = ("the model itself refuses the inputs", "its inputs can't be told")
+    return "inputs" if any(words in str(error) for words in refused) else None
 
 
 def senses_of(inputs: Iterable[str]) -> list[str]:
@@ -160,7 +249,7 @@ class RowFile:
     """
 
     def __init__(self, path: Path, of: str | None) -> None:
-        self._path, self._stamp, self._lock = path, of, Lock()
+        self._path, self._stamp = path, of
         self.rows: dict[str, dict[str, Any]] = {}
         for line in path.read_text().splitlines() if path.exists() else ():
             try:
@@ -173,7 +262,7 @@ class RowFile:
     def keep(self, row: dict[str, Any]) -> None:
         """Add a row, to the file at once."""
         row = row | {"stamp": self._stamp or stamp()}
-        with self._lock, self._path.open("a") as file:
+        with self._path.open("a") as file:
             file.write(json.dumps(row) + "\n")
             self.rows[row["name"]] = row
 
@@ -181,49 +270,100 @@ class RowFile:
 def collected(
     names: Sequence[str],
     kept: RowFile,
-    command: Sequence[str],
+    make: Callable[[str], dict[str, Any]],
     *,
     jobs: int,
-    limit: float,
+    limits: Limits,
+    enough: Callable[[dict[str, Any]], bool] = is_done,
 ) -> list[dict[str, Any]]:
     """The rows of cases, those made that are not kept.
 
     Args:
         names: of the cases.
         kept: where rows are, and go.
-        command: makes the row of the case whose name is put behind it, and prints it as its last
-            line.
+        make: a case's row, from its name; it runs in a process of its own.
         jobs: processes at a time.
-        limit: seconds for each.
+        limits: of each.
+        enough: whether a kept row stands.
     """
-    pending = [name for name in names if name not in kept.rows]
+    pending = [name for name in names if name not in kept.rows or not enough(kept.rows[name])]
     print(f"{len(names) - len(pending)} of {len(names)} rows are kept", file=sys.stderr)
-
-    def make(name: str) -> None:
-        row = in_process(name, [*command, name], limit)
-        kept.keep(row)
-        print(f"{name}: {row.get('failed') or row['fused']}", file=sys.stderr, flush=True)
-
-    with ThreadPoolExecutor(jobs) as pool:
-        list(pool.map(make, pending))
+    running: list[_Row] = []
+    while pending or running:
+        while pending and len(running) < jobs:
+            running.append(_Row(pending.pop(0), make, limits))
+        wait([row.sentinel for row in running], timeout=1)
+        for row in [row for row in running if row.ended()]:
+            running.remove(row)
+            made = row.made()
+            kept.keep(made)
+            said = made.get("failed") or made.get("fused") or made["stage"]
+            print(f"{made['name']}: {said}", file=sys.stderr, flush=True)
     return [kept.rows[name] for name in names]
 
 
-def in_process(name: str, command: Sequence[str], limit: float) -> dict[str, Any]:
-    """A row from a process of its own, so that models can't disturb each other."""
-    environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join(map(str, (ROOT / "tests", ROOT / "src")))
-    }
-    failed = {"name": name, "what": ""}
-    try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=limit, env=environment, check=False
+class _Row:
+    """A row that is being made.
+
+    Args:
+        name: of the case.
+        make, limits: as of `collected`.
+    """
+
+    def __init__(self, name: str, make: Callable[[str], dict[str, Any]], limits: Limits) -> None:
+        self._name, self._limits, self._begin = name, limits, time.monotonic()
+        self._late = False
+        self._folder = tempfile.TemporaryDirectory()
+        self._process = multiprocessing.get_context("fork").Process(
+            target=_make, args=(name, make, limits, Path(self._folder.name))
         )
-    except subprocess.TimeoutExpired:
-        return failed | {"failed": f"not done within {limit:.0f} s"}
-    last = done.stdout.splitlines()[-1:] or [""]
-    if done.returncode or not last[0].startswith("{"):
-        said = (done.stderr.splitlines() or ["it said nothing"])[-1]
-        return failed | {"failed": f"its process ended with {done.returncode}: {said}"}
-    row: dict[str, Any] = json.loads(last[0])
-    return row
+        self._process.start()
+        self.sentinel = self._process.sentinel
+
+    def ended(self) -> bool:
+        """Whether it is done; a process that takes too long by the clock is ended."""
+        if time.monotonic() - self._begin > PATIENCE * self._limits.seconds:
+            self._late = True
+            self._process.kill()
+            self._process.join()
+        return not self._process.is_alive()
+
+    def made(self) -> dict[str, Any]:
+        """The row, or why its process made none."""
+        self._process.join()
+        folder, code = Path(self._folder.name), self._process.exitcode
+        row: dict[str, Any] = {"name": self._name, "what": "", "stage": "export"}
+        try:
+            row |= json.loads((folder / "row.json").read_text())
+            return row
+        except (OSError, json.JSONDecodeError):
+            if self._late or code == -signal.SIGXCPU:
+                return row | {"failed": f"not done within {self._limits.seconds:.0f} s of CPU time"}
+            said = ((folder / "said").read_text().splitlines() or ["it said nothing"])[-1]
+            return row | {"failed": f"its process ended with {code}: {said}"}
+        finally:
+            self._folder.cleanup()
+
+
+def _make(name: str, make: Callable[[str], dict[str, Any]], limits: Limits, folder: Path) -> None:
+    """Make a row in this process, and leave it in the folder."""
+    with (folder / "said").open("w") as said, _heard(said.fileno()):
+        if limits.memory:
+            most = int(limits.memory * 2**30)
+            resource.setrlimit(resource.RLIMIT_DATA, (most, most))
+        seconds = int(limits.seconds)
+        resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 10))
+        tempfile.tempdir = str(folder)  # what a killed process leaves goes with it
+        row = make(name)
+    row["seconds"] = round(time.process_time(), 1)
+    (folder / "row.json").write_text(json.dumps(row))
+
+
+@contextmanager
+def _heard(file: int) -> Iterator[None]:
+    """Both outputs of this process go into a file; it is the process's end that follows."""
+    for output in (1, 2):
+        os.dup2(file, output)
+    yield
+    sys.stdout.flush()
+    sys.stderr.flush()

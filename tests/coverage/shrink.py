@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
@@ -23,6 +23,8 @@ LARGEST = 5_000_000
 """Parameters that a tiny model has at most."""
 
 LAYERS, WIDTH, HEADS, HEAD, VOCABULARY, POSITIONS = 2, 64, 4, 16, 160, 160
+CODES, GROUPS = 48, 32
+"""Entries of codebooks, and groups of the norms of convolutional encoders, which no field says."""
 
 HEADS_BY_TASK = (
     "MODEL_FOR_MULTIMODAL_LM",
@@ -74,11 +76,13 @@ class Sizes:
     Attributes:
         image: height and width of images.
         kv_heads: heads of keys.
+        patch: height and width of patches at most.
         ids: small ids of tokens by those of the defaults.
     """
 
     image: int = 32
     kv_heads: int = 2
+    patch: int = 8
     ids: dict[int, int] = field(default_factory=dict)
 
     def token(self, value: int) -> int:
@@ -117,7 +121,9 @@ def _kept(value: Any, part: Part) -> Any:
 
 _NUMBERS: tuple[tuple[str, Callable[[int, Part], int]], ...] = (
     (r"^type_vocab_size$|token_type", _least(2)),
-    (r"vocab(ulary)?(_size)?$|^(src|tgt)_vocab|num_embeddings$", _least(VOCABULARY)),
+    (r"^num_embeddings$|^codebook_size$", _least(CODES)),
+    (r"vocab(ulary)?(_size)?$|^(vocab_size_per|src_vocab|tgt_vocab)", _least(VOCABULARY)),
+    (r"num_embeddings$", _least(VOCABULARY)),
     (r"^first_k_dense_replace$|^num_nextn|mtp_layers$", _least(1)),
     (r"^(n_group|topk_group)$", lambda value, part: 1),
     (r"(experts_per_tok|_topk|^moe_topk|^top_k|num_selected_experts)$", _least(2)),
@@ -149,7 +155,9 @@ _NUMBERS: tuple[tuple[str, Callable[[int, Part], int]], ...] = (
     (r"^chunk_size$|^context_size$|^attention_chunk_size$|mamba_chunk_size$", _least(16)),
     (r"^num_mel_bins$|^input_feat_per_channel$", _least(16)),
     (r"^image_seq_length$|mm_tokens_per_image$", _least(16)),
-    (r"^patch_size$", _least(8)),
+    (r"^patch_size$", lambda value, part: min(value, part.sizes.patch)),
+    (r"^visual_prompt_size$", _least(4)),
+    (r"^num_pos_feats$", _least(WIDTH // 2)),
     (
         r"(patch|kernel|window|chunk|group|batch|pool|stride|state|grid|crop|tile|block|hop|frame"
         r"|bucket|sample|step|beam|conv_kernel|pool)_?(size|dim)$",
@@ -178,6 +186,8 @@ def _scaled(given: list[int], part: Part) -> list[int]:
 
 
 _LISTS: tuple[tuple[str, Callable[[list[int], Part], list[int]]], ...] = (
+    (r"projection_indices$", _kept),
+    (r"^(intermediate_layers_indices|global_attention_blocks)$", lambda given, part: [0]),
     (r"deepstack", lambda given, part: list(range(min(len(given), LAYERS)))),
     (r"^(fullatt_block|global_attn)_ind", lambda given, part: [LAYERS - 1]),
     (r"cross_attention_layers|^full_attention_layers", lambda given, part: [LAYERS - 1]),
@@ -187,11 +197,21 @@ _LISTS: tuple[tuple[str, Callable[[list[int], Part], list[int]]], ...] = (
         lambda given, part: [1] * len(given),
     ),
     (r"heads(_per_stage)?$", lambda given, part: [min(n, 2) for n in given]),
-    (r"^patch_size$", lambda given, part: [min(n, 8) for n in given]),
+    (r"^patch_size$", lambda given, part: [min(n, part.sizes.patch) for n in given]),
     (r"(patch|kernel|pool|stride|window|image)_?(size|dim)s?$", _kept),
+    (
+        r"^embed_dim_per_stage$|^backbone_channel_list$",
+        lambda given, part: [n * WIDTH // max(given) for n in given],
+    ),
     (r"(size|dim|channel|feature|width)s?(_per_stage|_list)?$", _scaled),
 )
 """Names of lists of numbers likewise."""
+
+_TOKENS = (
+    r"(token|patch|start|end|newline|pad|mask)_(id|index|ids|idx)$"
+    r"|^(image|audio|video)_token$|_codes$"
+)
+"""Names of fields that hold ids of tokens."""
 
 _UNSET = {"head_dim": HEAD, "num_key_value_heads": HEADS, "prediction_length": 4}
 """Fields that are None by default, which some models don't stand."""
@@ -227,9 +247,12 @@ def tiny_config(kind: Any, image: int = 32, kv_heads: int = 2, **given: Any) -> 
 
 
 def _config(kind: Any, defaults: Mapping[str, Any], sizes: Sizes, given: Mapping[str, Any]) -> Any:
-    own = kind.default_config_fields() | dict(defaults)
     parts = getattr(kind, "sub_configs_defaults", None) or {}
+    own = kind.default_config_fields() | dict(defaults)
+    own |= _derived_lists(kind, own, parts)
     part = _shape(own, sizes)
+    if "prompt_encoder_config" in parts and not _has_patches(parts):
+        sizes = replace(sizes, patch=16)  # of the stages, whatever prompts say
     made = {name: value for name, value in defaults.items() if name not in parts}
     made |= {
         name: small
@@ -240,19 +263,107 @@ def _config(kind: Any, defaults: Mapping[str, Any], sizes: Sizes, given: Mapping
         made[name] = _sub_config(spec, own.get(name), sizes)
         if name == "backbone_config" and "use_timm_backbone" in own:
             made |= {"use_timm_backbone": False, "backbone": None}
+    made |= {
+        name: _config(alone, {}, sizes, {})
+        for name, alone in (getattr(kind, "sub_configs", None) or {}).items()
+        if name not in parts and hasattr(alone, "default_config_fields")
+    }
+    made |= _unset(kind, own, sizes)
+    made |= _composed(kind, sizes) | _rotary(kind, own) | _told_by_others(own, made)
+    return kind(**(made | dict(given)))
+
+
+def _derived_lists(kind: Any, own: Mapping[str, Any], parts: Mapping[str, Any]) -> dict[str, Any]:
+    """Lists of numbers that a class puts in the place of None: by default they fit its own
+    sizes."""
+    unset = [f.name for f in fields(kind) if f.name not in own and f.name not in parts]
+    try:
+        full = kind()
+    except Exception:  # noqa: BLE001 -- a class whose parts have no defaults, or that checks them
+        return {}
+    values = {name: getattr(full, name, None) for name in unset if not name.startswith("_")}
+    return {
+        name: value
+        for name, value in values.items()
+        if isinstance(value, list | tuple) and value and all(_is_numbers(v) for v in value)
+    }
+
+
+def _is_numbers(value: Any) -> bool:
+    """An integer, or a list of some."""
+    if isinstance(value, list | tuple):
+        return all(_is_numbers(v) for v in value)
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _has_patches(parts: Mapping[str, Any]) -> bool:
+    """The part for images says how large its patches are."""
+    vision = parts.get("vision_config")
+    return vision is not None and "patch_size" in vision.default_config_fields()
+
+
+def _unset(kind: Any, own: Mapping[str, Any], sizes: Sizes) -> dict[str, Any]:
+    """Values of fields that are None by default, where models don't stand that."""
     unset = {f.name for f in fields(kind)} - set(own)
-    made |= {name: value for name, value in _UNSET.items() if name in unset}
+    made: dict[str, Any] = {name: value for name, value in _UNSET.items() if name in unset}
     if "vocab_size" in unset:
         made["vocab_size"] = VOCABULARY
     if "image_grid_pinpoints" in unset:
         made["image_grid_pinpoints"] = [[sizes.image, 2 * sizes.image]]
     if "projector_patch_to_query_dict" in unset:
         made["projector_patch_to_query_dict"] = {(sizes.image // 8) ** 2: 4}
+    if "vocabulary_map" in unset:
+        made["vocabulary_map"] = _words_of_images(sizes)
     for name in sorted(unset):
         if re.search(r"^(image|video|audio)_token_(id|index)$", name):
             made[name] = sizes.token(1_000_000 + len(sizes.ids))
-    made |= _composed(kind, sizes) | _rotary(kind, own)
-    return kind(**(made | dict(given)))
+    return made
+
+
+def _words_of_images(sizes: Sizes) -> dict[str, int]:
+    """A vocabulary with a word for each entry of a codebook, as Chameleon's and Emu3's are
+    called."""
+    letters = str.maketrans("0123456789", "ABCDEFGHIJ")
+    first = 40  # behind plain words, before special ones
+    words = {f"IMGIMG{str(i).translate(letters)}Z": first + i for i in range(CODES)}
+    words |= {f"<|visual token {i:06d}|>": first + CODES + i for i in range(CODES)}
+    return words | {"<image>": sizes.token(1_000_000), "<|extra_200|>": sizes.token(1_000_001)}
+
+
+def _told_by_others(own: Mapping[str, Any], made: Mapping[str, Any]) -> dict[str, Any]:
+    """Widths that have to be what other fields of a part say, by default or not."""
+    told: dict[str, Any] = {}
+    if "channel_multiplier" in own:
+        told["base_channels"] = GROUPS
+        if "hidden_size" in own:
+            told["hidden_size"] = GROUPS * own["channel_multiplier"][-1]
+    if "embed_dim_per_stage" in own:
+        told["hidden_size"] = made["embed_dim_per_stage"][0]
+    if "width_coefficient" in own and "in_channels" in own:
+        told |= {"width_coefficient": 0.1, "depth_coefficient": 0.1}
+        told |= {name: own[name] for name in ("in_channels", "out_channels")}
+    vision = made.get("vision_config")
+    if hasattr(vision, "width_coefficient"):
+        told["projection_dim"] = int(vision.out_channels[-1] * vision.width_coefficient)
+    if "class_embed_dim" in own:
+        told |= {"encoder_hidden_dim": WIDTH // 2, "decoder_hidden_dim": WIDTH // 2}
+        told["vision_features_channels"] = [WIDTH // 2] * len(own["vision_features_channels"])
+    if "use_rotary_embedding" in own:
+        told["num_attention_heads"] = 2  # at least 32 numbers are turned, whatever a head has
+    if "apply_layernorm_after_vision_backbone" in own:
+        told["apply_layernorm_after_vision_backbone"] = False  # it wants the axes of timm's
+    if "position_id_per_seconds" in own:
+        told |= {"vision_start_token_id": 3, "vision_end_token_id": 4}  # read, but not declared
+    if "pixel_shuffle_ratio" in own and "projector_input_dim" in own:
+        told["intermediate_size"] = int(made["hidden_size"] / own["pixel_shuffle_ratio"] ** 2)
+    if "intermediate_layers_indices" in own and "vision_output_dim" in own:
+        told["vision_output_dim"] = made["hidden_size"] * 2
+    backbone = made.get("backbone_config")
+    if "encoder_in_channels" in own and hasattr(backbone, "embed_dim"):
+        told["encoder_in_channels"] = [
+            backbone.embed_dim * 2 ** (stage - 1) for stage in backbone.out_indices
+        ]
+    return told
 
 
 def _shape(own: Mapping[str, Any], sizes: Sizes) -> Part:
@@ -303,10 +414,10 @@ def _small(name: str, value: Any, part: Part) -> Any:
     """A field's small value; None to leave it."""
     if isinstance(value, bool) or not isinstance(value, int | list | tuple):
         return None
-    if re.search(r"token_(id|index|ids)$|_token_idx$|^(image|audio|video)_token$", name):
+    if re.search(_TOKENS, name):
         token = part.sizes.token
         return token(value) if isinstance(value, int) else [token(v) for v in value]
-    if re.search(r"^(image|img|input_image|pretrain_image)_size$", name):
+    if re.search(r"^(image|img|max_img|input_image|pretrain_image)_size$|^resolution$", name):
         image = part.sizes.image
         return image if isinstance(value, int) else type(value)([image] * len(value))
     if isinstance(value, int):
@@ -317,6 +428,8 @@ def _small(name: str, value: Any, part: Part) -> Any:
 
 
 def _small_list(name: str, value: Any, part: Part) -> Any:
+    if name.endswith("feature_sizes") and all(isinstance(v, list | tuple) for v in value):
+        return [[max(n * part.sizes.image // 1024, 1) for n in sides] for sides in value]
     if name == "image_grid_pinpoints":
         return [[side * part.sizes.image // min(value[0]) for side in sides] for sides in value[:3]]
     if name == "attention_types":

@@ -2,7 +2,8 @@
 
 .venv/bin/python tests/coverage/table.py              # all cases, a process each: the whole page
 .venv/bin/python tests/coverage/table.py whisper t5   # some cases: print what they gave
-.venv/bin/python tests/coverage/table.py --eager      # types alone: who takes the planned inputs
+.venv/bin/python tests/coverage/table.py --eager      # who takes the planned inputs; no exports
+.venv/bin/python tests/coverage/table.py --page       # the page, from the rows that are kept
 """
 
 from __future__ import annotations
@@ -11,14 +12,26 @@ import argparse
 import json
 import os
 import sys
+from collections import Counter
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tests"))
 
-from coverage.rows import TARGETS, RowFile, collected, run_case, stamp  # noqa: E402
+from coverage.rows import (  # noqa: E402
+    TARGETS,
+    Limits,
+    RowFile,
+    collected,
+    eager_row,
+    imported,
+    is_done,
+    run_case,
+    stamp,
+)
 
 __all__ = ["TARGETS", "document"]
 
@@ -39,41 +52,55 @@ that was ended goes on where it was; nothing here is written by hand.
 | Fused | attentions that became one kernel of the target, of all |
 | Parity | the worst error of `ort-cpu` over all points and outputs, beside its tolerance |
 
-Parity is against eager PyTorch in float64. `ort-cuda` graphs are executed on the CPU here.
+Parity is against eager PyTorch in float64. `ort-cuda` graphs are executed on the CPU here. Where
+the cell of a target is empty, the model was not exported for it. Seconds are of CPU time.
 """
 
 TABLE = """
 ## {title}
 
 {passed} of {total} are exported with every attention fused and pass parity, {multimodal} of them
-multimodal.
+multimodal.{further}
 
 | Model | What was run | Attentions | Captured by | {targets} | Parity (tolerance) | Seconds |
 |---|---|---|---|{bars}---|---|
 """
 
 
-def document(tables: Iterable[tuple[str, Sequence[dict[str, Any]]]]) -> str:
+STAGES = {
+    "tiny": "no tiny model of it could be made",
+    "inputs": "the eager model runs on none of the planned inputs",
+    "model": "its spec fails",
+    "export": "the export is refused or fails",
+}
+"""Where rows fail, in words."""
+
+
+def document(tables: Iterable[tuple[str, Sequence[dict[str, Any]], Sequence[str]]]) -> str:
     """The page.
 
     Args:
-        tables: each list's title and rows.
+        tables: each list's title, rows, and the names of cases without one.
     """
     from importlib.metadata import version
 
     packages = {name: version(name) for name in ("transformers", "torch")}
     text = HEAD.format(**packages, onnxruntime=version("onnxruntime-gpu"))
-    for title, rows in tables:
-        text += _table(title, rows)
+    for title, rows, left in tables:
+        eager = [row["name"] for row in rows if not is_done(row)]
+        text += _table(title, [row for row in rows if is_done(row)], eager, left)
     return text
 
 
-def _table(title: str, rows: Sequence[dict[str, Any]]) -> str:
+def _table(
+    title: str, rows: Sequence[dict[str, Any]], eager: Sequence[str], left: Sequence[str]
+) -> str:
     passed = [row for row in rows if "failed" not in row and _is_fused(row)]
     text = TABLE.format(
         title=title,
         passed=len(passed),
         total=len(rows),
+        further=_further(rows, eager, left),
         multimodal=sum(len(row.get("senses", ())) > 1 for row in passed),
         targets=" | ".join(f"Fused, {target}" for target in TARGETS),
         bars="---|" * len(TARGETS),
@@ -84,6 +111,27 @@ def _table(title: str, rows: Sequence[dict[str, Any]]) -> str:
         text += f"| {' | '.join(cells)} |\n"
         notes += [note] * bool(note)
     return text + ("\n" + "\n".join(notes) + "\n" if notes else "")
+
+
+def _further(rows: Sequence[dict[str, Any]], eager: Sequence[str], left: Sequence[str]) -> str:
+    """What else is to be said above a table: where rows fail, how they were checked, what was not
+    run."""
+    stages = Counter(row.get("stage", "export") for row in rows if "failed" in row)
+    parts = [f"{count}: {STAGES[stage]}." for stage, count in stages.most_common()]
+    said = f" Of the others: {' '.join(parts)}" if parts else ""
+    if any(row.get("quick") for row in rows):
+        said += " These are quick exports: compared at the examples and at one made point."
+    earlier = sum(bool(row.get("earlier")) for row in rows)
+    if earlier:
+        said += f" {earlier} rows were made by an earlier version of the code."
+    for names, what in (
+        (eager, "run in eager on planned inputs and were **not exported**"),
+        (left, "were **not run** and say nothing"),
+    ):
+        if names:
+            listed = ", ".join(_plain(name, 80) for name in names)
+            said += f"\n\n{len(names)} more {what}: {listed}."
+    return said
 
 
 def _is_fused(row: dict[str, Any]) -> bool:
@@ -124,28 +172,27 @@ def main() -> None:
     from coverage.case_lists import LISTS, all_cases, cases_of
 
     options = _options()
-    if options.case:
-        row = run_case(
-            options.case, options.target or TARGETS, quick=options.quick, memory=options.memory
-        )
-        print(json.dumps(row))
-        return
-    if options.eager:
-        from coverage.type_cases import eager_report
-
-        eager_report(options.names)
-        return
-    command = [sys.executable, __file__, "--memory", str(options.memory)]
-    command += [part for target in options.target or () for part in ("--target", target)]
-    command += ["--quick"] * options.quick + ["--case"]
     kept = RowFile(options.rows, None if options.keep else stamp())
-    names = options.names or list(all_cases())
-    rows = collected(names, kept, command, jobs=options.jobs, limit=options.limit)
-    if options.names or options.target or options.quick:
-        print(json.dumps(rows, indent=1))
-        return
+    if not options.page:
+        imported()
+        limits = Limits(options.limit, options.memory)
+        names = options.names or list(all_cases())
+        make = partial(run_case, targets=options.target or TARGETS, quick=options.quick)
+        rows = (
+            collected(names, kept, eager_row, jobs=options.jobs, limits=limits, enough=bool)
+            if options.eager
+            else collected(names, kept, make, jobs=options.jobs, limits=limits)
+        )
+        if options.names or options.target or options.quick or options.eager:
+            print(json.dumps(rows, indent=1))
+            return
     DOCUMENT.parent.mkdir(exist_ok=True)
-    tables = [(title, [kept.rows[n] for n in cases_of(module)]) for module, title in LISTS.items()]
+    tables, now = [], stamp()
+    for module, title in LISTS.items():
+        names = list(cases_of(module))
+        found = [kept.rows[name] for name in names if name in kept.rows]
+        rows = [row | {"earlier": row.get("stamp") != now} for row in found]
+        tables.append((title, rows, [name for name in names if name not in kept.rows]))
     DOCUMENT.write_text(document(tables))
     print(DOCUMENT)
 
@@ -156,16 +203,16 @@ def _options() -> argparse.Namespace:
     )
     parser.add_argument("names", nargs="*", metavar="CASE")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes at a time")
-    parser.add_argument("--limit", type=float, default=600, help="seconds for each row")
+    parser.add_argument("--limit", type=float, default=600, help="seconds of CPU for each row")
     parser.add_argument("--memory", type=float, default=6, help="GiB for each row's process")
     parser.add_argument("--rows", type=Path, default=KEPT, help="where finished rows are kept")
     parser.add_argument("--keep", action="store_true", help="rows of other code count too")
     parser.add_argument("--target", action="append", help="one of several; for some cases")
     parser.add_argument("--quick", action="store_true", help="quick checks; for some cases")
     parser.add_argument(
-        "--eager", action="store_true", help="make types tiny and plan inputs, only"
+        "--page", action="store_true", help="write the page from rows that are kept; run nothing"
     )
-    parser.add_argument("--case", help=argparse.SUPPRESS)
+    parser.add_argument("--eager", action="store_true", help="make models and plan inputs, only")
     return parser.parse_args()
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import sys
+import os
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,16 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from coverage.case_lists import LISTS, all_cases, cases_of
 from coverage.cases import Case
-from coverage.rows import RowFile, collected, row_of, senses_of
+from coverage.rows import (
+    ROOT,
+    Limits,
+    RowFile,
+    collected,
+    eager_row,
+    reason_of,
+    row_of,
+    senses_of,
+)
 from coverage.shrink import LARGEST, CannotShrinkError, model_class, tiny_config, tiny_model
 from coverage.table import document
 
@@ -67,41 +76,59 @@ def test_senses_are_told_by_names(inputs: list[str], senses: list[str]) -> None:
 
 
 def test_whatever_fails_is_the_row_s_reason() -> None:
+    assert reason_of(OSError(f"at {ROOT}/src/a.py")) == "OSError: at src/a.py"
+
     def fails() -> Any:
         raise ValueError("two\nlines")
 
     row = row_of(Case("mine", fails, "what", None, None), lambda spec: spec)
-    assert row["failed"] == "ValueError: two lines"
+    assert (row["failed"], row["stage"]) == ("ValueError: two lines", "model")
+
+    def too_large() -> Any:
+        raise CannotShrinkError("no class")
+
+    row = row_of(Case("mine", too_large, "what", None, None), lambda spec: spec)
+    assert (row["failed"], row["stage"]) == ("no class", "tiny")
 
 
-SCRIPT = """
-import json, sys, time
-name = sys.argv[1]
-if name == "slow":
-    time.sleep(30)
-if name == "dies":
-    sys.exit("out of memory")
-print("noise")
-print(json.dumps({"name": name, "what": "w", "why": "", "counts": {"self": 2}, "captured": ["sdpa"],
-    "fused": {"ort-cpu": 2}, "error": 1e-6, "tolerance": 1e-5,
-    "seconds": 1.0, "senses": ["a", "b"]}))
-"""
+def row_for_tests(name: str) -> dict[str, Any]:
+    if name == "slow":
+        while True:
+            pass
+    if name == "dies":
+        os.write(2, b"out of memory\n")
+        os._exit(3)
+    print("noise")
+    row = {"name": name, "what": "w", "why": "", "counts": {"self": 2}, "captured": ["sdpa"]}
+    row |= {"fused": {"ort-cpu": 2}, "error": 1e-6, "tolerance": 1e-5, "senses": ["a", "b"]}
+    return row | {"quick": True}
 
 
 def test_rows_are_kept_and_a_run_goes_on_where_it_ended(tmp_path: Path) -> None:
-    path, command = tmp_path / "rows.jsonl", [sys.executable, "-c", SCRIPT]
+    path = tmp_path / "rows.jsonl"
     path.write_text(json.dumps({"name": "old", "stamp": "other"}) + '\n{"name": "cut')
     kept = RowFile(path, "now")
     assert not kept.rows
     path.write_text("")
-    rows = collected(["good", "dies", "slow"], kept, command, jobs=3, limit=4)
+    rows = collected(["good", "dies", "slow"], kept, row_for_tests, jobs=2, limits=Limits(1))
     assert [row.get("failed") for row in rows] == [
         None,
-        "its process ended with 1: out of memory",
-        "not done within 4 s",
+        "its process ended with 3: out of memory",
+        "not done within 1 s of CPU time",
     ]
+    kept.keep({"name": "runs", "stage": "eager"})
+    assert collected(["runs"], kept, eager_row, jobs=1, limits=Limits(1), enough=bool)
     again = RowFile(path, "now")
-    assert collected(["dies", "good"], again, ["nothing"], jobs=1, limit=1) == [rows[1], rows[0]]
-    text = document([("Mine", rows)])
+    assert collected(["dies", "good"], again, pytest.fail, jobs=1, limits=Limits(1)) == [
+        rows[1],
+        rows[0],
+    ]
+    runs = {"name": "runs", "what": "", "stage": "eager"}
+    rows[0]["earlier"] = True
+    text = document([("Mine", [*rows, runs], ["later"])])
+    assert "1 rows were made by an earlier version of the code." in text
+    assert "1 more run in eager on planned inputs and were **not exported**: runs." in text
     assert "1 of 3 are exported with every attention fused and pass parity, 1 of them" in text
-    assert "- **slow** does not work: not done within 4 s" in text
+    assert "2: the export is refused or fails." in text
+    assert "- **slow** does not work: not done within 1 s" in text
+    assert "1 more were **not run** and say nothing: later." in text

@@ -3,16 +3,13 @@ that are planned from its configuration. The list is frozen in `types.txt`."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from coverage.cases import Case
 from coverage.shrink import CannotShrinkError, tiny_model
 from crossfuse import ModelSpec, huggingface_spec
 
-__all__ = ["CASES", "IMAGES", "SHOWN", "TYPES", "eager_report", "spec_of"]
+__all__ = ["CASES", "IMAGES", "SHOWN", "TYPES", "spec_of"]
 
 IMAGES = (32, 64, 128)
 """Sizes of images that are tried in turn: a hierarchy halves them several times."""
@@ -42,26 +39,6 @@ def spec_of(model_type: str) -> ModelSpec:
 
 def _case(model_type: str) -> Case:
     return Case(f"type:{model_type}", lambda: spec_of(model_type), "", None, None)
-
-
-def eager_report(types: Iterable[str] = ()) -> None:
-    """Print a JSON line for each type: what its tiny model takes in eager, or why there is none.
-
-    Args:
-        types: which; where there are none, all that the library has.
-    """
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
-
-    for model_type in types or CONFIG_MAPPING_NAMES:
-        print(json.dumps({"name": model_type} | _told(model_type)), flush=True)
-
-
-def _told(model_type: str) -> dict[str, Any]:
-    try:
-        spec = spec_of(model_type)
-    except Exception as error:  # noqa: BLE001 -- whatever fails is the type's reason
-        return {"failed": f"{type(error).__name__}: {error}"}
-    return {"model": spec.name, "inputs": {n: list(t.shape) for n, t in spec.inputs.items()}}
 
 
 TYPES: tuple[str, ...] = tuple(Path(__file__).with_name("types.txt").read_text().split())

@@ -121,10 +121,12 @@ MEMBERS = {
     "prompt": Member(lambda: Answers(rotary=True), PATCHES + 4, more=("prompt_ids",)),
     "learned": Member(lambda: Answers("learned"), PATCHES + 2),
     "all tokens": Member(lambda: Answers("all")),
-    "low bias": Member(lambda: Answers("low bias"), None, "can't be followed"),
-    "sees itself": Member(lambda: Answers("sees itself"), None, "can't be followed"),
+    "low bias": Member(lambda: Answers("low bias")),
+    "sees itself": Member(lambda: Answers("sees itself")),
     "sees the prompt": Member(lambda: Answers("sees the prompt"), None, "no causal mask is known"),
-    "placeholders": Member(lambda: Answers("placeholders"), None, None),
+    "placeholders": Member(
+        lambda: Answers("placeholders"), None, "computed from the queries (Where, by input_ids)"
+    ),
 }
 QUICK = ("text mask",)
 

@@ -23,6 +23,7 @@ UNTRACED = "lightglue"
 """Its detector finds as many key points as there are, which no graph of it can do yet."""
 
 HEARD = ("wav2vec2_seq2seq", "whisper")
+MOVING = "videomae"
 
 
 def photo(folder: Path) -> Path:
@@ -40,6 +41,15 @@ def sound(folder: Path) -> Path:
         file.setsampwidth(2)
         file.setframerate(8000)
         file.writeframes((9000 * np.sin(2 * np.pi * 300 * times)).astype(np.int16).tobytes())
+    return path
+
+
+def video(folder: Path) -> Path:
+    path = folder / "frames"
+    path.mkdir()
+    pixels = np.random.default_rng(0).integers(0, 256, (10, 24, 32, 3)).astype(np.uint8)
+    for index, frame in enumerate(pixels):
+        Image.fromarray(frame).save(path / f"{index:02}.png")
     return path
 
 
@@ -73,11 +83,13 @@ def test_a_matcher_gets_pairs_of_images(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [*SEEN_WITH_TEXT, *HEARD])
+@pytest.mark.parametrize("name", [*SEEN_WITH_TEXT, *HEARD, MOVING])
 def test_samples_of_the_users(name: str, tmp_path: Path) -> None:
     folder = save_checkpoint(name, tmp_path / name)
     if name in HEARD:
         samples = ["--audio", str(sound(tmp_path))]
+    elif name == MOVING:
+        samples = ["--video", str(video(tmp_path))]
     else:
         samples = ["--image", str(photo(tmp_path)), "--text", "what is in the picture"]
     command = ["export", f"hf:{folder}", "-o", str(tmp_path / "bundle"), *samples]

@@ -317,15 +317,11 @@ def baselines(block_spec: ModelSpec) -> Any:
 
 
 @pytest.mark.parametrize(
-    "name", ["eager", "onnx", "openvino", pytest.param("compile", marks=pytest.mark.slow)]
+    "name", ["eager", "onnx", "openvino-f32", pytest.param("compile", marks=pytest.mark.slow)]
 )
 def test_baselines_compute_the_model(
     name: str, baselines: Baselines, block_spec: ModelSpec
 ) -> None:
-    if name == "openvino":
-        pytest.importorskip(
-            "openvino", reason="OpenVINO is not installed (pip install 'crossfuse[rivals]')"
-        )
     inputs = {key: tensor.numpy() for key, tensor in block_spec.inputs.items()}
     with torch.inference_mode():
         expected = block_spec.module(**block_spec.inputs).numpy()

@@ -8,31 +8,42 @@ equal all the same. Several attentions are exported at once, as one module.
 
 from __future__ import annotations
 
+import copy
+import math
 import random
 import re
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 import torch
+from onnxruntime import InferenceSession
 from torch import Tensor, nn
 
 import crossfuse
 from crossfuse import ModelSpec, runtime
-from crossfuse.core.ledger import LedgerRow
+from crossfuse.core.ledger import Ledger, LedgerRow
+from crossfuse.export.fuse import fuse
+from crossfuse.targets.onnxruntime import lower_ort_cpu
 
 ROOT = Path(__file__).parents[2]
 WIDTH, HEADS, GROUPS, TIMES, LONGEST = 16, 4, 2, 3, 24
 SIZE = WIDTH // HEADS
+LOG2_E = math.log2(math.e)
 PER_MODULE = 10
 
-PRODUCTS = ("matmul", "matmul", "keys first", "einsum", "einsum", "ellipsis", "merged")
+PRODUCTS = ("matmul", "matmul", "keys first", "einsum", "einsum", "ellipsis", "merged", "three")
 LAYOUTS = ("", "h", "h", "h", "gr", "multi query")
 MASKS = ("none", "keys", "keys", "causal", "both")
 PLACES = ("fill", "where", "add", "assign", "fill in place", "fill low", "fill small")
 SCALES = ("queries", "keys", "divided", "multiplied", "behind the mask", "none")
-SOFTMAXES = ("plain", "plain", "float32", "logarithm", "exponential", "shifted", "logsumexp")
+SOFTMAXES = (
+    *("plain", "plain", "float32", "logarithm", "exponential", "shifted", "logsumexp"),
+    *("base 2", "base 2 of logarithms"),
+)
 GUARDS = ("none", "none", "nan", "again", "again as product", "again and normalised", "dropout")
 GATES = ("none", "none", "none", "head", "key", "row")
 REFUSED = {
@@ -44,7 +55,8 @@ REFUSED = {
     "causal behind alone": "not masked alike",
     "used twice": "also used by|go through",
 }
-WRITTEN_OUT = ("logarithm", "logsumexp", "exponential", "shifted")
+OF_LOGARITHMS = ("logsumexp", "base 2 of logarithms")
+WRITTEN_OUT = ("logarithm", "exponential", "shifted", "base 2", *OF_LOGARITHMS)
 NO_SOFTMAX = "not normalised by a softmax"
 """Said, too, where something is in the way of reading a written-out softmax as one."""
 
@@ -84,7 +96,7 @@ def chosen(rng: random.Random) -> Case:
     letters = [*batch, *("h" if layout == "multi query" else layout)]
     tail = "sl" if product == "keys first" else "ls"
     order = "".join(letters) + tail
-    if product == "einsum":
+    if product in ("einsum", "three"):
         mixed = [*letters, *tail]
         rng.shuffle(mixed)
         order = "".join(mixed)
@@ -93,12 +105,65 @@ def chosen(rng: random.Random) -> Case:
     if refused == "heads mixed" and "h" not in order:
         refused = "tanh"
     place, softmax = rng.choice(PLACES), rng.choice(SOFTMAXES)
-    if softmax == "logsumexp" and place == "fill low":
+    if softmax in OF_LOGARITHMS and place == "fill low":
         place = "fill small"  # beside the lowest number a logarithm is nothing
     return Case(
         *(batch, layout, product, order, mask, place, rng.choice(SCALES), softmax),
         *(rng.choice(GUARDS), rng.choice(GATES), rng.random() < 0.3, refused),
     )
+
+
+class Projections(nn.Module):
+    """Keys and values, for a number of times where there is a batch axis of these."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.k, self.v = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+        self.times = nn.Parameter(torch.randn(TIMES, 1, WIDTH) / 4)
+
+    def forward(self, x: Tensor, y: Tensor, batch: str) -> tuple[Tensor, Tensor, Tensor]:
+        if batch == "bt":
+            x, y = x[:, None] + self.times, y[:, None] - self.times
+        return x, self.k(y), self.v(y)
+
+
+def split(case: Case, t: Tensor, length: str) -> tuple[str, Tensor]:
+    """Letters and tensor: ``[b, t, length, heads, d]``; keys may have fewer heads."""
+    heads = case.heads if length == "l" else case.of_keys
+    if case.heads and not heads:
+        return case.batch + length + "d", t[..., :SIZE]
+    if heads == "g":
+        t = t[..., : GROUPS * SIZE]
+    sizes = {"": (), "h": (HEADS,), "g": (GROUPS,), "gr": (GROUPS, HEADS // GROUPS)}[heads]
+    return case.batch + length + heads + "d", t.unflatten(-1, (*sizes, -1)) if heads else t
+
+
+class Operands:
+    """What queries are made of, keys, values and mask, and what several attentions make of these
+    alike, made once. Queries are each attention's own: equal products would be one product."""
+
+    def __init__(self, x: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> None:
+        self.x, self.mask, self.of = x, mask, {"key": key, "value": value}
+        self.parts: dict[tuple[str, ...], tuple[str, Tensor]] = {}
+        self.made: dict[tuple[str, ...], Tensor] = {}
+
+    def split(self, case: Case, name: str) -> tuple[str, Tensor]:
+        """Keys or values, split."""
+        how = (name, case.heads, case.of_keys)
+        if how not in self.parts:
+            self.parts[how] = split(case, self.of[name], "s")
+        return self.parts[how]
+
+    def attended(self, kind: str) -> Tensor:
+        """``[b, s]``, ``[l, s]`` or ``[b, l, s]``."""
+        if (kind,) not in self.made:
+            rows, keys = self.x.shape[-2], self.of["key"].shape[-2]
+            self.made[(kind,)] = {
+                "keys": lambda: self.mask > 0,
+                "causal": lambda: torch.ones(rows, keys, dtype=torch.bool).tril(2),
+                "both": lambda: self.attended("keys")[:, None] & self.attended("causal"),
+            }[kind]()
+        return self.made[(kind,)]
 
 
 class Attention(nn.Module):
@@ -107,48 +172,39 @@ class Attention(nn.Module):
     def __init__(self, case: Case) -> None:
         super().__init__()
         self.case = case
-        self.q, self.k, self.v = (nn.Linear(WIDTH, WIDTH) for _ in range(3))
-        self.times = nn.Parameter(torch.randn(TIMES, 1, WIDTH) / 4)
+        self.q = nn.Linear(WIDTH, WIDTH)
         self.table = nn.Parameter(torch.randn(LONGEST + 8, LONGEST + 8))
         self.mixing = nn.Parameter(torch.randn(HEADS, HEADS))
         self.by_head = nn.Parameter(torch.rand(HEADS) + 0.5)
+        self.by_size = nn.Parameter(torch.rand(SIZE if case.heads else WIDTH) + 0.5)
 
-    def forward(self, x: Tensor, y: Tensor, mask: Tensor) -> Tensor:
-        case = self.case
-        if case.batch == "bt":
-            x, y = x[:, None] + self.times, y[:, None] - self.times
-        query, key, value = self.q(x), self.k(y), self.v(y)
+    def forward(self, operands: Operands) -> Tensor:
+        case, mask = self.case, operands.mask
+        query, (letters, key) = self.q(operands.x), operands.split(case, "key")
+        rows, keys = query.shape[-2], mask.shape[-1]
         query = query * SIZE**-0.5 if case.scale == "queries" else query
         key = key * SIZE**-0.5 if case.scale == "keys" else key
-        attended = self.attended(x.shape[-2], y.shape[-2], mask > 0)
-        scores = self.scaled(self.scores(self.split(query, "l"), self.split(key, "s")))
+        attended = self.attended(operands)
+        scores = self.scaled(self.scores(split(case, query, "l"), (letters, key)))
         if case.bias:
-            scores = scores + self.spread(self.table[: x.shape[-2], : y.shape[-2]], "ls")
+            scores = scores + self.spread(self.table[:rows, :keys], "ls")
         if attended is not None and case.refused != "causal behind alone":
             scores = self.masked(scores, attended)
         if case.scale == "behind the mask":
             scores = scores / 2
         weights = self.guarded(self.weights(scores), attended)
-        out = self.product_with_values(self.gated(weights, query, mask), self.split(value, "s"))
+        gated = self.gated(weights, query, mask)
+        out = self.product_with_values(gated, operands.split(case, "value"))
         if case.refused == "used twice":
             out = out + weights.mean()
         return out.flatten(out.ndim - 1 - len(case.heads))
-
-    def split(self, t: Tensor, length: str) -> tuple[str, Tensor]:
-        """Letters and tensor: ``[b, t, length, heads, d]``; keys may have fewer heads."""
-        case = self.case
-        heads = case.heads if length == "l" else case.of_keys
-        if case.heads and not heads:
-            return case.batch + length + "d", t[..., :SIZE]
-        if heads == "g":
-            t = t[..., : GROUPS * SIZE]
-        sizes = {"": (), "h": (HEADS,), "g": (GROUPS,), "gr": (GROUPS, HEADS // GROUPS)}[heads]
-        return case.batch + length + heads + "d", t.unflatten(-1, (*sizes, -1)) if heads else t
 
     def scores(self, query: tuple[str, Tensor], key: tuple[str, Tensor]) -> Tensor:
         case, (q_letters, q), (k_letters, k) = self.case, query, key
         if case.product == "einsum":
             return torch.einsum(f"{q_letters},{k_letters}->{case.order}", q, k)
+        if case.product == "three":
+            return torch.einsum(f"{q_letters},{k_letters},d->{case.order}", q, k, self.by_size)
         batch = case.order[:-2]
         q, k = moved(q, q_letters, batch + "ld"), moved(k, k_letters, batch + "sd")
         if case.product == "ellipsis":
@@ -167,6 +223,8 @@ class Attention(nn.Module):
         out = case.batch + "l" + case.heads + "d"
         if case.product in ("einsum", "ellipsis"):
             return torch.einsum(f"{case.order},{letters}->{out}", weights, v)
+        if case.product == "three":
+            return torch.einsum(f"{case.order},{letters},d->{out}", weights, v, self.by_size)
         batch = case.order[:-2]
         v = moved(v, letters, batch + "sd")
         if case.product == "keys first":
@@ -177,17 +235,13 @@ class Attention(nn.Module):
         """With the scores' axes."""
         return moved(t, letters, self.case.order)
 
-    def attended(self, rows: int, keys: int, mask: Tensor) -> Tensor | None:
+    def attended(self, operands: Operands) -> Tensor | None:
         """Where keys are attended, with the scores' axes."""
-        causal = torch.ones(rows, keys, dtype=torch.bool).tril(2)
-        if self.case.refused == "causal behind alone":
-            return self.spread(causal, "ls")
-        return {
-            "none": lambda: None,
-            "keys": lambda: self.spread(mask, "bs"),
-            "causal": lambda: self.spread(causal, "ls"),
-            "both": lambda: self.spread(mask[:, None] & causal, "bls"),
-        }[self.case.mask]()
+        mask = "causal" if self.case.refused == "causal behind alone" else self.case.mask
+        if mask == "none":
+            return None
+        letters = {"keys": "bs", "causal": "ls", "both": "bls"}[mask]
+        return self.spread(operands.attended(mask), letters)
 
     def scaled(self, scores: Tensor) -> Tensor:
         case = self.case
@@ -231,6 +285,12 @@ class Attention(nn.Module):
             shift = scores.amax(axis, keepdim=True) if case.softmax == "shifted" else 0
             weights = (scores - shift).exp()
             return weights / weights.sum(axis, keepdim=True)
+        if case.softmax == "base 2":
+            weights = ((scores - scores.amax(axis, keepdim=True)) * LOG2_E).exp2()
+            return weights / weights.sum(axis, keepdim=True)
+        if case.softmax == "base 2 of logarithms":
+            scores = scores * LOG2_E
+            return (scores - scores.exp2().sum(axis, keepdim=True).log2()).exp2()
         return scores.softmax(axis)
 
     def guarded(self, weights: Tensor, attended: Tensor | None) -> Tensor:
@@ -270,15 +330,25 @@ def moved(t: Tensor, letters: str, order: str) -> Tensor:
 
 
 class Several(nn.Module):
-    """Attentions beside each other."""
+    """Attentions beside each other, each with keys and values of its own or all with the same."""
 
-    def __init__(self, cases: list[Case]) -> None:
+    def __init__(self, cases: list[Case], *, shared: bool = False) -> None:
         super().__init__()
-        for i, case in enumerate(cases):
-            self.add_module(f"n{i}", Attention(case))
+        self.cases = {f"n{i}": case for i, case in enumerate(cases)}
+        for name, case in self.cases.items():
+            self.add_module(name, Attention(case))
+        made = [Projections() for _ in cases[: 1 if shared else None]]
+        self.projections = nn.ModuleList(made)
 
     def forward(self, x: Tensor, y: Tensor, mask: Tensor) -> dict[str, Tensor]:
-        return {name: module(x, y, mask) for name, module in self.named_children()}
+        found: dict[str, Tensor] = {}
+        made: dict[tuple[int, str], Operands] = {}
+        for i, (name, case) in enumerate(self.cases.items()):
+            which = (min(i, len(self.projections) - 1), case.batch)
+            if which not in made:
+                made[which] = Operands(*self.projections[which[0]](x, y, case.batch), mask)
+            found[name] = self.get_submodule(name)(made[which])
+        return found
 
 
 def inputs(batch: int, rows: int, keys: int, seed: int) -> dict[str, Tensor]:
@@ -302,49 +372,89 @@ DYNAMIC = {
 }
 
 
-def check(seed: int, count: int, folder: Path) -> None:
-    """One module of several cases."""
+def of_cases(seed: int, count: int, *, shared: bool = False) -> tuple[list[Case], ModelSpec]:
+    """Cases, and one module of them all."""
     rng = random.Random(seed)
     cases = [chosen(rng) for _ in range(count)]
     torch.manual_seed(seed)
-    module = Several(cases).eval()
-    spec = ModelSpec(module, inputs(2, 3, 5, seed), DYNAMIC)
-    bundle = crossfuse.export(spec, folder / "b", ["ort-cpu"], allow_unfused=True)
-    rows: dict[str, list[LedgerRow]] = {f"n{i}": [] for i in range(count)}
-    for row in bundle.ledger:
+    module = Several(cases, shared=shared).eval()
+    return cases, ModelSpec(module, inputs(2, 3, 5, seed), DYNAMIC)
+
+
+def require_fused(cases: list[Case], ledger: Ledger, kernels: Collection[str]) -> None:
+    """Each case is one attention, fused; or refused with a reason of the list.
+
+    Args:
+        cases: in the order of the module's parts.
+        ledger: of the module.
+        kernels: sites that have one.
+    """
+    rows: dict[str, list[LedgerRow]] = {f"n{i}": [] for i in range(len(cases))}
+    for row in ledger:
         rows[re.split(r"\W", row.site)[0]].append(row)
     for case, found in zip(cases, rows.values(), strict=True):
         reasons = [reason for row in found for reason in row.reasons.values()]
         assert len(found) == 1, (case, reasons)
         if case.refused is None:
-            assert found[0].fused["ort-cpu"], (case, reasons)
+            assert found[0].site in kernels, (case, reasons)
         else:
-            assert not found[0].fused.get("ort-cpu"), case
+            assert found[0].site not in kernels, case
             expected_reason = REFUSED[case.refused]
             if case.softmax in WRITTEN_OUT:
                 expected_reason += f"|{NO_SOFTMAX}"
             assert re.search(expected_reason, reasons[0]), (case, reasons)
-    wide = Several(cases).eval().double()
-    wide.load_state_dict(module.state_dict())
+
+
+def require_equal(
+    cases: list[Case],
+    module: nn.Module,
+    run: Callable[[dict[str, np.ndarray]], Mapping[str, np.ndarray]],
+    points: Iterable[dict[str, Tensor]],
+) -> None:
+    """What is computed is what the module computes in float64, where that is defined."""
+    wide = copy.deepcopy(module).double()
+    for given in points:
+        got = run({name: t.numpy() for name, t in given.items()})
+        with torch.no_grad():
+            truth = wide(given["x"].double(), given["y"].double(), given["mask"])
+        for case, (name, expected) in zip(cases, truth.items(), strict=True):
+            defined = ~expected.isnan().numpy()
+            np.testing.assert_allclose(
+                got[name][defined],
+                expected.numpy()[defined],
+                rtol=2e-5,
+                atol=2e-5,
+                err_msg=f"{case} at {[tuple(t.shape) for t in given.values()]}",
+            )
+
+
+def check(seed: int, count: int, folder: Path) -> None:
+    """One module of several cases, exported."""
+    cases, spec = of_cases(seed, count)
+    bundle = crossfuse.export(spec, folder / "b", ["ort-cpu"], allow_unfused=True)
+    kernels = [row.site for row in bundle.ledger if row.fused.get("ort-cpu")]
+    require_fused(cases, bundle.ledger, kernels)
+    points = [inputs(*sizes, seed=seed + 1) for sizes in ((3, 1, 11), (2, 9, 2), (1, 6, 6))]
     with runtime.load(bundle.path) as session:
-        for sizes in ((3, 1, 11), (2, 9, 2), (1, 6, 6)):
-            given = inputs(*sizes, seed=seed + 1)
-            got = session.run(**{name: t.numpy() for name, t in given.items()})
-            with torch.no_grad():
-                truth = wide(given["x"].double(), given["y"].double(), given["mask"])
-            for case, (name, expected) in zip(cases, truth.items(), strict=True):
-                defined = ~expected.isnan().numpy()
-                np.testing.assert_allclose(
-                    got[name][defined],
-                    expected.numpy()[defined],
-                    rtol=2e-5,
-                    atol=2e-5,
-                    err_msg=f"{case} at {sizes}",
-                )
+        require_equal(cases, spec.module, session.run, points)
 
 
-def test_random_attention(tmp_path: Path) -> None:
-    check(1000, 2, tmp_path)
+def test_random_attention() -> None:
+    """40 cases as one module, traced, fused and lowered once; no bundle, which costs the most."""
+    cases, spec = of_cases(1000, 40, shared=True)
+    fused = fuse(spec)
+    lowered = lower_ort_cpu(fused.model)
+    require_fused(cases, fused.ledger, lowered.kernels)
+    engine = InferenceSession(
+        ir.to_proto(lowered.model).SerializeToString(), providers=["CPUExecutionProvider"]
+    )
+    names = [output.name for output in engine.get_outputs()]
+
+    def run(given: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return dict(zip(names, engine.run(names, given), strict=True))
+
+    points = [inputs(3, 1, 11, seed=1001), inputs(2, 9, 2, seed=1002)]
+    require_equal(cases, spec.module, run, points)
 
 
 @pytest.mark.slow

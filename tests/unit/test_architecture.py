@@ -226,7 +226,7 @@ def test_public_surface() -> None:
         "diffusers_spec", "export", "fused_attention",
         "huggingface_spec", "open_bundle", "profile", "register_input_rule", "register_pass",
         "register_target", "runtime",
-        "verify",
+        "tune", "verify",
     ]  # fmt: skip
     for name in crossfuse.__all__:
         assert getattr(crossfuse, name) is not None

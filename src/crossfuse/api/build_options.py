@@ -11,7 +11,7 @@ from crossfuse import __version__
 from crossfuse.api.fused_graph import WEIGHTS
 from crossfuse.core.json_codec import json_text
 from crossfuse.core.target import IO_DTYPES, require_precision, require_target
-from crossfuse.errors import Advice, InputError, Said
+from crossfuse.errors import Advice, InputError, PackageError, Said
 from crossfuse.runtime.gpu import Gpu
 
 if TYPE_CHECKING:
@@ -51,6 +51,12 @@ def check_options(target: str, options: BuildOptions) -> BuildOptions:
     if options.io_dtype == "fp16" and options.precision not in ("fp16", "mixed"):
         raise InputError(
             "inputs and outputs in fp16 need a target in fp16 or mixed", got=options.precision
+        )
+    if known.compiles and (missing := known.missing()) is not None:
+        raise PackageError(
+            f"target {target!r} is built with {missing}, which is not installed: the ledger says "
+            "what it makes of each attention",
+            do=None if known.install is None else f"Install it: {known.install}",
         )
     if known.engine is None:
         return options

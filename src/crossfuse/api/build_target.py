@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from crossfuse.api.arguments import Progress
 from crossfuse.api.build_options import BuildOptions, request_key
+from crossfuse.api.built_files import BuiltFiles, Fusions, compiled_attentions
 from crossfuse.bundle.manifest import EngineInfo, Manifest, TargetEntry
 from crossfuse.core.target import Target, require_precision, require_target
 from crossfuse.core.tensors import CONTEXTS
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from crossfuse.parity.report import ParityReport
     from crossfuse.targets.precision.stages import StageGraphs
 
-__all__ = ["BuiltFiles", "TargetBuild"]
+__all__ = ["TargetBuild"]
 
 _PRODUCERS = (
     "torch",
@@ -38,6 +39,7 @@ _PRODUCERS = (
     "onnx-ir",
     "onnxruntime-gpu",
     "onnxruntime",
+    "openvino",
     "polygraphy",
 )
 _CALIBRATION_POINTS = 2
@@ -51,30 +53,15 @@ _WHOLE = Advice(
     "depend on each other, export without the split ({})",
     _WITHOUT_SPLIT,
 )
+_WIDER = Advice(
+    "Nothing was written. Build this target in fp32 ({})",
+    Said("--precision fp32", "precision='fp32'"),
+)
 _PASSES_WHOLE = Advice(
     "Nothing was written. Without the split into context and query the same graph passes: export "
     "it in one piece ({}); each call then takes contexts and queries together",
     _WITHOUT_SPLIT,
 )
-
-
-@dataclass(frozen=True)
-class BuiltFiles:
-    """What a target's files are, and what its attentions became.
-
-    Attributes:
-        stages: graph or engine file by stage.
-        files: all that these need, themselves included.
-        kernels: attention site → kernel.
-        reasons: site that did not fuse → why.
-        engine: of an engine, what the manifest says about it.
-    """
-
-    stages: Mapping[str, str]
-    files: frozenset[str]
-    kernels: Mapping[str, str]
-    reasons: Mapping[str, str]
-    engine: EngineInfo | None = None
 
 
 @dataclass(frozen=True)
@@ -119,7 +106,7 @@ class TargetBuild:
         if known.engine is not None:
             built = self._engines(precise, known, options, manifest)
         else:
-            built = self._graphs(precise, known)
+            built = self._graphs(precise, known, precision)
         ledger = manifest.ledger.with_target(target, built.kernels, built.reasons)
         if not options.allow_unfused:
             ledger.require_fused([target], str(manifest.source.get("kind")))
@@ -156,13 +143,13 @@ class TargetBuild:
             graphs,
             precision,
             keep=keep,
-            half_handover=not target.simulates,
+            half_handover=target.hands_over_half,
             half_io=ends,
             without_bf16=target.without_bf16,
         )
 
-    def _graphs(self, precise: StageGraphs, target: Target) -> BuiltFiles:
-        """Write the graphs of an ONNX target."""
+    def _graphs(self, precise: StageGraphs, target: Target, precision: str) -> BuiltFiles:
+        """Write the graphs of an ONNX target, and ask the engine that compiles them."""
         from crossfuse.targets.graph_files import Places, save_graph
         from crossfuse.targets.precision.simulate import half_inputs, simulate
 
@@ -172,7 +159,7 @@ class TargetBuild:
                 stage: simulate(graph, boundary=[*precise.boundary, *half_inputs(graph)])
                 for stage, graph in graphs.items()
             }
-        fusions = _Fusions()
+        fusions = Fusions()
         files: dict[str, str] = {}
         used: set[str] = set()
         places: Places = {}
@@ -181,7 +168,11 @@ class TargetBuild:
             graph = self.writer.file(files[stage])
             weights = self.writer.file(target.weights_file(stage))
             used |= {files[stage], *save_graph(lowered.model, graph, weights, places)}
-            fusions.note(lowered.kernels, lowered.reasons)
+            found = lowered.kernels, lowered.reasons
+            if target.compiles:
+                self.progress(f"{target.name}: {stage}: what the engine makes of it")
+                found = compiled_attentions(target, lowered, graph, precision)
+            fusions.note(*found)
         return BuiltFiles(files, frozenset(used), fusions.kernels, fusions.reasons)
 
     def _engines(
@@ -204,7 +195,7 @@ class TargetBuild:
             options.optimization_level,
             options.lean,
         )
-        fusions = _Fusions()
+        fusions = Fusions()
         files: dict[str, str] = {}
         for stage, graph in precise.graphs.items():
             lowered = lowering_of(target).lower(graph)
@@ -237,7 +228,9 @@ class TargetBuild:
                 report = check.checked_on_cpu(target, precise)
             report.require_passed()
         except ParityError as error:
-            if self._passes_whole(check.precision):
+            if check.precision not in ("fp32", "mixed") and "mixed" not in target.precisions:
+                error.do = _WIDER
+            elif self._passes_whole(check.precision):
                 error.do = _PASSES_WHOLE
             elif report is not None and self._shared_contexts(report):
                 error.do = _WHOLE
@@ -269,24 +262,6 @@ class TargetBuild:
         return shared is not None and all(
             sizes.get(CONTEXTS, 0) < sizes.get(shared, 0) for sizes in worst
         )
-
-
-class _Fusions:
-    """Kernels and reasons by site, of all stages: an attention that several of them compute counts
-    as fused if it is in all of them."""
-
-    def __init__(self) -> None:
-        self.kernels: dict[str, str] = {}
-        self.reasons: dict[str, str] = {}
-
-    def note(self, kernels: Mapping[str, str], reasons: Mapping[str, str]) -> None:
-        """Add a stage's."""
-        self.reasons |= reasons
-        for site, kernel in kernels.items():
-            known = self.kernels.get(site, "").split(", ") if site in self.kernels else []
-            self.kernels[site] = ", ".join([*known, *([] if kernel in known else [kernel])])
-        for site in self.reasons:
-            self.kernels.pop(site, None)
 
 
 def _engine_info(

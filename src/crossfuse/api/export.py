@@ -19,6 +19,7 @@ from crossfuse.bundle.writer import write_bundle
 from crossfuse.core.checkpoint_weights import weights_words
 from crossfuse.core.files import write_whole
 from crossfuse.core.foreign import door
+from crossfuse.core.garbage import imported, old_objects_kept
 from crossfuse.core.onnx_runtime import require_onnxruntime
 from crossfuse.core.target import CPU_TARGET, require_precision, require_target
 from crossfuse.parity.reference import REFERENCE_FILE, save_reference
@@ -34,6 +35,9 @@ if TYPE_CHECKING:
     from crossfuse.spec.model_spec import ModelSpec
 
 __all__ = ["export"]
+
+_TRACING = ("torch._dynamo", "crossfuse.export.fuse")
+"""Modules that import most of what tracing needs."""
 
 _SEED = 1
 """Of the inputs at which targets are compared."""
@@ -66,6 +70,7 @@ def export(  # noqa: PLR0913 -- public: what a user may say of a source and of i
     text: str | Iterable[str] = (),
     audio: Examples = (),
     video: Examples = (),
+    prefix: str | int | None = None,
     whole: bool = False,
     quick: bool = False,
     step: Progress | None = None,
@@ -77,8 +82,8 @@ def export(  # noqa: PLR0913 -- public: what a user may say of a source and of i
             ``path/file.py:factory`` or ``model.onnx``.
         path: the bundle's folder; an existing bundle there is replaced, at once and only when all
             is done.
-        targets: ``onnx``, ``ort-cpu``, ``ort-cuda``, ``tensorrt``, ``tensorrt-rtx``, or those that
-            are registered.
+        targets: ``onnx``, ``ort-cpu``, ``openvino``, ``ort-cuda``, ``tensorrt``, ``tensorrt-rtx``,
+            or those that are registered.
         precision, io_dtype, compute_capabilities, profile_shapes: as `build`, for all the targets.
         allow_unfused: export even if an attention did not fuse; the ledger says which.
         size, seed, checkpoint: of a zoo model: ``tiny`` or ``published``, random weights' seed, or
@@ -97,6 +102,9 @@ def export(  # noqa: PLR0913 -- public: what a user may say of a source and of i
         image, text, audio, video: of ``hf:`` sources: files and texts that the checkpoint's
             processor makes the example inputs of, one or several, as of
             :func:`crossfuse.huggingface_spec`.
+        prefix: of ``hf:`` sources: give the first tokens with the context, ``prefix_NAME``, and the
+            rest with each query: how many they are, or ``"placeholders"``, up to and with the last
+            placeholder of an image.
         whole: don't split, although the source names context inputs.
         quick: for work in progress: compare at the examples and one made point (of a split, one
             more), and measure what half precision loses only where a target has one. The manifest
@@ -136,12 +144,14 @@ def export(  # noqa: PLR0913 -- public: what a user may say of a source and of i
         text=several("text", [text] if isinstance(text, str) else text),
         audio=paths(audio),
         video=paths(video),
+        prefix=None if prefix is None else str(prefix),
     )
     named = Source.of(source, of_source)
     require_onnxruntime("the check of a target's numbers")
     progress = step or silent
-    with write_bundle(path, waiting=progress) as writer:
+    with old_objects_kept() as keep, write_bundle(path, waiting=progress) as writer:
         spec = _loaded(named, progress)
+        keep()
         graph = _fused(named, spec, allow_unfused, progress)
         # Weights go to disk first: the graph then holds none while the reference has its copy of
         # the module in float64.
@@ -165,6 +175,7 @@ def _loaded(source: Source, progress: Progress) -> ModelSpec:
     spec = source.load()
     for warning in weights_words(spec.about):
         progress(warning)
+    imported(*_TRACING)
     return accepted(spec, progress)
 
 

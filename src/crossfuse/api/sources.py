@@ -55,8 +55,7 @@ class SourceOptions:
     """What a caller says beside a source; see :func:`crossfuse.export`.
 
     ``context``, ``dynamic`` and ``decode`` stand in place of the model's own, where given, axis by
-    axis; ``drop_outputs``, ``keep_probabilities`` and ``examples`` beside them. ``image``,
-    ``text``, ``audio`` and ``video`` are for the processor of a checkpoint of ``transformers``.
+    axis; the next three beside them. The last five are for a checkpoint of ``transformers``.
     """
 
     size: str = SIZES[-1]
@@ -75,6 +74,7 @@ class SourceOptions:
     text: tuple[str, ...] = ()
     audio: tuple[Any, ...] = ()
     video: tuple[Any, ...] = ()
+    prefix: str | None = None
 
 
 @dataclass(frozen=True)
@@ -151,6 +151,7 @@ class Source:
                 decode=about.get("decode"),
                 drop_outputs=_texts(about, "drop_outputs"),
                 keep_probabilities=_texts(about, "keep_probabilities"),
+                prefix=about.get("prefix"),
             ),
         )
         if found.kind is SourceKind.ZOO and about.get("name") == source:
@@ -178,6 +179,7 @@ class Source:
             "decode": options.decode,
             "drop_outputs": list(options.drop_outputs),
             "keep_probabilities": list(options.keep_probabilities),
+            "prefix": options.prefix,
         }
         return about | {key: value for key, value in asked.items() if value}
 
@@ -228,18 +230,17 @@ class Source:
             allow_missing=options.allow_missing,
             given=Given(options.text, options.image, options.audio, options.video),
             examples=[tensors_of(file) for file in options.examples],
+            prefix=options.prefix,
         )
 
     def load(self) -> ModelSpec:
         """The spec with the options: context, dynamic axes, decoding, dropped outputs, examples.
 
         Raises:
-            InputError: as `model`; an option that names what the model doesn't have, or examples
-                that it doesn't take.
+            InputError: as `model`; an option or an example that the model doesn't take.
         """
-        samples = {"image", "text", "audio", "video"}
         if self.kind is not SourceKind.HUGGINGFACE:
-            for name in sorted(samples):
+            for name in ("audio", "image", "prefix", "text", "video"):
                 if getattr(self.options, name):
                     raise InputError(
                         Advice("{} is for hf: sources", Said(f"--{name}", f"{name}=...")),
@@ -247,7 +248,8 @@ class Source:
                     )
         spec = self._with_options(self.model())
         used = 1 if self.kind is SourceKind.ONNX or spec.about.get(FROM) == YOURS else 0
-        files = self.options.examples[used:]
+        # With a prefix the spec has them all, in two parts.
+        files = () if self.options.prefix else self.options.examples[used:]
         return with_examples(spec, [(str(file), load_arrays(file)) for file in files])
 
     def refitted(self, spec: ModelSpec, refused: NotFreeError) -> ModelSpec:

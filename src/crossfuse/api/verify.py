@@ -25,8 +25,9 @@ from crossfuse.parity.report import Divergence, ParityReport
 from crossfuse.parity.session_check import reference_of, verify_bundle
 from crossfuse.parity.target_check import check_on_cpu
 from crossfuse.parity.trial import require_tried
-from crossfuse.runtime.backends import best_target, runs_here
+from crossfuse.runtime.backends import runs_here
 from crossfuse.runtime.options import SessionOptions
+from crossfuse.runtime.tuned import chosen_target
 
 if TYPE_CHECKING:
     from crossfuse.spec.model_spec import ModelSpec
@@ -121,7 +122,7 @@ class _Check:
         from crossfuse.parity.fused import fused_reference
 
         bundle = self.bundle
-        name = self.target or best_target(bundle.targets)
+        name = self.target or chosen_target(bundle)
         if name == "onnx" and bundle.target(name).precision == "fp32":
             raise InputError(
                 "there is nothing to compare this target with on inputs of your own: it is the "

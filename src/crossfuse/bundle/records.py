@@ -38,12 +38,14 @@ class SourceRecord:
         decode: the input of ids that the export was told to decode by.
         drop_outputs: outputs that the export was told to leave out; * for any text.
         keep_probabilities: attentions whose probabilities the export was told to keep.
+        prefix: how many tokens the export was told to make inputs of their own, or "placeholders".
         missing_weights: that the checkpoint lacks, or has in another shape: they are random.
         left_over_weights: tensors of the checkpoint that the model has no place for.
         constants: arguments of the model that are no tensors, and part of what was exported.
         renamed_outputs: outputs that the model calls as one of its inputs → their names here.
         inputs_from: where the example inputs of a checkpoint came from, in words.
         fixed_sizes: dimensions that could not be varied → why.
+        unread_inputs: inputs of features that no result depends on.
     """
 
     kind: str | None = None
@@ -57,12 +59,14 @@ class SourceRecord:
     decode: str | None = None
     drop_outputs: tuple[str, ...] | None = None
     keep_probabilities: tuple[str, ...] | None = None
+    prefix: Annotated[str | None, Matches("[0-9]{1,9}|placeholders", "a number of tokens")] = None
     missing_weights: tuple[str, ...] | None = None
     left_over_weights: tuple[str, ...] | None = None
     constants: Mapping[str, Any] | None = None
     renamed_outputs: Mapping[str, str] | None = None
     inputs_from: str | None = None
     fixed_sizes: Mapping[str, str] | None = None
+    unread_inputs: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)

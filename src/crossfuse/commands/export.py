@@ -53,7 +53,8 @@ def export(  # noqa: PLR0913 -- a command: its parameters are its options
         list[str] | None,
         typer.Option(
             "--target",
-            help="onnx, ort-cpu, ort-cuda, tensorrt, tensorrt-rtx, or one that a package adds; "
+            help="onnx, ort-cpu, openvino, ort-cuda, tensorrt, tensorrt-rtx, or one that a package "
+            "adds; "
             "repeat.",
             autocompletion=complete_targets,
             rich_help_panel=ENGINE,
@@ -125,6 +126,16 @@ def export(  # noqa: PLR0913 -- a command: its parameters are its options
     text: SampleText = None,
     audio: SampleAudio = None,
     video: SampleVideo = None,
+    prefix: Annotated[
+        str | None,
+        typer.Option(
+            "--prefix",
+            metavar="TOKENS",
+            help="Of an hf: source: give the first tokens with the context, the rest with each "
+            "query: how many, or placeholders, up to and with the last placeholder of an image.",
+            rich_help_panel=MODEL,
+        ),
+    ] = None,
     drop_output: Annotated[
         list[str] | None,
         typer.Option(
@@ -205,6 +216,7 @@ def export(  # noqa: PLR0913 -- a command: its parameters are its options
             text=text or [],
             audio=audio or [],
             video=video or [],
+            prefix=prefix,
             whole=whole,
             quick=quick,
             step=progress,
@@ -218,7 +230,8 @@ def build(  # noqa: PLR0913 -- a command: its parameters are its options
         str,
         typer.Option(
             "--target",
-            help="onnx, ort-cpu, ort-cuda, tensorrt, tensorrt-rtx, or one that a package adds.",
+            help="onnx, ort-cpu, openvino, ort-cuda, tensorrt, tensorrt-rtx, or one that a package "
+            "adds.",
             autocompletion=complete_targets,
             rich_help_panel=ENGINE,
         ),

@@ -82,7 +82,7 @@ def _cells(row: Row) -> list[str | Text]:
         milliseconds(summary.p90),
         milliseconds(summary.p99),
         *compared,
-        "" if row.error is None else f"{row.error:.1e}",
+        "" if row.distance is None else f"{row.distance:.1e}",
     ]
 
 

@@ -135,7 +135,7 @@ BuiltTarget = Annotated[
     str | None,
     typer.Option(
         "--target",
-        help="Where omitted, the best that runs here.",
+        help="Where omitted, what `crossfuse tune` recorded, or the best that runs here.",
         autocompletion=complete_targets,
         rich_help_panel=RUN,
     ),

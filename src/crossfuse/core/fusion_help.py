@@ -56,8 +56,8 @@ _HELPS = (
     ),
     _Help(
         r"limited by|caps the scores|go through Tanh|between the two products: .*tanh",
-        code=Advice("No target's fused operator caps scores"),
-        file=Advice("No target's fused operator caps scores"),
+        code=Advice("The operator that every target is lowered from has no cap on scores"),
+        file=Advice("The operator that every target is lowered from has no cap on scores"),
     ),
     _Help(
         r"not normalised by a softmax",

@@ -20,7 +20,7 @@ EXTRAS = {
     "onnx_ir": "export",
     "onnxruntime": "cpu",
     "onnxscript": "export",
-    "openvino": "rivals",
+    "openvino": "openvino",
     "platformdirs": "cli",
     "polygraphy": "gpu",
     "pyarrow": "serve",

@@ -13,7 +13,7 @@ from dataclasses import KW_ONLY, dataclass, replace
 
 from crossfuse.core.missing_kernels import CUDA_WITHOUT_BF16, TENSORRT_WITHOUT_BF16
 from crossfuse.core.plugins import Code, Registry
-from crossfuse.core.requirements import is_installed
+from crossfuse.core.requirements import install, is_installed
 from crossfuse.errors import InputError, unknown
 
 __all__ = [
@@ -96,6 +96,9 @@ class Target:
         artifact_on_cpu: ONNX Runtime's CPU provider executes the target's own graphs, too.
         simulates: it executes half precision as fp32 that is rounded to it.
         portable: its graph is the fused graph itself, with nothing but the operator written out.
+        compiles: its engine compiles graphs where they run. Its stages have to tell what
+            attentions became (:class:`~crossfuse.runtime.stage.CompiledStage`), and the ledger has
+            that instead of what the lowering asked for.
         without_bf16: operators that it has no bf16 kernel for; they stay in fp32.
         engine: the artifact is an engine of this library. Such a target needs no code of its own.
         triton: Triton's backend for graphs of one stage.
@@ -122,6 +125,7 @@ class Target:
     artifact_on_cpu: bool = False
     simulates: bool = False
     portable: bool = False
+    compiles: bool = False
     without_bf16: frozenset[str] = frozenset()
     engine: EngineLibrary | None = None
     triton: str | None = None
@@ -149,6 +153,12 @@ class Target:
     def builds_for_this_gpu(self) -> bool:
         """Its engines are built on the GPU that they are for."""
         return self.engine is not None and not self.engine.capabilities
+
+    @property
+    def hands_over_half(self) -> bool:
+        """In half precision its stages hand over half floats. On the host these would be NumPy's
+        arrays, which have no bfloat16."""
+        return not (self.simulates or self.compiles)
 
     def file(self, stage: str) -> str:
         """File name of a stage's graph or engine."""
@@ -197,6 +207,16 @@ _BUILT_IN = (
         artifact_on_cpu=True,
         simulates=True,
         triton="onnxruntime_onnx",
+    ),
+    Target(
+        "openvino",
+        "OpenVINO's generated kernels for CPUs and Intel's GPUs",
+        precisions=("fp32", "bf16", "fp16"),
+        provider="OpenVINO",
+        requires=("openvino",),
+        install=install("openvino"),
+        rank=15,
+        compiles=True,
     ),
     Target(
         "ort-cuda",

@@ -147,14 +147,17 @@ class TensorSpec:
         shape: sizes; a string is a dynamic dimension's name, or an expression of such names.
         range: of an input that holds indices, the lowest and the highest that the model takes, or
             null where the highest is not known.
+        counts: of an input of ids, those of which each row holds a number that the model relies on,
+            and that number.
     """
 
-    __json__: ClassVar[Form] = Form(sparse=frozenset({"range"}))
+    __json__: ClassVar[Form] = Form(sparse=frozenset({"range", "counts"}))
 
     name: str
     dtype: Dtype
     shape: tuple[Annotated[int, AtLeast(0)] | str, ...]
     range: _Range = None
+    counts: tuple[tuple[int, Annotated[int, AtLeast(0)]], ...] = ()
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:

@@ -14,6 +14,7 @@ import onnx_ir as ir
 import torch
 
 from crossfuse.core.foreign import blaming
+from crossfuse.core.garbage import uncollected
 from crossfuse.core.ledger import Ledger
 from crossfuse.core.tensors import TensorSpec
 from crossfuse.errors import InputError
@@ -49,12 +50,16 @@ from crossfuse.export.passes.name_sites import NameSitesPass
 from crossfuse.export.passes.registry import PASSES
 from crossfuse.export.passes.separate_outputs import SeparateOutputsPass
 from crossfuse.export.passes.separate_probabilities import SeparateProbabilitiesPass
+from crossfuse.export.passes.split_einsums import SplitEinsumsPass
 from crossfuse.export.passes.strip_metadata import StripMetadataPass
+from crossfuse.export.passes.unify_exponentials import UnifyExponentialsPass
 from crossfuse.export.passes.unify_products import UnifyProductsPass
 from crossfuse.export.passes.unify_softmaxes import UnifySoftmaxesPass
 from crossfuse.export.sources.onnx_file.load import OnnxModule, load_onnx
+from crossfuse.export.unread_inputs import unread_inputs
 from crossfuse.graph.shapes import boundary
 from crossfuse.spec.checks import check_tensors
+from crossfuse.spec.input_origin import UNREAD
 from crossfuse.spec.model_spec import ModelSpec
 from crossfuse.spec.results import distinct_names, told_of
 
@@ -126,6 +131,9 @@ def fuse(spec: ModelSpec, progress: Progress = lambda _: None) -> FusedGraph:
     ledger = ledger.with_probabilities(source.kept.sites)
     # Behind the ledger, which reads how each attention was captured.
     model = run_passes(fused.model, [StripMetadataPass()]).model
+    unread = unread_inputs(model.graph)
+    if unread:
+        spec = replace(spec, about={**spec.about, UNREAD: unread})
     return FusedGraph(
         spec, model, ledger, boundary(model.graph.inputs), boundary(model.graph.outputs)
     )
@@ -145,8 +153,12 @@ def fusion_passes(
         # First: an attention that only a dropped output needs, or whose probabilities are one, is
         # nothing to fuse, or fuses without it.
         DropOutputsPass(outputs, kept),
+        # The products below are of two operands.
+        SplitEinsumsPass(),
         # The matching knows products as MatMul alone.
         UnifyProductsPass(),
+        # What follows knows exponentials to the base e alone.
+        UnifyExponentialsPass(),
         # The matching knows sinks as columns beside the scores alone.
         JoinSinksPass(),
         # Behind the products, of which a quotient of exponentials may be one; the matching knows
@@ -199,7 +211,8 @@ def _trace(spec: ModelSpec, progress: Progress) -> _Source:
         spec = kept.spec
         with torch.no_grad():
             outputs = tuple(spec.outputs_of(spec.call(inputs)))
-    with spec.tracing(spec.module) as tracing:
+    # Tracing makes and keeps many objects, and no tensors.
+    with spec.tracing(spec.module) as tracing, uncollected():
         progress("tracing with torch.export")
         program, spec = capture(spec, defer_guards=tracing.defer_guards)
         ranges = index_ranges(program, spec)
@@ -207,7 +220,7 @@ def _trace(spec: ModelSpec, progress: Progress) -> _Source:
         progress("translating to ONNX")
         with _blaming_bodies(sightings):
             model = program_to_onnx(traced.program, spec, outputs, tracing)
-        note_ranges(model, ranges)
+        note_ranges(model, ranges, spec.counts)
     kept = replace(kept, spec=spec)
     return _Source(kept, model, sightings, outputs, traced.missed, tracing.interfaced)
 

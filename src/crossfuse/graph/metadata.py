@@ -11,10 +11,12 @@ import onnx_ir as ir
 __all__ = [
     "BESIDE",
     "CAPTURED",
+    "COUNTS",
     "MODULE",
     "RANGE",
     "SCOPES",
     "SITE",
+    "id_counts",
     "index_range",
     "inherited",
     "module_path",
@@ -34,6 +36,10 @@ BESIDE = "crossfuse.beside"
 
 SITE = "crossfuse.site"
 """Metadata key under which a node carries the name of the attention it computes."""
+
+COUNTS = "crossfuse.counts"
+"""Metadata key of an input that holds ids: ``ID:NUMBER`` for each id of which every row holds so
+many, joined by commas."""
 
 RANGE = "crossfuse.range"
 """Metadata key of an input that holds indices: ``LOW:HIGH``, the highest left out where it isn't
@@ -79,6 +85,12 @@ def inherited(node: ir.Node) -> dict[str, str]:
         for key, text in node.metadata_props.items()
         if key not in (SITE, CAPTURED, BESIDE)
     }
+
+
+def id_counts(value: ir.Value) -> tuple[tuple[int, int], ...]:
+    """Ids of which each row of an input holds a number that is known, and that number."""
+    pairs = (pair.split(":") for pair in value.metadata_props.get(COUNTS, "").split(",") if pair)
+    return tuple((int(token), int(count)) for token, count in pairs)
 
 
 def index_range(value: ir.Value) -> tuple[int, int | None] | None:

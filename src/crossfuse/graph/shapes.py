@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import onnx_ir as ir
 
 from crossfuse.core.tensors import TensorSpec
-from crossfuse.graph.metadata import index_range
+from crossfuse.graph.metadata import id_counts, index_range
 
 __all__ = ["boundary", "dim_of", "dims_of", "rank_of", "same_dim"]
 
@@ -44,5 +44,6 @@ def boundary(values: Sequence[ir.Value]) -> tuple[TensorSpec, ...]:
         assert value.dtype is not None, f"{value.name} has no type"
         shape = tuple(s if isinstance(s, int) else str(s.value) for s in value.shape)
         dtype = value.dtype.numpy().name
-        specs.append(TensorSpec(value.name or "", dtype, shape, index_range(value)))
+        limits = index_range(value), id_counts(value)
+        specs.append(TensorSpec(value.name or "", dtype, shape, *limits))
     return tuple(specs)

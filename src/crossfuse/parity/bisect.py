@@ -122,9 +122,10 @@ def stage_candidates(
         )
     graphs = dict(fused_stages)
     if entry.precision != "fp32":
-        graphs = dict(
-            half_stages(graphs, entry.precision, keep=entry.kept, half_handover=True).graphs
+        half = half_stages(
+            graphs, entry.precision, keep=entry.kept, half_handover=known.hands_over_half
         )
+        graphs = dict(half.graphs)
     return {stage: cpu_equivalent(graph, known) for stage, graph in graphs.items()}
 
 

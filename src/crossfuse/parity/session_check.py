@@ -18,10 +18,10 @@ from crossfuse.errors import BundleError, InputError, ParityError
 from crossfuse.parity.given import whole_boundary
 from crossfuse.parity.reference import ReferenceSet, check_reference, load_reference
 from crossfuse.parity.report import ParityReport, compare
-from crossfuse.runtime.backends import best_target
 from crossfuse.runtime.load import load
 from crossfuse.runtime.options import SessionOptions
 from crossfuse.runtime.session import Session
+from crossfuse.runtime.tuned import chosen_target
 
 if TYPE_CHECKING:
     from crossfuse.runtime.decoding import DecodingState
@@ -49,7 +49,7 @@ def verify_bundle(
         BundleError: the bundle is damaged, or holds no reference set, or can't run here.
     """
     bundle = open_bundle(path)
-    name = target or best_target(bundle.targets)
+    name = target or chosen_target(bundle)
     precision = bundle.target(name).precision
     with load(bundle, name, options) as session:
         return check_session(session, reference or reference_of(bundle), precision)

@@ -49,13 +49,13 @@ def check_on_cpu(
     entry = manifest.targets[target]
     precise = StageGraphs(stages.graphs)
     if entry.precision != "fp32":
-        missing = require_target(target).without_bf16
+        known = require_target(target)
         precise = half_stages(
             stages.graphs,
             entry.precision,
             keep=entry.kept,
-            half_handover=True,
-            without_bf16=missing,
+            half_handover=known.hands_over_half,
+            without_bf16=known.without_bf16,
         )
     return ParityCheck(stages, reference, entry.precision).checked_on_cpu(
         require_target(target), precise
@@ -128,6 +128,7 @@ class ParityCheck:
             shared_batch=self.stages.shared_batch,
             decode=self.stages.decode,
             engine=engine,
+            precision=self.precision,
         )
         with open_session(target, paths, spec, options) as session:
             return check_session(session, self.reference, self.precision)

@@ -26,10 +26,10 @@ from crossfuse.core.processes import end_with_parent, for_child
 from crossfuse.core.target import TARGETS
 from crossfuse.errors import Advice, BundleError, CrossfuseError, Door, Said
 from crossfuse.parity.session_check import smallest_inputs
-from crossfuse.runtime.backends import best_target
 from crossfuse.runtime.load import load
 from crossfuse.runtime.options import SessionOptions
 from crossfuse.runtime.session import Session
+from crossfuse.runtime.tuned import chosen_target
 
 __all__ = ["TRUST", "TrialLimits", "main", "require_tried", "trust"]
 
@@ -73,7 +73,7 @@ def require_tried(
         BundleError: it ended the child, took too long or too much memory, or can't be loaded.
     """
     chosen, within = options or SessionOptions(), limits or TrialLimits()
-    name = target or best_target(bundle.targets)
+    name = target or chosen_target(bundle)
     mark = _mark(bundle, name, chosen)
     if os.environ.get(TRUST) == "1" or _mark(bundle).exists() or mark.exists():
         return

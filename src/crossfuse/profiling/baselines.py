@@ -8,7 +8,12 @@ library's own defaults.
 ``onnx``         ``torch.onnx.export``, in ONNX Runtime
 ``hf``           `transformers`' ``OnnxExporter`` with its fusions for ONNX Runtime; models
                  of that library
-``openvino``     the plain export in OpenVINO, latency hint, fp32
+``openvino``     the plain export in OpenVINO, latency hint, in its default precision: bf16 on
+                 processors that compute in it
+``openvino-f32`` the same in fp32
+``eager-bf16``   PyTorch under ``torch.autocast`` in bf16
+``ort-int8``     the plain export with its products quantised dynamically, int8, by ONNX
+                 Runtime's ``quantize_dynamic``; on CPUs
 ``eager-fp16``   PyTorch in fp16; on GPUs
 ``tensorrt``     the plain export in TensorRT, run by Polygraphy; on GPUs
 ===============  ==========================================================================
@@ -31,8 +36,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from crossfuse.core.onnx_runtime import onnxruntime
+from crossfuse.core.onnx_runtime import onnxruntime, require_onnxruntime
+from crossfuse.core.openvino import openvino, require_openvino
 from crossfuse.errors import InputError
+from crossfuse.profiling.plain_export import export_plainly
 
 if TYPE_CHECKING:
     from crossfuse.spec.model_spec import ModelSpec
@@ -42,7 +49,6 @@ __all__ = ["BASELINES", "Baselines"]
 Arrays = Mapping[str, NDArray[Any]]
 Run = Callable[[], Arrays]
 
-_OPSET = 20
 _HF_OPSET = 23
 
 
@@ -111,6 +117,16 @@ class Baselines:
         with quiet_exporter():
             return BASELINES[name](self, inputs)
 
+    def truth(self, inputs: Arrays) -> Arrays:
+        """The model's own numbers on these inputs: in float64 where it runs in that, else in
+        float32."""
+        import torch
+
+        from crossfuse.parity.eager_module import EagerModule
+
+        given = {name: torch.from_numpy(np.array(array)) for name, array in inputs.items()}
+        return EagerModule(self._spec, given).run(given).truth
+
     def _eager(self, inputs: Arrays) -> Run:
         return self._module(inputs, lambda module: module)
 
@@ -133,7 +149,12 @@ class Baselines:
         }
         return self._module(halved, lambda module: module.half())
 
-    def _module(self, inputs: Arrays, prepared: Callable[[Any], Any]) -> Run:
+    def _eager_bf16(self, inputs: Arrays) -> Run:
+        return self._module(inputs, lambda module: module, autocast=True)
+
+    def _module(
+        self, inputs: Arrays, prepared: Callable[[Any], Any], *, autocast: bool = False
+    ) -> Run:
         import torch
 
         device = (
@@ -150,10 +171,13 @@ class Baselines:
         given = {name: torch.from_numpy(np.array(array)) for name, array in inputs.items()}
 
         def run() -> Arrays:
-            with torch.inference_mode():
+            with (
+                torch.inference_mode(),
+                torch.autocast(device.type, torch.bfloat16, enabled=autocast),
+            ):
                 moved = {name: t.to(device) for name, t in given.items()}
                 outputs = self._spec.run(moved, module)
-            return {name: tensor.detach().cpu().numpy() for name, tensor in outputs.items()}
+            return {name: _array(tensor) for name, tensor in outputs.items()}
 
         return run
 
@@ -184,17 +208,19 @@ class Baselines:
         return self._onnxruntime(path, names, inputs)
 
     def _openvino(self, inputs: Arrays) -> Run:
-        import openvino
+        return self._compiled(inputs, {})
 
+    def _openvino_f32(self, inputs: Arrays) -> Run:
+        return self._compiled(inputs, {"INFERENCE_PRECISION_HINT": "f32"})
+
+    def _compiled(self, inputs: Arrays, precision: Mapping[str, str]) -> Run:
+        """The plain export in OpenVINO."""
+        require_openvino("the baseline openvino")
         if self._device != "cpu":
             raise InputError("openvino computes on CPUs and on Intel's GPUs", got=self._device)
         path, names = self._plain_export(inputs)
-        core = openvino.Core()
-        # On processors that have it, OpenVINO would compute in bf16.
-        settings: dict[str, Any] = {
-            "PERFORMANCE_HINT": "LATENCY",
-            "INFERENCE_PRECISION_HINT": "f32",
-        }
+        core = openvino().Core()
+        settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", **precision}
         if self._threads is not None:
             settings["INFERENCE_NUM_THREADS"] = self._threads
         compiled = core.compile_model(core.read_model(path), "CPU", settings)
@@ -207,6 +233,17 @@ class Baselines:
             return dict(zip(names, results.values(), strict=True))
 
         return run
+
+    def _ort_int8(self, inputs: Arrays) -> Run:
+        if self._device != "cpu":
+            raise InputError("ort-int8 is a baseline on CPUs", got=self._device)
+        require_onnxruntime("the baseline ort-int8")
+        from onnxruntime.quantization import quantize_dynamic
+
+        path, names = self._plain_export(inputs)
+        quantized = path.with_name("int8.onnx")
+        quantize_dynamic(path, quantized, op_types_to_quantize=["MatMul"])
+        return self._onnxruntime(quantized, names, inputs)
 
     def _tensorrt(self, inputs: Arrays) -> Run:
         self._need_gpu("tensorrt")
@@ -253,7 +290,7 @@ class Baselines:
         key = tuple((name, array.shape) for name, array in inputs.items())
         if key not in self._exports:
             path = Path(tempfile.mkdtemp(dir=self._folder.name)) / "plain.onnx"
-            self._exports[key] = path, _export_plainly(self._spec, inputs, path)
+            self._exports[key] = path, export_plainly(self._spec, inputs, path)
         return self._exports[key]
 
     def _need_gpu(self, name: str) -> None:
@@ -261,34 +298,13 @@ class Baselines:
             raise InputError(f"{name} is a baseline on GPUs", got=self._device)
 
 
-def _export_plainly(spec: ModelSpec, inputs: Arrays, path: Path) -> list[str]:
+def _array(tensor: Any) -> NDArray[Any]:
+    """On the host; NumPy has no bfloat16."""
     import torch
 
-    from crossfuse.export.capture.flat_boundary import flat_boundary
-    from crossfuse.ops.torch_op import compute
-
-    given = {name: torch.from_numpy(np.array(array)) for name, array in inputs.items()}
-    with torch.inference_mode():
-        names = list(spec.outputs_of(spec.call(given)))
-    with flat_boundary(spec) as parameters:
-        taken = [name for name in parameters if name in given]
-        keywords = {parameters[name]: given[name] for name in taken}
-        program = torch.export.export(spec.module, (), keywords)
-    table = torch.export.default_decompositions()
-    table[torch.ops.crossfuse.fused_attention.default] = compute
-    program = program.run_decompositions(table)
-    torch.onnx.export(
-        program,
-        (),
-        path,
-        kwargs=keywords,
-        dynamo=True,
-        opset_version=_OPSET,
-        verbose=False,
-        input_names=taken,
-        output_names=names,
-    )
-    return names
+    wide = tensor.float() if tensor.dtype == torch.bfloat16 else tensor
+    array: NDArray[Any] = wide.detach().cpu().numpy()
+    return array
 
 
 BASELINES: dict[str, Callable[[Baselines, Arrays], Run]] = {
@@ -298,6 +314,9 @@ BASELINES: dict[str, Callable[[Baselines, Arrays], Run]] = {
     "onnx": Baselines._onnx,
     "hf": Baselines._hf,
     "openvino": Baselines._openvino,
+    "openvino-f32": Baselines._openvino_f32,
+    "eager-bf16": Baselines._eager_bf16,
+    "ort-int8": Baselines._ort_int8,
     "eager-fp16": Baselines._eager_fp16,
     "tensorrt": Baselines._tensorrt,
 }

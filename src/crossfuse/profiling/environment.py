@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from crossfuse.runtime.driver import gpu_count
+from crossfuse.runtime.tuned import processor
 
 __all__ = ["command_line", "environment"]
 
@@ -24,7 +25,7 @@ def environment() -> dict[str, Any]:
     """Machine and versions; ``load_average`` tells how busy the machine was already."""
     found: dict[str, Any] = {
         "machine": platform.machine(),
-        "processor": _processor(),
+        "processor": processor(),
         "cores": os.cpu_count(),
         "gpus": gpu_count(),
         "system": platform.platform(),
@@ -42,14 +43,3 @@ def environment() -> dict[str, Any]:
 def command_line() -> str:
     """The command of this process, as a shell takes it."""
     return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next(
-        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")),
-        platform.processor(),
-    )

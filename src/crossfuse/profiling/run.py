@@ -14,19 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossfuse.bundle.store import Bundle, open_bundle
-from crossfuse.core.tensors import names_of
 from crossfuse.errors import BundleError, InputError
 from crossfuse.parity.policy import output_error
 from crossfuse.parity.reference import load_reference
 from crossfuse.profiling.baselines import Baselines, Run
 from crossfuse.profiling.environment import command_line, environment
-from crossfuse.profiling.explain.attribution import (
-    OpenedGraph,
-    StageTimes,
-    trace_engine,
-    trace_stage,
-)
 from crossfuse.profiling.explain.machine import fixed_work, measure_limits
+from crossfuse.profiling.explain.stages import context_inputs, stage_times
 from crossfuse.profiling.gpu_counters import GpuMeter
 from crossfuse.profiling.measure.coldstart import ColdStart, cold_start
 from crossfuse.profiling.measure.device_inputs import on_gpu
@@ -37,10 +31,8 @@ from crossfuse.profiling.measure.statistics import Interval, paired_ratio
 from crossfuse.profiling.report.report import OURS, LatencyReport, Row
 from crossfuse.runtime.gpu import Gpu
 from crossfuse.runtime.load import load
-from crossfuse.runtime.onnxruntime_stage import OrtStage
 from crossfuse.runtime.options import SessionOptions
 from crossfuse.runtime.session import Session
-from crossfuse.runtime.tensorrt_stage import TrtStage
 
 if TYPE_CHECKING:
     from crossfuse.spec.model_spec import ModelSpec
@@ -115,7 +107,7 @@ def profile_bundle(
         rows: list[Row] = []
         for point in points:
             rows += bench.rows(inputs_at(session.inputs, known, point), point)
-        stages = _stages(bundle, session, settings, first, progress) if request.trace else ()
+        stages = stage_times(bundle, session, settings, first, progress) if request.trace else ()
         entry = bundle.target(session.target)
         return LatencyReport(
             bundle=str(bundle.path),
@@ -169,6 +161,7 @@ class _Bench:
                 machine,
                 ratio=_ratio(name, taken),
                 error=others.errors.get(name),
+                reference_error=others.reference_errors.get(name),
                 joules=joules[name],
             )
             for name, samples in taken.items()
@@ -181,7 +174,7 @@ class _Bench:
         session = self.session
         calls: dict[str, Callable[[], object]] = {OURS: lambda: session.run(inputs)}
         if session.split:
-            first = _context_inputs(session, inputs)
+            first = context_inputs(session, inputs)
             queries = {name: array for name, array in inputs.items() if name not in first}
             context = session.encode(first)
             calls[f"{OURS} encode"] = lambda: session.encode(first)
@@ -197,27 +190,37 @@ class _Bench:
         if self.baselines is None:
             return found
         expected = self.session.run(inputs)
+        self.progress(f"the model's own numbers at {where}")
+        truth = _truth(self.baselines, inputs)
+        found.reference_errors[OURS] = _difference(expected, truth)
         for name in self.request.against:
             self.progress(f"{name} at {where}")
             run = _baseline(name, self.baselines, inputs, found.failures)
             if run is not None:
                 found.calls[name] = run
-                found.errors[name] = _difference(run(), expected)
+                got = run()
+                found.errors[name] = _difference(got, expected)
+                found.reference_errors[name] = _difference(got, truth)
         return found
 
 
 @dataclass(frozen=True)
 class _BaselineCalls:
-    """Baselines by name: calls, differences from the bundle's outputs, and why others fail."""
+    """Baselines by name: calls, differences from the bundle's outputs and from the model's own, and
+    why others fail."""
 
     calls: dict[str, Callable[[], object]] = field(default_factory=dict)
     errors: dict[str, float | None] = field(default_factory=dict)
+    reference_errors: dict[str, float | None] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
 
 
-def _context_inputs(session: Session, inputs: Arrays) -> dict[str, NDArray[Any]]:
-    """Those of the inputs that the context stage takes."""
-    return {name: inputs[name] for name in names_of(session.stages["context"].inputs)}
+def _truth(baselines: Baselines, inputs: Arrays) -> Arrays:
+    """The model's own numbers; nothing where it fails by itself."""
+    try:
+        return baselines.truth(inputs)
+    except InputError:
+        return {}
 
 
 def _baseline(
@@ -260,33 +263,6 @@ def _energy(call: Callable[[], object], device: int) -> float | None:
         call()
     after = meter.joules()
     return None if after is None else (after - before) / _ENERGY_CALLS
-
-
-def _stages(
-    bundle: Bundle, session: Session, options: SessionOptions, inputs: Arrays, progress: Progress
-) -> Iterator[StageTimes]:
-    """Where the time of each stage goes."""
-    entry = bundle.target(session.target)
-    feeds: dict[str, Any] = dict(inputs)
-    if session.split:
-        feeds |= session.encode(_context_inputs(session, inputs)).tensors
-    sites = [row.site for row in bundle.ledger]
-    for name in ("model", "context", "query"):
-        if name in entry.stages:
-            progress(f"where the time goes: {name}")
-            given = {spec.name: feeds[spec.name] for spec in session.stages[name].inputs}
-            engine = session.engine(name)
-            if isinstance(engine, TrtStage):
-                if engine.times_layers:
-                    yield trace_engine(name, engine, given, sites=sites)
-            elif isinstance(engine, OrtStage):
-                graph = OpenedGraph(
-                    bundle.path / entry.stages[name],
-                    session.provider,
-                    options,
-                    alone=len(entry.stages) == 1,
-                )
-                yield trace_stage(name, graph, given, sites=sites)
 
 
 def _loads(

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 from crossfuse.core.foreign import blaming
 from crossfuse.core.onnx_runtime import require_onnxruntime
+from crossfuse.core.openvino import require_openvino
 from crossfuse.core.plugins import resolve
 from crossfuse.core.target import TARGETS, Target
 from crossfuse.errors import BundleError, CrossfuseError
@@ -87,6 +88,8 @@ def open_stage(request: StageRequest) -> Stage:
         return _open_by_its_own(request)
     if request.target.engine is not None:
         return _open_engine(request)
+    if request.target.compiles and request.options.provider is None:
+        return _open_on_openvino(request)
     return _open_on_onnxruntime(request)
 
 
@@ -118,6 +121,13 @@ def _open_engine(request: StageRequest) -> Stage:
     from crossfuse.runtime.tensorrt_stage import TrtStage
 
     return TrtStage(request.graph, request.target.name, request.engine, request.options)
+
+
+def _open_on_openvino(request: StageRequest) -> Stage:
+    require_openvino(f"target {request.target.name!r}", BundleError)
+    from crossfuse.runtime.openvino_stage import OpenVinoStage
+
+    return OpenVinoStage(request)
 
 
 def _open_on_onnxruntime(request: StageRequest) -> Stage:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = [
     "InputChecker",
     "any_on_device",
+    "check_counts",
     "check_indices",
     "ids_of",
     "is_on_device",
@@ -161,6 +162,8 @@ class InputChecker:
             check.shape(array.shape, sizes)
             if spec.range is not None:
                 check_indices(spec, array)
+            if spec.counts:
+                check_counts(spec, array)
             feeds[spec.name] = array if array.flags.c_contiguous else np.ascontiguousarray(array)
         return feeds
 
@@ -170,7 +173,7 @@ class InputChecker:
         """The same checks where some arrays are on a GPU: those as `DeviceArray`, the others as
         host arrays.
 
-        Indices on the GPU are not checked: they would have to be copied to be seen. ``known``
+        Ids on the GPU are not checked: they would have to be copied to be seen. ``known``
         dimensions have these sizes already.
 
         Raises:
@@ -207,6 +210,8 @@ class InputChecker:
             check.shape(tuple(array.shape), sizes)
             if spec.range is not None and isinstance(array, np.ndarray):
                 check_indices(spec, array)
+            if spec.counts and isinstance(array, np.ndarray):
+                check_counts(spec, array)
             feeds[spec.name] = array
         return feeds
 
@@ -254,6 +259,30 @@ def check_indices(spec: TensorSpec, array: NDArray[Any]) -> None:
         expected=f"at least {low}" + ("" if high is None else f" and at most {high}"),
         do="Give indices within the table; what pads must be within it as well, and be masked",
     )
+
+
+def check_counts(spec: TensorSpec, array: NDArray[Any]) -> None:
+    """Refuse ids ``[batch, tokens]`` whose rows hold another number of some id than the model was
+    exported for.
+
+    Raises:
+        InputError: naming the first such row, and what it holds.
+    """
+    for token, count in spec.counts:
+        held = (np.atleast_1d(array) == token).sum(-1).reshape(-1)
+        wrong = np.flatnonzero(held != count)
+        if not len(wrong):
+            continue
+        row = int(wrong[0])
+        raise InputError(
+            f"a row of ids holds the placeholder {token} another number of times than the model "
+            "was exported for",
+            where=f"{spec.name}[{row}]",
+            got=int(held[row]),
+            expected=count,
+            do="Placeholders belong into the first tokens, which are an input of their own; for "
+            "more or fewer, export again with examples that have as many",
+        )
 
 
 def _as_array(spec: TensorSpec, value: object) -> NDArray[Any]:

@@ -17,10 +17,11 @@ from crossfuse.core.foreign import door
 from crossfuse.core.target import Target
 from crossfuse.core.tensors import Dim, TensorSpec, names_of
 from crossfuse.errors import BundleError, InputError, unknown
-from crossfuse.runtime.backends import best_target, open_stage, target_of_bundle
+from crossfuse.runtime.backends import open_stage, target_of_bundle
 from crossfuse.runtime.options import SessionOptions
 from crossfuse.runtime.session import Session
 from crossfuse.runtime.stage import Stage, StageRequest
+from crossfuse.runtime.tuned import chosen_target
 
 __all__ = ["SessionSpec", "load", "open_session", "with_dtypes"]
 
@@ -38,6 +39,7 @@ class SessionSpec:
         shared_batch: the queries' batch dimension, where contexts have one of their own.
         decode: of a bundle that decodes step by step.
         engine: what the manifest says about an engine.
+        precision: of the target.
         owner: tells the contexts of different bundles apart; made up where omitted.
         constants: arguments of the model that are no tensors, and part of what was exported.
         generation: settings that the bundle holds for `generate`.
@@ -49,6 +51,7 @@ class SessionSpec:
     shared_batch: str | None = None
     decode: Decode | None = None
     engine: EngineInfo | None = None
+    precision: str = "fp32"
     owner: str = ""
     constants: Mapping[str, Any] = field(default_factory=dict)
     generation: Mapping[str, Any] = field(default_factory=dict)
@@ -68,7 +71,8 @@ def load(
 
     Args:
         path: the bundle's folder, or the open bundle.
-        target: a target of the bundle; where omitted, the best that runs here.
+        target: a target of the bundle; where omitted, the fastest that `crossfuse tune` found
+            here, or else the best that runs here.
         options: threads and provider options.
         stages: the stages to open, of ``context``, ``query`` and ``step``; all where omitted. Each
             engine holds weights of its own, so a process that only encodes, or only decodes
@@ -96,7 +100,7 @@ def _load(
     stages: Collection[str] | None,
 ) -> Session:
     manifest = bundle.manifest
-    name = target or best_target(bundle.targets)
+    name = target or chosen_target(bundle)
     entry = bundle.target(name)
     known = target_of_bundle(name, entry.package)
     if set(entry.stages) not in _STAGES or set(manifest.stages) != set(entry.stages):
@@ -112,6 +116,7 @@ def _load(
         shared_batch=manifest.shared_batch,
         decode=manifest.decode,
         engine=entry.engine,
+        precision=entry.precision,
         owner=_owner(bundle, name, entry),
         constants=manifest.source.get("constants") or {},
         generation=manifest.generation,
@@ -174,13 +179,20 @@ def open_session(
     for name, stage in spec.stages.items():
         if spec.opened is not None and name not in spec.opened:
             continue
+        expected = (names_of(stage.inputs), names_of(stage.outputs))
         opened[name] = open_stage(
             StageRequest(
-                target, graphs[name], options, alone=len(spec.stages) == 1, engine=spec.engine
+                target,
+                graphs[name],
+                options,
+                alone=len(spec.stages) == 1,
+                engine=spec.engine,
+                precision=spec.precision,
+                boundary=expected,
+                key=f"{name} of {spec.owner}" if spec.owner else "",
             )
         )
         _LOG.debug("stage %s: %s on %s", name, graphs[name].name, opened[name].provider)
-        expected = (names_of(stage.inputs), names_of(stage.outputs))
         if opened[name].boundary != expected:
             raise BundleError(
                 "the graph's inputs and outputs are not the manifest's",

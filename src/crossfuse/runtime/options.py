@@ -45,10 +45,14 @@ class SessionOptions:
         provider: ONNX Runtime execution provider to use instead of the target's own
             (``CPUExecutionProvider`` runs the graph of ``ort-cuda`` on a machine without a GPU, for
             checks).
-        provider_options: passed to the execution provider. For CUDA, ``use_tf32`` is ``"0"`` unless
-            given: an fp32 bundle computes in fp32; ``cudnn_conv_algo_search`` is ``"HEURISTIC"``:
-            each new shape of a convolution is planned anew.
+        provider_options: passed to the execution provider. For OpenVINO they are its properties,
+            and ``device_type`` names the device (``GPU`` for Intel's, ``CPU`` unless given). For
+            CUDA, ``use_tf32`` is ``"0"`` unless given: an fp32 bundle computes in fp32;
+            ``cudnn_conv_algo_search`` is ``"HEURISTIC"``: each new shape of a convolution is
+            planned anew.
         lanes: calls that an engine executes at once, each with its own buffers; more wait.
+        streams: calls that OpenVINO executes at once on the CPU, each on a share of the threads;
+            more wait.
         device_id: which GPU, for targets that need one, among those that ``CUDA_VISIBLE_DEVICES``
             leaves visible. An entry of ``provider_options`` of that name says the same.
         arena: ONNX Runtime keeps the memory of calls for later ones on the CPU.
@@ -64,6 +68,7 @@ class SessionOptions:
     provider: str | None = None
     provider_options: Mapping[str, str] = field(default_factory=dict)
     lanes: int = 2
+    streams: int = 1
     device_id: int = 0
     arena: bool = True
     memory_pattern: bool = True
@@ -75,6 +80,7 @@ class SessionOptions:
             ("threads", self.threads),
             ("inter_op_threads", self.inter_op_threads),
             ("lanes", self.lanes),
+            ("streams", self.streams),
         ):
             if value is not None and (not isinstance(value, int) or isinstance(value, bool)):
                 raise InputError("a session option is no whole number", where=name, got=repr(value))

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from crossfuse.bundle.manifest import EngineInfo
     from crossfuse.runtime.device_array import DeviceArray
 
-__all__ = ["HostStage", "OpenedStages", "Stage", "StageRequest"]
+__all__ = ["CompiledStage", "HostStage", "OpenedStages", "Stage", "StageRequest"]
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,10 @@ class StageRequest:
         options: of the session.
         alone: the bundle has no other stage.
         engine: what the manifest says about an engine; None for graphs.
+        precision: of the target.
+        boundary: names of inputs and outputs that the graph should have; None where nobody knows.
+        key: tells the content of the stage's files from any other; empty where nobody vouches for
+            it, and nothing may be kept by it.
     """
 
     target: Target
@@ -39,6 +43,9 @@ class StageRequest:
     options: SessionOptions
     alone: bool = True
     engine: EngineInfo | None = None
+    precision: str = "fp32"
+    boundary: tuple[tuple[str, ...], tuple[str, ...]] | None = None
+    key: str = ""
 
 
 @runtime_checkable
@@ -82,6 +89,15 @@ class Stage(Protocol):
 
     def close(self) -> None:
         """Nobody runs it any more."""
+
+
+@runtime_checkable
+class CompiledStage(Protocol):
+    """A stage whose engine compiled the graph here, and tells what it made of it."""
+
+    def attentions(self, outputs: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:
+        """Site → kernel and its type, of the attentions that one kernel computes; and site → why
+        none does, for the others. ``outputs`` are the names of their results in the graph."""
 
 
 class OpenedStages(dict[str, Stage]):

@@ -102,6 +102,8 @@ class ModelSpec:
         settled: inputs that the sampler alone decides, and of ids, which of them: an image's
             placeholders, of which there must be as many as features. An input without ids given is
             settled as a whole.
+        counts: of inputs of ids, how many of some ids each row holds, as id → number; a session
+            refuses rows that hold others.
         arguments: the inputs as they were given; set by the spec itself.
 
     Raises:
@@ -128,6 +130,7 @@ class ModelSpec:
     decode_where_possible: bool = False
     keep_probabilities: tuple[str, ...] = ()
     settled: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    counts: Mapping[str, Mapping[int, int]] = field(default_factory=dict)
     arguments: Arguments = field(default_factory=Arguments)
 
     def __post_init__(self) -> None:

@@ -26,7 +26,7 @@ from crossfuse.targets.lowering import (
     zero_empty_rows,
 )
 
-__all__ = ["lower_ort_cpu"]
+__all__ = ["lower_ort_cpu", "onnx_attention"]
 
 _MICROSOFT = "com.microsoft"
 _LONG = 768
@@ -43,7 +43,7 @@ def _cpu_form(build: LoweringBuilder, site: Site) -> ir.Value:
     removed_by = (site.mask, site.bias, site.key_lengths)
     masked = site.causal != "none" or any(value is not None for value in removed_by)
     if masked or not _many_queries(site):
-        return _onnx_attention(build, site)
+        return onnx_attention(build, site)
     return _multi_head_attention(build, site)
 
 
@@ -52,7 +52,7 @@ def _many_queries(site: Site) -> bool:
     return length >= _LONG if isinstance(length, int) else site.square
 
 
-def _onnx_attention(build: LoweringBuilder, site: Site) -> ir.Value:
+def onnx_attention(build: LoweringBuilder, site: Site) -> ir.Value:
     """ONNX ``Attention`` (opset 23): bool or additive mask with all rows; grouped heads
     natively."""
     native_causal = (

@@ -141,6 +141,12 @@ def _ort_cpu(model: ir.Model) -> Lowered:
     return lower_ort_cpu(model)
 
 
+def _openvino(model: ir.Model) -> Lowered:
+    from crossfuse.targets.openvino import lower_openvino
+
+    return lower_openvino(model)
+
+
 def _tensorrt(model: ir.Model) -> Lowered:
     from crossfuse.targets.tensorrt.lowering import lower_tensorrt
 
@@ -190,6 +196,7 @@ def _ort_cuda_on_cpu(graphs: Graphs, half_inputs: frozenset[str]) -> dict[str, i
 _BUILT_IN: Mapping[str, Lowering] = {
     "onnx": Lowering(_portable, lambda model: _portable(model).model),
     CPU_TARGET: Lowering(_ort_cpu, lambda model: _ort_cpu(model).model),
+    "openvino": Lowering(_openvino, lambda model: _openvino(model).model),
     "ort-cuda": Lowering(
         _ort_cuda,
         lambda model: _ort_cuda(model).model,

@@ -12,7 +12,7 @@ import pytest
 
 from crossfuse import FusionError, ParityError, runtime
 from crossfuse.api.build_options import BuildOptions
-from crossfuse.api.build_target import BuiltFiles, TargetBuild, _Fusions
+from crossfuse.api.build_target import TargetBuild
 from crossfuse.api.fused_graph import fused_stages
 from crossfuse.bundle.manifest import Manifest
 from crossfuse.bundle.store import Bundle, open_bundle
@@ -103,14 +103,3 @@ def test_a_split_that_fails_is_told_from_a_graph_that_does(whole_too: bool, tmp_
     passes = "Without the split into context and query the same graph passes" in str(caught.value)
     assert passes is not whole_too
     assert "parity without the split" in told
-
-
-def test_an_attention_of_several_stages_is_fused_if_it_is_in_all() -> None:
-    fusions = _Fusions()
-    fusions.note({"a": "MHA", "b": "MHA", "c": "MHA"}, {})
-    fusions.note({"a": "MHA", "b": "flash"}, {"c": "no kernel"})
-    fusions.note({"c": "MHA"}, {})
-    assert fusions.kernels == {"a": "MHA", "b": "MHA, flash"}
-    assert fusions.reasons == {"c": "no kernel"}
-    built = BuiltFiles({"model": "m"}, frozenset({"m"}), fusions.kernels, fusions.reasons)
-    assert built.engine is None

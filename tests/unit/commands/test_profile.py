@@ -14,8 +14,8 @@ OLD = Path(__file__).parents[2] / "data" / "bundle-0.1.0"
 
 def test_the_last_name_of_a_list_is_completed() -> None:
     assert "eager" in complete_against("")
-    assert complete_against("open") == ["openvino"]
-    assert complete_against("eager,open") == ["eager,openvino"]
+    assert complete_against("open") == ["openvino", "openvino-f32"]
+    assert complete_against("eager,openvino-") == ["eager,openvino-f32"]
     assert "eager,eager" not in complete_against("eager,")
     assert "eager,onnx" in complete_against("eager,")
     assert complete_against("eager,nothing") == []

@@ -36,7 +36,7 @@ def test_each_door_is_told_its_own_words() -> None:
 
 def test_each_advice_is_given_once() -> None:
     text = str(advice([RETURNED, CAPPED, f"in ort-cpu: {CAPPED}", "no advice"], "factory"))
-    assert text.count("No target's fused operator caps scores") == 1
+    assert text.count("The operator that every target is lowered from has no cap on scores") == 1
     assert text.count("beside the fused operator") == 1
     assert text.count("Or pass") == 1
 

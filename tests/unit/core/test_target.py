@@ -33,7 +33,7 @@ def code(*_: Any) -> None:
 
 def test_the_built_in_ones() -> None:
     by_rank = sorted(TARGETS.values(), key=lambda target: -target.rank)
-    names = ["tensorrt", "tensorrt-rtx", "ort-cuda", "ort-cpu", "onnx"]
+    names = ["tensorrt", "tensorrt-rtx", "ort-cuda", "ort-cpu", "openvino", "onnx"]
     assert [target.name for target in by_rank] == names
     assert {t.name for t in by_rank if t.needs_gpu} == {"ort-cuda", "tensorrt", "tensorrt-rtx"}
     assert {t.name for t in by_rank if t.engine} == {"tensorrt", "tensorrt-rtx"}

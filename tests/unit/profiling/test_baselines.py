@@ -37,6 +37,38 @@ def test_others_are_not_known() -> None:
     ):
         made.make("tpu", INPUTS)
     assert all(name in BASELINES for name in ("eager", "compile", "onnx", "hf", "openvino"))
+    assert all(name in BASELINES for name in ("openvino-f32", "eager-bf16", "ort-int8"))
+
+
+def test_eager_in_bf16_computes_in_it_and_gives_what_numpy_has() -> None:
+    with Baselines(SPEC) as made:
+        outputs, truth = made.make("eager-bf16", INPUTS)(), made.truth(INPUTS)
+    for name, array in truth.items():
+        assert array.dtype == np.float64
+        assert outputs[name].dtype == np.float32
+        error = np.abs(outputs[name] - array).max() / np.abs(array).max()
+        assert 1e-4 < error < 4e-2
+
+
+@pytest.mark.parametrize("name", ["openvino", "openvino-f32", "ort-int8"])
+def test_some_need_a_cpu(name: str) -> None:
+    with Baselines(SPEC) as made:
+        made._device = "cuda"
+        with pytest.raises(InputError, match=r"got cuda"):
+            made.make(name, INPUTS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "least", "most"),
+    [("openvino", 0.0, 4e-2), ("openvino-f32", 0.0, 1e-5), ("ort-int8", 1e-4, 0.1)],
+)
+def test_each_computes_the_model_as_well_as_it_can(name: str, least: float, most: float) -> None:
+    with Baselines(SPEC, threads=1) as made:
+        outputs, truth = made.make(name, INPUTS)(), made.truth(INPUTS)
+    for key, array in truth.items():
+        error = np.abs(outputs[key] - array).max() / np.abs(array).max()
+        assert least <= error < most, (name, key, error)
 
 
 def test_threads_are_put_back() -> None:
@@ -50,7 +82,7 @@ def test_a_plain_export_is_made_once_per_sizes(monkeypatch: pytest.MonkeyPatch) 
     from crossfuse.profiling import baselines
 
     made: list[object] = []
-    monkeypatch.setattr(baselines, "_export_plainly", lambda *a: made.append(a[1]) or ["fused"])
+    monkeypatch.setattr(baselines, "export_plainly", lambda *a: made.append(a[1]) or ["fused"])
     longer = INPUTS | {"a": np.concatenate([INPUTS["a"]] * 2, axis=1)}
     with Baselines(SPEC) as others:
         paths = [others._plain_export(inputs)[0] for inputs in (INPUTS, dict(INPUTS), longer)]

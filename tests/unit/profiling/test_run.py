@@ -53,6 +53,9 @@ def test_stages_and_baselines_are_rows_at_every_point(split: Bundle) -> None:
         ]
         assert rows["eager"].error is not None
         assert rows["eager"].error < 1e-5
+        for name in ("crossfuse", "eager"):
+            assert 0 < (rows[name].reference_error or 0) < 1e-6, "against float64"
+        assert rows["crossfuse encode"].reference_error is None
         assert rows["eager"].ratio is not None
         assert rows["eager-fp16"].failure == "eager-fp16 is a baseline on GPUs: got cpu."
         assert rows["crossfuse"].machine, "fixed work ran in the same rounds"

@@ -127,3 +127,16 @@ def test_axes_that_are_multiples_of_a_dimension() -> None:
     ):
         with pytest.raises(InputError, match=message):
             check(given(*sizes))
+
+
+def test_placeholders_are_counted_in_every_row() -> None:
+    check = InputChecker((TensorSpec("ids", "int64", ("b", "n"), None, ((7, 2), (9, 0))),), {})
+    ids = np.array([[1, 7, 7], [7, 2, 7]])
+    assert check({"ids": ids})["ids"] is ids
+    for wrong, message in (
+        ([[7, 7, 1], [7, 7, 7]], r"ids\[1\].*got 3.*expected 2"),
+        ([[7, 1, 1], [7, 7, 1]], r"ids\[0\].*got 1.*expected 2"),
+        ([[7, 7, 9], [7, 7, 1]], r"ids\[0\].*got 1.*expected 0"),
+    ):
+        with pytest.raises(InputError, match=message):
+            check({"ids": np.array(wrong)})

@@ -100,7 +100,7 @@ def test_compiled_kernels_belong_to_a_gpu_and_a_driver(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(gpu_count() > 0, reason="there is a GPU")
-@pytest.mark.parametrize("name", ["onnx", "openvino"])
+@pytest.mark.parametrize("name", ["onnx", "openvino", "openvino-f32"])
 def test_what_can_not_use_the_gpu_is_no_baseline(name: str) -> None:
     """ONNX Runtime would go on without its provider, and the CPU be measured as if it were the
     GPU."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from crossfuse.spec.input_origin import FIXED, FROM, origin_about, origin_words
+from crossfuse.spec.input_origin import FIXED, FROM, UNREAD, origin_about, origin_words
 
 
 def test_what_the_manifest_says_and_people_read() -> None:
@@ -15,4 +15,9 @@ def test_what_the_manifest_says_and_people_read() -> None:
 
 
 def test_what_can_not_be_read_is_left_out() -> None:
-    assert origin_words({FROM: 3, FIXED: "text"}) == []
+    assert origin_words({FROM: 3, FIXED: "text", UNREAD: 1}) == []
+
+
+def test_what_no_result_depends_on_is_named() -> None:
+    (line,) = origin_words({UNREAD: ["pixel_values"]})
+    assert line.startswith("No result depends on pixel_values")

@@ -23,6 +23,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from crossfuse.export.capture.control_flow import both_branches
+from crossfuse.export.capture.einsum_order import WeightsFirst
 from crossfuse.export.capture.fast_paths import without_fast_paths
 from crossfuse.export.capture.flex_attention import flex_as_sdpa
 from crossfuse.export.capture.flow import Flow
@@ -51,6 +52,10 @@ _LINEAR = _VIEWS | {
     *("aten::neg", "aten::native_dropout", "aten::bernoulli_", "aten::cat", "aten::stack"),
 }
 """Operators behind which a product of products is still linear in both: no attention yet."""
+
+
+_EXPONENTIALS = frozenset({"exp", "exp2", "exponential"})
+_SUMS = frozenset({"sum", "logsumexp", "linalg_vector_norm"})
 
 
 @dataclass
@@ -138,7 +143,8 @@ def census(
     """
     with torch.no_grad(), kept_state(module), module_stack(module) as stack:
         observer = _Observer(module, stack)
-        with observer, flex_as_sdpa(), both_branches(), noted_vmaps(observer.mapped):
+        ordered = WeightsFirst(lambda tensor: tensor in observer.weights)
+        with observer, ordered, flex_as_sdpa(), both_branches(), noted_vmaps(observer.mapped):
             result = (arguments or Arguments()).call(module, inputs)
     outputs = [leaf for _, leaf in leaves_of("", result) if isinstance(leaf, Tensor)]
     for sighting, scores in observer.by_hand:
@@ -229,7 +235,7 @@ class _Observer(OperatorWatch):
                 self.weights[out] = True
             return
         scores = next((self.scores[t] for t in tensors if t in self.scores), None)
-        short = name.removeprefix("aten::").removeprefix("_").removesuffix("_")
+        short = self._step(name, inputs[0] if inputs else None)
         if scores is None:
             if not any(t in self.mixed for t in tensors):
                 return
@@ -253,10 +259,16 @@ class _Observer(OperatorWatch):
             if "softmax" in short:
                 scores.probabilities.append(out)
 
+    def _step(self, name: str, first: Any) -> str:
+        """What an operator is called; a power of a number is an exponential."""
+        short = name.removeprefix("aten::").removeprefix("_").removesuffix("_")
+        of_scores = isinstance(first, Tensor) and first in self.scores
+        return "exponential" if short == "pow" and not of_scores else short
+
 
 def _has_softmax(steps: Collection[str]) -> bool:
     """One of PyTorch's, or exponentials and their sum."""
-    written = "exp" in steps and not {"sum", "logsumexp"}.isdisjoint(steps)
+    written = not _EXPONENTIALS.isdisjoint(steps) and not _SUMS.isdisjoint(steps)
     return written or any("softmax" in step for step in steps)
 
 

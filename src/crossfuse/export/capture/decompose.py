@@ -14,6 +14,8 @@ nothing becomes a copy.
    ``view`` or ``contiguous`` means what it would have meant had the program been traced so.
 4. Sizes are read off the program's inputs, each once, as tracing of the whole does.
 5. Operators that write into the program's own tensors become functional ones first (`view_writes`).
+6. Calls alike (`likeness`) are traced once: in a loop, or in layers alike, one body serves all.
+Each use has fake tensors of its own: two nodes of one would be the same to the next trace.
 
 It must not fire on programs with other mutation, sub-graphs or attributes (autocast, control flow):
 those are traced whole.
@@ -25,7 +27,7 @@ import functools
 import math
 import operator
 import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, cast
 
@@ -35,9 +37,11 @@ from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.export import ExportedProgram
 from torch.fx.experimental.proxy_tensor import make_fx
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map_only
 
+from crossfuse.export.capture.likeness import likeness
 from crossfuse.export.capture.program_sizes import NUMBER_OF_ELEMENTS, ProgramSizes
+from crossfuse.export.capture.tracing_shortcuts import unread_code
 from crossfuse.export.capture.view_writes import functional_writes, written_over
 
 __all__ = ["decompose", "decompose_locally"]
@@ -74,7 +78,7 @@ def decompose(program: ExportedProgram, table: Table) -> ExportedProgram:
     kept = _kept_composites(len(torch._C._dispatch_get_all_op_names()))
     graph, table = program.graph, {**table, torch.ops.aten.copy.default: written_over}
     restrided: set[fx.Node] = set()
-    sizes = ProgramSizes(graph)
+    sizes, bodies = ProgramSizes(graph), _Bodies(program, table)
     for node in list(graph.nodes):
         if node.op != "call_function" or sizes.shared(node) is not node:
             continue
@@ -86,7 +90,7 @@ def decompose(program: ExportedProgram, table: Table) -> ExportedProgram:
         if not isinstance(node.target, OpOverload):
             continue
         if node.target in table or (node.target._can_decompose() and node.target not in kept):
-            result = _inline(program, node, table, sizes)
+            result = _inline(program, node, bodies, sizes)
             if result is not None and _strides(result) != _strides(node):
                 restrided.add(result)
     graph.eliminate_dead_code()
@@ -170,23 +174,24 @@ def _is_plain(graph: fx.Graph) -> bool:
 
 
 def _inline(
-    program: ExportedProgram, node: fx.Node, table: Table, sizes: ProgramSizes
+    program: ExportedProgram, node: fx.Node, bodies: _Bodies, sizes: ProgramSizes
 ) -> fx.Node | None:
     """Put the body in the node's place; the node of its result where that is one tensor."""
     graph = program.graph
     inputs = list(dict.fromkeys(node.all_input_nodes))
-    try:
-        body = _body(program, node, inputs, table)
-    except _KeptError:
+    body = bodies.of(node, inputs)
+    if body is None:
         return None
     places = dict(zip((n for n in body.nodes if n.op == "placeholder"), inputs, strict=True))
-    with graph.inserting_before(node):
+    with graph.inserting_before(node), torch.no_grad(), bodies.fake_mode():
         for inner in body.nodes:
             if inner.op == "call_function":
                 copy = _copy(graph, inner, places, sizes)
                 copy.meta |= {key: node.meta[key] for key in _KEPT_METADATA if key in node.meta}
                 if "val" not in copy.meta:
                     copy.meta["val"] = _value(copy)
+                elif inner.target is not NUMBER_OF_ELEMENTS:
+                    copy.meta["val"] = tree_map_only(Tensor, Tensor.detach, copy.meta["val"])
                 places[inner] = sizes.shared(copy)
     (result,) = body.output_node().args
     replacement = fx.node.map_arg(result, places.__getitem__)
@@ -194,33 +199,48 @@ def _inline(
     return replacement if isinstance(replacement, fx.Node) else None
 
 
-def _body(
-    program: ExportedProgram, node: fx.Node, inputs: Sequence[fx.Node], table: Table
-) -> fx.Graph:
-    """What the operator is made of.
+class _Bodies:
+    """What operators are made of."""
 
-    Raises:
-        _KeptError: the table's function leaves it as it is.
-    """
-    decomposition: Any = table.get(node.target, node.target)
+    def __init__(self, program: ExportedProgram, table: Table) -> None:
+        self._program, self._table = program, table
+        self._known: dict[Hashable, fx.Graph] = {}
 
-    def call(*values: Any) -> Any:
-        given = dict(zip(inputs, values, strict=True))
-        args, kwargs = fx.node.map_arg((node.args, node.kwargs), given.__getitem__)
-        result = decomposition(*args, **kwargs)
-        if result is NotImplemented:
-            raise _KeptError
-        return result
+    def of(self, node: fx.Node, inputs: Sequence[fx.Node]) -> fx.Graph | None:
+        """A body; None where the table's function leaves the operator as it is, which it is asked
+        for each."""
+        alike = likeness(node, inputs)
+        known = None if alike is None else self._known.get(alike)
+        if known is not None:
+            return known
+        made = self._traced(node, inputs)
+        if made is not None and alike is not None:
+            self._known[alike] = made
+        return made
 
-    # What a body makes out of nothing (a number as a tensor) belongs to the program's mode, as all
-    # else does.
-    with torch.no_grad(), _fake_mode(program):
-        return _trace(call, [n.meta["val"] for n in inputs], table)
+    def fake_mode(self) -> AbstractContextManager[Any]:
+        """The program's: what a body makes out of nothing (a number as a tensor) belongs to it, as
+        all else does."""
+        nodes = self._program.graph.nodes
+        values = (value for node in nodes for value in tree_leaves(node.meta.get("val")))
+        return next((v.fake_mode for v in values if isinstance(v, FakeTensor)), nullcontext())
 
+    def _traced(self, node: fx.Node, inputs: Sequence[fx.Node]) -> fx.Graph | None:
+        decomposition: Any = self._table.get(node.target, node.target)
 
-def _fake_mode(program: ExportedProgram) -> AbstractContextManager[Any]:
-    values = (value for node in program.graph.nodes for value in tree_leaves(node.meta.get("val")))
-    return next((v.fake_mode for v in values if isinstance(v, FakeTensor)), nullcontext())
+        def call(*values: Any) -> Any:
+            given = dict(zip(inputs, values, strict=True))
+            args, kwargs = fx.node.map_arg((node.args, node.kwargs), given.__getitem__)
+            result = decomposition(*args, **kwargs)
+            if result is NotImplemented:
+                raise _KeptError
+            return result
+
+        with torch.no_grad(), self.fake_mode(), unread_code():
+            try:
+                return _trace(call, [n.meta["val"] for n in inputs], self._table)
+            except _KeptError:
+                return None
 
 
 def _trace(call: Callable[..., Any], values: list[Any], table: Table) -> fx.Graph:

@@ -87,8 +87,13 @@ class Guard:
         """At many sizes: it says that something is unequal, or is PyTorch's own."""
         import sympy  # type: ignore[import-untyped]
 
+        found = self.expression
+        # That a size is neither 0 nor 1 is what PyTorch asks on its way to a faster one.
+        general = isinstance(found, sympy.GreaterThan) and found.rhs == 2
         ordered = (sympy.Unequality, sympy.StrictGreaterThan, sympy.StrictLessThan)
-        return isinstance(self.expression, ordered if self.inside else sympy.Unequality)
+        if self.inside and general:
+            return True
+        return isinstance(found, ordered if self.inside else sympy.Unequality)
 
     def fails(self, ranges: Mapping[str, Dim]) -> list[dict[str, int]]:
         """Sizes of its dimensions, among those tried, at which it does not hold."""
@@ -123,6 +128,15 @@ class Guard:
         holding = [n for n in range(1, end + 1) if self._holds({self.dims[symbol]: n})]
         unit = math.gcd(*holding)
         return len(holding) > 1 < unit and holding == list(range(holding[0], end + 1, unit))
+
+    @property
+    def sizes(self) -> set[int]:
+        """The size that a dimension has to have, where the relation is that it has one."""
+        import sympy
+
+        found = self.expression
+        named = isinstance(found, sympy.Eq) and any(side.is_symbol for side in found.args)
+        return self.constants if named else set()
 
     @property
     def constants(self) -> set[int]:

@@ -7,8 +7,8 @@ be told apart, and inputs are checked against it.
 Rules:
 
 1. An input that comes to such an operator whole, through operators that move or convert elements,
-   must lie within the table; a constant added on the way shifts the range. Several tables: within
-   all of them.
+   must lie within the table; a constant added on the way shifts the range. It may have been joined
+   with others. Several tables: within all of them.
 
 It must not fire on ids that the model changes first (by ``where`` or ``clamp``, for padding of
 −100, say), on parts of an input, whose other elements may be anything, nor on ``table[ids]``, where
@@ -18,13 +18,15 @@ PyTorch, too, counts negative ids from the end.
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import onnx_ir as ir
 import torch
 from torch.export import ExportedProgram
 
-from crossfuse.graph.metadata import RANGE
+from crossfuse.graph.metadata import COUNTS, RANGE
 from crossfuse.spec.model_spec import ModelSpec
 
 __all__ = ["IndexRange", "index_ranges", "note_ranges"]
@@ -95,13 +97,14 @@ def index_ranges(program: ExportedProgram, spec: ModelSpec) -> dict[str, IndexRa
     found: dict[str, IndexRange] = {}
     for node in program.graph.nodes:
         indexed = _indexed(node)
-        origin = None if indexed is None else _origin(indexed.indices)
-        if indexed is None or origin is None or origin.placeholder not in names:
-            continue
-        name, shift = names[origin.placeholder], origin.shift
-        own = IndexRange(-shift, None if indexed.size is None else indexed.size - 1 - shift)
-        found[name] = _within_both(found.get(name, own), own)
-        _log.debug("%s holds indices: %s", name, found[name])
+        for origin in () if indexed is None else _origins(indexed.indices):
+            if origin.placeholder not in names:
+                continue
+            name, shift = names[origin.placeholder], origin.shift
+            size = None if indexed is None else indexed.size
+            own = IndexRange(-shift, None if size is None else size - 1 - shift)
+            found[name] = _within_both(found.get(name, own), own)
+            _log.debug("%s holds indices: %s", name, found[name])
     return found
 
 
@@ -110,12 +113,26 @@ def _within_both(a: IndexRange, b: IndexRange) -> IndexRange:
     return IndexRange(max(a.low, b.low), min(highs, default=None))
 
 
-def note_ranges(model: ir.Model, ranges: dict[str, IndexRange]) -> None:
-    """Write the ranges to the graph's inputs, where the stages' specs take them from."""
+def note_ranges(
+    model: ir.Model,
+    ranges: Mapping[str, IndexRange],
+    counts: Mapping[str, Mapping[int, int]] = MappingProxyType({}),
+) -> None:
+    """Write to the graph's inputs, where the stages' specs take it from, what ids they may hold.
+
+    Args:
+        model: whose inputs are noted.
+        ranges: of indices.
+        counts: how many of some ids each row holds.
+    """
     for value in model.graph.inputs:
-        if value.name in ranges:
-            low, high = ranges[value.name]
+        name = value.name or ""
+        if name in ranges:
+            low, high = ranges[name]
             value.metadata_props[RANGE] = f"{low}:{'' if high is None else high}"
+        if counts.get(name):
+            pairs = counts[name].items()
+            value.metadata_props[COUNTS] = ",".join(f"{token}:{count}" for token, count in pairs)
 
 
 def _indexed(node: torch.fx.Node) -> _Indexed | None:
@@ -133,24 +150,26 @@ def _indexed(node: torch.fx.Node) -> _Indexed | None:
     return _Indexed(node.args[lookup.indices], size if isinstance(size, int) else None)
 
 
-def _origin(value: Any) -> _Origin | None:
-    """Go back from indices to the input that they are, through what changes no element, or all of
-    them by one constant."""
-    shift = 0
+def _origins(value: Any, shift: int = 0) -> Iterator[_Origin]:
+    """Go back from indices to the inputs that they are, through what changes no element, or all of
+    them by one constant, and what joins them."""
     while isinstance(value, torch.fx.Node) and value.op == "call_function":
         name = _operator_name(value)
         if name in ("add", "sub"):
             added = _added_constant(value, name)
             if added is None:
-                return None
+                return
             value, shift = added.value, shift + added.constant
         elif _is_whole_slice(value, name) or _keeps_all_elements(value, name):
             value = value.args[0]
+        elif name == "cat":
+            for part in value.args[0]:  # type: ignore[union-attr]
+                yield from _origins(part, shift)
+            return
         else:
-            return None
+            return
     if isinstance(value, torch.fx.Node) and value.op == "placeholder":
-        return _Origin(value, shift)
-    return None
+        yield _Origin(value, shift)
 
 
 class _Added(NamedTuple):

@@ -12,7 +12,10 @@ and plain attributes, and what plain containers and objects among those hold in 
 2. Attributes come back as the objects that they were, containers with what they held, and tensors
 that were written into with their values.
 
-3. A module that says so (``crossfuse_stateless``) has none: what it keeps doesn't depend on inputs.
+3. Hooks that a run adds are taken away again where an attribute that marks them is: libraries add
+them once, when something is first asked for, and two of them would note everything twice. Others,
+our own and PyTorch's are left to those who added them.
+4. A module that says so (``crossfuse_stateless``) has none: what it keeps doesn't depend on inputs.
 
 It must not reach what no module refers to: a global, or a function's own cache.
 """
@@ -38,6 +41,7 @@ OWN_ATTRIBUTES = frozenset({*vars(nn.Module()), "_initialize_hook", "_load_hook"
 }
 """What PyTorch keeps in a module itself."""
 
+_HOOKS = frozenset(name for name in OWN_ATTRIBUTES if "hooks" in name)
 _CONTAINERS = (dict, OrderedDict, defaultdict, list, set, deque)
 _NO_STATE = (type, types.ModuleType, types.FunctionType, types.MethodType, functools.partial)
 _MOST_OBJECTS = 100_000
@@ -56,6 +60,7 @@ class ModuleState:
         self._containers: list[tuple[Any, Any]] = []
         self._tensors: list[tuple[Tensor, Tensor]] = []
         self._buffers: set[int] = set()
+        self._hooks: list[tuple[dict[int, Any], frozenset[int]]] = []
         pending: list[Any] = [module]
         while pending and len(self._seen) < _MOST_OBJECTS:
             item = pending.pop()
@@ -73,15 +78,26 @@ class ModuleState:
                     tensor.copy_(value)
 
     def restore_attributes(self, *, buffers: bool = True) -> None:
-        """Put back which objects modules hold, but not what tensors were written into.
+        """Put back which objects modules hold, but not what tensors were written into. Hooks that
+        were removed stay so: whoever removed them meant it.
 
         Args:
             buffers: the modules' buffers too.
         """
+        marked = False
         for held, own, saved in self._attributes:
-            for name in [name for name in held if name not in saved and name not in own]:
+            added = [name for name in held if name not in saved and name not in own]
+            marked = marked or any(isinstance(held[name], bool) for name in added)
+            for name in added:
                 del held[name]
+            marked = marked or any(
+                value is not held.get(name) for name, value in saved.items()
+                if isinstance(value, bool)
+            )  # fmt: skip
             held.update(saved)
+        for hooks, before in self._hooks if marked else ():
+            for key in [key for key in hooks if key not in before and _is_foreign(hooks[key])]:
+                del hooks[key]
         for container, saved in self._containers:
             if _differs(container, saved) and (buffers or id(container) not in self._buffers):
                 container.clear()
@@ -106,7 +122,17 @@ class ModuleState:
             self._attributes.append((vars(item), own, kept))
             if isinstance(item, nn.Module):
                 self._buffers.add(id(item._buffers))
+                for name in _HOOKS:
+                    hooks = vars(item).get(name)
+                    if isinstance(hooks, dict):
+                        self._hooks.append((hooks, frozenset(hooks)))
             yield from kept.values()
+
+
+def _is_foreign(hook: Any) -> bool:
+    """A hook that neither we nor PyTorch added; not a flag that PyTorch keeps of one."""
+    added_by = str(getattr(hook, "__module__", "")).partition(".")[0]
+    return callable(hook) and added_by not in ("crossfuse", "torch")
 
 
 def _has_state(item: Any) -> bool:

@@ -98,17 +98,24 @@ class _Count:
         if node.op_type in _NODES:
             self.found.append((Sighting(module_path(node), "sdpa"), body))
         elif node.op_type in _PRODUCTS:
-            places = _PRODUCTS[node.op_type]
-            operands = [node.inputs[i] if i < len(node.inputs) else None for i in places]
-            self._product(node, operands, body)
+            self._product(node, self._operands(node), body)
         else:
             source = next((self.scores[v] for v in inputs if v in self.scores), None)
             if source is not None:
-                source.steps.append(node.op_type)
+                of_number = node.op_type == "Pow" and node.inputs[0] not in self.scores
+                source.steps.append("Exp" if of_number else node.op_type)
                 source.returned |= source.normalised and any(
                     v.is_graph_output() for v in node.outputs
                 )
                 self.scores.update(dict.fromkeys(node.outputs, source))
+
+    def _operands(self, node: ir.Node) -> list[ir.Value | None]:
+        """The two values that are multiplied; of an ``Einsum`` of more, those that are no
+        weights."""
+        moving: list[ir.Value | None] = [v for v in node.inputs if v in self.active]
+        if node.op_type == "Einsum" and len(node.inputs) > 2 <= len(moving):
+            return moving[:2]
+        return [node.inputs[i] if i < len(node.inputs) else None for i in _PRODUCTS[node.op_type]]
 
     def _product(self, node: ir.Node, operands: list[ir.Value | None], body: str) -> None:
         left, right = operands

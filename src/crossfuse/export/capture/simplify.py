@@ -15,11 +15,13 @@ where its last operator is.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import onnx_ir as ir
 from onnx_ir.passes import InPlacePass, PassManager, PassResult, Sequential, common
 from onnxscript import optimizer, rewriter
+
+from crossfuse.export.capture.remembered_inference import remembered_inference
 
 __all__ = ["simplify"]
 
@@ -36,7 +38,9 @@ def simplify(model: ir.Model) -> None:
     if rules is None:
         optimizer.optimize_ir(model)
         return
-    rewrite = rewriter.RewritePass(rewriter.pattern.RewriteRuleSet([_placed(r) for r in rules]))
+    every: Any = rewriter.pattern.RewriteRuleSet(rules)
+    every.rules = [_PlacedRules(rules)]
+    rewrite = rewriter.RewritePass(every)
     once = [
         _FoldConstantsPass(),
         rewrite,
@@ -44,7 +48,7 @@ def simplify(model: ir.Model) -> None:
         common.RemoveUnusedFunctionsPass(),  # type: ignore[no-untyped-call]
         common.RemoveUnusedOpsetsPass(),
     ]
-    Sequential(
+    passes = Sequential(
         common.InlinePass(),
         PassManager(once, steps=_ROUNDS, early_stop=True),
         common.RemoveUnusedNodesPass(),
@@ -54,41 +58,75 @@ def simplify(model: ir.Model) -> None:
         common.CommonSubexpressionEliminationPass(),
         common.OutputFixPass(),
         common.NameFixPass(),
-    )(model)
+    )
+    with remembered_inference():
+        passes(model)
 
 
 class _FoldConstantsPass(InPlacePass):
-    """onnxscript's folding of constants, with shapes inferred node by node."""
+    """onnxscript's folding of constants, with shapes inferred node by node, of nodes alike once."""
 
     def call(self, model: ir.Model) -> PassResult:
         return optimizer.fold_constants_ir(model, onnx_shape_inference=True)
 
 
-class _PlacedRule:
-    """A rule that is tried at one operator alone; in all else it is the rule itself."""
+class _PlacedRules:
+    """All rules as one, which tries at a node those that end with its operator; afterwards it is
+    the rule that matched."""
 
-    def __init__(self, rule: Any, operator: str, *, several: bool) -> None:
-        self._rule = rule
-        self._operator = operator
-        self._several = several
+    def __init__(self, rules: Sequence[Any]) -> None:
+        self._rules = rules
+        self._matched = rules[0]
+        ends = [_end_of(rule) for rule in rules]
+        pairs = [*zip(rules, ends, strict=True)]
+        self._several = {id(rule) for rule, end in pairs if end.several}
+        self._anywhere = [rule for rule, end in pairs if end.operator is None]
+        self._placed = {
+            operator: [rule for rule, end in pairs if end.operator in (None, operator)]
+            for operator in {end.operator for end in ends}
+        }
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._rule, name)
+        return getattr(self._matched, name)
+
+    def graph_pre_visitor(self) -> None:
+        """What the rules do before a graph."""
+        for rule in self._rules:
+            if rule.graph_pre_visitor:
+                rule.graph_pre_visitor()
+
+    def graph_post_visitor(self) -> None:
+        """What the rules do behind a graph."""
+        for rule in self._rules:
+            if rule.graph_post_visitor:
+                rule.graph_post_visitor()
 
     def try_rewrite(self, model: ir.Model, graph: Any, node: ir.Node, **options: Any) -> Any:
-        """What the rule puts in the place of a node; None where it does not match."""
-        if node.op_type != self._operator or (self._several and not _beside_another(node)):
-            return None
-        return self._rule.try_rewrite(model, graph, node, **options)
+        """What the first rule that matches puts in the place of a node; None where none does."""
+        for rule in self._placed.get(node.op_type, self._anywhere):
+            if id(rule) in self._several and not _beside_another(node):
+                continue
+            found = rule.try_rewrite(model, graph, node, **options)
+            if found is not None:
+                self._matched = rule
+                return found
+        return None
 
 
-def _placed(rule: Any) -> Any:
-    """The rule, tried only where its last operator is."""
+class _End(NamedTuple):
+    """The last operator of a rule, None where that can't be read, and whether it ends in several
+    nodes."""
+
+    operator: str | None
+    several: bool
+
+
+def _end_of(rule: Any) -> _End:
     ends: Sequence[Any] = getattr(getattr(rule, "_target_pattern", None), "output_nodes", ())
     known = [end.op_identifier() for end in ends]
     if not known or known[0] is None:
-        return rule
-    return _PlacedRule(rule, known[0][1], several=len(known) > 1)
+        return _End(None, several=False)
+    return _End(known[0][1], len(known) > 1)
 
 
 def _beside_another(node: ir.Node) -> bool:

@@ -24,7 +24,6 @@ from crossfuse.export.capture.assumed_branches import Assumptions, assumed, othe
 from crossfuse.export.capture.block_sizes import even_chunks, whole_blocks
 from crossfuse.export.capture.control_flow import both_branches
 from crossfuse.export.capture.expert_loops import all_experts
-from crossfuse.export.capture.exporter_shortcuts import uncached_fakes
 from crossfuse.export.capture.flat_boundary import flat_boundary, parameter_names
 from crossfuse.export.capture.flex_attention import flex_as_sdpa
 from crossfuse.export.capture.guards import (
@@ -38,6 +37,7 @@ from crossfuse.export.capture.known_values import known_values
 from crossfuse.export.capture.module_state import kept_state
 from crossfuse.export.capture.trace_sizes import limited, trace_sizes, traced_size
 from crossfuse.export.capture.traceable import traceable
+from crossfuse.export.capture.tracing_shortcuts import tracing_shortcuts
 from crossfuse.spec.model_spec import ModelSpec
 
 __all__ = ["capture", "quiet_exporter"]
@@ -170,7 +170,7 @@ def _refusal(
 ) -> InputError:
     """A dimension that is not free, with the relation; else what the tracer says."""
     if guard is not None:
-        fit = _PADDED if guard.is_multiple else _fit(spec, guard.constants)
+        fit = _PADDED if guard.is_multiple else _fit(spec, guard.sizes)
         return guard.refusal(spec.name, spec.dims, spec.module, fit)
     assert error is not None
     place = place_of(error)
@@ -211,7 +211,7 @@ def _trace(
         both_branches(),
         _fresh_attributes(spec.module),
         quiet_exporter(),
-        uncached_fakes(),
+        tracing_shortcuts(),
         redirect_stdout(io.StringIO()),
         redirect_stderr(io.StringIO()),
         flat_boundary(spec),

@@ -16,8 +16,9 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from types import CellType, FunctionType
 from typing import Any
 
 import torch
@@ -91,19 +92,22 @@ def noted_vmaps(note: Callable[[bool], None]) -> Iterator[None]:
 def as_operators(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """Call a function of tensors, in which functional transforms are what they run.
 
-    Where nothing is traced, this is the call.
+    Tensors that it closes over, or a function that it calls, are operands as well. Where nothing is
+    traced, this is the call.
     """
     leaves, spec = tree_flatten((args, kwargs))
     places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
+    cells = list(_cells_of(function, set()))
 
     def call(*tensors: Tensor) -> Any:
         given = list(leaves)
-        for i, tensor in zip(places, tensors, strict=True):
+        for i, tensor in zip(places, tensors[: len(places)], strict=True):
             given[i] = tensor
         args, kwargs = tree_unflatten(given, spec)
-        return function(*args, **kwargs)
+        with _holding(cells, tensors[len(places) :]):
+            return function(*args, **kwargs)
 
-    tensors: list[Tensor] = [leaves[i] for i in places]
+    tensors: list[Tensor] = [leaves[i] for i in places] + [cell.cell_contents for cell in cells]
     modes = _get_current_function_mode_stack()
     if not any(isinstance(mode, PreDispatchTorchFunctionMode) for mode in modes):
         return call(*tensors)
@@ -111,6 +115,35 @@ def as_operators(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any
         body = make_fx(_plain(call))(*tensors)
     # Not as a module: its nodes belong to the module that is running.
     return body.forward(*tensors)
+
+
+def _cells_of(function: Any, seen: set[int]) -> Iterator[CellType]:
+    """The cells with tensors of a function, and of those in its cells."""
+    function = function.func if isinstance(function, functools.partial) else function
+    for cell in getattr(function, "__closure__", None) or ():
+        try:
+            content = cell.cell_contents
+        except ValueError:  # it is not filled yet
+            continue
+        if id(cell) not in seen:
+            seen.add(id(cell))
+            if isinstance(content, Tensor):
+                yield cell
+            elif isinstance(content, FunctionType | functools.partial):
+                yield from _cells_of(content, seen)
+
+
+@contextmanager
+def _holding(cells: Sequence[CellType], tensors: Sequence[Tensor]) -> Iterator[None]:
+    """The cells hold these tensors for a while."""
+    before = [cell.cell_contents for cell in cells]
+    for cell, tensor in zip(cells, tensors, strict=True):
+        cell.cell_contents = tensor
+    try:
+        yield
+    finally:
+        for cell, tensor in zip(cells, before, strict=True):
+            cell.cell_contents = tensor
 
 
 def _vmap_impl() -> Callable[..., Any]:

@@ -31,6 +31,8 @@ __all__ = [
     "axes_of",
     "factors",
     "follow_layout",
+    "last_factors",
+    "regrouped",
     "size_of",
 ]
 
@@ -166,9 +168,36 @@ def follow_layout(node: ir.Node, axes: Axes) -> Axes | None:
         perm = node.attributes.get("perm")
         order = list(perm.as_ints()) if perm is not None else list(range(len(axes)))[::-1]
         return tuple(axes[i] for i in order)
-    if out.shape is None:
+    return regrouped(axes, out)
+
+
+def regrouped(axes: Axes, value: ir.Value) -> Axes | None:
+    """The same factors in the same order, as the axes of a value; None where they can't be told."""
+    if value.shape is None:
         return None
-    return _regroup(axes, [_size(out, axis) for axis in range(len(out.shape))])
+    return _regroup(axes, [_size(value, axis) for axis in range(len(value.shape))])
+
+
+def last_factors(axis: Axis, size: int) -> Axis | None:
+    """The factors of an axis that vary fastest, of this size together; None where none have it.
+
+    Splits a factor that the size divides.
+    """
+    pending, found = list(factors(axis)), []
+    need = Size(size)
+    while need != ONE:
+        if not pending:
+            return None
+        factor = pending.pop()
+        rest = need.over(factor.size)
+        if rest is None:
+            before = factor.size.over(need)
+            if before is None:
+                return None
+            factor, rest = factor.split(before, need)[1], ONE
+        found.append(factor)
+        need = rest
+    return tuple(reversed(found))
 
 
 def _regroup(axes: Axes, sizes: Sequence[Size]) -> Axes | None:

@@ -27,10 +27,13 @@ from crossfuse.export.matching.axes import (
     all_factors,
     axes_of,
     factors,
+    last_factors,
+    regrouped,
     size_of,
 )
 from crossfuse.export.matching.softmax_chain import ChainNode, Mismatch, scalar_of
 from crossfuse.export.matching.terms import Term
+from crossfuse.graph.shapes import dims_of
 
 __all__ = ["Joined", "Sink", "cut", "joined", "padded", "require_no_gate"]
 
@@ -106,7 +109,7 @@ def joined(link: ChainNode, axes: Axes, terms: int) -> Joined:
     count = shape[axis] if shape is not None and len(shape) == len(axes) else None
     if not isinstance(count, int):
         raise Mismatch("its scores are joined with others, not with a known number of sinks")
-    return _join(_unexpanded(logits, axis), node, axes, axis, (count, link.operand == 1, terms))
+    return _join(logits, node, axes, axis, (count, link.operand == 1, terms))
 
 
 def padded(link: ChainNode, axes: Axes, terms: int) -> Joined:
@@ -137,29 +140,50 @@ def _join(
     if found is None:
         raise Mismatch("the size of its scores beside their sinks is unknown")
     both = found[axis]
+    operand: FactoredValue | float
     if isinstance(logits, ir.Value):
-        own = axes_of(logits)
-        assert own is not None
-        placed = [*axes[:axis], columns, *axes[axis + 1 :]]
-        beside = [theirs if ours else () for ours, theirs in zip(own, placed, strict=True)]
-        operand: FactoredValue | float = FactoredValue(logits, beside)
+        operand = _unrepeated(logits, [*axes[:axis], columns, *axes[axis + 1 :]], columns)
     else:
         operand = logits
     sink = Sink(operand, columns, axes[axis], both, first, terms)
     return Joined(sink, [*axes[:axis], both, *axes[axis + 1 :]])
 
 
-def _unexpanded(value: ir.Value, axis: int) -> ir.Value:
-    """What was expanded to the scores' shape: a bias needs no copies. The sinks' own axis stays."""
+def _unrepeated(value: ir.Value, axes: Axes, columns: Axis) -> FactoredValue:
+    """What was repeated to the scores' shape, with their factors: a bias needs no copies. The
+    sinks' own axis stays."""
+    found: FactoredValue | None = FactoredValue(value, axes)
+    while found is not None:
+        value, axes = found.value, found.axes
+        found = _before_repetition(found, columns)
+    own = axes_of(value)
+    assert own is not None
+    return FactoredValue(value, [it if ours else () for ours, it in zip(own, axes, strict=True)])
+
+
+def _before_repetition(found: FactoredValue, columns: Axis) -> FactoredValue | None:
+    """The value before one operator that repeats it or regroups its axes."""
+    value = found.value
     node = value.producer()
-    while node is not None and node.op_type == "Expand":
-        source = node.inputs[0]
-        if source is None or source.shape is None or value.shape is None:
-            break
-        if len(source.shape) != len(value.shape) or source.shape[axis] != value.shape[axis]:
-            break
-        value, node = source, source.producer()
-    return value
+    source = node.inputs[0] if node is not None and node.inputs else None
+    before, after = dims_of(source), dims_of(value)
+    if node is None or source is None or before is None or after is None:
+        return None
+    if node.op_type == "Reshape":
+        axes = regrouped(found.axes, source)
+        return None if axes is None else FactoredValue(source, axes)
+    if node.op_type not in ("Expand", "Tile") or len(before) != len(after):
+        return None
+    of_columns = set(factors(columns))
+    parts: list[Axis] = []
+    for axis, old, new in zip(found.axes, before, after, strict=True):
+        part: Axis | None = axis if old == new else None
+        if old != new and isinstance(old, int) and not of_columns & set(factors(axis)):
+            part = last_factors(axis, old)
+        if part is None:
+            return None
+        parts.append(part)
+    return FactoredValue(source, parts)
 
 
 def cut(node: ir.Node, axes: Axes, sink: Sink | None) -> Axes:

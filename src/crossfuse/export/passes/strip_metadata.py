@@ -12,7 +12,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from crossfuse.export.passes.base import FusionPass, FusionResult
-from crossfuse.graph.metadata import MODULE, RANGE, SITE, module_path
+from crossfuse.graph.metadata import COUNTS, MODULE, RANGE, SITE, module_path
 
 __all__ = ["StripMetadataPass"]
 
@@ -32,7 +32,8 @@ class StripMetadataPass(FusionPass):
                 modified |= _strip(value, {})
         for value in model.graph.inputs:
             props = value.metadata_props
-            modified |= _strip(value, {RANGE: props[RANGE]} if RANGE in props else {})
+            kept = {key: props[key] for key in (RANGE, COUNTS) if key in props}
+            modified |= _strip(value, kept)
         for value in model.graph.initializers.values():
             modified |= _strip(value, {})
         modified |= _strip(model.graph, {}) | _strip(model, {})

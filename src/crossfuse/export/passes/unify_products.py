@@ -9,17 +9,14 @@ Rules:
 3. ``Gemm`` without a third operand becomes a ``MatMul``, with transposes and a factor where it has
    them.
 
-It must not fire on more than two operands, repeated labels (a diagonal), or a label that is summed
-in one operand alone; nor on products with weights, which are no attention and have kernels of their
-own.
+It must not fire on more than two operands (`split_einsums` makes two of them), repeated labels (a
+diagonal), or a label that is summed in one operand alone; nor on products with weights, which are
+no attention and have kernels of their own.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
-from string import ascii_letters
-from typing import NamedTuple
 
 import onnx_ir as ir
 
@@ -32,6 +29,7 @@ from crossfuse.export.matching.axes import (
     axes_of,
     size_of,
 )
+from crossfuse.export.matching.equations import Equation, read_equation
 from crossfuse.export.matching.layout_builder import LayoutBuilder, UnknownSizeError
 from crossfuse.export.matching.softmax_chain import active_values
 from crossfuse.export.passes.base import FusionPass, FusionResult, Missed
@@ -71,41 +69,6 @@ _Groups = Mapping[str, Axis]
 """Label → the factors of its axis."""
 
 
-class _Equation(NamedTuple):
-    """What was written, and the labels of each operand's axes and of the result's."""
-
-    text: str
-    operands: list[str]
-    result: str
-
-
-def _equation(text: str, ranks: Sequence[int]) -> _Equation | None:
-    """Read an equation, with a label in place of each axis of an ellipsis; None where it is not one
-    of operands of these ranks."""
-    inputs, arrow, result = text.replace(" ", "").partition("->")
-    operands = inputs.split(",")
-    if len(operands) != len(ranks) or not re.fullmatch(r"[A-Za-z.,]*", inputs + result):
-        return None
-    free = [label for label in ascii_letters if label not in text]
-    hidden = [
-        rank - len(labels.replace("...", "")) for labels, rank in zip(operands, ranks, strict=True)
-    ]
-    spread = [count for labels, count in zip(operands, hidden, strict=True) if "..." in labels]
-    longest = max(spread, default=0)
-    if min(hidden) < 0 or longest > len(free):
-        return None
-    # The last axes of all ellipses are the same.
-    ellipsis = "".join(free[:longest])
-    written = [
-        labels.replace("...", ellipsis[longest - count :])
-        for labels, count in zip(operands, hidden, strict=True)
-    ]
-    if not arrow:
-        once = sorted(c for c in set(inputs) - set(".,") if inputs.count(c) == 1)
-        return _Equation(text, written, ellipsis + "".join(once))
-    return _Equation(text, written, result.replace("...", ellipsis))
-
-
 def _einsum(node: ir.Node, layout: LayoutBuilder) -> ir.Value | str:
     """The product, or why the operator is none."""
     text = node.attributes["equation"].as_string()
@@ -113,7 +76,7 @@ def _einsum(node: ir.Node, layout: LayoutBuilder) -> ir.Value | str:
     operands = [FactoredValue(value, axes) for value, axes in found if axes is not None]
     if len(operands) < len(node.inputs):
         return f"the rank of an operand of its Einsum {text} is unknown"
-    equation = _equation(text, [len(operand.axes) for operand in operands])
+    equation = read_equation(text, [len(operand.axes) for operand in operands])
     if equation is None or len(operands) > 2 or "." in "".join(equation.operands):
         return f"its Einsum {text} is not of one or two operands with one label per axis"
     if any(len(set(labels)) < len(labels) for labels in (*equation.operands, equation.result)):
@@ -135,7 +98,7 @@ def _einsum(node: ir.Node, layout: LayoutBuilder) -> ir.Value | str:
 
 
 def _moved(
-    equation: _Equation, operand: FactoredValue, groups: _Groups, layout: LayoutBuilder
+    equation: Equation, operand: FactoredValue, groups: _Groups, layout: LayoutBuilder
 ) -> ir.Value | str:
     """The one operand with its axes in another order."""
     if set(equation.result) != set(equation.operands[0]):
@@ -144,7 +107,7 @@ def _moved(
 
 
 def _product(
-    equation: _Equation,
+    equation: Equation,
     operands: Sequence[FactoredValue],
     groups: _Groups,
     like: ir.Value,

@@ -2,7 +2,8 @@
 
 Rules:
 
-1. ``exp(log_softmax(x))`` and ``exp(x − logsumexp(x))`` are a softmax.
+1. ``exp(log_softmax(x))`` and ``exp(x − logsumexp(x))`` are a softmax, the latter also where the
+logarithm of the sum is written out, with or without something that is subtracted first.
 2. So is ``w / sum(w)`` where ``w`` is ``exp(x)`` or ``softmax(x)``: the sum over one axis cancels
    what multiplies all of it. What is subtracted from ``x`` and does not differ along the axis (a
    maximum) cancels as well.
@@ -43,6 +44,7 @@ from crossfuse.export.passes.base import FusionPass, FusionResult
 from crossfuse.graph.builder import GraphBuilder
 from crossfuse.graph.magnitudes import magnitudes_behind
 from crossfuse.graph.op_classes import is_onnx
+from crossfuse.graph.shapes import dim_of, rank_of
 
 __all__ = ["UnifySoftmaxesPass"]
 
@@ -107,10 +109,44 @@ def _exponential_of_logarithm(node: ir.Node) -> bool:
         return _write(node, scores, (), axis)
     if logarithm.op_type != "Sub":
         return False
-    total = reduction_of(logarithm.inputs[1], "ReduceLogSumExp")
-    if total is None or not same_value(total.of, scores) or _may_absorb(scores):
+    along = _axis_of_logarithm(logarithm.inputs[1], scores)
+    if along is None or _may_absorb(scores):
         return False
-    return _write(node, scores, (), total.axis)
+    return _write(node, scores, (), along)
+
+
+def _axis_of_logarithm(value: ir.Value | None, scores: ir.Value) -> int | None:
+    """The axis along which a value is the logarithm of the sum of the scores' exponentials."""
+    total = reduction_of(value, "ReduceLogSumExp")
+    if total is not None:
+        return total.axis if same_value(total.of, scores) else None
+    node = producer(value)
+    if node is None or node.op_type not in ("Log", "Add"):
+        return None
+    if node.op_type == "Log":
+        found = _sum_of_exponentials(node)
+        return found[1] if found is not None and same_value(found[0], scores) else None
+    for shift, logarithm in (node.inputs, tuple(reversed(node.inputs))):
+        found = _sum_of_exponentials(producer(logarithm))
+        shifted = None if found is None else producer(found[0])
+        if found is None or shifted is None or shifted.op_type != "Sub":
+            continue
+        flat = dim_of(shift, found[1]) == 1 if rank_of(shift) == rank_of(scores) else False
+        if flat and same_value(shifted.inputs[0], scores) and same_value(shifted.inputs[1], shift):
+            return found[1]
+    return None
+
+
+def _sum_of_exponentials(logarithm: ir.Node | None) -> tuple[ir.Value, int] | None:
+    """What the exponentials are of in the logarithm of their sum, and the sum's axis."""
+    if logarithm is None or logarithm.op_type != "Log":
+        return None
+    total = reduction_of(logarithm.inputs[0], "ReduceSum", "ReduceL1")
+    exponential = None if total is None else producer(total.of)
+    if total is None or exponential is None or exponential.op_type != "Exp":
+        return None
+    exponent = exponential.inputs[0]
+    return None if exponent is None else (exponent, total.axis)
 
 
 def _may_absorb(scores: ir.Value) -> bool:

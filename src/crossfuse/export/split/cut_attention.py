@@ -13,9 +13,10 @@ from dataclasses import replace
 
 import onnx_ir as ir
 
-from crossfuse.export.split.mask_bounds import EVERY_PLACE, Bound, MaskBounds, Span
+from crossfuse.export.split.mask_bounds import MaskBounds
 from crossfuse.export.split.row_parts import RowParts
 from crossfuse.export.split.rows import CannotCutError, Cut, Rows, Side
+from crossfuse.export.split.spans import EVERY_PLACE, Bound, Span
 from crossfuse.graph.attention_node import AttentionInputs, AttentionNode
 from crossfuse.graph.builder import GraphBuilder
 from crossfuse.graph.shapes import dim_of, dims_of, same_dim

@@ -15,7 +15,15 @@ import onnx_ir as ir
 from crossfuse.core.dimensions import symbols_in
 from crossfuse.graph.shapes import dim_of
 
-__all__ = ["READS_SIZES", "Content", "Dependence", "shape_symbols", "shape_window", "sizes_read"]
+__all__ = [
+    "READS_SIZES",
+    "Content",
+    "Dependence",
+    "queries_behind",
+    "shape_symbols",
+    "shape_window",
+    "sizes_read",
+]
 
 READS_SIZES = frozenset({"Shape", "Size"})
 """Operators that read sizes alone."""
@@ -77,6 +85,22 @@ class Dependence:
             for value in node.inputs:
                 content |= self.of(value)
         return content
+
+
+def queries_behind(value: ir.Value, dependence: Dependence) -> set[str]:
+    """Names of the queries' inputs whose content a value depends on, itself among them."""
+    found, seen, pending = set[str](), set[ir.Value](), [value]
+    while pending:
+        current = pending.pop()
+        if current in seen or Content.QUERY not in dependence.of(current):
+            continue
+        seen.add(current)
+        producer = current.producer()
+        if producer is None:
+            found.add(current.name or "an input")
+        else:
+            pending += [v for v in producer.inputs if v is not None]
+    return found
 
 
 def sizes_read(graph: ir.Graph) -> dict[ir.Value, frozenset[str]]:

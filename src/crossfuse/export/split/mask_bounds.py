@@ -4,8 +4,6 @@ Where a mask says by positions which keys a row sees, it is made of ranges, comp
 and what is joined with them. Places are followed back through these (`token_axes`), and their
 bounds forth. So it is known of a causal mask that no row sees a later key, also where a padding
 mask that nobody knows hides further ones.
-
-A bound is a number plus sizes that are at least 0 and not known, so that a bound may be ``P − 1``.
 """
 
 from __future__ import annotations
@@ -19,96 +17,16 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from crossfuse.export.split.token_axes import integers, operand_axes, own_axis
+from crossfuse.export.split.spans import EVERY_PLACE, Bound, Span
+from crossfuse.export.split.token_axes import index_parts, integers, operand_axes, own_axis
 from crossfuse.graph.op_classes import MOVING_OPS, is_onnx
 from crossfuse.graph.shapes import dim_of, dims_of, rank_of
 
-__all__ = ["EVERY_PLACE", "Bound", "MaskBounds", "Span"]
-
-
-@dataclass(frozen=True)
-class Bound:
-    """A number, plus so many times each of some sizes that are at least 0."""
-
-    number: float
-    sizes: tuple[tuple[str, int], ...] = ()
-
-    @classmethod
-    def of(cls, size: int | str | None) -> Bound:
-        """A size: its number, or itself by its name."""
-        return cls(size) if isinstance(size, int) else cls(0, ((str(size), 1),))
-
-    def __add__(self, other: Bound) -> Bound:
-        total = dict(self.sizes)
-        for name, times in other.sizes:
-            total[name] = total.get(name, 0) + times
-        kept = tuple(sorted((name, times) for name, times in total.items() if times))
-        return Bound(self.number + other.number, kept)
-
-    def __neg__(self) -> Bound:
-        return Bound(-self.number, tuple((name, -times) for name, times in self.sizes))
-
-    def over(self, other: Bound) -> float:
-        """By how much it is greater, at least; −inf where that isn't known."""
-        if self.number == math.inf or other.number == -math.inf:
-            return math.inf if self.number != other.number else 0.0
-        rest = self + -other
-        return rest.number if all(times > 0 for _, times in rest.sizes) else -math.inf
-
-
-@dataclass(frozen=True)
-class Span:
-    """From one bound to another, both included."""
-
-    low: Bound
-    high: Bound
-
-    @classmethod
-    def of(cls, low: float, high: float) -> Span:
-        """Between two numbers."""
-        return cls(Bound(low), Bound(high))
-
-    @property
-    def known(self) -> bool:
-        """Both bounds are numbers alone."""
-        return not (self.low.sizes or self.high.sizes)
-
-    def __add__(self, other: Span) -> Span:
-        if -math.inf in (self.high.number, other.high.number):
-            return Span.of(-math.inf, -math.inf)
-        low = -math.inf in (self.low.number, other.low.number)
-        high = math.inf in (self.high.number, other.high.number)
-        return Span(
-            Bound(-math.inf) if low else self.low + other.low,
-            Bound(math.inf) if high else self.high + other.high,
-        )
-
-    def __neg__(self) -> Span:
-        return Span(-self.high, -self.low)
-
-    def above(self, other: Span) -> bool:
-        """All of it is known to be greater than all of another."""
-        return self.low.over(other.high) > 0
-
-    def not_below(self, other: Span) -> bool:
-        """Nothing of it is less than anything of another."""
-        return self.low.over(other.high) >= 0
-
-    def joined(self, other: Span) -> Span:
-        """What holds both."""
-        low = self.low if other.low.over(self.low) >= 0 else other.low
-        high = self.high if self.high.over(other.high) >= 0 else other.high
-        return Span(
-            low if min(self.low.over(low), other.low.over(low)) >= 0 else Bound(-math.inf),
-            high if min(high.over(self.high), high.over(other.high)) >= 0 else Bound(math.inf),
-        )
+__all__ = ["MaskBounds"]
 
 
 Places = tuple[Span, ...]
 """For each axis of a value, the places that are asked for."""
-
-EVERY_PLACE = Span.of(0, math.inf)
-"""All of an axis."""
 
 _ONLY = Span.of(0, 0)
 _FALSE, _TRUE, _EITHER = Span.of(0, 0), Span.of(1, 1), Span.of(0, 1)
@@ -318,6 +236,49 @@ def _gathered(bounds: MaskBounds, node: ir.Node, places: Places) -> Span | None:
     return bounds.at(node.inputs[0], (*places[:along], index, *places[along + inner :]))
 
 
+def _gathered_nd(bounds: MaskBounds, node: ir.Node, places: Places) -> Span | None:
+    """Elements of the places that the parts of the indices hold."""
+    parts = index_parts(node)
+    if parts is None:
+        return None
+    found = [bounds.at(part, (*places, _ONLY)) for part in parts]
+    at = [span if span.low.over(Bound(0)) >= 0 else EVERY_PLACE for span in found]
+    return bounds.at(node.inputs[0], tuple(at))
+
+
+def _together(bounds: MaskBounds, node: ir.Node, places: Places) -> Span | None:
+    """Two conditions at once; of numbers that are equal, each holds what the other's bounds say."""
+    operands = _operand_places(node, places)
+    if operands is None:
+        return None
+    found = _and([bounds.at(v, at) for v, at in zip(node.inputs, operands, strict=True)])
+    sides = [(v, at) for v, at in zip(node.inputs, operands, strict=True) if v is not None]
+    never = found == _EITHER and any(_excluded(bounds, *pair) for pair in (sides, sides[::-1]))
+    return _FALSE if never else found
+
+
+def _excluded(
+    bounds: MaskBounds, equal: tuple[ir.Value, Places], compared: tuple[ir.Value, Places]
+) -> bool:
+    """A comparison fails for one of two numbers wherever they are equal, as it does for the
+    other."""
+    same, other = equal[0].producer(), compared[0].producer()
+    if same is None or other is None or not is_onnx(same, "Equal") or not is_onnx(other):
+        return False
+    compute, own = _ARITHMETIC.get(other.op_type), _operand_places(same, equal[1])
+    theirs = _operand_places(other, compared[1])
+    if compute is None or own is None or theirs is None:
+        return False
+    for value, stand_in, at in zip(same.inputs, same.inputs[::-1], own[::-1], strict=True):
+        spans = [
+            bounds.at(stand_in, at) if v is value else bounds.at(v, there)
+            for v, there in zip(other.inputs, theirs, strict=True)
+        ]
+        if value in other.inputs and compute(spans) == _FALSE:
+            return True
+    return False
+
+
 def _triangle(bounds: MaskBounds, node: ir.Node, places: Places) -> Span | None:
     """The operand on one side of a diagonal, 0 on the other."""
     inside, zero = bounds.at(node.inputs[0], places), _FALSE
@@ -338,6 +299,8 @@ _RULES: Mapping[str, Callable[[MaskBounds, ir.Node, Places], Span | None]] = {
     "Slice": _sliced,
     "Concat": _joined,
     "Gather": _gathered,
+    "GatherND": _gathered_nd,
+    "And": _together,
     "Trilu": _triangle,
 }
 """Of operators whose results are not their operands' at the same places, or of another kind."""

@@ -20,7 +20,7 @@ Nothing is changed where no attention's keys are in two parts in the end.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 import onnx_ir as ir
@@ -30,6 +30,7 @@ from crossfuse.bundle.manifest import PrefixReuse
 from crossfuse.export.split.cut_attention import cut_attention
 from crossfuse.export.split.dependence import READS_SIZES, Content, Dependence
 from crossfuse.export.split.mask_bounds import MaskBounds
+from crossfuse.export.split.met_otherwise import met_otherwise
 from crossfuse.export.split.one_part import of_one_part
 from crossfuse.export.split.row_parts import RowParts
 from crossfuse.export.split.row_rules import ROW_RULES
@@ -97,6 +98,7 @@ class _Cutter:
         first: int | str | None = None
         nodes = list(self.graph)
         for node in nodes:
+            self.dependence.add(node)  # what it reads may have become one part alone
             cut = self._join(node)
             if cut is not None:
                 self.parts.cuts[node.outputs[0]] = cut
@@ -108,7 +110,8 @@ class _Cutter:
             return PrefixReuse(first, tuple(self.sites))
         reasons = [*self.refused, *self.reasons]
         if first is None:
-            reasons = [reason for reason in map(self._met_otherwise, nodes) if reason is not None]
+            found = (met_otherwise(self.dependence, node) for node in nodes)
+            reasons = [reason for reason in found if reason is not None]
         if first is None and not reasons:
             return None
         return PrefixReuse(None, (), reasons[0] if reasons else _NO_ATTENTION)
@@ -250,27 +253,3 @@ class _Cutter:
                 build = GraphBuilder()
                 result = build.op("Identity", self.parts.whole(value))
                 self._replace(value, build, result)
-
-    def _met_otherwise(self, node: ir.Node) -> str | None:
-        """Why the context's tokens are not in front, where they meet those of queries otherwise."""
-        data = _JOINED_BY.get(node.op_type) if is_onnx(node) else None
-        operands = [v for v in node.inputs[data] if v is not None] if data is not None else []
-        behind = [self.dependence.of(v) for v in operands]
-        alone = Content.CONTEXT in behind and any(v == Content.QUERY for v in behind)
-        rank = rank_of(node.outputs[0])
-        if not alone or (node.op_type == "Concat" and own_axis(node, 0) + 1 == rank):
-            return None
-        where = module_path(node) or node.op_type
-        if node.op_type == "Concat":
-            return f"{where}: the context's tokens stand behind those of the queries"
-        by = node.op_type
-        return f"{where}: where the context's tokens stand is computed from the queries ({by})"
-
-
-_JOINED_BY: Mapping[str, slice] = {
-    "Concat": slice(0, None),
-    "Where": slice(1, None),
-    **dict.fromkeys(("ScatterND", "ScatterElements"), slice(0, None, 2)),
-}
-"""Operators that put tokens of different origin into one tensor, and which of their operands hold
-those."""

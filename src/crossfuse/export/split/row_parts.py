@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 import onnx_ir as ir
 
 from crossfuse.core.dimensions import symbols_in
-from crossfuse.export.split.dependence import Content, Dependence
+from crossfuse.export.split.dependence import Content, Dependence, queries_behind
 from crossfuse.export.split.rows import CannotCutError, Cut, Rows, Side
 from crossfuse.export.split.token_axes import integers, operand_axes
 from crossfuse.graph.builder import GraphBuilder
@@ -99,6 +99,11 @@ class RowParts:
             and sizes <= known
         )
 
+    @property
+    def early_inputs(self) -> list[ir.Value]:
+        """Inputs of the context."""
+        return [v for v in self.graph.inputs if self.dependence.of(v) == Content.CONTEXT]
+
     def require_early(self, value: ir.Value) -> None:
         """Refuse rows that must wait for queries.
 
@@ -108,7 +113,7 @@ class RowParts:
         if not self.is_early(value):
             needs = self.dependence.needs.get(value, frozenset())
             sizes = sorted(needs - self.dependence.sizes_of_context)
-            inputs = sorted(_queries_behind(value, self.dependence))
+            inputs = sorted(queries_behind(value, self.dependence))
             what = ", ".join(inputs or [f"the size {size}" for size in sizes] or ["a size"])
             raise CannotCutError(f"they are computed with {what} of the queries")
 
@@ -221,7 +226,7 @@ class RowParts:
                 sizes.append(build.ints(-1))
                 open_size = False
             else:
-                sizes.append(element(build, node.inputs[1], place))
+                sizes.append(element(build, node.inputs[1], place, self.early_inputs))
         target = build.concat(*sizes)
         self.put(build, node)
         return target
@@ -231,8 +236,20 @@ RowRule = Callable[[RowParts, Asked], ir.Value | None]
 """Rows of an operator's result; None where the rule doesn't hold for what is asked."""
 
 
-def element(build: GraphBuilder, shape: ir.Value | None, place: int) -> ir.Value:
-    """One number of a shape, ``[1]``, without the others where it is joined from them."""
+def element(
+    build: GraphBuilder, shape: ir.Value | None, place: int, inputs: Iterable[ir.Value] = ()
+) -> ir.Value:
+    """One number of a shape, ``[1]``, without the others where it is joined from them.
+
+    Args:
+        build: takes the nodes.
+        shape: sizes, ``[rank]``.
+        place: of the number.
+        inputs: that have a size of the same name, rather than what the shape is read off.
+
+    Raises:
+        CannotCutError: there is no shape.
+    """
     producer = shape.producer() if shape is not None else None
     numbers = integers(shape)
     if numbers is not None:
@@ -241,25 +258,15 @@ def element(build: GraphBuilder, shape: ir.Value | None, place: int) -> ir.Value
         operands = [v for v in producer.inputs if v is not None]
         if all(rank_of(v) == 1 and dim_of(v, 0) == 1 for v in operands):
             return operands[place]
+    if producer is not None and is_onnx(producer, "Shape") and producer.inputs[0] is not None:
+        source, start = producer.inputs[0], producer.attributes.get_int("start", 0) or 0
+        axis = start % max(1, rank_of(source) or 1) + place
+        dim = dim_of(source, axis)
+        alike = ((v, (dims_of(v) or []).index(dim)) for v in inputs if dim in (dims_of(v) or ()))
+        return build.size(*next(alike, (source, axis)))
     if shape is None:
         raise CannotCutError("a size isn't known")
     return build.op("Gather", shape, build.ints(place), axis=0)
-
-
-def _queries_behind(value: ir.Value, dependence: Dependence) -> set[str]:
-    """Names of the queries' inputs whose content a value depends on."""
-    found, seen, pending = set[str](), set[ir.Value](), [value]
-    while pending:
-        current = pending.pop()
-        if current in seen or Content.QUERY not in dependence.of(current):
-            continue
-        seen.add(current)
-        producer = current.producer()
-        if producer is None:
-            found.add(current.name or "an input")
-        else:
-            pending += [v for v in producer.inputs if v is not None]
-    return found
 
 
 def why_not(value: ir.Value, node: ir.Node | None) -> str:

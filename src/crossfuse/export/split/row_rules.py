@@ -1,5 +1,6 @@
 """Rows of results that are not made place by place: ranges, repetitions, running sums, slices,
-triangles and concatenations, made again of as many rows as are asked for."""
+triangles, concatenations and what is taken at places, made again of as many rows as are asked
+for."""
 
 from __future__ import annotations
 
@@ -7,9 +8,11 @@ from collections.abc import Mapping, Sequence
 
 import onnx_ir as ir
 
+from crossfuse.export.split.mask_bounds import MaskBounds
 from crossfuse.export.split.row_parts import Asked, RowParts, RowRule, element
-from crossfuse.export.split.rows import Side, equal_sizes
-from crossfuse.export.split.token_axes import integers, operand_axes, own_axis
+from crossfuse.export.split.rows import Rows, Side, equal_sizes
+from crossfuse.export.split.spans import EVERY_PLACE, Bound, Span
+from crossfuse.export.split.token_axes import index_parts, integers, operand_axes, own_axis
 from crossfuse.graph.builder import GraphBuilder
 from crossfuse.graph.shapes import dim_of, dims_of, rank_of
 
@@ -66,7 +69,7 @@ def _broadcast(parts: RowParts, asked: Asked) -> ir.Value | None:
         elif isinstance(dim, int):
             target.append(build.ints(dim))
         else:
-            target.append(element(build, node.inputs[-1], place))
+            target.append(element(build, node.inputs[-1], place, parts.early_inputs))
     shape = build.concat(*target)
     parts.put(build, node)
     made = parts.again(node, [*node.inputs[:-1], shape], asked.axis, asked.rows.dim(asked.side))
@@ -105,6 +108,72 @@ def _taken(parts: RowParts, asked: Asked) -> ir.Value | None:
     return parts.sliced_at(build, source, (start, end), axis, asked.rows.dim(Side.FIRST))
 
 
+def _within_first(index: ir.Value, axis: int, rows: Rows, places: int) -> bool:
+    """Of the first rows along an axis of some indices, all are among the first rows of the data.
+
+    Args:
+        index: the indices.
+        axis: along which the rows are.
+        rows: their number.
+        places: how many axes of the indices count them.
+    """
+    behind = Bound.of(rows.dim(Side.FIRST))
+    first = Span(Bound(0), behind + Bound(-1))
+    at = [EVERY_PLACE] * places + [Span.of(0, 0)] * ((rank_of(index) or 0) - places)
+    at[axis] = first
+    span = MaskBounds().at(index, tuple(at))
+    return first.high.over(span.high) >= 0 and span.low.over(Bound(0)) >= 0
+
+
+def _taken_at(parts: RowParts, asked: Asked) -> ir.Value | None:
+    """Elements at places: the first rows of those that are taken, of the first rows of the data
+    where their places say so."""
+    node, axis = asked.node, asked.axis
+    indexed, source = index_parts(node), node.inputs[0]
+    if asked.side is Side.REST or indexed is None or source is None or node.inputs[1] is None:
+        return None
+    for along, part in enumerate(indexed):
+        if _within_first(part, axis, asked.rows, rank_of(node.outputs[0]) or 0):
+            source = parts.part(source, along, asked.rows, Side.FIRST)
+    indices = parts.part(node.inputs[1], axis, asked.rows, Side.FIRST)
+    dim = asked.rows.dim(Side.FIRST)
+    return parts.again(node, [source, indices], axis, dim)[node.outputs[0]]
+
+
+def _looked_up(parts: RowParts, asked: Asked) -> ir.Value | None:
+    """Places of an axis, as `_taken_at`."""
+    node, (source, index) = asked.node, asked.node.inputs
+    along = own_axis(node, 0)
+    axis, rank = asked.axis - along, rank_of(index) or 0
+    if asked.side is Side.REST or source is None or index is None or parts.is_early(source):
+        return None
+    if not 0 <= axis < rank or not _within_first(index, axis, asked.rows, rank):
+        return None
+    taken = parts.part(source, along, asked.rows, Side.FIRST)
+    indices = parts.part(index, axis, asked.rows, Side.FIRST)
+    dim = asked.rows.dim(Side.FIRST)
+    return parts.again(node, [taken, indices], asked.axis, dim)[node.outputs[0]]
+
+
+def _padded(parts: RowParts, asked: Asked) -> ir.Value | None:
+    """The first rows of what has padding in front of them: of the padding, and of as many rows."""
+    node, axis, source = asked.node, asked.axis, asked.node.inputs[0]
+    amounts, rank = integers(node.inputs[1]), rank_of(node.inputs[0]) or 0
+    some_axes = len(node.inputs) > 3 and node.inputs[3] is not None
+    constant = node.attributes.get_string("mode", "constant") == "constant"
+    if asked.side is Side.REST or source is None or some_axes or not constant:
+        return None
+    if amounts is None or min(amounts) < 0 or not (amounts[axis] or amounts[axis + rank]):
+        return None
+    first = asked.rows.dim(Side.FIRST)
+    longer = first + amounts[axis] + amounts[axis + rank] if isinstance(first, int) else None
+    part = parts.part(source, axis, asked.rows, Side.FIRST)
+    padded = parts.again(node, [part, *node.inputs[1:]], axis, longer)[node.outputs[0]]
+    build = GraphBuilder()
+    bounds = build.ints(0), asked.rows.count(build, Side.FIRST)
+    return parts.sliced_at(build, padded, bounds, axis, first)
+
+
 def _triangle(parts: RowParts, asked: Asked) -> ir.Value | None:
     """Rows or columns of a triangle: the first ones keep their places, the rest of the rows are
     that many further down."""
@@ -132,5 +201,8 @@ ROW_RULES: Mapping[str, RowRule] = {
     "ConstantOfShape": _broadcast,
     "CumSum": _summed,
     "Slice": _taken,
+    "Gather": _looked_up,
+    "GatherND": _taken_at,
+    "Pad": _padded,
     "Trilu": _triangle,
 }

@@ -18,7 +18,7 @@ from crossfuse.export.matching.axes import Size
 from crossfuse.graph.op_classes import is_onnx
 from crossfuse.graph.shapes import dim_of, dims_of, rank_of, same_dim
 
-__all__ = ["ELEMENTWISE", "integers", "operand_axes", "own_axis"]
+__all__ = ["ELEMENTWISE", "index_parts", "integers", "operand_axes", "own_axis"]
 
 OperandAxes = Sequence[int | None]
 """For each operand its axis, or None where it is needed whole, whatever the place."""
@@ -36,6 +36,9 @@ ELEMENTWISE = frozenset(
 )
 """Operators that compute each place of the same place of their operands, which they broadcast."""
 
+_SHAPED = frozenset({"Reshape", "Expand"})
+"""Operators whose second operand is the shape of their result."""
+
 
 def operand_axes(node: ir.Node, axis: int) -> OperandAxes | None:
     """The operands' axes that belong to an axis of the results.
@@ -45,7 +48,8 @@ def operand_axes(node: ir.Node, axis: int) -> OperandAxes | None:
         it can't be told.
     """
     rule = _RULES.get(node.op_type) if is_onnx(node) else None
-    known = all(rank_of(v) is not None for v in (*node.inputs, *node.outputs) if v is not None)
+    data = node.inputs[:1] if node.op_type in _SHAPED else node.inputs
+    known = all(rank_of(v) is not None for v in (*data, *node.outputs) if v is not None)
     return rule(node, axis) if rule is not None and known else None
 
 
@@ -53,6 +57,20 @@ def integers(value: ir.Value | None) -> list[int] | None:
     """The numbers of a constant, None where it is none."""
     tensor = ir.convenience.get_const_tensor(value) if value is not None else None
     return None if tensor is None else [int(n) for n in tensor.numpy().reshape(-1)]
+
+
+def index_parts(node: ir.Node) -> list[ir.Value] | None:
+    """What ``GatherND`` takes along each axis of its data, each ``[…, 1]``; None where that isn't
+    known, or it takes more than single elements."""
+    indices, last = node.inputs[1], (rank_of(node.inputs[1]) or 0) - 1
+    joined = indices.producer() if indices is not None else None
+    batched = node.attributes.get_int("batch_dims", 0)
+    if indices is None or last < 0 or batched:
+        return None
+    apart = joined is not None and is_onnx(joined, "Concat") and own_axis(joined, 0) == last
+    operands = joined.inputs if joined is not None and apart else [indices]
+    parts = [v for v in operands if v is not None and dim_of(v, last) == 1]
+    return parts if len(parts) == len(operands) == rank_of(node.inputs[0]) else None
 
 
 def own_axis(node: ir.Node, default: int) -> int:

@@ -17,6 +17,7 @@ from crossfuse.profiling.report.figures import (
 )
 from crossfuse.profiling.report.report import LatencyReport, Row
 from crossfuse.profiling.report.summary_text import sizes_text
+from crossfuse.profiling.report.tradeoff_figure import tradeoff_figure
 
 __all__ = ["point_figure", "sweep_figures"]
 
@@ -36,6 +37,7 @@ def point_figure(
         "lanes": [_lane(row, axis, colors[row.name]) for row in sampled],
         "failed": [(row.name, row.failure) for row in rows if row.failure is not None],
         "ratios": _ratios(rows, colors),
+        "tradeoff": tradeoff_figure(report, sizes, colors),
     }
 
 
@@ -58,7 +60,7 @@ def _lane(row: Row, axis: Axis, color: int) -> dict[str, Any]:
 
 def _ratios(rows: Sequence[Row], colors: Mapping[str, int]) -> dict[str, Any] | None:
     """Baselines' times over ours, with intervals."""
-    baselines = [(row.name, row.ratio, row.error) for row in rows if row.ratio is not None]
+    baselines = [(row.name, row.ratio, row.distance) for row in rows if row.ratio is not None]
     if not baselines:
         return None
     axis = log_axis(

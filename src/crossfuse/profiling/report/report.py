@@ -47,6 +47,8 @@ class Row(JsonData):
         ratio: its time over the bundle's in the same rounds.
         error: largest absolute difference of its outputs from the bundle's, relative to their
             largest magnitude; None where no output has the same name.
+        reference_error: the same difference from the model's own numbers, in float64 where it runs
+            in that; None where it was not measured, as without baselines.
         joules: energy of one call, where a GPU tells it.
         failure: why there are no samples.
     """
@@ -58,6 +60,7 @@ class Row(JsonData):
             "summary",
             "ratio",
             "error",
+            "reference_error",
             "joules",
             "failure",
             "unstable_rounds",
@@ -73,6 +76,7 @@ class Row(JsonData):
     machine: tuple[int, ...] = ()
     ratio: Interval | None = None
     error: float | None = None
+    reference_error: float | None = None
     joules: float | None = None
     failure: str | None = None
 
@@ -80,6 +84,12 @@ class Row(JsonData):
     def summary(self) -> Summary | None:
         """Percentiles and the median's interval."""
         return None if self.samples is None else summarize(self.samples.rounds)
+
+    @property
+    def distance(self) -> float | None:
+        """How far its outputs are from the model's own numbers; where those were not computed, from
+        the bundle's."""
+        return self.error if self.reference_error is None else self.reference_error
 
     @property
     def unstable_rounds(self) -> tuple[int, ...]:

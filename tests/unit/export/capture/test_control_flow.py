@@ -86,7 +86,33 @@ def test_attention_in_and_behind_them_is_fused(run: Run, fused: int, tmp_path: P
     exported_equal(spec_of(Flow(run)), tmp_path / "b", fused=fused)
 
 
+def scanned(s: Flow, x: Tensor, y: Tensor) -> Tensor:
+    """Over as many steps as there are keys."""
+    return scan(lambda c, t: (s.attention(c, y) + t[:, None], c + 1), x, y.transpose(0, 1))[0]
+
+
+def chosen_by_attention(s: Flow, x: Tensor, y: Tensor) -> Tensor:
+    """The attention decides whether the loop goes on."""
+
+    def more(i: Tensor, z: Tensor) -> Tensor:
+        return (i < 3) & (s.attention(z, y).sum() < 1e6)
+
+    start = (torch.tensor(0), x)
+    return s.other(while_loop(more, lambda i, z: (i + 1, z * 2), start)[1])
+
+
 @pytest.mark.slow
-def test_a_loops_attention_is_refused_with_the_reason(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"in a function that while_loop runs.*attention"):
-        crossfuse.export(spec_of(Flow(looped)), tmp_path / "b")
+@pytest.mark.parametrize(
+    ("run", "reason"),
+    [
+        (looped, "in a function that while_loop runs.*attention"),
+        (chosen_by_attention, "in a function that while_loop runs.*attention"),
+        # In eager execution its steps are run one by one.
+        (scanned, "can't translate the function that scan runs"),
+    ],
+)
+def test_a_loops_attention_is_refused_with_the_reason(
+    run: Run, reason: str, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=reason):
+        crossfuse.export(spec_of(Flow(run)), tmp_path / "b")

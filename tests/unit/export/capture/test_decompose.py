@@ -4,12 +4,14 @@ decompose is left."""
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from crossfuse.export.capture import decompose as decomposing
 from crossfuse.export.capture.decompose import decompose, decompose_locally
 
 ATEN = torch.ops.aten
@@ -180,3 +182,48 @@ def test_an_axis_of_complex_numbers_is_a_view() -> None:
     targets = [n.target for n in program.graph.nodes]
     assert torch.ops.aten.unsqueeze.default not in targets
     assert torch.allclose(program.module()(x), Turned()(x))
+
+
+class Gates(nn.Module):
+    """Cells in a loop, layers alike, and composites alike beside each other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell, self.lstm = nn.GRUCell(12, 12), nn.LSTMCell(12, 12)
+
+    def forward(self, x: Tensor) -> object:
+        state, other = x[:, 0], (x[:, 0], x[:, 1])
+        for _ in range(3):
+            state = self.cell(F.silu(x[:, 1]), state)
+            other = self.lstm(F.silu(state), other)
+        halves = [part.unflatten(-1, (3, 2)).flatten(1) for part in x.chunk(2, -1)]
+        return state, *other, halves[0] - halves[1]
+
+
+def test_calls_alike_share_a_body(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = Gates().eval()
+    shared, alone = traced(module), traced(module)
+    bodies: list[object] = []
+    trace = decomposing._trace
+
+    def watched(*args: Any) -> Any:
+        bodies.append(args)
+        return trace(*args)
+
+    monkeypatch.setattr(decomposing, "_trace", watched)
+    shared = decompose(shared, TABLE)
+    few = len(bodies)
+    monkeypatch.setattr(decomposing, "likeness", lambda *_: None)
+    alone = decompose(alone, TABLE)
+    assert few < len(bodies) - few
+    assert [n.format_node() for n in shared.graph.nodes] == [
+        n.format_node() for n in alone.graph.nodes
+    ]
+    assert [str(n.meta.get("val")) for n in shared.graph.nodes] == [
+        str(n.meta.get("val")) for n in alone.graph.nodes
+    ]
+    values = [n.meta["val"] for n in shared.graph.nodes if isinstance(n.meta.get("val"), Tensor)]
+    assert len({id(value) for value in values}) == len(values)
+    x = torch.randn(2, 6, 12)
+    for ours, theirs in zip(shared.module()(x), module(x), strict=True):
+        torch.testing.assert_close(ours, theirs)

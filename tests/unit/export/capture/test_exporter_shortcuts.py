@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import types
 
+import onnx
+import onnx_ir as ir
 import pytest
 import torch
 from torch import Tensor, nn
@@ -78,12 +80,14 @@ def test_operators_registered_later_are_in_the_table(monkeypatch: pytest.MonkeyP
     assert len(seen) == 2
 
 
-def test_tracing_without_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
-    config = torch._dynamo.config
-    before = config.fake_tensor_cache_enabled
-    with shortcuts.uncached_fakes():
-        assert not config.fake_tensor_cache_enabled
-    assert config.fake_tensor_cache_enabled == before
+def test_signatures_are_read_once_an_export(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = ir.schemas.OpSignature.from_op_schema
+    schemas = [onnx.defs.get_schema(name, 20) for name in ("Add", "Mul", "Add")]
+    with shortcuts.exporter_shortcuts():
+        made = [ir.schemas.OpSignature.from_op_schema(schema) for schema in schemas]
+    assert made[0] is made[2]
+    assert made == [before(schema) for schema in schemas]
+    assert ir.schemas.OpSignature.from_op_schema == before
 
 
 def test_an_exporter_without_these_places(monkeypatch: pytest.MonkeyPatch) -> None:

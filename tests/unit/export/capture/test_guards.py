@@ -61,8 +61,11 @@ def test_an_order_of_sizes_is_refused_unless_an_operator_asks() -> None:
     assert tried(log, ranges).refused is None
     points = [point["n"] for point in tried(log, ranges).sizes]
     assert points[-1] == 8
-    log.guards = [Guard(sympy.Eq(N, 8), DIMS, None, inside=True)]
-    assert tried(log, ranges).refused is not None
+    log.guards = [Guard(sympy.GreaterThan(N // 4, 2), DIMS, None, inside=True)]
+    assert tried(log, ranges).refused is None
+    for expression in (sympy.Eq(N, 8), N <= 8):
+        log.guards = [Guard(expression, DIMS, None, inside=True)]
+        assert tried(log, ranges).refused is not None
 
 
 def test_single_sizes_are_compared_and_others_refused() -> None:

@@ -49,6 +49,7 @@ class Tables(nn.Module):
         gathered: Tensor,
         classes: Tensor,
         limited: Tensor,
+        joined: Tensor,
     ) -> dict[str, Tensor]:
         found = {
             "plain": self.table(plain),
@@ -63,6 +64,7 @@ class Tables(nn.Module):
             "gathered": self.weight.gather(1, gathered),
             "classes": F.one_hot(classes, 6).float() @ self.weight[:6],
             "limited": self.table(limited.clamp(0, ROWS - 1)),
+            "joined": self.table(torch.cat([joined, joined + 1], 1)),
         }
         return {f"of_{name}": value for name, value in found.items()}
 
@@ -83,6 +85,7 @@ INPUTS = {
     "gathered": ids(ROWS, 2),
     "classes": ids(2, 3),
     "limited": ids(2, 3),
+    "joined": ids(2, 3),
 }
 RANGES = {
     "plain": (0, 6),
@@ -92,6 +95,7 @@ RANGES = {
     "selected": (0, 6),
     "gathered": (0, 3),
     "classes": (0, 5),
+    "joined": (0, 5),
 }
 
 

@@ -134,3 +134,36 @@ def test_a_table_that_the_user_left_specialises_nothing(tmp_path: Path) -> None:
     exported_equal(spec_of(module), tmp_path / "b")
     assert module.length == 3
     assert module.q.in_features == WIDTH
+
+
+class Noting(nn.Module):
+    """Adds hooks at its first run, and marks that they are there, as libraries do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Identity(), nn.Identity()])
+
+    def forward(self, x: Tensor) -> list[float]:
+        noted: list[float] = []
+        if not hasattr(self, "hooked"):
+            self.hooked = True
+            for layer in self.layers:
+                layer.register_forward_hook(lambda *_: self.noted.append(1.0))
+        self.noted = noted
+        for layer in self.layers:
+            x = layer(x)
+        return noted
+
+
+def test_hooks_that_a_run_adds_go_with_their_flag_and_others_stay() -> None:
+    module, seen = Noting(), []
+    own = module.layers[0].register_forward_hook(lambda *_: seen.append(1))
+    for _ in range(2):
+        with kept_state(module):
+            assert module(torch.ones(1)) == [1.0, 1.0]
+    assert module(torch.ones(1)) == [1.0, 1.0]
+    assert len(seen) == 3
+    with kept_state(module):
+        own.remove()
+    module(torch.ones(1))
+    assert len(seen) == 3

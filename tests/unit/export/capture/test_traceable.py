@@ -120,6 +120,43 @@ def test_vmapped_heads_are_fused(attend: Callable[..., Tensor], axis: int, tmp_p
     exported_equal(spec_of(module), tmp_path / "b")
 
 
+def closed_over(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """A mask that the mapped function closes over."""
+    hidden = k[:, 0, :, 0] > 0.3
+    return torch.vmap(lambda q, k, v: filled(q, k, hidden) @ v, in_dims=1, out_dims=1)(q, k, v)
+
+
+def closed_over_further_in(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """A mask that a function closes over which the mapped one calls."""
+    hidden = k[:, 0, :, 0] > 0.3
+
+    def weights(q: Tensor, k: Tensor) -> Tensor:
+        return filled(q, k, hidden)
+
+    return torch.vmap(lambda q, k, v: weights(q, k) @ v, in_dims=1, out_dims=1)(q, k, v)
+
+
+def of_a_partial(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    bias = torch.arange(k.shape[2]).to(q.dtype) / 8
+
+    def attend(scale: float, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return (q @ k.mT * scale + bias).softmax(-1) @ v
+
+    return torch.vmap(functools.partial(attend, 0.3), in_dims=1, out_dims=1)(q, k, v)
+
+
+def filled(q: Tensor, k: Tensor, hidden: Tensor) -> Tensor:
+    return (q @ k.mT / 3).masked_fill(hidden[:, None], -1e9).softmax(-1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("attend", [closed_over, closed_over_further_in, of_a_partial])
+def test_tensors_that_a_mapped_function_closes_over(
+    attend: Callable[..., Tensor], tmp_path: Path
+) -> None:
+    exported_equal(spec_of(Block(attend)), tmp_path / "b")
+
+
 @pytest.mark.slow
 def test_compiled_parts_are_unwrapped(tmp_path: Path) -> None:
     compiled = {

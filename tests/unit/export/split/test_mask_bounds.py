@@ -8,7 +8,8 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from crossfuse.export.split.mask_bounds import EVERY_PLACE, Bound, MaskBounds, Span
+from crossfuse.export.split.mask_bounds import MaskBounds
+from crossfuse.export.split.spans import EVERY_PLACE, Bound, Span
 from onnx_text import parse, value_of
 
 P = 3
@@ -25,6 +26,7 @@ WEIGHTS = {
     "low": -1e9,
     "null": 0.0,
     "back": [0],
+    "last": [-1],
     "down": [1],
     "start": [0],
     "end": [2**31 - 1],
@@ -39,18 +41,23 @@ WEIGHTS = {
 }
 POSITIONS = """s = Shape<start = 0, end = 1>(seen) n = Squeeze(s) r = Range(zero, n, one)
                row = Unsqueeze(r, down) column = Unsqueeze(r, back)"""
-SHAPES = "<int64[1] s, int64 n, int64[n] r, int64[n, 1] row, int64[1, n] column>"
+POSITIONS += (
+    """ ws = Shape(word) rest = Expand(minus_one, ws) group = Concat<axis = 0>(front, rest)"""
+)
+SHAPES = """<int64[1] s, int64 n, int64[n] r, int64[n, 1] row, int64[1, n] column, int64[1] ws,
+            int64[t] rest, int64[n] group, int64[n, 1] rg, int64[1, n] kg, int64[n, n, 1] ru,
+            int64[n, n, 1] ku, int64[n, n, 2] at>"""
 
 
 def made(text: str, kind: str = "bool") -> ir.Model:
     """``mask`` of ``[n, n]``, over the positions and a padding ``seen`` of the queries."""
     model = parse(
-        f"(bool[n] seen, float[n, n] any) => ({kind}[n, n] mask) {SHAPES} {{ {POSITIONS} {text} }}",
+        f"(bool[n] seen, float[n, n] any, int64[n] any_group, int64[{P}] front, int64[t] word) "
+        f"=> ({kind}[n, n] mask) {SHAPES} {{ {POSITIONS} {text} }}",
         **WEIGHTS,
     )
     for value in (out for node in model.graph for out in node.outputs):
-        if value.name not in ("s", "n", "r", "row", "column"):
-            value.shape = value.shape if value.shape is not None else ir.Shape(["n", "n"])
+        value.shape = value.shape if value.shape is not None else ir.Shape(["n", "n"])
     return model
 
 
@@ -74,6 +81,12 @@ HIDDEN = {
     "triangle": "s2 = Concat<axis = 0>(s, s) o = Expand(on, s2) mask = Trilu<upper = 0>(o)",
     "not the other triangle": """s2 = Concat<axis = 0>(s, s) o = Expand(on, s2)
                                  u = Trilu<upper = 1>(o, one) mask = Not(u)""",
+    "blocks that end in front": """rg = Unsqueeze(group, down) kg = Unsqueeze(group, back)
+        e = Equal(rg, kg) i = GreaterOrEqual(rg, zero) c = LessOrEqual(column, row)
+        b = And(e, i) mask = Or(c, b)""",
+    "taken by places": """s2 = Concat<axis = 0>(s, s) re = Expand(row, s2) ke = Expand(column, s2)
+        ru = Unsqueeze(re, last) ku = Unsqueeze(ke, last) at = Concat<axis = 2>(ru, ku)
+        c = LessOrEqual(column, row) mask = GatherND(c, at)""",
     "as numbers": """s2 = Concat<axis = 0>(s, s) o = Expand(unit, s2)
                      t = Trilu<upper = 0>(o, minus_one) mask = Cast<to = 9>(t)""",
 }
@@ -82,6 +95,12 @@ SEEN = {
     "padding alone": "s2 = Concat<axis = 0>(s, s) mask = Expand(seen, s2)",
     "earlier rows hidden": "mask = GreaterOrEqual(column, row)",
     "one key ahead": "d = Sub(column, row) mask = LessOrEqual(d, one)",
+    "blocks of any tokens": """rg = Unsqueeze(any_group, down) kg = Unsqueeze(any_group, back)
+        e = Equal(rg, kg) i = GreaterOrEqual(rg, zero) c = LessOrEqual(column, row)
+        b = And(e, i) mask = Or(c, b)""",
+    "blocks that hold the rest": """rg = Unsqueeze(group, down) kg = Unsqueeze(group, back)
+        e = Equal(rg, kg) i = GreaterOrEqual(rg, minus_one) c = LessOrEqual(column, row)
+        b = And(e, i) mask = Or(c, b)""",
     "or what is seen": "c = LessOrEqual(column, row) mask = Or(c, seen)",
     "of the inputs": "mask = Greater(any, null)",
 }
@@ -151,16 +170,3 @@ def test_places_lead_into_what_was_joined() -> None:
     assert bounds.at(mask, (EVERY_PLACE,)) == Span.of(0, 1)
     assert bounds.at(mask, ()) == Span.of(0, 1)
     assert bounds.at(None, ()) == Span.of(-math.inf, math.inf)
-
-
-def test_bounds_with_sizes_are_compared() -> None:
-    size = Bound.of("p")
-    first, rest = Span(Bound(0), size + Bound(-1)), Span(size, Bound(math.inf))
-    assert rest.above(first)
-    assert not first.above(rest)
-    assert not Span(size, size).above(Span.of(0, 1))
-    assert Span(size, size).not_below(Span.of(0, 0))
-    assert Span.of(0, 1).joined(Span.of(3, 4)) == Span.of(0, 4)
-    assert Span(size, size).joined(Span.of(5, 5)).high.number == math.inf
-    assert Bound.of(3) == Bound(3)
-    assert (size + -size) == Bound(0)

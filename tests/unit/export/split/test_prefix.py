@@ -19,6 +19,29 @@ MASKED = [
 ]
 BIASED = [layer(0, attend("q0, k0, v0, , bias", "none")), layer(1, attend(layer=1))]
 MASK = "mask = Unsqueeze(causal, heads)"
+FRONT = """sum = ReduceSum<keepdims = 0>(image, minus) front = Greater(sum, null)
+           padding = Concat<axis = 1>(front, seen) mask0 = Unsqueeze(causal, heads)"""
+PADDED = f"""{FRONT} bs = Shape<start = 0, end = 1>(image) bn = Squeeze(bs)
+             br = Range(zero, bn, one) b4 = Unsqueeze(br, behind) k4 = Unsqueeze(r, before)
+             most = Max(b4, k4) shape = Shape(most) be = Expand(b4, shape) ke = Expand(k4, shape)
+             bu = Unsqueeze(be, minus) ku = Unsqueeze(ke, minus)
+             places = Concat<axis = 4>(bu, ku)"""
+PADDED_SHAPES = {
+    "float[B, 3]": ("sum",),
+    "bool[B, 3]": ("front",),
+    "bool[B, N]": ("padding",),
+    "bool[1, 1, N, N]": ("mask0",),
+    "int64[B]": ("br",),
+    "int64[B, 1, 1, 1]": ("b4",),
+    "int64[1, 1, 1, N]": ("k4",),
+    "int64[4]": ("shape",),
+    "int64[B, 1, 1, N]": ("most", "be", "ke"),
+    "int64[B, 1, 1, N, 1]": ("bu", "ku"),
+    "int64[B, 1, 1, N, 2]": ("places",),
+    "bool[B, 1, 1, N]": ("g",),
+    "bool[B, 1, N, N]": ("mask",),
+}
+"""A padding mask of the queries behind one of the context, taken at the places of the keys."""
 
 CUT = {
     "plain": made(PLAIN),
@@ -60,6 +83,24 @@ CUT = {
         BIASED,
         before=f"{ROWS} f = Where(causal, null, low) bias = Unsqueeze(f, heads)",
         shapes={"float[1, 1, N, N]": ("bias",), "float[N, N]": ("f",)},
+    ),
+    "layout of a mask": made(
+        MASKED,
+        before=f"{ROWS} u = Unsqueeze(causal, heads) sq = Shape(u) mask = Reshape(u, sq)",
+        shapes={"bool[1, 1, N, N]": ("mask", "u"), "int64[4]": ("sq",)},
+    ),
+    "padding taken by positions": made(
+        MASKED,
+        inputs=", bool[B, T] seen",
+        before=f"{ROWS} {PADDED} g = GatherND(padding, places) mask = And(mask0, g)",
+        shapes=PADDED_SHAPES,
+    ),
+    "padding looked up": made(
+        MASKED,
+        inputs=", bool[B, T] seen",
+        before=f"""{ROWS} {FRONT} g2 = Gather<axis = 1>(padding, r) g = Unsqueeze(g2, inner)
+                   mask = And(mask0, g)""",
+        shapes=PADDED_SHAPES | {"bool[B, N]": ("padding", "g2")},
     ),
     "keys alone": made(
         ["k0 = MatMul(x0, wk) v0 = MatMul(x0, wv)", attend("text, k0, v0", "none")],
@@ -152,7 +193,7 @@ KEPT = {
             shapes={"float[B, T, 8]": ("x0", "o0", "o1", "y")},
             output="float[B, T, 8] y",
         ),
-        r"where the context's tokens stand is computed from the queries \(ScatterND\)",
+        r"where the context's tokens stand is computed from the queries \(ScatterND, by places\)",
     ),
 }
 

@@ -55,6 +55,14 @@ CASES = {
         TABLE,
     ),
     "running sum": ("v = CumSum(x, one)", 1, ROW),
+    "padded in front": ("longer = Pad(x, front) v = Slice(longer, zeros, minus, ones)", 1, ROW),
+    "looked up by positions": (f"{POSITIONS} v = Gather<axis = 1>(x, r)", 1, ROW),
+    "taken by positions": (
+        f"""{POSITIONS} at = Unsqueeze(r, last) moved = Transpose<perm = [1, 0, 2]>(x)
+            sums = ReduceSum<keepdims = 0>(moved, both) v = GatherND(sums, at)""",
+        0,
+        ["N"],
+    ),
     "a part of the features": (
         "v, w = Split<axis = 2, num_outputs = 2>(x)",
         1,
@@ -69,7 +77,8 @@ def made(text: str, dims: list[int | str], more: str = "") -> ir.Model:
         f"""(float[B, 3, 4] image, float[B, T, 4] text{more}) => (float y)
             <float[B, N, 4] x, float[B, N, 4] a, float[B, N, 4] b, float[B, N, 2, 2] h,
              float[B, N, 1, 4] u, float[B, N, 2, 4] t, int64[N] r, float[N, 4] e, float[N] c,
-             float[1, N] d, bool[N, N] o>
+             float[1, N] d, bool[N, N] o, float[B, M, 4] longer, int64[N, 1] at,
+             float[N, B, 4] moved, float[N] sums>
             {{ x = Concat<axis = 1>(image, text) {text} z = Identity(v)
                y = ReduceSum<keepdims = 0>(x) }}""",
         bias=RNG.standard_normal(4),
@@ -82,6 +91,10 @@ def made(text: str, dims: list[int | str], more: str = "") -> ir.Model:
         one=1,
         ones=[1],
         zeros=[0],
+        minus=[-1],
+        last=[1],
+        both=[1, 2],
+        front=[0, 1, 0, 0, 0, 0],
         on=True,
     )
     value_of(model, "v").shape = ir.Shape(dims)

@@ -12,7 +12,7 @@ from crossfuse.export.split.row_rules import ROW_RULES
 from crossfuse.export.split.rows import Rows, Side
 from onnx_text import parse, value_of
 
-TEXT = """(float[B, 3, 4] image, float[B, T, 4] text) => (float y)
+TEXT = """(float[B, 3, 4] image, float[B, T, 4] text, int64[N] places) => (float y)
           <float[B, N, 4] x, float[B, N, 4] v>
           { x = Concat<axis = 1>(image, text) SOME y = ReduceSum<keepdims = 0>(x) }"""
 
@@ -29,15 +29,26 @@ DOES_NOT_HOLD = {
     "from the end": ("v = Slice(x, minus, end, ones)", 1, Side.FIRST),
     "a batch of triangles": ("v = Trilu(x)", 0, Side.FIRST),
     "the rest of the columns": ("v = Trilu(x)", 2, Side.REST),
+    "padded from its end": ("v = Pad(x, negative)", 1, Side.FIRST),
+    "the rest of what is padded": ("v = Pad(x, front)", 1, Side.REST),
+    "taken at any places": ("v = Gather<axis = 1>(x, places)", 1, Side.FIRST),
     "rows that are there": ("v = Expand(x, ones)", 1, Side.FIRST),
 }
 
 
 def parts_of(some: str) -> tuple[RowParts, Rows, ir.Node]:
     model = parse(
-        TEXT.replace("SOME", some), one=1, zero=[0], ones=[1], twos=[2], end=[2**31 - 1], minus=[-2]
+        TEXT.replace("SOME", some),
+        one=1,
+        zero=[0],
+        ones=[1],
+        twos=[2],
+        end=[2**31 - 1],
+        minus=[-2],
+        negative=[0, -1, 0, 0, 0, 0],
+        front=[0, 1, 0, 0, 0, 0],
     )
-    image, text = model.graph.inputs
+    image, text, _ = model.graph.inputs
     node = value_of(model, "v").producer()
     assert node is not None
     parts = RowParts(model.graph, Dependence(model.graph, ["image"]), ROW_RULES)

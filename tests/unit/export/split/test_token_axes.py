@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from crossfuse.export.split.token_axes import integers, operand_axes, own_axis
+from crossfuse.export.split.token_axes import index_parts, integers, operand_axes, own_axis
 from onnx_text import node_of, parse, run_reference, value_of
 
 RNG = np.random.default_rng(0)
@@ -68,6 +68,8 @@ def made(text: str) -> ir.Model:
         two=[2],
         one=1,
         two0=2,
+        rows2=[[0], [1]],
+        columns=[[2], [3]],
         pads=[0, 0, 0, 0, 0, 1],
         tiles=[1, 1, 2],
     )
@@ -112,6 +114,15 @@ def test_a_rank_that_is_not_known_has_no_axes() -> None:
     node = node_of(model, "Add")
     node.outputs[0].shape = None
     assert operand_axes(node, 1) is None
+
+
+def test_what_is_taken_along_each_axis_is_read() -> None:
+    parts = "at = Concat<axis = 1>(rows2, columns)"
+    model = made(f"{parts} y = GatherND(table, at)")
+    names = [v.name for v in index_parts(node_of(model, "GatherND")) or ()]
+    assert names == ["rows2", "columns"]
+    assert index_parts(node_of(made(f"{parts} y = GatherND(x, at)"), "GatherND")) is None
+    assert index_parts(node_of(made("y = GatherND(table, rows2)"), "GatherND")) is None
 
 
 def test_numbers_and_axes_are_read() -> None:

@@ -35,8 +35,8 @@ def test_entries_and_their_order() -> None:
     ]  # fmt: skip
     row = data["rows"][0]
     assert list(row) == [
-        "name", "sizes", "latency", "ratio", "error", "joules", "failure", "unstable_rounds",
-        "rounds_ns", "machine_ns",
+        "name", "sizes", "latency", "ratio", "error", "reference_error", "joules", "failure",
+        "unstable_rounds", "rounds_ns", "machine_ns",
     ]  # fmt: skip
     assert list(row["latency"]) == [
         "count", "p50", "p50_interval", "p90", "p95", "p99", "min", "mean",

@@ -197,9 +197,14 @@ def _bytes(plan: InputPlan, model: Any, takes: set[str]) -> None:
 
 
 def _classes_to_find(plan: InputPlan, model: Any, takes: set[str]) -> None:
-    """Names of classes, all behind each other, how many each image has, and a task."""
+    """Names of classes, all behind each other, how many each image has, and a task. Where the
+    numbers are read, there is one image with all of them."""
     vocabulary = int(find(model.config, "vocab_size") or 2)
     plan.dim("classes", 4)
+    if "classes_structure" in takes:
+        plan.fix("batch", 1)
+        plan.fix("classes")
+        plan.held["classes_structure"] = [4]
     plan.add("classes_input_ids", ("classes", 5), classes(4, vocabulary))
     plan.add("classes_attention_mask", ("classes", 5), half_mask)
     plan.add("tasks_input_ids", ("batch", 6), classes(4, vocabulary))

@@ -9,14 +9,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from crossfuse.core.foreign import cause_of
 from crossfuse.errors import Advice, InputError, Said
-from crossfuse.export.sources.huggingface.input_plan import InputPlan
+from crossfuse.export.sources.huggingface.input_plan import FRAMES, InputPlan, find
 from crossfuse.export.sources.huggingface.processor import NoProcessorError, Processor
 from crossfuse.export.sources.huggingface.processor_inputs import (
     Recipe,
@@ -129,7 +129,7 @@ def ask(
         raise NoProcessorError("the processor reads nothing that the model has an input for")
     failed, refused = "", ""
     for chosen in _chosen(kinds, given):
-        first = rows_of(given, chosen, processor.rate)
+        first = rows_of(given, chosen, processor.rate, _frames(model))
         pairs = tuple(first) if len(first) > 1 else (first[0], companion(first[0]))
         for rows in (pairs, tuple(first)):
             for recipe in recipes(processor, chosen):
@@ -152,6 +152,12 @@ def ask(
     if refused:
         raise RefusedError(refused)
     raise NoProcessorError(f"the checkpoint's processor fails: {failed}")
+
+
+def _frames(model: Any) -> int | None:
+    """How many frames of a video a model takes, where its configuration says so."""
+    found = find(getattr(model, "config", None), *FRAMES)
+    return found if isinstance(found, int) and found > 0 else None
 
 
 def _require_rows(made: Mapping[str, Tensor], rows: Sequence[Row]) -> None:

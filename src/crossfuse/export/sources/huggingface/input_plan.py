@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 __all__ = [
+    "FRAMES",
     "InputPlan",
     "InputRule",
     "TextInput",
@@ -34,6 +35,9 @@ __all__ = [
     "text_config",
     "vision_config",
 ]
+
+FRAMES = ("num_frames", "frames_per_clip", "num_frames_per_video")
+"""Attributes of a configuration that say how many frames a video has."""
 
 _LENGTHS = (
     "max_position_embeddings",
@@ -49,6 +53,7 @@ _IMAGE_PARTS = (
     "encoder",
     "visual_config",
     "vision_encoder_config",
+    "vq_config",
 )
 _SPECIAL = ("bos", "eos", "pad", "decoder_start", "image", "sep", "cls")
 
@@ -246,8 +251,8 @@ def vision_config(config: Any) -> Any:
 def sizes_of(config: Any) -> tuple[int, int, int]:
     """Channels, height and width of images."""
     part = vision_config(config)
-    size = find(part, "image_size", "input_image_size", "img_size")
+    size = find(part, "image_size", "input_image_size", "img_size", "max_img_size", "resolution")
     if size is None:
-        size = find(config, "image_size") or 224
+        size = find(config, "image_size", "input_size") or 224
     height, width = size if isinstance(size, list | tuple) else (size, size)
     return int(find(part, "num_channels", "in_chans") or 3), int(height), int(width)

@@ -15,7 +15,7 @@ become an input in place of what they are made of.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MethodType
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_leaves, tree_map
+
+from crossfuse.export.capture.traceable import replaced
 
 if TYPE_CHECKING:
     from torch import nn
@@ -53,12 +55,23 @@ class Known(torch.Tensor):
             with _disable_current_modes(), torch._C.DisableTorchFunctionSubclass():
                 result = func(*args, **kwargs)
             return tree_map(_known, result)
+        if func is Tensor.__getitem__:
+            args = (args[0], _by_places(args[1]))
         args, kwargs = tree_map(_plain, (args, kwargs))
         return func(*args, **kwargs)
 
 
 def _known(value: Any) -> Any:
     return value.as_subclass(Known) if isinstance(value, Tensor) else value
+
+
+def _by_places(index: Any) -> Any:
+    """An index in which known truth values are the places that they say, whose number is known."""
+    placed: list[Any] = []
+    for part in index if isinstance(index, tuple) else (index,):
+        by_truth = isinstance(part, Known) and part.dtype is torch.bool
+        placed.extend(torch.nonzero(part, as_tuple=True) if by_truth else [part])
+    return tuple(placed)
 
 
 def _plain(value: Any) -> Any:
@@ -68,6 +81,22 @@ def _plain(value: Any) -> Any:
     with _disable_current_modes(), torch._C.DisableTorchFunctionSubclass():
         numbers, dtype = value.tolist(), value.dtype
     return torch.tensor(numbers, dtype=dtype)
+
+
+def _arange_of(arange: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """``arange``, which takes known numbers in tensors, and then gives known ones: a tracer would
+    ask for the numbers of a tensor that it doesn't know."""
+
+    def known(*args: Any, **kwargs: Any) -> Tensor:
+        if not all(isinstance(arg, Known | int | float) for arg in args) or not any(
+            isinstance(arg, Known) for arg in args
+        ):
+            return arange(*args, **kwargs)
+        with _disable_current_modes(), torch._C.DisableTorchFunctionSubclass():
+            numbers = [arg.item() if isinstance(arg, Tensor) else arg for arg in args]
+            return arange(*numbers, **kwargs).as_subclass(Known)
+
+    return known
 
 
 def says_sizes(name: str, tensor: Tensor) -> bool:
@@ -87,7 +116,8 @@ def fix_sizes(model: nn.Module, sizes: Mapping[str, Any]) -> None:
 
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         kwargs |= {name: Known.of(values) for name, values in known.items()}
-        return original(self, *args, **kwargs)
+        with replaced(torch, "arange", _arange_of(torch.arange)):
+            return original(self, *args, **kwargs)
 
     forward.__signature__ = inspect.signature(original)  # type: ignore[attr-defined]
     model.forward = MethodType(forward, model)

@@ -20,14 +20,18 @@ from crossfuse.export.sources.huggingface.input_fillers import (
     ones,
     uniform,
 )
-from crossfuse.export.sources.huggingface.input_plan import InputPlan, find, sizes_of, vision_config
+from crossfuse.export.sources.huggingface.input_plan import (
+    FRAMES,
+    InputPlan,
+    find,
+    sizes_of,
+    vision_config,
+)
 
 __all__ = ["PICTURE_FORMS"]
 
 _ANY_SIZE = (128, 96)
 """Height and width of images where a configuration says none and the model takes any."""
-
-_VIDEO = ("num_frames", "frames_per_clip", "num_frames_per_video")
 
 
 def _whole(name: str = "pixel_values") -> Callable[[InputPlan, Any, set[str]], None]:
@@ -57,7 +61,7 @@ def _stack(
 
     def plan_it(plan: InputPlan, model: Any, takes: set[str]) -> None:
         config = model.config
-        images = count if count is not None else find(config, *_VIDEO)
+        images = count if count is not None else find(config, *FRAMES)
         if not isinstance(images, int):
             return
         channels, height, width = _sizes(config, takes, pair=images == 2)
@@ -71,7 +75,7 @@ def _stack(
 
 def _frames_first_channels(plan: InputPlan, model: Any, takes: set[str]) -> None:
     """``[batch, channels, frames, height, width]``."""
-    frames = find(model.config, *_VIDEO)
+    frames = find(model.config, *FRAMES)
     channels, height, width = _sizes(model.config, takes)
     if isinstance(frames, int):
         plan.add("pixel_values", ("batch", channels, frames, height, width), normal)
@@ -114,9 +118,9 @@ def _one(size: Any) -> int:
     return int(size[0] if isinstance(size, list | tuple) else size)
 
 
-def _packed(name: str, grid: str, flat: bool) -> Callable[..., None]:
+def _packed(name: str, grid: str, flat: bool, *, stacked: bool = False) -> Callable[..., None]:
     """All patches of one image behind each other, with its grid: ``[patches, numbers]``, or as
-    little images."""
+    little images; with an axis of images before, where these are stacked."""
 
     def plan_it(plan: InputPlan, model: Any, takes: set[str]) -> None:
         if grid not in takes:
@@ -125,7 +129,7 @@ def _packed(name: str, grid: str, flat: bool) -> Callable[..., None]:
         rows, columns = 2 * merge, 3 * merge
         plan.fix("batch", 1)
         numbers = (channels * frames * patch * patch,) if flat else (channels, patch, patch)
-        plan.add(name, (rows * columns, *numbers), normal)
+        plan.add(name, (*[1] * stacked, rows * columns, *numbers), normal)
         axes = [rows, columns] if grid.endswith("_hw") else [1, rows, columns]
         plan.held[grid] = [axes]
         for given in ("image_merge_sizes", "video_merge_sizes", "merge_sizes"):
@@ -133,6 +137,27 @@ def _packed(name: str, grid: str, flat: bool) -> Callable[..., None]:
                 plan.held[given] = [merge]
 
     return plan_it
+
+
+def _pooled_crops(plan: InputPlan, model: Any, takes: set[str]) -> None:
+    """One crop in patches ``[1, patches, numbers]``, with the patches that each token is pooled
+    from, four at a time, and the grid of these tokens."""
+    if not {"image_token_pooling", "image_grids"} <= takes:
+        return
+    channels, patch, _, _ = _side(model.config)
+    patches = int(find(vision_config(model.config), "num_position_embeddings"))
+    columns = math.isqrt(patches)
+    half = range(columns // 2)
+    if not half:
+        return
+    plan.fix("batch", 1)
+    plan.add("pixel_values", (1, patches, channels * patch * patch), normal)
+    plan.held["image_token_pooling"] = [
+        [(2 * row + down) * columns + 2 * column + right for down in (0, 1) for right in (0, 1)]
+        for row in half
+        for column in half
+    ]
+    plan.held["image_grids"] = [[len(half), len(half), 0, 0]]
 
 
 def _padded_patches(plan: InputPlan, model: Any, takes: set[str]) -> None:
@@ -251,9 +276,11 @@ PICTURE_FORMS: Mapping[str, tuple[Callable[..., None], ...]] = {
     "pixel_values": (
         _packed("pixel_values", "image_grid_thw", True),
         _packed("pixel_values", "image_grid_thw", False),
+        _packed("pixel_values", "image_grid_thw", True, stacked=True),
         _packed("pixel_values", "grid_thw", True),
         _packed("pixel_values", "grid_thw", False),
         _packed("pixel_values", "image_grid_hw", True),
+        _pooled_crops,
         _placed_patches("image_position_ids"),
         _placed_patches("pixel_position_ids"),
         _tile_sizes,

@@ -8,6 +8,7 @@ needs torchvision, say) is left out, so that the others serve.
 
 from __future__ import annotations
 
+import inspect
 import logging
 import warnings
 from collections.abc import Iterator, Mapping
@@ -181,12 +182,18 @@ def as_processor(loaded: Any) -> Processor:
     )
     for name, kind in kinds:
         if isinstance(loaded, kind):
-            return Processor(loaded, {name: loaded})
+            return Processor(loaded, {"video_processor" if _reads_frames(loaded) else name: loaded})
     raise InputError(
         "it is no processor",
         got=type(loaded).__name__,
         expected="a processor, tokenizer, image processor or feature extractor of transformers",
     )
+
+
+def _reads_frames(loaded: Any) -> bool:
+    """An image processor that takes videos, as VideoMAE's does: it needs no torchvision."""
+    preprocess = getattr(loaded, "preprocess", None)
+    return preprocess is not None and "videos" in inspect.signature(preprocess).parameters
 
 
 def _assembled(transformers: Any, folder: Path, given: dict[str, Any]) -> Processor:

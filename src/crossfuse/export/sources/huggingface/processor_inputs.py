@@ -72,9 +72,12 @@ def taken_by(model: nn.Module) -> tuple[str, ...]:
 
 
 def kinds_taken(processor: Processor, takes: Sequence[str]) -> tuple[str, ...]:
-    """What a processor reads and a model has a use for."""
+    """What a processor reads and a model has a use for. Frames become what images are called where
+    the processor reads no images."""
+    frames = _TRIGGERS["videos"] + _TRIGGERS["images"] * ("images" not in processor.kinds)
+    triggers = {**_TRIGGERS, "videos": frames}
     return tuple(
-        kind for kind in processor.kinds if any(name.startswith(_TRIGGERS[kind]) for name in takes)
+        kind for kind in processor.kinds if any(name.startswith(triggers[kind]) for name in takes)
     )
 
 

@@ -65,7 +65,9 @@ class Row:
     videos: tuple[tuple[Any, ...], ...] = ()
 
 
-def rows_of(given: Given, kinds: Sequence[str], rate: int | None) -> list[Row]:
+def rows_of(
+    given: Given, kinds: Sequence[str], rate: int | None, frames: int | None = None
+) -> list[Row]:
     """The rows of a sample, at least one: the user's, filled up with made ones.
 
     One text goes with all images; as many texts as images go with one image each.
@@ -74,6 +76,7 @@ def rows_of(given: Given, kinds: Sequence[str], rate: int | None) -> list[Row]:
         given: by the user.
         kinds: what each row needs: ``text``, ``images``, ``audio``, ``videos``.
         rate: samples of sound per second.
+        frames: of a video that the model takes, drawn evenly; all of them where None.
 
     Raises:
         InputError: a file that can't be read, or numbers of things that don't go together.
@@ -81,14 +84,14 @@ def rows_of(given: Given, kinds: Sequence[str], rate: int | None) -> list[Row]:
     read = {
         "images": [_image(one) for one in given.images],
         "audio": [_sound(one, rate) for one in given.audio],
-        "videos": [_video(one) for one in given.videos],
+        "videos": [_drawn(_video(one), frames) for one in given.videos],
     }
     texts = [str(text) for text in given.text]
     counts = {name: len(items) for name, items in read.items() if items}
     rows = max(len(texts), 1)
     if not texts and "text" not in kinds:
         rows = max(counts.values(), default=1)
-    found = [made_row(kinds, rate, index) for index in range(rows)]
+    found = [made_row(kinds, rate, index, frames) for index in range(rows)]
     for name, items in read.items():
         if items:
             dealt = _dealt(items, rows, name)
@@ -102,20 +105,24 @@ def _with(row: Row, kind: str, part: tuple[Any, ...]) -> Row:
     return replace(row, audio=part) if kind == "audio" else replace(row, videos=part)
 
 
-def made_row(kinds: Sequence[str], rate: int | None, index: int = 0) -> Row:
+def made_row(
+    kinds: Sequence[str], rate: int | None, index: int = 0, frames: int | None = None
+) -> Row:
     """A row of made samples of the kinds; each index has its own.
 
     Args:
         kinds: ``text``, ``images``, ``audio``, ``videos``.
         rate: samples of sound per second.
         index: of the row.
+        frames: of a video; four where None.
     """
     images = (_photograph(*_IMAGE, index),) if "images" in kinds else ()
-    video = tuple(_photograph(64, 96, index, shift=4 * i) for i in range(_FRAMES))
+    shifts = range(0, 4 * (frames or _FRAMES), 4) if "videos" in kinds else ()
+    video = tuple(_photograph(64, 96, index, shift) for shift in shifts)
     return Row(
         images=images,
         audio=(_tone(rate or _RATE, 1.0, index),) if "audio" in kinds else (),
-        videos=(video,) if "videos" in kinds else (),
+        videos=(video,) if video else (),
     )
 
 
@@ -187,6 +194,14 @@ def _sound(given: Any, rate: int | None) -> NDArray[np.float32]:
 
 def _video(given: Any) -> tuple[Any, ...]:
     return tuple(read_video(Path(given)) if isinstance(given, str | Path) else given)
+
+
+def _drawn(video: tuple[Any, ...], frames: int | None) -> tuple[Any, ...]:
+    """So many frames of a video, from its first to its last; some twice where it has fewer."""
+    if frames is None or not video:
+        return video
+    places = np.linspace(0, len(video) - 1, frames).round().astype(int)
+    return tuple(video[place] for place in places)
 
 
 def _photograph(height: int, width: int, index: int, shift: int = 0) -> Any:

@@ -43,9 +43,11 @@ def _frames(plan: InputPlan, config: Any) -> str | int:
     return plan.dim("frames", 96, 32)
 
 
-def _spectrum(frames_last: bool, name: str = "input_features") -> Callable[..., None]:
+def _spectrum(
+    frames_last: bool, name: str = "input_features", *, masked: bool = True
+) -> Callable[..., None]:
     """``[batch, features, frames]``, or ``[batch, frames, features]``, with a mask of the frames
-    where the model takes one."""
+    where the model takes one; without, where its mask is of something else."""
 
     def plan_it(plan: InputPlan, model: Any, takes: set[str]) -> None:
         config = model.config
@@ -55,7 +57,8 @@ def _spectrum(frames_last: bool, name: str = "input_features") -> Callable[..., 
         frames = _frames(plan, config)
         axes = (features, frames) if frames_last else (frames, features)
         plan.add(name, ("batch", *axes), normal)
-        _add_mask(plan, takes, frames, text="input_ids" in takes)
+        if masked:
+            _add_mask(plan, takes, frames, text="input_ids" in takes)
 
     return plan_it
 
@@ -96,12 +99,19 @@ def _stride(config: Any) -> int:
 
 
 SOUND_FORMS: Mapping[str, tuple[Callable[..., None], ...]] = {
-    "input_features": (_spectrum(frames_last=True), _spectrum(frames_last=False)),
+    "input_features": (
+        _spectrum(frames_last=True),
+        _spectrum(frames_last=False),
+        _spectrum(frames_last=True, masked=False),
+        _spectrum(frames_last=False, masked=False),
+    ),
     "input_values": (
         _samples(None),
         _samples(1),
         _spectrum(False, "input_values"),
         _spectrum(True, "input_values"),
+        _spectrum(False, "input_values", masked=False),
+        _spectrum(True, "input_values", masked=False),
     ),
 }
 """Forms by the argument's name."""

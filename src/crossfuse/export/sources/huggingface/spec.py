@@ -21,6 +21,7 @@ from crossfuse.export.sources.huggingface.planned import (
     planned,
     planned_by_examples,
 )
+from crossfuse.export.sources.huggingface.prefix_inputs import with_prefix
 from crossfuse.export.sources.huggingface.processor import (
     NoProcessorError,
     Processor,
@@ -69,6 +70,7 @@ def huggingface_spec(  # noqa: PLR0913 -- public: a spec's own fields, and how t
     audio: Any = (),
     video: Any = (),
     processor: Any = None,
+    prefix: str | int | None = None,
 ) -> ModelSpec:
     """The spec of a model of ``transformers``.
 
@@ -87,10 +89,13 @@ def huggingface_spec(  # noqa: PLR0913 -- public: a spec's own fields, and how t
             of frames.
         processor: of ``transformers``, in place of the checkpoint's; a model in memory has no
             other.
+        prefix: give the first tokens as inputs of the context, ``prefix_NAME``, and the rest as
+            ``NAME``: how many they are, or ``"placeholders"``, up to and with the last placeholder
+            of the examples. A model in memory gets another ``forward`` for that.
 
     Raises:
         InputError: the model can't be loaded, weights are missing, its inputs can't be told, it
-            refuses them, or a sample can't be used.
+            refuses them, a sample can't be used, or the first tokens can't be inputs of their own.
     """
     given = Given(_several(text), _several(image), _several(audio), _several(video))
     if inputs is not None and given:
@@ -114,7 +119,7 @@ def huggingface_spec(  # noqa: PLR0913 -- public: a spec's own fields, and how t
         plan = planned(loaded, known, given)
         about |= origin_about(plan.source, plan.fixed)
         spec = _spec_of(loaded, plan, dynamic, context, decode)
-    return _traced(replace(spec, about=about, processing=files), found.folder)
+    return _traced(replace(spec, about=about, processing=files), found.folder, prefix)
 
 
 def checkpoint_spec(
@@ -125,14 +130,16 @@ def checkpoint_spec(
     allow_missing: bool = False,
     given: Given | None = None,
     examples: Sequence[Mapping[str, Tensor]] = (),
+    prefix: str | int | None = None,
 ) -> ModelSpec:
     """The spec of a checkpoint, to which the user may give real inputs.
 
     Where the plan of its inputs takes the examples, it stands, and they are left to the caller to
-    add. Otherwise the first is the spec's own, and axes that differ among them are dynamic.
+    add, except with a prefix, as they are in two parts then. Otherwise the first is the spec's own,
+    and axes that differ among them are dynamic.
 
     Args:
-        source, task, trust_remote_code, allow_missing: as of `huggingface_spec`.
+        source, task, trust_remote_code, allow_missing, prefix: as of `huggingface_spec`.
         given: samples for its processor.
         examples: the user's inputs by name.
 
@@ -156,15 +163,18 @@ def checkpoint_spec(
     if examples and not given and not plan.takes(examples[0]):
         plan = planned_by_examples(loaded, examples)
     about |= origin_about(plan.source, plan.fixed)
-    spec = _spec_of(loaded, plan, None, None, None)
-    return _traced(replace(spec, about=about, processing=files), found.folder)
+    spec = replace(_spec_of(loaded, plan, None, None, None), about=about, processing=files)
+    if prefix is not None:
+        more = examples[1:] if plan.source == YOURS else examples
+        spec = replace(spec, examples=[*spec.examples, *more])
+    return _traced(spec, found.folder, prefix)
 
 
-def _traced(spec: ModelSpec, folder: Path | None) -> ModelSpec:
+def _traced(spec: ModelSpec, folder: Path | None, prefix: str | int | None) -> ModelSpec:
     generation = generation_settings(spec.module, folder)
-    return replace(spec, drop_outputs=_UNASKED, generation=generation).traced_in(
-        partial(tracing, inputs=dict(spec.inputs))
-    )
+    spec = replace(spec, drop_outputs=_UNASKED, generation=generation)
+    spec, first = (spec, None) if prefix is None else with_prefix(spec, str(prefix))
+    return spec.traced_in(partial(tracing, inputs=dict(spec.inputs), first=first))
 
 
 def _spec_of(

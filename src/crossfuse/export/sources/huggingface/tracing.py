@@ -17,6 +17,7 @@ from crossfuse.export.capture.traceable import replaced
 from crossfuse.export.sources.huggingface.attention_interface import operator_as_interface
 from crossfuse.export.sources.huggingface.joined_rows import joined_rows
 from crossfuse.export.sources.huggingface.patches import our_patches
+from crossfuse.export.sources.huggingface.placed_features import First, placed_features
 from crossfuse.spec.model_spec import Tracing
 
 __all__ = ["tracing"]
@@ -27,8 +28,14 @@ _UNPROVEN_SIZES = ("moonshine",)
 
 
 @contextmanager
-def tracing(model: Any, inputs: dict[str, Any]) -> Iterator[Tracing]:
-    """Make the model traceable for a while, with the operator as its attention."""
+def tracing(model: Any, inputs: dict[str, Any], first: First | None = None) -> Iterator[Tracing]:
+    """Make the model traceable for a while, with the operator as its attention.
+
+    Args:
+        model: of the library.
+        inputs: its example.
+        first: tokens that are inputs of their own, where some are.
+    """
     from transformers.exporters import exporter_onnx, utils
     from transformers.exporters.exporter_dynamo import patch_forward_signature, reset_model_state
     from transformers.integrations import moe
@@ -40,6 +47,7 @@ def tracing(model: Any, inputs: dict[str, Any]) -> Iterator[Tracing]:
         utils.patch_attribute(F, "scaled_dot_product_attention", lambda _: attention),
         our_patches(),
         joined_rows(),
+        placed_features(first),
         exporter_onnx.use_experts_implementation(model, "grouped_mm"),
         # The library's own operator, which takes sizes that PyTorch's kernel does not.
         replaced(moe, "_can_use_grouped_mm", lambda *_, **__: False),

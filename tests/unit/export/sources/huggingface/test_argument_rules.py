@@ -51,6 +51,15 @@ def test_a_task_has_the_configuration_s_length() -> None:
     assert int(task.max()) < 11
 
 
+def test_numbers_of_classes_are_held_where_they_are_read() -> None:
+    free = plan_of("classes_input_ids")
+    assert (free.shapes["classes_input_ids"], free.held) == (("classes", 5), {})
+    plan = plan_of("classes_input_ids", "classes_structure")
+    made = sample(plan)
+    assert sum(plan.held["classes_structure"]) == len(made["classes_input_ids"]) == 4
+    assert len(plan.held["classes_structure"]) == len(made["tasks_input_ids"]) == 1
+
+
 def test_a_robot_s_state_comes_with_actions_noise_and_time() -> None:
     sizes = {"max_state_dim": 5, "max_action_dim": 3, "chunk_size": 4}
     plan = plan_of("state", "actions", "noise", "timestep", **sizes)

@@ -47,6 +47,51 @@ def test_a_graph_reads_them_as_constants() -> None:
     )
 
 
+class Pooled(nn.Module):
+    """Means of the rows that each token lists, -1 for none, without the tokens that list none."""
+
+    def forward(self, pixel_values: Tensor, image_token_pooling: Tensor) -> Tensor:
+        listed = image_token_pooling >= 0
+        rows = pixel_values[image_token_pooling.clip(0)] * listed[..., None]
+        return (rows.sum(-2) / listed.sum(-1, keepdim=True).clip(1))[listed.any(-1)]
+
+
+def test_rows_chosen_by_known_truth_values_are_as_many_as_these_say() -> None:
+    lists = [[0, 3], [-1, -1], [2, -1]]
+    module, x = Pooled(), torch.randn(4, 5)
+    expected = module(x, torch.tensor(lists))
+    assert expected.shape == (2, 5)
+    fix_sizes(module, {"image_token_pooling": lists})
+    inputs = {"pixel_values": x, "image_token_pooling": None}
+    program = torch.export.export(module, (), inputs, strict=False)
+    torch.testing.assert_close(program.module()(**inputs), expected)
+    assert "nonzero" not in str(program.graph)
+    known, rows = Known.of(GRID), torch.randn(2, 3)
+    assert torch.equal(rows[known > 1], rows[torch.tensor(GRID) > 1])
+    assert torch.equal(rows[:, (known > 1)[0]], rows[:, torch.tensor(GRID[0]) > 1])
+
+
+class Counted(nn.Module):
+    """Adds to each row its place within its image: a count of what is known."""
+
+    def forward(self, pixel_values: Tensor, image_grid_thw: Tensor) -> Tensor:
+        counts = image_grid_thw.prod(-1)
+        starts = torch.repeat_interleave(counts.cumsum(0) - counts, counts)
+        places = (torch.arange(counts.sum(), device=counts.device) - starts) % 5
+        return pixel_values + places[:, None] + torch.arange(pixel_values.shape[1])
+
+
+def test_what_is_counted_up_to_a_known_number_is_known() -> None:
+    module, x = Counted(), torch.randn(52, 3)
+    expected = module(x, torch.tensor(GRID))
+    fix_sizes(module, {"image_grid_thw": GRID})
+    assert torch.equal(module(pixel_values=x), expected)
+    inputs = {"pixel_values": x, "image_grid_thw": None}
+    program = torch.export.export(module, (), inputs, strict=False)
+    torch.testing.assert_close(program.module()(**inputs), expected)
+    assert torch.arange(3).tolist() == [0, 1, 2]
+
+
 def test_which_inputs_say_sizes() -> None:
     assert says_sizes("image_grid_thw", torch.tensor(GRID))
     assert says_sizes("image_sizes", torch.tensor([[4, 4]]))

@@ -69,6 +69,27 @@ def test_grids_are_held_and_fit_the_patches() -> None:
     assert plan.fixed == {"batch": 1}
 
 
+def test_stacked_patches_follow_packed_ones() -> None:
+    found = plans("pixel_values", "image_grid_thw", patch_size=4)
+    shapes = [plan.shapes["pixel_values"] for plan in found[:3]]
+    assert shapes == [(6, 48), (6, 3, 4, 4), (1, 6, 48)]
+    assert found[2].held == {"image_grid_thw": [[1, 2, 3]]}
+
+
+@pytest.mark.parametrize(("patches", "tokens"), [(16, 4), (49, 9)])
+def test_tokens_are_pooled_from_squares_of_patches(patches: int, tokens: int) -> None:
+    takes = ("image_token_pooling", "image_grids")
+    plan = plans("pixel_values", *takes, patch_size=2, num_position_embeddings=patches)[0]
+    pooling, grid = plan.held["image_token_pooling"], plan.held["image_grids"][0]
+    assert plan.shapes["pixel_values"] == (1, patches, 12)
+    assert len(pooling) == tokens == grid[0] * grid[1] + grid[2] * grid[3]
+    side = math.isqrt(patches)
+    for token, places in enumerate(pooling):
+        row, column = divmod(token, grid[1])
+        found = {divmod(place, side) for place in places}
+        assert found == {(2 * row + i, 2 * column + j) for i in (0, 1) for j in (0, 1)}
+
+
 def test_patches_carry_their_places() -> None:
     plan = plans("flattened_patches", "attention_mask", patch_size=4, seq_len=64)[0]
     made = plan.sample({"batch": 2, "patches": 6}, torch.Generator().manual_seed(0))

@@ -13,7 +13,7 @@ from crossfuse.export.sources.huggingface.processor_inputs import (
     recipes,
     taken_by,
 )
-from crossfuse.export.sources.huggingface.sample_inputs import Row
+from crossfuse.export.sources.huggingface.sample_inputs import Row, made_row
 from processor_checkpoints import tokenizer
 
 ROWS = [Row("a photo of the cat"), Row("what is this")]
@@ -35,6 +35,20 @@ def test_kinds_that_a_model_has_an_input_for() -> None:
     words = as_processor(tokenizer())
     assert kinds_taken(words, TAKES) == ("text",)
     assert kinds_taken(words, ("pixel_values",)) == ()
+
+
+def test_frames_are_what_images_are_called_where_no_images_are_read() -> None:
+    module = transformers.models.videomae.image_processing_pil_videomae
+    square = {"height": 16, "width": 16}
+    frames = as_processor(module.VideoMAEImageProcessorPil(size=square, crop_size=square))
+    assert frames.kinds == ("videos",)
+    assert kinds_taken(frames, ("pixel_values",)) == ("videos",)
+    rows = [made_row(("videos",), None, index, frames=3) for index in (0, 1)]
+    recipe = next(iter(recipes(frames, frames.kinds)))
+    made = processed(frames, recipe, rows, ("pixel_values",))
+    assert made["pixel_values"].shape == (2, 3, 3, 16, 16)
+    images = as_processor(transformers.CLIPImageProcessor())
+    assert images.kinds == ("images",)
 
 
 def test_texts_are_padded_at_the_side_that_is_asked_for() -> None:

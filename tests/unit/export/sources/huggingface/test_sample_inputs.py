@@ -69,6 +69,15 @@ def test_what_a_user_gives_goes_in_rows(tmp_path: Path) -> None:
         rows_of(Given(["a", "b", "c"], files), both, None)
 
 
+def test_a_video_has_as_many_frames_as_the_model_takes() -> None:
+    video = list(range(9))
+    asked = {frames: rows_of(Given(videos=[video]), ("videos",), None, frames) for frames in (3, 1)}
+    assert [asked[3][0].videos, asked[1][0].videos] == [((0, 4, 8),), ((0,),)]
+    assert rows_of(Given(videos=[video]), ("videos",), None)[0].videos == (tuple(video),)
+    assert len(rows_of(Given(videos=[[1, 2]]), ("videos",), None, 5)[0].videos[0]) == 5
+    assert len(made_row(("videos",), None, frames=6).videos[0]) == 6
+
+
 def test_whether_anything_is_given() -> None:
     assert not Given()
     assert Given(audio=[np.zeros(3)]).kinds == ("audio",)

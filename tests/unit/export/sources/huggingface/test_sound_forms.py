@@ -26,6 +26,7 @@ def plan_of(name: str, *takes: str, form: int = 0, **config: Any) -> InputPlan:
         (0, {"num_mel_bins": 8}, ("batch", 8, "frames")),
         (1, {"num_mel_bins": 8}, ("batch", "frames", 8)),
         (1, {"audio_config": SimpleNamespace(feature_size=5)}, ("batch", "frames", 5)),
+        (3, {"num_mel_bins": 8}, ("batch", "frames", 8)),
     ],
 )
 def test_features_lie_along_either_axis(
@@ -41,6 +42,14 @@ def test_a_mask_is_called_as_the_text_s_where_there_is_none() -> None:
     assert "attention_mask" not in beside.shapes
     own = plan_of("input_features", "input_features_mask", "input_ids", num_mel_bins=8)
     assert own.shapes["input_features_mask"] == ("batch", "frames")
+
+
+def test_a_mask_of_something_else_is_left_out_at_last() -> None:
+    for name, form in (("input_features", 3), ("input_values", 4)):
+        masked = plan_of(name, "attention_mask", form=form - 2, num_mel_bins=8)
+        assert "attention_mask" in masked.shapes
+        plan = plan_of(name, "attention_mask", form=form, num_mel_bins=8)
+        assert plan.shapes == {name: ("batch", "frames", 8)}
 
 
 def test_samples_fill_several_strides() -> None:

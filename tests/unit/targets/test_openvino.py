@@ -1,0 +1,80 @@
+"""The lowering for OpenVINO, as OpenVINO executes it: numbers against the float64 reference, and
+one kernel for every attention."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from crossfuse.core.target import TARGETS
+from crossfuse.ops.reference import attention_reference
+from crossfuse.runtime.openvino_stage import OpenVinoStage
+from crossfuse.runtime.options import SessionOptions
+from crossfuse.runtime.stage import StageRequest
+from crossfuse.targets.openvino import lower_openvino
+from crossfuse.targets.precision.cast import cast_graph
+from graphs_for_tests import Case
+from unit.targets.test_lowering import MASKS, SHAPES, USES
+
+TOLERANCE = {"fp32": 3e-6, "bf16": 4e-2}
+ONE_OF_EACH = [
+    Case(mask=True),
+    Case(bias=True, mask_batch="k", mask_heads=True),
+    Case(lengths=True, causal="upper_left", heads=4, kv_heads=2, value_size=6),
+    Case(fan_out=3, mask=True, mask_batch="q", known_shapes=False),
+    Case(contexts=1, length=1, keys=1, causal="lower_right"),
+]
+
+
+def check(case: Case, folder: Path, precision: str = "fp32") -> None:
+    model = case.model() if precision == "fp32" else cast_graph(case.model(), precision).model
+    lowered = lower_openvino(model)
+    assert lowered.kernels == {"site": "Attention"}
+    (folder / "g.onnx").write_bytes(ir.to_proto(lowered.model).SerializeToString())
+    (node,) = [node for node in lowered.model.graph if node.op_type == "Attention"]
+    one = SessionOptions(threads=1)
+    request = StageRequest(TARGETS["openvino"], folder / "g.onnx", one, precision=precision)
+    stage = OpenVinoStage(request)
+    inputs = case.inputs()
+    expected = attention_reference(**inputs, **case.attributes)
+    (got,) = stage.run(inputs)
+    assert got.shape == expected.shape
+    np.testing.assert_allclose(got, expected, atol=TOLERANCE[precision], err_msg=f"{case}")
+    kernels, reasons = stage.attentions({"site": str(node.outputs[0].name)})
+    assert kernels == {"site": f"Subgraph ({precision})"}, (case, reasons)
+
+
+@pytest.mark.parametrize("case", ONE_OF_EACH, ids=range(len(ONE_OF_EACH)))
+def test_each_option(case: Case, tmp_path: Path) -> None:
+    check(case, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("causal", ["none", "upper_left", "lower_right"])
+@pytest.mark.parametrize("use", USES, ids=lambda u: "+".join(u) or "plain")
+def test_grid(precision: str, causal: str, use: dict[str, bool], tmp_path: Path) -> None:
+    for shape, known in itertools.product(SHAPES, (True, False)):
+        masks = MASKS if use.get("mask") or use.get("bias") else [{}]
+        for i, mask in enumerate(masks[::5]):
+            if known or i % 3 == 0:
+                case = Case(**shape, **use, **mask, causal=causal, known_shapes=known)
+                check(case, tmp_path, precision)
+
+
+def test_a_bias_of_the_lowest_number_keeps_its_key(tmp_path: Path) -> None:
+    """A row of it averages the values, as eager does."""
+    case = Case(bias=True, mask_rows=False)
+    inputs = case.inputs()
+    inputs["bias"] = np.full_like(inputs["bias"], np.finfo(np.float32).min)
+    lowered = lower_openvino(case.model())
+    (tmp_path / "g.onnx").write_bytes(ir.to_proto(lowered.model).SerializeToString())
+    stage = OpenVinoStage(
+        StageRequest(TARGETS["openvino"], tmp_path / "g.onnx", SessionOptions(threads=1))
+    )
+    means = inputs["value"].mean(axis=1, keepdims=True).repeat(case.length, 1)
+    np.testing.assert_allclose(stage.run(inputs)[0], means, atol=3e-6)
