@@ -263,7 +263,10 @@ def test_a_full_disk_is_told(workplace: Path) -> None:
     for arguments in (["inspect", "bundle"], ["inspect", "bundle", "--json"], ["models"]):
         with Path("/dev/full").open("w") as full:
             done = run(*arguments, cwd=workplace, stdout=full)
-        assert (done.returncode, done.stderr) == (2, "error: No space left on device.\n")
+        assert done.returncode == 2
+        assert done.stderr == (
+            "error: No space left on device. Make room on the disk, or choose another one.\n"
+        )
     done = run("run", "bundle", "--input", "in.npz", "--output", "/dev/full/out.npz", cwd=workplace)
     assert done.returncode == 2
     assert done.stderr.startswith("error: the output file can't be written")

@@ -313,7 +313,7 @@ for name in ("broken", "echo"):
 """
     done = python(tmp_path, "-c", f"import sys; sys.path.append({str(site)!r})\n{script}")
     names, one, broken, twice = done.stdout.splitlines()
-    assert "'broken', 'echo', 'onnx', 'ort-cpu'" in names, done.stderr
+    assert "'broken', 'echo', 'onnx', 'openvino', 'ort-cpu'" in names, done.stderr
     assert one == "ort-cpu"
     assert "the target 'broken' of package broken-plugin can't be loaded" in broken
     assert "RuntimeError: no licence found" in broken

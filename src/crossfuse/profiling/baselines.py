@@ -25,6 +25,7 @@ inputs and outputs are host arrays, as a session's; on a GPU that includes the c
 from __future__ import annotations
 
 import copy
+import importlib
 import io
 import tempfile
 from collections.abc import Callable, Mapping
@@ -238,11 +239,11 @@ class Baselines:
         if self._device != "cpu":
             raise InputError("ort-int8 is a baseline on CPUs", got=self._device)
         require_onnxruntime("the baseline ort-int8")
-        from onnxruntime.quantization import quantize_dynamic
-
+        onnxruntime()
+        tools = importlib.import_module("onnxruntime.quantization")
         path, names = self._plain_export(inputs)
         quantized = path.with_name("int8.onnx")
-        quantize_dynamic(path, quantized, op_types_to_quantize=["MatMul"])
+        tools.quantize_dynamic(path, quantized, op_types_to_quantize=["MatMul"])
         return self._onnxruntime(quantized, names, inputs)
 
     def _tensorrt(self, inputs: Arrays) -> Run:

@@ -66,6 +66,11 @@ EXPORT = {
     "--whole": (None, "whole", True),
     "--quick": (None, "quick", True),
     "--allow-unfused": (None, "allow_unfused", True),
+    "--allow-unquantized": (None, "allow_unquantized", True),
+    "--calibrate": ("real.npz", "calibrate", [Path("real.npz")]),
+    "--metric": ("m.py:top1", "metric", "m.py:top1"),
+    "--max-drop": ("0.1", "max_drop", 0.1),
+    "--prefix": ("placeholders", "prefix", "placeholders"),
 }
 
 
@@ -95,7 +100,8 @@ def test_defaults_are_those_of_python(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_every_option_of_build_arrives(monkeypatch: pytest.MonkeyPatch) -> None:
     words = "--target tensorrt-rtx --precision mixed --io-dtype fp32 --sm 8.9 --sm 12.0 "
-    words += "--profile-shapes a=1 --memory-limit 5 --optimization-level 2 --lean --allow-unfused"
+    words += "--profile-shapes a=1 --memory-limit 5 --optimization-level 2 --lean --allow-unfused "
+    words += "--allow-unquantized --calibrate real.npz --metric m.py:top1 --max-drop 0.1"
     given = called(monkeypatch, building, "build", ["b", *words.split()])
     assert callable(given.pop("step"))
     assert given == {
@@ -109,6 +115,10 @@ def test_every_option_of_build_arrives(monkeypatch: pytest.MonkeyPatch) -> None:
         "optimization_level": 2,
         "lean": True,
         "allow_unfused": True,
+        "allow_unquantized": True,
+        "calibrate": [Path("real.npz")],
+        "metric": "m.py:top1",
+        "max_drop": 0.1,
     }
     assert {*given, "step"} == BUILT
 

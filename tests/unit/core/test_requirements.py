@@ -15,6 +15,7 @@ from crossfuse.errors import BundleError, PackageError
 DISTRIBUTIONS = {
     "PIL": "pillow",
     "cuda": "cuda-core",
+    "model_signing": "model-signing",
     "onnx_ir": "onnx-ir",
     "starlette": "ray",
     "tensorrt_rtx": "tensorrt-rtx",

@@ -52,7 +52,7 @@ def test_what_no_attention_reads_is_no_tokens() -> None:
 def reasons(text: str, behind: str) -> list[str]:
     model = parse(
         f"""(float[2, 3, 8] image, float[2, 3, 8] text, int64[2, 3, 8] ids, int64[2, 3, 2] places)
-            => (float[2, 3, 8] y) <float[2, M, W] x> {{ {text} {behind} }}""",
+            => (float[2, 3, 8] y) <float[2, M, W] x, float[2, M, W] o> {{ {text} {behind} }}""",
         one=1,
         flat=[48],
         rows=[2, 3, 8],
