@@ -354,6 +354,7 @@ def test_options_that_pages_name_exist() -> None:
     of_others = {
         "--out", "--dry-run", "--rounds", "--address", "--head", "--non-blocking", "--strict",
         "--output", "--jobs", "--eager", "--page", "--processor-time",
+        "--require-hashes", "--no-deps",
     }  # fmt: skip
     for page in PAGES:
         named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*[a-z]", page.read_text()))
