@@ -93,7 +93,7 @@ def test_transcripts_of_real_speech_are_the_librarys(english: Path) -> None:
                 [t for t in expected if t < 50257], skip_special_tokens=True
             )  # fmt: skip
             assert found.text == text
-            assert text.strip().startswith("It was the best of times, it was the worst of times")
+            assert text.strip().startswith("It was the best of times")
     assert found.language is None
 
 
