@@ -126,7 +126,11 @@ def test_a_metric_refuses_what_the_policy_takes(bundle_copy: Path, tmp_path: Pat
     assert entry.parity["metric"]["passed"]
     assert str(tmp_path) not in bundle.manifest.dumps(), "no path of the caller's"
     assert entry.calibration == "2 sets of the user's inputs"
-    assert crossfuse.verify(bundle).passed
+    verified = crossfuse.verify(bundle)
+    assert verified.passed
+    (note,) = [note for note in verified.notes if "metric" in note]
+    assert "cosine ≥ 0.9)" in note
+    assert "worst.py:worst passed at the build; it is not run here" in note
 
 
 @pytest.mark.slow
