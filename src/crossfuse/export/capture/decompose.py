@@ -15,7 +15,8 @@ nothing becomes a copy.
 4. Sizes are read off the program's inputs, each once, as tracing of the whole does.
 5. Operators that write into the program's own tensors become functional ones first (`view_writes`).
 6. Calls alike (`likeness`) are traced once: in a loop, or in layers alike, one body serves all.
-Each use has fake tensors of its own: two nodes of one would be the same to the next trace.
+Each use has fake tensors of its own: two nodes of one would be the same to the next trace. A body
+with a size that depends on what a tensor holds is its call's own.
 
 It must not fire on programs with other mutation, sub-graphs or attributes (autocast, control flow):
 those are traced whole.
@@ -37,6 +38,7 @@ from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.export import ExportedProgram
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from crossfuse.export.capture.likeness import likeness
@@ -214,7 +216,7 @@ class _Bodies:
         if known is not None:
             return known
         made = self._traced(node, inputs)
-        if made is not None and alike is not None:
+        if made is not None and alike is not None and not _counts_anew(made, inputs):
             self._known[alike] = made
         return made
 
@@ -241,6 +243,12 @@ class _Bodies:
                 return _trace(call, [n.meta["val"] for n in inputs], self._table)
             except _KeptError:
                 return None
+
+
+def _counts_anew(body: fx.Graph, inputs: Sequence[fx.Node]) -> bool:
+    """A size in it depends on what a tensor holds, as of ``nonzero``: each call has its own."""
+    given = free_unbacked_symbols([n.meta.get("val") for n in inputs])
+    return not free_unbacked_symbols([n.meta.get("val") for n in body.nodes]) <= given
 
 
 def _trace(call: Callable[..., Any], values: list[Any], table: Table) -> fx.Graph:
