@@ -227,3 +227,21 @@ def test_calls_alike_share_a_body(monkeypatch: pytest.MonkeyPatch) -> None:
     x = torch.randn(2, 6, 12)
     for ours, theirs in zip(shared.module()(x), module(x), strict=True):
         torch.testing.assert_close(ours, theirs)
+
+
+class Choices(nn.Module):
+    """Two calls that a trace can't tell apart, whose sizes depend on what they are given."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        (first,), (second,) = torch.where(x[:, 0, 0] > 0), torch.where(x[:, 0, 1] > 0)
+        return x[first], x[second], x[x[:, 0, 0] > 0], x[x[:, 0, 1] > 0]
+
+
+def test_sizes_that_depend_on_content_are_each_call_s_own() -> None:
+    done = decompose(traced(Choices()), TABLE)
+    sizes = [str(n.meta["val"].shape[0]) for n in done.graph.output_node().args[0]]
+    assert len(set(sizes)) == 4
+    x = torch.tensor([[1.0, -1.0], [1.0, 1.0], [1.0, -1.0]]).repeat(1, 6).view(3, 6, 2)
+    x = torch.cat([x] * 6, -1)
+    ours, theirs = done.module()(x), Choices()(x)
+    assert [len(rows) for rows in ours] == [len(rows) for rows in theirs] == [3, 1, 3, 1]

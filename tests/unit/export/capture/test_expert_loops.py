@@ -62,8 +62,14 @@ class Experts(nn.Module):
         return h + out.view_as(h)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("run", [rows_of_a_list, numbers_of_a_list, a_sentinel])
+@pytest.mark.parametrize(
+    "run",
+    [
+        rows_of_a_list,
+        pytest.param(numbers_of_a_list, marks=pytest.mark.slow),
+        pytest.param(a_sentinel, marks=pytest.mark.slow),
+    ],
+)
 def test_loops_over_experts(run: Callable[..., None], tmp_path: object) -> None:
     exported_equal(spec_of(Experts(run)), tmp_path)  # type: ignore[arg-type]
 
