@@ -16,6 +16,7 @@ from crossfuse.errors import InputError
 
 __all__ = [
     "ENGINE",
+    "MEASURED",
     "MODEL",
     "RUN",
     "SAMPLES",
@@ -38,6 +39,7 @@ __all__ = [
     "Profiles",
     "Provider",
     "PublicKey",
+    "Rounds",
     "SampleAudio",
     "SampleImage",
     "SampleText",
@@ -46,6 +48,7 @@ __all__ = [
     "SizeName",
     "SourceCheckpoint",
     "SourceTask",
+    "Sweep",
     "Threads",
     "TrustEngines",
     "complete_sources",
@@ -58,6 +61,7 @@ SOURCE = "The model to compare with"
 ENGINE = "What is built"
 RUN = "Where it runs"
 SAMPLES = "Samples for the processor of an hf: source"
+MEASURED = "What is measured"
 """Panels of the help, which group options."""
 
 SizeName = Literal["tiny", "published"]
@@ -131,6 +135,18 @@ MaxDrop = Annotated[
         help="How far the metric may be below its value in fp32.",
         rich_help_panel=ENGINE,
     ),
+]
+Sweep = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--sweep",
+        metavar="DIM=SIZE,…",
+        help="Sizes of a dimension to measure at; repeat.",
+        rich_help_panel=MEASURED,
+    ),
+]
+Rounds = Annotated[
+    int, typer.Option("--rounds", min=3, help="Rounds of samples.", rich_help_panel=MEASURED)
 ]
 AllowMissing = Annotated[
     bool,

@@ -8,13 +8,16 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from crossfuse.commands.options import (
+    MEASURED,
     SOURCE,
     BuiltTarget,
     Device,
     Json,
     Provider,
+    Rounds,
     SourceCheckpoint,
     SourceTask,
+    Sweep,
     Threads,
     TrustEngines,
     complete_sources,
@@ -27,7 +30,6 @@ if TYPE_CHECKING:
 
 __all__ = ["complete_against", "profile"]
 
-_MEASURED = "What is measured"
 _REPORT = "Reports"
 
 
@@ -71,32 +73,21 @@ def profile(  # noqa: PLR0913 -- a command: its parameters are its options
     ] = None,
     checkpoint: SourceCheckpoint = None,
     task: SourceTask = None,
-    sweep: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--sweep",
-            metavar="DIM=SIZE,…",
-            help="Sizes of a dimension to measure at; repeat.",
-            rich_help_panel=_MEASURED,
-        ),
-    ] = None,
-    rounds: Annotated[
-        int,
-        typer.Option("--rounds", min=3, help="Rounds of samples.", rich_help_panel=_MEASURED),
-    ] = 12,
+    sweep: Sweep = None,
+    rounds: Rounds = 12,
     seconds: Annotated[
         float,
         typer.Option(
             "--seconds",
             min=0.001,
             help="Of each callable in each round.",
-            rich_help_panel=_MEASURED,
+            rich_help_panel=MEASURED,
         ),
     ] = 0.3,
     cold_starts: Annotated[
         int,
         typer.Option(
-            "--cold-starts", min=0, help="Fresh processes to start.", rich_help_panel=_MEASURED
+            "--cold-starts", min=0, help="Fresh processes to start.", rich_help_panel=MEASURED
         ),
     ] = 5,
     callers: Annotated[
@@ -105,7 +96,7 @@ def profile(  # noqa: PLR0913 -- a command: its parameters are its options
             "--callers",
             metavar="N,…",
             help="Also with N callers at once.",
-            rich_help_panel=_MEASURED,
+            rich_help_panel=MEASURED,
         ),
     ] = "",
     rates: Annotated[
@@ -114,7 +105,7 @@ def profile(  # noqa: PLR0913 -- a command: its parameters are its options
             "--rates",
             metavar="R,…",
             help="Also with R arrivals per second, at random.",
-            rich_help_panel=_MEASURED,
+            rich_help_panel=MEASURED,
         ),
     ] = "",
     load_seconds: Annotated[
@@ -123,13 +114,13 @@ def profile(  # noqa: PLR0913 -- a command: its parameters are its options
             "--load-seconds",
             min=0.01,
             help="How long each load lasts.",
-            rich_help_panel=_MEASURED,
+            rich_help_panel=MEASURED,
         ),
     ] = 5.0,
     trace: Annotated[
         bool,
         typer.Option(
-            "--trace/--no-trace", help="Tell where the time goes.", rich_help_panel=_MEASURED
+            "--trace/--no-trace", help="Tell where the time goes.", rich_help_panel=MEASURED
         ),
     ] = True,
     compare: Annotated[

@@ -7,10 +7,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from crossfuse.commands.options import (
+    MEASURED,
     RUN,
     BundlePath,
     Device,
     Json,
+    Rounds,
+    Sweep,
     Threads,
     complete_targets,
 )
@@ -21,8 +24,6 @@ if TYPE_CHECKING:
     from crossfuse.profiling.tuning import Candidate, TuneReport
 
 __all__ = ["tune"]
-
-_MEASURED = "What is measured"
 
 
 def tune(  # noqa: PLR0913 -- a command: its parameters are its options
@@ -43,29 +44,18 @@ def tune(  # noqa: PLR0913 -- a command: its parameters are its options
             min=0,
             help="The largest error against the reference, relative to the output's largest "
             "magnitude. Parity has to pass in any case.",
-            rich_help_panel=_MEASURED,
+            rich_help_panel=MEASURED,
         ),
     ] = None,
-    sweep: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--sweep",
-            metavar="DIM=SIZE,…",
-            help="Sizes of a dimension to measure at; repeat.",
-            rich_help_panel=_MEASURED,
-        ),
-    ] = None,
-    rounds: Annotated[
-        int,
-        typer.Option("--rounds", min=3, help="Rounds of samples.", rich_help_panel=_MEASURED),
-    ] = 12,
+    sweep: Sweep = None,
+    rounds: Rounds = 12,
     seconds: Annotated[
         float,
         typer.Option(
             "--seconds",
             min=0.001,
             help="Of each target in each round.",
-            rich_help_panel=_MEASURED,
+            rich_help_panel=MEASURED,
         ),
     ] = 0.3,
     forget: Annotated[

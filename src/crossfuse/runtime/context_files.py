@@ -18,7 +18,7 @@ from crossfuse.runtime.stage import Stage
 __all__ = ["Loaded", "load_tensors", "placed", "refuse_pickling", "save_tensors"]
 
 _KIND, _FORM = "crossfuse.context", "1"
-_ADVICE = "Encode the input again with this session"
+_ADVICE = "Encode the input again with this bundle"
 
 
 class Loaded(NamedTuple):

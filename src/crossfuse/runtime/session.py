@@ -151,7 +151,7 @@ class Session:
         return self._layout.context_of(tensors, feeds, self._owner)
 
     def load_context(self, path: str | Path) -> Context:
-        """Contexts that :meth:`Context.save` wrote, to where this session computes.
+        """Contexts that :meth:`Context.save` wrote, to where its own are.
 
         Raises:
             InputError: no such file, a damaged one, or contexts of another bundle or target.

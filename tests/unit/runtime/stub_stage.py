@@ -7,6 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from crossfuse.bundle.manifest import StageSpec
+from crossfuse.core.tensors import names_of
+
 Arrays = Mapping[str, Any]
 
 
@@ -46,3 +49,14 @@ class StubStage:
 
     def close(self) -> None:
         pass
+
+
+def stub_engines(
+    stages: Mapping[str, StageSpec],
+    compute: Mapping[str, Callable[[Arrays], Sequence[np.ndarray]]],
+) -> dict[str, StubStage]:
+    """One for each stage, by its function."""
+    return {
+        name: StubStage(names_of(stage.inputs), names_of(stage.outputs), compute[name])
+        for name, stage in stages.items()
+    }

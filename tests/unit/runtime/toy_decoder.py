@@ -10,7 +10,7 @@ import numpy as np
 from crossfuse.bundle.manifest import Decode, StageSpec
 from crossfuse.core.tensors import Dim, TensorSpec
 from crossfuse.runtime.session import Session
-from unit.runtime.stub_stage import StubStage
+from unit.runtime.stub_stage import stub_engines
 
 VOCABULARY, LENGTH, HASHES = 7, 16, 53
 TABLE = np.random.default_rng(5).standard_normal((HASHES, VOCABULARY)).astype(np.float32) * 2
@@ -63,15 +63,7 @@ def toy_session(generation: dict[str, Any] | None = None, *, outputs: str = "log
         "query": StageSpec((ids, bias), (logits,)),
         "step": StageSpec((new, bias, place, before), (logits, after)),
     }
-    compute = {"context": _context, "query": _query, "step": _step}
-    engines = {
-        name: StubStage(
-            [spec.name for spec in stage.inputs],
-            [spec.name for spec in stage.outputs],
-            compute[name],
-        )
-        for name, stage in stages.items()
-    }
+    engines = stub_engines(stages, {"context": _context, "query": _query, "step": _step})
     dims = {name: Dim(name) for name in ("batch", "contexts", "tokens", "new_tokens")}
     return Session(
         "stub",

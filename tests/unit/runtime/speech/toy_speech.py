@@ -13,7 +13,7 @@ from crossfuse.bundle.manifest import Decode, StageSpec
 from crossfuse.core.tensors import Dim, TensorSpec
 from crossfuse.runtime.processing.processor import Processor
 from crossfuse.runtime.session import Session
-from unit.runtime.stub_stage import StubStage
+from unit.runtime.stub_stage import stub_engines
 
 BANDS, FRAMES, LENGTH, HASHES = 4, 100, 40, 97
 RATE, HOP, N_FFT = 1000, 10, 40
@@ -79,15 +79,7 @@ def speech_session(generation: dict[str, Any] | None = None) -> Session:
         "query": StageSpec((ids, heard), (logits,)),
         "step": StageSpec((new, heard, place, before), (logits, after)),
     }
-    compute = {"context": _context, "query": _query, "step": _step}
-    engines = {
-        name: StubStage(
-            [spec.name for spec in stage.inputs],
-            [spec.name for spec in stage.outputs],
-            compute[name],
-        )
-        for name, stage in stages.items()
-    }
+    engines = stub_engines(stages, {"context": _context, "query": _query, "step": _step})
     dims = {name: Dim(name) for name in ("batch", "contexts", "tokens", "new_tokens")}
     return Session(
         "stub", stages, dims, engines, shared_batch="batch",
