@@ -69,7 +69,7 @@ def main() -> None:
         await response(scope, receive, send)
 
     front = Front(app, "", Shares(options.limits, 4 * options.batch_size, options.timeout_s))
-    uvicorn.run(front, port=int(port), log_level="critical", lifespan="off")
+    uvicorn.run(front, port=int(port), log_level="critical", lifespan="off", timeout_keep_alive=90)
 
 
 if __name__ == "__main__":

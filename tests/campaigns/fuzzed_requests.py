@@ -16,28 +16,29 @@ from crossfuse.serve.open_inference import BINARY_HEADER, DATATYPES
 Arrays = dict[str, np.ndarray]
 Headers = list[tuple[bytes, bytes]]
 NUMBERS = (
-    "0", "-1", "+1", "1e3", "0x10", " 7", "²", "٣", "1" * 40, "NaN", "", "1,2", "1 2", "999999999999",
-    "9223372036854775808", "01",
+    "0", "-1", "+1", "1e3", "0x10", " 7", "²", "٣", "1" * 40, "NaN", "", "1,2", "1 2",
+    "999999999999", "9223372036854775808", "01",
 )  # fmt: skip
 STRINGS = (
-    "", "\x00", "é" * 40, "\ud800", "x" * 2000, "../../etc/passwd", "\x1b[2J", "a\nb", "%s%n", "null",
-    "context:attention.key", "self", "__class__", "b_mask",
+    "", "\x00", "é" * 40, "\ud800", "x" * 2000, "../../etc/passwd", "\x1b[2J", "a\nb", "%s%n",
+    "null", "context:attention.key", "self", "__class__", "b_mask",
 )  # fmt: skip
 LITERALS = (
-    "NaN", "Infinity", "1e999", "-0", "1" * 400, "[" * 3000, "{", '"\\ud800"', "true", "1.5", "[[1],[2,3]]",
-    "null",
+    "NaN", "Infinity", "1e999", "-0", "1" * 400, "[" * 3000, "{", '"\\ud800"', "true", "1.5",
+    "[[1],[2,3]]", "null",
 )  # fmt: skip
 PATHS = (
     "/", "/v2", "/v2/", "/v2/health/live", "/v2/health/ready", "/v2/models/m", "/v2/models/m/",
     "/v2/models/m/versions/1", "/v2/models/m/versions/2/infer", "/v2/models/n/infer",
-    "/v2/models/%00/infer", "/v2/models/%ff%fe/infer", "/v2/models/m/infer/", "//v2//models//m//infer",
-    "/v2/models/../m/infer", "/v2/models/m/infer?x=%zz&y", "/-/healthz", "/-/routes", "/-/crossfuse/stop",
-    "/" + "a" * 3000, "/v2/models/" + "%e2%82%ac" * 50, "*", "http://else.where/v2/models/m/infer",
+    "/v2/models/%00/infer", "/v2/models/%ff%fe/infer", "/v2/models/m/infer/",
+    "//v2//models//m//infer", "/v2/models/../m/infer", "/v2/models/m/infer?x=%zz&y", "/-/healthz",
+    "/-/routes", "/-/crossfuse/stop", "/" + "a" * 3000, "/v2/models/" + "%e2%82%ac" * 50, "*", "http://else.where/v2/models/m/infer",
     "/v2/models/m/ready", "/metrics", "/v2/models/m;x/infer", "/v2/repository/index",
 )  # fmt: skip
 METHODS = ("GET", "HEAD", "PUT", "DELETE", "OPTIONS", "PATCH", "TRACE", "CONNECT", "post", "X", "")
 HEADERS: Headers = [
-    (b"Content-Encoding", b"gzip"), (b"Content-Encoding", b"identity, br"), (b"Content-Type", b"\xff\xfe"),
+    (b"Content-Encoding", b"gzip"), (b"Content-Encoding", b"identity, br"),
+    (b"Content-Type", b"\xff\xfe"),
     (b"Content-Type", b"multipart/form-data; boundary=x"), (b"Host", b"[::1"), (b"Host", b"\xff"),
     (b"Accept", b"x" * 5000), (b"X-Request-ID", b"\xff\xfe"), (b"X-Request-ID", b"\x1b[2J" * 50),
     (b"serve_multiplexed_model_id", b"\xff"), (b"serve-multiplexed-model-id", b"somebody"),
@@ -47,7 +48,8 @@ HEADERS: Headers = [
     (b"Connection", b"Upgrade"), (b"Upgrade", b"websocket"), (b"Upgrade", b"h2c"),
     (b"X-Crossfuse-Key", b"guess"), (b"X-Crossfuse-Key", b"\xff"), (b"Cookie", b"a=" + b"b" * 4000),
     (b"Transfer-Encoding", b"gzip, chunked"), (b"Origin", b"null"), (b"Range", b"bytes=0-"),
-    (b"traceparent", b"00-\xff"), (b"X-Forwarded-For", b"127.0.0.1, \xff"), (b"Authorization", b"Bearer \xe9"),
+    (b"traceparent", b"00-\xff"), (b"X-Forwarded-For", b"127.0.0.1, \xff"),
+    (b"Authorization", b"Bearer \xe9"),
 ]  # fmt: skip
 LARGE = {"shape": (2**31, 2**63 - 1, 2**64, 10**30), "binary_data_size": (0, -4, 2**40, 10**30)}
 

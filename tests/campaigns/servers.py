@@ -1,9 +1,8 @@
 """Servers under attack: whatever some clients send, the others are answered, rightly and in time.
 
-``PYTHONPATH=src:tests python tests/campaigns/servers.py 10000`` sends so many fuzzed requests, and a
-tenth or less of each other kind, to the server without Ray; with ``ray`` behind the number to a real
-one. An honest client asks all the time; that it fails, gets a wrong answer or waits for a second
-raises.
+``PYTHONPATH=src:tests python tests/campaigns/servers.py 10000`` sends so many fuzzed requests, and
+fewer of each other kind, to the server without Ray; with ``ray`` behind the number to a real one.
+Honest clients ask all the time; that one fails, gets a wrong answer or waits for a second raises.
 """
 
 from __future__ import annotations
@@ -284,8 +283,8 @@ def long_json(times: int, served: Served, chance: random.Random) -> Outcomes:
     name = next(iter(served.arrays))
     row = ", ".join(f"{chance.random():.17g}" for _ in range(1000))
     count = (8 << 20) // (len(row) + 2) - 1
-    tensor = f'{{"name": "{name}", "datatype": "FP32", "shape": [{count * 1000}], "data": [{{}}]}}'
-    text = f'{{"inputs": [{tensor.format(", ".join([row] * count))}]}}'
+    tensor = {"name": name, "datatype": "FP32", "shape": [count * 1000], "data": ["numbers"]}
+    text = json.dumps({"inputs": [tensor]}).replace('"numbers"', ", ".join([row] * count))
     return crowd(times, served, framed(text.encode()), 6, {"400"})
 
 

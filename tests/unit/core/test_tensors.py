@@ -13,6 +13,8 @@ from crossfuse.errors import InputError
     [
         ("batch", Dim("batch")),
         ("batch:2", Dim("batch", 2)),
+        ("batch:0", Dim("batch", 0)),
+        ("batch:0:3", Dim("batch", 0, 3)),
         ("a.b:2:9", Dim("a.b", 2, 9)),
         ("8*height:2:9", Dim("height", 2, 9)),
     ],

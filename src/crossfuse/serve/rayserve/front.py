@@ -1,6 +1,6 @@
-"""In front of Serve's routes, in its HTTP proxy: who receives bodies, lets clients take turns, counts
-what is not answered yet, refuses all that is new once the server is to stop, and words what Serve
-itself would say.
+"""In front of Serve's routes, in its HTTP proxy: who receives bodies, lets clients take turns,
+counts what is not answered yet, refuses all that is new once the server is to stop, and words what
+Serve itself would say.
 
 Serve would hold a place for each request whose body is still on its way. So it hears of requests
 when they are whole, and of no header that is meant for itself.
@@ -248,8 +248,8 @@ class _Worded:
 
 
 def _for_serve(scope: Scope) -> list[tuple[bytes, bytes]]:
-    """A request's headers without those that tell Serve what to do, and with an identity that can be
-    written into a log."""
+    """A request's headers without those that tell Serve what to do, and with an identity that can
+    be written into a log."""
     kept = []
     for name, value in scope["headers"]:
         if name.replace(b"_", b"-") in _SERVES:
