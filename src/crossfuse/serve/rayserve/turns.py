@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict, deque
 from contextlib import suppress
+from typing import Any
 
 __all__ = ["Turn", "Turns"]
 
@@ -84,7 +85,7 @@ class Turn:
         self._mine = turns.line_up(address)
         self._ended = False
 
-    async def come(self, gone: asyncio.Future[object], seconds: float) -> bool | None:
+    async def come(self, gone: asyncio.Future[Any], seconds: float) -> bool | None:
         """Whether the request is let in; None where its client went away, or it took too long.
 
         Args:

@@ -59,8 +59,9 @@ def test_the_longest_line_loses_its_last() -> None:
         other = Turn(turns, "other")
         assert await flood[3].come(never, 5) is False
         third = Turn(turns, "third")
-        assert await third.come(never, 5) is False, "no line is longer than by one"
-        for turn in (flood[0], flood[1], honest, flood[2], other):
+        assert await flood[2].come(never, 5) is False
+        assert await Turn(turns, "fourth").come(never, 5) is False, "no line is longer than by one"
+        for turn in (flood[0], flood[1], honest, other, third):
             assert await turn.come(never, 5) is True
             turn.end()
         assert turns.free == 1
