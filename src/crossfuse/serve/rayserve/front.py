@@ -206,7 +206,7 @@ class _Again:
 
     async def __call__(self) -> Message:
         message, self._body = self._body, None
-        return message or await asyncio.shield(self.gone)
+        return await asyncio.shield(self.gone) if message is None else message
 
 
 def _nothing() -> None:
