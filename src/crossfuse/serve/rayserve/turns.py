@@ -92,7 +92,8 @@ class Turn:
             gone: is done when the client is not there any more.
             seconds: to wait.
         """
-        await asyncio.wait({self._mine, gone}, timeout=seconds, return_when="FIRST_COMPLETED")
+        either: set[asyncio.Future[Any]] = {self._mine, gone}
+        await asyncio.wait(either, timeout=seconds, return_when="FIRST_COMPLETED")
         return self._mine.result() if self._mine.done() else None
 
     def end(self) -> None:
