@@ -52,7 +52,7 @@ docs: $(if $(wildcard $(TEST)),$(TEST),$(DOCS))
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 audit: $(RELEASE)
-	$(BIN)/pip-audit --require-hashes --disable-pip -r constraints-hashes.txt
+	$(BIN)/pip-audit --strict --require-hashes --disable-pip -r constraints-hashes.txt
 
 # Bytes depend on the commit alone: its own files, with the same modes everywhere, and its time for all times.
 release: $(TEST) $(RELEASE)

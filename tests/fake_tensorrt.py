@@ -184,6 +184,11 @@ class Gpu:
     def empty(self, shape: tuple[int, ...], dtype: str) -> DeviceArray:
         return self.array(shape, dtype, self._releasing)
 
+    def coming(self, shape: tuple[int, ...], dtype: str) -> DeviceArray:
+        made = self.array(shape, dtype, self._releasing)
+        made.memory.after = frozenset({self._releasing.handle})
+        return made
+
     def pinned(self, size: int) -> np.ndarray | None:
         if not self.has_pinned:
             return None

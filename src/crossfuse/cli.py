@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from crossfuse.commands.process import exit_code_of, needs_packages
+from crossfuse.commands.process import exit_code_of, leave, needs_packages
 
 if TYPE_CHECKING:
     import typer
@@ -82,7 +82,10 @@ COMMANDS = (
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and end the process; the entry point of the ``crossfuse`` script."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    sys.exit(exit_code_of(lambda: _run(given), given))
+    code = exit_code_of(lambda: _run(given), given)
+    if arguments is None:
+        leave(code)
+    sys.exit(code)
 
 
 def _run(arguments: list[str]) -> int:

@@ -10,7 +10,8 @@ from campaigns.limits import CAMPAIGNS
 from campaigns.operations import run
 
 TIMES = {
-    "small_files": 40, "descriptors": 36, "full_disks": 12, "packages": 6, "checks": 4, "maps": 2,
+    "small_files": 40, "descriptors": 36, "full_disks": 12, "packages": 6, "checks": 4,
+    "exports": 2, "maps": 2,
 }  # fmt: skip
 
 

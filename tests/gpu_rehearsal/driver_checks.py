@@ -792,6 +792,52 @@ def test_contexts_are_selected_on_the_device(opened: Any, rtx: bool) -> None:
             context.select([99])
 
 
+def test_a_selection_waits_for_nobody_and_is_waited_for(opened: Any, control: Control) -> None:
+    """It is enqueued on a stream of its own; whoever reads it comes behind: the session's streams,
+    another library's, the host, a selection of it."""
+    bundle = bundle_of("split")
+    made = opened("split")
+    first, queries = parts(bundle, sample("split"))
+    with load(bundle.path, "ort-cpu") as session:
+        whole = session.encode(**first)
+        context = made.session.encode(**first)
+        gpu = made.stages["context"].gpu
+        selecting = handle(gpu._selecting)
+        asked = {n: np.concatenate([a[:1]] * 3) for n, a in queries.items()}
+        expected = session.query(whole.select([1, 0, 1]), **asked)
+        once = {n: a[:1] for n, a in queries.items()}
+        waited = control.calls("cuStreamSynchronize")
+        chosen = context.select([1, 0, 1])
+        again = chosen.select([2, 1, 0])
+        assert control.calls("cuStreamSynchronize") == waited
+        assert control.pending(selecting) > 0, "nothing is copied yet"
+        del context
+        gc.collect()
+        agree(made.session.query(again, **asked), expected)
+        agree(made.session.query(chosen, **asked), expected)
+        spec = next(s for s in chosen.specs if chosen.batch in s.shape)
+        taken = made.session.encode(**first).select([1]).tensors[spec.name]
+        reader = gpu.stream()
+        copy = np.zeros(taken.shape, taken.dtype)
+        capsule = taken.__dlpack__(stream=handle(reader))
+        address = taken.pointer
+        control.enqueue(
+            handle(reader), lambda: ctypes.memmove(copy.ctypes.data, address, copy.nbytes) and None
+        )
+        gpu.sync(reader)
+        axis = spec.shape.index(chosen.batch)
+        truth = np.take(np.asarray(whole.tensors[spec.name]), [1], axis)
+        np.testing.assert_array_equal(copy, truth)
+        del capsule, taken
+        on_host = made.session.encode(**first).select([1]).tensors[spec.name]
+        np.testing.assert_array_equal(on_host.numpy(), truth)
+        placed = made.session.encode(**first).select([0])
+        agree(
+            made.session.query(placed, **on_gpu(once, gpu)),
+            session.query(whole.select([0]), **once),
+        )
+
+
 def test_servers_open_bundles_with_a_batch_of_contexts(opened: Any, control: Control) -> None:
     inputs = sample("split")
     engine = RequestEngine(opened("split").session)

@@ -11,6 +11,7 @@ went away. ``CROSSFUSE_DEBUG=1`` shows tracebacks.
 
 from __future__ import annotations
 
+import atexit
 import codecs
 import io
 import json
@@ -33,9 +34,11 @@ from crossfuse.errors import (
     unknown,
 )
 
-__all__ = ["exit_code_of", "needs_packages"]
+__all__ = ["exit_code_of", "leave", "needs_packages"]
 
 _READER_GONE = 141
+_SLOW_TO_END = ("ray",)
+"""Packages whose native threads hold the end of a process up, for seconds."""
 _INSTALL = (
     "pip install 'crossfuse[cpu]' where bundles run ('crossfuse[gpu]' on NVIDIA GPUs), "
     "'crossfuse[export,cpu]' where models are exported"
@@ -181,3 +184,15 @@ def _spelled(error: UnicodeError) -> tuple[str, int]:
     return "".join(
         _SPELLED.get(c) or c.encode("ascii", "backslashreplace").decode() for c in text
     ), error.end
+
+
+def leave(code: int) -> None:
+    """End the process here, all its work done, where a package that was used would hold its end up;
+    otherwise nothing happens."""
+    if not any(name in sys.modules for name in _SLOW_TO_END):
+        return
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)

@@ -295,22 +295,19 @@ class _Served:
 
     def run(self, metrics_port: int) -> None:
         """Serve from a Ray of its own until the process is asked to stop."""
-        import secrets
-
         from crossfuse.serve.cluster import local_ray, require_free
         from crossfuse.serve.load_engine import ready_target
-        from crossfuse.serve.rayserve.front import CALLBACK, KEY
+        from crossfuse.serve.rayserve.front import environment
 
         options = self.options
         ready_target(self.bundle, options.replicas_engine)
         require_free(self.host, self.port)
         require_free("127.0.0.1", metrics_port)
         most = max(options.replicas, options.max_replicas)
-        environment = {**CALLBACK, KEY: secrets.token_hex(32)}
         with local_ray(
             cpus=max(1.0, options.num_cpus * most),
             metrics_port=metrics_port,
-            environment=environment,
+            environment=environment(options),
         ):
             from crossfuse.serve.rayserve.run import asked_to_stop, running, wait_for_metrics
 

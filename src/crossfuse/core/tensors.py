@@ -57,7 +57,7 @@ class Dim:
 
     Args:
         name: an identifier; the same name on several inputs means the same size.
-        min: smallest size, at least 1.
+        min: smallest size; 0 where there may be nothing (an empty batch, a text without tokens).
         max: largest size, or None for no limit.
     """
 
@@ -75,12 +75,12 @@ class Dim:
                 raise InputError(
                     "a dimension's bound is no whole number", where=self.name, got=repr(bound)
                 )
-        if self.min < 1 or (self.max is not None and self.max < self.min):
+        if self.min < 0 or (self.max is not None and self.max < max(1, self.min)):
             raise InputError(
                 "a dimension's range is empty",
                 where=self.name,
                 got=f"{self.min}..{self.max}",
-                expected="1 ≤ min ≤ max",
+                expected="0 ≤ min ≤ max, and max at least 1",
             )
 
     @classmethod
@@ -95,7 +95,7 @@ class Dim:
         try:
             numbers = [int(bound) for bound in bounds]
         except ValueError:
-            numbers = [0, 0, 0]
+            numbers = [1, 1, 1]
         if len(numbers) > 2:
             raise InputError(
                 "a dynamic dimension can't be read", got=repr(text), expected="NAME[:MIN[:MAX]]"

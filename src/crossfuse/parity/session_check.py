@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from crossfuse.bundle.store import Bundle, open_bundle
 from crossfuse.core.target import require_target
 from crossfuse.core.tensors import NEXT, POSITION, names_of
-from crossfuse.errors import BundleError, InputError, ParityError
+from crossfuse.errors import Advice, BundleError, InputError, ParityError, Said
 from crossfuse.parity.given import whole_boundary
 from crossfuse.parity.low_precision import BESIDE_A_METRIC, PLAIN, Limits
 from crossfuse.parity.reference import ReferenceSet, check_reference, load_reference
@@ -106,6 +106,12 @@ def _takes_many(session: Session) -> bool:
     )
 
 
+_NOT_EMPTY = Advice(
+    "Let the ranges of the inputs that hold nothing here begin at 1: {}",
+    Said("--dynamic INPUT:AXIS=NAME:1:MAX", "dynamic={INPUT: {AXIS: 'NAME:1:MAX'}}"),
+)
+
+
 @contextmanager
 def _on_reference_inputs(target: str, inputs: Mapping[str, Any]) -> Iterator[None]:
     """What the eager model takes, a target has to take: that it refuses is a failed check, no bad
@@ -113,9 +119,11 @@ def _on_reference_inputs(target: str, inputs: Mapping[str, Any]) -> Iterator[Non
     try:
         yield
     except InputError as error:
+        is_empty = any(not array.size for array in inputs.values())
         raise ParityError(
             f"target {target!r} fails on inputs that the eager model takes: {error.what}",
             where=", ".join(f"{name} {list(array.shape)}" for name, array in inputs.items()),
+            do=_NOT_EMPTY if is_empty else None,
         ) from error
 
 
@@ -232,7 +240,7 @@ def reference_of(bundle: Bundle) -> ReferenceSet:
 
 
 def smallest_inputs(bundle: Bundle) -> dict[str, NDArray[Any]] | None:
-    """The smallest of the bundle's reference inputs; None in a bundle without.
+    """The smallest of the bundle's reference inputs that hold something; None in a bundle without.
 
     Raises:
         BundleError: the reference set is damaged.
@@ -242,8 +250,6 @@ def smallest_inputs(bundle: Bundle) -> dict[str, NDArray[Any]] | None:
     (file,) = bundle.verified([bundle.manifest.reference])
     points = load_reference(file).points
     bundle.require_unreplaced()
-    if not points:
-        return None
-    return dict(
-        min(points, key=lambda point: sum(array.nbytes for array in point.inputs.values())).inputs
-    )
+    filled = [p.inputs for p in points if all(array.size for array in p.inputs.values())]
+    found = min(filled, key=lambda one: sum(a.nbytes for a in one.values()), default=None)
+    return None if found is None else dict(found)

@@ -122,8 +122,8 @@ def quick_points(planned: Sequence[Planned]) -> list[Planned]:
 
 
 def shape_points(dims: Mapping[str, Dim], example: Mapping[str, int]) -> list[dict[str, int]]:
-    """At least four points: the example, all at their minimum, beyond the example, and mixtures of
-    small and large.
+    """At least four points: the example, all at their minimum, beyond the example, mixtures of
+    small and large, and each dimension alone at 0 that may be.
 
     Sizes beyond the example go up to one and a half times its size, so that a wide range doesn't
     make the check slow. A model without dynamic dimensions gets its one shape four times, with
@@ -142,6 +142,7 @@ def shape_points(dims: Mapping[str, Dim], example: Mapping[str, int]) -> list[di
         middle,
         {name: (low if i == 0 else high)[name] for i, name in enumerate(names)},
         {name: (high if i == 0 else low)[name] for i, name in enumerate(names)},
+        *({**example, name: 0} for name, dim in dims.items() if dim.min == 0),
     ]
     distinct: list[dict[str, int]] = []
     for point in points:

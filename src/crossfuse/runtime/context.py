@@ -79,7 +79,7 @@ class Context:
             axis = spec.shape.index(self.batch)
             on_device = isinstance(tensor, DeviceArray)
             taken[spec.name] = (
-                tensor.take(chosen.tolist(), axis)
+                tensor.select(chosen.tolist(), axis)
                 if on_device
                 else frozen(np.take(tensor, chosen, axis=axis))
             )

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from crossfuse.core.foreign import cause_of
 from crossfuse.errors import InputError
 from crossfuse.runtime.dlpack import CUDA, CUDA_MANAGED, Foreign, make_capsule, read_capsule
-from crossfuse.runtime.driver import LEGACY_STREAM, Driver
+from crossfuse.runtime.driver import LEGACY_STREAM, Driver, Rows
 
 __all__ = ["DeviceArray", "DeviceMemory", "Place", "device_array", "item_size"]
 
@@ -32,6 +32,9 @@ class Place(Protocol):
 
     def empty(self, shape: tuple[int, ...], dtype: str) -> DeviceArray:
         """A new array, its content undefined."""
+
+    def coming(self, shape: tuple[int, ...], dtype: str) -> DeviceArray:
+        """A new array for what is enqueued on the one stream that its memory comes ``after``."""
 
 
 class DeviceMemory:
@@ -75,7 +78,8 @@ class DeviceMemory:
 class DeviceArray:
     """A contiguous array in a GPU's memory.
 
-    It speaks DLPack and, for NumPy's dtypes, the CUDA array interface. The data is ready.
+    It speaks DLPack and, for NumPy's dtypes, the CUDA array interface. The data is ready, or a
+    taker's stream is made to wait for it.
 
     Who takes it through DLPack tells its stream. The memory is given back when neither this array
     nor what was made of it exists any more, behind everything that the takers' streams hold by
@@ -110,6 +114,7 @@ class DeviceArray:
     def __cuda_array_interface__(self) -> dict[str, Any]:
         if self.dtype == "bfloat16":
             raise AttributeError("the CUDA array interface has no bfloat16")
+        self.arrived()
         self.memory.readers.add(LEGACY_STREAM)
         typestr = np.dtype(self.dtype).str
         return {
@@ -134,6 +139,11 @@ class DeviceArray:
             )
         if copy:
             raise BufferError("the array is given as it is, not copied")
+        place = self.memory.place
+        if self.memory.after and place is not None and stream is not None and stream > 0:
+            place.driver.order(stream, self.memory.after)
+        else:
+            self.arrived()
         self.memory.readers.add(stream if stream is not None and stream > 0 else LEGACY_STREAM)
         versioned = max_version is not None and max_version[0] >= 1
         return make_capsule(
@@ -170,30 +180,57 @@ class DeviceArray:
         kind = np.uint16 if self.dtype == "bfloat16" else np.dtype(self.dtype)
         host: NDArray[Any] = np.empty(self.shape, kind)
         if host.nbytes:
+            self.arrived()
             self._place().driver.download(self.pointer, host)
         return host
 
     def write(self, bits: NDArray[Any]) -> DeviceArray:
         """The array itself, with this content, as `bits` gives it."""
         if self.nbytes:
+            self.arrived()
             self._place().driver.upload(self.pointer, np.ascontiguousarray(bits))
         return self
 
     def take(self, indices: Sequence[int], axis: int) -> DeviceArray:
         """The parts at these positions of an axis, in this order, in new memory on the GPU."""
-        place, count = self._place(), self.shape[axis]
-        taken = place.empty((*self.shape[:axis], len(indices), *self.shape[axis + 1 :]), self.dtype)
-        size = math.prod(self.shape[axis + 1 :]) * item_size(self.dtype)
-        if taken.nbytes:
-            rows, outer = [i % count for i in indices], math.prod(self.shape[:axis])
-            place.driver.gather(
-                taken.pointer, self.pointer, rows, outer=outer, count=count, size=size
-            )
+        self.arrived()
+        taken = self._place().empty(self._shape_of(indices, axis), self.dtype)
+        self._gather(taken, indices, axis, None)
         return taken
+
+    def select(self, indices: Sequence[int], axis: int) -> DeviceArray:
+        """As `take`, of an array that nobody writes to: nothing waits for the copies. The new
+        memory comes ``after`` the stream that makes them, and so does all that reads it."""
+        made = self._place().coming(self._shape_of(indices, axis), self.dtype)
+        (stream,) = made.memory.after
+        if self.memory.after - made.memory.after:
+            self._place().driver.order(stream, self.memory.after - made.memory.after)
+        self.memory.readers.add(stream)
+        self._gather(made, indices, axis, stream)
+        return made
+
+    def _shape_of(self, indices: Sequence[int], axis: int) -> tuple[int, ...]:
+        return (*self.shape[:axis], len(indices), *self.shape[axis + 1 :])
+
+    def _gather(
+        self, into: DeviceArray, indices: Sequence[int], axis: int, stream: int | None
+    ) -> None:
+        size = math.prod(self.shape[axis + 1 :]) * item_size(self.dtype)
+        if into.nbytes:
+            count, outer = self.shape[axis], math.prod(self.shape[:axis])
+            part = Rows([i % count for i in indices], outer=outer, count=count, size=size)
+            self._place().driver.gather(into.pointer, self.pointer, part, stream)
+
+    def arrived(self) -> None:
+        """Wait until the content is there."""
+        if self.memory.after and self.memory.place is not None:
+            self.memory.place.driver.wait(self.memory.after)
+            self.memory.after = frozenset()
 
     def zero(self) -> DeviceArray:
         """The array itself, filled with zeros."""
         if self.nbytes:
+            self.arrived()
             self._place().driver.zero(self.pointer, self.nbytes)
         return self
 

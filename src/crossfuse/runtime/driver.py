@@ -12,13 +12,14 @@ import threading
 import uuid
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from numpy.typing import NDArray
 
 from crossfuse.errors import BundleError, EngineError
 
-__all__ = ["LEGACY_STREAM", "Driver", "driver_version", "gpu_count", "gpu_uuid"]
+__all__ = ["LEGACY_STREAM", "Driver", "Rows", "driver_version", "gpu_count", "gpu_uuid"]
 
 LEGACY_STREAM = 1
 """Handle of CUDA's legacy default stream, in the driver's API and in DLPack."""
@@ -89,6 +90,16 @@ class _Rectangle(ctypes.Structure):
     )
 
 
+@dataclass(frozen=True)
+class Rows:
+    """Rows of memory ``[outer, count, size bytes]``."""
+
+    rows: Collection[int]
+    outer: int
+    count: int
+    size: int
+
+
 class Driver:
     """The driver's calls for one GPU. Safe to use from several threads.
 
@@ -127,25 +138,37 @@ class Driver:
             )
         return max(device.value, 0)
 
-    def gather(
-        self, to: int, source: int, rows: Collection[int], *, outer: int, count: int, size: int
-    ) -> None:
-        """Copy rows of ``[outer, count, size bytes]`` into new memory ``[outer, len(rows), size
-        bytes]``; done on return."""
+    @property
+    def stream(self) -> int:
+        """This driver's own stream."""
         with self._current() as stream:
-            for place, row in enumerate(rows):
+            return int(stream.value)
+
+    def gather(self, to: int, source: int, part: Rows, stream: int | None = None) -> None:
+        """Copy rows of ``[outer, count, size bytes]`` into new memory ``[outer, len(rows), size
+        bytes]``: enqueued on a stream, or done on return without one."""
+        with self._current() as own:
+            on = own if stream is None else ctypes.c_void_p(stream)
+            for place, row in enumerate(part.rows):
                 rectangle = _Rectangle(
                     from_kind=_DEVICE_MEMORY,
-                    from_device=source + row * size,
-                    from_pitch=count * size,
+                    from_device=source + row * part.size,
+                    from_pitch=part.count * part.size,
                     to_kind=_DEVICE_MEMORY,
-                    to_device=to + place * size,
-                    to_pitch=len(rows) * size,
-                    width=size,
-                    height=outer,
+                    to_device=to + place * part.size,
+                    to_pitch=len(part.rows) * part.size,
+                    width=part.size,
+                    height=part.outer,
                 )
-                self._call("copy on the GPU", "cuMemcpy2DAsync_v2", ctypes.byref(rectangle), stream)
-            self._call("copy on the GPU", "cuStreamSynchronize", stream)
+                self._call("copy on the GPU", "cuMemcpy2DAsync_v2", ctypes.byref(rectangle), on)
+            if stream is None:
+                self._call("copy on the GPU", "cuStreamSynchronize", own)
+
+    def wait(self, streams: Collection[int]) -> None:
+        """Wait until streams have done what they hold."""
+        with self._current():
+            for stream in streams:
+                self._call("finish its work", "cuStreamSynchronize", ctypes.c_void_p(stream))
 
     def zero(self, to: int, size: int) -> None:
         """Fill memory with zeros; done on return."""

@@ -176,6 +176,10 @@ class ExecutionSlot:
         """
         addresses: dict[str, int] = {}
         shapes: dict[str, tuple[int, ...]] = {}
+        arrays = (feeds[name] for name in self.inputs)
+        after = {s for a in arrays if not isinstance(a, np.ndarray) for s in a.memory.after}
+        if after:
+            self.gpu.driver.order(int(self.stream.handle), after)
         for name in self.inputs:
             value = feeds[name]
             shapes[name] = tuple(value.shape)
@@ -184,8 +188,6 @@ class ExecutionSlot:
                 self.gpu.upload(self._staged(name, value), buffer, self.stream)
                 addresses[name] = int(buffer.handle)
                 continue
-            if value.memory.after:
-                self.gpu.driver.order(int(self.stream.handle), value.memory.after)
             addresses[name] = value.pointer
             if not value.nbytes or value.pointer % ALIGNMENT:
                 addresses[name] = int(self._buffer(name, value.shape).handle)

@@ -56,6 +56,8 @@ class Gpu:
             self.name = str(self._device.name)
             # Arrays that were given away are freed on a stream of their own, behind their readers.
             self._releasing = self._device.create_stream()
+            # Selections are copied on one, too: who reads them waits on the GPU.
+            self._selecting = self._device.create_stream()
         self.driver_version = driver_version()
 
     def use(self) -> None:
@@ -96,6 +98,14 @@ class Gpu:
         self.use()
         made = self.array(shape, dtype, self._releasing)
         self.sync(self._releasing)
+        return made
+
+    def coming(self, shape: tuple[int, ...], dtype: str) -> DeviceArray:
+        """A new array for what is enqueued on the one stream that its memory comes ``after``."""
+        self.use()
+        made = self.array(shape, dtype, self._selecting)
+        made.memory.after = frozenset({int(self._selecting.handle)})
+        made.memory.readers |= made.memory.after
         return made
 
     def pinned(self, size: int) -> NDArray[np.uint8] | None:

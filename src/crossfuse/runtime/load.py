@@ -19,6 +19,7 @@ from crossfuse.core.target import Target
 from crossfuse.core.tensors import Dim, TensorSpec, names_of
 from crossfuse.errors import BundleError, InputError, unknown
 from crossfuse.runtime.backends import open_stage, target_of_bundle
+from crossfuse.runtime.empty_stage import for_empty
 from crossfuse.runtime.options import SessionOptions
 from crossfuse.runtime.session import Session
 from crossfuse.runtime.stage import Stage, StageRequest
@@ -204,6 +205,8 @@ def open_session(
                 got=opened[name].boundary,
                 expected=expected,
             )
+        if name != "step":
+            opened[name] = for_empty(opened[name], stage, spec.dims)
     return Session(
         target.name,
         spec.stages,

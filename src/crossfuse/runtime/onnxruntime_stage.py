@@ -151,6 +151,13 @@ class OrtStage:
             raise self._failure(error) from error
         return self._ours(value)
 
+    def coming(self, shape: tuple[int, ...], dtype: str) -> DeviceArray:
+        """A new array for what is enqueued on the one stream that its memory comes ``after``."""
+        made = self.empty(shape, dtype)
+        made.memory.after = frozenset({self.driver.stream})
+        made.memory.readers |= made.memory.after
+        return made
+
     @cached_property
     def driver(self) -> Driver:
         """For copies on the GPU, and the order of streams."""
@@ -202,6 +209,7 @@ class OrtStage:
                 array = value if value.flags.c_contiguous else np.ascontiguousarray(value)
                 binding.bind_ortvalue_input(name, self._ort.OrtValue.ortvalue_from_numpy(array))
             elif value.nbytes:
+                value.arrived()
                 waits = waits or bool(value.memory.after)
                 binding.bind_input(
                     name,

@@ -16,6 +16,7 @@ from crossfuse.runtime.binding import Binding
 from crossfuse.runtime.context import Context, require_own
 from crossfuse.runtime.context_files import load_tensors, placed
 from crossfuse.runtime.decoding import DecodingState
+from crossfuse.runtime.empty_stage import executing
 from crossfuse.runtime.given_inputs import GivenInputs, given_by_name
 from crossfuse.runtime.input_checks import InputChecker, any_on_device, ids_of
 from crossfuse.runtime.session_layout import SessionLayout
@@ -337,7 +338,7 @@ class Session:
 
     def engine(self, stage: str) -> Stage:
         """What executes a stage, for tools that look inside."""
-        return self._open_engines()[stage]
+        return executing(self._open_engines()[stage])
 
     def _open_engines(self) -> Mapping[str, Stage]:
         if self._engines is None:

@@ -108,7 +108,7 @@ class SessionLayout:
             return
         axis = spec.shape.index(self.shared_batch)
         queries = int(feeds[spec.name].shape[axis])
-        if queries % contexts:
+        if queries % contexts if contexts else queries:
             raise InputError(
                 "the number of queries is no multiple of the number of contexts",
                 where=f"{spec.name}, axis {axis}",
@@ -139,7 +139,7 @@ class SessionLayout:
         """
         each = contexts if prompts in (None, 1) else prompts
         count = each if batch is None else batch
-        if count < 1 or count % contexts:
+        if count < 1 or contexts < 1 or count % contexts:
             raise InputError(
                 "the batch is no multiple of the number of contexts",
                 got=count,

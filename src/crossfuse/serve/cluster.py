@@ -13,10 +13,11 @@ import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 
-from crossfuse.core.os_errors import reason_of
-from crossfuse.errors import InputError
+from crossfuse.core.foreign import cause_of
+from crossfuse.core.os_errors import help_for, reason_of
+from crossfuse.errors import CheckError, InputError
 
-__all__ = ["connected", "local_ray", "require_free"]
+__all__ = ["connected", "local_ray", "require_free", "starting"]
 
 _PRIVATE = {
     # Ray takes the machine's outward address for its own where it believes in clusters; this is its
@@ -49,6 +50,9 @@ def local_ray(
         cpus: that Ray may give away; all of the machine's where omitted.
         metrics_port: where Prometheus finds metrics; any free one where omitted.
         environment: more variables of its processes.
+
+    Raises:
+        CheckError: Ray did not start.
     """
     private = dict(_PRIVATE)
     if not any(name in os.environ for name in _TOKENS):
@@ -57,18 +61,41 @@ def local_ray(
     os.environ.update(environment or {})
     import ray
 
-    ray.init(
-        address="local",
-        num_cpus=None if cpus is None else math.ceil(cpus),
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.INFO if os.environ.get("CROSSFUSE_DEBUG") == "1" else logging.ERROR,
-        _metrics_export_port=metrics_port,
-    )
+    is_told = os.environ.get("CROSSFUSE_DEBUG") == "1"
     try:
+        with starting("Ray"):
+            ray.init(
+                address="local",
+                num_cpus=None if cpus is None else math.ceil(cpus),
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.INFO if is_told else logging.ERROR,
+                _metrics_export_port=metrics_port,
+            )
         yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def starting(what: str) -> Iterator[None]:
+    """Processes that are started: what they fail by is the machine's, of whatever kind.
+
+    Args:
+        what: is started.
+
+    Raises:
+        CheckError: it did not start.
+    """
+    try:
+        yield
+    except Exception as error:  # the exceptions of Ray and of its processes have no common base
+        raise CheckError(
+            f"{what} did not start: {cause_of(error)}",
+            do=help_for(error, writing=True)
+            or "Try again when the machine has memory and processors free; what else it needs, "
+            "Ray's logs say: /tmp/ray/session_latest/logs",
+        ) from error
 
 
 @contextmanager

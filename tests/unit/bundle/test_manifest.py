@@ -68,7 +68,7 @@ def changed(*path: Any, to: Any) -> str:
 
 RTX = ("targets", "tensorrt-rtx")
 BAD = {
-    "dimension": (("dims", "batch", "min"), 0, r"range is empty.*m, dims\.batch"),
+    "dimension": (("dims", "batch", "min"), -1, r"range is empty.*m, dims\.batch"),
     "dimension's type": (("dims", "batch", "min"), "1", r"dims\.batch\.min\): got '1'"),
     "no least size": (("dims", "batch", "min"), None, r"dims\.batch\.min.*'nothing'"),
     "name": (("dims", "a b"), {"min": 1}, "identifier"),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -110,3 +112,21 @@ def test_packages_that_are_missing_are_named_and_others_pass() -> None:
         raise ModuleNotFoundError("No module named 'typer.main'", name="typer.main")
     with pytest.raises(ModuleNotFoundError, match="torch"), needs_packages("typer"):
         raise ModuleNotFoundError("No module named 'torch'", name="torch")
+
+
+def test_a_package_that_holds_the_end_up_does_not() -> None:
+    """All that was printed and registered is done; threads that would go on for a minute are not
+    waited for."""
+    code = (
+        "import atexit, sys, threading, time, types\n"
+        "sys.modules['ray'] = types.ModuleType('ray')\n"
+        "from crossfuse import cli\n"
+        "threading.Thread(target=time.sleep, args=(60,)).start()\n"
+        "atexit.register(print, 'put away')\n"
+        "cli.exit_code_of = lambda run, given: print('done') or 7\n"
+        "cli.main()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=40
+    )
+    assert (done.returncode, done.stdout) == (7, "done\nput away\n"), done.stderr

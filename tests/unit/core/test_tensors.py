@@ -13,6 +13,8 @@ from crossfuse.errors import InputError
     [
         ("batch", Dim("batch")),
         ("batch:2", Dim("batch", 2)),
+        ("batch:0", Dim("batch", 0)),
+        ("batch:0:3", Dim("batch", 0, 3)),
         ("a.b:2:9", Dim("a.b", 2, 9)),
         ("8*height:2:9", Dim("height", 2, 9)),
     ],
@@ -23,7 +25,7 @@ def test_dims_are_read(text: str, dim: Dim) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "a b", "0*n", "n*8", "n:x", "n:1:2:3", "n:0", "n:3:2", "n:", "n::4"]
+    "text", ["", "a b", "0*n", "n*8", "n:x", "n:1:2:3", "n:-1", "n:3:2", "n:", "n::4"]
 )
 def test_dims_that_cant_be_read(text: str) -> None:
     with pytest.raises(InputError):

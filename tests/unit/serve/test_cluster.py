@@ -10,7 +10,7 @@ import pytest
 
 ray = pytest.importorskip("ray", reason="ray is not installed")
 
-from crossfuse.errors import InputError  # noqa: E402
+from crossfuse.errors import CheckError, InputError  # noqa: E402
 from crossfuse.serve.cluster import connected, local_ray, require_free  # noqa: E402
 
 
@@ -40,6 +40,33 @@ def test_a_local_ray_reports_nothing_and_ends(calls: list[tuple[str, dict[str, A
     assert (options["_metrics_export_port"], options["include_dashboard"]) == (7, False)
     assert ended == "shutdown"
     assert os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] == "1", "a user's own choice stands"
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (RuntimeError("The current node timed out during startup.\nSee logs"), "timed out during"),
+        (PermissionError(13, "Permission denied", "/tmp/ray"), "a folder that you may write to"),
+        (OSError(28, "No space left on device"), "Make room on the disk"),
+        (ValueError("object store of 3 GB"), "object store of 3 GB"),
+        (Exception("raylet died"), "raylet died"),
+    ],
+)
+def test_a_ray_that_does_not_start_is_told_in_one_paragraph(
+    calls: list[tuple[str, dict[str, Any]]],
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
+    said: str,
+) -> None:
+    def fails(**_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(ray, "init", fails)
+    with pytest.raises(CheckError, match="Ray did not start") as found:
+        local_ray().__enter__()
+    assert said in str(found.value)
+    assert len(str(found.value).splitlines()) == 1
+    assert calls == [("shutdown", {})], "what it started until then is ended"
 
 
 def test_an_address_without_a_cluster(

@@ -7,7 +7,6 @@ import hashlib
 import logging
 import time
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
 from ray.exceptions import RayActorError
@@ -22,13 +21,8 @@ from crossfuse.core.tensors import names_of
 from crossfuse.runtime.context_cache import content_key
 from crossfuse.serve.load_engine import boundary
 from crossfuse.serve.metrics import SECONDS
-from crossfuse.serve.open_inference import (
-    BINARY_HEADER,
-    Call,
-    encode_outputs,
-    parse_call,
-    tensor_metadata,
-)
+from crossfuse.serve.open_inference import BINARY_HEADER, Call, tensor_metadata
+from crossfuse.serve.rayserve.apart import LONG, Apart
 from crossfuse.serve.rayserve.loopback import keep_on_loopback
 from crossfuse.serve.rayserve.options import ServeOptions
 from crossfuse.serve.rayserve.routes import Refusal, answered, protocol_routes, status_of
@@ -36,9 +30,6 @@ from crossfuse.serve.rayserve.routes import Refusal, answered, protocol_routes, 
 __all__ = ["Ingress", "home_of"]
 
 _LOG = logging.getLogger("ray.serve")
-_INLINE = 1 << 16
-"""Bodies larger than this are parsed beside the event loop."""
-
 _DIGITS = 15
 _ARRIVING = 2
 """Bodies that may arrive at once, in multiples of the queue."""
@@ -72,6 +63,7 @@ class Ingress:
         )
         self._queue = metrics.Gauge("crossfuse_open_requests", "Requests that are not answered yet")
         self._queue.set(0)
+        self._apart = Apart(self._options.limits, self.name)
         self._app = protocol_routes(self)
         keep_on_loopback()
 
@@ -119,17 +111,13 @@ class Ingress:
             raise Refusal(415, "compressed bodies aren't supported.")
         length = _whole(request, BINARY_HEADER)
         body = await self._body(request)
-        call, key = (
-            self._read(body, length)
-            if len(body) <= _INLINE
-            else await asyncio.to_thread(self._read, body, length)
-        )
+        call = await self._apart.parse(body, length)
+        short = len(body) <= LONG
+        key = self._key_of(call) if short else await asyncio.to_thread(self._key_of, call)
         status, answer = await self._ask(call, key)
         if status != 200:
             raise Refusal(status, str(answer))
-        encoded = partial(encode_outputs, answer, call, model=self.name)
-        small = sum(array.nbytes for array in answer.values()) <= _INLINE
-        content, json_length = encoded() if small else await asyncio.to_thread(encoded)
+        content, json_length = await self._apart.encode(answer, call)
         if json_length is None:
             return Response(content, media_type="application/json")
         return Response(
@@ -164,11 +152,10 @@ class Ingress:
             chunks.append(chunk)
         return b"".join(chunks)
 
-    def _read(self, body: bytes, length: int | None) -> tuple[Call, bytes | None]:
-        """The call, and the digest of its contexts."""
-        call = parse_call(body, length, self._options.limits)
+    def _key_of(self, call: Call) -> bytes | None:
+        """The digest of a call's contexts."""
         given = {name: call.inputs[name] for name in self._context if name in call.inputs}
-        return call, content_key(given) if given else None
+        return content_key(given) if given else None
 
     async def _ask(self, call: Call, key: bytes | None) -> tuple[int, Any]:
         home = home_of(call.context_id, key)

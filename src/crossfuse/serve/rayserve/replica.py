@@ -19,7 +19,7 @@ from crossfuse.serve.rayserve.loopback import keep_on_loopback
 from crossfuse.serve.rayserve.options import ServeOptions
 from crossfuse.serve.request_engine import Answer, Request, UnexpectedError, UnknownContextError
 
-__all__ = ["Replica"]
+__all__ = ["Replica", "said"]
 
 
 class Replica:
@@ -40,12 +40,7 @@ class Replica:
         self, inputs: Mapping[str, NDArray[Any]], context_id: str | None, key: bytes | None
     ) -> tuple[int, dict[str, NDArray[Any]] | str]:
         """Status and outputs, or status and what was wrong."""
-        answer: Answer = await self._batch(Request(inputs, context_id, key))
-        if isinstance(answer, UnexpectedError):
-            return 500, "the server failed; its log says why."
-        if isinstance(answer, CrossfuseError):
-            return 404 if isinstance(answer, UnknownContextError) else 400, str(answer)
-        return 200, answer
+        return said(await self._batch(Request(inputs, context_id, key)))
 
     async def ready(self) -> bool:
         """Answers once the constructor has: the bundle is loaded and has answered its reference
@@ -57,6 +52,15 @@ class Replica:
         return await asyncio.get_running_loop().run_in_executor(
             self._pool, self._engine.answer, requests
         )
+
+
+def said(answer: Answer) -> tuple[int, dict[str, NDArray[Any]] | str]:
+    """An engine's answer as a status, and outputs or what was wrong."""
+    if isinstance(answer, UnexpectedError):
+        return 500, "the server failed; its log says why."
+    if isinstance(answer, CrossfuseError):
+        return 404 if isinstance(answer, UnknownContextError) else 400, str(answer)
+    return 200, answer
 
 
 class _Metrics:

@@ -16,6 +16,7 @@ from ray import serve
 
 from crossfuse.core.text import brief
 from crossfuse.errors import Advice, CheckError, InputError, Said
+from crossfuse.serve.cluster import starting
 from crossfuse.serve.rayserve.app import application
 from crossfuse.serve.rayserve.front import KEY, open_requests
 from crossfuse.serve.rayserve.options import ServeOptions
@@ -49,13 +50,14 @@ def deploy(options: ServeOptions, host: str, port: int) -> None:
                     Said(f"--num-{resource.lower()}s", f"num_{resource.lower()}s"),
                 ),
             )
-    serve.start(
-        proxy_location="EveryNode",
-        http_options={"host": host, "port": port, "request_timeout_s": options.timeout_s + 5},
-    )
+    with starting("Ray Serve"):
+        serve.start(
+            proxy_location="EveryNode",
+            http_options={"host": host, "port": port, "request_timeout_s": options.timeout_s + 5},
+        )
     try:
         serve.run(application(options), name=options.name, route_prefix="/")
-    except RuntimeError as error:
+    except Exception as error:  # Ray's and Serve's exceptions have no common base
         raise CheckError(
             f"the application did not start: {_last_line(error)}",
             do="The replicas' logs are in /tmp/ray/session_latest/logs/serve",

@@ -67,7 +67,7 @@ def profile_sizes(
                 "a profile names unknown dimensions", got=", ".join(unknown), expected=known
             )
         sizes = {
-            name: _sizes(dim, example.get(name, dim.min), given.get(name))
+            name: _sizes(dim, example.get(name, max(1, dim.min)), given.get(name))
             for name, dim in dims.items()
         }
         if shared_batch is not None and CONTEXTS not in given:
@@ -108,7 +108,9 @@ def _size(spec: TensorSpec, size: int | str, at: Mapping[str, int]) -> int:
 def _sizes(dim: Dim, typical: int, given: Sequence[int] | None) -> tuple[int, int, int]:
     if given is None:
         largest = dim.max or max(_LEAST_MAX, _GROWTH * typical)
-        found = (dim.min, min(max(typical, dim.min), largest), largest)
+        # Engines are never asked about what is empty.
+        least = max(1, dim.min)
+        found = (least, min(max(typical, least), largest), largest)
     else:
         found = (
             (given[0], given[0], given[0]) if len(given) == 1 else (given[0], given[1], given[2])
