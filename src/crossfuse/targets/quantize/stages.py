@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import onnx_ir as ir
 
@@ -11,7 +11,14 @@ from crossfuse.targets.quantize.layers import LinearLayer, linear_layers
 from crossfuse.targets.quantize.rewrite import DYNAMIC, Form, RoundedWeights, rewrite
 from crossfuse.targets.quantize.rules import Refusal, deciding_nodes, refusal_of
 
-__all__ = ["PlannedLayer", "QuantizedStages", "quantizable", "quantize_stages", "sites_of"]
+__all__ = [
+    "PlannedLayer",
+    "QuantizedStages",
+    "float_layers",
+    "quantizable",
+    "quantize_stages",
+    "sites_of",
+]
 
 _FEW_ROWS = "step"
 """The stage whose products have few rows."""
@@ -29,6 +36,7 @@ class PlannedLayer:
         stage: which it is of.
         weights: name of the initializer with its integers; None where it stays in fp32.
         refusal: why it stays.
+        result: name of its result in the stage's graph.
     """
 
     key: str
@@ -38,6 +46,7 @@ class PlannedLayer:
     stage: str
     weights: str | None = None
     refusal: Refusal | None = None
+    result: str = ""
 
 
 @dataclass(frozen=True)
@@ -74,25 +83,41 @@ def quantize_stages(
         refusals = _refusals(layers, deciding_nodes(model), keep)
         form = _form(precision, stage)
         chosen = [(layer, form) for layer in layers if layer.site not in refusals]
-        about = [
-            PlannedLayer(layer.key, layer.site, layer.node.op_type, layer.shape, stage)
-            for layer in layers
-        ]
+        about = [_planned(layer, stage) for layer in layers]
         names = rewrite(model, chosen, made)
         planned += [
-            PlannedLayer(
-                one.key,
-                one.site,
-                one.operator,
-                one.shape,
-                stage,
-                names.get(one.site),
-                refusals.get(one.site),
-            )
+            replace(one, weights=names.get(one.site), refusal=refusals.get(one.site))
             for one in about
         ]
         found[stage] = model
     return QuantizedStages(found, tuple(planned))
+
+
+def float_layers(
+    graphs: Mapping[str, ir.Model], sites: Mapping[str, str], kept: Mapping[str, str]
+) -> tuple[PlannedLayer, ...]:
+    """The linear layers of stages none of which becomes integers.
+
+    Args:
+        graphs: fused, in fp32.
+        sites: as of `quantize_stages`.
+        kept: names of nodes that stay in fp32 → why.
+    """
+    return tuple(
+        replace(planned, refusal=Refusal(kept[layer.key], asked=False))
+        if layer.key in kept
+        else planned
+        for stage, graph in graphs.items()
+        for layer in linear_layers(graph, sites)
+        for planned in (_planned(layer, stage),)
+    )
+
+
+def _planned(layer: LinearLayer, stage: str) -> PlannedLayer:
+    result = layer.node.outputs[0].name or ""
+    return PlannedLayer(
+        layer.key, layer.site, layer.node.op_type, layer.shape, stage, result=result
+    )
 
 
 def sites_of(model: ir.Model) -> dict[str, str]:
