@@ -102,7 +102,7 @@ class TargetBuild:
         known = require_target(target)
         precision = require_precision(options.precision, known)
         check = ParityCheck(self.stages, self.reference, precision)
-        low = self._low_precision(manifest, options, check)
+        low = self._low_precision(manifest, known, options, check)
         check = check if low is None else low.check
         precise = self._in_precision(known, options, check) if low is None else low.precise
         layers = build_layers(known, self.model, self.stages.graphs, precise, low)
@@ -165,7 +165,7 @@ class TargetBuild:
         )
 
     def _low_precision(
-        self, manifest: Manifest, options: BuildOptions, check: ParityCheck
+        self, manifest: Manifest, target: Target, options: BuildOptions, check: ParityCheck
     ) -> LowPrecisionStages | None:
         """The stages with their linear layers in integers; None in other precisions."""
         if check.precision not in LOW_PRECISIONS:
@@ -173,7 +173,7 @@ class TargetBuild:
         from crossfuse.api.low_precision import quantized
 
         data = calibration_data(options.calibrate, manifest, self.reference, self.model)
-        return quantized(self.model, check, options, data, self.progress)
+        return quantized(self.model, check, target, options, data, self.progress)
 
     def _graphs(
         self,
@@ -211,9 +211,7 @@ class TargetBuild:
             fusions.note(found.kernels, found.reasons)
             if found.linears is not None:
                 linears[stage] = found.linears
-        return BuiltFiles(
-            files, frozenset(used), fusions.kernels, fusions.reasons, linears=linears
-        )
+        return BuiltFiles(files, frozenset(used), fusions.kernels, fusions.reasons, linears=linears)
 
     def _engines(
         self, precise: StageGraphs, target: Target, options: BuildOptions, manifest: Manifest

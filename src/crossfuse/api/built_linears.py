@@ -44,7 +44,7 @@ def build_layers(
     return float_layers(graphs, sites_of(model), precise.kept) if target.compiles else ()
 
 
-def built_linears(  # noqa: PLR0913 -- what was asked for, and what was built
+def built_linears(
     target: Target,
     precision: str,
     layers: Sequence[PlannedLayer],

@@ -2,9 +2,9 @@
 
 OpenVINO's products and convolutions are given names before a model is compiled, and the node that
 bears a name, or one that OpenVINO derived from it (``NAME/WithoutBiases``), is what the layer
-became. Where OpenVINO joined a product and its bias under the name of the bias, that is the name. The
-type is that of the node's implementation (``undef_I8``, ``brgemm_avx512_amx_bf16``), and that of
-its second operand tells integers that are widened where they are used.
+became. Where OpenVINO joined a product and its bias under the name of the bias, that is the name.
+The type is that of the node's implementation (``undef_I8``, ``brgemm_avx512_amx_bf16``), and that
+of its second operand tells integers that are widened where they are used.
 """
 
 from __future__ import annotations
@@ -52,9 +52,7 @@ class MarkedLinears:
     names: Mapping[str, str]
     behind: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
-    def became(
-        self, nodes: Collection[ExecutedNode], results: Iterable[str]
-    ) -> dict[str, Became]:
+    def became(self, nodes: Collection[ExecutedNode], results: Iterable[str]) -> dict[str, Became]:
         """What the layers with these results are; without those that no node was found of.
 
         Args:

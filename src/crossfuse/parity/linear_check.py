@@ -65,9 +65,7 @@ def optimized(paths: Mapping[str, Path]) -> Verdict:
     return verdict
 
 
-def compiled(
-    found: Mapping[str, Mapping[str, Became]], precision: str, provider: str
-) -> Verdict:
+def compiled(found: Mapping[str, Mapping[str, Became]], precision: str, provider: str) -> Verdict:
     """What an engine that compiles graphs tells.
 
     Args:
@@ -128,4 +126,3 @@ def _row(
         error=cost.error,
         seconds=cost.seconds,
     )
-

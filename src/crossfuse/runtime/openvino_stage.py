@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from crossfuse.core.cpu import exact_products
 from crossfuse.core.files import user_cache
 from crossfuse.core.openvino import openvino
 from crossfuse.core.openvino_linears import mark_linears
@@ -40,7 +41,11 @@ DEVICE = "device_type"
 """The provider option that names OpenVINO's device; the others are properties of its own."""
 
 _CACHE = "CACHE_DIR"
-_CAPABILITIES = {"fp32": "FP32", "bf16": "BF16", "fp16": "FP16"}
+_INTEGERS = ("int8", "mixed-int8")
+_CAPABILITIES = {
+    **{"fp32": "FP32", "bf16": "BF16", "fp16": "FP16"},
+    **dict.fromkeys(_INTEGERS, "INT8"),
+}
 """Precision → what a device that computes in it says."""
 
 
@@ -201,6 +206,12 @@ def _require_device(core: Any, device: str, request: StageRequest) -> None:
             where=f"OpenVINO's device {device}",
             got=", ".join(found),
             do="Build the target in fp32, or load target 'ort-cpu'",
+        )
+    if device == "CPU" and request.precision in _INTEGERS and not exact_products():
+        raise BundleError(
+            "this processor's fast products of bytes saturate, and OpenVINO has no exact ones",
+            got="x86-64 without VNNI or AMX",
+            do="Load target 'ort-cpu', which asks for exact products, or build this one in fp32",
         )
 
 

@@ -20,6 +20,7 @@ from crossfuse.targets.onnxruntime import lower_ort_cpu
 from crossfuse.targets.quantize.layers import LinearLayer, linear_layers
 from crossfuse.targets.quantize.rewrite import MICROSOFT, Form, IntegerProducts, RoundedWeights
 from crossfuse.targets.quantize.stages import quantizable
+from crossfuse.targets.quantize.static_plan import StaticPlan
 
 __all__ = ["Sensitivity", "sensitivities"]
 
@@ -46,6 +47,7 @@ def sensitivities(
     points: Iterable[Mapping[str, NDArray[Any]]],
     form: Form,
     made: RoundedWeights,
+    static: StaticPlan | None = None,
 ) -> list[Sensitivity]:
     """All layers that may be quantised, the most sensitive first.
 
@@ -54,13 +56,18 @@ def sensitivities(
         points: inputs.
         form: how the layers are quantised.
         made: integers of earlier calls.
+        static: grids for what layers are given, in place of the form.
     """
-    chosen = {layer.key: layer.site for layer in quantizable(model)}
+    found = quantizable(model, static=static is not None)
+    chosen = {
+        layer.key: layer.site for layer in found if static is None or static.of(layer) is not None
+    }
     lowered = lower_ort_cpu(model).model
     layers = [layer for layer in linear_layers(lowered, chosen) if layer.key in chosen]
     if not layers:
         return []
-    _watch(lowered, layers, form, made)
+    forms = [form if static is None else Form(grids=static.of(one), qdq=True) for one in layers]
+    _watch(lowered, list(zip(layers, forms, strict=True)), made)
     errors, rows = [0.0] * len(layers), [0] * len(layers)
     given = {value.name for value in lowered.graph.inputs}
     with opened(lowered) as run:
@@ -73,19 +80,19 @@ def sensitivities(
                 errors[i] = max(errors[i], _relative(wrong, right))
                 if number == 0:
                     rows[i] = int(size) // max(layer.shape[_inner(layer)], 1)
-    found = [Sensitivity(*one) for one in zip(layers, errors, rows, strict=True)]
-    return sorted(found, key=lambda one: -one.error)
+    measured = [Sensitivity(*one) for one in zip(layers, errors, rows, strict=True)]
+    return sorted(measured, key=lambda one: -one.error)
 
 
 def _watch(
-    model: ir.Model, layers: Iterable[LinearLayer], form: Form, made: RoundedWeights
+    model: ir.Model, layers: Iterable[tuple[LinearLayer, Form]], made: RoundedWeights
 ) -> None:
     """Make three numbers per layer the graph's outputs: the squared error, the squared results, and
     how many numbers it is given."""
     graph, build = model.graph, GraphBuilder()
     products = IntegerProducts(graph, made)
     outputs: list[ir.Value] = []
-    for layer in layers:
+    for layer, form in layers:
         result, source = layer.node.outputs[0], layer.node.inputs[0]
         assert source is not None
         product = products.of(build, layer, form)
