@@ -1,10 +1,10 @@
 """Grids of 8 bits that activations are rounded to, and channels scaled before where some are much
 larger than others.
 
-A grid covers what calibration saw, 0 included, in 255 steps of one size. Where a few channels are
-far larger than the rest, their steps are too coarse for the others. So each channel may be divided
-by a factor first, and the weights multiplied by it, as in SmoothQuant: the geometric mean of what
-either has to round then decides.
+A grid covers what calibration saw, 0 included, and a tenth more, since other inputs reach farther,
+in 255 steps of one size. Where a few channels are far larger than the rest, their steps are too
+coarse for the others. So each channel may be divided by a factor first, and the weights multiplied
+by it, as in SmoothQuant: the geometric mean of what either has to round then decides.
 """
 
 from __future__ import annotations
@@ -16,7 +16,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Grid", "LayerGrids", "Range", "grid_over", "joined", "scaling"]
+__all__ = ["HEADROOM", "Grid", "LayerGrids", "Range", "grid_over", "joined", "scaling"]
+
+HEADROOM = 1.1
+"""How much farther than what was seen a grid reaches."""
 
 _CODES = 255
 _WEIGHT_CODES = 127
@@ -74,11 +77,11 @@ def joined(first: Range, second: Range) -> Range:
 
 
 def grid_over(seen: Range, factors: NDArray[np.float32] | None = None) -> Grid:
-    """The grid over a range, 0 included; of nothing but zeros, one of step 1."""
+    """The grid over a range with its headroom, 0 included; of nothing but zeros, one of step 1."""
     low, high = seen.low, seen.high
     if factors is not None:
         low, high = low / factors, high / factors
-    least, most = min(0.0, float(low.min())), max(0.0, float(high.max()))
+    least, most = HEADROOM * min(0.0, float(low.min())), HEADROOM * max(0.0, float(high.max()))
     step = float(np.float32((most - least) / _CODES))
     if step < np.finfo(np.float32).tiny:
         step = 1.0
