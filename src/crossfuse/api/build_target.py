@@ -266,7 +266,8 @@ class TargetBuild:
                 report = check.checked_on_cpu(target, precise)
             report.require_passed()
         except ParityError as error:
-            if check.precision not in ("fp32", "mixed") and "mixed" not in target.precisions:
+            searched = ("fp32", "mixed", *LOW_PRECISIONS)
+            if check.precision not in searched and "mixed" not in target.precisions:
                 error.do = _WIDER
             elif self._passes_whole(check.precision):
                 error.do = _PASSES_WHOLE

@@ -111,7 +111,7 @@ def quantized(
     if check.precision == "mixed-int8":
         kept = search_layers(measure, lambda keep: check.passes(build(keep).graphs), progress)
     reasons = {
-        one.layer.key: f"int8 gives its results a relative error of {one.error:.2g}" for one in kept
+        one.layer.key: f"int8 gives its results a relative error of {one.worst:.2g}" for one in kept
     }
     stages = build(reasons)
     return LowPrecisionStages(
@@ -138,7 +138,7 @@ def _static(
 def _costs(kept: Sequence[Sensitivity], seconds: Mapping[str, float]) -> dict[str, LayerCost]:
     return {
         one.layer.site: LayerCost(
-            one.error if np.isfinite(one.error) else None, seconds.get(one.layer.site)
+            one.worst if np.isfinite(one.worst) else None, seconds.get(one.layer.site)
         )
         for one in kept
     }

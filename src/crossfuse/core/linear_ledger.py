@@ -60,7 +60,7 @@ class LinearRow(JsonData):
         reason: why it is in fp32 although its precision is another one; empty where it is not.
         asked: it was to be quantised.
         error: of a layer that a search kept in fp32, the relative RMS error that int8 gives its
-            results.
+            results, or its rows where that is more.
         seconds: of such a layer, what int8 would have saved at the first calibration inputs.
     """
 
