@@ -75,9 +75,9 @@ def compiled(found: Mapping[str, Mapping[str, Became]], precision: str, provider
     """
 
     def verdict(layer: PlannedLayer) -> Became:
-        told = found[layer.stage].get(layer.result)
+        told = found.get(layer.stage, {}).get(layer.result)
         if told is None:
-            return Became(UNKNOWN, f"{provider}'s execution graph has no node of it")
+            return Became(UNKNOWN, f"{provider} tells of no node for it")
         if told.words != "fp32" or precision == "fp32":
             return told
         if layer.refusal is not None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -29,7 +31,7 @@ def built(**told: dict[str, Became]) -> BuiltFiles:
     return BuiltFiles({"query": "q", "context": "c"}, frozenset(), {}, {}, linears=told)
 
 
-def test_floats_are_told_as_the_engine_has_them(tmp_path: object) -> None:
+def test_floats_are_told_as_the_engine_has_them(tmp_path: Path) -> None:
     model = parse("(float[b, 9] x) => (float[b, 9] y) { y = MatMul(x, w) }", w=normal(9, 9))
     kept = StageGraphs({}, {"n0": "it chooses"})
     (one,) = build_layers(OPENVINO, model, {"query": model}, kept, None)
@@ -44,14 +46,14 @@ def test_floats_are_told_as_the_engine_has_them(tmp_path: object) -> None:
             [one],
             {},
             built(query=found, context={}),
-            tmp_path,  # type: ignore[arg-type]
+            tmp_path,
         )
         assert [(row.became, row.asked) for row in ledger] == [(words, False)]
     assert ledger[0].reason == "it chooses"
     assert np.prod(ledger[0].shape) == 81
 
 
-def test_a_layer_that_is_not_in_integers_fails_by_name(tmp_path: object) -> None:
+def test_a_layer_that_is_not_in_integers_fails_by_name(tmp_path: Path) -> None:
     layers = [
         layer("a", weights="a:weights"),
         layer("b", weights="b:weights"),
@@ -69,7 +71,7 @@ def test_a_layer_that_is_not_in_integers_fails_by_name(tmp_path: object) -> None
         },
         "context": {"a:out": Became("fp32")},
     }
-    ledger = built_linears(OPENVINO, "int8", layers, {}, built(**told), tmp_path)  # type: ignore[arg-type]
+    ledger = built_linears(OPENVINO, "int8", layers, {}, built(**told), tmp_path)
     assert {row.site: row.became for row in ledger} == {
         "a": f"query: {INT8}; context: {FP32}",
         "b": FP32,
@@ -82,5 +84,9 @@ def test_a_layer_that_is_not_in_integers_fails_by_name(tmp_path: object) -> None
         ledger.require_quantized("openvino")
 
 
-def test_an_engine_that_does_not_tell_has_no_ledger(tmp_path: object) -> None:
-    assert not built_linears(OPENVINO, "fp32", [layer("a")], {}, built(query={}), tmp_path)  # type: ignore[arg-type]
+def test_an_engine_that_does_not_tell_has_proven_nothing(tmp_path: Path) -> None:
+    layers, silent = [layer("a", weights="a:weights")], built(query={})
+    assert not built_linears(OPENVINO, "fp32", layers, {}, silent, tmp_path)
+    (row,) = built_linears(OPENVINO, "int8", layers, {}, silent, tmp_path)
+    assert (row.became, row.missed) == (UNKNOWN, True)
+    assert row.reason == "OpenVINO tells of no node for it"

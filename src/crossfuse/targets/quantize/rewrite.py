@@ -23,9 +23,16 @@ from numpy.typing import NDArray
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from crossfuse.graph.builder import GraphBuilder
-from crossfuse.targets.quantize.grids import LayerGrids
-from crossfuse.targets.quantize.layers import LinearLayer, matrix
-from crossfuse.targets.quantize.rounding import BLOCK, Blocks, Channels, in_blocks, per_channel
+from crossfuse.targets.quantize.grids import Grid, LayerGrids
+from crossfuse.targets.quantize.layers import CONVOLUTIONS, LinearLayer, matrix
+from crossfuse.targets.quantize.rounding import (
+    BLOCK,
+    Blocks,
+    Channels,
+    in_blocks,
+    per_channel,
+    per_filter,
+)
 from crossfuse.targets.quantize.static_products import (
     MICROSOFT,
     Product,
@@ -85,6 +92,19 @@ class RoundedWeights:
             self.channels[key] = per_channel(matrix(layer))
         return self.channels[key]
 
+    def on_grid(self, layer: LinearLayer, grid: Grid) -> Channels:
+        """A layer's, per channel, with the factors of what it is given; a convolution's per
+        filter."""
+        key = (*layer.weights_key, layer.node.op_type, grid.scaling)
+        if key not in self.channels:
+            if layer.node.op_type in CONVOLUTIONS:
+                assert layer.tensor is not None
+                self.channels[key] = per_filter(layer.tensor.numpy())
+            else:
+                factors = np.asarray(grid.scaling or 1.0, np.float32).reshape(-1, 1)
+                self.channels[key] = per_channel(matrix(layer) * factors)
+        return self.channels[key]
+
     def in_blocks(self, layer: LinearLayer, bits: int) -> Blocks:
         """A layer's, in blocks."""
         key = (*layer.weights_key, bits)
@@ -131,7 +151,7 @@ class IntegerProducts:
         self._made = made
         self._given: dict[ir.Value, list[ir.Value]] = {}
         self._initializers: dict[tuple[object, ...], tuple[ir.Value, ...]] = {}
-        self._static = StaticProducts(self._initializer)
+        self._static = StaticProducts(self._initializer, made.on_grid)
 
     def of(self, build: GraphBuilder, layer: LinearLayer, form: Form) -> Product:
         """Emit a layer's product in a form; in blocks only weights of two axes can be."""

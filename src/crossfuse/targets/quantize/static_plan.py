@@ -11,7 +11,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from crossfuse.targets.onnxruntime import lower_ort_cpu
-from crossfuse.targets.quantize.grids import LayerGrids, Range, grid_over, joined, scaling
+from crossfuse.targets.quantize.grids import Grid, LayerGrids, Range, grid_over, joined, scaling
 from crossfuse.targets.quantize.layers import LinearLayer, linear_layers, matrix
 from crossfuse.targets.quantize.ranges import Seen, observed
 
@@ -64,26 +64,33 @@ def static_plan(
     together: dict[ir.Value | None, list[LinearLayer]] = {}
     for source, layer in zip(sources, layers, strict=True):
         together.setdefault(source, []).append(layer)
+    given: dict[ir.Value | None, Grid] = {}
     by_key: dict[str, LayerGrids] = {}
     by_weights: dict[tuple[object, ...], Seen] = {}
     for source, layer, one in zip(sources, layers, seen, strict=True):
         if not one.given.known or not (one.made is None or one.made.known):
             continue
-        by_key[layer.key] = _grids(one, together[source])
+        if source not in given:
+            given[source] = _given(one.given, together[source])
+        by_key[layer.key] = LayerGrids(given[source], _made(one))
         other = by_weights.get(layer.weights_key)
         by_weights[layer.weights_key] = one if other is None else _joined(one, other)
     same = {layer.weights_key: layer for layer in layers}
-    return StaticPlan(
-        qdq, by_key, {key: _grids(one, [same[key]]) for key, one in by_weights.items()}
-    )
+    alone = {
+        key: LayerGrids(_given(one.given, [same[key]]), _made(one))
+        for key, one in by_weights.items()
+    }
+    return StaticPlan(qdq, by_key, alone)
 
 
-def _grids(seen: Seen, layers: Sequence[LinearLayer]) -> LayerGrids:
-    """Of a layer, and those that are given the same."""
-    made = None if seen.made is None else grid_over(seen.made)
+def _given(seen: Range, layers: Sequence[LinearLayer]) -> Grid:
+    """The grid of what these layers are given."""
     weights = [matrix(layer) for layer in layers if len(layer.shape) == 2]
-    factors = scaling(seen.given, weights) if len(weights) == len(layers) else None
-    return LayerGrids(grid_over(seen.given, factors), made)
+    return grid_over(seen, scaling(seen, weights) if len(weights) == len(layers) else None)
+
+
+def _made(seen: Seen) -> Grid | None:
+    return None if seen.made is None else grid_over(seen.made)
 
 
 def _joined(first: Seen, second: Seen) -> Seen:

@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from crossfuse.graph.builder import GraphBuilder
 from crossfuse.graph.op_classes import is_onnx
 from crossfuse.targets.quantize.grids import Grid, LayerGrids
-from crossfuse.targets.quantize.layers import CONVOLUTIONS, LinearLayer, matrix
+from crossfuse.targets.quantize.layers import CONVOLUTIONS, LinearLayer
 from crossfuse.targets.quantize.ranges import relu_behind
-from crossfuse.targets.quantize.rounding import Channels, per_channel, per_filter
+from crossfuse.targets.quantize.rounding import Channels, per_filter
 
 __all__ = ["MICROSOFT", "Product", "StaticProducts", "with_bias"]
 
@@ -30,6 +30,8 @@ MICROSOFT = "com.microsoft"
 
 Initializer = Callable[[str, NDArray[Any]], ir.Value]
 """A name and an array → an initializer of the graph."""
+
+Rounded = Callable[[LinearLayer, Grid], Channels]
 
 
 class Product(NamedTuple):
@@ -53,10 +55,12 @@ class StaticProducts:
 
     Args:
         initializer: registers constants.
+        rounded: weights for what is rounded to a grid, with the factors of its channels.
     """
 
-    def __init__(self, initializer: Initializer) -> None:
+    def __init__(self, initializer: Initializer, rounded: Rounded) -> None:
         self._initializer = initializer
+        self._integers = rounded
         self._codes: dict[tuple[ir.Value, Grid], ir.Value] = {}
         self._widened: dict[tuple[ir.Value, Grid], ir.Value] = {}
         self._constants: dict[tuple[object, ...], ir.Value] = {}
@@ -70,7 +74,7 @@ class StaticProducts:
             codes = self._rounded(build, source, grids.given)
             given = build.op("DequantizeLinear", codes, *self._grid(grids.given))
             self._widened[source, grids.given] = given
-        rounded = self._channels(layer, grids.given)
+        rounded = self._integers(layer, grids.given)
         weights = self._weights(layer, grids.given, "weights", rounded.weights)
         scales = self._weights(layer, grids.given, "scales", rounded.scales)
         is_conv = layer.node.op_type in CONVOLUTIONS
@@ -93,7 +97,7 @@ class StaticProducts:
         source = layer.node.inputs[0]
         assert source is not None
         codes = self._rounded(build, source, grids.given)
-        rounded = self._channels(layer, grids.given)
+        rounded = self._integers(layer, grids.given)
         weights = self._weights(layer, grids.given, "weights", rounded.weights)
         scales = self._weights(layer, grids.given, "scales", rounded.scales)
         zeros = self._weights(layer, grids.given, "zeros", np.zeros(rounded.scales.shape, np.int8))
@@ -157,15 +161,6 @@ class StaticProducts:
         if key not in self._constants:
             self._constants[key] = self._initializer(f"quantized:{name}", array)
         return self._constants[key]
-
-    def _channels(self, layer: LinearLayer, grid: Grid) -> Channels:
-        """Weights, with the factors of the channels."""
-        if layer.node.op_type in CONVOLUTIONS:
-            return self._filters(layer, grid, None)
-        weights = matrix(layer)
-        if grid.scaling:
-            weights = weights * np.asarray(grid.scaling, np.float32)[:, None]
-        return per_channel(weights)
 
     def _filters(self, layer: LinearLayer, grid: Grid, bias: NDArray[Any] | None) -> Channels:
         assert layer.tensor is not None
