@@ -76,6 +76,8 @@ def compiled(found: Mapping[str, Mapping[str, Became]], precision: str, provider
 
     def verdict(layer: PlannedLayer) -> Became:
         told = found.get(layer.stage, {}).get(layer.result)
+        if told is None and layer.refusal is not None:
+            return Became(FP32, layer.refusal.reason)
         if told is None:
             return Became(UNKNOWN, f"{provider} tells of no node for it")
         if told.words != "fp32" or precision == "fp32":

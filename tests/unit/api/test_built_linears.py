@@ -60,6 +60,7 @@ def test_a_layer_that_is_not_in_integers_fails_by_name(tmp_path: Path) -> None:
         layer("c", weights="c:weights"),
         layer("d", refusal=Refusal("narrow", asked=False)),
         layer("e", weights="e:weights"),
+        layer("f", refusal=Refusal("it is in the body of a Loop", asked=True)),
         layer("a", "context", weights="a:weights"),
     ]
     told = {
@@ -78,9 +79,11 @@ def test_a_layer_that_is_not_in_integers_fails_by_name(tmp_path: Path) -> None:
         "c": weights_in(8),
         "d": FP32,
         "e": UNKNOWN,
+        "f": FP32,
     }
-    assert [row.site for row in ledger if row.missed] == ["a", "b", "c", "e"]
-    with pytest.raises(QuantizationError, match=r"4 of 5 .* OpenVINO computes it in fp32"):
+    assert [row.site for row in ledger if row.missed] == ["a", "b", "c", "e", "f"]
+    assert ledger[5].reason == "it is in the body of a Loop"
+    with pytest.raises(QuantizationError, match=r"5 of 6 .* OpenVINO computes it in fp32"):
         ledger.require_quantized("openvino")
 
 
