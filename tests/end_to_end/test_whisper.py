@@ -4,7 +4,6 @@ and a model of several languages that is made here."""
 from __future__ import annotations
 
 import os
-import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,6 @@ import transformers
 
 import crossfuse
 from crossfuse import runtime
-from crossfuse.core.linear_ledger import FP32
 from crossfuse.core.media_files import read_sound
 from processor_checkpoints import tokenizer
 
@@ -95,42 +93,6 @@ def test_transcripts_of_real_speech_are_the_librarys(english: Path) -> None:
             assert found.text == text
             assert text.strip().startswith("It was the best of times")
     assert found.language is None
-
-
-def word_error_rate(said: str, truth: str) -> float:
-    """Words to change, leave out or put in, over those of the truth."""
-    mine, theirs = said.split(), truth.split()
-    row = list(range(len(mine) + 1))
-    for i, word in enumerate(theirs, 1):
-        above, row[0] = row[0], i
-        for j, other in enumerate(mine, 1):
-            changed = above + (word != other)
-            above, row[j] = row[j], min(changed, row[j] + 1, row[j - 1] + 1)
-    return row[-1] / len(theirs)
-
-
-def test_word_error_rates() -> None:
-    assert word_error_rate("a b c", "a b c") == 0
-    assert word_error_rate("a x c d", "a b c") == pytest.approx(2 / 3)
-    assert word_error_rate("", "a b") == 1
-
-
-@with_assets
-@pytest.mark.parametrize(("target", "precision"), [("ort-cpu", "int8"), ("openvino", "mixed-int8")])
-def test_integers_leave_the_words_of_real_speech(
-    english: Path, target: str, precision: str, tmp_path: Path
-) -> None:
-    path = Path(shutil.copytree(english, tmp_path / "bundle"))
-    processor, sound = runtime.load_processor(path), read_sound(SOUND, 16000)
-    with runtime.load(path) as session:
-        truth = runtime.transcribe(session, processor, sound).text
-    entry = crossfuse.build(path, target, precision=precision).target(target)
-    counts = entry.linears.counts()
-    in_fp32 = sum(count for words, count in counts.items() if words == FP32)
-    assert in_fp32 < len(entry.linears) / 4, counts
-    with runtime.load(path, target) as session:
-        said = runtime.transcribe(session, processor, sound).text
-    assert word_error_rate(said, truth) <= 0.005
 
 
 @with_assets
