@@ -11,16 +11,18 @@ from typing import TYPE_CHECKING
 
 from crossfuse.api.arguments import Progress
 from crossfuse.api.build_options import BuildOptions, request_key
-from crossfuse.api.built_files import BuiltFiles, Fusions, compiled_attentions
+from crossfuse.api.built_files import BuiltFiles, CompiledGraph, Fusions, compiled_graph
+from crossfuse.api.built_linears import build_layers, built_linears
 from crossfuse.api.calibration import calibration_data, reference_inputs
 from crossfuse.bundle.manifest import EngineInfo, Manifest, TargetEntry
-from crossfuse.core.linear_ledger import LinearLedger
 from crossfuse.core.target import LOW_PRECISIONS, Target, require_precision, require_target
 from crossfuse.core.tensors import CONTEXTS
 from crossfuse.errors import Advice, ParityError, Said
 from crossfuse.parity.reference import ReferenceSet
 from crossfuse.parity.target_check import ParityCheck
 from crossfuse.runtime.backends import runs_here
+from crossfuse.runtime.options import SessionOptions
+from crossfuse.runtime.stage import StageRequest
 from crossfuse.targets.registry import lower_stages, lowering_of
 
 if TYPE_CHECKING:
@@ -28,9 +30,11 @@ if TYPE_CHECKING:
 
     from crossfuse.api.low_precision import LowPrecisionStages
     from crossfuse.bundle.writer import BundleWriter
+    from crossfuse.core.linear_ledger import Became
     from crossfuse.export.split.assembly import Stages
     from crossfuse.parity.report import ParityReport
     from crossfuse.targets.precision.stages import StageGraphs
+    from crossfuse.targets.quantize.stages import PlannedLayer
 
 __all__ = ["TargetBuild"]
 
@@ -98,18 +102,22 @@ class TargetBuild:
         known = require_target(target)
         precision = require_precision(options.precision, known)
         check = ParityCheck(self.stages, self.reference, precision)
-        low = self._low_precision(manifest, options, check)
+        low = self._low_precision(manifest, known, options, check)
         check = check if low is None else low.check
         precise = self._in_precision(known, options, check) if low is None else low.precise
+        layers = build_layers(known, self.model, self.stages.graphs, precise, low)
         self.progress(f"{target}: lowering")
         if known.engine is not None:
             built = self._engines(precise, known, options, manifest)
         else:
-            built = self._graphs(precise, known, precision)
+            built = self._graphs(precise, known, precision, layers)
         ledger = manifest.ledger.with_target(target, built.kernels, built.reasons)
         if not options.allow_unfused:
             ledger.require_fused([target], str(manifest.source.get("kind")))
-        linears = LinearLedger() if low is None else self._linears(low, known, built, options)
+        costs = {} if low is None else low.costs
+        linears = built_linears(known, precision, layers, costs, built, self.writer.folder)
+        if not options.allow_unquantized:
+            linears.require_quantized(target)
         self.progress(f"{target}: parity")
         try:
             parity = self._parity(check, known, precise, built)
@@ -157,7 +165,7 @@ class TargetBuild:
         )
 
     def _low_precision(
-        self, manifest: Manifest, options: BuildOptions, check: ParityCheck
+        self, manifest: Manifest, target: Target, options: BuildOptions, check: ParityCheck
     ) -> LowPrecisionStages | None:
         """The stages with their linear layers in integers; None in other precisions."""
         if check.precision not in LOW_PRECISIONS:
@@ -165,26 +173,15 @@ class TargetBuild:
         from crossfuse.api.low_precision import quantized
 
         data = calibration_data(options.calibrate, manifest, self.reference, self.model)
-        return quantized(self.model, check, options, data, self.progress)
+        return quantized(self.model, check, target, options, data, self.progress)
 
-    def _linears(
-        self, low: LowPrecisionStages, target: Target, built: BuiltFiles, options: BuildOptions
-    ) -> LinearLedger:
-        """What the linear layers became in the engine's own graph.
-
-        Raises:
-            QuantizationError: one that was to be quantised is not.
-        """
-        from crossfuse.parity.linear_check import linear_ledger
-
-        self.progress(f"{target.name}: what became of linear layers")
-        paths = {stage: self.writer.folder / file for stage, file in built.stages.items()}
-        ledger = linear_ledger(paths, low.layers, low.costs)
-        if not options.allow_unquantized:
-            ledger.require_quantized(target.name)
-        return ledger
-
-    def _graphs(self, precise: StageGraphs, target: Target, precision: str) -> BuiltFiles:
+    def _graphs(
+        self,
+        precise: StageGraphs,
+        target: Target,
+        precision: str,
+        layers: Sequence[PlannedLayer],
+    ) -> BuiltFiles:
         """Write the graphs of an ONNX target, and ask the engine that compiles them."""
         from crossfuse.targets.graph_files import Places, save_graph
         from crossfuse.targets.precision.simulate import half_inputs, simulate
@@ -199,17 +196,22 @@ class TargetBuild:
         files: dict[str, str] = {}
         used: set[str] = set()
         places: Places = {}
+        linears: dict[str, Mapping[str, Became]] = {}
         for stage, lowered in lower_stages(graphs, target).items():
             files[stage] = target.file(stage)
             graph = self.writer.file(files[stage])
             weights = self.writer.file(target.weights_file(stage))
             used |= {files[stage], *save_graph(lowered.model, graph, weights, places)}
-            found = lowered.kernels, lowered.reasons
+            found = CompiledGraph(lowered.kernels, lowered.reasons)
             if target.compiles:
                 self.progress(f"{target.name}: {stage}: what the engine makes of it")
-                found = compiled_attentions(target, lowered, graph, precision)
-            fusions.note(*found)
-        return BuiltFiles(files, frozenset(used), fusions.kernels, fusions.reasons)
+                request = StageRequest(target, graph, SessionOptions(), precision=precision)
+                results = [layer.result for layer in layers if layer.stage == stage]
+                found = compiled_graph(lowered, request, results)
+            fusions.note(found.kernels, found.reasons)
+            if found.linears is not None:
+                linears[stage] = found.linears
+        return BuiltFiles(files, frozenset(used), fusions.kernels, fusions.reasons, linears=linears)
 
     def _engines(
         self, precise: StageGraphs, target: Target, options: BuildOptions, manifest: Manifest
@@ -264,7 +266,8 @@ class TargetBuild:
                 report = check.checked_on_cpu(target, precise)
             report.require_passed()
         except ParityError as error:
-            if check.precision not in ("fp32", "mixed") and "mixed" not in target.precisions:
+            searched = ("fp32", "mixed", *LOW_PRECISIONS)
+            if check.precision not in searched and "mixed" not in target.precisions:
                 error.do = _WIDER
             elif self._passes_whole(check.precision):
                 error.do = _PASSES_WHOLE

@@ -1,25 +1,24 @@
-"""What the build of a target leaves: its files, and what its attentions became, in all stages."""
+"""What the build of a target leaves: its files, and what its attentions and its linear layers
+became, in all stages."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple
 
 from crossfuse.bundle.manifest import EngineInfo
 from crossfuse.core.foreign import blaming
-from crossfuse.core.target import Target
+from crossfuse.core.linear_ledger import Became
 from crossfuse.errors import InputError
 from crossfuse.graph.metadata import SITE
 from crossfuse.runtime.backends import open_stage
-from crossfuse.runtime.options import SessionOptions
-from crossfuse.runtime.stage import CompiledStage, StageRequest
+from crossfuse.runtime.stage import CompiledStage, LinearStage, StageRequest
 
 if TYPE_CHECKING:
     from crossfuse.targets.lowering import Lowered
 
-__all__ = ["BuiltFiles", "Fusions", "compiled_attentions"]
+__all__ = ["BuiltFiles", "CompiledGraph", "Fusions", "compiled_graph"]
 
 
 @dataclass(frozen=True)
@@ -32,6 +31,8 @@ class BuiltFiles:
         kernels: attention site → kernel.
         reasons: site that did not fuse → why.
         engine: of an engine, what the manifest says about it.
+        linears: of an engine that compiles graphs, stage → name of a linear layer's result → what
+            it became; without stages that don't tell.
     """
 
     stages: Mapping[str, str]
@@ -39,6 +40,7 @@ class BuiltFiles:
     kernels: Mapping[str, str]
     reasons: Mapping[str, str]
     engine: EngineInfo | None = None
+    linears: Mapping[str, Mapping[str, Became]] = field(default_factory=dict)
 
 
 class Fusions:
@@ -59,28 +61,41 @@ class Fusions:
             self.kernels.pop(site, None)
 
 
-def compiled_attentions(
-    target: Target, lowered: Lowered, graph: Path, precision: str
-) -> tuple[dict[str, str], dict[str, str]]:
-    """What the attentions of a written graph become where the target's engine compiles it: site →
-    kernel, and site → why it has none.
+class CompiledGraph(NamedTuple):
+    """What an engine made of a graph.
+
+    Attributes:
+        kernels: attention site → kernel.
+        reasons: site that did not fuse → why.
+        linears: name of a linear layer's result → what it became; None where the engine doesn't
+            tell.
+    """
+
+    kernels: dict[str, str]
+    reasons: dict[str, str]
+    linears: Mapping[str, Became] | None = None
+
+
+def compiled_graph(
+    lowered: Lowered, request: StageRequest, results: Collection[str]
+) -> CompiledGraph:
+    """What a written graph becomes where the target's engine compiles it.
 
     Args:
-        target: that compiles its graphs.
         lowered: the graph, with the operators that it asks for.
-        graph: its file.
-        precision: of the target.
+        request: its file, and the target.
+        results: names of the linear layers' results.
 
     Raises:
         BundleError: the engine is not installed, or can't compile the graph.
-        InputError: its stages don't tell.
+        InputError: its stages don't tell what attentions became.
     """
     outputs = {
         site: str(node.outputs[0].name)
         for node in lowered.model.graph
         if (site := node.metadata_props.get(SITE)) in lowered.kernels and node.name == site
     }
-    stage = open_stage(StageRequest(target, graph, SessionOptions(), precision=precision))
+    target, stage = request.target, open_stage(request)
     if not isinstance(stage, CompiledStage):
         raise InputError(
             f"the stages of target {target.name!r} don't tell what attentions became",
@@ -89,5 +104,6 @@ def compiled_attentions(
         )
     with blaming(f"the stage of target {target.name!r} raised"):
         kernels, reasons = stage.attentions(outputs)
+        linears = stage.linears(results) if isinstance(stage, LinearStage) else None
     stage.close()
-    return kernels, {**lowered.reasons, **reasons}
+    return CompiledGraph(kernels, {**lowered.reasons, **reasons}, linears)

@@ -12,6 +12,7 @@ import numpy as np
 from crossfuse.api.arguments import Progress
 from crossfuse.api.build_options import BuildOptions
 from crossfuse.api.calibration import CalibrationData
+from crossfuse.core.target import Target
 from crossfuse.errors import ParityError
 from crossfuse.parity.linear_check import LayerCost
 from crossfuse.parity.metric import Metric, metric_name
@@ -24,9 +25,11 @@ from crossfuse.targets.quantize.sensitivity import Sensitivity, sensitivities
 from crossfuse.targets.quantize.stages import (
     PlannedLayer,
     QuantizedStages,
+    quantizable,
     quantize_stages,
     sites_of,
 )
+from crossfuse.targets.quantize.static_plan import StaticPlan, static_plan
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -64,6 +67,7 @@ class LowPrecisionStages:
 def quantized(
     model: ir.Model,
     check: ParityCheck,
+    target: Target,
     options: BuildOptions,
     data: CalibrationData,
     progress: Progress,
@@ -73,6 +77,7 @@ def quantized(
     Args:
         model: the whole fused graph.
         check: of parity, without a metric.
+        target: that is built.
         options: the metric, and how far it may drop.
         data: what is chosen on.
         progress: told what begins.
@@ -81,7 +86,8 @@ def quantized(
         InputError: a metric that can't be used.
         ParityError: a search finds no layers with which the build passes.
     """
-    uses_data = options.metric is not None or check.precision == "mixed-int8"
+    static = _static(model, check.precision, options, data, target)
+    uses_data = options.metric is not None or check.precision == "mixed-int8" or static is not None
     if uses_data:
         progress(f"{check.precision}: chosen on {data.words}")
     if options.metric is not None:
@@ -93,34 +99,46 @@ def quantized(
 
     def measure() -> Sequence[Sensitivity]:
         if not measured:
-            measured.extend(sensitivities(model, data.points, form, made))
+            measured.extend(sensitivities(model, data.points, form, made, static))
         return measured
 
     def build(keep: Mapping[str, str]) -> QuantizedStages:
-        return quantize_stages(check.stages.graphs, check.precision, sites, keep=keep, made=made)
+        return quantize_stages(
+            check.stages.graphs, check.precision, sites, keep=keep, made=made, static=static
+        )
 
     kept: list[Sensitivity] = []
     if check.precision == "mixed-int8":
         kept = search_layers(measure, lambda keep: check.passes(build(keep).graphs), progress)
     reasons = {
-        one.layer.key: f"int8 gives its results a relative error of {one.error:.2g}" for one in kept
+        one.layer.key: f"int8 gives its results a relative error of {one.worst:.2g}" for one in kept
     }
     stages = build(reasons)
     return LowPrecisionStages(
         check,
         StageGraphs(stages.graphs, reasons),
         stages.layers,
-        _costs(kept, form),
+        _costs(kept, seconds_saved(kept, form, static)),
         data.words if uses_data else "",
         measure,
     )
 
 
-def _costs(kept: Sequence[Sensitivity], form: Form) -> dict[str, LayerCost]:
-    seconds = seconds_saved(kept, form)
+def _static(
+    model: ir.Model, precision: str, options: BuildOptions, data: CalibrationData, target: Target
+) -> StaticPlan | None:
+    """Grids chosen before: where the target's engine joins quantised and dequantised numbers by
+    itself, always; otherwise on data of the user's."""
+    if precision == "int4" or not (target.joins_quantized or options.calibrate):
+        return None
+    keys = [layer.key for layer in quantizable(model, static=True)]
+    return static_plan(model, keys, data.points, qdq=target.joins_quantized)
+
+
+def _costs(kept: Sequence[Sensitivity], seconds: Mapping[str, float]) -> dict[str, LayerCost]:
     return {
         one.layer.site: LayerCost(
-            one.error if np.isfinite(one.error) else None, seconds.get(one.layer.site)
+            one.worst if np.isfinite(one.worst) else None, seconds.get(one.layer.site)
         )
         for one in kept
     }

@@ -16,7 +16,7 @@ from crossfuse.bundle.manifest import Manifest
 from crossfuse.bundle.staging import unreplaced
 from crossfuse.bundle.store import Bundle
 from crossfuse.core.foreign import door
-from crossfuse.core.target import TARGETS
+from crossfuse.core.target import LOW_PRECISIONS, TARGETS
 from crossfuse.core.tensors import CONTEXTS, Dim
 from crossfuse.errors import Advice, InputError, Said
 from crossfuse.parity.given import Given, Inputs, check_given, read_given
@@ -151,7 +151,7 @@ class _Check:
     ) -> ParityReport:
         """Parity of the target, or of the graph that a CPU executes in an engine's place."""
         bundle, target = self.bundle, self.target
-        if target is None or not _needs_another_machine(target):
+        if target is None or not _needs_another_machine(bundle, target):
             require_tried(bundle, target, options)
             self.progress("running the target")
             return verify_bundle(bundle, target, options=options, reference=reference)
@@ -176,10 +176,14 @@ class _Check:
         )
 
 
-def _needs_another_machine(target: str) -> bool:
-    """Whether the target's artifact can't be executed here, not even by the CPU provider."""
+def _needs_another_machine(bundle: Bundle, target: str) -> bool:
+    """Whether the target's artifact can't be executed here, not even by the CPU provider, and
+    another graph stands for it: integers have none."""
     known = TARGETS.get(target)
-    return known is not None and not known.artifact_on_cpu and not runs_here(target)
+    if known is None or known.artifact_on_cpu or runs_here(target):
+        return False
+    entry = bundle.manifest.targets.get(target)
+    return entry is None or entry.precision not in LOW_PRECISIONS
 
 
 def _fitted(spec: ModelSpec, manifest: Manifest, options: SourceOptions) -> ModelSpec:

@@ -147,7 +147,8 @@ class TargetEntry:
             manifest says → that dtype.
         engine: of targets that are engines.
         package: which provides a target that is not built in.
-        linears: in low precision, the model's linear layers and what each became.
+        linears: the model's linear layers and what each became: in low precision, and of targets
+            whose engine tells.
         calibration: what a low precision was chosen on.
     """
 

@@ -204,8 +204,8 @@ Precision = Annotated[
     PrecisionName | None,
     typer.Option(
         "--precision",
-        help="Where omitted, fp16 for engines, fp32 for the others. int8, mixed-int8 and int4 are "
-        "of ort-cpu.",
+        help="Where omitted, fp16 for engines, fp32 for the others. int8 and mixed-int8 are of "
+        "ort-cpu and openvino, int4 of ort-cpu.",
         rich_help_panel=ENGINE,
     ),
 ]

@@ -17,6 +17,7 @@ from crossfuse.commands.output import Output, styled
 from crossfuse.core.checkpoint_weights import weights_words
 from crossfuse.core.dimensions import size_at
 from crossfuse.core.ledger import Ledger
+from crossfuse.core.linear_ledger import in_words
 from crossfuse.core.target import LOW_PRECISIONS
 from crossfuse.core.tensors import CONTEXTS
 from crossfuse.core.text import listed
@@ -156,6 +157,8 @@ def show_target(output: Output, name: str, entry: TargetEntry) -> None:
             output.line(f"  {count} × {why}")
         if len(reasons) > _MOST_REASONS:
             output.line(f"  … and {len(reasons) - _MOST_REASONS} more reasons (--json)")
+    if entry.linears and entry.precision not in LOW_PRECISIONS:
+        output.line(f"{name}: {in_words(entry.linears)}")
     engine = entry.engine
     if engine is None:
         return

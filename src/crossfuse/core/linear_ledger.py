@@ -13,18 +13,37 @@ from crossfuse.core.json_form import Form
 from crossfuse.core.text import listed
 from crossfuse.errors import Advice, QuantizationError, Said
 
-__all__ = ["FP32", "INT8", "LinearLedger", "LinearRow", "in_words", "weights_in"]
+__all__ = [
+    "FP32",
+    "INT8",
+    "UNKNOWN",
+    "Became",
+    "LinearLedger",
+    "LinearRow",
+    "in_words",
+    "weights_in",
+]
 
 FP32 = "kept in fp32"
 INT8 = "int8 × int8"
+UNKNOWN = "not told"
 
 _MOST_NAMES = 12
+_IN_FLOATS = (FP32, UNKNOWN, "computed in fp32", "computed in bf16", "computed in fp16")
 
 
 def weights_in(bits: int, computed: str = "fp32") -> str:
     """The words for weights of so many bits that are widened, or meet activations rounded on the
     way."""
     return f"weights int{bits}, computed in {computed}"
+
+
+@dataclass(frozen=True)
+class Became:
+    """What a layer is in an engine: the ledger's words, and why where that is fp32."""
+
+    words: str
+    reason: str = ""
 
 
 @dataclass(frozen=True)
@@ -36,12 +55,12 @@ class LinearRow(JsonData):
             of execution.
         operator: of the fused graph.
         shape: of its weights there.
-        became: what it became, in words, as the engine's optimised graph has it. Where stages
-            differ, ``STAGE: WORDS`` of each.
-        reason: why it is in fp32; empty where it is not.
+        became: what it became, in words, as the engine's own graph has it. Where stages differ,
+            ``STAGE: WORDS`` of each.
+        reason: why it is in fp32 although its precision is another one; empty where it is not.
         asked: it was to be quantised.
         error: of a layer that a search kept in fp32, the relative RMS error that int8 gives its
-            results.
+            results, or its rows where that is more.
         seconds: of such a layer, what int8 would have saved at the first calibration inputs.
     """
 
@@ -58,8 +77,8 @@ class LinearRow(JsonData):
 
     @property
     def missed(self) -> bool:
-        """It was to be quantised, and is not, in one of its stages at least."""
-        return self.asked and FP32 in self.became
+        """It was to be quantised, and is not computed in integers in one of its stages at least."""
+        return self.asked and any(words in self.became for words in _IN_FLOATS)
 
 
 @dataclass(frozen=True)

@@ -34,12 +34,18 @@ class ExecutedNode:
         kind: what executes it: ``Subgraph``, ``MatMul``, ``FullyConnected``, ….
         implementation: the kernel, such as ``jit_avx512_bf16``.
         origins: names of the operators that it came from.
+        precision: type of what it is given, as the plugin says it (``f32``, ``u8``).
+        weights: type of its second operand.
+        given: names of the nodes that it takes tensors of.
     """
 
     name: str
     kind: str
     implementation: str
     origins: tuple[str, ...]
+    precision: str = ""
+    weights: str = ""
+    given: tuple[str, ...] = ()
 
     @property
     def dtype(self) -> str:
@@ -138,12 +144,16 @@ def executed_nodes(runtime_model: Any) -> list[ExecutedNode]:
     for node in runtime_model.get_ops():
         about = node.get_rt_info()
         origins = _text(about, "originalLayersNames").split(",")
+        given = [port.get_source_output().get_node() for port in node.inputs()]
         nodes.append(
             ExecutedNode(
                 node.get_friendly_name(),
                 _text(about, "layerType"),
                 _text(about, "primitiveType"),
                 tuple(name for name in origins if name),
+                _text(about, "runtimePrecision"),
+                _text(given[1].get_rt_info(), "outputPrecisions") if len(given) > 1 else "",
+                tuple(one.get_friendly_name() for one in given),
             )
         )
     return nodes

@@ -108,6 +108,8 @@ class Target:
         compiles: its engine compiles graphs where they run. Its stages have to tell what
             attentions became (:class:`~crossfuse.runtime.stage.CompiledStage`), and the ledger has
             that instead of what the lowering asked for.
+        joins_quantized: in low precision it takes products of numbers that are quantised and
+            dequantised, and computes them in integers by itself.
         without_bf16: operators that it has no bf16 kernel for; they stay in fp32.
         engine: the artifact is an engine of this library. Such a target needs no code of its own.
         triton: Triton's backend for graphs of one stage.
@@ -135,6 +137,7 @@ class Target:
     simulates: bool = False
     portable: bool = False
     compiles: bool = False
+    joins_quantized: bool = False
     without_bf16: frozenset[str] = frozenset()
     engine: EngineLibrary | None = None
     triton: str | None = None
@@ -220,12 +223,13 @@ _BUILT_IN = (
     Target(
         "openvino",
         "OpenVINO's generated kernels for CPUs and Intel's GPUs",
-        precisions=("fp32", "bf16", "fp16"),
+        precisions=("fp32", "bf16", "fp16", "int8", "mixed-int8"),
         provider="OpenVINO",
         requires=("openvino",),
         install=install("openvino"),
         rank=15,
         compiles=True,
+        joins_quantized=True,
     ),
     Target(
         "ort-cuda",

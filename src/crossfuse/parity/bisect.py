@@ -117,11 +117,11 @@ def stage_candidates(
         BundleError: a damaged file.
     """
     entry, known = bundle.target(target), require_target(target)
-    if known.artifact_on_cpu:
+    if known.artifact_on_cpu or entry.precision in LOW_PRECISIONS:
         graphs = {stage: load_graph(bundle, file) for stage, file in entry.stages.items()}
         return (
             graphs
-            if known.simulates
+            if known.simulates or entry.precision in LOW_PRECISIONS
             else {stage: simulate(graph) for stage, graph in graphs.items()}
         )
     graphs = dict(fused_stages)

@@ -1,23 +1,27 @@
-"""The ledger of linear layers of a target, read from the graph that ONNX Runtime executes."""
+"""The ledger of linear layers of a target, read from the graph that its engine executes: as ONNX
+Runtime's optimiser leaves it, or as an engine that compiles graphs tells."""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from crossfuse.core.linear_ledger import FP32, LinearLedger, LinearRow
+from crossfuse.core.linear_ledger import FP32, UNKNOWN, Became, LinearLedger, LinearRow
 from crossfuse.core.target import CPU_TARGET, require_target
 from crossfuse.runtime.onnxruntime_stage import OrtStage
 from crossfuse.runtime.options import SessionOptions
 
 if TYPE_CHECKING:
-    from crossfuse.targets.quantize.engine_graph import Became, EngineGraph
+    from crossfuse.targets.quantize.engine_graph import EngineGraph
     from crossfuse.targets.quantize.stages import PlannedLayer
 
-__all__ = ["LayerCost", "engine_graph", "linear_ledger"]
+__all__ = ["LayerCost", "compiled", "engine_graph", "linear_ledger", "optimized"]
+
+Verdict = Callable[["PlannedLayer"], Became]
+"""What a layer of a stage became."""
 
 
 @dataclass(frozen=True)
@@ -34,22 +38,55 @@ class LayerCost:
 
 
 def linear_ledger(
-    paths: Mapping[str, Path],
-    layers: Sequence[PlannedLayer],
-    costs: Mapping[str, LayerCost],
+    layers: Sequence[PlannedLayer], costs: Mapping[str, LayerCost], verdict: Verdict
 ) -> LinearLedger:
     """What the layers became, one row per site.
 
     Args:
-        paths: the target's graphs by stage.
         layers: of all stages.
         costs: site → what keeping it costs, of those that a search kept.
+        verdict: of the engine.
     """
-    engines = {stage: engine_graph(path) for stage, path in paths.items()}
     by_site: dict[str, list[PlannedLayer]] = {}
     for layer in layers:
         by_site.setdefault(layer.site, []).append(layer)
-    return LinearLedger(tuple(_row(same, engines, costs) for same in by_site.values()))
+    return LinearLedger(tuple(_row(same, verdict, costs) for same in by_site.values()))
+
+
+def optimized(paths: Mapping[str, Path]) -> Verdict:
+    """What ONNX Runtime makes of a target's graphs, by stage; they are read here."""
+    engines = {stage: engine_graph(path) for stage, path in paths.items()}
+
+    def verdict(layer: PlannedLayer) -> Became:
+        if layer.weights is None:
+            return Became(FP32, "" if layer.refusal is None else layer.refusal.reason)
+        return engines[layer.stage].became(layer.weights)
+
+    return verdict
+
+
+def compiled(found: Mapping[str, Mapping[str, Became]], precision: str, provider: str) -> Verdict:
+    """What an engine that compiles graphs tells.
+
+    Args:
+        found: by stage, and name of the result.
+        precision: that was asked for.
+        provider: the engine's name.
+    """
+
+    def verdict(layer: PlannedLayer) -> Became:
+        told = found.get(layer.stage, {}).get(layer.result)
+        if told is None and layer.refusal is not None:
+            return Became(FP32, layer.refusal.reason)
+        if told is None:
+            return Became(UNKNOWN, f"{provider} tells of no node for it")
+        if told.words != "fp32" or precision == "fp32":
+            return told
+        if layer.refusal is not None:
+            return Became(FP32, layer.refusal.reason)
+        return Became(FP32, f"{provider} computes it in fp32 on this machine")
+
+    return verdict
 
 
 def engine_graph(path: Path) -> EngineGraph:
@@ -67,12 +104,12 @@ def engine_graph(path: Path) -> EngineGraph:
 
 def _row(
     same: Sequence[PlannedLayer],
-    engines: Mapping[str, EngineGraph],
+    verdict: Verdict,
     costs: Mapping[str, LayerCost],
 ) -> LinearRow:
     """One site's row, of all stages that it is in."""
     first = same[0]
-    found = {layer.stage: _became(layer, engines[layer.stage]) for layer in same}
+    found = {layer.stage: verdict(layer) for layer in same}
     words = list(dict.fromkeys(one.words for one in found.values()))
     reasons = dict.fromkeys(one.reason for one in found.values() if one.reason)
     cost = costs.get(first.site, LayerCost(None, None))
@@ -84,15 +121,10 @@ def _row(
         if len(words) == 1
         else "; ".join(f"{stage}: {one.words}" for stage, one in found.items()),
         "; ".join(reasons),
-        asked=any(layer.refusal is None or layer.refusal.asked for layer in same),
+        asked=any(
+            layer.weights is not None or (layer.refusal is not None and layer.refusal.asked)
+            for layer in same
+        ),
         error=cost.error,
         seconds=cost.seconds,
     )
-
-
-def _became(layer: PlannedLayer, engine: EngineGraph) -> Became:
-    from crossfuse.targets.quantize.engine_graph import Became
-
-    if layer.weights is None:
-        return Became(FP32, "" if layer.refusal is None else layer.refusal.reason)
-    return engine.became(layer.weights)

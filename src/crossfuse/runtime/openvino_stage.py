@@ -12,16 +12,18 @@ import ctypes
 import hashlib
 import tempfile
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from crossfuse.core.cpu import exact_products
 from crossfuse.core.files import user_cache
 from crossfuse.core.openvino import openvino
-from crossfuse.core.openvino_nodes import executed_nodes, mark_attentions
+from crossfuse.core.openvino_linears import mark_linears
+from crossfuse.core.openvino_nodes import ExecutedNode, executed_nodes, mark_attentions
 from crossfuse.core.processes import cpu_limit, keep_in_forks
 from crossfuse.core.text import brief
 from crossfuse.errors import BundleError, InputError
@@ -31,13 +33,19 @@ from crossfuse.runtime.stage import HostStage, StageRequest
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from crossfuse.core.linear_ledger import Became
+
 __all__ = ["DEVICE", "OpenVinoStage"]
 
 DEVICE = "device_type"
 """The provider option that names OpenVINO's device; the others are properties of its own."""
 
 _CACHE = "CACHE_DIR"
-_CAPABILITIES = {"fp32": "FP32", "bf16": "BF16", "fp16": "FP16"}
+_INTEGERS = ("int8", "mixed-int8")
+_CAPABILITIES = {
+    **{"fp32": "FP32", "bf16": "BF16", "fp16": "FP16"},
+    **dict.fromkeys(_INTEGERS, "INT8"),
+}
 """Precision → what a device that computes in it says."""
 
 
@@ -64,7 +72,7 @@ class OpenVinoStage(HostStage):
         about = (ov.get_version(), device, core.get_property(device, "FULL_DEVICE_NAME"))
         try:
             model = core.read_model(str(request.graph))
-            self._marked = mark_attentions(model)
+            self._marked, self._linears = mark_attentions(model), mark_linears(model)
             with _kept(request.key, (*about, *sorted(properties.items()))) as cache:
                 self._compiled = core.compile_model(model, device, {**cache, **properties})
         except Exception as error:  # OpenVINO's exceptions have no common base
@@ -91,17 +99,22 @@ class OpenVinoStage(HostStage):
         Args:
             outputs: site → name of its result in the graph.
         """
-        return self._marked.kernels(executed_nodes(self._compiled.get_runtime_model()), outputs)
+        return self._marked.kernels(self._nodes(), outputs)
+
+    def linears(self, results: Collection[str]) -> dict[str, Became]:
+        """What linear layers became in the execution graph, by the names of their results."""
+        return self._linears.became(self._nodes(), results)
 
     def executed(self) -> dict[str, tuple[str, ...]]:
-        """Names of the executed nodes → names of the operators that each came from."""
-        nodes = executed_nodes(self._compiled.get_runtime_model())
-        return {node.name: node.origins for node in nodes}
+        """Names of the executed nodes → names of the operators that each came from, as they were
+        before any was marked."""
+        original = self._linears.original
+        return {node.name: tuple(map(original, node.origins)) for node in self._nodes()}
 
     def sites(self, outputs: Mapping[str, str]) -> dict[str, str]:
         """Names of the executed nodes that compute a whole attention → its site; ``outputs`` as of
         `attentions`."""
-        return self._marked.sites(executed_nodes(self._compiled.get_runtime_model()), outputs)
+        return self._marked.sites(self._nodes(), outputs)
 
     def node_times(self, feeds: Mapping[str, NDArray[Any]]) -> list[tuple[str, str, str, float]]:
         """Name, kind, implementation and seconds of the executed nodes, of one run; with
@@ -110,6 +123,9 @@ class OpenVinoStage(HostStage):
             (one.node_name, one.node_type, one.exec_type, one.real_time.total_seconds())
             for one in self._infer(feeds)[1].profiling_info
         ]
+
+    def _nodes(self) -> list[ExecutedNode]:
+        return executed_nodes(self._compiled.get_runtime_model())
 
     def close(self) -> None:
         """OpenVINO releases its model with the last reference."""
@@ -190,6 +206,12 @@ def _require_device(core: Any, device: str, request: StageRequest) -> None:
             where=f"OpenVINO's device {device}",
             got=", ".join(found),
             do="Build the target in fp32, or load target 'ort-cpu'",
+        )
+    if device == "CPU" and request.precision in _INTEGERS and not exact_products():
+        raise BundleError(
+            "this processor's fast products of bytes saturate, and OpenVINO has no exact ones",
+            got="x86-64 without VNNI or AMX",
+            do="Load target 'ort-cpu', which asks for exact products, or build this one in fp32",
         )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
@@ -17,9 +17,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from crossfuse.bundle.manifest import EngineInfo
+    from crossfuse.core.linear_ledger import Became
     from crossfuse.runtime.device_array import DeviceArray
 
-__all__ = ["CompiledStage", "HostStage", "OpenedStages", "Stage", "StageRequest"]
+__all__ = ["CompiledStage", "HostStage", "LinearStage", "OpenedStages", "Stage", "StageRequest"]
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,15 @@ class CompiledStage(Protocol):
     def attentions(self, outputs: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:
         """Site → kernel and its type, of the attentions that one kernel computes; and site → why
         none does, for the others. ``outputs`` are the names of their results in the graph."""
+
+
+@runtime_checkable
+class LinearStage(Protocol):
+    """A stage whose engine tells what it made of linear layers, too."""
+
+    def linears(self, results: Collection[str]) -> dict[str, Became]:
+        """What the products and convolutions with these results became, by the names of the results
+        in the graph; without those that the engine tells nothing of."""
 
 
 class OpenedStages(dict[str, Stage]):

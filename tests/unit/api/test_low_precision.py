@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from crossfuse.api.calibration import calibration_data, calibration_files
 from crossfuse.api.low_precision import quantized
 from crossfuse.bundle.store import open_bundle
 from crossfuse.core.linear_ledger import FP32, INT8
+from crossfuse.core.target import require_target
 from crossfuse.errors import QuantizationError
 from crossfuse.parity.session_check import reference_of
 from crossfuse.parity.target_check import ParityCheck
@@ -173,8 +175,101 @@ def test_calibration_data_is_checked_as_a_session_would(broken: Path, tmp_path: 
     assert set(found.points[0]) == {"x"}
     assert calibration_files([str(tmp_path)]) == [bad, good]
     check = ParityCheck(fused_stages(bundle).stages, reference, "int8")
-    stages = quantized(model, check, BuildOptions("int8"), found, lambda _: None)
+    cpu = require_target("ort-cpu")
+    stages = quantized(model, check, cpu, BuildOptions("int8"), found, lambda _: None)
     assert stages.calibration == "", "plain int8 is chosen on nothing"
     assert stages.measure()[0].layer.site == "layers.2"
     with pytest.raises(InputError, match=r"bad\.npz"):
         calibration_data([str(tmp_path)], bundle.manifest, reference, model)
+
+
+@pytest.mark.slow
+def test_openvino_scales_channels_of_outliers(broken: Path, tmp_path: Path) -> None:
+    """What breaks dynamic int8 passes: all layers in integers, numbers as good as fp32's."""
+    path = Path(shutil.copytree(broken, tmp_path / "b"))
+    bundle = crossfuse.build(path, "openvino", precision="int8")
+    entry = bundle.target("openvino")
+    assert entry.linears.counts() == {INT8: len(entry.linears)}
+    assert {row.shape for row in entry.linears} >= {(SIZE, SIZE)}
+    assert entry.parity is not None
+    assert (entry.parity["passed"], entry.parity["executed_on"]) == (True, "OpenVINO")
+    assert "of the reference's inputs" in entry.calibration
+    assert crossfuse.verify(bundle, "openvino").passed
+    with runtime.load(bundle, "openvino") as session:
+        point = reference_of(bundle).points[0]
+        (got,) = session.run(dict(point.inputs)).values()
+    (truth,) = point.outputs.values()
+    assert np.linalg.norm(got - truth) < 0.05 * np.linalg.norm(truth)
+
+
+class Rows(Outliers):
+    """One row in five is far larger than the others: no factor of a channel helps."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """``[B, 5, 32]`` → ``[B, 5, 12]``."""
+        size = torch.tensor([1.0, 1.0, 3000.0, 1.0, 1.0])[:, None]
+        first = self.layers[0](x * size) / size
+        return super().forward(first)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", ["openvino", "ort-cpu"])
+def test_rows_of_outliers_fail_plain_int8_and_stay_by_the_search(
+    target: str, tmp_path: Path
+) -> None:
+    torch.manual_seed(1)
+    path = tmp_path / "b"
+    inputs = {"x": torch.randn(3, 5, SIZE)}
+    crossfuse.export(ModelSpec(Rows().eval(), inputs, {"x": {0: "batch"}}), path, quick=True)
+    real = tmp_path / "real.npz"
+    np.savez(real, x=np.random.default_rng(0).standard_normal((4, 5, SIZE)).astype(np.float32))
+    with pytest.raises(ParityError, match=r"int8 changes most: layers\.0 .*mixed-int8"):
+        crossfuse.build(path, target, precision="int8", calibrate=real)
+    bundle = crossfuse.build(path, target, precision="mixed-int8", calibrate=real)
+    entry = bundle.target(target)
+    assert [row.site for row in entry.linears if row.became == FP32] == ["layers.0"]
+    assert entry.linears.counts()[INT8] == len(entry.linears) - 1
+    assert entry.calibration == "1 sets of the user's inputs"
+    assert crossfuse.verify(bundle, target).passed
+
+
+class Pictures(nn.Module):
+    """Convolutions in a row, tokens of them attended to, and a transposed one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 16, 3, 2, 1), nn.ReLU(), nn.Conv2d(16, 32, 3, 2, 1))
+        self.attention = nn.MultiheadAttention(32, 4, batch_first=True)
+        self.up = nn.ConvTranspose2d(32, 16, 2, 2)
+        self.head = nn.Linear(32, 10)
+
+    def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """``[B, 3, 16, 16]`` → ``[B, 16, 8, 8]`` and ``[B, 10]``."""
+        found = torch.relu(self.stem(image))
+        tokens = found.flatten(2).transpose(1, 2)
+        tokens = tokens + self.attention(tokens, tokens, tokens, need_weights=False)[0]
+        return self.up(tokens.transpose(1, 2).reshape(found.shape)), self.head(tokens.mean(1))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", ["openvino", "ort-cpu"])
+def test_convolutions_are_integers_where_there_is_calibration_data(
+    target: str, tmp_path: Path
+) -> None:
+    torch.manual_seed(2)
+    path, real = tmp_path / "b", tmp_path / "real"
+    real.mkdir()
+    for i in range(4):
+        image = np.random.default_rng(i).standard_normal((2, 3, 16, 16)).astype(np.float32)
+        np.savez(real / f"{i}.npz", image=image)
+    inputs = {"image": torch.randn(2, 3, 16, 16)}
+    spec = ModelSpec(Pictures().eval(), inputs, {"image": {0: "batch"}})
+    crossfuse.export(spec, path, quick=True)
+    bundle = crossfuse.build(path, target, precision="int8", calibrate=real)
+    entry = bundle.target(target)
+    found = {row.site: (row.operator, row.became) for row in entry.linears}
+    assert found["stem.0"] == found["stem.2"] == ("Conv", INT8)
+    assert found["up"] == ("ConvTranspose", FP32)
+    assert entry.linears.counts() == {INT8: len(found) - 1, FP32: 1}
+    assert entry.parity is not None
+    assert entry.parity["passed"]

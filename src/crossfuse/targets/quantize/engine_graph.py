@@ -8,13 +8,12 @@ comes out has the name of its result. The nodes that take a layer's integers say
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from crossfuse.core.linear_ledger import FP32, INT8, weights_in
+from crossfuse.core.linear_ledger import FP32, INT8, Became, weights_in
 
-__all__ = ["Became", "EngineGraph"]
+__all__ = ["EngineGraph"]
 
 _INTEGER_PRODUCTS = frozenset(
     {
@@ -27,14 +26,6 @@ _WIDENED = "DequantizeLinear"
 _MOVED = frozenset({"Transpose", "Identity", "Reshape", "Squeeze", "Unsqueeze"})
 _IN_INT8 = 4
 """The accuracy level of ``MatMulNBits`` at which what it is given is rounded to int8."""
-
-
-@dataclass(frozen=True)
-class Became:
-    """What a layer is in the engine: the ledger's words, and why where that is fp32."""
-
-    words: str
-    reason: str = ""
 
 
 class EngineGraph:

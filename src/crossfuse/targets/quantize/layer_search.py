@@ -34,7 +34,7 @@ def search_layers(
         return []
     progress("mixed-int8: what int8 does to each layer")
     ranked = list(measure())
-    enough = fewest(trials, {}, [AddedError(one.layer.key, one.error) for one in ranked])
+    enough = fewest(trials, {}, [AddedError(one.layer.key, one.worst) for one in ranked])
     if enough is None:
         raise ParityError(
             "parity doesn't hold in int8, even with all linear layers in fp32",
@@ -49,4 +49,4 @@ def search_layers(
 
 def most_sensitive(ranked: Sequence[Sensitivity]) -> str:
     """The layers to which int8 does most, with the relative error of each, for people."""
-    return ", ".join(f"{one.layer.site} ({one.error:.2g})" for one in ranked[:_MOST_NAMED])
+    return ", ".join(f"{one.layer.site} ({one.worst:.2g})" for one in ranked[:_MOST_NAMED])

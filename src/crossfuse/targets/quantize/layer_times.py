@@ -11,9 +11,10 @@ import numpy as np
 import onnx_ir as ir
 
 from crossfuse.targets.cpu_run import opened
-from crossfuse.targets.quantize.layers import LinearLayer, linear_layers
+from crossfuse.targets.quantize.layers import CONVOLUTIONS, LinearLayer, linear_layers
 from crossfuse.targets.quantize.rewrite import Form, RoundedWeights, rewrite
 from crossfuse.targets.quantize.sensitivity import Sensitivity
+from crossfuse.targets.quantize.static_plan import StaticPlan
 
 __all__ = ["MOST_LAYERS", "seconds_saved"]
 
@@ -24,15 +25,27 @@ _ROUNDS = 7
 _NODE = "layer"
 
 
-def seconds_saved(kept: Sequence[Sensitivity], form: Form) -> dict[str, float]:
+def seconds_saved(
+    kept: Sequence[Sensitivity], form: Form, static: StaticPlan | None = None
+) -> dict[str, float]:
     """Site → seconds per run that the form would have saved at the first calibration inputs;
-    negative where fp32 is faster.
+    negative where fp32 is faster. Convolutions, and layers for another engine than ONNX Runtime,
+    are not measured.
 
     Args:
         kept: layers with the rows that each was given.
         form: how they would have been quantised.
+        static: grids for what they are given, in place of the form.
     """
-    return {one.layer.site: _saved(one.layer, one.rows, form) for one in kept[:MOST_LAYERS]}
+    if static is not None and static.qdq:
+        return {}
+    products = [one for one in kept if one.layer.node.op_type not in CONVOLUTIONS]
+    return {
+        one.layer.site: _saved(
+            one.layer, one.rows, form if static is None else Form(grids=static.of(one.layer))
+        )
+        for one in products[:MOST_LAYERS]
+    }
 
 
 def _saved(layer: LinearLayer, rows: int, form: Form) -> float:

@@ -16,15 +16,17 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from crossfuse.graph.metadata import module_path
 from crossfuse.graph.op_classes import PRODUCT_OPS, is_onnx
 from crossfuse.targets.precision.islands import node_key
 
-__all__ = ["CONVOLUTIONS", "LinearLayer", "linear_layers"]
+__all__ = ["CONVOLUTIONS", "LinearLayer", "linear_layers", "matrix"]
 
 CONVOLUTIONS = frozenset({"Conv", "ConvTranspose"})
 
@@ -87,6 +89,17 @@ def linear_layers(model: ir.Model, sites: Mapping[str, str] | None = None) -> li
             LinearLayer(names.of(node), node, operand, tensor, shape, nested=node not in top)
         )
     return found
+
+
+def matrix(layer: LinearLayer) -> NDArray[Any]:
+    """The weights, which can be read, as the right operand of a product, times a Gemm's alpha."""
+    assert layer.tensor is not None
+    weights: NDArray[Any] = layer.tensor.numpy()
+    if layer.node.op_type != "Gemm":
+        return weights
+    attributes = layer.node.attributes
+    weights = weights.T if attributes.get_int("transB", 0) else weights
+    return weights * np.float32(attributes.get_float("alpha", 1.0))
 
 
 class _Sites:

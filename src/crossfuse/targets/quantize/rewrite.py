@@ -5,6 +5,8 @@
    result is scaled per channel. ONNX Runtime makes one kernel of that, bias included.
 2. *Blocks*: ``MatMulNBits``, which rounds what it is given in blocks too, per row: for few rows, as
    in a decoding step.
+3. *Static*: what the layer is given is rounded to a grid that was chosen before
+   (`static_products`).
 
 Results keep their names, types and shapes; attention and everything else stay as they are.
 """
@@ -13,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -21,8 +23,22 @@ from numpy.typing import NDArray
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from crossfuse.graph.builder import GraphBuilder
-from crossfuse.targets.quantize.layers import LinearLayer
-from crossfuse.targets.quantize.rounding import BLOCK, Blocks, Channels, in_blocks, per_channel
+from crossfuse.targets.quantize.grids import Grid, LayerGrids
+from crossfuse.targets.quantize.layers import CONVOLUTIONS, LinearLayer, matrix
+from crossfuse.targets.quantize.rounding import (
+    BLOCK,
+    Blocks,
+    Channels,
+    in_blocks,
+    per_channel,
+    per_filter,
+)
+from crossfuse.targets.quantize.static_products import (
+    MICROSOFT,
+    Product,
+    StaticProducts,
+    with_bias,
+)
 
 __all__ = [
     "ACCURACY_LEVEL",
@@ -35,8 +51,6 @@ __all__ = [
     "rewrite",
 ]
 
-MICROSOFT = "com.microsoft"
-
 ACCURACY_LEVEL = 4
 """``MatMulNBits`` rounds what it is given to int8: in fp32 it has no kernel for 8 bits on CPUs."""
 
@@ -45,10 +59,19 @@ _MATRIX = 2
 
 @dataclass(frozen=True)
 class Form:
-    """How a layer is quantised: ``bits`` of its weights, in blocks or per channel."""
+    """How a layer is quantised.
+
+    Attributes:
+        bits: of its weights.
+        blocks: in blocks, else per channel.
+        grids: that what it is given is rounded to; None where that is decided where it runs.
+        qdq: with grids, as a product of numbers that are quantised and dequantised.
+    """
 
     bits: int = 8
     blocks: bool = False
+    grids: LayerGrids | None = None
+    qdq: bool = False
 
 
 DYNAMIC = Form()
@@ -66,14 +89,27 @@ class RoundedWeights:
         """A layer's, per channel."""
         key = layer.weights_key
         if key not in self.channels:
-            self.channels[key] = per_channel(_matrix(layer))
+            self.channels[key] = per_channel(matrix(layer))
+        return self.channels[key]
+
+    def on_grid(self, layer: LinearLayer, grid: Grid) -> Channels:
+        """A layer's, per channel, with the factors of what it is given; a convolution's per
+        filter."""
+        key = (*layer.weights_key, layer.node.op_type, grid.scaling)
+        if key not in self.channels:
+            if layer.node.op_type in CONVOLUTIONS:
+                assert layer.tensor is not None
+                self.channels[key] = per_filter(layer.tensor.numpy())
+            else:
+                factors = np.asarray(grid.scaling or 1.0, np.float32).reshape(-1, 1)
+                self.channels[key] = per_channel(matrix(layer) * factors)
         return self.channels[key]
 
     def in_blocks(self, layer: LinearLayer, bits: int) -> Blocks:
         """A layer's, in blocks."""
         key = (*layer.weights_key, bits)
         if key not in self.blocks:
-            self.blocks[key] = in_blocks(_matrix(layer), bits)
+            self.blocks[key] = in_blocks(matrix(layer), bits)
         return self.blocks[key]
 
 
@@ -91,30 +127,20 @@ def rewrite(
         site → name of the initializer with its integers, which layers of the same weights share.
     """
     writer = IntegerProducts(model.graph, made)
-    names = {}
-    for layer, form in layers:
+    names, chosen = {}, list(layers)
+    for layer, form in chosen:
         build = GraphBuilder()
         product = writer.of(build, layer, form)
         names[layer.site] = product.weights
-        build.replace(layer.node, product.result)
+        build.replace(product.replaces or layer.node, product.result)
         if product.domain:
             model.graph.opset_imports.setdefault(product.domain, 1)
     RemoveUnusedNodesPass()(model)
+    if any(form.grids is not None for _, form in chosen):
+        # Codes stand in front of the first addition that a bias was taken of, and the product of
+        # another layer that is given them may be before that.
+        model.graph.sort()
     return names
-
-
-class Product(NamedTuple):
-    """What was emitted for a layer.
-
-    Attributes:
-        result: in fp32, bias of a Gemm included.
-        weights: name of the initializer with its integers.
-        domain: of the operator.
-    """
-
-    result: ir.Value
-    weights: str
-    domain: str = ""
 
 
 class IntegerProducts:
@@ -125,11 +151,16 @@ class IntegerProducts:
         self._made = made
         self._given: dict[ir.Value, list[ir.Value]] = {}
         self._initializers: dict[tuple[object, ...], tuple[ir.Value, ...]] = {}
+        self._static = StaticProducts(self._initializer, made.on_grid)
 
     def of(self, build: GraphBuilder, layer: LinearLayer, form: Form) -> Product:
         """Emit a layer's product in a form; in blocks only weights of two axes can be."""
         if form.blocks and len(layer.shape) == _MATRIX:
             return self._in_blocks(build, layer, form.bits)
+        if form.grids is not None and form.qdq:
+            return self._static.dequantized(build, layer, form.grids)
+        if form.grids is not None and (layer.node.op_type == "Conv" or len(layer.shape) == _MATRIX):
+            return self._static.integers(build, layer, form.grids)
         return self._dynamic(build, layer)
 
     def _dynamic(self, build: GraphBuilder, layer: LinearLayer) -> Product:
@@ -149,7 +180,7 @@ class IntegerProducts:
         product = build.op("MatMulInteger", codes, weights, zero, *zeros)
         product = build.op("Cast", product, to=int(ir.DataType.FLOAT))
         result = build.op("Mul", product, build.op("Mul", step, scales))
-        return Product(_with_bias(build, node, result), weights.name or "")
+        return Product(with_bias(build, node, result), weights.name or "")
 
     def _in_blocks(self, build: GraphBuilder, layer: LinearLayer, bits: int) -> Product:
         node, rounded = layer.node, self._made.in_blocks(layer, bits)
@@ -168,7 +199,7 @@ class IntegerProducts:
             block_size=BLOCK,
             accuracy_level=ACCURACY_LEVEL,
         )
-        return Product(_with_bias(build, node, result), weights.name or "", MICROSOFT)
+        return Product(with_bias(build, node, result), weights.name or "", MICROSOFT)
 
     def _constants(
         self, layer: LinearLayer, bits: int, arrays: Mapping[str, NDArray[Any]]
@@ -193,25 +224,3 @@ class IntegerProducts:
         )
         self._graph.register_initializer(value)
         return value
-
-
-def _with_bias(build: GraphBuilder, node: ir.Node, result: ir.Value) -> ir.Value:
-    """A Gemm's third operand, times its beta."""
-    bias = node.inputs[2] if node.op_type == "Gemm" and len(node.inputs) > 2 else None
-    if bias is None:
-        return result
-    beta = node.attributes.get_float("beta", 1.0)
-    if beta != 1.0:
-        bias = build.op("Mul", bias, build.constant(beta, np.float32))
-    return build.op("Add", result, bias)
-
-
-def _matrix(layer: LinearLayer) -> NDArray[Any]:
-    """The weights as the right operand of a product, times a Gemm's alpha."""
-    assert layer.tensor is not None
-    weights: NDArray[Any] = layer.tensor.numpy()
-    if layer.node.op_type != "Gemm":
-        return weights
-    attributes = layer.node.attributes
-    weights = weights.T if attributes.get_int("transB", 0) else weights
-    return weights * np.float32(attributes.get_float("alpha", 1.0))

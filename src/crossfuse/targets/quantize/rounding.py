@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["BLOCK", "Blocks", "Channels", "in_blocks", "per_channel"]
+__all__ = ["BLOCK", "Blocks", "Channels", "in_blocks", "per_channel", "per_filter"]
 
 BLOCK = 32
 """How many weights along a column share a scale in ``MatMulNBits``."""
@@ -22,7 +22,8 @@ _LARGEST = 127
 
 @dataclass(frozen=True)
 class Channels:
-    """Weights ``[…, K, N]`` in int8, and their scales, ``[N]`` or ``[…, 1, N]``."""
+    """Weights ``[…, K, N]`` in int8, and their scales, ``[N]`` or ``[…, 1, N]``; of a convolution,
+    ``[M, …]`` and ``[M]``."""
 
     weights: NDArray[np.int8]
     scales: NDArray[np.float32]
@@ -56,6 +57,26 @@ def per_channel(weights: NDArray[Any]) -> Channels:
     scales = _scales(np.abs(weights).max(axis=-2, keepdims=True), _LARGEST)
     rounded = np.clip(np.rint(weights / scales), -_LARGEST, _LARGEST).astype(np.int8)
     return Channels(rounded, scales[0] if scales.ndim == 2 else scales)
+
+
+def per_filter(weights: NDArray[Any], least: NDArray[Any] | None = None) -> Channels:
+    """Round a convolution's ``[M, …]``, each filter by its own largest magnitude.
+
+    Args:
+        weights: fp32.
+        least: ``[M]``, the smallest scales that may be.
+
+    Raises:
+        ValueError: NaN or infinity.
+    """
+    rows = weights.reshape(len(weights), -1)
+    if not np.isfinite(rows).all():
+        raise ValueError("weights that are not finite can't be rounded")
+    scales = _scales(np.abs(rows).max(axis=1), _LARGEST)
+    if least is not None:
+        scales = np.maximum(scales, least.astype(np.float32))
+    rounded = np.clip(np.rint(rows / scales[:, None]), -_LARGEST, _LARGEST).astype(np.int8)
+    return Channels(rounded.reshape(weights.shape), scales)
 
 
 def in_blocks(weights: NDArray[Any], bits: int) -> Blocks:

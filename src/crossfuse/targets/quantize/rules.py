@@ -15,7 +15,7 @@ import onnx_ir as ir
 from crossfuse.targets.precision.islands import decides_a_choice
 from crossfuse.targets.quantize.layers import CONVOLUTIONS, LinearLayer
 
-__all__ = ["NARROWEST", "RULES", "Refusal", "deciding_nodes", "refusal_of"]
+__all__ = ["NARROWEST", "RULES", "STATIC_RULES", "Refusal", "deciding_nodes", "refusal_of"]
 
 NARROWEST = 8
 """Layers that sum fewer products, or give fewer results, gain nothing."""
@@ -38,16 +38,35 @@ def deciding_nodes(model: ir.Model) -> Collection[ir.Node]:
     return decides_a_choice(list(model.graph), {}).keys()
 
 
-def refusal_of(layer: LinearLayer, deciding: Collection[ir.Node]) -> Refusal | None:
-    """Why a layer stays in fp32; None where it may be quantised."""
-    found = (rule(layer, deciding) for rule in RULES)
+def refusal_of(
+    layer: LinearLayer, deciding: Collection[ir.Node], *, static: bool = False
+) -> Refusal | None:
+    """Why a layer stays in fp32; None where it may be quantised, ``static`` to grids chosen on
+    calibration data."""
+    found = (rule(layer, deciding) for rule in (STATIC_RULES if static else RULES))
     return next((refusal for refusal in found if refusal is not None), None)
 
 
 def _convolution(layer: LinearLayer, _: Collection[ir.Node]) -> Refusal | None:
     if layer.node.op_type not in CONVOLUTIONS:
         return None
-    return Refusal("a convolution, which the engine has no fast dynamic kernel for", asked=False)
+    return Refusal("a convolution, which has no fast kernel without calibration data", asked=False)
+
+
+def _transposed(layer: LinearLayer, _: Collection[ir.Node]) -> Refusal | None:
+    if layer.node.op_type != "ConvTranspose":
+        return None
+    return Refusal(
+        "a transposed convolution, which engines have no integer kernel for", asked=False
+    )
+
+
+def _computed_bias(layer: LinearLayer, _: Collection[ir.Node]) -> Refusal | None:
+    node = layer.node
+    bias = node.inputs[2] if node.op_type == "Conv" and len(node.inputs) > 2 else None
+    if bias is None or ir.convenience.get_const_tensor(bias) is not None:
+        return None
+    return Refusal("a convolution whose bias is computed in the graph", asked=True)
 
 
 def _decides(layer: LinearLayer, deciding: Collection[ir.Node]) -> Refusal | None:
@@ -57,7 +76,10 @@ def _decides(layer: LinearLayer, deciding: Collection[ir.Node]) -> Refusal | Non
 
 
 def _narrow(layer: LinearLayer, _: Collection[ir.Node]) -> Refusal | None:
-    if min(layer.shape[-2:]) >= NARROWEST or 0 in layer.shape:
+    shape = layer.shape
+    if layer.node.op_type in CONVOLUTIONS:
+        shape = (math.prod(shape[1:]), shape[0])
+    if min(shape[-2:]) >= NARROWEST or 0 in shape:
         return None
     return Refusal(f"narrower than {NARROWEST}, so that int8 gains nothing", asked=False)
 
@@ -93,12 +115,10 @@ def _no_inner_size(layer: LinearLayer, _: Collection[ir.Node]) -> Refusal | None
     return Refusal("it has no weights", asked=False)
 
 
-RULES: Sequence[Rule] = (
-    _convolution,
-    _decides,
-    _narrow,
-    _in_a_body,
-    _unreadable,
-    _no_inner_size,
-    _form,
-)
+_OF_ALL: Sequence[Rule] = (_decides, _narrow, _in_a_body, _unreadable, _no_inner_size, _form)
+
+RULES: Sequence[Rule] = (_convolution, *_OF_ALL)
+"""Where what a layer is given is rounded where it runs."""
+
+STATIC_RULES: Sequence[Rule] = (_transposed, *_OF_ALL, _computed_bias)
+"""Where grids were chosen on calibration data."""

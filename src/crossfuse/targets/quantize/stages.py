@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import onnx_ir as ir
 
-from crossfuse.targets.quantize.layers import LinearLayer, linear_layers
+from crossfuse.targets.quantize.layers import CONVOLUTIONS, LinearLayer, linear_layers
 from crossfuse.targets.quantize.rewrite import DYNAMIC, Form, RoundedWeights, rewrite
 from crossfuse.targets.quantize.rules import Refusal, deciding_nodes, refusal_of
+from crossfuse.targets.quantize.static_plan import StaticPlan
 
-__all__ = ["PlannedLayer", "QuantizedStages", "quantizable", "quantize_stages", "sites_of"]
+__all__ = [
+    "PlannedLayer",
+    "QuantizedStages",
+    "float_layers",
+    "quantizable",
+    "quantize_stages",
+    "sites_of",
+]
 
+_UNSEEN = "the calibration data gives it nothing, or numbers that are not finite"
 _FEW_ROWS = "step"
 """The stage whose products have few rows."""
 
@@ -29,6 +38,7 @@ class PlannedLayer:
         stage: which it is of.
         weights: name of the initializer with its integers; None where it stays in fp32.
         refusal: why it stays.
+        result: name of its result in the stage's graph.
     """
 
     key: str
@@ -38,6 +48,7 @@ class PlannedLayer:
     stage: str
     weights: str | None = None
     refusal: Refusal | None = None
+    result: str = ""
 
 
 @dataclass(frozen=True)
@@ -55,6 +66,7 @@ def quantize_stages(
     *,
     keep: Mapping[str, str] | None = None,
     made: RoundedWeights | None = None,
+    static: StaticPlan | None = None,
 ) -> QuantizedStages:
     """Copies of the stages with integer products.
 
@@ -64,6 +76,7 @@ def quantize_stages(
         sites: names of nodes → sites, of the whole graph (`sites_of`).
         keep: names of nodes that stay in fp32 → why.
         made: integers of earlier calls.
+        static: grids chosen before; None to round where it runs.
     """
     keep, made = keep or {}, made or RoundedWeights()
     found: dict[str, ir.Model] = {}
@@ -71,28 +84,47 @@ def quantize_stages(
     for stage, graph in graphs.items():
         model = graph.clone()
         layers = linear_layers(model, sites)
-        refusals = _refusals(layers, deciding_nodes(model), keep)
-        form = _form(precision, stage)
-        chosen = [(layer, form) for layer in layers if layer.site not in refusals]
-        about = [
-            PlannedLayer(layer.key, layer.site, layer.node.op_type, layer.shape, stage)
+        refusals = _refusals(layers, deciding_nodes(model), keep, static)
+        chosen = [
+            (layer, _form(layer, precision, stage, static))
             for layer in layers
+            if layer.site not in refusals
         ]
+        about = [_planned(layer, stage) for layer in layers]
         names = rewrite(model, chosen, made)
         planned += [
-            PlannedLayer(
-                one.key,
-                one.site,
-                one.operator,
-                one.shape,
-                stage,
-                names.get(one.site),
-                refusals.get(one.site),
-            )
+            replace(one, weights=names.get(one.site), refusal=refusals.get(one.site))
             for one in about
         ]
         found[stage] = model
     return QuantizedStages(found, tuple(planned))
+
+
+def float_layers(
+    graphs: Mapping[str, ir.Model], sites: Mapping[str, str], kept: Mapping[str, str]
+) -> tuple[PlannedLayer, ...]:
+    """The linear layers of stages none of which becomes integers.
+
+    Args:
+        graphs: fused, in fp32.
+        sites: as of `quantize_stages`.
+        kept: names of nodes that stay in fp32 → why.
+    """
+    return tuple(
+        replace(planned, refusal=Refusal(kept[layer.key], asked=False))
+        if layer.key in kept
+        else planned
+        for stage, graph in graphs.items()
+        for layer in linear_layers(graph, sites)
+        for planned in (_planned(layer, stage),)
+    )
+
+
+def _planned(layer: LinearLayer, stage: str) -> PlannedLayer:
+    result = layer.node.outputs[0].name or ""
+    return PlannedLayer(
+        layer.key, layer.site, layer.node.op_type, layer.shape, stage, result=result
+    )
 
 
 def sites_of(model: ir.Model) -> dict[str, str]:
@@ -100,26 +132,39 @@ def sites_of(model: ir.Model) -> dict[str, str]:
     return {layer.key: layer.site for layer in linear_layers(model)}
 
 
-def quantizable(model: ir.Model) -> list[LinearLayer]:
-    """The layers that no rule keeps in fp32, in the graph's order."""
+def quantizable(model: ir.Model, *, static: bool = False) -> list[LinearLayer]:
+    """The layers that no rule keeps in fp32, in the graph's order; ``static`` as of
+    `refusal_of`."""
     deciding = deciding_nodes(model)
-    return [layer for layer in linear_layers(model) if refusal_of(layer, deciding) is None]
+    return [
+        layer
+        for layer in linear_layers(model)
+        if refusal_of(layer, deciding, static=static) is None
+    ]
 
 
 def _refusals(
-    layers: list[LinearLayer], deciding: Collection[ir.Node], keep: Mapping[str, str]
+    layers: list[LinearLayer],
+    deciding: Collection[ir.Node],
+    keep: Mapping[str, str],
+    static: StaticPlan | None,
 ) -> dict[str, Refusal]:
     found = {}
     for layer in layers:
-        refusal = refusal_of(layer, deciding)
+        refusal = refusal_of(layer, deciding, static=static is not None)
         if refusal is None and layer.key in keep:
             refusal = Refusal(keep[layer.key], asked=False)
+        if refusal is None and static is not None and static.of(layer) is None:
+            refusal = Refusal(_UNSEEN, asked=True)
         if refusal is not None:
             found[layer.site] = refusal
     return found
 
 
-def _form(precision: str, stage: str) -> Form:
+def _form(layer: LinearLayer, precision: str, stage: str, static: StaticPlan | None) -> Form:
     if precision == "int4":
         return Form(4, blocks=True)
-    return Form(8, blocks=True) if stage == _FEW_ROWS else DYNAMIC
+    few = stage == _FEW_ROWS and layer.node.op_type not in CONVOLUTIONS
+    if few and (static is None or not static.qdq):
+        return Form(8, blocks=True)
+    return DYNAMIC if static is None else Form(grids=static.of(layer), qdq=static.qdq)

@@ -70,6 +70,27 @@ def test_outliers_come_first_and_are_named() -> None:
     assert most_sensitive(ranked).startswith("n4 (")
 
 
+def test_small_rows_beside_large_ones_are_seen() -> None:
+    """Rounded as the largest one is, they are lost; the whole hardly errs."""
+    sizes = np.array([1000, 1, 1, 1, 1, 1], np.float32)[:, None]
+    found = sensitivities(
+        parse(
+            f"""(float[6, {N}] x) => (float[6, {N}] y) {{
+                  s = Mul(x, sizes) m = MatMul(s, w) d = Div(m, sizes) y = MatMul(d, w) }}""",
+            w=normal(N, N),
+            sizes=sizes,
+        ),
+        POINTS,
+        DYNAMIC,
+        RoundedWeights(),
+    )
+    assert [one.layer.site for one in found] == ["n1", "n3"]
+    assert found[0].error < 0.02
+    assert found[0].row_error > 0.5
+    assert found[0].worst == found[0].row_error
+    assert found[1].worst < 0.05
+
+
 def test_a_short_list_is_found() -> None:
     asked: list[set[str]] = []
 
