@@ -104,7 +104,12 @@ def chosen(rng: random.Random) -> Case:
     refused = rng.choice(list(REFUSED)) if rng.random() < 0.12 else None
     if refused == "heads mixed" and "h" not in order:
         refused = "tanh"
+    if refused == "sigmoid" and product == "keys first":
+        # On the right of a product the census takes for probabilities what a softmax made alone.
+        product, order = "matmul", "".join(letters) + "ls"
     place, softmax = rng.choice(PLACES), rng.choice(SOFTMAXES)
+    if refused == "other axis":
+        place = "fill small"  # what is hidden whole is nothing to a softmax over the rows
     if softmax in OF_LOGARITHMS and place == "fill low":
         place = "fill small"  # beside the lowest number a logarithm is nothing
     return Case(
@@ -418,7 +423,7 @@ def require_equal(
         with torch.no_grad():
             truth = wide(given["x"].double(), given["y"].double(), given["mask"])
         for case, (name, expected) in zip(cases, truth.items(), strict=True):
-            defined = ~expected.isnan().numpy()
+            defined = expected.isfinite().numpy()
             np.testing.assert_allclose(
                 got[name][defined],
                 expected.numpy()[defined],

@@ -207,7 +207,7 @@ class _Observer(OperatorWatch):
         left, right = args[-2:] if name in ("aten::baddbmm", "aten::addmm") else args[:2]
         if left in self.weights or right in self.weights:
             if left in self.scores or right in self.scores:
-                self.mixed[result] = True
+                self.mixed[result] = _Scores(self._module())
             return
         scores = self.scores.get(left)
         if scores is None or not scores.normalised:
@@ -236,20 +236,20 @@ class _Observer(OperatorWatch):
             return
         scores = next((self.scores[t] for t in tensors if t in self.scores), None)
         short = self._step(name, inputs[0] if inputs else None)
+        mixed = next((self.mixed[t] for t in tensors if t in self.mixed), None)
+        scores = scores or mixed
         if scores is None:
-            if not any(t in self.mixed for t in tensors):
-                return
-            # Scores mixed by weights (talking heads) are still an attention's once they go through
-            # a softmax.
-            if "softmax" not in short:
-                for out in made:
-                    self.mixed[out] = True
-                return
-            scores = _Scores(self._module())
+            return
         several = {id(self.scores[t]) for t in tensors if t in self.scores}
         scores.joined |= short == "cat" and len(several) > 1
         if name not in _VIEWS:
             scores.steps.append(short)
+        # Scores mixed by weights (talking heads) are still an attention's once they went through a
+        # softmax.
+        if scores is mixed and not scores.has_softmax:
+            for out in made:
+                self.mixed[out] = mixed
+            return
         made_of = [self.made_of.get(t, ()) for t in tensors]
         made_of += [(self.scores[t],) for t in tensors if t in self.scores]
         behind = tuple(s for each in made_of for s in each if s.has_softmax)
