@@ -187,7 +187,9 @@ def test_dropped_outputs_are_dropped_again(kind: str, tmp_path: Path) -> None:
         "factory": f"{tmp_path / 'mine.py'}:make",
         "spec": zoo_spec(NAME, "tiny"),
     }[kind]
-    bundle = crossfuse.export(source, tmp_path / "b", size="tiny", drop_outputs=["cont*"], quick=True)
+    bundle = crossfuse.export(
+        source, tmp_path / "b", size="tiny", drop_outputs=["cont*"], quick=True
+    )
     assert bundle.manifest.source["drop_outputs"] == ["cont*"]
     report = crossfuse.verify(bundle, source=source, seed=5)
     assert report.passed

@@ -93,7 +93,9 @@ def test_what_can_not_be_asked_for(asked: str, reason: str) -> None:
 
 def test_a_site_is_asked_for_in_one_way() -> None:
     spec = spec_of(Attention(None, written=False), "attn", "attn:1")
-    with pytest.raises(InputError, match=r"asked for twice, of other heads \(attn\): got attn, attn:1"):
+    with pytest.raises(
+        InputError, match=r"asked for twice, of other heads \(attn\): got attn, attn:1"
+    ):
         kept_probabilities(spec, [Sighting("attn", "sdpa")])
     again = spec_of(Attention(None, written=False), "attn:1", "attn:1")
     assert kept_probabilities(again, [Sighting("attn", "sdpa")]).sites == ("attn",)

@@ -100,7 +100,7 @@ def test_a_module_that_fails_is_told_where(size: int, do: str) -> None:
 
 
 def test_a_file_that_holds_sizes_as_numbers(tmp_path: Path) -> None:
-    """As an exporter leaves it that takes a size for a number; said of the file, not of a module."""
+    """As an exporter leaves it that takes sizes for numbers: said of the file, not of a module."""
     g = Graph()
     g.input("x", ["batch", "n", 4])
     g.op("Reshape", "x", g.ints(2, 3, 2, 2), outputs=["y"])

@@ -87,6 +87,8 @@ def test_what_is_no_output(value: Any) -> None:
 )
 def test_what_no_bundle_holds(dtype: torch.dtype, instead: str) -> None:
     result = {"z": T, "c": torch.ones(2, dtype=dtype)}
-    with pytest.raises(InputError, match=rf"no bundle holds \(c\): got .*Return {instead}, or leave"):
+    with pytest.raises(
+        InputError, match=rf"no bundle holds \(c\): got .*Return {instead}, or leave"
+    ):
         named_outputs(result)
     assert named_outputs(result, (), lambda name: name == "c")["c"].shape == ()

@@ -107,3 +107,32 @@ def test_probabilities_that_are_returned_are_told() -> None:
 )
 def test_reasons(sighting: Sighting, reason: str) -> None:
     assert re.search(reason, sighting.reason)
+
+
+def mixed(m: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    return (x @ y[:, :4].mT) @ m.weight
+
+
+@pytest.mark.parametrize(
+    "softmax",
+    [
+        lambda s: s.softmax(-1),
+        lambda s: (s - s.logsumexp(-1, keepdim=True)).exp(),
+        lambda s: s.exp() / s.exp().sum(-1, keepdim=True),
+    ],
+)
+def test_scores_that_weights_mix_count_behind_any_softmax(
+    softmax: Callable[[Tensor], Tensor],
+) -> None:
+    (one,) = seen(lambda m, x, y: softmax(mixed(m, x, y)) @ y[:, :4])
+    assert (one.module, one.form) == ("inner", "products")
+
+
+def test_mixed_scores_without_a_softmax_do_not_count() -> None:
+    assert seen(lambda m, x, y: mixed(m, x, y).relu() @ y[:, :4]) == []
+
+    def two_ways(m: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        scores = mixed(m, x, y)
+        return scores.softmax(-1) @ y[:, :4], scores.relu() @ y[:, :4]
+
+    assert len(seen(two_ways)) == 1

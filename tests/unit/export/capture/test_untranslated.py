@@ -35,7 +35,9 @@ def test_the_operator_and_the_users_line() -> None:
 def test_an_export_says_so() -> None:
     """With the shortcuts of tracing and of decompositions, too."""
     x = torch.rand(2, 3)
-    with pytest.raises(InputError, match=r"of aten.special_i0 \(.*: return torch.special.i0\(doubled"):
+    with pytest.raises(
+        InputError, match=r"of aten.special_i0 \(.*: return torch.special.i0\(doubled"
+    ):
         fuse(ModelSpec(Bessel(), {"x": x}, {"x": {0: "n:1:8"}}))
 
 

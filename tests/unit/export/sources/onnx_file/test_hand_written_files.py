@@ -143,7 +143,8 @@ def test_masks_as_a_product(tmp_path: Path, how: Callable[[Graph, str], str]) ->
     """``scores · m + low · (1 − m)`` fills; rows that see nothing average the values."""
     g = written(lambda g, scores: g.op("Softmax", how(g, scores), axis=3))
     require_equal(
-        g.save(tmp_path / "product.onnx", 13), lambda f: truth(f, f["mask"][:, None, None] > 0, -1e9)
+        g.save(tmp_path / "product.onnx", 13),
+        lambda f: truth(f, f["mask"][:, None, None] > 0, -1e9),
     )
 
 
@@ -199,9 +200,11 @@ def test_nodes_may_stand_in_any_order(tmp_path: Path) -> None:
     with pytest.raises(onnx.checker.ValidationError):
         onnx.checker.check_model(path)
     require_equal(path, truth)
-    (got,) = OnnxModule(Path(path)).double()(
-        **{name: torch.from_numpy(SIZES[0][name]) for name in ("x", "y", "mask")}
-    ).values()
+    (got,) = (
+        OnnxModule(Path(path))
+        .double()(**{name: torch.from_numpy(SIZES[0][name]) for name in ("x", "y", "mask")})
+        .values()
+    )
     np.testing.assert_allclose(got.numpy(), truth(SIZES[0]), atol=1e-6)
 
 
@@ -217,5 +220,7 @@ def test_a_circle_of_nodes_is_refused(tmp_path: Path) -> None:
 
 def test_the_formula_is_that_of_other_tests() -> None:
     f = SIZES[0]
-    q, k, v = (t.astype(np.float64) @ w for t, w in zip((f["x"], f["y"], f["y"]), WEIGHTS, strict=True))
+    q, k, v = (
+        t.astype(np.float64) @ w for t, w in zip((f["x"], f["y"], f["y"]), WEIGHTS, strict=True)
+    )
     np.testing.assert_allclose(truth(f), attention(q, k, v, H, scale=0.5))
