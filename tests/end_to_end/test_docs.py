@@ -250,11 +250,18 @@ def test_readme_commands(how: str, tmp_path: Path, run_documented: Runs) -> None
     assert (tmp_path / "report.html").exists()
 
 
-def test_readme_example_is_short_and_runs_without_anything_before(tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", ["in process", pytest.param("process", marks=pytest.mark.slow)])
+def test_readme_example_is_short_and_runs_without_anything_before(
+    how: str, tmp_path: Path, run_documented: Runs
+) -> None:
     (block,) = (b for b in blocks_of(README) if b.mark == "tested" and b.language == "python")
     assert len([line for line in block.text.splitlines() if line.strip()]) <= 16
     (promised,) = (b.text for b in blocks_of(README) if b.mark == "printed")
-    assert holds(run([sys.executable, "-c", block.text], tmp_path).stdout, promised) is None
+    if how == "process":
+        printed = run([sys.executable, "-c", block.text], tmp_path).stdout
+    else:
+        (printed,) = run_documented(README, [block])
+    assert holds(printed, promised) is None
 
 
 DEMO = ROOT / "examples" / "demo.py"

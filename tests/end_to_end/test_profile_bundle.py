@@ -136,13 +136,16 @@ def test_baselines_of_a_model_that_is_not_the_zoos_need_a_source(tmp_path: Path)
     assert report.limits is None
 
 
+WIDTH, WIDE = 192, 768
+
+
 class Block(nn.Module):
-    """Attention and two products, wide enough that a session's own overhead hardly counts."""
+    """Attention and two products."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.attention = nn.MultiheadAttention(768, 12, batch_first=True)
-        self.up, self.down = nn.Linear(768, 3072), nn.Linear(3072, 768)
+        self.attention = nn.MultiheadAttention(WIDTH, 3, batch_first=True)
+        self.up, self.down = nn.Linear(WIDTH, WIDE), nn.Linear(WIDE, WIDTH)
 
     def forward(self, x: Tensor, memory: Tensor) -> Tensor:
         x = x + self.attention(x, memory, memory, need_weights=False)[0]
@@ -152,7 +155,7 @@ class Block(nn.Module):
 @pytest.fixture(scope="module")
 def block_spec() -> ModelSpec:
     torch.manual_seed(0)
-    inputs = {"x": torch.randn(2, 200, 768), "memory": torch.randn(2, 150, 768)}
+    inputs = {"x": torch.randn(2, 200, WIDTH), "memory": torch.randn(2, 150, WIDTH)}
     return ModelSpec(Block().eval(), inputs, {"x": {0: "batch:1:2"}, "memory": {0: "batch"}})
 
 
@@ -196,11 +199,11 @@ def test_nodes_belong_to_modules_and_sites(traced: StageTimes) -> None:
     assert {"attention", "up", "down"} <= set(modules)
     assert [(n.site, n.op) for n in traced.nodes if n.site] == [("attention", "Attention")]
     by_kind = {kind: sum(n.flops for n in nodes) for kind, nodes in group(traced.nodes, "kind")}
-    assert by_kind["attention"] == 2 * 2 * (2 * 200 * 150 * 768)
-    projections = 2 * 2 * 768 * 768 * (200 + 150 + 150 + 200)
-    assert by_kind["GEMM"] == projections + 2 * 2 * 2 * 200 * 768 * 3072
+    assert by_kind["attention"] == 2 * 2 * (2 * 200 * 150 * WIDTH)
+    projections = 2 * 2 * WIDTH * WIDTH * (200 + 150 + 150 + 200)
+    assert by_kind["GEMM"] == projections + 2 * 2 * 2 * 200 * WIDTH * WIDE
     up = next(n for n in modules["up"] if n.kind == "GEMM")
-    assert up.bytes == 4 * (2 * 200 * 768 + 768 * 3072 + 2 * 200 * 3072), (
+    assert up.bytes == 4 * (2 * 200 * WIDTH + WIDTH * WIDE + 2 * 200 * WIDE), (
         "packed weights count, too"
     )
 

@@ -33,9 +33,14 @@ def randn(*shape: int) -> Tensor:
 
 
 def check(
-    spec: ModelSpec, path: Path, kinds: dict[str, str], heads: int = HEADS
+    spec: ModelSpec,
+    path: Path,
+    kinds: dict[str, str],
+    heads: int = HEADS,
+    *,
+    quick: bool = False,
 ) -> crossfuse.Bundle:
-    bundle = crossfuse.export(spec, path / "b", TARGETS)
+    bundle = crossfuse.export(spec, path / "b", TARGETS, quick=quick)
     assert {row.site: row.kind for row in bundle.ledger} == kinds
     assert all(all(row.fused.values()) and len(row.fused) == 3 for row in bundle.ledger)
     assert {row.num_heads for row in bundle.ledger} == {heads}
@@ -124,7 +129,8 @@ def test_multihead_attention(tmp_path: Path, first_with_weights: int) -> None:
         {"x": {0: BATCH, 1: LENGTH}, "y": {0: "batch", 1: KEYS}, "mask": {0: "batch", 1: "keys"}},
     )
     sites = [f"cases.{i}.attention" for i in range(len(MULTIHEAD))]
-    bundle = check(spec, tmp_path, dict.fromkeys(sites, "cross"))
+    kinds = dict.fromkeys(sites, "cross")
+    bundle = check(spec, tmp_path, kinds, quick=first_with_weights == 0)
     captured = {row.site: row.captured for row in bundle.ledger}
     assert captured == {
         site: "pattern" if (i + first_with_weights) % 2 == 0 else "sdpa"

@@ -52,7 +52,7 @@ def kept_probabilities(spec: ModelSpec, sightings: Sequence[Sighting]) -> KeptPr
     seen = dict(_sites(sightings))
     added: dict[str, Wanted] = {}
     modules: list[str] = []
-    asked = dict(_parsed(text) for text in spec.keep_probabilities)
+    asked = _asked(spec.keep_probabilities)
     for site, heads in asked.items():
         if site not in seen:
             raise unknown("there is no attention whose probabilities to keep", site, seen)
@@ -109,6 +109,25 @@ def _sites(sightings: Sequence[Sighting]) -> Iterator[tuple[str, tuple[Sighting,
         wanted = Wanted(sighting.module, per_form[form], form[1])
         per_form[form] += 1
         yield site_name(sighting.module, per_module[sighting.module]), (sighting, wanted)
+
+
+def _asked(texts: Sequence[str]) -> dict[str, tuple[int, ...] | None]:
+    """Heads by site; None for all of them.
+
+    Raises:
+        InputError: a text that can't be read, or a site that is asked for in two ways.
+    """
+    found: dict[str, tuple[int, ...] | None] = {}
+    for site, heads in map(_parsed, texts):
+        if found.get(site, heads) != heads:
+            raise InputError(
+                "the probabilities of an attention are asked for twice, of other heads",
+                where=site,
+                got=", ".join(text for text in texts if text.partition(":")[0] == site),
+                do="Name each attention once, with all its heads",
+            )
+        found[site] = heads
+    return found
 
 
 def _parsed(text: str) -> tuple[str, tuple[int, ...] | None]:

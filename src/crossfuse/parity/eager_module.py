@@ -24,6 +24,7 @@ from crossfuse.export.capture.copies import copied
 from crossfuse.export.capture.fast_paths import without_fast_paths
 from crossfuse.export.capture.half_sources import half_source
 from crossfuse.export.capture.module_state import ModuleState
+from crossfuse.export.sources.onnx_file.module import OnnxModule
 from crossfuse.parity.double_masks import DoubleMasks
 from crossfuse.parity.dtype_limits import limits_of
 from crossfuse.parity.wide_products import WideProducts
@@ -32,6 +33,16 @@ from crossfuse.spec.model_spec import ModelSpec
 __all__ = ["EagerModule", "EagerResults"]
 
 _LOG = logging.getLogger(__name__)
+_RUN = "Make the module run in PyTorch first: module(**inputs)"
+_FILE = Advice(
+    "Give inputs that the file takes ({}). Where it holds as numbers what it names as dimensions, "
+    "export it again with these axes dynamic",
+    Said("--example FILE.npz", "example='FILE.npz'"),
+)
+_NARROW = Advice(
+    "If the model does not take these sizes, narrow the range of the dimension: {}",
+    Said("--dynamic INPUT:AXIS=NAME:MIN:MAX", "dynamic={INPUT: {AXIS: 'NAME:MIN:MAX'}}"),
+)
 
 
 @dataclass(frozen=True)
@@ -106,19 +117,12 @@ class EagerModule:
             as_given = all(
                 tuple(t.shape) == tuple(self.spec.inputs[name].shape) for name, t in inputs.items()
             )
-            place = place_of(error)
+            is_file = isinstance(module, OnnxModule)
+            place = None if is_file else place_of(error)
             raise InputError(
-                f"the eager model fails: {cause_of(error)}",
+                f"the {'ONNX file' if is_file else 'eager model'} fails: {cause_of(error)}",
                 where=f"{self.spec.name} on {shapes}" + ("" if place is None else f"; {place}"),
-                do="Make the module run in PyTorch first: module(**inputs)"
-                if as_given
-                else Advice(
-                    "If the model does not take these sizes, narrow the range of the dimension: {}",
-                    Said(
-                        "--dynamic INPUT:AXIS=NAME:MIN:MAX",
-                        "dynamic={INPUT: {AXIS: 'NAME:MIN:MAX'}}",
-                    ),
-                ),
+                do=_NARROW if not as_given else _FILE if is_file else _RUN,
             ) from error
 
     def _in_double(self, inputs: Mapping[str, Tensor]) -> dict[str, NDArray[Any]] | None:

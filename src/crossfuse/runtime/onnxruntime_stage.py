@@ -24,11 +24,16 @@ from crossfuse.runtime.options import SessionOptions
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["SLOW_FUSIONS", "OrtStage"]
+__all__ = ["BROKEN_PASSES", "SLOW_FUSIONS", "OrtStage"]
 
 SLOW_FUSIONS = ("SkipLayerNormFusion", "BiasGeluFusion")
 """Fusions whose kernels are slower on the CPU than what they replace: `benchmarks/cpu_fusions.py`
 measures it."""
+
+
+BROKEN_PASSES = ("QDQPropagationTransformer",)
+"""Moves quantizers, and gives those that it makes the type of the result as int8, where another
+pass then makes them uint8: such graphs are refused (ONNX Runtime 1.31, opsets from 21 on)."""
 
 
 class OrtStage:
@@ -75,7 +80,8 @@ class OrtStage:
             provider_options.setdefault("cudnn_conv_algo_search", "HEURISTIC")
             if hasattr(ort, "preload_dlls"):
                 ort.preload_dlls()
-        disabled = SLOW_FUSIONS if provider == "CPUExecutionProvider" else ()
+        on_cpu = provider == "CPUExecutionProvider"
+        disabled = (*(SLOW_FUSIONS if on_cpu else ()), *BROKEN_PASSES)
         try:
             session = ort.InferenceSession(
                 str(graph),

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from crossfuse.core.tensors import DTYPES
 from crossfuse.errors import Advice, InputError, Said
 from crossfuse.spec.containers import opened
 
@@ -94,7 +95,7 @@ def _tensor(name: str, value: object, dropped: bool) -> Tensor:
     zero for what is dropped."""
     import torch
 
-    if isinstance(value, torch.Tensor):
+    if isinstance(value, torch.Tensor) and _dtype_of(value) in DTYPES:
         return value
     # Booleans first, which are integers to Python.
     for kinds, dtype in (
@@ -106,13 +107,24 @@ def _tensor(name: str, value: object, dropped: bool) -> Tensor:
             return torch.scalar_tensor(value, dtype=dtype)  # type: ignore[arg-type]
     if dropped:
         return torch.scalar_tensor(0)
+    leave_out = Said(f"--drop-output {name or 'output'}", f"drop_outputs=[{name or 'output'!r}]")
+    if isinstance(value, torch.Tensor):
+        instead = "torch.view_as_real of it" if value.is_complex() else "it in another type"
+        raise InputError(
+            "the model returns a tensor of a type that no bundle holds",
+            where=name or "output",
+            got=_dtype_of(value),
+            expected=", ".join(DTYPES),
+            do=Advice(f"Return {instead}, or leave it out of the export: {{}}", leave_out),
+        )
     raise InputError(
         "the model returns something that is not a tensor",
         where=name or "output",
         got=type(value).__name__,
         expected="tensors and numbers, in dicts, dataclasses, named tuples, tuples or lists",
-        do=Advice(
-            "Leave it out of what forward returns, or of the export: {}",
-            Said(f"--drop-output {name or 'output'}", f"drop_outputs=[{name or 'output'!r}]"),
-        ),
+        do=Advice("Leave it out of what forward returns, or of the export: {}", leave_out),
     )
+
+
+def _dtype_of(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")

@@ -147,7 +147,7 @@ def test_the_kind_is_decided_once_per_command(
     bundle = tmp_path / "b"
     told = ["--context", "b", "--context", "b_mask", "--dynamic", "b:1=keys:1:64"]
     told += ["--dynamic", "b_mask:1=keys", "--drop-output", "context"]
-    run("export", NAME, "--size", "tiny", "-o", bundle, *told)
+    run("export", NAME, "--size", "tiny", "--quick", "-o", bundle, *told)
     assert decided == [NAME]
     manifest = crossfuse.open_bundle(bundle).manifest
     assert manifest.source == {
@@ -187,7 +187,9 @@ def test_dropped_outputs_are_dropped_again(kind: str, tmp_path: Path) -> None:
         "factory": f"{tmp_path / 'mine.py'}:make",
         "spec": zoo_spec(NAME, "tiny"),
     }[kind]
-    bundle = crossfuse.export(source, tmp_path / "b", size="tiny", drop_outputs=["cont*"])
+    bundle = crossfuse.export(
+        source, tmp_path / "b", size="tiny", drop_outputs=["cont*"], quick=True
+    )
     assert bundle.manifest.source["drop_outputs"] == ["cont*"]
     report = crossfuse.verify(bundle, source=source, seed=5)
     assert report.passed

@@ -91,6 +91,16 @@ def test_what_can_not_be_asked_for(asked: str, reason: str) -> None:
         kept_probabilities(spec_of(Attention(None, written=False), asked), sightings)
 
 
+def test_a_site_is_asked_for_in_one_way() -> None:
+    spec = spec_of(Attention(None, written=False), "attn", "attn:1")
+    with pytest.raises(
+        InputError, match=r"asked for twice, of other heads \(attn\): got attn, attn:1"
+    ):
+        kept_probabilities(spec, [Sighting("attn", "sdpa")])
+    again = spec_of(Attention(None, written=False), "attn:1", "attn:1")
+    assert kept_probabilities(again, [Sighting("attn", "sdpa")]).sites == ("attn",)
+
+
 def test_sites_are_told_apart() -> None:
     sightings = [
         Sighting("attn", "sdpa"),

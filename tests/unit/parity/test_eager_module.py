@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,8 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from crossfuse.errors import InputError
+from crossfuse.export.sources.onnx_file.load import onnx_spec
 from crossfuse.parity.eager_module import EagerModule
 from crossfuse.spec.model_spec import ModelSpec
+from onnx_building import Graph
 
 X = torch.randn(4, 256, generator=torch.Generator().manual_seed(0))
 
@@ -94,3 +97,18 @@ def test_a_module_that_fails_is_told_where(size: int, do: str) -> None:
     runner = EagerModule(spec, spec.inputs)
     with pytest.raises(InputError, match=rf"only squares.*mine on .*\({size}, 4\).*{do}"):
         runner.run({"x": torch.ones(size, 4)})
+
+
+def test_a_file_that_holds_sizes_as_numbers(tmp_path: Path) -> None:
+    """As an exporter leaves it that takes sizes for numbers: said of the file, not of a module."""
+    g = Graph()
+    g.input("x", ["batch", "n", 4])
+    g.op("Reshape", "x", g.ints(2, 3, 2, 2), outputs=["y"])
+    g.output("y", [2, 3, 2, 2])
+    spec = onnx_spec(g.save(tmp_path / "fixed.onnx"))
+    runner = EagerModule(spec, spec.inputs)
+    with pytest.raises(InputError, match="the ONNX file fails: .*example=.*axes dynamic"):
+        runner.run(spec.inputs)
+    other = {"x": torch.randn(3, 3, 4)}
+    with pytest.raises(InputError, match="the ONNX file fails: .*narrow the range"):
+        runner.run(other)

@@ -15,10 +15,11 @@ import numpy as np
 import pytest
 
 from crossfuse.errors import BundleError, InputError
-from crossfuse.runtime.onnxruntime_stage import SLOW_FUSIONS, OrtStage
+from crossfuse.runtime.onnxruntime_stage import BROKEN_PASSES, SLOW_FUSIONS, OrtStage
 from crossfuse.runtime.options import SessionOptions
 from crossfuse.runtime.stage import Stage
 from named_graphs import CONTEXT, OUTPUT, QUERIES, make_inputs, write_graph
+from onnx_building import Graph, normal
 
 CPU = "CPUExecutionProvider"
 
@@ -108,7 +109,25 @@ def test_options_reach_the_engine(
             entry("session.force_spinning_stop")
     else:
         assert entry("session.force_spinning_stop") == "1"
-    assert seen["disabled_optimizers"] == list(SLOW_FUSIONS)
+    assert seen["disabled_optimizers"] == [*SLOW_FUSIONS, *BROKEN_PASSES]
+
+
+def test_signed_quantizers_behind_layout(tmp_path: Path) -> None:
+    """ONNX Runtime moves these in front of the transposition, and then refuses its own graph."""
+    g = Graph()
+    g.input("x", ["n", 3, 4])
+    given = [g.weight(np.float32(0.05)), g.weight(np.int8(0))]
+    turned = g.op("Reshape", g.op("Transpose", "x", perm=[0, 2, 1]), g.ints(-1, 12))
+    rounded = g.op("DequantizeLinear", g.op("QuantizeLinear", turned, *given), *given)
+    weight = np.random.default_rng(0).integers(-127, 128, (12, 5)).astype(np.int8)
+    stored = g.op("DequantizeLinear", g.weight(weight), *given)
+    g.op("MatMul", rounded, stored, outputs=["y"])
+    g.output("y", ["n", 5])
+    stage = OrtStage(Path(g.save(tmp_path / "g.onnx", 23, 11)), CPU, SessionOptions(threads=1))
+    x = normal(2, 3, 4)
+    (got,) = stage.run({"x": x})
+    steps = np.clip(np.rint(x.transpose(0, 2, 1).reshape(2, 12) / 0.05), -128, 127)
+    np.testing.assert_allclose(got, steps * 0.05 @ (weight * 0.05), atol=1e-4)
 
 
 def test_a_trace_says_what_ran(graph: Path, tmp_path: Path) -> None:

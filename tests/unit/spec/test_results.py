@@ -79,3 +79,16 @@ def test_what_is_no_output(value: Any) -> None:
     assert list(named_outputs(result, (), lambda name: name == "meta_k")) == ["z", "meta_k"]
     with pytest.raises(InputError, match="returns no tensor"):
         named_outputs({"a": None})
+
+
+@pytest.mark.parametrize(
+    ("dtype", "instead"),
+    [(torch.complex64, "torch.view_as_real of it"), (torch.uint32, "it in another type")],
+)
+def test_what_no_bundle_holds(dtype: torch.dtype, instead: str) -> None:
+    result = {"z": T, "c": torch.ones(2, dtype=dtype)}
+    with pytest.raises(
+        InputError, match=rf"no bundle holds \(c\): got .*Return {instead}, or leave"
+    ):
+        named_outputs(result)
+    assert named_outputs(result, (), lambda name: name == "c")["c"].shape == ()

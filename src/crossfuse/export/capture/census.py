@@ -234,24 +234,16 @@ class _Observer(OperatorWatch):
             for out in made:
                 self.weights[out] = True
             return
-        short = self._step(name, inputs[0] if inputs else None)
-        mixed = next((self.mixed[t] for t in tensors if t in self.mixed), None)
         scores = next((self.scores[t] for t in tensors if t in self.scores), None)
-        if scores is None and mixed is not None:
-            # Scores mixed by weights (talking heads) are still an attention's once they go through
-            # a softmax.
-            if _has_softmax([*mixed.steps, short]):
-                scores = mixed
-            else:
-                mixed.steps.append(short)
-                for out in made:
-                    self.mixed[out] = mixed
+        short = self._step(name, inputs[0] if inputs else None)
         if scores is None:
-            return
+            scores = self._mixed(name, short, tensors, made)
+            if scores is None:
+                return
+        elif name not in _VIEWS:
+            scores.steps.append(short)
         several = {id(self.scores[t]) for t in tensors if t in self.scores}
         scores.joined |= short == "cat" and len(several) > 1
-        if name not in _VIEWS:
-            scores.steps.append(short)
         made_of = [self.made_of.get(t, ()) for t in tensors]
         made_of += [(self.scores[t],) for t in tensors if t in self.scores]
         behind = tuple(s for each in made_of for s in each if s.has_softmax)
@@ -260,6 +252,22 @@ class _Observer(OperatorWatch):
             self.made_of[out] = behind
             if "softmax" in short:
                 scores.probabilities.append(out)
+
+    def _mixed(
+        self, name: str, short: str, tensors: list[Tensor], made: list[Tensor]
+    ) -> _Scores | None:
+        """Scores mixed by weights (talking heads) are still an attention's once they went through a
+        softmax, which may be written out; None as long as they have not."""
+        before = [self.mixed[t] for t in tensors if t in self.mixed]
+        if not before:
+            return None
+        steps = list(dict.fromkeys(step for each in before for step in each.steps))
+        scores = _Scores(self._module(), steps=steps if name in _VIEWS else [*steps, short])
+        if scores.has_softmax:
+            return scores
+        for out in made:
+            self.mixed[out] = scores
+        return None
 
     def _step(self, name: str, first: Any) -> str:
         """What an operator is called; a power of a number is an exponential."""

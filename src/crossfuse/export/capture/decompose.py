@@ -192,6 +192,7 @@ def _inline(
             if inner.op == "call_function":
                 copy = _copy(graph, inner, places, sizes)
                 copy.meta |= {key: node.meta[key] for key in _KEPT_METADATA if key in node.meta}
+                copy.meta["original_aten"] = node.meta.get("original_aten", node.target)
                 if "val" not in copy.meta:
                     copy.meta["val"] = _value(copy)
                 elif inner.target is not NUMBER_OF_ELEMENTS:

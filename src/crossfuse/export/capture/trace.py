@@ -297,13 +297,17 @@ def _fit(spec: ModelSpec, sizes: Collection[int]) -> Advice:
 def _advice(spec: ModelSpec, error: Exception) -> str | Advice:
     """What to do about what torch.export says."""
     text = str(error)
-    if _is_about_sizes(error):
+    by_content = type(error).__name__ == "GuardOnDataDependentSymNode"
+    if _is_about_sizes(error) and not by_content:
         return _fit(spec, {int(size) for size in _CONSTANT.findall(text)})
-    if any(
+    if by_content or any(
         phrase in text
         for phrase in ("data-dependent", "Data-dependent", "data dependent", "unbacked")
     ):
-        return "Avoid control flow and shapes that depend on tensor values"
+        return (
+            "Avoid control flow and shapes that depend on tensor values; a number that decides can "
+            "be given as a Python number, which is then part of what is exported"
+        )
     return (
         "Make the module traceable: torch.export.export(module, (), inputs, strict=False) has "
         "to succeed"

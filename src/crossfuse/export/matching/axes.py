@@ -168,6 +168,9 @@ def follow_layout(node: ir.Node, axes: Axes) -> Axes | None:
         perm = node.attributes.get("perm")
         order = list(perm.as_ints()) if perm is not None else list(range(len(axes)))[::-1]
         return tuple(axes[i] for i in order)
+    if node.op_type == "Flatten":
+        first = node.attributes.get_int("axis", 1) or 0
+        return (all_factors(axes[:first]), all_factors(axes[first:]))
     return regrouped(axes, out)
 
 

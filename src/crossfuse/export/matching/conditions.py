@@ -11,13 +11,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import onnx_ir as ir
 
 from crossfuse.export.matching.softmax_chain import scalar_of
 
-__all__ = ["Literal", "hides_as_bias", "is_binary", "literals_of", "same_value"]
+__all__ = [
+    "Literal",
+    "LowBias",
+    "hides_as_bias",
+    "is_binary",
+    "literals_of",
+    "low_bias",
+    "same_value",
+]
 
 _DEPTH = 12
 """How many operators back two values are compared."""
@@ -29,6 +38,9 @@ _ALIGNED = frozenset({"Unsqueeze", "Transpose"})
 
 _NARROW = (ir.DataType.INT8, ir.DataType.UINT8, ir.DataType.INT16, ir.DataType.UINT16)
 """Types in which a number that is not zero may become zero."""
+
+_TABLE = 1 << 22
+"""More elements than this are looked at for no mask."""
 
 _HIDES = -1e3
 """A bias that is at least this low hides."""
@@ -129,10 +141,12 @@ def is_binary(value: ir.Value, depth: int = _DEPTH) -> bool:
     if value.dtype == ir.DataType.BOOL:
         return True
     node = value.producer()
-    if node is None or depth == 0:
+    if node is None or node.op_type == "Constant":
+        return _is_table_of_zeros_and_ones(value)
+    if depth == 0:
         return False
     inputs = [v for v in node.inputs if v is not None]
-    if node.op_type in _SPREADING | {"Cast", "Identity", "Expand"}:
+    if node.op_type in _SPREADING | {"Cast", "Identity", "Expand", "Slice"}:
         return is_binary(inputs[0], depth - 1)
     if node.op_type == "Where":
         return all(scalar_of(v) in (0, 1) or is_binary(v, depth - 1) for v in inputs[1:])
@@ -141,26 +155,50 @@ def is_binary(value: ir.Value, depth: int = _DEPTH) -> bool:
     return node.op_type == "Mul" and all(is_binary(v, depth - 1) for v in inputs)
 
 
+def _is_table_of_zeros_and_ones(value: ir.Value) -> bool:
+    """A mask kept as a weight, as a causal one is that is cut to the lengths at hand."""
+    tensor = ir.convenience.get_const_tensor(value)
+    if tensor is None or tensor.size > _TABLE or tensor.dtype.is_string():
+        return False
+    array = tensor.numpy()
+    return bool(((array == 0) | (array == 1)).all())
+
+
 def hides_as_bias(value: ir.Value, factor: float) -> tuple[Literal, ...]:
     """The literals of a bias that is 0 where a key is attended, and low where it is not; none of
     any other bias."""
+    low = low_bias(value, factor)
+    return () if low is None else low.literals
+
+
+class LowBias(NamedTuple):
+    """A bias that is 0 where a key is attended, and a low number where it is not."""
+
+    number: float
+    literals: tuple[Literal, ...]
+
+
+def low_bias(value: ir.Value, factor: float) -> LowBias | None:
+    """A bias times a factor, where it is one that hides; None of any other bias."""
     node = value.producer()
     while node is not None and node.op_type in ("Identity", "Expand", "Cast"):
         value = node.inputs[0] or value
         node = value.producer()
     if node is None or node.op_type not in ("Mul", "Where"):
-        return ()
+        return None
     numbers = [scalar_of(v) for v in node.inputs]
     if node.op_type == "Mul":
         for number, other in zip(numbers, reversed(node.inputs), strict=True):
             if number is not None and number * factor <= _HIDES and other and is_binary(other):
-                return literals_of(other, True)
-        return ()
+                return LowBias(number * factor, literals_of(other, True))
+        return None
     (_, then, otherwise), condition = numbers, node.inputs[0]
     if condition is None or then is None or otherwise is None or 0 not in (then, otherwise):
-        return ()
-    low = min(then * factor, otherwise * factor) <= _HIDES and max(then, otherwise) * factor <= 0
-    return literals_of(condition, otherwise == 0) if low else ()
+        return None
+    low = min(then * factor, otherwise * factor)
+    if low > _HIDES or max(then, otherwise) * factor > 0:
+        return None
+    return LowBias(low, literals_of(condition, otherwise == 0))
 
 
 def same_value(one: ir.Value | None, other: ir.Value | None, depth: int = _DEPTH) -> bool:

@@ -18,8 +18,10 @@ from crossfuse.export.matching.axes import (
     Axis,
     FactoredValue,
     axes_of,
+    factors,
     follow_layout,
 )
+from crossfuse.export.matching.conditions import is_binary, literals_of, low_bias
 from crossfuse.export.matching.fills import may_hide
 from crossfuse.export.matching.sinks import Sink, joined, padded
 from crossfuse.export.matching.softmax_chain import WIDE, ChainNode, Mismatch, scalar_of
@@ -141,9 +143,30 @@ def _add(link: ChainNode, scores: Scores) -> Scores:
     subtracts, other = link.node.op_type == "Sub", _other(link)
     if (subtracts and _is_row_maximum(other)) or scalar_of(other) is not None:
         return replace(scores, shifted=True)
-    operand = beside(other, scores.axes)
-    bias = Term(operand, -1.0 if subtracts else 1.0, may_hide=may_hide(other))
+    operand, factor = beside(other, scores.axes), -1.0 if subtracts else 1.0
+    mask = _fill_by_product(operand, factor, scores)
+    if mask is not None:
+        return replace(scores, multipliers=scores.multipliers[:-1], terms=(mask,))
+    bias = Term(operand, factor, may_hide=may_hide(other))
     return replace(scores, terms=(*scores.terms, bias))
+
+
+def _fill_by_product(bias: FactoredValue, factor: float, scores: Scores) -> Term | None:
+    """The mask of ``scores · m + number · (1 − m)``, with zeros and ones in ``m``: scores are
+    filled with the number where it is 0. None where the last multiplier is no such mask."""
+    if scores.terms or not scores.multipliers or scores.multipliers[-1].divides:
+        return None
+    mask = scores.multipliers[-1].operand
+    low = low_bias(bias.value, factor) if is_binary(mask.value) else None
+    if low is None or [factors(a) for a in bias.axes] != [factors(a) for a in mask.axes]:
+        return None
+    own = literals_of(mask.value, False)
+    alike = len(own) == len(low.literals) and all(
+        any(one.same_as(other) for other in low.literals) for one in own
+    )
+    if not alike:
+        return None
+    return Term(mask, fill=low.number, hidden=False)
 
 
 def _join(link: ChainNode, scores: Scores) -> Scores:

@@ -128,3 +128,13 @@ def test_probabilities_that_are_returned_are_told() -> None:
 )
 def test_reasons(sighting: Sighting, reason: str) -> None:
     assert re.search(reason, sighting.reason)
+
+
+def test_mixed_scores_without_a_softmax_do_not_count() -> None:
+    assert seen(lambda m, x, y: mixed(m, x).relu() @ x[:, :2]) == []
+
+    def two_ways(m: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        scores = mixed(m, x)
+        return scores.softmax(-1) @ x[:, :2], scores.relu() @ x[:, :2]
+
+    assert len(seen(two_ways)) == 1

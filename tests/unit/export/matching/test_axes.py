@@ -128,6 +128,22 @@ def test_factors_go_where_the_numbers_go(shape: list[int], steps: list) -> None:
     assert [size_of(axis).static for axis in axes] == list(expected.shape)
 
 
+@pytest.mark.parametrize("axis", [0, 1, 2, 3, -1, None])
+def test_what_is_made_flat_needs_no_sizes(axis: int | None) -> None:
+    """The factors before the axis, and those from it on; by default all behind the first."""
+    x = ir.Value(name="x", shape=ir.Shape(["b", None, 4]))
+    node = ir.node("Flatten", [x], {} if axis is None else {"axis": axis})
+    start = axes_of(x)
+    assert start is not None
+    first = 1 if axis is None else axis
+    assert follow_layout(node, start) == (all_factors(start[:first]), all_factors(start[first:]))
+    shape = np.arange(24).reshape(2, 3, 4)
+    rows = math.prod(shape.shape[:first])
+    flat = follow_layout(node, tuple((AxisFactor(Size(n)),) for n in shape.shape))
+    assert flat is not None
+    assert [size_of(each).static for each in flat] == [rows, 24 // rows]
+
+
 def test_two_ways_to_split_heads_are_the_same() -> None:
     """``unflatten`` then ``transpose``, or ``view`` to the order of old ONNX files and back."""
     first = chain_of(("Reshape", [2, 5, 3, 4]), ("Transpose", [0, 2, 1, 3]), shape=[2, 5, 12])

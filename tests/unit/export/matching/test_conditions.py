@@ -9,6 +9,7 @@ from crossfuse.export.matching.conditions import (
     hides_as_bias,
     is_binary,
     literals_of,
+    low_bias,
     same_value,
 )
 from onnx_text import parse, value_of
@@ -21,6 +22,10 @@ WEIGHTS = {
     "low": np.float32(-1e9),
     "near": np.float32(-2),
     "axes": np.array([1, 2]),
+    "table": np.tri(4, dtype=np.float32),
+    "twos": 2 * np.tri(4, dtype=np.float32),
+    "first": np.array([0, 0]),
+    "last": np.array([2, 3]),
 }
 BODY = """
     n = Not(m) u = Unsqueeze(m, axes) v = Unsqueeze(n, axes) f = Cast<to=1>(u)
@@ -29,6 +34,8 @@ BODY = """
     o = Or(n, e) p = And(m, c) k = Cast<to=1>(m) i = Cast<to=1>(c) j = Mul(k, i)
     add = Mul(g, low) few = Mul(g, near) sel = Where(u, zero, low) wrong = Where(u, low, zero)
     n2 = Not(m) v2 = Unsqueeze(n2, axes) t = Transpose<perm=[1, 0]>(late) y = Identity(x)
+    cut = Slice(table, first, last) other = Slice(twos, first, last) left = Sub(one, cut)
+    under = Mul(left, low)
 """
 GRAPH = parse(f"{INPUTS} => (float[b, s] y) {{ {BODY} }}", **WEIGHTS)
 
@@ -71,8 +78,10 @@ def test_masks_that_are_not(one: str, other: str) -> None:
 
 
 def test_zeros_and_ones() -> None:
-    assert all(is_binary(value(name)) for name in ("m", "f", "g", "h", "j", "o"))
-    assert not any(is_binary(value(name)) for name in ("x", "ids", "add", "sel"))
+    assert all(is_binary(value(name)) for name in ("m", "f", "g", "h", "j", "o", "table", "cut"))
+    assert not any(
+        is_binary(value(name)) for name in ("x", "ids", "add", "sel", "twos", "other", "low")
+    )
 
 
 def test_biases_that_hide() -> None:
@@ -86,6 +95,19 @@ def test_biases_that_hide() -> None:
     (turned,) = hides_as_bias(value("wrong"), 1.0)
     assert turned.same_as(literals_of(value("u"), True)[0])
     assert hides_as_bias(value("x"), 1.0) == ()
+
+
+def test_how_low_a_bias_is() -> None:
+    added, under = low_bias(value("add"), 1.0), low_bias(value("under"), 1.0)
+    assert added is not None
+    assert under is not None
+    assert added.number == under.number == pytest.approx(-1e9)
+    assert added.literals == hides_as_bias(value("add"), 1.0)
+    assert under.literals[0].same_as(literals_of(value("cut"), False)[0])
+    chosen = low_bias(value("sel"), 2.0)
+    assert chosen is not None
+    assert chosen.number == pytest.approx(-2e9)
+    assert low_bias(value("few"), 1.0) is None
 
 
 def test_equal_values_are_computed_alike_from_the_same() -> None:

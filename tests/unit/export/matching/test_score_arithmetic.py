@@ -95,6 +95,33 @@ def test_tensors_multiply() -> None:
     assert absorbed("Div(a, rows)").multipliers[0].divides
 
 
+def of_product(low: str) -> Scores:
+    """The scores ``a``, times zeros and ones, and something that hides added."""
+    text = f"""{INPUTS} => (float[b, l, s] y) {{
+        ones = Cast<to = 1>(m) hidden = Sub(one, ones) x = Mul(a, ones) {low} y = Add(x, low)
+    }}"""
+    model = parse(text, one=1.0, number=-1e9, half=0.5)
+    return absorb(
+        ChainNode(node_of(model, "Add"), 0), absorb(ChainNode(node_of(model, "Mul"), 0), SCORES)
+    )
+
+
+def test_a_product_with_zeros_and_ones_is_a_mask() -> None:
+    masked = of_product("low = Mul(hidden, number)")
+    (mask,) = masked.terms
+    assert masked.multipliers == ()
+    assert (mask.operand.value.name, mask.fill, mask.hidden) == ("ones", pytest.approx(-1e9), False)
+
+
+@pytest.mark.parametrize(
+    "low", ["low = Mul(ones, number)", "low = Mul(hidden, half)", "low = Mul(bias, number)"]
+)
+def test_what_is_added_has_to_hide_what_the_product_makes_0(low: str) -> None:
+    scores = of_product(low)
+    assert len(scores.multipliers) == 1
+    assert scores.terms[0].fill is None
+
+
 @pytest.mark.parametrize(
     ("operator", "operand", "weights", "reason"),
     [

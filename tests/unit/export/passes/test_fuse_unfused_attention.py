@@ -355,8 +355,8 @@ class Several(nn.Module):
         return {f"of_{name}": way(x, y, mask) for name, way in self.ways.items()}
 
 
-def export(module: nn.Module, path: Path) -> crossfuse.Bundle:
-    return crossfuse.export(spec_of(module), path / "b", ["onnx", "ort-cpu"])
+def export(module: nn.Module, path: Path, *, quick: bool = False) -> crossfuse.Bundle:
+    return crossfuse.export(spec_of(module), path / "b", ["onnx", "ort-cpu"], quick=quick)
 
 
 def check_form(name: str, site: str, rows: list[LedgerRow]) -> None:
@@ -374,7 +374,7 @@ def check_form(name: str, site: str, rows: list[LedgerRow]) -> None:
 def test_written_out_attention_is_fused(tmp_path: Path, part: int) -> None:
     torch.manual_seed(0)
     names = list(FORMS)[part::4]
-    bundle = export(Several({name: FORMS[name] for name in names}), tmp_path)
+    bundle = export(Several({name: FORMS[name] for name in names}), tmp_path, quick=True)
     assert len(bundle.ledger) == sum(SITES.get(name, 1) for name in names)
     for name in names:
         site = f"attention.ways.{name}"
