@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+import logging
+from collections.abc import AsyncIterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,14 +14,30 @@ from numpy.typing import NDArray
 from ray import serve
 from ray.serve import metrics
 
-from crossfuse.errors import CrossfuseError
+from crossfuse.bundle.store import open_bundle
+from crossfuse.core.terminal import shown_traceback
+from crossfuse.errors import CrossfuseError, InputError
+from crossfuse.parity.session_check import smallest_inputs
+from crossfuse.runtime.generation.scheduler import QueueFullError
+from crossfuse.runtime.processing import load_processor
+from crossfuse.serve.generating import Asking, Generating, Stream, with_words
 from crossfuse.serve.load_engine import open_engine
 from crossfuse.serve.metrics import BATCHES, SECONDS
 from crossfuse.serve.rayserve.loopback import keep_on_loopback
 from crossfuse.serve.rayserve.options import ServeOptions
-from crossfuse.serve.request_engine import Answer, Request, UnexpectedError, UnknownContextError
+from crossfuse.serve.request_engine import (
+    Answer,
+    Request,
+    RequestEngine,
+    UnexpectedError,
+    UnknownContextError,
+)
 
 __all__ = ["Replica"]
+
+_LOG = logging.getLogger("ray.serve")
+_TOGETHER = 0.05
+"""Seconds in which tokens behind the first are gathered."""
 
 
 class Replica:
@@ -33,6 +51,7 @@ class Replica:
         keep_on_loopback()
         # One batch at a time: the session's threads are the replica's cores.
         self._pool = ThreadPoolExecutor(1)
+        self._generating = _generating(self._engine, chosen) if chosen.slots else None
         self._batch.set_max_batch_size(chosen.batch_size)
         self._batch.set_batch_wait_timeout_s(chosen.batch_wait_ms / 1000)
 
@@ -47,6 +66,38 @@ class Replica:
             return 404 if isinstance(answer, UnknownContextError) else 400, str(answer)
         return 200, answer
 
+    async def generate(self, asking: Asking) -> AsyncIterator[tuple[int, dict[str, Any] | str]]:
+        """Statuses and events of a sequence as it comes, or a status and what was wrong. Whoever
+        stops listening frees its slot."""
+        if self._generating is None:
+            yield 400, "the server generates no sequences of this bundle."
+            return
+        loop, news = asyncio.get_running_loop(), asyncio.Event()
+        begin = partial(self._generating.begin, asking, lambda: loop.call_soon_threadsafe(news.set))
+        beginning = loop.run_in_executor(self._pool, begin)
+        try:
+            stream = await asyncio.shield(beginning)
+        except asyncio.CancelledError:
+            beginning.add_done_callback(_unwanted)
+            raise
+        except Exception as error:  # noqa: BLE001 -- whatever it is, it is this request's answer
+            yield _told(error)
+            return
+        try:
+            while not stream.ended:
+                await news.wait()
+                news.clear()
+                event = stream.take()
+                if event is not None:
+                    yield 200, event
+                    # What comes meanwhile is one event: each costs three processes some time.
+                    await asyncio.sleep(_TOGETHER)
+                    news.set()
+        except CrossfuseError as error:
+            yield _told(error)
+        finally:
+            stream.cancel()
+
     async def ready(self) -> bool:
         """Answers once the constructor has: the bundle is loaded and has answered its reference
         inputs."""
@@ -57,6 +108,37 @@ class Replica:
         return await asyncio.get_running_loop().run_in_executor(
             self._pool, self._engine.answer, requests
         )
+
+
+def _generating(requests: RequestEngine, options: ServeOptions) -> Generating:
+    """With memory taken for contexts of the size of the bundle's reference inputs."""
+    bundle = open_bundle(options.bundle)
+    inputs = smallest_inputs(bundle)
+    like = None
+    if inputs is not None:
+        like = requests.session.encode({name: inputs[name] for name in requests.context_names})
+    made = Generating(
+        requests, options.slots, options.limits.max_queue, with_words(load_processor(bundle)), like
+    )
+    _LOG.info("%d slots take %.1f MB", options.slots, made.engine.nbytes / 1e6)
+    return made
+
+
+def _told(error: Exception) -> tuple[int, str]:
+    """Status and text of what went wrong with a sequence."""
+    if isinstance(error, QueueFullError):
+        return 503, "the queue is full. Try again later."
+    if isinstance(error, UnknownContextError):
+        return 404, str(error)
+    if isinstance(error, InputError):
+        return 400, str(error)
+    _LOG.error("a sequence failed unexpectedly\n%s", shown_traceback(error))
+    return 500, "the server failed; its log says why."
+
+
+def _unwanted(begun: asyncio.Future[Stream]) -> None:
+    if not begun.cancelled() and begun.exception() is None:
+        begun.result().cancel()
 
 
 class _Metrics:

@@ -66,10 +66,10 @@ def test_random_arrivals_lengths_and_cancellations(seed: int) -> None:
             settings = SETTINGS[int(rng.integers(len(SETTINGS)))]
             ticket = put(scheduler, contexts[image], prompt, settings)
             asked.append((ticket, image, prompt, settings))
-        if asked and rng.random() < 0.15:
-            ticket = asked[int(rng.integers(len(asked)))][0]
-            cancelled += not ticket.done
-            ticket.cancel()
+        undone = [ticket for ticket, *_ in asked if not ticket.done]
+        if undone and rng.random() < 0.2:
+            undone[int(rng.integers(len(undone)))].cancel()
+            cancelled += 1
         scheduler.tick()
         assert scheduler.slots is None or len(scheduler.slots.taken) == scheduler.live
         most = max(most, scheduler.live)
