@@ -166,7 +166,7 @@ class DecodingState:
                 got=order.tolist(),
                 expected=f"{self.batch} of them",
             )
-        self._take(self, order)
+        self.take(self, order)
 
     def fork(self, indices: Sequence[int]) -> DecodingState:
         """A new state whose sequence ``i`` goes on from this one's sequence ``indices[i]``, over
@@ -191,12 +191,11 @@ class DecodingState:
             int(rows.size),
             self.length,
         )
-        made._take(self, rows)
+        made.take(self, rows)
         return made
 
     def part(self, context: Context, rows: slice, *, binds: bool) -> DecodingState:
-        """The sequences of some rows, over their own context, as a state in the same memory; see
-        :meth:`StateMemory.part`."""
+        """The sequences of some rows, as of :meth:`StateMemory.part`, over their own context."""
         made = object.__new__(type(self))
         vars(made).update(vars(self))
         made.context, made.batch, made.outputs = context, context.count, {}
@@ -329,7 +328,8 @@ class DecodingState:
             return made[0]
         return {name: np.concatenate([one[name] for one in made], 1) for name in made[0]}
 
-    def _take(self, source: DecodingState, rows: NDArray[np.int64]) -> None:
+    def take(self, source: DecodingState, rows: NDArray[np.int64]) -> None:
+        """Sequence ``i`` goes on from the source's sequence ``rows[i]``."""
         self.memory.take(source.memory, rows, source.position)
         self._positions[...] = source._positions[rows]
         for name, array in source._record.items():

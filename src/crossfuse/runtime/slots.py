@@ -10,23 +10,21 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from crossfuse.core.dimensions import symbols_in
 from crossfuse.core.foreign import door
-from crossfuse.core.tensors import CONTEXTS, POSITION, names_of
-from crossfuse.errors import Advice, InputError, Said
+from crossfuse.errors import InputError
 from crossfuse.runtime.context import Context, require_own
 from crossfuse.runtime.decoding import DecodingState
 from crossfuse.runtime.device_array import DeviceArray
 from crossfuse.runtime.input_checks import positions_of
 from crossfuse.runtime.session import Session
-from crossfuse.runtime.stage import Stage
+from crossfuse.runtime.slot_checks import context_axes, misfit, require_slots
 from crossfuse.runtime.state_memory import StateMemory
 from crossfuse.runtime.token_rows import TokenRows
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["Slots", "require_slots"]
+__all__ = ["Slots"]
 
 Outputs = Mapping[str, "NDArray[Any]"]
 
@@ -58,7 +56,7 @@ class Slots:
             raise InputError("the number of slots has to be positive", got=repr(count))
         self._engine = require_slots(session, like)
         self.session, self.count = session, count
-        self._axes = _batched(session, like)
+        self._axes = context_axes(session, like)
         self._taken = [False] * count
         tensors = {name: self._room_for(like.tensors[name], axis, count)
                    for name, axis in self._axes.items()}  # fmt: skip
@@ -83,7 +81,7 @@ class Slots:
             InputError: as of the class.
         """
         engine = require_slots(session, like)
-        axes = _batched(session, like)
+        axes = context_axes(session, like)
         contexts = sum(int(like.tensors[n].nbytes) for n, a in axes.items() if a is not None)
         states = StateMemory.bytes_of(engine, session.stages["step"].inputs, count)
         return contexts // like.count * count + states
@@ -107,7 +105,7 @@ class Slots:
 
     def fits(self, context: Context) -> bool:
         """Whether contexts have the size of the slots'."""
-        return self._misfit(context) is None
+        return misfit(self.state.context, context, self._axes) is None
 
     @door
     def join(
@@ -190,14 +188,34 @@ class Slots:
         for slot in positions_of(slots).tolist():
             self._taken[slot] = False
 
+    def compact(self) -> dict[int, int]:
+        """Move the last sequences into free slots in front of them. A step computes all slots up to
+        the last that takes part, so fewer are computed for nothing.
+
+        Returns:
+            the new slots of those that moved, by their old ones.
+        """
+        moved: dict[int, int] = {}
+        if not self._splits:
+            return moved
+        for old, new in zip(reversed(self.taken), self.free, strict=False):
+            if new > old:
+                break
+            self._put(new, self.state.context, old)
+            self._part(slice(new, new + 1), binds=False).take(self.state, np.array([old]))
+            self._taken[new] = True
+            moved[old] = new
+        self.leave(list(moved))
+        return moved
+
     def _looked_at(self, contexts: Context | Sequence[Context]) -> list[tuple[Context, int]]:
         """Each context, and which it is of those that it was encoded with."""
         given = [contexts] if isinstance(contexts, Context) else list(contexts)
         for context in given:
             require_own(context, self.session.owner)
-            misfit = self._misfit(context)
-            if misfit is not None:
-                raise misfit
+            error = misfit(self.state.context, context, self._axes)
+            if error is not None:
+                raise error
         if not given:
             raise InputError("sequences join with their contexts", got="none")
         return [(context, index) for context in given for index in range(context.count)]
@@ -266,79 +284,6 @@ class Slots:
                 np.moveaxis(own, axis, 0)[slot] = np.moveaxis(given, axis, 0)[index]
         self.state.memory.clear(slot)
 
-    def _misfit(self, context: Context) -> InputError | None:
-        for name, own in self.state.context.tensors.items():
-            given, axis = context.tensors[name], self._axes[name]
-            sizes = [_apart(tensor.shape, axis) for tensor in (given, own)]
-            if sizes[0] != sizes[1] or (axis is None and (_bits(given) != _bits(own)).any()):
-                return InputError(
-                    "the context has another size than those of the slots",
-                    where=name,
-                    got=sizes[0],
-                    expected=sizes[1],
-                    do="Pad its inputs to the same size, or make slots for contexts of this one",
-                )
-        return None
-
-
-def require_slots(session: Session, like: Context | None) -> Stage:
-    """The step stage of a session whose sequences can stand side by side in one state, each over a
-    context of its own.
-
-    Args:
-        session: of any bundle.
-        like: a context, where there is one already.
-
-    Raises:
-        InputError: they can't, and why.
-    """
-    if "step" not in session.stages:
-        raise InputError(
-            "the bundle has no step stage",
-            do=Advice("Export it with {}", Said("--decode INPUT", "ModelSpec(decode=...)")),
-        )
-    places = next(s for s in session.stages["step"].inputs if s.name == POSITION)
-    if places.shape == (1,):
-        raise InputError(
-            "the bundle's step stage has one position for all sequences",
-            do="Export the model again with this version of crossfuse",
-        )
-    if like is not None:
-        require_own(like, session.owner)
-        if like.batch != CONTEXTS:
-            raise InputError(
-                "contexts of this bundle can't stand side by side in one state: contexts and "
-                "tokens have no batch in common",
-                got=like.batch or "no batch",
-                do="Decode each with session.start",
-            )
-    return session.engine("step")
-
-
-def _batched(session: Session, like: Context) -> dict[str, int | None]:
-    """The tensors of a context that the step stage takes, each with the axis that counts contexts;
-    None where it has none.
-
-    Raises:
-        InputError: the batch of one is no axis of its own.
-    """
-    found: dict[str, int | None] = {}
-    taken = names_of(session.stages["step"].inputs)
-    for spec in like.specs:
-        if spec.name not in taken:
-            continue
-        if any(size != CONTEXTS and CONTEXTS in symbols_in(size) for size in spec.shape):
-            raise InputError(
-                "a context tensor's batch is no axis of its own", where=spec.name, got=spec
-            )
-        found[spec.name] = spec.shape.index(CONTEXTS) if CONTEXTS in spec.shape else None
-    return found
-
-
-def _apart(shape: Sequence[int], axis: int | None) -> list[int | str]:
-    """A shape without the number of contexts."""
-    return [CONTEXTS if place == axis else size for place, size in enumerate(shape)]
-
 
 def _runs(slots: Sequence[int]) -> Iterator[tuple[int, int]]:
     """First and last of ascending numbers that follow each other."""
@@ -346,7 +291,3 @@ def _runs(slots: Sequence[int]) -> Iterator[tuple[int, int]]:
     begins = [0, *(ends[:-1] + 1).tolist()]
     for begin, end in zip(begins, ends.tolist(), strict=True):
         yield slots[begin], slots[end]
-
-
-def _bits(tensor: Any) -> NDArray[Any]:
-    return tensor.bits() if isinstance(tensor, DeviceArray) else np.asarray(tensor)

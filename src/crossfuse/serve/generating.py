@@ -154,8 +154,10 @@ class Generating:
         request = Request(given, asking.request.context_id, asking.request.key)
         context = self.requests.context(request)
         ticket = self.engine.submit(context, prompt, notify=notify, **settings)
-        pieces = None if self.processor is None else self.processor.pieces()
-        for token in prompt or [] if pieces is not None else []:
+        if self.processor is None:
+            return Stream(ticket, None)
+        pieces = self.processor.pieces()
+        for token in prompt or []:
             pieces.add(token)
         return Stream(ticket, pieces)
 

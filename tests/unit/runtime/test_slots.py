@@ -41,7 +41,7 @@ def test_sequences_come_and_go_at_random() -> None:
     slots = Slots(session, contexts[0], 4)
     live: dict[int, tuple[int, list[int]]] = {}
     joins = 0
-    for _ in range(300):
+    for _ in range(400):
         choice = rng.random()
         full = [slot for slot, (_, ids) in live.items() if len(ids) == LENGTH]
         if full or (live and choice < 0.15):
@@ -62,6 +62,10 @@ def test_sequences_come_and_go_at_random() -> None:
                 live[slot] = (image, prompt)
                 expected = logits_of(prompt, IMAGES[image])
                 np.testing.assert_allclose(made["logits"][row, -1], expected, rtol=1e-6)
+        elif live and choice < 0.55:
+            moved = slots.compact()
+            live = {moved.get(slot, slot): one for slot, one in live.items()}
+            assert sorted(live) == list(range(len(live)))
         elif live:
             chosen = rng.choice(list(live), rng.integers(1, len(live) + 1), replace=False)
             tokens = {int(slot): int(rng.integers(VOCABULARY)) for slot in chosen}

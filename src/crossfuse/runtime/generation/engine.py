@@ -20,7 +20,7 @@ from crossfuse.runtime.generation.scheduler import Scheduler
 from crossfuse.runtime.generation.settings import GenerationSettings
 from crossfuse.runtime.generation.ticket import Ticket
 from crossfuse.runtime.session import Session
-from crossfuse.runtime.slots import require_slots
+from crossfuse.runtime.slot_checks import require_slots
 
 __all__ = ["GenerationEngine"]
 

@@ -89,6 +89,9 @@ class Scheduler:
         """One step of all sequences: who is not wanted leaves, who waits joins, and all get their
         next token. What goes wrong is told to those whom it concerns."""
         self._drop()
+        if self.slots is not None and self._live and not self._waiting:
+            moved = self.slots.compact()
+            self._live = {moved.get(slot, slot): one for slot, one in self._live.items()}
         ready = list(self._live)
         self._join()
         if ready:

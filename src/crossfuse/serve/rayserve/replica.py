@@ -6,7 +6,6 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -73,8 +72,11 @@ class Replica:
             yield 400, "the server generates no sequences of this bundle."
             return
         loop, news = asyncio.get_running_loop(), asyncio.Event()
-        begin = partial(self._generating.begin, asking, lambda: loop.call_soon_threadsafe(news.set))
-        beginning = loop.run_in_executor(self._pool, begin)
+
+        def notify() -> None:
+            loop.call_soon_threadsafe(news.set)
+
+        beginning = loop.run_in_executor(self._pool, self._generating.begin, asking, notify)
         try:
             stream = await asyncio.shield(beginning)
         except asyncio.CancelledError:
