@@ -1,5 +1,5 @@
-"""Which sessions have slots, which contexts fit into one, and along which axes of their tensors they
-are counted."""
+"""Which sessions have slots, which contexts fit into one, and along which axes of their tensors
+they are counted."""
 
 from __future__ import annotations
 
