@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 
 from crossfuse.bundle.manifest import Manifest
 from crossfuse.core.tensors import CONTEXTS, POSITION
-from crossfuse.errors import BundleError, InputError, PackageError
+from crossfuse.errors import BundleError, CrossfuseError, InputError, PackageError
 from crossfuse.runtime.context import Context
 from crossfuse.runtime.generation.engine import GenerationEngine
 from crossfuse.runtime.generation.ticket import Ticket
@@ -98,9 +99,14 @@ class Stream:
                 text = "".join(self._pieces.add(one.token) for one in new)
                 event["text_output"] = text + (self._pieces.rest() if last else "")
             if last:
-                self._ended = True
-                event["ended"] = bool(self._ticket.result().ended[0])
+                self._end(event)
             return event
+
+    def _end(self, event: dict[str, Any]) -> None:
+        """Say how it ended; what went wrong is raised by the next call, behind the tokens."""
+        with suppress(CrossfuseError):
+            event["ended"] = bool(self._ticket.result().ended[0])
+            self._ended = True
 
     @property
     def ended(self) -> bool:

@@ -12,6 +12,7 @@ import numpy as np
 
 from crossfuse.core.foreign import own
 from crossfuse.errors import CrossfuseError, InputError
+from crossfuse.runtime.apart import require_apart
 from crossfuse.runtime.context import Context
 from crossfuse.runtime.generation.growing import Growing, choose
 from crossfuse.runtime.session import Session
@@ -46,6 +47,7 @@ class Scheduler:
         self._waiting: deque[Growing] = deque()
         self._live: dict[int, Growing] = {}
         self._lock = threading.Lock()
+        self._apart = False
 
     @property
     def waiting(self) -> int:
@@ -64,8 +66,15 @@ class Scheduler:
 
     def make(self, like: Context) -> Slots:
         """Take the memory of the slots, for contexts of one size; that of others is given back
-        before."""
+        before.
+
+        Raises:
+            InputError: sequences that can't stand side by side, or change those beside them.
+        """
         self.slots = None
+        if not self._apart:
+            require_apart(self.session, like)
+            self._apart = True
         self.slots = Slots(self.session, like, self.count)
         return self.slots
 
@@ -95,16 +104,18 @@ class Scheduler:
         ready = list(self._live)
         self._join()
         if ready:
-            self._step([slot for slot in ready if slot in self._live])
+            try:
+                self._step(ready)
+            except Exception as error:  # noqa: BLE001 -- an engine's failure is told to who waits
+                self._lose(own(error))
 
     def end(self, error: CrossfuseError) -> None:
         """Tell all that there will be no more."""
         with self._lock:
             waiting, self._waiting = list(self._waiting), deque()
-        for one in [*waiting, *self._live.values()]:
+        for one in waiting:
             one.ticket.finish(error)
-        self._live.clear()
-        self.slots = None
+        self._lose(error)
 
     def _drop(self) -> None:
         with self._lock:
@@ -172,17 +183,25 @@ class Scheduler:
     def _step(self, ready: Sequence[int]) -> None:
         """Compute on the last tokens of sequences, and choose their next ones."""
         assert self.slots is not None
-        if not ready:
-            return
         try:
             made = self.slots.step({slot: self._live[slot].last for slot in ready})
-        except Exception as error:  # noqa: BLE001 -- an engine's failure is told to who waits
-            for one in self._live.values():
-                one.ticket.finish(own(error))
-            self._live.clear()
-            self.slots = None
+        except InputError as error:
+            if len(ready) > 1:
+                # Whose fault it is shows when each goes on alone.
+                for slot in ready:
+                    self._step([slot])
+            else:
+                self._live[ready[0]].ticket.finish(error)
+                self._leave(ready)
             return
         self._choose(ready, np.array(made[self.output][list(ready), -1], np.float32))
+
+    def _lose(self, error: CrossfuseError) -> None:
+        """Tell all that are in a slot that these are lost."""
+        for one in self._live.values():
+            one.ticket.finish(error)
+        self._live.clear()
+        self.slots = None
 
     def _choose(self, slots: Sequence[int], scores: NDArray[Any]) -> None:
         """Choose tokens; who is done leaves."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
 from typing import Any
 
 import numpy as np
@@ -51,6 +52,8 @@ class Replica:
         # One batch at a time: the session's threads are the replica's cores.
         self._pool = ThreadPoolExecutor(1)
         self._generating = _generating(self._engine, chosen) if chosen.slots else None
+        # A few more than there are slots: their contexts are encoded when a slot gets free.
+        self._room = asyncio.Semaphore(chosen.slots + 1 + chosen.slots // 4)
         self._batch.set_max_batch_size(chosen.batch_size)
         self._batch.set_batch_wait_timeout_s(chosen.batch_wait_ms / 1000)
 
@@ -65,18 +68,28 @@ class Replica:
             return 404 if isinstance(answer, UnknownContextError) else 400, str(answer)
         return 200, answer
 
-    async def generate(self, asking: Asking) -> AsyncIterator[tuple[int, dict[str, Any] | str]]:
+    async def generate(
+        self, asking: Asking
+    ) -> AsyncGenerator[tuple[int, dict[str, Any] | str], None]:
         """Statuses and events of a sequence as it comes, or a status and what was wrong. Whoever
         stops listening frees its slot."""
         if self._generating is None:
             yield 400, "the server generates no sequences of this bundle."
             return
+        async with self._room:
+            async with aclosing(self._events(self._generating, asking)) as events:
+                async for event in events:
+                    yield event
+
+    async def _events(
+        self, generating: Generating, asking: Asking
+    ) -> AsyncGenerator[tuple[int, dict[str, Any] | str], None]:
         loop, news = asyncio.get_running_loop(), asyncio.Event()
 
         def notify() -> None:
             loop.call_soon_threadsafe(news.set)
 
-        beginning = loop.run_in_executor(self._pool, self._generating.begin, asking, notify)
+        beginning = loop.run_in_executor(self._pool, generating.begin, asking, notify)
         try:
             stream = await asyncio.shield(beginning)
         except asyncio.CancelledError:
@@ -86,15 +99,18 @@ class Replica:
             yield _told(error)
             return
         try:
-            while not stream.ended:
+            while True:
                 await news.wait()
                 news.clear()
                 event = stream.take()
-                if event is not None:
-                    yield 200, event
-                    # What comes meanwhile is one event: each costs three processes some time.
-                    await asyncio.sleep(_TOGETHER)
-                    news.set()
+                if event is None:
+                    continue
+                yield 200, event
+                if stream.ended:
+                    return
+                # What comes meanwhile is one event: each costs three processes some time.
+                await asyncio.sleep(_TOGETHER)
+                news.set()
         except CrossfuseError as error:
             yield _told(error)
         finally:

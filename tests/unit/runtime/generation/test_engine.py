@@ -66,9 +66,9 @@ def until(condition: Any) -> None:
 def test_a_full_queue_cancellation_and_who_is_told() -> None:
     session, go = toy_session(), threading.Event()
     context = session.encode(image=IMAGES[:1])
-    slow(session, go)
     told = threading.Event()
-    with GenerationEngine(session, 1, queue=2) as engine:
+    with GenerationEngine(session, 1, queue=2, like=context) as engine:
+        slow(session, go)
         first = engine.submit(context, [1], notify=told.set)
         until(lambda: engine.waiting == 0)
         second, third = engine.submit(context, [2]), engine.submit(context, [3], max_new_tokens=2)

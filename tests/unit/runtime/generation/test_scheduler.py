@@ -162,6 +162,16 @@ def test_an_engine_that_fails_is_told_to_those_in_it_and_the_next_are_served() -
     same(good, runtime.generate(session, context, [1], max_new_tokens=1))
     with pytest.raises(InputError, match="refused the inputs"):
         bad.result(0)
+    # A token that the engine refuses in a step of all: the others go on.
+    others = {"max_new_tokens": 4, "suppress_tokens": [6]}
+    bad = put(scheduler, context, [1], {"suppress_tokens": [0, 1, 2, 3, 4, 5]})
+    good = put(scheduler, context, [2], others)
+    while not scheduler.idle:
+        scheduler.tick()
+    with pytest.raises(InputError, match="refused the inputs"):
+        bad.result(0)
+    assert [one.token for one in bad.take()] == [6]
+    same(good, runtime.generate(session, context, [2], **others))
     step.compute = compute
     living = [put(scheduler, context, [n], {}) for n in (1, 2)]
     scheduler.tick()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -112,17 +113,25 @@ def test_sequences_come_event_by_event_and_who_leaves_frees_a_slot(
         tokens = [token for event in events for token in event["tokens"]]
         assert tokens == alone.new_tokens[0].tolist()
         assert events[-1]["ended"] is False
+        step: Any = generating.engine.session.engine("step")
+        runs = step.run_bound
+
+        def slowly(binding: Any) -> None:
+            time.sleep(0.05)
+            runs(binding)
+
+        step.run_bound = slowly
         endless = Asking(Request(given | prompt), parameters={**settings, "max_new_tokens": 60})
         leaving = replica.generate(endless)
         assert (await anext(leaving))[0] == 200
         await leaving.aclose()
+        begin = time.monotonic()
+        while generating.engine.live:
+            assert time.monotonic() < begin + 1, "three seconds are left of it"
+            await asyncio.sleep(0.01)
+        step.run_bound = runs
         said = [one async for one in replica.generate(asking)]
         assert said[-1][1]["ended"] is False
-        for _ in range(200):
-            if generating.engine.live == 0:
-                break
-            await asyncio.sleep(0.01)
-        assert generating.engine.live == 0
         bad = Asking(Request(given), parameters={"temperature": -1})
         ((status, text),) = [one async for one in replica.generate(bad)]
         assert (status, "temperature" in text) == (400, True)
