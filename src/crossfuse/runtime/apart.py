@@ -40,28 +40,27 @@ def require_apart(session: Session, like: Context) -> None:
     one = like.select([0]) if like.count > 1 else like
     loud = {name: _louder(tensor) for name, tensor in one.tensors.items()}
     neighbour = replace(one, tensors=MappingProxyType(loud))
-    low = _lowest(session)
-    own, other = [low + 1, low], [low]
-    state = session.start(one, prompt=[own])
-    expected = [_last(state.outputs, 0), _last(session.step(state, np.array([low])), 0)]
+    own, other = _two_tokens(session)
+    state = session.start(one, prompt=[[own]])
+    expected = [_last(state.outputs, 0), _last(session.step(state, np.array([own])), 0)]
     slots = Slots(session, one, 2)
-    for order in ((0, 1), (1, 0)):
-        both = [(one, own), (neighbour, other)]
-        pair = [both[place] for place in order]
-        taken, made = slots.join([context for context, _ in pair], [ids for _, ids in pair])
-        row = order.index(0)
+    for row in (0, 1):
+        pair = [(one, own), (neighbour, other)] if row == 0 else [(neighbour, other), (one, own)]
+        taken, made = slots.join([context for context, _ in pair], [[token] for _, token in pair])
         found = [_last(made, row)]
-        found.append(_last(slots.step(dict.fromkeys(taken, low)), taken[row]))
+        found.append(_last(slots.step(dict(zip(taken, (t for _, t in pair), strict=True))), row))
         slots.leave(taken)
         for mine, alone in zip(found, expected, strict=True):
             _require_same(mine, alone)
 
 
-def _lowest(session: Session) -> int:
+def _two_tokens(session: Session) -> tuple[int, int]:
+    """Ids that the model takes; equal where it takes one."""
     assert session.decode is not None
     tokens = session.decode.tokens
     spec = next(spec for spec in session.stages["step"].inputs if spec.name == tokens)
-    return 0 if spec.range is None else int(spec.range[0])
+    low, high = (0, 1) if spec.range is None else spec.range
+    return low, low + 1 if high is None else min(low + 1, high)
 
 
 def _louder(tensor: Any) -> Any:

@@ -42,7 +42,7 @@ def from_neighbour(logits: np.ndarray, feeds: Any) -> np.ndarray:
         lambda logits, feeds: logits - logits.mean(0),
         lambda logits, feeds: logits / np.abs(logits).max(),
         lambda logits, feeds: logits[::-1],
-        lambda logits, feeds: logits + 0.1 * feeds["ids"].sum(),
+        lambda logits, feeds: logits + feeds["ids"].sum(),
         from_neighbour,
     ],
     ids=["mean", "scale", "order", "tokens", "from the first"],

@@ -76,10 +76,9 @@ class Replica:
         if self._generating is None:
             yield 400, "the server generates no sequences of this bundle."
             return
-        async with self._room:
-            async with aclosing(self._events(self._generating, asking)) as events:
-                async for event in events:
-                    yield event
+        async with self._room, aclosing(self._events(self._generating, asking)) as events:
+            async for event in events:
+                yield event
 
     async def _events(
         self, generating: Generating, asking: Asking
