@@ -14,7 +14,6 @@ import numpy as np
 from crossfuse.bundle.manifest import Manifest
 from crossfuse.core.tensors import CONTEXTS, POSITION
 from crossfuse.errors import BundleError, CrossfuseError, InputError, PackageError
-from crossfuse.runtime.context import Context
 from crossfuse.runtime.generation.engine import GenerationEngine
 from crossfuse.runtime.generation.ticket import Ticket
 from crossfuse.runtime.processing.asked import asked, beginning
@@ -126,7 +125,8 @@ class Generating:
         slots: how many sequences there can be at once.
         queue: how many more may wait.
         processor: of the bundle; texts need its tokenizer.
-        like: a context; memory is taken for those of its sizes at once.
+
+    The memory of the slots is taken with the first sequence.
 
     Raises:
         InputError: a bundle whose sequences can't stand side by side.
@@ -138,10 +138,9 @@ class Generating:
         slots: int,
         queue: int,
         processor: Processor | None = None,
-        like: Context | None = None,
     ) -> None:
         self.requests, self.processor = requests, processor
-        self.engine = GenerationEngine(requests.session, slots, queue=queue, like=like)
+        self.engine = GenerationEngine(requests.session, slots, queue=queue)
 
     def begin(self, asking: Asking, notify: Callable[[], None] | None = None) -> Stream:
         """Encode the context, where it is not kept, and let the sequence wait for a slot.

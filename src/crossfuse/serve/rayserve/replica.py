@@ -20,6 +20,7 @@ from crossfuse.errors import CrossfuseError, InputError
 from crossfuse.parity.session_check import smallest_inputs
 from crossfuse.runtime.generation.scheduler import QueueFullError
 from crossfuse.runtime.processing import load_processor
+from crossfuse.runtime.slots import Slots
 from crossfuse.serve.generating import Asking, Generating, Stream, with_words
 from crossfuse.serve.load_engine import open_engine
 from crossfuse.serve.metrics import BATCHES, SECONDS
@@ -128,17 +129,17 @@ class Replica:
 
 
 def _generating(requests: RequestEngine, options: ServeOptions) -> Generating:
-    """With memory taken for contexts of the size of the bundle's reference inputs."""
+    """What memory it will take is told here, and taken with the first sequence: who asks for none
+    needs none."""
     bundle = open_bundle(options.bundle)
     inputs = smallest_inputs(bundle)
-    like = None
     if inputs is not None:
-        like = requests.session.encode({name: inputs[name] for name in requests.context_names})
-    made = Generating(
-        requests, options.slots, options.limits.max_queue, with_words(load_processor(bundle)), like
-    )
-    _LOG.info("%d slots take %.1f MB", options.slots, made.engine.nbytes / 1e6)
-    return made
+        session = requests.session
+        like = session.encode({name: inputs[name] for name in requests.context_names})
+        size = Slots.bytes_of(session, like, options.slots) / 1e6
+        _LOG.info("the first sequence takes %.1f MB, for %d slots", size, options.slots)
+    words = with_words(load_processor(bundle))
+    return Generating(requests, options.slots, options.limits.max_queue, words)
 
 
 def _told(error: Exception) -> tuple[int, str]:
