@@ -34,6 +34,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, fx
+from torch._dispatch.python import enable_python_dispatcher
 from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.export import ExportedProgram
@@ -149,9 +150,10 @@ def _restride(node: fx.Node) -> bool:
 
 
 def _value(node: fx.Node) -> Any:
-    """The node's fake value, from those of its inputs."""
+    """The node's fake value, from those of its inputs, as a trace finds it: by PyTorch's rules in
+    Python. Some of those in C++ know numbers alone, and take a symbol's example for its size."""
     args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: n.meta["val"])
-    with torch.no_grad():
+    with torch.no_grad(), enable_python_dispatcher():
         return node.target(*args, **kwargs)  # type: ignore[operator]
 
 

@@ -20,9 +20,10 @@ import itertools
 import math
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from types import FrameType
 from typing import Any
 
@@ -34,6 +35,7 @@ from torch.jit import ScriptModule
 from crossfuse.core.foreign import place_here
 from crossfuse.core.tensors import Dim
 from crossfuse.errors import Advice, InputError
+from crossfuse.export.capture.relations import holds, multiples, numbers, of_a_remainder, reduced
 from crossfuse.export.capture.traceable import replaced
 
 __all__ = [
@@ -97,37 +99,32 @@ class Guard:
 
     def fails(self, ranges: Mapping[str, Dim]) -> list[dict[str, int]]:
         """Sizes of its dimensions, among those tried, at which it does not hold."""
-        symbols = self.expression.free_symbols
-        if any(self.dims.get(symbol) not in ranges for symbol in symbols):
+        if any(self.dims.get(symbol) not in ranges for symbol in self._symbols):
             return []
-        names = sorted({self.dims[symbol] for symbol in symbols})
+        names = sorted({self.dims[symbol] for symbol in self._symbols})
         sizes = [_sizes(ranges[name], alone=len(names) == 1) for name in names]
         points = (dict(zip(names, point, strict=True)) for point in itertools.product(*sizes))
         return [point for point in points if not self._holds(point)]
 
     def _holds(self, point: Mapping[str, int]) -> bool:
-        import sympy
+        return holds(self.expression, {s: point[self.dims[s]] for s in self._symbols})
 
-        sizes = {symbol: point[self.dims[symbol]] for symbol in self.expression.free_symbols}
-        try:
-            return bool(self.expression.xreplace({s: sympy.Integer(n) for s, n in sizes.items()}))
-        except (TypeError, ZeroDivisionError):
-            return False
+    @property
+    def _symbols(self) -> Set[Any]:
+        found: Set[Any] = self.expression.free_symbols
+        return found
+
+    @cached_property
+    def multiples(self) -> Mapping[str, int]:
+        """Dimensions that have to be multiples of a number, however the relation is written; any of
+        them will do."""
+        return {self.dims[symbol]: unit for symbol, unit in multiples(self.expression).items()}
 
     @property
     def is_multiple(self) -> bool:
-        """The relation is that a size is a multiple of a number, however it is written."""
-        import sympy
-        from torch.utils._sympy.functions import Mod, PythonMod
-
-        found = self.expression
-        if len(found.free_symbols) != 1:
-            return isinstance(found, sympy.Eq) and bool(found.has(Mod, PythonMod))
-        (symbol,) = found.free_symbols
-        end = 4 * min(max({2, *self.constants}), _MOST)
-        holding = [n for n in range(1, end + 1) if self._holds({self.dims[symbol]: n})]
-        unit = math.gcd(*holding)
-        return len(holding) > 1 < unit and holding == list(range(holding[0], end + 1, unit))
+        """The relation is that a size is a multiple, of a number or of another size."""
+        several = len(self._symbols) != 1
+        return bool(self.multiples) or (several and of_a_remainder(self.expression))
 
     @property
     def sizes(self) -> set[int]:
@@ -141,7 +138,7 @@ class Guard:
     @property
     def constants(self) -> set[int]:
         """Whole numbers that sizes are related to."""
-        return {int(number) for number in self.expression.atoms() if number.is_Integer}
+        return numbers(self.expression)
 
     def refusal(
         self, where: str, ranges: Mapping[str, Dim], module: nn.Module, do: Advice
@@ -163,12 +160,12 @@ class Guard:
                 do="Give the module as it was before torch.jit.script, torch.jit.trace or "
                 "torch.jit.load",
             )
-        names = sorted({self.dims[symbol] for symbol in self.expression.free_symbols})
+        names = sorted({self.dims[symbol] for symbol in self._symbols})
         dims = [ranges[name] for name in names]
         named = " and ".join(map(repr, names))
         error = NotFreeError(
             f"torch.export can't trace the model at every size of {named}: what its code does "
-            f"holds only where {self.text()}",
+            f"holds only where {self.text()}{self._wanted()}",
             where=where if self.place is None else f"{where}; {self.place}",
             got=", ".join(f"{d.name} {d.min}..{'' if d.max is None else d.max}" for d in dims),
             do=do,
@@ -190,6 +187,11 @@ class Guard:
             return None
         last = dim.max if longest[-1] == sizes[-1] else longest[-1]
         return Dim(dim.name, longest[0], last)
+
+    def _wanted(self) -> str:
+        """What the dimensions have to be multiples of, in words."""
+        wanted = [f"{name!r} a multiple of {unit}" for name, unit in sorted(self.multiples.items())]
+        return f", so it takes {' or '.join(wanted)}" if wanted else ""
 
     def text(self) -> str:
         """With the names of the dimensions."""
@@ -236,6 +238,7 @@ class GuardLog:
 
     def note(self, expression: Any) -> None:
         """Remember a relation."""
+        expression = reduced(expression)
         if all(guard.expression != expression for guard in self.guards):
             self.guards.append(Guard(expression, self.dims, place_here(), _inside_operator()))
 

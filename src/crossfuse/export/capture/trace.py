@@ -58,13 +58,6 @@ _ABOUT_SIZES = (
 _MOST_BLOCK = 1024
 """The largest number that is taken for the size of a block."""
 
-_PADDED = Advice(
-    "Pad inside forward to such a multiple, and cut the result: F.pad(x, (0, -n % multiple)) takes "
-    "every n; or leave the axis out of {}, where it has one size",
-    Said("--dynamic", "ModelSpec(dynamic=...)"),
-)
-"""What to do where a size has to be a multiple."""
-
 _SUGGESTION = re.compile(r"(\w+) = Dim\('\1'(?:, min=(\d+))?(?:, max=(\d+))?\)")
 _CONSTANT = re.compile(r"specialized it to be a constant \((\d+)\)")
 """The size that torch.export found a dimension to have."""
@@ -170,7 +163,7 @@ def _refusal(
 ) -> InputError:
     """A dimension that is not free, with the relation; else what the tracer says."""
     if guard is not None:
-        fit = _PADDED if guard.is_multiple else _fit(spec, guard.sizes)
+        fit = _padded(guard) if guard.is_multiple else _fit(spec, guard.sizes)
         return guard.refusal(spec.name, spec.dims, spec.module, fit)
     assert error is not None
     place = place_of(error)
@@ -265,6 +258,19 @@ def _fresh_attributes(module: nn.Module) -> Iterator[None]:
 def _beyond(blocks: set[int]) -> int:
     """A size of more than two blocks, of which none is half full."""
     return 2 * max((size for size in blocks if size <= _MOST_BLOCK), default=0) + 1
+
+
+def _padded(guard: Guard) -> Advice:
+    """What to do where a size has to be a multiple."""
+    numbers = set(guard.multiples.values())
+    number = str(*numbers) if len(numbers) == 1 else "multiple"
+    return Advice(
+        "Pad inside forward to such a multiple, and cut the result: F.pad(x, (0, -n % {})) takes "
+        "every n; or leave the axis out of {}, where it has one size{}",
+        number,
+        Said("--dynamic", "ModelSpec(dynamic=...)"),
+        f", or name it {number}*NAME there" if len(numbers) == 1 else "",
+    )
 
 
 def _fit(spec: ModelSpec, sizes: Collection[int]) -> Advice:

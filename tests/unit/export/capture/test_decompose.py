@@ -149,6 +149,31 @@ def test_strides_of_a_replacement_reach_what_follows() -> None:
     torch.testing.assert_close(done.module()(x), module(x), rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    "behind",
+    [
+        lambda y: F.pad(y, (0, 0, 1, 1), value=-1.0),
+        lambda y: F.pad(y.unflatten(-1, (2, 2)), (0, 0, 0, 0, 0, 0, 1, 1)),
+    ],
+)
+def test_sizes_stay_symbols_behind_a_replacement(behind: Callable[[Tensor], Tensor]) -> None:
+    def attend(x: Tensor) -> Tensor:
+        return behind(
+            F.scaled_dot_product_attention(*(x.unflatten(-1, (3, 4)).transpose(1, 2),) * 3)
+        )
+
+    def written(q: Tensor, k: Tensor, v: Tensor, *_: object, **__: object) -> Tensor:
+        return (q @ k.mT * q.shape[-1] ** -0.5).softmax(-1) @ v
+
+    module = Net(attend)
+    before = traced(module)
+    symbols = [str(n.meta["val"].shape) for n in before.graph.output_node().args[0]]
+    done = decompose(before, {ATEN.scaled_dot_product_attention.default: written})
+    assert [str(n.meta["val"].shape) for n in done.graph.output_node().args[0]] == symbols
+    x = torch.randn(4, 7, 12)
+    torch.testing.assert_close(done.module()(x), module(x), rtol=0, atol=1e-6)
+
+
 def test_an_operator_may_stay() -> None:
     def attend(x: Tensor) -> Tensor:
         return F.scaled_dot_product_attention(x, x, x)

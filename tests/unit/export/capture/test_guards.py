@@ -11,7 +11,6 @@ import torch
 import torch.nn.functional as F
 from tests.traced_for_tests import HEADS, WIDTH, Block, exported_equal
 from torch import Tensor, nn
-from torch.utils._sympy.functions import FloorDiv, Mod
 
 from crossfuse import InputError, ModelSpec
 from crossfuse.core.tensors import Dim
@@ -26,22 +25,6 @@ def log_of(*expressions: object) -> GuardLog:
     log = GuardLog({"n": 5, "m": 7}, dims=DIMS)
     log.guards = [Guard(expression, DIMS, "model.py, line 3") for expression in expressions]
     return log
-
-
-def test_which_relations_want_a_multiple() -> None:
-    n = sympy.Symbol("n", integer=True, positive=True)
-    eighth = sympy.Eq(Mod(n, 8), 0)
-    for expression, wants in (
-        (eighth, True),
-        (sympy.Or(sympy.Eq(n, 8), eighth), True),  # as PyTorch writes it where n is 8 or more
-        (sympy.Eq(8 * FloorDiv(n, 8), n), True),
-        (sympy.And(eighth, n >= 16), True),
-        (sympy.Eq(n, 8), False),
-        (sympy.Ne(Mod(n, 8), 0), False),
-        (n >= 8, False),
-        (sympy.Or(sympy.Eq(n, 3), eighth), False),
-    ):
-        assert Guard(expression, {n: "n"}, None).is_multiple is wants, expression
 
 
 def test_relations_are_tried_at_the_sizes_allowed() -> None:
@@ -131,7 +114,9 @@ def test_a_fixed_size_is_named_with_its_line(how: str, holds: str) -> None:
     assert "'n'" in message
     assert f"{Path(__file__).name}, line" in message
     assert "got n 2..64" in message
-    assert ("Pad inside forward" in message) == (how in ("pairs", "joined"))
+    multiple = {"pairs": 2, "joined": 4}.get(how)
+    assert (f"F.pad(x, (0, -n % {multiple}))" in message) == (multiple is not None)
+    assert (f"so it takes 'n' a multiple of {multiple} (" in message) == (multiple is not None)
 
 
 def shifted(scores: Tensor) -> Tensor:
