@@ -31,9 +31,11 @@ from crossfuse.commands.serve_options import (
     MaxRows,
     Merge,
     Name,
+    Slots,
     Wait,
 )
 from crossfuse.core.files import write_text
+from crossfuse.errors import InputError
 
 if TYPE_CHECKING:
     from crossfuse.bundle.store import Bundle
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
 __all__ = ["package", "serve"]
 
 _ADDRESSES = "Addresses"
+_SLOTS = 8
 
 
 def package(  # noqa: PLR0913 -- a command: its parameters are its options
@@ -143,6 +146,7 @@ def serve(  # noqa: PLR0913 -- a command: its parameters are its options
         ),
     ] = 8,
     batch_wait_ms: Wait = 2.0,
+    slots: Slots = None,
     cache_mb: CacheMb = 1000,
     max_rows: MaxRows = 64,
     merge: Merge = True,
@@ -236,6 +240,7 @@ def serve(  # noqa: PLR0913 -- a command: its parameters are its options
         num_gpus=num_gpus,
         batch_size=batch_size,
         batch_wait_ms=batch_wait_ms,
+        slots=_slots(opened, slots),
         timeout_s=timeout,
         drain_s=drain,
         log_format=log_format,
@@ -247,6 +252,25 @@ def serve(  # noqa: PLR0913 -- a command: its parameters are its options
         served.deploy(address)
     else:
         served.run(metrics_port)
+
+
+def _slots(bundle: Bundle, asked: int | None) -> int:
+    """How many sequences a replica generates at once.
+
+    Raises:
+        InputError: some are asked for, and the bundle can't.
+    """
+    from crossfuse.serve.generating import can_generate
+
+    able = can_generate(bundle.manifest)
+    if asked and not able:
+        raise InputError(
+            "the bundle generates no sequences side by side",
+            where="--slots",
+            got=asked,
+            do="Export a model that decodes, with this version of crossfuse, or leave --slots out",
+        )
+    return (_SLOTS if able else 0) if asked is None else asked
 
 
 def _whole(path: Path | None) -> str | None:
@@ -313,6 +337,7 @@ class _Served:
 
             metrics = f"http://127.0.0.1:{metrics_port}/metrics"
             about = {"url": self.url, "replicas": options.replicas, "metrics": metrics}
+            about |= {"slots": options.slots} if options.slots else {}
             text = f"serving {self.url}; metrics on port {metrics_port}; Ctrl-C stops"
             with asked_to_stop() as asked, running(options, self.host, self.port):
                 wait_for_metrics(metrics)

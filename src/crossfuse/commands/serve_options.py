@@ -21,6 +21,7 @@ __all__ = [
     "MaxRows",
     "Merge",
     "Name",
+    "Slots",
     "Wait",
 ]
 
@@ -84,6 +85,15 @@ BodyTimeout = Annotated[
         "--body-timeout",
         min=0.1,
         help="Seconds that a request's body may take to come.",
+        rich_help_panel=REQUESTS,
+    ),
+]
+Slots = Annotated[
+    int | None,
+    typer.Option(
+        "--slots",
+        min=0,
+        help="Sequences that each generates side by side; where omitted, 8 if the bundle decodes.",
         rich_help_panel=REQUESTS,
     ),
 ]

@@ -17,11 +17,14 @@ from crossfuse.runtime.context import Context
 from crossfuse.runtime.context_cache import ContextCache
 from crossfuse.runtime.decoding import DecodingState
 from crossfuse.runtime.generation import Generated, GenerationSettings, Streamed, generate
+from crossfuse.runtime.generation.engine import GenerationEngine
+from crossfuse.runtime.generation.ticket import Ticket, Token
 from crossfuse.runtime.load import load
 from crossfuse.runtime.options import SessionOptions
 from crossfuse.runtime.processing import Processor, load_processor
 from crossfuse.runtime.processing.asked import Asked, asked
 from crossfuse.runtime.session import Session
+from crossfuse.runtime.slots import Slots
 from crossfuse.runtime.speech import Segment, Transcript, transcribe
 
 __all__ = [
@@ -31,12 +34,16 @@ __all__ = [
     "ContextCache",
     "DecodingState",
     "Generated",
+    "GenerationEngine",
     "GenerationSettings",
     "Processor",
     "Segment",
     "Session",
     "SessionOptions",
+    "Slots",
     "Streamed",
+    "Ticket",
+    "Token",
     "Transcript",
     "asked",
     "best_target",

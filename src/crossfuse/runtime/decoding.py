@@ -37,8 +37,7 @@ class DecodingState:
 
     Attributes:
         context, batch, length: as given.
-        positions: ``[batch]`` int64: how many tokens each sequence has by now.
-        ids: ``[batch, length]``: these tokens; what is behind a sequence's position means nothing.
+        ids: ``[batch, length]``: their tokens; what is behind a sequence's position means nothing.
         beside: names of the inputs beside the ids, with one element per token, such as a mask.
         outputs: of the last run, by name; ``[batch, tokens, …]``.
 
@@ -68,8 +67,9 @@ class DecodingState:
         )
         self._dtypes = {name: np.dtype(specs[name].dtype) for name in (tokens, *self.beside)}
         given = {name: tensor for name, tensor in context.tensors.items() if name in specs}
+        self._given = frozenset(given)
         self.memory = StateMemory(engine, inputs, batch, given)
-        self.positions: NDArray[np.int64] = np.zeros(batch, np.int64)
+        self._positions: NDArray[np.int64] = np.zeros(batch, np.int64)
         self._record: dict[str, NDArray[Any]] = {
             name: np.zeros((batch, length), dtype) for name, dtype in self._dtypes.items()
         }
@@ -81,9 +81,14 @@ class DecodingState:
         return self._record[self._token.name]
 
     @property
+    def positions(self) -> NDArray[np.int64]:
+        """``[batch]`` int64: how many tokens each sequence has by now."""
+        return self._positions.copy()
+
+    @property
     def position(self) -> int:
         """How many tokens each sequence has by now; the longest, where they differ."""
-        return int(self.positions.max())
+        return int(self._positions.max())
 
     @property
     def nbytes(self) -> int:
@@ -161,7 +166,7 @@ class DecodingState:
                 got=order.tolist(),
                 expected=f"{self.batch} of them",
             )
-        self._take(self, order)
+        self.take(self, order)
 
     def fork(self, indices: Sequence[int]) -> DecodingState:
         """A new state whose sequence ``i`` goes on from this one's sequence ``indices[i]``, over
@@ -186,7 +191,18 @@ class DecodingState:
             int(rows.size),
             self.length,
         )
-        made._take(self, rows)
+        made.take(self, rows)
+        return made
+
+    def part(self, context: Context, rows: slice, *, binds: bool) -> DecodingState:
+        """The sequences of some rows, as of :meth:`StateMemory.part`, over their own context."""
+        made = object.__new__(type(self))
+        vars(made).update(vars(self))
+        made.context, made.batch, made.outputs = context, context.count, {}
+        given = {n: t for n, t in context.tensors.items() if n in self._given}
+        made.memory = self.memory.part(rows, given, binds=binds)
+        made._positions = self._positions[rows]
+        made._record = {name: array[rows] for name, array in self._record.items()}
         return made
 
     def truncate(self, lengths: int | Sequence[int]) -> None:
@@ -199,17 +215,17 @@ class DecodingState:
             InputError: a length beyond a sequence's own, or below 0.
         """
         if isinstance(lengths, int | np.integer):
-            kept = np.minimum(self.positions, int(lengths))
+            kept = np.minimum(self._positions, int(lengths))
         else:
             kept = positions_of(lengths)
-        if kept.shape != self.positions.shape or kept.min() < 0 or (kept > self.positions).any():
+        if kept.shape != self._positions.shape or kept.min() < 0 or (kept > self._positions).any():
             raise InputError(
                 "can't truncate to these lengths",
                 got=lengths,
-                expected=f"at most {self.positions.tolist()}",
+                expected=f"at most {self._positions.tolist()}",
             )
         self._require_uniform(kept)
-        self.positions = kept
+        self._positions[...] = kept
 
     def free(self, rows: Sequence[int]) -> None:
         """Empty these sequences: each is a slot that begins anew with the tokens that it gets next.
@@ -222,10 +238,10 @@ class DecodingState:
             raise InputError(
                 "no such sequences", got=chosen.tolist(), expected=f"0 to {self.batch - 1}"
             )
-        kept = self.positions.copy()
+        kept = self._positions.copy()
         kept[chosen] = 0
         self._require_uniform(kept)
-        self.positions = kept
+        self._positions[...] = kept
 
     def rewind(self, position: int = 0) -> None:
         """Forget all tokens from a position on.
@@ -260,7 +276,7 @@ class DecodingState:
     def _require_room(self, lengths: NDArray[np.int64]) -> None:
         if not lengths.any():
             raise InputError("no sequence gets a token", got=lengths.tolist())
-        if (self.positions + lengths).max() > self.length:
+        if (self._positions + lengths).max() > self.length:
             raise InputError(
                 "the state is full",
                 got=f"{self.position} tokens and {int(lengths.max())} more",
@@ -282,14 +298,14 @@ class DecodingState:
         """One run. What pads a row is its last token again, at its place: it computes and writes
         what is there already."""
         index = np.minimum(np.arange(rows.ids.shape[1]), rows.lengths[:, None] - 1)
-        places = np.maximum(self.positions[:, None] + index, 0)
+        places = np.maximum(self._positions[:, None] + index, 0)
         feeds: dict[str, NDArray[Any]] = {POSITION: places}
         sequence = np.nonzero(rows.counted)[0]
         for name, array in given.items():
             self._record[name][sequence, places[rows.counted]] = array[rows.counted]
             feeds[name] = np.take_along_axis(self._record[name], places, 1)
         made = self.memory.run(feeds)
-        self.positions = self.positions + rows.lengths
+        self._positions += rows.lengths
         return made
 
     def _one_by_one(
@@ -300,22 +316,24 @@ class DecodingState:
         made: list[dict[str, NDArray[Any]]] = []
         count = int(lengths[0])
         for column in range(count):
-            at = self.positions[:1].copy()
+            at = self._positions[:1].copy()
             feeds = {name: array[:, [column]] for name, array in given.items()}
             for name, array in feeds.items():
                 self._record[name][:, at] = array
                 feeds[name] = self._record[name][:, at]
             found = self.memory.run({**feeds, POSITION: at})
-            self.positions = self.positions + 1
+            self._positions += 1
             made.append(found if count == 1 else {n: a.copy() for n, a in found.items()})
         if count == 1:
             return made[0]
         return {name: np.concatenate([one[name] for one in made], 1) for name in made[0]}
 
-    def _take(self, source: DecodingState, rows: NDArray[np.int64]) -> None:
+    def take(self, source: DecodingState, rows: NDArray[np.int64]) -> None:
+        """Sequence ``i`` goes on from the source's sequence ``rows[i]``."""
         self.memory.take(source.memory, rows, source.position)
-        self.positions = source.positions[rows]
-        self._record = {name: array[rows] for name, array in source._record.items()}
+        self._positions[...] = source._positions[rows]
+        for name, array in source._record.items():
+            self._record[name][...] = array[rows]
 
     def _contexts_of(self, rows: NDArray[np.int64]) -> Context:
         """The contexts that these sequences look at: each once where it gets as many as the others,

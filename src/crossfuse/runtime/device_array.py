@@ -234,6 +234,25 @@ class DeviceArray:
             self._place().driver.zero(self.pointer, self.nbytes)
         return self
 
+    def put(self, at: int, source: DeviceArray | None, index: int = 0, axis: int = 0) -> None:
+        """Write one part of an axis, in place.
+
+        Args:
+            at: its position here.
+            source: an array on the same GPU whose other axes are as long; None for zeros.
+            index: the position in it.
+            axis: which.
+        """
+        size = math.prod(self.shape[axis + 1 :]) * item_size(self.dtype)
+        driver = self._place().driver
+        for outer in range(math.prod(self.shape[:axis]) if size else 0):
+            to = self.pointer + (outer * self.shape[axis] + at) * size
+            if source is None:
+                driver.zero(to, size)
+            else:
+                of = source.pointer + (outer * source.shape[axis] + index) * size
+                driver.gather(to, of, [0], outer=1, count=1, size=size)
+
     def _place(self) -> Place:
         if self.memory.place is None:
             raise InputError("another library's array can't be handled here", got=self)

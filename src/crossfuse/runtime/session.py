@@ -63,7 +63,7 @@ class Session:
         self._check_context = InputChecker(layout.context, dims)
         self._check_query = InputChecker(layout.queries, dims)
         self.given = GivenInputs(names_of(layout.inputs), constants or {})
-        self._owner = owner or f"{target} {id(self)}"
+        self.owner = owner or f"{target} {id(self)}"
         self._engines: Mapping[str, Stage] | None = OpenedStages(engines)
         self._process = os.getpid()
 
@@ -123,7 +123,7 @@ class Session:
             if self.split:
                 self._layout.check_fan_out(feeds, self._layout.contexts_in(feeds))
             return feeds
-        require_own(context, self._owner)
+        require_own(context, self.owner)
         feeds = self._check_query(inputs, context.sizes)
         self._layout.check_fan_out(feeds, context.count)
         return feeds
@@ -149,7 +149,7 @@ class Session:
         else:
             feeds = self._check_context(given)
         tensors = context.run_on_device(feeds) if context.on_device else context.run(feeds)
-        return self._layout.context_of(tensors, feeds, self._owner)
+        return self._layout.context_of(tensors, feeds, self.owner)
 
     def load_context(self, path: str | Path) -> Context:
         """Contexts that :meth:`Context.save` wrote, to where its own are.
@@ -159,9 +159,9 @@ class Session:
         """
         engine = next(iter(self._require_split().values()))
         stage, layout = self.stages["context"], self._layout
-        found = load_tensors(Path(path), stage, layout.batch, self._dims, self._owner)
+        found = load_tensors(Path(path), stage, layout.batch, self._dims, self.owner)
         tensors = {name: placed(stored, engine) for name, stored in found.tensors.items()}
-        return layout.context_with(tensors, found.contexts, found.sizes, self._owner)
+        return layout.context_with(tensors, found.contexts, found.sizes, self.owner)
 
     def query(
         self, context: Context, inputs: Mapping[str, Any] | None = None, /, **named: Any
@@ -182,7 +182,7 @@ class Session:
                 multiple of the contexts'.
         """
         engines = self._require_split()
-        require_own(context, self._owner)
+        require_own(context, self.owner)
         given = self.given(inputs, named)
         on_device = any_on_device(given)
         if on_device:
@@ -221,7 +221,7 @@ class Session:
         """
         engines = self._require_split()
         decode = self._layout.require_steps()
-        require_own(context, self._owner)
+        require_own(context, self.owner)
         rows = None if prompt is None else TokenRows.of(prompt, lengths, mask).batch
         count = self._layout.sequences(context.count, batch, rows)
         inputs, engine = self.stages["step"].inputs, engines["step"]

@@ -3,13 +3,14 @@ and write them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from crossfuse.core.tensors import NEXT, STATE, TensorSpec
-from crossfuse.runtime.device_array import DeviceArray
+from crossfuse.runtime.device_array import DeviceArray, item_size
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -55,6 +56,41 @@ class StateMemory:
         self._fixed: dict[str, NDArray[Any]] = {}
         self._binding: Any = None
         self._outputs: dict[str, NDArray[Any]] = {}
+        self._whole, self._rows, self._binds = batch, slice(0, batch), True
+        self._made: dict[str, NDArray[Any]] = {}
+
+    @staticmethod
+    def bytes_of(engine: Stage, inputs: Iterable[TensorSpec], batch: int) -> int:
+        """What the tensors of so many sequences take."""
+        sizes = (
+            math.prod(size if isinstance(size, int) else batch for size in spec.shape)
+            * item_size(spec.dtype)
+            for spec in inputs
+            if spec.name.startswith(STATE)
+        )
+        return sum(sizes) * (2 if engine.on_device else 1)
+
+    def part(self, rows: slice, given: Mapping[str, Any], *, binds: bool) -> StateMemory:
+        """Some of the sequences, in the same memory; of an engine on the host.
+
+        Args:
+            rows: which.
+            given: what else the stage takes, of these alone.
+            binds: whether steps of one token are to be computed in place, which is prepared at the
+                first: for a part that gets many.
+        """
+        made = StateMemory(self._engine, (), self._whole, given)
+        made.tensors = {name: tensor[rows] for name, tensor in self.tensors.items()}
+        made._rows, made._binds, made._made = rows, binds, self._made
+        return made
+
+    def clear(self, row: int) -> None:
+        """Fill a sequence's rows with zeros: what it held, NaN too, must not meet another's."""
+        for tensor in (*self.tensors.values(), *self._other.values()):
+            if isinstance(tensor, DeviceArray):
+                tensor.put(row, None)
+            else:
+                tensor[row] = 0
 
     @property
     def nbytes(self) -> int:
@@ -73,7 +109,8 @@ class StateMemory:
         """
         if self._engine.on_device:
             return self._run_on_device(feeds)
-        if any(array.ndim == 2 and array.shape[1] != 1 for array in feeds.values()):
+        several = any(array.ndim == 2 and array.shape[1] != 1 for array in feeds.values())
+        if several or not self._binds:
             return self._run_on_host(feeds)
         if self._binding is None:
             self._bind(feeds)
@@ -113,15 +150,23 @@ class StateMemory:
         self._fixed = {name: np.array(array, order="C") for name, array in feeds.items()}
         whole = {**self._given, **self._fixed, **self.tensors}
         names = self._engine.boundary[1]
-        first = dict(zip(names, self._engine.run_mixed(whole), strict=True))
-        self._outputs = {
-            n: np.ascontiguousarray(a) for n, a in first.items() if not n.startswith(NEXT)
-        }
+        if not self._made:
+            first = dict(zip(names, self._engine.run_mixed(whole), strict=True))
+            self._made.update(self._room(first))
+        self._outputs = {name: array[self._rows] for name, array in self._made.items()}
         ends = [
             self.tensors[STATE + n.removeprefix(NEXT)] if n.startswith(NEXT) else self._outputs[n]
             for n in names
         ]
         self._binding = self._engine.bind(whole, ends)
+
+    def _room(self, first: Mapping[str, NDArray[Any]]) -> Iterator[tuple[str, NDArray[Any]]]:
+        """Memory for the outputs of all sequences, which parts share."""
+        whole = self._rows == slice(0, self._whole)
+        for name, array in first.items():
+            if not name.startswith(NEXT):
+                shape = array.shape if whole else (self._whole, *array.shape[1:])
+                yield name, np.empty(shape, array.dtype)
 
     def _run_on_device(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """The state stays on the GPU; nothing in it changes unless the whole run went well."""

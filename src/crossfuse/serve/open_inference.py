@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -53,6 +53,8 @@ class Call:
         context_id: the client's name for the contexts in it, or of earlier ones.
         requested: outputs asked for, and whether each is requested as bytes; None where all are.
         binary: whether outputs are requested as bytes where ``requested`` says nothing.
+        text: what is asked in words.
+        parameters: all of them, as they came.
     """
 
     inputs: Mapping[str, NDArray[Any]]
@@ -60,6 +62,8 @@ class Call:
     context_id: str | None = None
     requested: Mapping[str, bool] | None = None
     binary: bool = False
+    text: str | None = None
+    parameters: Mapping[str, Any] = field(default_factory=dict)
 
 
 def parse_call(
@@ -105,7 +109,8 @@ def parse_call(
     binary = _of(parameters.get("binary_data_output", False), bool, "parameters.binary_data_output")
     inputs: dict[str, NDArray[Any]] = {}
     position = length
-    for tensor in _of(top.get("inputs"), list, "inputs"):
+    text = _optional(top.get("text_input"), "text_input")
+    for tensor in _of(top.get("inputs", None if text is None else []), list, "inputs"):
         name = _of(_of(tensor, dict, "inputs").get("name"), str, "an input's name")
         if name in inputs:
             raise InputError("an input is given twice", where=name)
@@ -116,14 +121,14 @@ def parse_call(
             got=f"{len(view)} bytes",
             expected=f"{position} bytes",
         )
-    identity = top.get("id")
-    context_id = parameters.get("context_id")
     call = Call(
         inputs,
-        None if identity is None else _of(identity, str, "id"),
-        None if context_id is None else _of(context_id, str, "parameters.context_id"),
+        _optional(top.get("id"), "id"),
+        _optional(parameters.get("context_id"), "parameters.context_id"),
         _wanted(top, binary),
         binary,
+        text,
+        parameters,
     )
     _check_names(call, within)
     return call
@@ -295,6 +300,11 @@ def _json_numbers(array: NDArray[Any]) -> list[Any]:
         )
     flat: list[Any] = array.reshape(-1).tolist()
     return flat
+
+
+def _optional(value: Any, where: str) -> str | None:
+    """A text, or none."""
+    return None if value is None else str(_of(value, str, where))
 
 
 def _of(value: Any, kind: type[Any], where: str) -> Any:

@@ -149,14 +149,31 @@ class RequestEngine:
                     answers[i] = answer
         return answers
 
-    def _admit(self, request: Request) -> tuple[Context | None, dict[str, NDArray[Any]]]:
-        """The request's contexts, and its queries, checked by themselves.
+    def context(self, request: Request) -> Context:
+        """The contexts that a request brings or names, for more than one question.
+
+        Args:
+            request: its inputs are those of the contexts alone.
 
         Raises:
             InputError: what is wrong with the request.
         """
         self.limits.check(request.inputs)
-        named = request.context_id
+        self._require_name(request.context_id)
+        given = dict(request.inputs)
+        if request.context_id is not None and not given:
+            return self._known(request.context_id)
+        wrong = sorted(set(given) ^ set(self.context_names))
+        if wrong:
+            raise InputError(
+                "the inputs of a context are needed, and no others",
+                where=", ".join(wrong),
+                got=", ".join(given) or "nothing",
+                expected=", ".join(self.context_names),
+            )
+        return self._context_of(request, given)
+
+    def _require_name(self, named: str | None) -> None:
         if named is not None and not self.session.split:
             raise InputError(
                 "the bundle has no context stage, so contexts have no ids", where="context_id"
@@ -167,6 +184,16 @@ class RequestEngine:
                 got=len(named),
                 expected=f"1 to {_MAX_ID} characters",
             )
+
+    def _admit(self, request: Request) -> tuple[Context | None, dict[str, NDArray[Any]]]:
+        """The request's contexts, and its queries, checked by themselves.
+
+        Raises:
+            InputError: what is wrong with the request.
+        """
+        self.limits.check(request.inputs)
+        named = request.context_id
+        self._require_name(named)
         if named is not None and not any(name in request.inputs for name in self.context_names):
             context = self._known(named)
             return context, self.session.check(request.inputs, context)

@@ -55,5 +55,7 @@ def test_a_config_for_a_cluster(tmp_path: Path, capsys: pytest.CaptureFixture[st
 def test_what_cannot_be_served(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="fit into a URL"):
         serve(OLD, name="a/b", emit_config=tmp_path / "c.yaml")
+    with pytest.raises(InputError, match=r"no sequences side by side \(--slots\): got 4"):
+        serve(OLD, slots=4, emit_config=tmp_path / "c.yaml")
     with pytest.raises(BundleError, match="there is no bundle"):
         serve(tmp_path / "none")

@@ -145,7 +145,7 @@ def test_contexts_of_equal_bundles_are_interchangeable(
     owners = []
     for path, target in ((bundle.path, "ort-cpu"), (copy, "ort-cpu"), (copy, "onnx")):
         with runtime.load(path, target) as session:
-            owners.append(session._owner)
+            owners.append(session.owner)
     assert owners[0] == owners[1] != owners[2]
 
 

@@ -16,7 +16,7 @@ from crossfuse.runtime.session import Session
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["Asked", "asked"]
+__all__ = ["Asked", "asked", "beginning"]
 
 _IMAGE, _SOUND, _TEXT = "pixel_values", "input_features", "input_ids"
 _MASKS = {_IMAGE: "pixel_mask", _TEXT: "attention_mask"}
@@ -75,7 +75,7 @@ def asked(
     missing = [name for name in names if name not in made]
     if missing or not names:
         raise _missing(missing, names)
-    prompt = _beginning(session, processor, text) if text is not None and not reads else None
+    prompt = beginning(session, processor, text) if text is not None and not reads else None
     dtypes = {spec.name: spec.dtype for spec in session.inputs}
     return Asked({name: made[name].astype(dtypes[name]) for name in names}, prompt)
 
@@ -93,7 +93,13 @@ def _features(processor: Processor, audio: str | Path) -> NDArray[np.float32]:
     return log_mel(samples)[None]
 
 
-def _beginning(session: Session, processor: Processor, text: str) -> list[int]:
+def beginning(session: Session, processor: Processor, text: str) -> list[int]:
+    """The prompt of an answer that begins with a text.
+
+    Raises:
+        BundleError: the bundle holds no tokenizer.
+        PackageError: the package tokenizers is not installed.
+    """
     about = session.generation
     starts = (about.get("decoder_start_token_id"), about.get("bos_token_id"))
     start = next((int(one) for one in starts if isinstance(one, int)), None)

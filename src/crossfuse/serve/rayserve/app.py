@@ -38,8 +38,8 @@ def application(options: ServeOptions) -> Application:
         Replica,
         name="replica",
         ray_actor_options={"num_cpus": options.num_cpus, "num_gpus": options.num_gpus},
-        # Twice a batch: one is computed while the next gathers.
-        max_ongoing_requests=2 * options.batch_size,
+        # Twice a batch: one is computed while the next gathers. So with sequences.
+        max_ongoing_requests=2 * (options.batch_size + options.slots),
         max_queued_requests=options.limits.max_queue,
         graceful_shutdown_timeout_s=options.drain_s,
         request_router_config=RequestRouterConfig(request_router_class=_ROUTER),

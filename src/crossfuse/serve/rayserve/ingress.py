@@ -6,7 +6,8 @@ import asyncio
 import hashlib
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from contextlib import aclosing
 from typing import Any
 
 from ray.exceptions import RayActorError
@@ -19,18 +20,23 @@ from starlette.responses import JSONResponse, Response
 from crossfuse.bundle.store import open_bundle
 from crossfuse.core.tensors import names_of
 from crossfuse.runtime.context_cache import content_key
+from crossfuse.serve.generating import Asking
 from crossfuse.serve.load_engine import boundary
 from crossfuse.serve.metrics import SECONDS
 from crossfuse.serve.open_inference import BINARY_HEADER, Call, tensor_metadata
 from crossfuse.serve.rayserve.apart import LONG, Apart
+from crossfuse.serve.rayserve.events import EventStream, whole_of
 from crossfuse.serve.rayserve.loopback import keep_on_loopback
 from crossfuse.serve.rayserve.options import ServeOptions
-from crossfuse.serve.rayserve.routes import Refusal, answered, protocol_routes, status_of
+from crossfuse.serve.rayserve.routes import Later, Refusal, answered, protocol_routes, status_of
+from crossfuse.serve.request_engine import Request as Asked
 
 __all__ = ["Ingress", "home_of"]
 
 _LOG = logging.getLogger("ray.serve")
 _DIGITS = 15
+_LOST = (TimeoutError, BackPressureError, RayActorError, DeploymentUnavailableError)
+_DIED = "the replica that had the request died. Try again later."
 _ARRIVING = 2
 """Bodies that may arrive at once, in multiples of the queue."""
 
@@ -86,24 +92,63 @@ class Ingress:
             Refusal: the server's queue is full, or the body is not what it takes.
             CrossfuseError: what is wrong with the inputs.
         """
-        start = time.perf_counter()
-        self._open += 1
-        self._queue.set(self._open)
-        status = 500
+        return await self._counted(self._infer, request)
+
+    async def generate(self, request: Request) -> Response:
+        """A sequence over the request's context, whole; counted by status, whatever happens.
+
+        Raises:
+            Refusal: as of `infer`, or a server that generates none.
+            CrossfuseError: what is wrong with the inputs or the settings.
+        """
+        return await self._counted(self._generate, request)
+
+    async def generate_stream(self, request: Request) -> Response:
+        """As `generate`, as server-sent events while it comes; who goes away frees its slot."""
+        done = self._begun()
         try:
-            response = await self._infer(request)
+            call, key = await self._call(request)
+            events = self._events(call, key)
+            first = await anext(events)
+        except BaseException as error:
+            done(status_of(error))
+            raise
+        return Later(EventStream(first, events, self._about(call), done))
+
+    async def _counted(
+        self, answers: Callable[[Request], Awaitable[Response]], request: Request
+    ) -> Response:
+        done, status = self._begun(), 500
+        try:
+            response = await answers(request)
             status = response.status_code
         except Exception as error:
             status = status_of(error)
             raise
         finally:
+            done(status)
+        return response
+
+    def _begun(self) -> Callable[[int], None]:
+        """Count a request that isn't answered yet; what comes back is to be told its status."""
+        start = time.perf_counter()
+        self._open += 1
+        self._queue.set(self._open)
+
+        def done(status: int) -> None:
             self._open -= 1
             self._queue.set(self._open)
             self._requests.inc(tags={"status": str(status)})
             self._seconds.observe(time.perf_counter() - start)
-        return response
 
-    async def _infer(self, request: Request) -> Response:
+        return done
+
+    def _about(self, call: Call) -> dict[str, Any]:
+        identity = {} if call.identity is None else {"id": call.identity}
+        return {"model_name": self.name, "model_version": "1", **identity}
+
+    async def _call(self, request: Request) -> tuple[Call, bytes | None]:
+        """What is asked, and the digest of its contexts."""
         most = self._options.limits.max_queue
         if self._open - self._arriving > most or self._arriving > _ARRIVING * most:
             raise Refusal(503, f"the queue is full: {most} requests wait. Try again later.")
@@ -114,6 +159,43 @@ class Ingress:
         call = await self._apart.parse(body, length)
         short = len(body) <= LONG
         key = self._key_of(call) if short else await asyncio.to_thread(self._key_of, call)
+        return call, key
+
+    async def _generate(self, request: Request) -> Response:
+        call, key = await self._call(request)
+        async with aclosing(self._events(call, key)) as events:
+            found = whole_of([event async for event in events])
+        return JSONResponse({**self._about(call), **found})
+
+    async def _events(self, call: Call, key: bytes | None) -> AsyncGenerator[dict[str, Any], None]:
+        """The events of a sequence; a replica that dies before the first is replaced once."""
+        if not self._options.slots:
+            raise Refusal(404, f"{self.name!r} generates no sequences here.")
+        asking = Asking(Asked(dict(call.inputs), call.context_id, key), call.text, call.parameters)
+        handle = self._handle(call, key).options(stream=True)
+        end = time.monotonic() + self._options.timeout_s
+        for attempt in (1, 2):
+            stream, begun = handle.generate.remote(asking), False
+            try:
+                while True:
+                    async with asyncio.timeout(end - time.monotonic()):
+                        status, event = await anext(stream)
+                    if status != 200:
+                        raise Refusal(status, str(event))
+                    begun = True
+                    yield event
+            except StopAsyncIteration:
+                return
+            except _LOST as error:
+                refusal = self._lost(error, attempt)
+                if refusal is not None or begun:
+                    raise refusal or Refusal(503, _DIED) from error
+            finally:
+                stream.cancel()
+        raise Refusal(503, _DIED)
+
+    async def _infer(self, request: Request) -> Response:
+        call, key = await self._call(request)
         status, answer = await self._ask(call, key)
         if status != 200:
             raise Refusal(status, str(answer))
@@ -157,9 +239,13 @@ class Ingress:
         given = {name: call.inputs[name] for name in self._context if name in call.inputs}
         return content_key(given) if given else None
 
-    async def _ask(self, call: Call, key: bytes | None) -> tuple[int, Any]:
+    def _handle(self, call: Call, key: bytes | None) -> DeploymentHandle:
+        """To the context's home."""
         home = home_of(call.context_id, key)
-        handle = self._replica.options(multiplexed_model_id=home) if home else self._replica
+        return self._replica.options(multiplexed_model_id=home) if home else self._replica
+
+    async def _ask(self, call: Call, key: bytes | None) -> tuple[int, Any]:
+        handle = self._handle(call, key)
         for attempt in (1, 2):
             try:
                 async with asyncio.timeout(self._options.timeout_s):
@@ -167,25 +253,31 @@ class Ingress:
                         dict(call.inputs), call.context_id, key
                     )
                     return answer
-            except TimeoutError as error:
-                raise Refusal(504, f"no answer within {self._options.timeout_s:g} s.") from error
-            except BackPressureError as error:
-                raise Refusal(503, "the queue is full. Try again later.") from error
-            except (RayActorError, DeploymentUnavailableError) as error:
-                # An answer depends on the request alone, so it may be asked for again; once, lest
-                # it kills replica by replica.
-                _LOG.warning(
-                    "a replica died or left while it had a request (attempt %d): %s",
-                    attempt,
-                    type(error).__name__,
-                )
-        raise Refusal(503, "the replica that had the request died. Try again later.")
+            except _LOST as error:
+                refusal = self._lost(error, attempt)
+                if refusal is not None:
+                    raise refusal from error
+        raise Refusal(503, _DIED)
+
+    def _lost(self, error: Exception, attempt: int) -> Refusal | None:
+        """What a client is told that gets no answer; None where it may be asked for again: an
+        answer depends on the request alone. Once, lest it kills replica by replica."""
+        if isinstance(error, TimeoutError):
+            return Refusal(504, f"no answer within {self._options.timeout_s:g} s.")
+        if isinstance(error, BackPressureError):
+            return Refusal(503, "the queue is full. Try again later.")
+        _LOG.warning(
+            "a replica died or left while it had a request (attempt %d): %s",
+            attempt,
+            type(error).__name__,
+        )
+        return None
 
     async def _ready(self) -> bool:
         try:
             async with asyncio.timeout(5):
                 return bool(await self._replica.ready.remote())
-        except (TimeoutError, RayActorError, BackPressureError, DeploymentUnavailableError):
+        except _LOST:
             return False
 
 

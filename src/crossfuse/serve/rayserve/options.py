@@ -16,6 +16,9 @@ from crossfuse.serve.load_engine import EngineOptions
 __all__ = ["ServeOptions"]
 
 
+_NOT_NEGATIVE = ("num_cpus", "num_gpus", "batch_wait_ms", "drain_s", "max_replicas", "slots")
+
+
 @dataclass(frozen=True)
 class ServeOptions(JsonData):
     """Options of an application.
@@ -30,6 +33,7 @@ class ServeOptions(JsonData):
         num_cpus: that a replica reserves, and its threads unless ``engine`` says otherwise.
         num_gpus: that a replica reserves.
         batch_size: requests that a replica answers at once.
+        slots: sequences that a replica generates at once; 0 where it generates none.
         batch_wait_ms: how long a request waits for others.
         timeout_s: after which the client is told that it took too long.
         drain_s: how long a replica that is to stop may finish what it has.
@@ -46,6 +50,7 @@ class ServeOptions(JsonData):
     num_cpus: float = 1.0
     num_gpus: float = 0.0
     batch_size: int = 8
+    slots: int = 0
     batch_wait_ms: float = 2.0
     timeout_s: float = 60.0
     drain_s: float = 30.0
@@ -62,7 +67,7 @@ class ServeOptions(JsonData):
         for name in ("replicas", "batch_size", "timeout_s"):
             if getattr(self, name) <= 0:
                 raise InputError("an option must be positive", where=name, got=getattr(self, name))
-        for name in ("num_cpus", "num_gpus", "batch_wait_ms", "drain_s", "max_replicas"):
+        for name in _NOT_NEGATIVE:
             if getattr(self, name) < 0:
                 raise InputError(
                     "an option must not be negative", where=name, got=getattr(self, name)

@@ -12,13 +12,13 @@ from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route, Router
-from starlette.types import ASGIApp, Message
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from crossfuse import __version__
 from crossfuse.core.terminal import shown_traceback
 from crossfuse.errors import CrossfuseError
 
-__all__ = ["Model", "Refusal", "answered", "protocol_routes", "status_of"]
+__all__ = ["Later", "Model", "Refusal", "answered", "protocol_routes", "status_of"]
 
 _LOG = logging.getLogger("ray.serve")
 _SERVER = {"name": "crossfuse", "version": __version__, "extensions": ["binary_tensor_data"]}
@@ -33,6 +33,21 @@ class Refusal(Exception):  # noqa: N818 - it isn't an error of the program
     def __init__(self, status: int, text: str) -> None:
         super().__init__(text)
         self.status = status
+
+
+_LATER = "crossfuse.later"
+
+
+class Later(Response):
+    """Stands for an answer that is sent as it comes, by the server itself."""
+
+    def __init__(self, response: Response) -> None:
+        super().__init__()
+        self._response = response
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Sends nothing here."""
+        scope[_LATER].append(self._response)
 
 
 class Model(Protocol):
@@ -52,6 +67,12 @@ class Model(Protocol):
 
     async def infer(self, request: Request) -> Response:
         """Outputs for the request's inputs."""
+
+    async def generate(self, request: Request) -> Response:
+        """A generated sequence, whole."""
+
+    async def generate_stream(self, request: Request) -> Response:
+        """A generated sequence, as it comes."""
 
 
 def protocol_routes(model: Model) -> ASGIApp:
@@ -78,6 +99,8 @@ def protocol_routes(model: Model) -> ASGIApp:
             _route(root, of_model(model.metadata), "GET"),
             _route(f"{root}/ready", of_model(model.ready), "GET"),
             _route(f"{root}/infer", of_model(model.infer), "POST"),
+            _route(f"{root}/generate", of_model(model.generate), "POST"),
+            _route(f"{root}/generate_stream", of_model(model.generate_stream), "POST"),
         ]
     for path in ("/v2/models/{name}", "/v2/models/{name}/{rest:path}"):
         routes.append(_route(path, of_model(_unknown), None))
@@ -92,8 +115,9 @@ def protocol_routes(model: Model) -> ASGIApp:
 
 
 async def answered(app: ASGIApp, request: Request) -> Response:
-    """What an application answers to a request, whole."""
+    """What an application answers to a request: whole, or a response that is still to be sent."""
     head: Message = {}
+    later: list[Response] = []
     body: list[bytes] = []
 
     async def send(message: Message) -> None:
@@ -103,7 +127,10 @@ async def answered(app: ASGIApp, request: Request) -> Response:
             body.append(message.get("body", b""))
 
     path = "/" + "/".join(part for part in request.scope["path"].split("/") if part)
-    await app({**request.scope, "path": path, "root_path": ""}, request.receive, send)
+    scope = {**request.scope, "path": path, "root_path": "", _LATER: later}
+    await app(scope, request.receive, send)
+    if later:
+        return later[0]
     response = Response(b"".join(body), head["status"])
     response.raw_headers = list(head["headers"])
     return response

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -11,9 +12,12 @@ import pytest
 
 pytest.importorskip("ray", reason="ray is not installed")
 
+from coverage.cases import CASES
+from coverage.rows import TARGETS
 from crossfuse import runtime
 from crossfuse.bundle.store import Bundle
 from crossfuse.models.registry import zoo_spec
+from crossfuse.serve.generating import Asking
 from crossfuse.serve.load_engine import EngineOptions
 from crossfuse.serve.rayserve.options import ServeOptions
 from crossfuse.serve.rayserve.replica import Replica
@@ -82,3 +86,69 @@ def test_a_context_that_is_not_kept_is_not_found(
     status, said = asyncio.run(asked())
     assert status == 404
     assert "'cat'" in said
+
+
+def test_sequences_come_event_by_event_and_who_leaves_frees_a_slot(
+    shared_bundle: Callable[..., Bundle],
+) -> None:
+    bundle = shared_bundle("coverage/bart", TARGETS)
+    options = ServeOptions(str(bundle.path), "m", engine=EngineOptions("ort-cpu"), slots=1)
+    spec = CASES["bart"].make()
+    made = spec.sample({**spec.example_sizes, "batch": 1, "decoder_text": 1}, 0)
+    given = {n: t.numpy() for n, t in made.items() if not n.startswith("decoder")}
+    prompt = {"decoder_input_ids": np.array([[2, 5]])}
+    settings = {"num_beams": 1, "eos_token_id": None, "max_new_tokens": 12}
+    with runtime.load(bundle.path, "ort-cpu") as session:
+        alone = runtime.generate(session, session.encode(given), [[2, 5]], **settings)
+
+    async def asked() -> None:
+        replica = Replica(options.to_json())
+        generating = replica._generating
+        assert generating is not None
+        assert generating.engine.nbytes == 0, "memory is taken with the first sequence"
+        asking = Asking(Request(given | prompt), parameters=settings)
+        said = [one async for one in replica.generate(asking)]
+        assert {status for status, _ in said} == {200}
+        events = [event for _, event in said if isinstance(event, dict)]
+        tokens = [token for event in events for token in event["tokens"]]
+        assert tokens == alone.new_tokens[0].tolist()
+        assert events[-1]["ended"] is False
+        step: Any = generating.engine.session.engine("step")
+        runs = step.run_bound
+
+        def slowly(binding: Any) -> None:
+            time.sleep(0.05)
+            runs(binding)
+
+        step.run_bound = slowly
+        endless = Asking(Request(given | prompt), parameters={**settings, "max_new_tokens": 60})
+        leaving = replica.generate(endless)
+        assert (await anext(leaving))[0] == 200
+        await leaving.aclose()
+        begin = time.monotonic()
+        while generating.engine.live:
+            assert time.monotonic() < begin + 1, "three seconds are left of it"
+            await asyncio.sleep(0.01)
+        step.run_bound = runs
+        said = [one async for one in replica.generate(asking)]
+        assert said[-1][1]["ended"] is False
+        bad = Asking(Request(given), parameters={"temperature": -1})
+        ((status, text),) = [one async for one in replica.generate(bad)]
+        assert (status, "temperature" in text) == (400, True)
+        unknown = Asking(Request({}, "cat"))
+        ((status, text),) = [one async for one in replica.generate(unknown)]
+        assert (status, "'cat'" in text) == (404, True)
+        generating.close()
+
+    asyncio.run(asked())
+
+
+def test_a_replica_without_slots_generates_nothing(zoo_bundle: Callable[[str], Bundle]) -> None:
+    options = ServeOptions(str(zoo_bundle(NAME).path), "m", engine=EngineOptions("ort-cpu"))
+
+    async def asked() -> list[Any]:
+        replica = Replica(options.to_json())
+        return [one async for one in replica.generate(Asking(Request({})))]
+
+    ((status, text),) = asyncio.run(asked())
+    assert (status, "no sequences" in text) == (400, True)
