@@ -39,9 +39,7 @@ def of_crossfuse(about: dict[str, Any]) -> dict[str, Way]:
         return list(map(int, found.new_tokens[0]))
 
     def whole() -> list[int]:
-        found = runtime.transcribe(
-            session, processor, about["sound"], timestamps=True, num_beams=5
-        )
+        found = runtime.transcribe(session, processor, about["sound"], timestamps=True, num_beams=5)
         return list(map(int, found.tokens))
 
     return {**{name: lambda n=n: asked(n) for name, n in BEAMS.items()}, "whole": whole}
@@ -118,14 +116,16 @@ LIBRARIES: dict[str, Callable[[dict[str, Any]], dict[str, Way]]] = {
 
 def main() -> None:
     """Answer until the input ends."""
-    ways = LIBRARIES[sys.argv[1]](json.loads(Path(sys.argv[2]).read_text()))
+    about = json.loads(Path(sys.argv[2]).read_text())
+    ways = LIBRARIES[sys.argv[1]](about)
+    clock = time.process_time if about["processor_time"] else time.perf_counter
     answers = sys.stdout
     sys.stdout = sys.stderr
     print(json.dumps(list(ways)), file=answers, flush=True)
     for line in sys.stdin:
-        begin = time.perf_counter()
+        begin = clock()
         tokens = ways[line.strip()]()
-        seconds = time.perf_counter() - begin
+        seconds = clock() - begin
         print(json.dumps({"seconds": seconds, "tokens": tokens}), file=answers, flush=True)
 
 

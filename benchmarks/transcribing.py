@@ -1,6 +1,7 @@
 """Whisper on real speech: crossfuse against CTranslate2, faster-whisper and eager PyTorch.
 
     python benchmarks/transcribing.py CHECKPOINT SOUND.wav [--rivals PYTHON] [--json FILE]
+        [--rounds N] [--shapes base] [--processor-time]
 
 Every library runs in a process of its own, with two threads, and they take turns: in each round
 each transcribes once, each round beginning with another one. Times are those of encoding and
@@ -10,7 +11,8 @@ is faster. PYTHON has ctranslate2, faster-whisper, torch and transformers; witho
 compared with eager alone.
 
 ``--shapes base`` takes a model of the size of Whisper base in the checkpoint's place, of random
-weights, which says a fixed number of tokens.
+weights, which says a fixed number of tokens. With ``--processor-time`` each library has one thread,
+whose time on the processor is counted, for machines that others use at the same time.
 """
 
 from __future__ import annotations
@@ -132,7 +134,8 @@ def libraries(options: argparse.Namespace, folder: Path) -> dict[str, Library]:
         "converted": str(folder / "converted"),
         "features": str(folder / "features.npy"),
         "sound": str(options.sound),
-        "threads": THREADS,
+        "threads": 1 if options.processor_time else THREADS,
+        "processor_time": options.processor_time,
         "prompt": prompt,
         "suppressed": [*config["suppress_tokens"], *end],
         "longest": config["max_length"] if own_words else len(prompt) + TOKENS,
@@ -151,9 +154,7 @@ def libraries(options: argparse.Namespace, folder: Path) -> dict[str, Library]:
             made.append(("faster-whisper", options.rivals, "faster-whisper", {}))
     work = folder / "settings"
     work.mkdir()
-    return {
-        name: Library(python, kind, about | more, work) for name, python, kind, more in made
-    }
+    return {name: Library(python, kind, about | more, work) for name, python, kind, more in made}
 
 
 def measured(
@@ -193,6 +194,7 @@ def main() -> None:
     parser.add_argument("--rivals", metavar="PYTHON")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--processor-time", action="store_true")
     options = parser.parse_args()
     about = environment()
     if options.rivals:
@@ -205,7 +207,10 @@ def main() -> None:
         for library in running.values():
             library.close()
     result = {
-        "model": Path(options.checkpoint).name if options.shapes == "checkpoint" else "base, random",
+        "model": Path(options.checkpoint).name
+        if options.shapes == "checkpoint"
+        else "base, random",
+        "counted": "processor time, 1 thread" if options.processor_time else "time, 2 threads",
         "rounds": options.rounds,
         "tokens": {f"{name}, {way}": len(found) for (name, way), found in tokens.items()},
         "same_tokens_as_eager": {

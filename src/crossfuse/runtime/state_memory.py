@@ -82,9 +82,7 @@ class StateMemory:
         self._engine.run_bound(self._binding)
         return self._outputs
 
-    def move(
-        self, into: NDArray[np.int64], rows: NDArray[np.int64], begin: int, end: int
-    ) -> None:
+    def move(self, into: NDArray[np.int64], rows: NDArray[np.int64], begin: int, end: int) -> None:
         """Sequences ``into`` get what is between two places of sequences ``rows``; the others stay.
 
         On a GPU all of a sequence is copied, and nothing changes unless all goes well.
