@@ -83,10 +83,14 @@ class Fallback:
             InputError: wrong numbers.
         """
         given = {n: settings.pop(n) if n in settings else defaults.get(n) for n in _THRESHOLDS}
-        asked, several = settings.get("temperature"), (list, tuple, np.ndarray)
-        if isinstance(asked, several) or (_is_number(asked) and asked == 0):
+        asked = settings.get("temperature")
+        asked = asked.tolist() if isinstance(asked, np.ndarray) else asked
+        if isinstance(asked, list | tuple):
             del settings["temperature"]
-            return cls(tuple(asked if isinstance(asked, several) else (asked,)), **given)
+            return cls(tuple(asked), **given)
+        if _is_number(asked) and asked == 0:
+            del settings["temperature"]
+            return cls((0.0,), **given)
         return cls(**given)
 
     @property

@@ -154,12 +154,16 @@ def test_a_transcript_leaves_silence_out_and_begins_anew_behind_heat() -> None:
     )  # fmt: skip
     assert calm.tokens.tolist() == plain.tokens.tolist()
     assert hot.tokens.tolist() != calm.tokens.tolist()
-    pieces = list(
-        runtime.transcribe(
-            session, PROCESSOR, given, language="fr", temperature=[0.0], stream=True, **how
-        )
+    steps = runtime.transcribe(
+        session, PROCESSOR, given, language="fr", temperature=[0.0], stream=True, **how
     )
-    assert "".join(one.text for one in pieces) == plain.text
+    assert [token for one in steps for token in one.tokens] == plain.tokens.tolist()
+    short = {"language": "fr", "suppress_tokens": TEXT_ALONE}
+    whole = runtime.transcribe(session, PROCESSOR, sound(0.7), **short)
+    (piece,) = runtime.transcribe(
+        session, PROCESSOR, sound(0.7), temperature=0, stream=True, **short
+    )
+    assert piece.text == whole.text
 
 
 def test_thresholds_of_the_bundle_count_where_none_are_given() -> None:
