@@ -82,7 +82,9 @@ class Fallback:
         Raises:
             InputError: wrong numbers.
         """
-        given = {n: settings.pop(n) if n in settings else defaults.get(n) for n in _THRESHOLDS}
+        given: dict[str, Any] = {
+            n: settings.pop(n) if n in settings else defaults.get(n) for n in _THRESHOLDS
+        }
         asked = settings.get("temperature")
         asked = asked.tolist() if isinstance(asked, np.ndarray) else asked
         if isinstance(asked, list | tuple):
