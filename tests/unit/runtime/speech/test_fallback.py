@@ -15,7 +15,6 @@ from crossfuse.runtime.generation.sampling import log_softmax
 from crossfuse.runtime.speech.fallback import Fallback, compression_ratio
 from unit.runtime.speech.toy_speech import (
     END,
-    LENGTH,
     NONE,
     START,
     TEXT_ALONE,
@@ -65,9 +64,7 @@ def test_likelihoods_are_the_librarys(temperature: float, seed: int) -> None:
     assert found.unscaled[0].sum() / len(tokens) == pytest.approx(expected, abs=1e-5)
 
 
-def decided(
-    fallback: Fallback, monkeypatch: pytest.MonkeyPatch, seed: int
-) -> tuple[Any, list[Any]]:
+def decided(fallback: Fallback, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, list[Any]]:
     """What comes out, and the settings of each attempt."""
     from crossfuse.runtime.speech import fallback as module
 
@@ -80,25 +77,29 @@ def decided(
         return found
 
     monkeypatch.setattr(module, "generate", watched)
-    context = session.encode(input_features=PROCESSOR.sounds(sound(0.6, seed)))
-    how = {"max_length": LENGTH, "suppress_tokens": TEXT_ALONE, "seed": 1, "num_beams": 2}
+    context = session.encode(input_features=PROCESSOR.sounds(sound(0.6)))
+    how = {"max_length": 16, "suppress_tokens": TEXT_ALONE, "seed": 1, "num_beams": 2}
     heard = fallback.hear(session, context, [*[5, 6], *BEGIN], how, 2)
     logits = session.start(context, prompt=[[5, 6, START]]).outputs["logits"][0, -1]
     silence = float(np.exp(log_softmax(logits))[SILENT])
     return (heard, silence), attempts
 
 
-@pytest.mark.parametrize("seed", range(2))
-@pytest.mark.parametrize("ratio", [None, 0.9, 1.4])
-@pytest.mark.parametrize("least", [None, -2.0, -1.0])
-@pytest.mark.parametrize("silence", [None, 0.0, 0.6])
+@pytest.mark.parametrize(
+    ("ratio", "least", "silence"),
+    [
+        (None, None, None), (0.9, None, None), (1.4, None, None), (None, -2.0, None),
+        (None, -1.0, None), (0.9, -2.0, None), (None, None, 0.0), (None, None, 0.6),
+        (0.9, -1.0, 0.6), (None, -1.0, 0.0), (1.4, -1.0, 0.02), (0.9, -9.0, 0.0),
+    ],
+)  # fmt: skip
 def test_windows_are_heard_until_the_library_is_content(
-    seed: int, ratio: float | None, least: float | None, silence: float | None,
+    ratio: float | None, least: float | None, silence: float | None,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     temperatures = (0.0, 0.4, 1.0)
     fallback = Fallback(temperatures, ratio, least, silence)
-    (heard, chance), attempts = decided(fallback, monkeypatch, seed)
+    (heard, chance), attempts = decided(fallback, monkeypatch)
     config = SimpleNamespace(
         compression_ratio_threshold=ratio, logprob_threshold=least,
         no_speech_threshold=None if least is None else silence,
