@@ -14,7 +14,7 @@ from crossfuse.runtime.context import Context
 from crossfuse.runtime.context_files import refuse_pickling
 from crossfuse.runtime.input_checks import check_indices, positions_of
 from crossfuse.runtime.state_memory import StateMemory
-from crossfuse.runtime.token_rows import TokenRows
+from crossfuse.runtime.token_rows import TokenRows, common
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -74,6 +74,8 @@ class DecodingState:
             name: np.zeros((batch, length), dtype) for name, dtype in self._dtypes.items()
         }
         self.outputs: Mapping[str, NDArray[Any]] = {}
+        # Whether a sequence went on from one over another context.
+        self._crossed = False
 
     @property
     def ids(self) -> NDArray[Any]:
@@ -330,7 +332,16 @@ class DecodingState:
 
     def take(self, source: DecodingState, rows: NDArray[np.int64]) -> None:
         """Sequence ``i`` goes on from the source's sequence ``rows[i]``."""
-        self.memory.take(source.memory, rows, source.position)
+        self._crossed = source._crossed
+        if source is self:
+            into = np.flatnonzero(rows != np.arange(self.batch))
+            each = self.batch // (1 if self.context.batch is None else self.context.count)
+            self._crossed |= bool((into // each != rows[into] // each).any())
+            # Sequences over one context that begin with the same tokens have the same state there.
+            shared = common(self._record.values(), self._positions, into, rows[into])
+            self.memory.move(into, rows[into], 0 if self._crossed else shared, self.position)
+        else:
+            self.memory.take(source.memory, rows, source.position)
         self._positions[...] = source._positions[rows]
         for name, array in source._record.items():
             self._record[name][...] = array[rows]

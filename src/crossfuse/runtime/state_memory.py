@@ -119,9 +119,22 @@ class StateMemory:
         self._engine.run_bound(self._binding)
         return self._outputs
 
+    def move(self, into: NDArray[np.int64], rows: NDArray[np.int64], begin: int, end: int) -> None:
+        """Sequences ``into`` get what is between two places of sequences ``rows``; the others stay.
+
+        On a GPU all of a sequence is copied, and nothing changes unless all goes well.
+        """
+        if self._engine.on_device:
+            whole = np.arange(next(iter(self.tensors.values())).shape[0])
+            whole[into] = rows
+            self.take(self, whole, end)
+            return
+        for tensor in self.tensors.values() if into.size else ():
+            tensor[into, begin:end] = tensor[rows, begin:end]
+
     def take(self, source: StateMemory, rows: NDArray[np.int64], count: int) -> None:
-        """Sequence ``i`` gets the first ``count`` rows of the source's sequence ``rows[i]``, the
-        source's own too; nothing changes unless all goes well."""
+        """Sequence ``i`` gets the first ``count`` rows of the source's sequence ``rows[i]``;
+        nothing changes unless all goes well."""
         if self._engine.on_device:
             chosen = rows.tolist()
             self.tensors = {name: t.take(chosen, 0) for name, t in source.tensors.items()}

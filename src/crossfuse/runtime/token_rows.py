@@ -3,7 +3,7 @@ lists of different lengths), and as a step stage takes them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -14,7 +14,7 @@ from crossfuse.errors import InputError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["TokenRows"]
+__all__ = ["TokenRows", "common"]
 
 
 class TokenRows(NamedTuple):
@@ -156,3 +156,25 @@ def _compacted(given: object, ids: NDArray[Any]) -> tuple[NDArray[np.int64], NDA
         )
     order = np.argsort(~counted, axis=1, kind="stable")
     return order.astype(np.int64), counted.sum(1).astype(np.int64)
+
+
+def common(
+    tables: Iterable[NDArray[Any]],
+    lengths: NDArray[np.int64],
+    rows: NDArray[np.int64],
+    others: NDArray[np.int64],
+) -> int:
+    """How many first columns each of some rows shares with its counterpart, at least.
+
+    Args:
+        tables: ``[batch, longest]`` each; all of them have to agree.
+        lengths: ``[batch]``: how many columns of each row count.
+        rows, others: pairs of rows.
+    """
+    if not rows.size:
+        return 0
+    width = int(np.minimum(lengths[rows], lengths[others]).min())
+    differs = np.zeros(width, bool)
+    for table in tables:
+        differs |= (table[rows, :width] != table[others, :width]).any(0)
+    return int(differs.argmax()) if differs.any() else width

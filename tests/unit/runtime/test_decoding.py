@@ -20,7 +20,7 @@ from crossfuse.core.tensors import TensorSpec
 from crossfuse.runtime.context import Context
 from crossfuse.runtime.decoding import DecodingState
 from unit.runtime.stub_stage import StubStage
-from unit.runtime.toy_decoder import IMAGES, logits_of, toy_session
+from unit.runtime.toy_decoder import IMAGES, LENGTH, logits_of, toy_session
 
 MODELS = [
     "bart",
@@ -314,6 +314,33 @@ def test_states_fork_truncate_and_free() -> None:
     state.append([[], [1] * 14])
     with pytest.raises(InputError, match="the state is full.*16 tokens and 1 more"):
         state.append([[1], [1]])
+
+
+def test_orders_of_any_kind_carry_the_whole_state() -> None:
+    """Random steps and orders, also from one context's sequences to the other's; each row of the
+    memory is what its sequence wrote."""
+    session, generator = toy_session(), np.random.default_rng(4)
+    state = session.start(session.encode(image=IMAGES), 6, prompt=[[1]])
+    kept = state.memory.tensors["state:kept"]
+    kept[3:, 0] += 0.25  # of the other context's sequences the same ids mean another state
+    shadow = kept.copy()
+    for turn in range(80):
+        order = np.arange(6)
+        if generator.integers(3):  # within each context, as beams do
+            order = np.concatenate([generator.integers(0, 3, 3), generator.integers(3, 6, 3)])
+        elif turn > 40:
+            order = generator.integers(0, 6, 6)
+        state.reorder(order.tolist())
+        shadow = shadow[order]
+        if generator.integers(4) == 0:
+            state.truncate(int(generator.integers(1, 4)))
+        if state.position == LENGTH:
+            state.truncate(2)
+        tokens = generator.integers(1, 3, 6)
+        shadow[np.arange(6), state.positions, 0] = tokens * (state.positions + 1)
+        session.step(state, tokens)
+        used = np.arange(LENGTH) < state.positions[:, None]
+        np.testing.assert_array_equal(kept[used], shadow[used])
 
 
 HEADS, LONGEST, WIDTH = 2, 8, 3

@@ -46,7 +46,7 @@ def test_runs_write_their_rows_where_they_are() -> None:
     assert kept.nbytes == 2 * 5 * 2 * 4
 
 
-def test_sequences_are_taken_from_another_state_or_its_own() -> None:
+def test_sequences_are_taken_from_another_state() -> None:
     first, second = memory(), memory(3)
     first.run(feeds([[1, 2], [3, 4]], [[0, 1], [0, 1]]))
     second.take(first, np.array([1, 1, 0]), 2)
@@ -55,5 +55,12 @@ def test_sequences_are_taken_from_another_state_or_its_own() -> None:
         [3, 4, 0, 0, 0],
         [1, 2, 0, 0, 0],
     ]
-    first.take(first, np.array([1, 0]), 1)
-    assert first.tensors["state:k"][:, :, 0].tolist() == [[3, 2, 0, 0, 0], [1, 4, 0, 0, 0]]
+
+
+def test_a_part_of_some_sequences_is_moved() -> None:
+    kept = memory(3)
+    kept.run(feeds([[1, 2, 3], [4, 5, 6], [7, 8, 9]], [[0, 1, 2]] * 3))
+    kept.move(np.array([0, 1]), np.array([1, 0]), 1, 3)
+    assert kept.tensors["state:k"][:, :3, 1].tolist() == [[1, 5, 6], [4, 2, 3], [7, 8, 9]]
+    kept.move(np.array([], int), np.array([], int), 0, 3)
+    assert kept.tensors["state:k"][:, :3, 1].tolist() == [[1, 5, 6], [4, 2, 3], [7, 8, 9]]

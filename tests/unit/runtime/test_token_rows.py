@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from crossfuse import InputError
-from crossfuse.runtime.token_rows import TokenRows
+from crossfuse.runtime.token_rows import TokenRows, common
 
 
 @pytest.mark.parametrize(
@@ -31,6 +31,21 @@ def test_rows_begin_with_what_counts(tokens: Any, options: Any, rows: list[list[
     assert [found.ids[i, :n].tolist() for i, n in enumerate(found.lengths)] == rows
     assert found.ids.shape == found.counted.shape == (len(rows), max(map(len, rows)))
     assert found.counted.sum(1).tolist() == [len(row) for row in rows]
+
+
+def test_first_columns_in_common() -> None:
+    ids = np.array([[1, 2, 3, 4], [1, 2, 5, 4], [1, 2, 3, 9], [7, 2, 3, 4]])
+    lengths = np.array([4, 4, 3, 4])
+
+    def shared(rows: list[int], others: list[int], *tables: np.ndarray) -> int:
+        return common((ids, *tables), lengths, np.array(rows, int), np.array(others, int))
+
+    assert shared([0], [1]) == 2
+    assert shared([0], [2]) == 3, "what is behind a row's length means nothing"
+    assert shared([0, 2], [2, 1]) == 2
+    assert shared([0], [3]) == 0
+    assert shared([0], [2], np.array([[1, 1], [1, 1], [1, 0], [1, 1]]).repeat(2, 1)) == 2
+    assert shared([], []) == 0
 
 
 def test_what_is_beside_the_tokens_follows_them() -> None:

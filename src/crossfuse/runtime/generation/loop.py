@@ -136,6 +136,8 @@ def _token_by_token(run: Run) -> Generator[Streamed, None, Generated]:
     histories.ids[:, :width] = state.ids[:, :width]
     active, ended = np.ones(rows, bool), np.zeros(rows, bool)
     chances: list[list[float]] = [[] for _ in range(rows)]
+    temperature = run.settings.temperature if draws is not None else 1.0
+    unscaled: list[list[float]] = [[] for _ in range(rows)]
     while active.any():
         scores = _processed(processors, histories, run.scores())
         tokens, log_probs = _chosen(scores, active, draws)
@@ -144,6 +146,9 @@ def _token_by_token(run: Run) -> Generator[Streamed, None, Generated]:
             histories.ids[row, histories.lengths[row]] = tokens[row]
             histories.lengths[row] += 1
             chances[row].append(float(log_probs[row]))
+            if temperature != 1:
+                plain = log_softmax(scores[row] * np.float32(temperature))
+                unscaled[row].append(float(plain[tokens[row]]))
             ended[row] = stopping.hit(histories.row(row)[None], int(run.prompts[row]))[0]
         yield Streamed(tokens, active.copy(), log_probs)
         active = active & ~ended & (histories.lengths < run.longest)
@@ -157,6 +162,7 @@ def _token_by_token(run: Run) -> Generator[Streamed, None, Generated]:
                 np.array(chances[row], np.float32),
                 sum(chances[row]),
                 bool(ended[row]),
+                np.array(unscaled[row], np.float32) if temperature != 1 else None,
             )
             for row in range(rows)
         ],

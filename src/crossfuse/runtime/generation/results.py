@@ -39,6 +39,7 @@ class Finished(NamedTuple):
         log_probs: of the others.
         score: of the whole.
         ended: it ended by itself, and not because it was long.
+        unscaled: as `log_probs`, without the temperature; None where these are the same.
     """
 
     ids: NDArray[np.int64]
@@ -46,6 +47,7 @@ class Finished(NamedTuple):
     log_probs: NDArray[np.float32]
     score: float
     ended: bool
+    unscaled: NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,7 @@ class Generated:
             the power of the length penalty.
         ended: ``[results]`` bool: which ended by a stop token or sequence; the others are as long
             as they may be.
+        unscaled: as `log_probs`, in the distribution without the temperature.
     """
 
     sequences: NDArray[np.int64]
@@ -70,6 +73,7 @@ class Generated:
     log_probs: NDArray[np.float32]
     scores: NDArray[np.float32]
     ended: NDArray[np.bool_]
+    unscaled: NDArray[np.float32]
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -88,9 +92,13 @@ def gathered(found: Sequence[Finished], pad: int) -> Generated:
     new = max(len(one.log_probs) for one in found)
     sequences = np.full((len(found), int(lengths.max())), pad, np.int64)
     log_probs: NDArray[Any] = np.zeros((len(found), new), np.float32)
+    unscaled = np.zeros_like(log_probs)
     for row, one in enumerate(found):
         sequences[row, : len(one.ids)] = one.ids
         log_probs[row, : len(one.log_probs)] = one.log_probs
+        unscaled[row, : len(one.log_probs)] = (
+            one.log_probs if one.unscaled is None else one.unscaled
+        )
     return Generated(
         sequences,
         lengths,
@@ -98,4 +106,5 @@ def gathered(found: Sequence[Finished], pad: int) -> Generated:
         log_probs,
         np.array([one.score for one in found], np.float32),
         np.array([one.ended for one in found]),
+        unscaled,
     )

@@ -1,4 +1,5 @@
-"""`Segment`: a part of a transcript with its times; and how a window's tokens are cut into such."""
+"""`Transcript` and `Segment`, a part of it with its times; and how a window's tokens are cut into
+such."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["FRAMES_PER_TIME", "Cut", "Segment", "cut"]
+__all__ = ["FRAMES_PER_TIME", "Cut", "Segment", "Transcript", "cut"]
 
 FRAMES_PER_TIME = 2
 """Frames of the features from one token of time to the next."""
@@ -30,6 +31,25 @@ class Segment:
     start: float | None
     end: float | None
     tokens: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Transcript:
+    """What was said.
+
+    Attributes:
+        text: all of it.
+        segments: with their times, where times were asked for; else one.
+        tokens: of the segments, one after the other.
+        language: code of the language, of a model of several.
+        duration: of the sound, in seconds.
+    """
+
+    text: str
+    segments: tuple[Segment, ...]
+    tokens: NDArray[np.int64]
+    language: str | None
+    duration: float
 
 
 class Cut(NamedTuple):

@@ -19,13 +19,14 @@ from crossfuse.runtime.generation.loop import generate
 from crossfuse.runtime.generation.settings import GenerationSettings
 from crossfuse.runtime.processing.processor import Processor
 from crossfuse.runtime.session import Session
+from crossfuse.runtime.speech.fallback import Fallback
 from crossfuse.runtime.speech.first_tokens import (
     first_time,
     first_tokens,
     language_of,
     previous_text,
 )
-from crossfuse.runtime.speech.segments import FRAMES_PER_TIME, Segment, cut
+from crossfuse.runtime.speech.segments import FRAMES_PER_TIME, Segment, Transcript, cut
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -36,25 +37,6 @@ __all__ = ["FEATURES", "Transcript", "transcribe"]
 
 FEATURES = "input_features"
 """The input of features, as the library's models call it."""
-
-
-@dataclass(frozen=True)
-class Transcript:
-    """What was said.
-
-    Attributes:
-        text: all of it.
-        segments: with their times, where times were asked for; else one.
-        tokens: of the segments, one after the other.
-        language: code of the language, of a model of several.
-        duration: of the sound, in seconds.
-    """
-
-    text: str
-    segments: tuple[Segment, ...]
-    tokens: NDArray[np.int64]
-    language: str | None
-    duration: float
 
 
 @overload
@@ -119,16 +101,23 @@ def transcribe(  # noqa: PLR0913 -- public: what is heard, and how
         condition_on_previous: the text so far stands before each further window.
         stream: give an iterator of `Segment` that returns the whole in the end. Without times, and
             without beams, those are pieces of text as their tokens come.
-        settings: of :class:`GenerationSettings`, in place of the bundle's own.
+        settings: of :class:`GenerationSettings`, in place of the bundle's own. With
+            ``temperature=(0, 0.2, 0.4, …)`` a window is heard again at the next one where its
+            tokens compress better than ``compression_ratio_threshold`` or are less likely than
+            ``logprob_threshold`` on average; one that is nothing but silence by
+            ``no_speech_threshold`` is left out. Text then comes window by window.
 
     Raises:
         InputError: a bundle of another kind, a sound that can't be read, a language or task that
             the model doesn't know, or settings that are wrong.
     """
+    fallback = Fallback.taken_from(settings, session.generation)
     hearing = _Hearing.of(session, processor, sound, settings)
     timed = bool(session.generation.get("return_timestamps")) if timestamps is None else timestamps
     steps = hearing.steps(
-        _Asked(language, task, timed, _tokens_of(processor, prompt), condition_on_previous)
+        _Asked(
+            language, task, timed, _tokens_of(processor, prompt), condition_on_previous, fallback
+        )
     )
     return steps if stream else _whole(steps)
 
@@ -156,6 +145,7 @@ class _Asked:
     timed: bool
     before: list[int]
     conditioned: bool
+    fallback: Fallback
 
 
 @dataclass
@@ -171,6 +161,7 @@ class _Hearing:
     settings: dict[str, Any]
     segments: list[Segment] = field(default_factory=list)
     told: str = ""
+    is_calm: bool = True
 
     @classmethod
     def of(
@@ -219,7 +210,15 @@ class _Hearing:
             begin = begin or first_tokens(
                 self.session, context, language=asked.language, task=asked.task, timed=timed
             )
-            heard = yield from self._window(context, [*self._before(said), *begin], timed, first)
+            heard: NDArray[np.int64] | None
+            if asked.fallback.is_asked:
+                heard = self._heard_again(asked.fallback, context, self._before(said), begin, timed)
+            else:
+                prompt = [*self._before(said), *begin]
+                heard = yield from self._window(context, prompt, timed, first)
+            if heard is None:
+                seek += left
+                continue
             cuts, ahead = cut(heard, first, left)
             made = [
                 self._segment(one.tokens, (one.start, one.end), seek, first)
@@ -261,8 +260,27 @@ class _Hearing:
             tokens = found.new_tokens[0]
         else:
             tokens = yield from self._pieces(context, prompt, settings, first)
+        return self._without_end(tokens)
+
+    def _without_end(self, tokens: NDArray[np.int64]) -> NDArray[np.int64]:
+        known = GenerationSettings.of(self.settings, self.session.generation)
         ended = len(tokens) and tokens[-1] in known.eos_token_id
         return tokens[:-1] if ended else tokens
+
+    def _heard_again(
+        self,
+        fallback: Fallback,
+        context: Context,
+        before: list[int],
+        begin: list[int],
+        timed: bool,
+    ) -> NDArray[np.int64] | None:
+        """The tokens of a window, heard until they are good; None where nothing is said."""
+        prompt = [*before, *begin]
+        settings = {**self.settings, "return_timestamps": timed} | self._longest(len(prompt))
+        found = fallback.hear(self.session, context, prompt, settings, len(before))
+        self.is_calm = found.is_calm
+        return None if found.is_silent else self._without_end(found.tokens)
 
     def _pieces(
         self, context: Context, prompt: list[int], settings: dict[str, Any], first: int | None
@@ -309,7 +327,7 @@ class _Hearing:
 
     def _said(self, asked: _Asked, first: int | None) -> list[int]:
         """The tokens so far that the next window is heard behind."""
-        if not asked.conditioned:
+        if not (asked.conditioned and self.is_calm):
             return list(asked.before)
         said = list(asked.before)
         for segment in self.segments:

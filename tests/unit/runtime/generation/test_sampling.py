@@ -64,6 +64,16 @@ def test_log_softmax_and_top_are_those_of_torch() -> None:
     assert top(np.float32([1, 2]), 5).tolist() == [1, 0]
 
 
+@pytest.mark.parametrize("size", [640, 1000, 51864 * 5])
+@pytest.mark.parametrize("count", [1, 5, 12])
+def test_the_largest_of_long_rows_come_in_order(size: int, count: int) -> None:
+    plain = RNG.standard_normal(size).astype(np.float32)
+    coarse = np.round(plain * 2) / 2  # with many that are equal
+    hidden = np.where(np.arange(size) % 97 == 3, plain, -np.inf)
+    for scores in (plain, coarse, hidden, -np.sort(plain), np.sort(plain)):
+        assert top(scores, count).tolist() == np.argsort(-scores, kind="stable")[:count].tolist()
+
+
 def test_draws_follow_the_probabilities() -> None:
     scores = np.float32([1.0, 0.0, -np.inf, 2.0, -1.0])
     shares = np.exp(log_softmax(scores.astype(np.float64)))
