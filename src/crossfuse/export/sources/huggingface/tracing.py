@@ -45,7 +45,7 @@ def tracing(model: Any, inputs: dict[str, Any], first: First | None = None) -> I
         utils.apply_patches("dynamo"),
         utils.apply_patches("onnx"),
         utils.patch_attribute(F, "scaled_dot_product_attention", lambda _: attention),
-        our_patches(),
+        our_patches(all_real=first is not None),
         joined_rows(),
         placed_features(first),
         exporter_onnx.use_experts_implementation(model, "grouped_mm"),

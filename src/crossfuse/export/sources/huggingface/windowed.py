@@ -2,23 +2,42 @@
 
 Longformer and LED compute the scores of a window as diagonals of overlapping chunks, and those of
 global tokens in gathered rows, whose number depends on values. Pegasus-X adds up the products with
-global tokens and with a block's own. Each stand-in computes the same rows:
+global tokens and with a block's own. BigBird joins blocks in five ways, by the place of the query's
+block, and changes its modules for good where it first sees a short text. Each stand-in computes the
+same rows:
 
 * a window is attention to all tokens under a mask that is a band, and columns for global tokens.
   That takes memory for length × length scores, where no kernel keeps them away; lengths that are
   no multiple of the window need no padding.
 * a block's keys are the global tokens and its own, in one row.
+* BigBird's blocks are attention to all tokens under a mask as well. Out of training, what it calls
+random blocks are its first block, so many times more: that is a bias of the logarithm of how often.
 """
 
 from __future__ import annotations
 
+import functools
+import math
+from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["blocked_attention", "unpadded", "windowed_attention"]
+from crossfuse.export.capture.traceable import replaced
+
+__all__ = [
+    "blocked_attention",
+    "sparse_blocks",
+    "unpadded",
+    "windowed_attention",
+    "with_whole_masks",
+]
+
+_HIDDEN = -10000.0
+"""What BigBird adds to the scores of padding."""
 
 
 def windowed_attention(
@@ -110,3 +129,64 @@ def blocked_attention(  # noqa: PLR0913 -- the library calls it so
         scale=1.0,
     )
     return rows.unflatten(0, query.shape[:2]).transpose(1, 2), None
+
+
+def with_whole_masks(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """A forward of BigBird's that gives its sparse attention the mask that it gives its full one,
+    and neither pads to blocks nor changes modules by length."""
+
+    @functools.wraps(forward)
+    def run(self: Any, *args: Any, **kwargs: Any) -> Any:
+        with ExitStack() as stack:
+            for part in self.modules():
+                if getattr(part, "attention_type", None) == "block_sparse":
+                    stack.enter_context(replaced(part, "attention_type", "original_full"))
+            return forward(self, *args, **kwargs)
+
+    return run
+
+
+def sparse_blocks(
+    self: Any, hidden_states: Tensor, attention_mask: Tensor | None = None, **_: Any
+) -> tuple[Tensor, None]:
+    """BigBird's: every block's tokens to the first and last block and to those beside it, the first
+    and last block's to all; a text of a few blocks has full attention.
+
+    Args:
+        hidden_states: ``[B, L, H·D]``.
+        attention_mask: of full attention, ``[B, 1, L, L]``: bool, True = attend, or added to the
+            scores; None where nothing is hidden.
+
+    Returns:
+        ``[B, L, H·D]``, 0 for padding unless the text is short; and no probabilities.
+    """
+    size, copies = self.block_size, self.num_random_blocks
+    places = torch.arange(hidden_states.shape[1], device=hidden_states.device)
+    blocks = places // size
+    last, is_short = blocks[-1], places[-1] < (5 + 2 * copies) * size
+    at_ends = (blocks == 0) | (blocks == last)
+    near = (blocks[:, None] - blocks).abs() <= 1
+    rows = torch.where(near | at_ends | at_ends[:, None], 0.0, -math.inf)
+    again = (blocks == 0) & ~at_ends[:, None]
+    bias = torch.where(again, math.log1p(copies), rows)[None, None]
+    full, is_real = torch.zeros_like(bias), torch.ones_like(bias[:, :, :1], dtype=torch.bool)
+    if attention_mask is not None:
+        is_bool = attention_mask.dtype == torch.bool
+        full = torch.where(attention_mask, 0.0, -math.inf) if is_bool else attention_mask
+        is_real = full[:, :, -1:] == 0
+
+    def heads(projection: Any) -> Tensor:
+        by_head: Tensor = projection(hidden_states).unflatten(
+            -1, (self.num_attention_heads, self.attention_head_size)
+        )
+        return by_head.transpose(1, 2)
+
+    query, key, value = (heads(layer) for layer in (self.query, self.key, self.value))
+    found = F.scaled_dot_product_attention(
+        query,
+        key,
+        value,
+        torch.where(is_short, full, bias + torch.where(is_real, 0.0, _HIDDEN)).to(query.dtype),
+    )
+    found = found.masked_fill(~(is_short | is_real).transpose(2, 3), 0.0)
+    return found.transpose(1, 2).flatten(2), None

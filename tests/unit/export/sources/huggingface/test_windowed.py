@@ -6,10 +6,13 @@ import pytest
 import torch
 import transformers
 from torch import nn
+from transformers.models.big_bird import modeling_big_bird
 from transformers.models.led import modeling_led
 from transformers.models.longformer import modeling_longformer
 from transformers.models.pegasus_x import modeling_pegasus_x
 
+from crossfuse.export.capture.module_state import kept_state
+from crossfuse.export.sources.huggingface.patches import our_patches
 from crossfuse.export.sources.huggingface.windowed import (
     blocked_attention,
     unpadded,
@@ -69,3 +72,32 @@ def test_blocks_and_global_tokens() -> None:
     made, probabilities = blocked_attention(attention, *given)
     assert probabilities is None
     assert torch.allclose(made, expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("copies", [1, 3])
+@pytest.mark.parametrize("length", [14, 21, 40, 47])
+def test_blocks_of_texts_of_any_length(length: int, copies: int) -> None:
+    torch.manual_seed(0)
+    config = transformers.BigBirdConfig(
+        vocab_size=50,
+        hidden_size=16,
+        num_attention_heads=2,
+        num_hidden_layers=2,
+        intermediate_size=16,
+        block_size=3,
+        num_random_blocks=copies,
+    )
+    model = modeling_big_bird.BigBirdModel(config).double().eval()
+    ids = torch.randint(0, 50, (2, length))
+    mask = torch.ones(2, length).long()
+    mask[1, length - 4 :] = 0
+    given = {"input_ids": ids, "attention_mask": mask}
+    with torch.no_grad(), kept_state(model):
+        with our_patches():
+            made = model(**given).last_hidden_state
+        assert model.attention_type == "block_sparse"
+        expected = model(**given).last_hidden_state
+        whole = model.attention_type == "original_full"
+    assert whole == (length <= 3 * (5 + 2 * copies))
+
+    assert torch.allclose(made, expected, atol=1e-9)
