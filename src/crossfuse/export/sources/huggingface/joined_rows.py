@@ -1,9 +1,9 @@
 """Batches of image features that a model lists row by row and joins again.
 
 ``list(features)`` of ``[images, tokens, width]`` fixes the number of images to the example's, and
-so does ``features.split(counts.tolist())`` of features that are joined already; ``torch.cat`` of the
-rows undoes it. While a model is traced, such a list holds one tensor with the rows joined, so that
-the number stays a symbol; joined with itself it is the same.
+so does ``features.split(counts.tolist())`` of features that are joined already; ``torch.cat`` of
+the rows undoes it. While a model is traced, such a list holds one tensor with the rows joined, so
+that the number stays a symbol; joined with itself it is the same.
 
 Idefics and its kin take several images a row, rows with fewer being padded with images that are 0,
 and leave those out. Where none is padding, the stand-in takes all.

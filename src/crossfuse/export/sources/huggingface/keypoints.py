@@ -12,7 +12,8 @@ hidden in place of being removed.
 * what becomes of results in the library is kept: dropped points of the shorter list overwrite the
 last point with "no match", and pairs settled out of order are put into another order.
 
-An image pair without any point has no graph: attention needs a key.
+A pair of images without any point has no results: attention needs a key. Of several pairs, padding
+is not matched with padding, to which the library gives a score of 1 by the square of their number.
 """
 
 from __future__ import annotations
@@ -92,8 +93,14 @@ def _listed(scores: Tensor, decoder: Any) -> tuple[Tensor, Tensor]:
     return order, counts
 
 
-def all_layers(match: Callable[..., Any]) -> Callable[..., Any]:
-    """LightGlue's matching of pairs, where it stops early and drops points."""
+def all_layers(match: Callable[..., Any], note: Callable[[Any], None]) -> Callable[..., Any]:
+    """LightGlue's matching of pairs, where it stops early and drops points.
+
+    Args:
+        match: the library's.
+        note: is not told anything: there are as many attentions.
+    """
+    del note
 
     @functools.wraps(match)
     def run(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -104,7 +111,7 @@ def all_layers(match: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
-def _matched(  # noqa: PLR0913 -- the library calls it so
+def _matched(
     self: Any,
     keypoints: Tensor,
     descriptors: Tensor,
@@ -146,7 +153,7 @@ def _matched(  # noqa: PLR0913 -- the library calls it so
         now = is_open
         if not is_last:
             sure = self.token_confidence[layer](states)
-            now = now & self._get_early_stopped_image_pairs(sure, layer, kept, each)
+            now = now & self._get_early_stopped_image_pairs(sure, layer, kept, num_points=each)
         found, found_scores = self._get_keypoint_matching(states, kept, layer)
         rows = now.repeat_interleave(images)[:, None]
         matches = torch.where(rows, found.masked_fill(~listed, -1), matches)
@@ -160,7 +167,8 @@ def _matched(  # noqa: PLR0913 -- the library calls it so
             matchable = self.match_assignment_layers[layer].get_matchability(states)
             stays = self._get_pruning_mask(sure, matchable, layer) & (kept != 0)
             goes_on = (settled == self.num_layers).repeat_interleave(images)[:, None]
-            listed = torch.where(goes_on, stays, listed)
+            # ONNX Runtime has no choice between truth values.
+            listed = (goes_on & stays) | (~goes_on & listed)
             kept = torch.where(goes_on, stays.to(kept.dtype), kept)
             layers = layers + (goes_on & stays)
     is_short = listed.sum(1, keepdim=True) < widths.max()

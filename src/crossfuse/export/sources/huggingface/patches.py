@@ -8,20 +8,21 @@ eagerly, checks that.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from types import ModuleType
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from crossfuse.export.sources.huggingface.joined_rows import all_images
 from crossfuse.export.sources.huggingface.keypoints import all_keypoints, all_layers
 from crossfuse.export.sources.huggingface.windowed import (
+    as_sparse_blocks,
     blocked_attention,
-    sparse_blocks,
     unpadded,
     windowed_attention,
     with_whole_masks,
@@ -31,17 +32,21 @@ __all__ = ["our_patches"]
 
 
 @contextmanager
-def our_patches(*, all_real: bool = False) -> Iterator[None]:
+def our_patches(
+    *, all_real: bool = False, note: Callable[[nn.Module], None] = lambda _: None
+) -> Iterator[None]:
     """Install every patch whose model is there, for a while.
 
     Args:
         all_real: no image of a row is padding.
+        note: is told each module, as it runs, that computes its attentions as fewer.
     """
     from transformers.exporters import utils
 
     with ExitStack() as stack:
         instead = _PATCHES | (dict.fromkeys(_PADDED_IMAGES, all_images) if all_real else {})
-        patches = {place: _instead(patch) for place, patch in instead.items()} | _WRAPPED
+        patches = {place: _instead(patch) for place, patch in instead.items()}
+        patches |= {place: partial(wrap, note=note) for place, wrap in _WRAPPED.items()}
         for (module, owner, attribute), patch in patches.items():
             target = getattr(_module(module), owner, None)
             if hasattr(target, attribute):
@@ -139,12 +144,6 @@ _PATCHES: dict[tuple[str, str, str], Any] = {
         "compute_local_attention_representations",
     ): blocked_attention,
     ("dbrx.modeling_dbrx", "DbrxExperts", "forward"): _dbrx_experts,
-    ("big_bird.modeling_big_bird", "BigBirdBlockSparseAttention", "forward"): sparse_blocks,
-    (
-        "bigbird_pegasus.modeling_bigbird_pegasus",
-        "BigBirdPegasusBlockSparseAttention",
-        "forward",
-    ): sparse_blocks,
     (
         "superpoint.modeling_superpoint",
         "SuperPointForKeypointDetection",
@@ -155,14 +154,20 @@ _PATCHES: dict[tuple[str, str, str], Any] = {
 
 _WRAPPED: dict[tuple[str, str, str], Any] = {
     ("big_bird.modeling_big_bird", "BigBirdModel", "forward"): with_whole_masks,
+    ("big_bird.modeling_big_bird", "BigBirdAttention", "forward"): as_sparse_blocks,
     ("bigbird_pegasus.modeling_bigbird_pegasus", "BigBirdPegasusEncoder", "forward"): (
         with_whole_masks
     ),
+    (
+        "bigbird_pegasus.modeling_bigbird_pegasus",
+        "BigBirdPegasusEncoderAttention",
+        "forward",
+    ): as_sparse_blocks,
     ("lightglue.modeling_lightglue", "LightGlueForKeypointMatching", "_match_image_pair"): (
         all_layers
     ),
 }
-"""The same → what makes its stand-in of it."""
+"""The same → what makes its stand-in of it, and of what is told modules."""
 
 _PADDED_IMAGES = tuple(
     (f"{model}.modeling_{model}", f"{name}Model", "get_image_features")

@@ -24,17 +24,19 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from crossfuse.export.capture.traceable import replaced
 
 __all__ = [
+    "as_sparse_blocks",
     "blocked_attention",
-    "sparse_blocks",
     "unpadded",
     "windowed_attention",
     "with_whole_masks",
 ]
+
+Note = Callable[[nn.Module], None]
 
 _HIDDEN = -10000.0
 """What BigBird adds to the scores of padding."""
@@ -131,9 +133,15 @@ def blocked_attention(  # noqa: PLR0913 -- the library calls it so
     return rows.unflatten(0, query.shape[:2]).transpose(1, 2), None
 
 
-def with_whole_masks(forward: Callable[..., Any]) -> Callable[..., Any]:
+def with_whole_masks(forward: Callable[..., Any], note: Note) -> Callable[..., Any]:
     """A forward of BigBird's that gives its sparse attention the mask that it gives its full one,
-    and neither pads to blocks nor changes modules by length."""
+    and neither pads to blocks nor changes modules by length.
+
+    Args:
+        forward: of the whole encoder.
+        note: is not told anything: no attention is in the encoder itself.
+    """
+    del note
 
     @functools.wraps(forward)
     def run(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -146,9 +154,30 @@ def with_whole_masks(forward: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
-def sparse_blocks(
-    self: Any, hidden_states: Tensor, attention_mask: Tensor | None = None, **_: Any
-) -> tuple[Tensor, None]:
+def as_sparse_blocks(forward: Callable[..., Any], note: Note) -> Callable[..., Any]:
+    """A forward of what holds BigBird's attention, sparse or full, which computes the sparse one
+    itself: where that becomes a full one in eager execution, this is where it is seen.
+
+    Args:
+        forward: of the module that holds it.
+        note: is told the module, whose attentions are fewer than the library's.
+    """
+
+    @functools.wraps(forward)
+    def run(
+        self: Any, hidden_states: Tensor, attention_mask: Tensor | None = None, **given: Any
+    ) -> Any:
+        if not hasattr(self.self, "num_random_blocks"):
+            return forward(self, hidden_states, attention_mask, **given)
+        note(self)
+        found = sparse_blocks(self.self, hidden_states, attention_mask)
+        residual = () if isinstance(self.output, nn.Linear) else (hidden_states,)
+        return self.output(found, *residual), None
+
+    return run
+
+
+def sparse_blocks(self: Any, hidden_states: Tensor, attention_mask: Tensor | None) -> Tensor:
     """BigBird's: every block's tokens to the first and last block and to those beside it, the first
     and last block's to all; a text of a few blocks has full attention.
 
@@ -158,7 +187,7 @@ def sparse_blocks(
             scores; None where nothing is hidden.
 
     Returns:
-        ``[B, L, H·D]``, 0 for padding unless the text is short; and no probabilities.
+        ``[B, L, H·D]``, 0 for padding unless the text is short.
     """
     size, copies = self.block_size, self.num_random_blocks
     places = torch.arange(hidden_states.shape[1], device=hidden_states.device)
@@ -189,4 +218,4 @@ def sparse_blocks(
         torch.where(is_short, full, bias + torch.where(is_real, 0.0, _HIDDEN)).to(query.dtype),
     )
     found = found.masked_fill(~(is_short | is_real).transpose(2, 3), 0.0)
-    return found.transpose(1, 2).flatten(2), None
+    return found.transpose(1, 2).flatten(2)
