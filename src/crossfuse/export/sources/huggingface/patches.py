@@ -23,6 +23,7 @@ from crossfuse.export.sources.huggingface.keypoints import all_keypoints, all_la
 from crossfuse.export.sources.huggingface.windowed import (
     as_sparse_blocks,
     blocked_attention,
+    global_blocks,
     unpadded,
     windowed_attention,
     with_whole_masks,
@@ -48,7 +49,8 @@ def our_patches(
         patches = {place: _instead(patch) for place, patch in instead.items()}
         patches |= {place: partial(wrap, note=note) for place, wrap in _WRAPPED.items()}
         for (module, owner, attribute), patch in patches.items():
-            target = getattr(_module(module), owner, None)
+            found = _module(module)
+            target = getattr(found, owner, None) if owner else found
             if hasattr(target, attribute):
                 stack.enter_context(utils.patch_attribute(target, attribute, patch))
         yield
@@ -144,13 +146,15 @@ _PATCHES: dict[tuple[str, str, str], Any] = {
         "compute_local_attention_representations",
     ): blocked_attention,
     ("dbrx.modeling_dbrx", "DbrxExperts", "forward"): _dbrx_experts,
+    ("longt5.modeling_longt5", "", "_make_global_fixed_block_ids"): global_blocks,
     (
         "superpoint.modeling_superpoint",
         "SuperPointForKeypointDetection",
         "forward",
     ): all_keypoints,
 }
-"""Module below ``transformers.models``, class and method → what stands in for it."""
+"""Module below ``transformers.models``, class and method, or none and function → what stands in for
+it."""
 
 _WRAPPED: dict[tuple[str, str, str], Any] = {
     ("big_bird.modeling_big_bird", "BigBirdModel", "forward"): with_whole_masks,

@@ -3,8 +3,8 @@
 Longformer and LED compute the scores of a window as diagonals of overlapping chunks, and those of
 global tokens in gathered rows, whose number depends on values. Pegasus-X adds up the products with
 global tokens and with a block's own. BigBird joins blocks in five ways, by the place of the query's
-block, and changes its modules for good where it first sees a short text. Each stand-in computes the
-same rows:
+block, and changes its modules for good where it first sees a short text. LongT5 has global tokens
+where a text is long enough. Each stand-in computes the same rows:
 
 * a window is attention to all tokens under a mask that is a band, and columns for global tokens.
   That takes memory for length × length scores, where no kernel keeps them away; lengths that are
@@ -12,6 +12,7 @@ same rows:
 * a block's keys are the global tokens and its own, in one row.
 * BigBird's blocks are attention to all tokens under a mask as well. Out of training, what it calls
 random blocks are its first block, so many times more: that is a bias of the logarithm of how often.
+* LongT5's global tokens are numbered whether or not a text is long enough to have any.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from crossfuse.export.capture.traceable import replaced
 __all__ = [
     "as_sparse_blocks",
     "blocked_attention",
+    "global_blocks",
     "unpadded",
     "windowed_attention",
     "with_whole_masks",
@@ -219,3 +221,28 @@ def sparse_blocks(self: Any, hidden_states: Tensor, attention_mask: Tensor | Non
     )
     found = found.masked_fill(~(is_short | is_real).transpose(2, 3), 0.0)
     return found.transpose(1, 2).flatten(2)
+
+
+def global_blocks(attention_mask: Tensor, global_block_size: int) -> tuple[Tensor, Tensor]:
+    """LongT5's numbers of blocks, and which blocks there are; the original branches where there is
+    none.
+
+    Args:
+        attention_mask: ``[B, L]``, 0 for padding.
+        global_block_size: tokens of a block.
+
+    Returns:
+        ``[B, L]``, of each token its whole block, or -1; and ``[B, L // size]``, 1 for blocks of
+        the row.
+    """
+    step = torch.ones_like(attention_mask) / global_block_size
+    before = torch.floor(1.0 + (torch.cumsum(step, 1) - step) - 1.0).clamp(min=-1.0)
+    numbers = torch.where(attention_mask != 0, before, -1.0)
+    length = attention_mask.shape[1]
+    places = torch.arange(length, device=attention_mask.device)
+    is_end = places % global_block_size == global_block_size - 1
+    whole = (is_end & (numbers >= 0)).sum(-1, keepdim=True).to(numbers.dtype) - 1
+    numbers = torch.minimum(numbers, whole)
+    blocks = torch.arange(length // global_block_size, device=attention_mask.device)
+    there = blocks <= numbers.amax(-1, keepdim=True)
+    return numbers.to(torch.int32), there.to(torch.int32)

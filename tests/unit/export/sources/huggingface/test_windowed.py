@@ -10,12 +10,14 @@ from transformers.models.big_bird import modeling_big_bird
 from transformers.models.bigbird_pegasus import modeling_bigbird_pegasus
 from transformers.models.led import modeling_led
 from transformers.models.longformer import modeling_longformer
+from transformers.models.longt5 import modeling_longt5
 from transformers.models.pegasus_x import modeling_pegasus_x
 
 from crossfuse.export.capture.module_state import kept_state
 from crossfuse.export.sources.huggingface.patches import our_patches
 from crossfuse.export.sources.huggingface.windowed import (
     blocked_attention,
+    global_blocks,
     unpadded,
     windowed_attention,
 )
@@ -108,3 +110,15 @@ def test_blocks_of_texts_of_any_length(kind: str, length: int, copies: int) -> N
     assert whole == (length <= 3 * (5 + 2 * copies))
     assert len(told) == 2
     assert torch.allclose(made, expected, atol=1e-9)
+
+
+@pytest.mark.parametrize("length", [1, 3, 4, 15, 16])
+@pytest.mark.parametrize("size", [4, 3])
+def test_numbers_of_blocks(length: int, size: int) -> None:
+    torch.manual_seed(0)
+    mask = (torch.rand(5, length) > 0.3).long()
+    mask[0], mask[1], mask[2, length // 2 :] = 1, 0, 0
+    expected = modeling_longt5._make_global_fixed_block_ids(mask, size)
+    for made, wanted in zip(global_blocks(mask, size), expected, strict=True):
+        assert torch.equal(made, wanted)
+        assert made.dtype == wanted.dtype
