@@ -36,6 +36,10 @@ _MODULES = ("transformers.models.llava.modeling_llava",)
 """Modules that list features, whose every list of a tensor is joined along its first axis."""
 
 
+_TENSORS: tuple[Any, ...] = (Tensor, FakeTensor, FunctionalTensor)
+"""Classes with a ``tolist`` of their own."""
+
+
 class _Counts:
     """Numbers of a tensor, asked for when something else than a split needs them."""
 
@@ -60,7 +64,7 @@ def joined_rows() -> Iterator[None]:
         setattr(module, "list", _listed)  # noqa: B010 -- a name that the module has of the builtins
     try:
         with ExitStack() as stack:
-            for kind in (Tensor, FakeTensor, FunctionalTensor):
+            for kind in _TENSORS:
                 stack.enter_context(replaced(kind, "tolist", _counted(kind.tolist)))
             for owner in (Tensor, torch):
                 stack.enter_context(replaced(owner, "split", _whole(owner.split)))
