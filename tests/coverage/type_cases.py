@@ -44,7 +44,13 @@ def _case(model_type: str) -> Case:
 TYPES: tuple[str, ...] = tuple(Path(__file__).with_name("types.txt").read_text().split())
 """Model types: what combines several kinds of inputs, and others with attention."""
 
-SHOWN = ("paligemma", "qwen2_vl")
+SHOWN = (
+    "paligemma",
+    "qwen2_vl",
+    *("gemma4", "idefics3", "smolvlm"),
+    *("big_bird", "bigbird_pegasus"),
+    *("lightglue", "superglue"),
+)
 """Types that were exported with every attention fused: their exports are tests."""
 
 CASES = {case.name: case for case in map(_case, TYPES)}

@@ -26,7 +26,7 @@ from crossfuse.export.capture.onnx_census import graph_census, nested_attentions
 from crossfuse.export.capture.to_onnx import program_to_onnx
 from crossfuse.export.capture.trace import capture
 from crossfuse.export.keep_probabilities import KeptProbabilities, kept_probabilities
-from crossfuse.export.ledger_rows import open_ledger
+from crossfuse.export.ledger_rows import open_ledger, where_joined
 from crossfuse.export.passes.absorb_scales import AbsorbScalesPass
 from crossfuse.export.passes.base import (
     FusionPass,
@@ -106,6 +106,7 @@ class _Source:
     outputs: tuple[str, ...]
     missed: Sequence[Missed] = ()
     interfaced: Collection[str] = ()
+    joined: Collection[str] = ()
 
 
 @without_fast_paths()
@@ -127,7 +128,10 @@ def fuse(spec: ModelSpec, progress: Progress = lambda _: None) -> FusedGraph:
     passes = fusion_passes(source.outputs, outputs, source.kept.modules)
     fused = run_passes(model, PASSES.placed(passes))
     missed = [*source.missed, *fused.missed]
-    ledger = open_ledger(fused.model, spec.module, source.sightings, missed, source.interfaced)
+    sightings = where_joined(source.sightings, source.joined)
+    ledger = open_ledger(
+        fused.model, spec.module, sightings, missed, source.interfaced, source.joined
+    )
     ledger = ledger.with_probabilities(source.kept.sites)
     # Behind the ledger, which reads how each attention was captured.
     model = run_passes(fused.model, [StripMetadataPass()]).model
@@ -222,7 +226,9 @@ def _trace(spec: ModelSpec, progress: Progress) -> _Source:
             model = program_to_onnx(traced.program, spec, outputs, tracing)
         note_ranges(model, ranges, spec.counts)
     kept = replace(kept, spec=spec)
-    return _Source(kept, model, sightings, outputs, traced.missed, tracing.interfaced)
+    return _Source(
+        kept, model, sightings, outputs, traced.missed, tracing.interfaced, tracing.joined
+    )
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import replace
 
 import onnx_ir as ir
 from torch import nn
@@ -21,7 +22,26 @@ from crossfuse.export.passes.name_sites import site_name
 from crossfuse.graph.attention_node import AttentionNode, attentions
 from crossfuse.graph.shapes import dim_of
 
-__all__ = ["open_ledger"]
+__all__ = ["open_ledger", "where_joined"]
+
+
+def where_joined(sightings: Sequence[Sighting], joined: Collection[str]) -> list[Sighting]:
+    """Sightings, those in parts of a module that computes their attentions as fewer as its own.
+
+    Args:
+        sightings: the census.
+        joined: paths of such modules.
+    """
+    return [
+        replace(
+            sighting,
+            module=next(
+                (path for path in joined if sighting.module.startswith(f"{path}.")),
+                sighting.module,
+            ),
+        )
+        for sighting in sightings
+    ]
 
 
 def open_ledger(
@@ -30,6 +50,7 @@ def open_ledger(
     sightings: Sequence[Sighting],
     missed: Iterable[Missed] = (),
     interfaced: Collection[str] = (),
+    joined: Collection[str] = (),
 ) -> Ledger:
     """A row per attention of the eager model.
 
@@ -40,6 +61,8 @@ def open_ledger(
         missed: what passes did not match, per module in order.
         interfaced: paths of modules that called the operator through an interface of their library
             while traced.
+        joined: paths of modules that computed their attentions as fewer while traced: what is
+            captured there stands for all, unless a pass missed one.
     """
     first_names = _first_names(module)
     per_module = defaultdict[str, list[Sighting]](list)
@@ -59,6 +82,8 @@ def open_ledger(
     for miss in missed:
         reasons[first_names.get(miss.module, miss.module)].append(miss.reason)
     for path, seen in per_module.items():
+        if path in joined and captured[path] and not reasons[path]:
+            continue
         rows += _missed_rows(path, seen, captured[path], reasons[path])
     return Ledger(tuple(rows))
 

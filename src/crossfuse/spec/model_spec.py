@@ -45,6 +45,8 @@ class Tracing:
     Attributes:
         interfaced: paths of modules whose attention called the operator through the library's
             interface; filled while tracing.
+        joined: paths of modules that compute their attentions as fewer than eager execution, by
+            parts below them too; filled while tracing.
         translations: PyTorch operator → its translation to ONNX.
         defer_guards: relations between sizes that hold but that the tracer can't prove are not
             errors.
@@ -53,6 +55,7 @@ class Tracing:
     """
 
     interfaced: Collection[str] = ()
+    joined: Collection[str] = ()
     translations: Mapping[Any, Any] = field(default_factory=dict)
     defer_guards: bool = False
     fix_program: Callable[[Any], None] = lambda _: None

@@ -6,7 +6,7 @@ import onnx_ir as ir
 from torch import nn
 
 from crossfuse.export.capture.census import Sighting
-from crossfuse.export.ledger_rows import open_ledger
+from crossfuse.export.ledger_rows import open_ledger, where_joined
 from crossfuse.export.passes.base import Missed
 from crossfuse.export.passes.name_sites import NameSitesPass
 from crossfuse.graph.attention_node import attention_nodes
@@ -78,3 +78,17 @@ def test_a_module_under_two_names_has_one() -> None:
     shared.add_module("again", shared.get_submodule("a"))
     rows = open_ledger(graph("again"), shared, [Sighting("a", "sdpa")]).rows
     assert len(rows) == 1  # the census knows the first name, and nothing is missing
+
+
+def test_attentions_that_are_computed_as_fewer_have_a_row_of_what_there_is() -> None:
+    sightings = [Sighting("a.one", "products", ("softmax",)), Sighting("a", "products"),
+                 Sighting("ab", "products", ("softmax",))]  # fmt: skip
+    joined = where_joined(sightings, {"a"})
+    assert [sighting.module for sighting in joined] == ["a", "a", "ab"]
+    (row,) = open_ledger(graph("a"), module("a"), joined[:2], joined={"a"}).rows
+    assert (row.site, row.kind) == ("a", "cross")
+    missed = [Missed("a", "its scores are an output")]
+    rows = open_ledger(graph("a"), module("a"), joined[:2], missed, joined={"a"}).rows
+    assert [row.kind for row in rows] == ["cross", "unknown"]
+    rows = open_ledger(graph("b"), module("a", "b"), joined[:2], joined={"a"}).rows
+    assert [row.kind for row in rows] == ["cross", "unknown", "unknown"]

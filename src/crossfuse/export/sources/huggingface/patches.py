@@ -8,37 +8,56 @@ eagerly, checks that.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from types import ModuleType
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
+from crossfuse.export.sources.huggingface.joined_rows import all_images
+from crossfuse.export.sources.huggingface.keypoints import all_keypoints, all_layers
 from crossfuse.export.sources.huggingface.windowed import (
+    as_sparse_blocks,
     blocked_attention,
+    global_blocks,
     unpadded,
     windowed_attention,
+    with_whole_masks,
 )
 
 __all__ = ["our_patches"]
 
 
 @contextmanager
-def our_patches() -> Iterator[None]:
-    """Install every patch whose model is there, for a while."""
+def our_patches(
+    *, all_real: bool = False, note: Callable[[nn.Module], None] = lambda _: None
+) -> Iterator[None]:
+    """Install every patch whose model is there, for a while.
+
+    Args:
+        all_real: no image of a row is padding.
+        note: is told each module, as it runs, that computes its attentions as fewer.
+    """
     from transformers.exporters import utils
 
     with ExitStack() as stack:
-        for (module, owner, attribute), patch in _PATCHES.items():
-            target = getattr(_module(module), owner, None)
+        instead = _PATCHES | (dict.fromkeys(_PADDED_IMAGES, all_images) if all_real else {})
+        patches = {place: _instead(patch) for place, patch in instead.items()}
+        patches |= {place: partial(wrap, note=note) for place, wrap in _WRAPPED.items()}
+        for (module, owner, attribute), patch in patches.items():
+            found = _module(module)
+            target = getattr(found, owner, None) if owner else found
             if hasattr(target, attribute):
-                stack.enter_context(
-                    utils.patch_attribute(target, attribute, lambda _, patch=patch: patch)
-                )
+                stack.enter_context(utils.patch_attribute(target, attribute, patch))
         yield
+
+
+def _instead(patch: Any) -> Any:
+    return lambda _: patch
 
 
 def _module(name: str) -> ModuleType | None:
@@ -127,5 +146,41 @@ _PATCHES: dict[tuple[str, str, str], Any] = {
         "compute_local_attention_representations",
     ): blocked_attention,
     ("dbrx.modeling_dbrx", "DbrxExperts", "forward"): _dbrx_experts,
+    ("longt5.modeling_longt5", "", "_make_global_fixed_block_ids"): global_blocks,
+    (
+        "superpoint.modeling_superpoint",
+        "SuperPointForKeypointDetection",
+        "forward",
+    ): all_keypoints,
 }
-"""Module below ``transformers.models``, class and method → what stands in for it."""
+"""Module below ``transformers.models``, class and method, or none and function → what stands in for
+it."""
+
+_WRAPPED: dict[tuple[str, str, str], Any] = {
+    ("big_bird.modeling_big_bird", "BigBirdModel", "forward"): with_whole_masks,
+    ("big_bird.modeling_big_bird", "BigBirdAttention", "forward"): as_sparse_blocks,
+    ("bigbird_pegasus.modeling_bigbird_pegasus", "BigBirdPegasusEncoder", "forward"): (
+        with_whole_masks
+    ),
+    (
+        "bigbird_pegasus.modeling_bigbird_pegasus",
+        "BigBirdPegasusEncoderAttention",
+        "forward",
+    ): as_sparse_blocks,
+    ("lightglue.modeling_lightglue", "LightGlueForKeypointMatching", "_match_image_pair"): (
+        all_layers
+    ),
+}
+"""The same → what makes its stand-in of it, and of what is told modules."""
+
+_PADDED_IMAGES = tuple(
+    (f"{model}.modeling_{model}", f"{name}Model", "get_image_features")
+    for model, name in (
+        ("idefics2", "Idefics2"),
+        ("idefics3", "Idefics3"),
+        ("smolvlm", "SmolVLM"),
+        ("modernvbert", "ModernVBert"),
+        ("ultravbert", "UltraVBert"),
+    )
+)
+"""Where images that are padding are left out."""

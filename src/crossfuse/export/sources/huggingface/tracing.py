@@ -41,11 +41,16 @@ def tracing(model: Any, inputs: dict[str, Any], first: First | None = None) -> I
     from transformers.integrations import moe
 
     attention = F.scaled_dot_product_attention
+    paths = {module: name for name, module in model.named_modules()}
+    joined: set[str] = set()
     with (
         utils.apply_patches("dynamo"),
         utils.apply_patches("onnx"),
         utils.patch_attribute(F, "scaled_dot_product_attention", lambda _: attention),
-        our_patches(),
+        our_patches(
+            all_real=first is not None and bool(first.placeholders),
+            note=lambda module: joined.add(paths[module]),
+        ),
         joined_rows(),
         placed_features(first),
         exporter_onnx.use_experts_implementation(model, "grouped_mm"),
@@ -57,6 +62,7 @@ def tracing(model: Any, inputs: dict[str, Any], first: First | None = None) -> I
     ):
         yield Tracing(
             interfaced=interfaced,
+            joined=joined,
             defer_guards=getattr(getattr(model, "config", None), "model_type", None)
             in _UNPROVEN_SIZES,
             translations=exporter_onnx._ONNX_TRANSLATION_TABLE,

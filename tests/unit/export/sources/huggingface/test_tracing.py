@@ -60,3 +60,16 @@ def test_experts_are_grouped_whatever_way_the_model_runs_them() -> None:
             made = model(**inputs)[0]
     assert model.config._experts_implementation == "eager"
     assert torch.allclose(made, expected, atol=1e-5)
+
+
+def test_modules_that_compute_their_attentions_as_one() -> None:
+    config = transformers.BigBirdConfig(
+        vocab_size=30, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
+        intermediate_size=17, block_size=2, num_random_blocks=1, sep_token_id=None,
+    )  # fmt: skip
+    model = transformers.BigBirdModel(config).eval()
+    inputs = {"input_ids": torch.randint(30, (2, 17))}
+    with tracing(model, inputs) as about, torch.no_grad():
+        assert not about.joined
+        model(**inputs)
+        assert about.joined == {"encoder.layer.0.attention"}

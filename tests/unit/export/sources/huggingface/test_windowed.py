@@ -6,12 +6,18 @@ import pytest
 import torch
 import transformers
 from torch import nn
+from transformers.models.big_bird import modeling_big_bird
+from transformers.models.bigbird_pegasus import modeling_bigbird_pegasus
 from transformers.models.led import modeling_led
 from transformers.models.longformer import modeling_longformer
+from transformers.models.longt5 import modeling_longt5
 from transformers.models.pegasus_x import modeling_pegasus_x
 
+from crossfuse.export.capture.module_state import kept_state
+from crossfuse.export.sources.huggingface.patches import our_patches
 from crossfuse.export.sources.huggingface.windowed import (
     blocked_attention,
+    global_blocks,
     unpadded,
     windowed_attention,
 )
@@ -69,3 +75,50 @@ def test_blocks_and_global_tokens() -> None:
     made, probabilities = blocked_attention(attention, *given)
     assert probabilities is None
     assert torch.allclose(made, expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["BigBird", "BigBirdPegasus"])
+@pytest.mark.parametrize(
+    ("length", "copies"), [(14, 1), (21, 1), (22, 1), (33, 3), (40, 3), (47, 1)]
+)
+def test_blocks_of_texts_of_any_length(kind: str, length: int, copies: int) -> None:
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 50, "block_size": 3, "num_random_blocks": copies}
+    model: nn.Module
+    if kind == "BigBird":
+        config = transformers.BigBirdConfig(
+            hidden_size=16, num_attention_heads=2, num_hidden_layers=2, intermediate_size=16,
+            sep_token_id=None, **sizes,
+        )  # fmt: skip
+        model = modeling_big_bird.BigBirdModel(config)
+    else:
+        other = transformers.BigBirdPegasusConfig(
+            d_model=16, encoder_attention_heads=2, encoder_layers=2, encoder_ffn_dim=16, **sizes
+        )
+        model = modeling_bigbird_pegasus.BigBirdPegasusEncoder(other)
+    model = model.double().eval()
+    mask = torch.ones(2, length).long()
+    mask[1, length - 4 :] = 0
+    given = {"input_ids": torch.randint(0, 50, (2, length)), "attention_mask": mask}
+    told: list[nn.Module] = []
+    with torch.no_grad(), kept_state(model):
+        with our_patches(note=told.append):
+            made = model(**given).last_hidden_state
+        assert model.attention_type == "block_sparse"
+        expected = model(**given).last_hidden_state
+        whole = model.attention_type == "original_full"
+    assert whole == (length <= 3 * (5 + 2 * copies))
+    assert len(told) == 2
+    assert torch.allclose(made, expected, atol=1e-9)
+
+
+@pytest.mark.parametrize("length", [1, 3, 4, 15, 16])
+@pytest.mark.parametrize("size", [4, 3])
+def test_numbers_of_blocks(length: int, size: int) -> None:
+    torch.manual_seed(0)
+    mask = (torch.rand(5, length) > 0.3).long()
+    mask[0], mask[1], mask[2, length // 2 :] = 1, 0, 0
+    expected = modeling_longt5._make_global_fixed_block_ids(mask, size)
+    for made, wanted in zip(global_blocks(mask, size), expected, strict=True):
+        assert torch.equal(made, wanted)
+        assert made.dtype == wanted.dtype
