@@ -58,7 +58,7 @@ the cell of a target is empty, the model was not exported for it.
 """
 
 TABLE = """
-| Model | What was run | Takes | Attentions | Captured by | {targets} | Parity (tolerance) | CPU, s |
+| Model | What | Takes | Attentions | Captured by | {targets} | Parity (tolerance) | CPU, s |
 |---|---|---|---|---|{bars}---|---|
 """
 
