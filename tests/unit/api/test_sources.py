@@ -16,8 +16,7 @@ from torch import Tensor, nn
 import crossfuse
 from coverage.cases import SEQ2SEQ, TEXT, VISION, perturbed
 from crossfuse import FusionError, InputError, ModelSpec, huggingface_spec, runtime
-from crossfuse.api.source_options import SourceOptions
-from crossfuse.api.sources import Source
+from crossfuse.api.sources import Source, SourceOptions
 from crossfuse.cli import main
 from crossfuse.export.capture.guards import NotFreeError
 
