@@ -97,11 +97,10 @@ def imported() -> None:
         importlib.import_module(name)
     torch = importlib.import_module("torch")
     torch.set_num_threads(1)
-    from crossfuse import ModelSpec
+    from crossfuse.api.sources import Source, SourceOptions
     from crossfuse.export.fuse import fuse
 
-    layer = torch.nn.TransformerEncoderLayer(8, 2, 8, batch_first=True).eval()
-    fuse(ModelSpec(layer, {"src": torch.ones(2, 5, 8)}, {"src": {0: "batch", 1: "text"}}))
+    fuse(Source.of("clip", SourceOptions(size="tiny")).load())
     gc.freeze()  # a collection would write to what the processes share
 
 
