@@ -207,7 +207,7 @@ class _Observer(OperatorWatch):
         left, right = args[-2:] if name in ("aten::baddbmm", "aten::addmm") else args[:2]
         if left in self.weights or right in self.weights:
             if left in self.scores or right in self.scores:
-                self.mixed[result] = True
+                self.mixed[result] = _Scores(self._module())
             return
         scores = self.scores.get(left)
         if scores is None or not scores.normalised:
@@ -234,18 +234,20 @@ class _Observer(OperatorWatch):
             for out in made:
                 self.weights[out] = True
             return
-        scores = next((self.scores[t] for t in tensors if t in self.scores), None)
         short = self._step(name, inputs[0] if inputs else None)
-        if scores is None:
-            if not any(t in self.mixed for t in tensors):
-                return
+        mixed = next((self.mixed[t] for t in tensors if t in self.mixed), None)
+        scores = next((self.scores[t] for t in tensors if t in self.scores), None)
+        if scores is None and mixed is not None:
             # Scores mixed by weights (talking heads) are still an attention's once they go through
             # a softmax.
-            if "softmax" not in short:
+            if _has_softmax([*mixed.steps, short]):
+                scores = mixed
+            else:
+                mixed.steps.append(short)
                 for out in made:
-                    self.mixed[out] = True
-                return
-            scores = _Scores(self._module())
+                    self.mixed[out] = mixed
+        if scores is None:
+            return
         several = {id(self.scores[t]) for t in tensors if t in self.scores}
         scores.joined |= short == "cat" and len(several) > 1
         if name not in _VIEWS:

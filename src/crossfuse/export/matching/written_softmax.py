@@ -2,11 +2,13 @@
 normalised again.
 
 `weights_of` reads exponentials, or the result of a softmax, and the masks that make some of them 0;
-`sum_of` reads a sum over one axis; `is_sum_alone` tells whether a number beside the sum matters.
+`sum_of` reads a sum over one axis; `is_sum_alone` tells whether a number beside the sum matters;
+`underflowing_fills` reads what makes a sum 0 that a softmax's is not.
 """
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import onnx_ir as ir
@@ -19,6 +21,7 @@ from crossfuse.export.matching.conditions import (
     same_value,
 )
 from crossfuse.export.matching.softmax_chain import WIDE, scalar_of
+from crossfuse.graph.magnitudes import magnitudes_behind
 from crossfuse.graph.op_classes import is_onnx
 from crossfuse.graph.shapes import dim_of, rank_of
 
@@ -31,12 +34,19 @@ __all__ = [
     "reduction_of",
     "sum_of",
     "unconverted",
+    "underflowing_fills",
     "weights_of",
     "without_shift",
 ]
 
 _NOTHING = 1e-7
 """Beside a sum of at least 1 a number up to this one is nothing in float32."""
+
+_UNDERFLOWS = -1e3
+"""The exponential of a number up to this one is 0, in float64 too."""
+
+_SMALL = 50.0
+"""The exponential of a number of up to this size is none that a float32 sum loses."""
 
 _SUMS = ("ReduceSum", "ReduceL1")
 
@@ -199,23 +209,51 @@ def _is_flat(scores: ir.Value, shift: ir.Value, axis: int) -> bool:
 
 
 def is_sum_alone(weights: Weights, total: Sum) -> bool:
-    """Whether what is added to the sum, or limits it, changes nothing."""
+    """Whether the quotient is a softmax along the sum's axis: what is added to the sum, or limits
+    it, changes nothing, and a softmax before it is along the same axis."""
+    if weights.base.op_type == "Softmax" and not _is_along(weights, total):
+        return False
     if not total.added and not total.limit:
         return True
     if total.added > _NOTHING or total.limit > 1:
         return False
-    if weights.base.op_type == "Softmax":
-        axis = weights.base.attributes.get_int("axis", -1)
-        rank = rank_of(weights.scores)
-        along = axis is not None and rank is not None and axis % rank == total.axis % rank
-        scores: ir.Value | None = weights.scores if along else None
-    else:
-        scores = _before_maximum(weights.scores, total.axis)
+    softmax = weights.base.op_type == "Softmax"
+    scores = weights.scores if softmax else _before_maximum(weights.scores, total.axis)
     if scores is None:
         return False
     known = _filled(scores)
     own = [part for mask in weights.masks for part in literals_of(mask.condition, mask.hides)]
     return all(any(part.same_as(other) for other in known) for part in own)
+
+
+def _is_along(weights: Weights, total: Sum) -> bool:
+    axis, rank = weights.base.attributes.get_int("axis", -1), rank_of(weights.scores)
+    return axis is not None and rank is not None and axis % rank == total.axis % rank
+
+
+def underflowing_fills(weights: Weights, axis: int) -> tuple[WeightMask, ...] | None:
+    """Masks of the finite fills whose exponentials are 0: a row of them has the sum 0, where a
+    softmax, which subtracts the maximum, averages. None where there may be others, in places that
+    are not read.
+
+    Where the maximum is subtracted, there is none.
+    """
+    if weights.base.op_type != "Exp" or _before_maximum(weights.scores, axis) is not None:
+        return ()
+    masks: list[WeightMask] = []
+    current = weights.scores
+    while (node := producer(current)) is not None and node.op_type == "Where":
+        numbers = [scalar_of(v) for v in node.inputs[1:]]
+        filled = next((i for i, n in enumerate(numbers) if n is not None and n <= _UNDERFLOWS), 2)
+        condition, kept = node.inputs[0], node.inputs[2 - filled]
+        if filled == 2 or condition is None or kept is None:
+            break
+        if numbers[filled] != -math.inf:
+            masks.append(WeightMask(condition, hides=filled == 0))
+        current = kept
+    behind = magnitudes_behind(current)
+    other = behind.outside or any(_SMALL < n < math.inf for n in behind.largest)
+    return None if other else tuple(masks)
 
 
 def _before_maximum(value: ir.Value, axis: int) -> ir.Value | None:

@@ -11,11 +11,13 @@ logarithm of the sum is written out, with or without something that is subtracte
 4. A quotient behind the product with the values, ``(w v) / sum(w)``, is one in front of it.
 5. A number added to the sum, or a limit below it, falls away where the sum can't come near it: it
    is 0, or at least 1, as behind a maximum that is subtracted and masks that ``x`` has as well.
-6. What replaces infinite probabilities (``nan_to_num``) falls away behind a softmax.
+6. A row of finite fills whose exponentials are all 0 is 0 / 0. Where NaN is replaced behind the
+   quotient, such fills are −inf.
+7. What replaces infinite probabilities (``nan_to_num``) falls away behind a softmax.
 
-It must not fire where the scores hold fills so low that the logarithm of a sum is nothing beside
-them; where weights differ from their sum's; where a number is added to a sum that may be
-as small; or on values that depend on no input.
+It must not fire where a sum is along another axis than a softmax before it; where the scores hold
+fills so low that the logarithm of a sum is nothing beside them; where weights differ from their
+sum's; where a number is added to a sum that may be as small; or on values that depend on no input.
 """
 
 from __future__ import annotations
@@ -32,11 +34,13 @@ from crossfuse.export.matching.softmax_chain import active_values, scalar_of
 from crossfuse.export.matching.written_softmax import (
     Sum,
     WeightMask,
+    Weights,
     is_sum_alone,
     producer,
     reduction_of,
     sum_of,
     unconverted,
+    underflowing_fills,
     weights_of,
     without_shift,
 )
@@ -163,8 +167,10 @@ def _quotient(node: ir.Node, above: ir.Value | None, below: ir.Value | None) -> 
         weights = weights_of(above)
         if weights is None or not is_sum_alone(weights, total):
             return False
-        scores = without_shift(weights, total.axis)
-        return _write(node, scores, weights.masks, total.axis)
+        masks = _masks(weights, total.axis, node)
+        if masks is None:
+            return False
+        return _write(node, without_shift(weights, total.axis), masks, total.axis)
     return _quotient_of_product(node, above, total)
 
 
@@ -177,11 +183,35 @@ def _quotient_of_product(node: ir.Node, above: ir.Value, total: Sum) -> bool:
     weights = weights_of(left) if left is not None and same_value(left, total.of) else None
     if weights is None or not is_sum_alone(weights, total):
         return False
+    masks = _masks(weights, -1, node)
+    if masks is None:
+        return False
     build = GraphBuilder()
-    softmax = _softmax(build, without_shift(weights, -1), weights.masks, -1)
+    softmax = _softmax(build, without_shift(weights, -1), masks, -1)
     out = node.outputs[0]
     build.replace(node, build.op("MatMul", softmax, values, like=out, shape=out.shape))
     return True
+
+
+def _masks(weights: Weights, axis: int, quotient: ir.Node) -> tuple[WeightMask, ...] | None:
+    """What the softmax is masked by; None where that can't be read."""
+    if not _is_nan_replaced(quotient):
+        return weights.masks
+    underflowing = underflowing_fills(weights, axis)
+    return None if underflowing is None else (*weights.masks, *underflowing)
+
+
+def _is_nan_replaced(quotient: ir.Node) -> bool:
+    """Whether NaN is asked for between a quotient and the next product."""
+    seen, pending = {quotient}, [quotient]
+    while pending:
+        users = {user for v in pending.pop().outputs for user, _ in v.uses()}
+        if any(user.op_type == "IsNaN" for user in users):
+            return True
+        new = [user for user in users if user.op_type != "MatMul" and user not in seen]
+        seen.update(new)
+        pending += new
+    return False
 
 
 def _write(node: ir.Node, scores: ir.Value, masks: Sequence[WeightMask], axis: int) -> bool:

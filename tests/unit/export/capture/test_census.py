@@ -47,6 +47,20 @@ def normalised(weights: Tensor) -> Tensor:
     return weights / weights.sum(-2, keepdim=True)
 
 
+def mixed(m: nn.Module, x: Tensor) -> Tensor:
+    """Scores that weights mix (talking heads)."""
+    return (x @ x.mT) @ m.weight[:3, :2]
+
+
+def written_softmax(scores: Tensor) -> Tensor:
+    weights = (scores - scores.amax(-1, keepdim=True)).exp()
+    return weights / weights.sum(-1, keepdim=True)
+
+
+def without_logarithm(scores: Tensor) -> Tensor:
+    return (scores - scores.logsumexp(-1, keepdim=True)).exp()
+
+
 @pytest.mark.parametrize(
     ("function", "form", "between"),
     [
@@ -61,13 +75,20 @@ def normalised(weights: Tensor) -> Tensor:
             ("exp", "sum", "div"),
         ),
         (lambda m, x, y: torch.einsum("bld,bsd->bls", x, y).exp() @ y, "products", ("exp",)),
+        (lambda m, x, y: (mixed(m, x).softmax(-1)) @ x[:, :2], "products", None),
+        (lambda m, x, y: written_softmax(mixed(m, x)) @ x[:, :2], "products", None),
+        (lambda m, x, y: without_logarithm(mixed(m, x)) @ x[:, :2], "products", None),
     ],
-    ids=["sdpa", "operator", "by hand", "no softmax", "transposed", "written out", "einsum"],
+    ids=[
+        *("sdpa", "operator", "by hand", "no softmax", "transposed", "written out", "einsum"),
+        *("mixed by weights", "mixed and written out", "mixed and without its logarithm"),
+    ],
 )
 def test_each_form_of_attention_is_seen_once(function: Callable, form: str, between: tuple) -> None:
     (sighting,) = seen(function)
     assert (sighting.module, sighting.form, sighting.returned) == ("inner", form, False)
-    if form == "products":
+    assert sighting.normal or between in (("div", "tanh"), ("exp",))
+    if form == "products" and between is not None:
         assert sighting.between == between
 
 

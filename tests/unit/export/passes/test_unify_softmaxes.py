@@ -42,8 +42,7 @@ def of_logarithms(g: Graph, x: str, m: str) -> str:
 
 
 def of_logsumexp(g: Graph, x: str, m: str) -> str:
-    """Scores that are made here: those from outside may be as low as absorbs a logarithm."""
-    x = g.op("Tanh", x)
+    x = x_made(g, x)
     return g.op("Exp", g.op("Sub", x, total(g, x, "ReduceLogSumExp")))
 
 
@@ -62,6 +61,37 @@ def safe_beside_a_maximum(g: Graph, x: str, m: str) -> str:
     return g.op("Div", e, g.op("Add", total(g, e), g.weight(1e-12)))
 
 
+HIDDEN = [[[True, False, True, True, False]], [[False] * 5]]
+"""One sample attends to no key."""
+
+
+def guarded(g: Graph, w: str) -> str:
+    return g.op("Where", g.op("IsNaN", w), g.weight(0.0), w)
+
+
+def fills_without_a_maximum(g: Graph, x: str, m: str) -> str:
+    """A row of fills is 0 / 0."""
+    filled = g.op("Where", g.weight(HIDDEN, "bool"), x_made(g, x), g.weight(-3.4e38))
+    return guarded(g, quotient(g, filled, m))
+
+
+def fills_on_the_other_side(g: Graph, x: str, m: str) -> str:
+    hidden = g.op("Not", g.weight(HIDDEN, "bool"))
+    filled = g.op("Where", hidden, g.weight(-2e4), x_made(g, x))
+    return guarded(g, g.op("Identity", quotient(g, filled, m)))
+
+
+def fills_and_a_maximum(g: Graph, x: str, m: str) -> str:
+    """A row of fills is an average."""
+    filled = g.op("Where", g.weight(HIDDEN, "bool"), x_made(g, x), g.weight(-2e4))
+    return guarded(g, shifted(g, filled, m))
+
+
+def x_made(g: Graph, x: str) -> str:
+    """Scores that are made here: those from outside may be as low as fills."""
+    return g.op("Tanh", x)
+
+
 def written(form: Form) -> ir.Model:
     g = Graph()
     x, m = g.input("x", ["B", "L", "S"]), g.input("m", ["B", 1, "S"], BOOL)
@@ -73,6 +103,7 @@ def written(form: Form) -> ir.Model:
 FORMS = [
     *(quotient, reciprocal, shifted, over_the_rows, of_logarithms, of_logsumexp, masked),
     *(masked_and_normalised_again, safe_beside_a_maximum),
+    *(fills_without_a_maximum, fills_on_the_other_side, fills_and_a_maximum),
 ]
 
 
@@ -142,9 +173,21 @@ def power(g: Graph, x: str, m: str) -> str:
     return g.op("Div", e, g.op("ReduceL2", e, g.weight([-1], "int64")))
 
 
+def softmax_of_another_axis(g: Graph, x: str, m: str) -> str:
+    p = g.op("Mul", g.op("Softmax", x, axis=1), g.op("Cast", m, to=1))
+    return g.op("Div", p, total(g, p))
+
+
+def biases_without_a_maximum(g: Graph, x: str, m: str) -> str:
+    """A row of them is 0 / 0, too, but they are read nowhere."""
+    hidden = g.op("Mul", g.op("Cast", m, to=1), g.weight(-2e4))
+    return guarded(g, quotient(g, g.op("Add", x_made(g, x), hidden), m))
+
+
 @pytest.mark.parametrize(
     "form",
     [
+        *(softmax_of_another_axis, biases_without_a_maximum),
         *(weights_of_another_sum, number_beside_the_sum, relu, exponential, power),
         *(logsumexp_of_an_input, logsumexp_of_low_fills),
     ],
