@@ -90,8 +90,8 @@ class Limits:
 def imported() -> None:
     """Import what rows need, so that their processes need not, and let PyTorch start no threads.
 
-    A small model is traced and translated, too: what PyTorch's exporters set up when they are first
-    used is a third of a tiny model's row.
+    A small model is traced and translated, too: PyTorch's exporters set up much when they are first
+    used.
     """
     for name in LIBRARIES:
         importlib.import_module(name)

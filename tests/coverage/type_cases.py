@@ -44,7 +44,13 @@ def _case(model_type: str) -> Case:
 TYPES: tuple[str, ...] = tuple(Path(__file__).with_name("types.txt").read_text().split())
 """Model types: what combines several kinds of inputs, and others with attention."""
 
-SHOWN = ("paligemma", "qwen2_vl")
+SHOWN = (
+    *("llava", "llava_next", "aya_vision", "internvl", "paligemma", "gemma3", "gemma4"),
+    *("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "idefics", "idefics2", "idefics3", "smolvlm"),
+    *("blip", "blip-2", "instructblip", "pix2struct", "florence2", "emu3"),
+    *("clip", "siglip", "siglip2", "altclip", "clipseg", "clvp"),
+    *("canary", "pi0", "eomt"),
+)
 """Types that were exported with every attention fused: their exports are tests."""
 
 CASES = {case.name: case for case in map(_case, TYPES)}
