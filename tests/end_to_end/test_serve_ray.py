@@ -27,7 +27,6 @@ from coverage.cases import CASES
 from crossfuse import InputError, runtime
 from crossfuse.bundle.store import Bundle, open_bundle
 from crossfuse.parity.session_check import smallest_inputs
-from crossfuse.serve.merging import agree
 from crossfuse.serve.rayserve.options import ServeOptions
 from end_to_end.test_serve_triton import requests_for
 
@@ -112,15 +111,13 @@ def test_application_answers_as_the_session_does(made: Made, tmp_path: Path, nam
         counted = metrics_of(started["metrics"], all_are_told)
         assert all_are_told(counted), counted
         # What was taken is answered, although the server is told to stop.
-        slow, answers = requests[1], []
-        thread = threading.Thread(
-            target=lambda: answers.append(serving.infer(serving.client_of(port), "m", slow))
-        )
-        thread.start()
-        time.sleep(0.002)
-        process.send_signal(signal.SIGTERM)
-        thread.join()
-        assert agree(answers[0], session.run(**slow))
+        expected = [session.run(**request) for request in requests]
+        with serving.Load(port, "m", requests, expected, callers=2) as load:
+            wait_for(lambda: load.answers > 4)
+            process.send_signal(signal.SIGTERM)
+            wait_for(lambda: bool(load.failures), 60)
+        assert load.wrong == 0
+        assert all(is_refused(one) for one in load.failures), load.failures
         assert process.wait(120) == 0
 
 
@@ -285,8 +282,7 @@ def test_a_server_is_its_own_and_stops_without_a_wrong_word(
         assert load.wrong == 0
         assert set(said) <= {200, 503}
         assert 503 in said
-        refused = [one for one in load.failures if not one.startswith(GONE)]
-        assert all("shutting down" in one for one in refused), refused
+        assert all(is_refused(one) for one in load.failures), load.failures
         assert process.stderr is not None
         assert process.stderr.read() == ""
     wait_for(lambda: not marked(str(tmp_path)), 30)
@@ -294,6 +290,11 @@ def test_a_server_is_its_own_and_stops_without_a_wrong_word(
 
 GONE = ("ConnectionRefusedError", "ConnectionResetError")
 """What clients see when nobody listens any more."""
+
+
+def is_refused(failure: str) -> bool:
+    """A server that stops said so, or listened no more."""
+    return failure.startswith(GONE) or "shutting down" in failure
 
 
 def asks_until_nobody_listens(port: int, said: list[int]) -> None:
