@@ -2,12 +2,13 @@
 and of memory, several at a time; what is done is kept in a file of one JSON line per row, so that a
 run goes on where the last one ended.
 
-The processes are forks of this one, which has imported the libraries and run nothing: that is most
-of what a tiny model's row would cost otherwise.
+The processes are forks of this one, which has imported the libraries and translated one small
+model: that is most of what a tiny model's row would cost otherwise.
 """
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import importlib
 import json
@@ -62,6 +63,13 @@ LIBRARIES = (
 )
 """What rows import, whatever their model is."""
 
+_SAID = {
+    "the model itself refuses the inputs": "inputs",
+    "its inputs can't be told": "inputs",
+    "torch.export can't trace": "trace",
+}
+"""Words of errors that say where a model failed."""
+
 PATIENCE = 20
 """Times its CPU time that a row's process may take on the clock: it may have to wait, or hang."""
 
@@ -80,11 +88,20 @@ class Limits:
 
 
 def imported() -> None:
-    """Import what rows need, so that their processes need not, and let PyTorch start no threads."""
+    """Import what rows need, so that their processes need not, and let PyTorch start no threads.
+
+    A small model is traced and translated, too: PyTorch's exporters set up much when they are first
+    used.
+    """
     for name in LIBRARIES:
         importlib.import_module(name)
     torch = importlib.import_module("torch")
     torch.set_num_threads(1)
+    from crossfuse.api.sources import Source, SourceOptions
+    from crossfuse.export.fuse import fuse
+
+    fuse(Source.of("clip", SourceOptions(size="tiny")).load())
+    gc.freeze()  # a collection would write to what the processes share
 
 
 def run_case(name: str, targets: Sequence[str], *, quick: bool) -> dict[str, Any]:
@@ -198,14 +215,24 @@ def reason_of(error: Exception) -> str:
 
 
 def _stage(error: Exception) -> str | None:
-    """Where a model failed that was never exported: ``tiny``: none could be made; ``inputs``: none
-    that it takes could be planned."""
-    from coverage.shrink import CannotShrinkError
+    """Where a model failed, told by its error; None where that isn't known.
 
-    if isinstance(error, CannotShrinkError):
-        return "tiny"
-    refused = ("the model itself refuses the inputs", "its inputs can't be told")
-    return "inputs" if any(words in str(error) for words in refused) else None
+    ``tiny``: none could be made; ``inputs``: none that it takes could be planned; ``trace``: it is
+    not traced; ``fusion``: not every attention became a fused operator; ``parity``: its numbers
+    are not eager's.
+    """
+    from coverage.shrink import CannotShrinkError
+    from crossfuse.errors import FusionError, ParityError
+
+    for kind, stage in (
+        (CannotShrinkError, "tiny"),
+        (FusionError, "fusion"),
+        (ParityError, "parity"),
+    ):
+        if isinstance(error, kind):
+            return stage
+    said = str(error)
+    return next((stage for words, stage in _SAID.items() if words in said), None)
 
 
 def senses_of(inputs: Iterable[str]) -> list[str]:
@@ -338,6 +365,7 @@ class _Row:
             return row
         except (OSError, json.JSONDecodeError):
             if self._late or code == -signal.SIGXCPU:
+                row["stage"] = "limit"
                 return row | {"failed": f"not done within {self._limits.seconds:.0f} s of CPU time"}
             said = ((folder / "said").read_text().splitlines() or ["it said nothing"])[-1]
             return row | {"failed": f"its process ended with {code}: {said}"}

@@ -221,17 +221,23 @@ def model_class(config: Any) -> Any:
     """The class of the library that does most with a configuration of this type.
 
     Raises:
-        CannotShrinkError: it has none: a part of other models.
+        CannotShrinkError: it has none: a part of other models; or it has one without a ``forward``,
+            whose parts generate after each other.
     """
     import transformers
     from transformers.models.auto import modeling_auto
 
+    why = "no class of its own: a part of other models"
     for table in HEADS_BY_TASK:
         names = getattr(modeling_auto, f"{table}_MAPPING_NAMES", {}).get(config.model_type)
         for name in (names,) if isinstance(names, str) else names or ():
-            if hasattr(transformers, name):
-                return getattr(transformers, name)
-    raise CannotShrinkError("no class of its own: a part of other models")
+            found = getattr(transformers, name, None)
+            if found is None:
+                continue
+            if found.forward is not nn.Module.forward:
+                return found
+            why = f"{name} has no forward: its parts generate after each other"
+    raise CannotShrinkError(why)
 
 
 def tiny_config(kind: Any, image: int = 32, kv_heads: int = 2, **given: Any) -> Any:

@@ -47,23 +47,26 @@ that was ended goes on where it was; nothing here is written by hand.
 
 | Column | Meaning |
 |---|---|
+| Takes | kinds of inputs, by their names; a model with several is called multimodal |
 | Attentions | self + cross, counted on the eager model |
 | Captured by | how attentions were found: `interface`, `sdpa` or `pattern` |
 | Fused | attentions that became one kernel of the target, of all |
 | Parity | the worst error of `ort-cpu` over all points and outputs, beside its tolerance |
 
 Parity is against eager PyTorch in float64. `ort-cuda` graphs are executed on the CPU here. Where
-the cell of a target is empty, the model was not exported for it. Seconds are of CPU time.
+the cell of a target is empty, the model was not exported for it.
 """
 
 TABLE = """
-## {title}
+| Model | What | Takes | Attentions | Captured by | {targets} | Parity (tolerance) | CPU, s |
+|---|---|---|---|---|{bars}---|---|
+"""
 
-{passed} of {total} are exported with every attention fused and pass parity, {multimodal} of them
-multimodal.{further}
+FAILED = """
+What does not pass, where it stops, and why:
 
-| Model | What was run | Attentions | Captured by | {targets} | Parity (tolerance) | Seconds |
-|---|---|---|---|{bars}---|---|
+| Model | Where | Reason |
+|---|---|---|
 """
 
 
@@ -71,9 +74,16 @@ STAGES = {
     "tiny": "no tiny model of it could be made",
     "inputs": "the eager model runs on none of the planned inputs",
     "model": "its spec fails",
+    "trace": "it is not traced",
+    "fusion": "not every attention is fused",
+    "parity": "its numbers are not eager's",
+    "limit": "not done within the time or memory of a row",
     "export": "the export is refused or fails",
 }
 """Where rows fail, in words."""
+
+_NOT_EAGER = ("inputs", "model")
+"""Stages of models that were made, and did not run in eager on planned inputs."""
 
 
 def document(tables: Iterable[tuple[str, Sequence[dict[str, Any]], Sequence[str]]]) -> str:
@@ -95,22 +105,42 @@ def document(tables: Iterable[tuple[str, Sequence[dict[str, Any]], Sequence[str]
 def _table(
     title: str, rows: Sequence[dict[str, Any]], eager: Sequence[str], left: Sequence[str]
 ) -> str:
-    passed = [row for row in rows if "failed" not in row and _is_fused(row)]
-    text = TABLE.format(
-        title=title,
-        passed=len(passed),
-        total=len(rows),
-        further=_further(rows, eager, left),
-        multimodal=sum(len(row.get("senses", ())) > 1 for row in passed),
-        targets=" | ".join(f"Fused, {target}" for target in TARGETS),
-        bars="---|" * len(TARGETS),
-    )
+    passed = [row for row in rows if _passed(row)]
+    failed = [row for row in rows if "failed" in row]
+    text = f"\n## {title}\n\n{_counted(rows, passed)}{_further(rows, eager, left)}\n"
+    if len(passed) < len(rows):
+        names = [row["name"] for row in passed if _is_multimodal(row)]
+        text += f"\nMultimodal ones that pass: {_listed(names)}.\n" if names else ""
     notes = []
+    if len(failed) < len(rows):
+        targets = " | ".join(f"Fused, {target}" for target in TARGETS)
+        text += TABLE.format(targets=targets, bars="---|" * len(TARGETS))
     for row in rows:
-        cells, note = _cells(row)
-        text += f"| {' | '.join(cells)} |\n"
-        notes += [note] * bool(note)
-    return text + ("\n" + "\n".join(notes) + "\n" if notes else "")
+        if "failed" not in row:
+            cells, note = _cells(row)
+            text += f"| {' | '.join(cells)} |\n"
+            notes += [note] * bool(note)
+    text += "\n" + "\n".join(notes) + "\n" if notes else ""
+    text += FAILED if failed else ""
+    for row in failed:
+        where = STAGES[row.get("stage", "export")]
+        text += f"| {_name(row)} | {where} | {_plain(row['failed'])} |\n"
+    return text
+
+
+def _counted(rows: Sequence[dict[str, Any]], passed: Sequence[dict[str, Any]]) -> str:
+    """How many pass, of those that can be made and run in eager."""
+    stages = Counter(row.get("stage", "export") for row in rows if "failed" in row)
+    made = len(rows) - stages["tiny"]
+    eager = made - sum(stages[stage] for stage in _NOT_EAGER)
+    share = f" ({100 * len(passed) / eager:.1f} %)" if eager else ""
+    before = ""
+    if eager < len(rows):
+        before = f"{len(rows)} were tried: {made} can be made, and {eager} of them run in eager. "
+    return (
+        f"{before}**{len(passed)} of {eager}**{share} are exported with every attention fused and "
+        f"pass parity, {sum(_is_multimodal(row) for row in passed)} of them multimodal."
+    )
 
 
 def _further(rows: Sequence[dict[str, Any]], eager: Sequence[str], left: Sequence[str]) -> str:
@@ -120,7 +150,11 @@ def _further(rows: Sequence[dict[str, Any]], eager: Sequence[str], left: Sequenc
     parts = [f"{count}: {STAGES[stage]}." for stage, count in stages.most_common()]
     said = f" Of the others: {' '.join(parts)}" if parts else ""
     if any(row.get("quick") for row in rows):
-        said += " These are quick exports: compared at the examples and at one made point."
+        of = {target for row in rows if row.get("quick") for target in row.get("fused", ())}
+        said += (
+            f" These are quick exports for {' and '.join(sorted(of)) or 'one target'}: compared at "
+            "the examples and at one made point."
+        )
     earlier = sum(bool(row.get("earlier")) for row in rows)
     if earlier:
         said += f" {earlier} rows were made by an earlier version of the code."
@@ -129,9 +163,24 @@ def _further(rows: Sequence[dict[str, Any]], eager: Sequence[str], left: Sequenc
         (left, "were **not run** and say nothing"),
     ):
         if names:
-            listed = ", ".join(_plain(name, 80) for name in names)
-            said += f"\n\n{len(names)} more {what}: {listed}."
+            said += f"\n\n{len(names)} more {what}: {_listed(names)}."
     return said
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(_plain(name.removeprefix("type:"), 80) for name in names)
+
+
+def _name(row: dict[str, Any]) -> str:
+    return str(row["name"]).removeprefix("type:")
+
+
+def _is_multimodal(row: dict[str, Any]) -> bool:
+    return len(row.get("senses", ())) > 1
+
+
+def _passed(row: dict[str, Any]) -> bool:
+    return "failed" not in row and _is_fused(row)
 
 
 def _is_fused(row: dict[str, Any]) -> bool:
@@ -141,18 +190,16 @@ def _is_fused(row: dict[str, Any]) -> bool:
 
 def _cells(row: dict[str, Any]) -> tuple[list[str], str]:
     """A row's cells, and what is to be said of it below the table."""
-    if "failed" in row:
-        note = f"- **{row['name']}** does not work: {_plain(row['failed'])}"
-        return [row["name"], row["what"], *["failed"] * (len(TARGETS) + 4)], note
     counts, total = row["counts"], sum(row["counts"].values())
     kinds, note = f"{counts.get('self', 0)} + {counts.get('cross', 0)}", ""
     unknown = counts.get("unknown", 0)
     if unknown:
         kinds += f", {unknown} not captured"
-        note = f"- **{row['name']}**: {unknown} of {total} are not fused: {row['why']}."
+        note = f"- **{_name(row)}**: {unknown} of {total} are not fused: {row['why']}."
     return [
-        row["name"],
+        _name(row),
         row["what"] or row.get("model", ""),
+        ", ".join(row.get("senses", ())),
         kinds,
         ", ".join(row["captured"]),
         *(f"{row['fused'][t]} of {total}" if t in row["fused"] else "" for t in TARGETS),

@@ -26,6 +26,8 @@ from coverage.rows import (
 )
 from coverage.shrink import LARGEST, CannotShrinkError, model_class, tiny_config, tiny_model
 from coverage.table import document
+from crossfuse import ModelSpec
+from crossfuse.errors import FusionError, InputError, ParityError
 
 
 def test_parts_are_made_small_and_fit_each_other() -> None:
@@ -55,6 +57,13 @@ def test_what_can_t_be_made_tiny_says_why() -> None:
         tiny_model("llava_next_vision") if "llava_next_vision" in CONFIG_MAPPING else model_class(
             type("Config", (), {"model_type": "nobody's"})
         )
+
+
+def test_a_class_without_a_forward_is_none() -> None:
+    with pytest.raises(
+        CannotShrinkError, match="Qwen2_5OmniForConditionalGeneration has no forward"
+    ):
+        model_class(type("Config", (), {"model_type": "qwen2_5_omni"}))
 
 
 def test_lists_name_each_case_once() -> None:
@@ -91,6 +100,25 @@ def test_whatever_fails_is_the_row_s_reason() -> None:
     assert (row["failed"], row["stage"]) == ("no class", "tiny")
 
 
+@pytest.mark.parametrize(
+    ("error", "stage"),
+    [
+        (FusionError("1 of 2"), "fusion"),
+        (ParityError("logits"), "parity"),
+        (InputError("torch.export can't trace the model: why"), "trace"),
+        (InputError("the model itself refuses the inputs that were planned: why"), "inputs"),
+        (ValueError("why"), "export"),
+    ],
+)
+def test_an_error_tells_where_a_model_fails(error: Exception, stage: str) -> None:
+    def fails(spec: ModelSpec) -> Any:
+        raise error
+
+    made = ModelSpec(torch.nn.Identity(), {"input": torch.ones(1)})
+    row = row_of(Case("mine", lambda: made, "what", None, None), fails)
+    assert row["stage"] == stage
+
+
 def row_for_tests(name: str) -> dict[str, Any]:
     if name == "slow":
         while True:
@@ -125,10 +153,15 @@ def test_rows_are_kept_and_a_run_goes_on_where_it_ended(tmp_path: Path) -> None:
     ]
     runs = {"name": "runs", "what": "", "stage": "eager"}
     rows[0]["earlier"] = True
-    text = document([("Mine", [*rows, runs], ["later"])])
+    none = {"name": "type:none", "failed": "no class", "stage": "tiny"}
+    text = document([("Mine", [*rows, none, runs], ["later"])])
     assert "1 rows were made by an earlier version of the code." in text
     assert "1 more run in eager on planned inputs and were **not exported**: runs." in text
-    assert "1 of 3 are exported with every attention fused and pass parity, 1 of them" in text
-    assert "2: the export is refused or fails." in text
-    assert "- **slow** does not work: not done within 1 s" in text
+    assert "4 were tried: 3 can be made, and 3 of them run in eager. **1 of 3** (33.3 %)" in text
+    assert "pass parity, 1 of them multimodal" in text
+    assert "1: the export is refused or fails." in text
+    assert "quick exports for ort-cpu: compared at the examples and at one made point" in text
+    assert "Multimodal ones that pass: good." in text
+    assert "| slow | not done within the time or memory of a row | not done within 1 s" in text
+    assert "| none | no tiny model of it could be made | no class |" in text
     assert "1 more were **not run** and say nothing: later." in text

@@ -45,11 +45,13 @@ TYPES: tuple[str, ...] = tuple(Path(__file__).with_name("types.txt").read_text()
 """Model types: what combines several kinds of inputs, and others with attention."""
 
 SHOWN = (
-    "paligemma",
-    "qwen2_vl",
-    *("gemma4", "idefics3", "smolvlm"),
-    *("big_bird", "bigbird_pegasus"),
-    *("lightglue", "superglue"),
+    *("llava", "llava_next", "aya_vision", "internvl", "paligemma", "gemma3", "gemma4"),
+    *("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "idefics", "idefics2", "idefics3", "smolvlm"),
+    *("blip", "blip-2", "instructblip", "pix2struct", "florence2"),
+    *("clip", "siglip", "siglip2", "altclip", "clipseg", "clvp"),
+    *("chameleon", "cohere2_vision", "colpali", "colqwen2", "deepseek_vl", "flava"),
+    *("canary", "pi0", "deepseek_vl_hybrid", "fuyu"),
+    *("big_bird", "bigbird_pegasus", "lightglue", "superglue"),
 )
 """Types that were exported with every attention fused: their exports are tests."""
 

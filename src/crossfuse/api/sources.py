@@ -254,12 +254,12 @@ class Source:
 
     def refitted(self, spec: ModelSpec, refused: NotFreeError) -> ModelSpec:
         """The spec with dimensions that its tracing found fixed or narrower than their ranges,
-        where these were found for a checkpoint and not asked for.
+        where these were found by trying the model and not asked for.
 
         Raises:
             NotFreeError: as it was given, where they were asked for.
         """
-        if self.kind is not SourceKind.HUGGINGFACE or self.options.dynamic:
+        if not spec.dims_found:
             raise refused
         from crossfuse.export.sources.huggingface.refit import refitted
 

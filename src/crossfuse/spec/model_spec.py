@@ -107,6 +107,8 @@ class ModelSpec:
             settled as a whole.
         counts: of inputs of ids, how many of some ids each row holds, as id → number; a session
             refuses rows that hold others.
+        dims_found: the dynamic axes were found by trying the model and not asked for: those that
+            its tracing refuses become narrower or fixed.
         arguments: the inputs as they were given; set by the spec itself.
 
     Raises:
@@ -134,6 +136,7 @@ class ModelSpec:
     keep_probabilities: tuple[str, ...] = ()
     settled: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     counts: Mapping[str, Mapping[int, int]] = field(default_factory=dict)
+    dims_found: bool = False
     arguments: Arguments = field(default_factory=Arguments)
 
     def __post_init__(self) -> None:
@@ -241,7 +244,7 @@ class ModelSpec:
             InputError: an input or axis that doesn't exist, or one dimension with two sizes.
         """
         # First as they are, so that what is wrong with the axes is said of them.
-        changed = replace(self, dynamic=dynamic)
+        changed = replace(self, dynamic=dynamic, dims_found=False)
         return replace(changed, sampler=sampler_for(self, dynamic))
 
     def traced_in(

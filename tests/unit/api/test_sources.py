@@ -16,7 +16,9 @@ from torch import Tensor, nn
 import crossfuse
 from coverage.cases import SEQ2SEQ, TEXT, VISION, perturbed
 from crossfuse import FusionError, InputError, ModelSpec, huggingface_spec, runtime
+from crossfuse.api.sources import Source, SourceOptions
 from crossfuse.cli import main
+from crossfuse.export.capture.guards import NotFreeError
 
 
 @pytest.fixture(scope="module")
@@ -301,3 +303,16 @@ def main_returns(arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         main(arguments)
     assert stop.value.code == 0
+
+
+def test_only_dimensions_that_were_found_give_way() -> None:
+    axes = {"input": {0: "batch", 1: "width"}}
+    spec = ModelSpec(nn.Identity(), {"input": torch.ones(2, 3)}, axes, dims_found=True)
+    asked = spec.with_dynamic(axes)
+    error = NotFreeError("'batch' is fixed")
+    error.narrower = {"batch": None}
+    fitted = Source.of(spec, SourceOptions()).refitted(spec, error)
+    assert (set(fitted.dims), fitted.inputs["input"].shape) == ({"width"}, (1, 3))
+    assert fitted.dims_found
+    with pytest.raises(NotFreeError, match="'batch' is fixed"):
+        Source.of(asked, SourceOptions()).refitted(asked, error)

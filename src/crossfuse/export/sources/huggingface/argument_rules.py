@@ -49,6 +49,25 @@ def _answer(plan: InputPlan, model: Any, takes: set[str]) -> None:
         add_text(plan, decoder, TextInput("decoder_text", "decoder_"))
 
 
+def _in_codes(name: str, dim: str, beside: int) -> Form:
+    """One id of each codebook at each step, ``[batch, steps, codebooks]``, and so many of a text
+    beside them."""
+
+    def plan_it(plan: InputPlan, model: Any, takes: set[str]) -> None:
+        decoder = model.config.get_text_config(decoder=True)
+        books = find(decoder, "num_codebooks", "num_channels")
+        if isinstance(books, int) and books + beside > 1:
+            vocabulary = min(
+                int(size)
+                for size in (find(decoder, "vocab_size"), find(decoder, "codebook_vocab_size"))
+                if size is not None
+            )
+            plan.dim(dim, 7)
+            plan.add(name, ("batch", dim, books + beside), classes(0, vocabulary))
+
+    return plan_it
+
+
 def _kinds_of_tokens(name: str) -> Form:
     """Zeros beside the text; where placeholders stand in it, they get their numbers."""
 
@@ -214,8 +233,8 @@ def _classes_to_find(plan: InputPlan, model: Any, takes: set[str]) -> None:
 FORMS: Mapping[str, tuple[Form, ...]] = {
     **PICTURE_FORMS,
     **SOUND_FORMS,
-    "input_ids": (_text,),
-    "decoder_input_ids": (_answer,),
+    "input_ids": (_text, _in_codes("input_ids", "text", 0), _in_codes("input_ids", "text", 1)),
+    "decoder_input_ids": (_answer, _in_codes("decoder_input_ids", "decoder_text", 0)),
     "token_type_ids": (_kinds_of_tokens("token_type_ids"),),
     "mm_token_type_ids": (_kinds_of_tokens("mm_token_type_ids"),),
     "moe_mm_token_type_ids": (_kinds_of_tokens("moe_mm_token_type_ids"),),

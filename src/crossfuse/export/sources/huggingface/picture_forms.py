@@ -260,6 +260,13 @@ def _depth(plan: InputPlan, model: Any, takes: set[str]) -> None:
     plan.add("prompt_depth", ("batch", 1, height, width), uniform())
 
 
+def _order_of_patches(plan: InputPlan, model: Any, takes: set[str]) -> None:
+    """A number for each patch, by which a masked autoencoder chooses those that it sees."""
+    _, height, width = sizes_of(model.config)
+    _, patch, _, _ = _side(model.config)
+    plan.add("noise", ("batch", (height // patch) * (width // patch)), uniform())
+
+
 def _tile_sizes(plan: InputPlan, model: Any, takes: set[str]) -> None:
     """Tiles of images with the embeddings of their layout, ``[batch, 1, tiles, …]``."""
     part = vision_config(model.config)
@@ -315,5 +322,6 @@ PICTURE_FORMS: Mapping[str, tuple[Callable[..., None], ...]] = {
     "input_points": (_points,),
     "prompt_pixel_values": (_prompted,),
     "prompt_depth": (_depth,),
+    "noise": (_order_of_patches,),
 }
 """Forms by the argument's name, those that say by other arguments that they are meant first."""

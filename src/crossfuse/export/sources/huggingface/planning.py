@@ -21,7 +21,7 @@ from crossfuse.export.sources.huggingface.placeholders import (
     told_counts,
 )
 from crossfuse.export.sources.huggingface.rope_positions import put_positions
-from crossfuse.export.sources.huggingface.trial import Refusal, narrow, refusal_of
+from crossfuse.export.sources.huggingface.trial import Refusal, draws, narrow, refusal_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -30,6 +30,9 @@ __all__ = ["plan_by_name"]
 
 _MOST_TRIALS = 32
 """Eager runs that the search for a form takes at most."""
+
+_DRAWN = "noise"
+"""Random numbers, which some models draw where they are given none."""
 
 _SOUND = ("input_features", "input_values")
 """Beside a text or an image, sound is planned only where it has placeholders."""
@@ -47,7 +50,7 @@ def plan_by_name(model: nn.Module, takes: set[str]) -> tuple[InputPlan, Refusal 
     for _ in range(4):
         plan = search.plan_of(names)
         if plan is not None:
-            return plan, None
+            return search.without_chance(plan, names), None
         asked = search.asked_for(names)
         if not asked:
             break
@@ -94,6 +97,12 @@ class _Search:
             if self.first[1] is None:
                 self.first = plan, refusal
         return None
+
+    def without_chance(self, plan: InputPlan, names: Sequence[str]) -> InputPlan:
+        """A plan with the numbers that the model would draw, where it takes them."""
+        if _DRAWN not in self._takes or _DRAWN in plan.shapes or not draws(self._model, plan):
+            return plan
+        return self.plan_of([*names, _DRAWN]) or plan
 
     def _refusal(self, plan: InputPlan) -> Refusal | None:
         """What the model says; where it counts other placeholders than stand there, they are put,

@@ -52,7 +52,8 @@ def refitted(spec: ModelSpec, refused: NotFreeError) -> ModelSpec:
     if fixed:
         why = dict.fromkeys(fixed, str(refused.what))
         about[FIXED] = {**about.get(FIXED, {}), **why}
-    return replace(replace(one, examples=()).with_dynamic(axes), examples=examples, about=about)
+    found = replace(one, examples=()).with_dynamic(axes)
+    return replace(found, examples=examples, about=about, dims_found=True)
 
 
 def _one_row(spec: ModelSpec, dims: list[str]) -> ModelSpec:

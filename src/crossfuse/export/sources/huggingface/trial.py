@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
+from torch.utils._pytree import tree_leaves
 
 from crossfuse.core.foreign import cause_of
 from crossfuse.errors import Advice, InputError, Said
@@ -18,7 +19,7 @@ from crossfuse.export.sources.huggingface.input_plan import InputPlan
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-__all__ = ["Refusal", "narrow", "refusal_of", "refused"]
+__all__ = ["Refusal", "draws", "narrow", "refusal_of", "refused"]
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,18 @@ def refusal_of(
     except Exception as error:  # noqa: BLE001 -- the library's code, or a checkpoint's own
         return Refusal(error, inputs)
     return None
+
+
+def draws(model: nn.Module, plan: InputPlan) -> bool:
+    """Whether a model draws random numbers: two runs on the same inputs of a plan, which it takes,
+    differ."""
+    inputs = plan.sample(plan.example, torch.Generator().manual_seed(0))
+    found = []
+    for _ in range(2):
+        with torch.no_grad(), kept_state(model):
+            outputs = model(**inputs, **plan.held_tensors())
+        found.append([leaf for leaf in tree_leaves(outputs) if isinstance(leaf, torch.Tensor)])
+    return not all(torch.equal(one, other) for one, other in zip(*found, strict=True))
 
 
 def narrow(model: nn.Module, plan: InputPlan) -> None:

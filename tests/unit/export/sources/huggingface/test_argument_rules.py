@@ -51,6 +51,21 @@ def test_a_task_has_the_configuration_s_length() -> None:
     assert int(task.max()) < 11
 
 
+@pytest.mark.parametrize(
+    ("name", "form", "books"),
+    [("input_ids", 1, 3), ("input_ids", 2, 4), ("decoder_input_ids", 1, 3)],
+)
+def test_sound_in_codes_has_an_id_of_each_codebook(name: str, form: int, books: int) -> None:
+    plan = InputPlan()
+    plan.dim("batch", 2)
+    config = SimpleNamespace(**CONFIG, num_codebooks=3, codebook_vocab_size=5)
+    config.get_text_config = lambda decoder: config
+    FORMS[name][form](plan, SimpleNamespace(config=config), {name})
+    codes = sample(plan)[name]
+    assert codes.shape == (2, 7, books)
+    assert int(codes.max()) < 5
+
+
 def test_numbers_of_classes_are_held_where_they_are_read() -> None:
     free = plan_of("classes_input_ids")
     assert (free.shapes["classes_input_ids"], free.held) == (("classes", 5), {})

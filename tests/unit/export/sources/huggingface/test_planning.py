@@ -55,6 +55,31 @@ def test_the_first_refusal_is_told_where_nothing_is_taken() -> None:
     assert plan.shapes["pixel_values"] == ("batch", 1, 8, 8)
 
 
+class Masked(nn.Module):
+    """Orders patches by numbers that it draws where it is given none, if it does so at all."""
+
+    def __init__(self, share: float) -> None:
+        super().__init__()
+        self.config = SimpleNamespace(
+            model_type="masked", image_size=8, patch_size=4, num_channels=1
+        )
+        self._share = share
+
+    def forward(self, pixel_values: Tensor, noise: Any = None) -> Tensor:
+        if not self._share:
+            return pixel_values
+        order = torch.rand(len(pixel_values), 4) if noise is None else noise
+        return pixel_values.flatten(1)[:, :4].gather(1, order.argsort(1))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_numbers_that_a_model_would_draw_are_inputs(share: float) -> None:
+    model = Masked(share)
+    plan, refusal = plan_by_name(model, takes_of(model))
+    assert refusal is None
+    assert plan.shapes.get("noise") == (("batch", 4) if share else None)
+
+
 KINDS = {
     "llava": {"pixel_values": 4, "input_ids": 2},
     "qwen2_vl": {"pixel_values": 2, "position_ids": 3},

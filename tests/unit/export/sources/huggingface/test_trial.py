@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from crossfuse.export.sources.huggingface.input_fillers import normal
 from crossfuse.export.sources.huggingface.input_plan import InputPlan
-from crossfuse.export.sources.huggingface.trial import narrow, refusal_of, refused
+from crossfuse.export.sources.huggingface.trial import draws, narrow, refusal_of, refused
 
 
 class Picky(nn.Module):
@@ -74,6 +74,15 @@ def test_dimensions_are_narrowed_to_what_the_model_takes() -> None:
     least = plan.dims["length"].min
     assert 6 <= least < 9
     assert refusal_of(Picky(), plan, plan.example | {"length": least}) is None
+
+
+@pytest.mark.parametrize("chance", [0.0, 1.0])
+def test_a_model_that_draws_is_told_by_two_runs(chance: float) -> None:
+    class Draws(nn.Module):
+        def forward(self, x: Tensor) -> dict[str, Any]:
+            return {"y": x, "z": [x + chance * torch.rand(x.shape)]}
+
+    assert draws(Draws(), planned()) is bool(chance)
 
 
 def test_a_plan_s_own_fault_is_a_refusal_too() -> None:
