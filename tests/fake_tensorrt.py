@@ -25,6 +25,7 @@ import onnxruntime as ort
 
 from crossfuse.errors import EngineError
 from crossfuse.runtime.device_array import DeviceArray, DeviceMemory, item_size
+from crossfuse.runtime.driver import Rows
 from crossfuse.runtime.onnxruntime_stage import SLOW_FUSIONS
 
 VERSION = "1.7.1.116"
@@ -100,14 +101,12 @@ class Driver:
         self.index = 0
         self.ordered: list[tuple[int, frozenset[int]]] = []
 
-    def gather(
-        self, to: int, source: int, rows: Collection[int], *, outer: int, count: int, size: int
-    ) -> None:
-        for i in range(outer):
-            for place, row in enumerate(rows):
-                ctypes.memmove(
-                    to + (i * len(rows) + place) * size, source + (i * count + row) * size, size
-                )
+    def gather(self, to: int, source: int, part: Rows, stream: int | None = None) -> None:
+        size, many = part.size, len(part.rows)
+        for i in range(part.outer):
+            for place, row in enumerate(part.rows):
+                begin = source + (i * part.count + row) * size
+                ctypes.memmove(to + (i * many + place) * size, begin, size)
 
     def zero(self, to: int, size: int) -> None:
         ctypes.memset(to, 0, size)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
+from numpy.typing import NDArray
 
 from crossfuse.core.dimensions import symbols_in
 from crossfuse.core.tensors import TensorSpec
@@ -84,6 +85,19 @@ class Context:
                 else frozen(np.take(tensor, chosen, axis=axis))
             )
         return replace(self, tensors=taken, count=int(chosen.size))
+
+    def of_rows(self, rows: NDArray[np.int64], batch: int) -> Context:
+        """Those that some of a batch of sequences over the contexts look at: each once where it
+        gets as many as the others, side by side, else one for each."""
+        if self.batch is None or self.count == 1:
+            return self
+        each = rows // (batch // self.count)
+        ends = np.flatnonzero(np.diff(each, append=-1)) + 1
+        sizes = np.diff(ends, prepend=0)
+        chosen = each[ends - 1] if (sizes == sizes[0]).all() else each
+        return (
+            self if np.array_equal(chosen, np.arange(self.count)) else self.select(chosen.tolist())
+        )
 
     def save(self, path: str | Path) -> None:
         """Write the contexts to a safetensors file, whole or not at all, for

@@ -186,7 +186,7 @@ class DecodingState:
                 "no such sequences", got=rows.tolist(), expected=f"0 to {self.batch - 1}"
             )
         made = DecodingState(
-            self._contexts_of(rows),
+            self.context.of_rows(rows, self.batch),
             self._engine,
             self._inputs,
             self._token.name,
@@ -345,17 +345,3 @@ class DecodingState:
         self._positions[...] = source._positions[rows]
         for name, array in source._record.items():
             self._record[name][...] = array[rows]
-
-    def _contexts_of(self, rows: NDArray[np.int64]) -> Context:
-        """The contexts that these sequences look at: each once where it gets as many as the others,
-        side by side, else one for each."""
-        count = self.context.count
-        if self.context.batch is None or (count == 1):
-            return self.context
-        each = rows // (self.batch // count)
-        ends = np.flatnonzero(np.diff(each, append=-1)) + 1
-        sizes = np.diff(ends, prepend=0)
-        chosen = each[ends - 1] if (sizes == sizes[0]).all() else each
-        if np.array_equal(chosen, np.arange(count)):
-            return self.context
-        return self.context.select(chosen.tolist())

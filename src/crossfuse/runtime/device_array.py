@@ -45,8 +45,8 @@ class DeviceMemory:
         device: number of the GPU.
         owner: what keeps the memory.
         place: where more of it comes from; None for another library's.
-        release: is called once, when nothing refers to the memory any more, with the owner and the
-            readers' streams: it must give the memory back behind what those streams hold by then.
+        release: is called once, when nothing refers to the memory, with the owner and the readers'
+            streams: it must give the memory back behind what those hold by then.
         after: streams that must have come so far before the content is there; empty for content
             that is.
     """
@@ -116,10 +116,9 @@ class DeviceArray:
             raise AttributeError("the CUDA array interface has no bfloat16")
         self.arrived()
         self.memory.readers.add(LEGACY_STREAM)
-        typestr = np.dtype(self.dtype).str
         return {
             "shape": self.shape,
-            "typestr": typestr,
+            "typestr": np.dtype(self.dtype).str,
             "data": (self.pointer, False),
             "strides": None,
             "version": 3,
@@ -235,14 +234,8 @@ class DeviceArray:
         return self
 
     def put(self, at: int, source: DeviceArray | None, index: int = 0, axis: int = 0) -> None:
-        """Write one part of an axis, in place.
-
-        Args:
-            at: its position here.
-            source: an array on the same GPU whose other axes are as long; None for zeros.
-            index: the position in it.
-            axis: which.
-        """
+        """Write at one position of an axis, in place, what ``source`` on the same GPU, whose other
+        axes are as long, has at its position ``index``; zeros where there is none."""
         size = math.prod(self.shape[axis + 1 :]) * item_size(self.dtype)
         driver = self._place().driver
         for outer in range(math.prod(self.shape[:axis]) if size else 0):
@@ -251,7 +244,7 @@ class DeviceArray:
                 driver.zero(to, size)
             else:
                 of = source.pointer + (outer * source.shape[axis] + index) * size
-                driver.gather(to, of, [0], outer=1, count=1, size=size)
+                driver.gather(to, of, Rows([0], outer=1, count=1, size=size), None)
 
     def _place(self) -> Place:
         if self.memory.place is None:

@@ -49,8 +49,9 @@ def all_keypoints(self: Any, pixel_values: Tensor, **_: Any) -> Any:
     height, width = scores.shape[1:]
     order, counts = _listed(scores, decoder)
     at = torch.nonzero(torch.arange(height * width, device=scores.device) < counts.max())[:, 0]
-    if isinstance(at.shape[0], torch.SymInt):
-        torch._check(at.shape[0] >= 1)
+    count: Any = at.shape[0]
+    if isinstance(count, torch.SymInt):
+        torch._check(count >= 1)
     places, is_real = order[:, at], at < counts[:, None]
     points = torch.stack([places % width, places // width], -1).to(scores.dtype)
     described = self.descriptor_decoder
@@ -64,7 +65,8 @@ def all_keypoints(self: Any, pixel_values: Tensor, **_: Any) -> Any:
         kept = is_real.reshape(*is_real.shape, *[1] * (tensor.ndim - 2))
         return tensor.to(torch.get_default_dtype()).masked_fill(~kept, 0.0)
 
-    return SuperPointKeypointDescriptionOutput(
+    made: Any = SuperPointKeypointDescriptionOutput
+    return made(
         keypoints=padded(points) / size,
         scores=padded(scores.flatten(1).gather(1, places)),
         descriptors=padded(features),
