@@ -41,6 +41,12 @@ class Recorder:
             raise self.error
         return Response(await request.body(), headers={"x-more": "1"}, media_type="text/plain")
 
+    async def generate(self, request: Request) -> Response:
+        return JSONResponse({"reached": "generate"})
+
+    async def generate_stream(self, request: Request) -> Response:
+        return JSONResponse({"reached": "generate_stream"})
+
 
 def reply(method: str, path: str, body: bytes = b"", error: Exception | None = None) -> Reply:
     app = protocol_routes(Recorder(error))
@@ -59,6 +65,8 @@ def test_a_models_paths(root: str) -> None:
     found = reply("POST", f"{root}/infer", b"some bytes")
     assert (found.status, found.body, found.headers["x-more"]) == (200, b"some bytes", "1")
     assert found.headers["content-type"].startswith("text/plain")
+    for name in ("generate", "generate_stream"):
+        assert reply("POST", f"{root}/{name}", b"{}").json == {"reached": name}
 
 
 def test_health() -> None:
