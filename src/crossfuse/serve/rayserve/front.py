@@ -158,6 +158,8 @@ class Front:
 
     async def _received(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let the application answer a request whose body is here."""
+        if not scope["path"].startswith("/"):
+            raise Refused(404, "a path begins with a slash.")
         with self._arrivals.counted() as body:
             whole = await self._arrivals.receive(body, scope, receive)
             again = _Again(whole, receive)

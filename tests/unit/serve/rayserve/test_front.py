@@ -261,3 +261,9 @@ def test_shares_are_the_options(monkeypatch: pytest.MonkeyPatch) -> None:
     assert only.kwargs["shares"] == Shares(limits, 24, 7)
     monkeypatch.delenv(SHARES)
     assert middlewares()[0].kwargs["shares"] == Shares()
+
+
+def test_a_path_without_a_slash_is_unknown() -> None:
+    with served(Front(told, "secret")) as port:
+        status, body, _ = ask(port, "*", b"x")
+    assert (status, json.loads(body)) == (404, {"error": "a path begins with a slash."})
