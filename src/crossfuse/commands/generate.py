@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
+from crossfuse.commands.generation_options import named_settings
 from crossfuse.commands.options import BuiltTarget, BundlePath, Device, Json, Provider, Threads
 from crossfuse.errors import InputError
 
@@ -21,8 +21,6 @@ __all__ = ["generate"]
 _FROM = "What it is generated from"
 _CHOICE = "How tokens are chosen"
 _SPEECH = "Speech"
-_OF_SPEECH = ("no_timestamps_token_id", "lang_to_id", "is_multilingual", "prev_sot_token_id")
-"""Settings that tell a model of Whisper's kind."""
 
 
 def generate(  # noqa: PLR0913 -- a command: its parameters are its options
@@ -81,6 +79,14 @@ def generate(  # noqa: PLR0913 -- a command: its parameters are its options
         bool,
         typer.Option("--timestamps", help="Segments with times.", rich_help_panel=_SPEECH),
     ] = False,
+    word_timestamps: Annotated[
+        bool,
+        typer.Option(
+            "--word-timestamps",
+            help="Words with times; of bundles exported with --keep-probabilities alignment_heads.",
+            rich_help_panel=_SPEECH,
+        ),
+    ] = False,
     target: BuiltTarget = None,
     provider: Provider = None,
     device: Device = 0,
@@ -91,6 +97,7 @@ def generate(  # noqa: PLR0913 -- a command: its parameters are its options
     from crossfuse.bundle.store import open_bundle
     from crossfuse.commands.output import Output
     from crossfuse.runtime import SessionOptions, load, load_processor
+    from crossfuse.runtime.speech.hearing import writes_down_speech
 
     output = Output(as_json=as_json)
     chosen = _settings(settings or (), max_new_tokens, beams)
@@ -101,13 +108,13 @@ def generate(  # noqa: PLR0913 -- a command: its parameters are its options
         processor = load_processor(opened)
         given = {"text": text, "image": image, "audio": audio}
         speech = {"language": language, "task": task}
-        if audio is not None and any(name in session.generation for name in _OF_SPEECH):
+        if audio is not None and writes_down_speech(session.generation):
             _require_alone(image)
-            found = _heard(
-                output, session, processor, audio, timestamps, text or "", speech | chosen
-            )
+            times = _Times(timestamps, word_timestamps)
+            found = _heard(output, session, processor, audio, times, text or "", speech | chosen)
         else:
-            _require_unsaid({**speech, "timestamps": timestamps or None})
+            asked = {"timestamps": timestamps, "word-timestamps": word_timestamps}
+            _require_unsaid({**speech, **{name: said or None for name, said in asked.items()}})
             found = _answered(output, session, processor, given, chosen)
         used = {"target": session.target, "provider": session.provider}
     output.result({**used, **found}, lambda: None)
@@ -116,16 +123,8 @@ def generate(  # noqa: PLR0913 -- a command: its parameters are its options
 def _settings(
     named: Iterable[str], max_new_tokens: int | None, beams: int | None
 ) -> dict[str, Any]:
-    """Settings by name; values are JSON, or texts."""
-    found: dict[str, Any] = {}
-    for one in named:
-        name, equals, value = one.partition("=")
-        if not equals or not name:
-            raise InputError("a setting has to be NAME=VALUE", where="--set", got=one)
-        try:
-            found[name] = json.loads(value)
-        except ValueError:
-            found[name] = value
+    """Settings by name."""
+    found = named_settings(named)
     for name, number in (("max_new_tokens", max_new_tokens), ("num_beams", beams)):
         if number is not None:
             found[name] = number
@@ -143,9 +142,16 @@ def _require_unsaid(speech: dict[str, Any]) -> None:
         if value is not None:
             raise InputError(
                 f"--{name} is for sounds, and models that know languages, tasks or times",
-                got=value if value is not True else "--timestamps",
+                got=value if value is not True else f"--{name}",
                 do="Leave it out",
             )
+
+
+class _Times(NamedTuple):
+    """Which times are asked for."""
+
+    segments: bool
+    words: bool
 
 
 def _heard(
@@ -153,7 +159,7 @@ def _heard(
     session: Session,
     processor: Processor,
     audio: Path,
-    timestamps: bool,
+    times: _Times,
     prompt: str,
     options: dict[str, Any],
 ) -> dict[str, Any]:
@@ -164,7 +170,8 @@ def _heard(
         session,
         processor,
         audio,
-        timestamps=timestamps or None,
+        timestamps=times.segments or None,
+        word_timestamps=times.words,
         prompt=prompt,
         stream=True,
         **options,
@@ -176,11 +183,12 @@ def _heard(
         except StopIteration as stop:
             found = stop.value
             break
-        if timestamps and segment.start is not None and segment.end is not None:
-            if not output.as_json:
-                output.line(f"[{segment.start:.2f} – {segment.end:.2f}] {segment.text.strip()}")
-            printed = True
-        else:
+        lines = segment.words if times.words else [segment] if times.segments else []
+        for one in lines:
+            if one.start is not None and one.end is not None:
+                text.line(f"[{one.start:.2f} – {one.end:.2f}] {one.text.strip()}")
+                printed = True
+        if not (times.words or times.segments):
             text.add(segment.text)
     if not printed:
         text.end()
@@ -189,7 +197,7 @@ def _heard(
         "language": found.language,
         "duration": found.duration,
         "segments": [
-            {"start": one.start, "end": one.end, "text": one.text.strip()} for one in found.segments
+            ({"words": []} if times.words else {}) | one.to_plain() for one in found.segments
         ],
         "tokens": found.tokens.tolist(),
     }
@@ -243,6 +251,10 @@ class _Text:
         if shown and not self._output.as_json:
             self._output.piece(shown)
         self._begun = self._begun or bool(shown)
+
+    def line(self, line: str) -> None:
+        if not self._output.as_json:
+            self._output.line(line)
 
     def end(self) -> None:
         if not self._output.as_json:

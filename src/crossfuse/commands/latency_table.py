@@ -12,6 +12,7 @@ from crossfuse.profiling.explain.attribution import StageTimes, group
 from crossfuse.profiling.explain.machine import Limits
 from crossfuse.profiling.explain.roofline import attained
 from crossfuse.profiling.measure.coldstart import ColdStart
+from crossfuse.profiling.measure.generation import GenerationTimes
 from crossfuse.profiling.measure.load import LoadResult
 from crossfuse.profiling.report.compare import Change
 from crossfuse.profiling.report.report import LatencyReport, Row
@@ -42,6 +43,11 @@ def show_latency(output: Output, report: LatencyReport) -> None:
         output.line(_stage_text(stage, report.limits))
     for result in report.load:
         output.line(_load_text(result))
+    for times in report.generation:
+        if times.failure is None:
+            output.line(_generation_text(times))
+        else:
+            output.warning(f"generating for {times.callers} at once did not run: {times.failure}")
     if report.break_even is not None:
         output.line(f"encoding a context once pays from {report.break_even:.1f} queries on")
     if report.cold_start is not None:
@@ -104,6 +110,19 @@ def _load_text(result: LoadResult) -> str:
     what = f"{result.level:g} {'callers' if closed else 'arrivals per second'}"
     median, last = (milliseconds(result.percentile(q)) for q in (0.5, 0.99))
     return f"{what}: {result.throughput:.3g} answers per second, p50 {median}, p99 {last}"
+
+
+def _generation_text(times: GenerationTimes) -> str:
+    who = "1 caller" if times.callers == 1 else f"{times.callers} callers"
+    first, first_last, token, token_last = (
+        "–" if seconds is None else milliseconds(seconds)
+        for seconds in (times.first_p50, times.first_p95, times.token_p50, times.token_p95)
+    )
+    return (
+        f"generating, {who}: first token {first} (p95 {first_last}) behind a prompt of "
+        f"{times.prompt}, {token} per further token (p95 {token_last}), "
+        f"{times.throughput or 0:.3g} tokens per second"
+    )
 
 
 def _cold_start_text(cold: ColdStart) -> str:

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from crossfuse.commands.generation_options import named_settings
 from crossfuse.commands.options import (
     RUN,
     BuiltTarget,
@@ -17,6 +18,7 @@ from crossfuse.commands.options import (
     TrustEngines,
 )
 from crossfuse.commands.serve_options import Address, AllowNan, CacheMb, Cpus, Gpus, Merge
+from crossfuse.errors import InputError
 
 __all__ = ["map_command"]
 
@@ -47,6 +49,21 @@ def map_command(  # noqa: PLR0913 -- a command: its parameters are its options
     shard_rows: Annotated[
         int, typer.Option("--shard-rows", min=1, help="Rows that are done as a whole.")
     ] = 64,
+    generate: Annotated[
+        bool,
+        typer.Option(
+            "--generate",
+            help="A text for each row: of sounds, images, JSON lines, Parquet or NPZ files.",
+        ),
+    ] = False,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="NAME=VALUE",
+            help="A setting of --generate, as generation_config.json names it; repeat.",
+        ),
+    ] = None,
     cache_mb: CacheMb = 1000,
     merge: Merge = True,
     allow_nan: AllowNan = False,
@@ -56,7 +73,7 @@ def map_command(  # noqa: PLR0913 -- a command: its parameters are its options
     address: Address = None,
     as_json: Json = False,
 ) -> None:
-    """Answer every row of a folder or of Parquet files with Ray Data.
+    """Answer every row of a folder or of files with Ray Data; with --generate, by a text.
 
     Run again, it goes on where it was killed.
     """
@@ -75,7 +92,12 @@ def map_command(  # noqa: PLR0913 -- a command: its parameters are its options
         public_key=None if public_key is None else str(public_key.absolute()),
         signature=None if signature is None else str(signature.absolute()),
     )
-    options = MapOptions(engine, workers, num_cpus, num_gpus, batch_size, shard_rows, allow_nan)
+    if settings and not generate:
+        raise InputError("settings of generation need --generate", where="--set", got=settings[0])
+    chosen = named_settings(settings or ()) if generate else None
+    options = MapOptions(
+        engine, workers, num_cpus, num_gpus, batch_size, shard_rows, allow_nan, chosen
+    )
     plan = planned(bundle, source, out, options)
     # One CPU more, which Ray Data's own tasks need beside the workers.
     started = (

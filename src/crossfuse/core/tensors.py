@@ -17,6 +17,7 @@ __all__ = [
     "NEW_TOKENS",
     "NEXT",
     "POSITION",
+    "PROBABILITIES",
     "SIZES",
     "STATE",
     "Dim",
@@ -49,6 +50,9 @@ NEW_TOKENS = "new_tokens"
 
 STATE, NEXT = "state:", "next:"
 """Prefixes of a decoding state's tensor, as an input and as an output of the step stage."""
+
+PROBABILITIES = "probabilities."
+"""Prefix of the outputs that are the kept probabilities of an attention; its site follows."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,8 @@
 ``SITE`` or ``SITE:0,3`` asks for those of an attention, or of some of its heads. Where the model
 gives them by itself, or something that is made of them, these outputs stay, and the attention fuses
 beside them (`separate_probabilities`). Where it doesn't, they become a further output
-(`recorded_probabilities`).
+(`recorded_probabilities`). ``alignment_heads`` asks for the heads that the model's settings of
+generation name as those that follow the sound (`alignment_heads`).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from crossfuse.errors import Advice, InputError, Said, unknown
+from crossfuse.export.alignment_heads import ALIGNMENT, alignment_texts, with_alignment
 from crossfuse.export.capture.census import Sighting, census
 from crossfuse.export.capture.recorded_probabilities import Wanted, recording
 from crossfuse.export.passes.name_sites import site_name
@@ -45,14 +47,19 @@ def kept_probabilities(spec: ModelSpec, sightings: Sequence[Sighting]) -> KeptPr
 
     Raises:
         InputError: a site that doesn't exist, heads that can't be chosen, an ONNX file that does
-            not have the probabilities as an output, or a model that is to decode token by token.
+            not have the probabilities as an output, or settings without alignment heads.
     """
     if not spec.keep_probabilities:
         return KeptProbabilities(spec)
     seen = dict(_sites(sightings))
     added: dict[str, Wanted] = {}
     modules: list[str] = []
-    asked = _asked(spec.keep_probabilities)
+    texts = [
+        text
+        for one in spec.keep_probabilities
+        for text in ([one] if one != ALIGNMENT or one in seen else alignment_texts(spec, seen))
+    ]
+    asked = _asked(texts)
     for site, heads in asked.items():
         if site not in seen:
             raise unknown("there is no attention whose probabilities to keep", site, seen)
@@ -71,21 +78,10 @@ def kept_probabilities(spec: ModelSpec, sightings: Sequence[Sighting]) -> KeptPr
             got=", ".join(added),
             do="Give the file an output of them, or export the PyTorch module",
         )
-    spec = _without_steps(spec)
     if added:
         spec = replace(spec, module=recording(spec.module, added, spec.outputs_of))
+    spec = with_alignment(spec, {site: one.heads for site, one in added.items()})
     return KeptProbabilities(spec, tuple(asked), tuple(dict.fromkeys(modules)))
-
-
-def _without_steps(spec: ModelSpec) -> ModelSpec:
-    """The model without its stage for single tokens, which gives one row of each output."""
-    if spec.decode is not None and not spec.decode_where_possible:
-        raise InputError(
-            "a model that decodes token by token can't keep probabilities",
-            got=spec.decode,
-            do="Leave decode out: the query stage then gives them for whole sequences",
-        )
-    return replace(spec, decode=None, decode_where_possible=False)
 
 
 def with_probabilities(spec: ModelSpec) -> ModelSpec:

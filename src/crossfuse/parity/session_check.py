@@ -164,8 +164,14 @@ def _check_decoding(
             return decoded(session, state, _Tokens(token, inputs[token], beside))
 
     ends = (reference.points[0], reference.points[-1])
+    axes = _token_axes(session)
+
+    def second(name: str, array: NDArray[Any]) -> NDArray[Any]:
+        return np.moveaxis(array, axes[name], 1) if name in axes else array
+
     points = tuple(
-        replace(point, outputs={name: point.outputs[name] for name in kept}) for point in ends
+        replace(point, outputs={name: second(name, point.outputs[name]) for name in kept})
+        for point in ends
     )
     return compare(
         run,
@@ -175,6 +181,16 @@ def _check_decoding(
         precision=judged[0],
         limits=judged[1],
     )
+
+
+def _token_axes(session: Session) -> dict[str, int]:
+    """Where outputs of whole sequences have their tokens; those of steps have them second."""
+    assert session.decode is not None
+    query = session.stages["query"]
+    tokens = next(spec for spec in query.inputs if spec.name == session.decode.tokens).shape[1]
+    return {
+        spec.name: spec.shape.index(tokens) for spec in query.outputs if tokens in spec.shape[2:]
+    }
 
 
 class _Tokens(NamedTuple):

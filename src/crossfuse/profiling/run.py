@@ -24,6 +24,11 @@ from crossfuse.profiling.explain.stages import context_inputs, stage_times
 from crossfuse.profiling.gpu_counters import GpuMeter
 from crossfuse.profiling.measure.coldstart import ColdStart, cold_start
 from crossfuse.profiling.measure.device_inputs import on_gpu
+from crossfuse.profiling.measure.generation import (
+    GenerationTimes,
+    generation_times,
+    question_of,
+)
 from crossfuse.profiling.measure.inputs import inputs_at, sweep_points
 from crossfuse.profiling.measure.load import LoadResult, closed_loop, open_loop
 from crossfuse.profiling.measure.sampling import Plan, Samples, sample
@@ -119,6 +124,7 @@ def profile_bundle(
             stages=tuple(stages),
             limits=limits,
             load=tuple(_loads(session, first, request, progress)),
+            generation=tuple(_generation(session, first, request, progress)),
             cold_start=_cold_start(bundle, session, first, request, progress),
             break_even=_break_even(rows, points[0]),
             device_bytes=GpuMeter(device=gpu).used_bytes(),
@@ -279,6 +285,18 @@ def _loads(
     for rate in request.rates:
         progress(f"{rate:g} requests per second")
         yield open_loop(call, rate, request.load_seconds, max(request.callers, default=1))
+
+
+def _generation(
+    session: Session, inputs: Arrays, request: ProfileRequest, progress: Progress
+) -> Iterator[GenerationTimes]:
+    """Tokens for one caller, and for several at once; nothing of a bundle that doesn't decode."""
+    if session.decode is None:
+        return
+    question = question_of(session, inputs)
+    for callers in dict.fromkeys((1, *request.callers)):
+        progress(f"generating for {callers} at once")
+        yield generation_times(session, question, callers, request.load_seconds)
 
 
 def _cold_start(

@@ -25,7 +25,7 @@ from crossfuse.runtime.processing import Processor, load_processor
 from crossfuse.runtime.processing.asked import Asked, asked
 from crossfuse.runtime.session import Session
 from crossfuse.runtime.slots import Slots
-from crossfuse.runtime.speech import Segment, Transcript, transcribe
+from crossfuse.runtime.speech import Segment, Transcript, Word, transcribe
 
 __all__ = [
     "Asked",
@@ -45,6 +45,7 @@ __all__ = [
     "Ticket",
     "Token",
     "Transcript",
+    "Word",
     "asked",
     "best_target",
     "generate",

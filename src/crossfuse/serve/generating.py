@@ -22,7 +22,7 @@ from crossfuse.runtime.processing.words import Pieces
 from crossfuse.serve.generation_parameters import checked_parameters
 from crossfuse.serve.request_engine import Request, RequestEngine
 
-__all__ = ["Asking", "Generating", "Stream", "can_generate", "with_words"]
+__all__ = ["Asking", "Generating", "Stream", "can_generate", "prompt_of", "with_words"]
 
 _TEXTS = "input_ids"
 
@@ -176,7 +176,7 @@ class Generating:
         assert session.decode is not None
         given = dict(asking.request.inputs)
         ids = given.pop(session.decode.tokens, None)
-        prompt = None if ids is None else _row(ids, session.decode.tokens)
+        prompt = None if ids is None else prompt_of(ids, session.decode.tokens)
         if asking.text is None:
             return given, prompt
         if self.processor is None:
@@ -198,7 +198,12 @@ class Generating:
         return asked(session, self.processor, text=asking.text).inputs, prompt
 
 
-def _row(ids: Any, name: str) -> list[int]:
+def prompt_of(ids: Any, name: str) -> list[int]:
+    """The prompt of a request that brings ids.
+
+    Raises:
+        InputError: no single row of ids.
+    """
     array = np.asarray(ids)
     if (
         array.ndim not in (1, 2)

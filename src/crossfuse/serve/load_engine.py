@@ -16,6 +16,8 @@ from crossfuse.parity.trial import require_tried
 from crossfuse.runtime.backends import best_target, target_of_bundle
 from crossfuse.runtime.load import load
 from crossfuse.runtime.options import SessionOptions
+from crossfuse.runtime.processing import Processor, load_processor
+from crossfuse.runtime.session import Session
 from crossfuse.runtime.signed import Signed
 from crossfuse.serve.limits import Limits
 from crossfuse.serve.merging import Merging
@@ -28,6 +30,7 @@ __all__ = [
     "boundary",
     "largest_batch",
     "open_engine",
+    "open_generation",
     "ready_target",
 ]
 
@@ -126,6 +129,24 @@ def open_engine(
         if trial:
             require_tried(bundle, options.target, options.of_session)
         return _opened(bundle, options, limits, meter)
+
+    return unreplaced(path, opened)
+
+
+def open_generation(path: str | Path, options: EngineOptions) -> tuple[Session, Processor]:
+    """Load what a bundle generates with, and its processor.
+
+    Raises:
+        BundleError: as :func:`crossfuse.runtime.load`; or it isn't signed as it has to be.
+    """
+    signed = options.signed(path)
+
+    def opened(bundle: Bundle) -> tuple[Session, Processor]:
+        signed.require(bundle)
+        require_tried(bundle, options.target, options.of_session)
+        stages = ["context", "step"]
+        session = load(bundle, options.target, options.of_session, stages=stages)
+        return session, load_processor(bundle)
 
     return unreplaced(path, opened)
 

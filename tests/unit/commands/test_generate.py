@@ -18,6 +18,7 @@ from crossfuse.commands.generate import generate
 from crossfuse.runtime.session import Session
 from unit.runtime.speech.toy_speech import (
     GENERATION,
+    SCORES,
     TEXT_ALONE,
     WORDS,
     sound,
@@ -44,7 +45,7 @@ def about(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     settings = dict(GENERATION)
 
     def opened(*_: Any, stages: Any) -> Session:
-        return speech_session(settings)
+        return speech_session(settings, scores=True)
 
     monkeypatch.setattr(crossfuse.runtime, "load", opened)
     monkeypatch.setattr(crossfuse.runtime, "load_processor", lambda _: speech_processor())
@@ -78,6 +79,20 @@ def test_speech_with_times(about: dict[str, Any], tmp_path: Path) -> None:
         f"[{one.start:.2f} – {one.end:.2f}] {one.text.strip()}" for one in expected.segments
     ]
     assert len(lines) > 1
+
+
+def test_words_with_times(about: dict[str, Any], audio: Path) -> None:
+    about["alignment_outputs"] = [[SCORES, 0]]
+    expected = crossfuse.runtime.transcribe(
+        speech_session(about, scores=True), speech_processor(), audio, word_timestamps=True
+    )
+    assert run("--audio", audio, "--word-timestamps").splitlines() == [
+        f"[{one.start:.2f} – {one.end:.2f}] {one.text.strip()}" for one in expected.words
+    ]
+    segments = json.loads(run("--audio", audio, "--word-timestamps", "--json"))["segments"]
+    words = [word for segment in segments for word in segment["words"]]
+    assert words == [one._asdict() for one in expected.words]
+    assert len(words) > 1
 
 
 @pytest.mark.parametrize("beams", [1, 2])
@@ -117,3 +132,5 @@ def test_refusals(about: dict[str, Any], audio: Path) -> None:
     about.update(PLAIN)
     with pytest.raises(InputError, match="--timestamps is for sounds"):
         generate(BUNDLE, audio=audio, timestamps=True)
+    with pytest.raises(InputError, match="--word-timestamps is for sounds"):
+        generate(BUNDLE, audio=audio, word_timestamps=True)

@@ -11,6 +11,7 @@ from crossfuse.commands.latency_table import show_changes, show_latency
 from crossfuse.commands.output import Output
 from crossfuse.profiling.explain.attribution import NodeTime, StageTimes
 from crossfuse.profiling.measure.coldstart import ColdStart
+from crossfuse.profiling.measure.generation import GenerationTimes
 from crossfuse.profiling.measure.load import LoadResult
 from crossfuse.profiling.measure.sampling import Samples
 from crossfuse.profiling.measure.statistics import Interval
@@ -75,6 +76,24 @@ def test_a_single_point_without_rivals(shown: Callable[[LatencyReport], tuple[st
     assert "pays from 2.5 queries on" in out
     assert "cold start: 100 ms (process 10 ms, import 20 ms, load 30 ms, first result 40 ms)" in out
     assert "peak 50 MB, medians of 5 processes" in out
+
+
+def test_generation(shown: Callable[[LatencyReport], tuple[str, str]]) -> None:
+    """A line for each number of callers; what did not run says why."""
+    times = (
+        GenerationTimes(1, 4, 8, (20_000_000,), (3_000_000, 5_000_000), 250.0),
+        GenerationTimes(8, 4, 1, (40_000_000,), (), 900.0),
+        GenerationTimes(3, 4, 8, failure="its sequences can't stand side by side"),
+    )
+    out, err = shown(replace(a_report(), generation=times))
+    assert (
+        "generating, 1 caller: first token 20 ms (p95 20 ms) behind a prompt of 4, 4 ms per "
+        "further token (p95 4.9 ms), 250 tokens per second"
+    ) in out
+    assert "generating, 8 callers: first token 40 ms" in out
+    assert "– per further token (p95 –), 900 tokens per second" in out
+    assert "generating for 3 at once did not run: its sequences can't stand side by side" in err
+    assert "generating" not in shown(replace(a_report(), generation=()))[0]
 
 
 def test_changes(capsys: pytest.CaptureFixture[str]) -> None:

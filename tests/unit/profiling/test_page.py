@@ -17,6 +17,7 @@ import pytest
 from crossfuse.profiling.explain.attribution import NodeTime, StageTimes
 from crossfuse.profiling.explain.machine import Limits
 from crossfuse.profiling.measure.coldstart import ColdStart
+from crossfuse.profiling.measure.generation import GenerationTimes
 from crossfuse.profiling.measure.load import LoadResult
 from crossfuse.profiling.measure.sampling import Samples
 from crossfuse.profiling.measure.statistics import paired_ratio
@@ -32,6 +33,7 @@ FIGURES = (
     "modules",
     "roofline",
     "load",
+    "generation",
     "cold",
     "ledger",
     "parity",
@@ -141,6 +143,10 @@ def a_report() -> LatencyReport:
         {"processor": "A processor", "cores": 2, "load_average": [0.1, 0.2, 0.3]},
         "crossfuse profile bundle --against eager,compile,onnx,openvino,hf --sweep batch=1,4,16 "
         "--html report.html",
+        (
+            GenerationTimes(1, 4, 8, (20_000_000,) * 3, (3_000_000,) * 21, 250.0),
+            GenerationTimes(8, 4, 8, (40_000_000,) * 9, (5_000_000,) * 63, 900.0),
+        ),
     )
 
 
@@ -248,6 +254,7 @@ def test_parts_that_were_not_measured_are_left_out() -> None:
         stages=(),
         limits=None,
         load=(),
+        generation=(),
         cold_start=None,
         break_even=None,
         ledger=(),

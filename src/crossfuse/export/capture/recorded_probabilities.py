@@ -21,14 +21,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from crossfuse.core.tensors import PROBABILITIES
 from crossfuse.errors import InputError
 from crossfuse.export.capture.module_paths import module_stack
 from crossfuse.ops.torch_op import fused_attention  # noqa: F401 -- registers the operator
 
-__all__ = ["PREFIX", "Wanted", "recording"]
-
-PREFIX = "probabilities."
-"""What the outputs' names begin with; the site follows."""
+__all__ = ["Wanted", "recording"]
 
 _INNER = "_without_probabilities"
 """Attribute of a recording module: its forward as it was."""
@@ -83,7 +81,7 @@ def recording(
                 where=", ".join(missing),
                 do="Return them from the module",
             )
-        return {**named(result), **{PREFIX + s: recorder.found[s] for s in wanted}}
+        return {**named(result), **{PROBABILITIES + s: recorder.found[s] for s in wanted}}
 
     signature = inspect.signature(inner)
     own = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)

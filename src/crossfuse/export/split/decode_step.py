@@ -10,7 +10,7 @@ Rules:
    masks) is computed for the full length, which is constant, and its rows at the places are taken.
 3. Another input beside the tokens, ``[batch, tokens]``, such as their mask, becomes state of the
    full length as well: what is made of it is computed for all places.
-4. Everything else works token by token and stays as it is.
+4. Everything else works token by token and stays; outputs get their tokens second (`step_outputs`).
 
 It must not fire where an attention over the tokens sees later ones, where another input has a token
 axis and a further one, or where a size that is merged with the token axis would have to be cut.
@@ -31,6 +31,7 @@ from crossfuse.core.dimensions import rename, size_at, symbols_in
 from crossfuse.core.tensors import NEW_TOKENS, NEXT, POSITION, STATE
 from crossfuse.errors import InputError
 from crossfuse.export.split.dependence import shape_symbols, shape_window
+from crossfuse.export.split.step_outputs import NoStepsError, has_columns, tokens_second
 from crossfuse.export.split.token_places import Alignment, TokenPlaces, behind, in_front
 from crossfuse.graph.attention_node import AttentionNode, attentions, is_attention, role_at
 from crossfuse.graph.builder import GraphBuilder
@@ -39,10 +40,6 @@ from crossfuse.graph.shapes import dim_of, dims_of
 __all__ = ["NoStepsError", "decode_stage"]
 
 _RUNNING = ("CumSum", "CumProd")
-
-
-class NoStepsError(InputError):
-    """A model that decodes whole sequences, but not token by token."""
 
 
 def decode_stage(query: ir.Model, tokens: str, length: int) -> ir.Model:
@@ -109,6 +106,8 @@ class _Stepper:
 
     def run(self) -> ir.Model:
         """Rewrite and return the model."""
+        if pair := next((v.name for v in self.graph.outputs if has_columns(v, self.axis)), None):
+            raise self._cannot("an output has a column for each token so far", pair)
         over_tokens = [found for found in attentions(self.graph) if found.key in self.moving]
         if not over_tokens:
             raise self._cannot("no attention runs over the tokens", self.source.name)
@@ -123,7 +122,7 @@ class _Stepper:
         for attention in over_tokens:
             self._keep_state(attention)
         self.places.insert_before(next(iter(self.graph)))
-        kept = [value for value in self.graph.outputs if value in self.moving]
+        kept = [self._output(value) for value in self.graph.outputs if value in self.moving]
         self.graph.outputs[:] = [*kept, *(state.outgoing for state in self.states)]
         incoming = [state.incoming for state in self.states]
         self.graph.inputs[:] = [*self.graph.inputs, self.places.position, *incoming]
@@ -131,6 +130,11 @@ class _Stepper:
             self._renamed(value)
         RemoveUnusedNodesPass()(self.model)
         return self.model
+
+    def _output(self, value: ir.Value) -> ir.Value:
+        made = tokens_second(self.graph, value, self.axis)
+        self.moving.add(made)
+        return made
 
     def _token_input(self, tokens: str) -> _TokenInput:
         source = next((v for v in self.graph.inputs if v.name == tokens), None)

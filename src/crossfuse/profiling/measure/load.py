@@ -18,7 +18,7 @@ import numpy as np
 from crossfuse.core.json_codec import JsonData
 from crossfuse.core.json_form import Form, OneOf
 
-__all__ = ["LoadResult", "closed_loop", "open_loop"]
+__all__ = ["LoadResult", "closed_loop", "open_loop", "together"]
 
 Call = Callable[[], object]
 
@@ -85,7 +85,7 @@ def closed_loop(
             taken.append(now - before)
             before = now
 
-    _together(work, callers)
+    together(work, callers)
     return LoadResult("closed", callers, tuple(taken), len(taken) / ((clock() - started) * 1e-9))
 
 
@@ -121,11 +121,11 @@ def open_loop(
             call()
             taken.append(clock() - arrival)
 
-    _together(work, servers)
+    together(work, servers)
     return LoadResult("open", rate, tuple(taken), len(taken) / ((clock() - started) * 1e-9))
 
 
-def _together(work: Callable[[int], None], count: int) -> None:
+def together(work: Callable[[int], None], count: int) -> None:
     """Run in threads; in this one where it is alone. The first error of any is raised."""
     if count == 1:
         work(0)

@@ -72,6 +72,7 @@ def render(report: LatencyReport) -> str:
         roof=roof_figure(report),
         cold=_cold(report),
         load=_load(report),
+        generation=[times for times in report.generation if times.failure is None],
         environment={k: _plain(v) for k, v in report.environment.items() if v is not None},
         ours=OURS,
     )

@@ -17,6 +17,7 @@ from crossfuse.profiling.explain.attribution import NodeTime, StageTimes, group
 from crossfuse.profiling.explain.machine import Limits
 from crossfuse.profiling.explain.roofline import Attained, attained
 from crossfuse.profiling.measure.coldstart import ColdStart
+from crossfuse.profiling.measure.generation import GenerationTimes
 from crossfuse.profiling.measure.load import LoadResult
 from crossfuse.profiling.measure.sampling import Samples
 from crossfuse.profiling.measure.statistics import Interval, Summary, summarize
@@ -139,6 +140,8 @@ class LatencyReport(JsonData):
         stages: where the time goes at the first point.
         limits: what the machine attains; None where that was not measured.
         load: several callers at once, and arrivals at a rate, at the first point.
+        generation: of bundles with a step stage, tokens for one caller and for several at once, at
+            the first point.
         cold_start: None where it was not measured.
         break_even: queries per context from which encoding once pays, where the bundle is split and
             it ever does.
@@ -160,6 +163,7 @@ class LatencyReport(JsonData):
             "stage_reports",
             "limits",
             "load",
+            "generation",
             "cold_start",
             "break_even",
             "device_bytes",
@@ -188,6 +192,7 @@ class LatencyReport(JsonData):
     parity: Mapping[str, Any] | None = None
     environment: Mapping[str, Any] = field(default_factory=dict)
     command: str = ""
+    generation: tuple[GenerationTimes, ...] = ()
 
     @property
     def points(self) -> list[Mapping[str, int]]:

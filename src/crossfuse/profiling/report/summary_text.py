@@ -65,6 +65,12 @@ def sentences(report: LatencyReport) -> list[str]:
         said.append(
             f"Encoding a context once pays from {report.break_even:.1f} queries per context on."
         )
+    alone = next((one for one in report.generation if one.callers == 1), None)
+    if alone is not None and alone.first_p50 is not None and alone.throughput is not None:
+        said.append(
+            f"It generates {short(alone.throughput)} tokens per second for one caller, the first "
+            f"of them after {milliseconds(alone.first_p50)}."
+        )
     if report.limits is not None and report.stages:
         nodes = [node for stage in report.stages for node in stage.nodes]
         core = sum(node.seconds for node in nodes if node.kind == "attention") / sum(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from crossfuse.core.tensors import NEXT
+from crossfuse.core.tensors import NEXT, PROBABILITIES
 from crossfuse.errors import Advice, InputError, Said
 from crossfuse.runtime.context import Context
 from crossfuse.runtime.decoding import DecodingState
@@ -146,7 +146,8 @@ def longest_of(
 
 def scoring_output(session: Session, name: str | None) -> str:
     """The output that scores tokens."""
-    specs = [s for s in session.stages["step"].outputs if not s.name.startswith(NEXT)]
+    outputs, no_scores = session.stages["step"].outputs, (NEXT, PROBABILITIES)
+    specs = [spec for spec in outputs if not spec.name.startswith(no_scores)]
     names = [spec.name for spec in specs]
     chosen = name or ("logits" if "logits" in names else names[0])
     if chosen not in names or (name is None and chosen != "logits" and len(names) > 1):

@@ -1,5 +1,5 @@
-"""`Transcript` and `Segment`, a part of it with its times; and how a window's tokens are cut into
-such."""
+"""`Transcript`, `Segment`, a part of it with its times, and `Word`; and how a window's tokens are
+cut into segments."""
 
 from __future__ import annotations
 
@@ -11,10 +11,23 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["FRAMES_PER_TIME", "Cut", "Segment", "Transcript", "cut"]
+__all__ = ["FRAMES_PER_TIME", "Cut", "Segment", "Transcript", "Word", "cut"]
 
 FRAMES_PER_TIME = 2
 """Frames of the features from one token of time to the next."""
+
+
+class Word(NamedTuple):
+    """A word that was said, or what stands for one where a language puts no spaces between them.
+
+    Attributes:
+        text: with the space in front, and the punctuation beside it.
+        start, end: in seconds.
+    """
+
+    text: str
+    start: float
+    end: float
 
 
 @dataclass(frozen=True)
@@ -25,12 +38,19 @@ class Segment:
         text: what is said.
         start, end: in seconds; None of a part that is no segment of its own.
         tokens: with those of time.
+        words: with their times, where these were asked for.
     """
 
     text: str
     start: float | None
     end: float | None
     tokens: tuple[int, ...]
+    words: tuple[Word, ...] = ()
+
+    def to_plain(self) -> dict[str, object]:
+        """Times, text and words, as plain data."""
+        found = {"start": self.start, "end": self.end, "text": self.text.strip()}
+        return {**found, "words": [word._asdict() for word in self.words]} if self.words else found
 
 
 @dataclass(frozen=True)
@@ -50,6 +70,11 @@ class Transcript:
     tokens: NDArray[np.int64]
     language: str | None
     duration: float
+
+    @property
+    def words(self) -> tuple[Word, ...]:
+        """Of all segments, where their times were asked for."""
+        return tuple(word for segment in self.segments for word in segment.words)
 
 
 class Cut(NamedTuple):

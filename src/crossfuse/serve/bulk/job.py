@@ -75,18 +75,33 @@ class Job:
         return self.folder / _SHARDS / f"{index:06d}.json"
 
 
-def open_job(folder: Path, bundle: Path, target: str, shards: Sequence[Shard]) -> Job:
+def open_job(
+    folder: Path,
+    bundle: Path,
+    target: str,
+    shards: Sequence[Shard],
+    generation: Mapping[str, Any] | None = None,
+) -> Job:
     """Begin a job, or go on with it where the folder holds the same.
+
+    Args:
+        folder: of the answers.
+        bundle: that answers.
+        target: of it.
+        shards: of the input.
+        generation: settings of a job that generates.
 
     Raises:
         InputError: the folder holds another job, or anything else.
     """
-    about = {
+    about: dict[str, Any] = {
         "bundle": hashlib.sha256((bundle / MANIFEST).read_bytes()).hexdigest(),
         "target": target,
         "input": _digest(shards),
         "shards": len(shards),
     }
+    if generation is not None:
+        about["generation"] = dict(generation)
     known = folder / _JOB
     if known.is_file():
         try:
@@ -95,8 +110,9 @@ def open_job(folder: Path, bundle: Path, target: str, shards: Sequence[Shard]) -
             raise InputError(
                 "the job's description can't be read", where=known, do="Choose another output"
             ) from error
+        names = dict.fromkeys((*about, *(was if isinstance(was, dict) else ())))
         changed = [
-            name for name in about if not isinstance(was, dict) or was.get(name) != about[name]
+            name for name in names if not isinstance(was, dict) or was.get(name) != about.get(name)
         ]
         if changed:
             raise InputError(

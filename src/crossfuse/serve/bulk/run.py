@@ -12,13 +12,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossfuse.bundle.store import Bundle, open_bundle
+from crossfuse.core.files import write_whole
 from crossfuse.core.json_codec import JsonData
 from crossfuse.core.os_errors import help_for, reason_of
 from crossfuse.errors import CrossfuseError, Door, InputError
+from crossfuse.serve.bulk.answering import Answering, require_generates
 from crossfuse.serve.bulk.job import Job, open_job
+from crossfuse.serve.bulk.questions import Question, list_questions, read_questions
 from crossfuse.serve.bulk.rows import Shard, list_shards, read_rows, write_answers
 from crossfuse.serve.limits import Limits
-from crossfuse.serve.load_engine import EngineOptions, open_engine, ready_target
+from crossfuse.serve.load_engine import (
+    EngineOptions,
+    open_engine,
+    open_generation,
+    ready_target,
+)
 from crossfuse.serve.request_engine import Request
 
 __all__ = ["MapOptions", "MapPlan", "MapReport", "map_rows", "planned"]
@@ -38,6 +46,8 @@ class MapOptions:
         batch_size: rows answered at once, where their shapes allow.
         shard_rows: rows that are done as a whole; what a kill may cost.
         allow_nan: whether rows may hold NaN.
+        generate: settings of generation, in place of the bundle's own: each row gets a text. None:
+            each row gets the model's outputs.
     """
 
     engine: EngineOptions = field(default_factory=EngineOptions)
@@ -47,6 +57,7 @@ class MapOptions:
     batch_size: int = 16
     shard_rows: int = 64
     allow_nan: bool = False
+    generate: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         for name in ("workers", "batch_size", "shard_rows"):
@@ -111,19 +122,21 @@ class MapPlan:
         options = self.options
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
+        about: list[Any] = [
+            str(self.bundle.path.resolve()),
+            str(self.job.folder.resolve()),
+            asdict(self.engine),
+            options.batch_size,
+            options.allow_nan,
+        ]
+        texts = [] if options.generate is None else [json.dumps(options.generate)]
         rows = ray.data.from_items(
             [{"shard": json.dumps(asdict(shard))} for shard in shards],
             override_num_blocks=len(shards),
         )
         finished = rows.map_batches(
-            _Worker,
-            fn_constructor_args=(
-                str(self.bundle.path.resolve()),
-                str(self.job.folder.resolve()),
-                asdict(self.engine),
-                options.batch_size,
-                options.allow_nan,
-            ),
+            _TextWorker if texts else _Worker,
+            fn_constructor_args=(*about, *texts),
             batch_size=1,
             batch_format="numpy",
             compute=ray.data.ActorPoolStrategy(size=options.workers),
@@ -147,8 +160,11 @@ def planned(
     engine = replace(chosen.engine, threads=threads)
     opened = open_bundle(bundle)
     engine = replace(engine, target=ready_target(opened, engine))
-    shards = list_shards(source, chosen.shard_rows)
-    job = open_job(output, opened.path, str(engine.target), shards)
+    if chosen.generate is not None:
+        require_generates(opened.manifest, chosen.generate)
+    listed = list_shards if chosen.generate is None else list_questions
+    shards = listed(source, chosen.shard_rows)
+    job = open_job(output, opened.path, str(engine.target), shards, chosen.generate)
     return MapPlan(opened, engine, chosen, shards, job)
 
 
@@ -192,9 +208,7 @@ class _Worker:
         self._batch = batch_size
 
     def __call__(self, batch: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        (text,) = batch["shard"]
-        data = json.loads(text)
-        shard = Shard(**{**data, "files": tuple(data["files"])})
+        shard = _shard_of(batch)
         names: list[str] = []
         answers: list[dict[str, NDArray[Any]]] = []
         failed: dict[str, str] = {}
@@ -219,18 +233,80 @@ class _Worker:
             if len(pending) == self._batch:
                 answer()
         answer()
-        stopped = ""
-        try:
-            failed |= write_answers(shard, self._job.folder, names, answers, self._engine)
-            self._job.finish(shard, failed)
-        except (OSError, InputError) as error:
-            # Not the row's fault, and the same for the next: told, because Ray would try again.
-            stopped = json.dumps(_why(error))
-        return {
-            "rows": np.array([0 if stopped else shard.rows]),
-            "failed": np.array([len(failed)]),
-            "stopped": np.array([stopped]),
-        }
+        return _stored(
+            self._job,
+            shard,
+            failed,
+            lambda: write_answers(shard, self._job.folder, names, answers, self._engine),
+        )
+
+
+class _TextWorker:
+    """An actor of the pool: a session that generates a text for each row, shard after shard."""
+
+    def __init__(
+        self,
+        bundle: str,
+        output: str,
+        engine: Mapping[str, Any],
+        batch_size: int,
+        allow_nan: bool,
+        settings: str,
+    ) -> None:
+        limits = Limits(max_batch=1 << 30, allow_nan=allow_nan)
+        session, processor = open_generation(bundle, EngineOptions(**engine))
+        self._answering = Answering(session, processor, json.loads(settings), batch_size, limits)
+        self._job = Job(Path(output))
+
+    def __call__(self, batch: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        shard = _shard_of(batch)
+        failed: dict[str, str] = {}
+        lines: list[str] = []
+
+        def questions() -> Iterator[Question]:
+            for name, found in read_questions(shard):
+                if isinstance(found, InputError):
+                    failed[name] = str(found)
+                else:
+                    yield found
+
+        for name, answer in self._answering.answers(questions()):
+            if isinstance(answer, CrossfuseError):
+                failed[name] = str(answer)
+            else:
+                lines.append(json.dumps({"row": name, **answer}, ensure_ascii=False))
+
+        def write() -> dict[str, str]:
+            if lines:
+                path = self._job.folder / f"part-{shard.index:06d}.jsonl"
+                write_whole(path, "\n".join(lines) + "\n")
+            return {}
+
+        return _stored(self._job, shard, failed, write)
+
+
+def _shard_of(batch: Mapping[str, NDArray[Any]]) -> Shard:
+    (text,) = batch["shard"]
+    data = json.loads(text)
+    return Shard(**{**data, "files": tuple(data["files"])})
+
+
+def _stored(
+    job: Job, shard: Shard, failed: dict[str, str], write: Callable[[], Mapping[str, str]]
+) -> dict[str, NDArray[Any]]:
+    """Write a shard's answers and mark it; rows that can't be stored have failed, too."""
+    stopped = ""
+    try:
+        failed |= write()
+        job.finish(shard, failed)
+    except (OSError, InputError) as error:
+        # Not the row's fault, and the same for the next: told, because Ray would try again.
+        stopped = json.dumps(_why(error))
+    return {
+        "rows": np.array([0 if stopped else shard.rows]),
+        "failed": np.array([len(failed)]),
+        "stopped": np.array([stopped]),
+    }
 
 
 def _why(error: OSError | InputError) -> tuple[str, str | None]:

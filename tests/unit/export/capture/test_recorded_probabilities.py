@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import crossfuse
+from crossfuse.core.tensors import PROBABILITIES
 from crossfuse.errors import InputError
-from crossfuse.export.capture.recorded_probabilities import PREFIX, Wanted, recording
+from crossfuse.export.capture.recorded_probabilities import Wanted, recording
 from crossfuse.spec.results import named_outputs
 
 HEADS, SIZE = 4, 3
@@ -93,7 +94,7 @@ def test_probabilities_are_those_of_the_mathematics(
     assert torch.equal(found["output"], module(**given))
     truth = expected(given["q"], given["k"], given["mask"], grouped=attn is Grouped)
     truth = truth if heads is None else truth[:, list(heads)]
-    torch.testing.assert_close(found[PREFIX + "attn"], truth)
+    torch.testing.assert_close(found[PROBABILITIES + "attn"], truth)
     assert not hasattr(module, "_without_probabilities")
 
 
@@ -101,7 +102,7 @@ def test_rows_without_keys_have_no_probabilities() -> None:
     module, given = Net(Sdpa()), inputs()
     given["mask"][1, :, 2] = False
     found = recording(module, {"attn": Wanted("attn", 0, written_out=False)}, named)(**given)
-    assert not found[PREFIX + "attn"][1, :, 2].any()
+    assert not found[PROBABILITIES + "attn"][1, :, 2].any()
 
 
 def test_pytorchs_own_module() -> None:
@@ -112,7 +113,7 @@ def test_pytorchs_own_module() -> None:
     recorder = recording(module, {"(root)": wanted}, named)
     found = recorder(query=x, key=y, value=y, need_weights=False)
     truth = module(x, y, y, average_attn_weights=False)[1][:, [2, 0]]
-    torch.testing.assert_close(found[PREFIX + "(root)"], truth)
+    torch.testing.assert_close(found[PROBABILITIES + "(root)"], truth)
 
 
 @pytest.mark.parametrize(

@@ -30,8 +30,8 @@ def test_entries_and_their_order() -> None:
     data = REPORT.to_json()
     assert list(data) == [
         "schema_version", "bundle", "model", "target", "provider", "precision", "rows", "stages",
-        "limits", "load", "cold_start", "break_even", "device_bytes", "ledger", "parity",
-        "environment", "command",
+        "limits", "load", "generation", "cold_start", "break_even", "device_bytes", "ledger",
+        "parity", "environment", "command",
     ]  # fmt: skip
     row = data["rows"][0]
     assert list(row) == [
@@ -42,6 +42,12 @@ def test_entries_and_their_order() -> None:
         "count", "p50", "p50_interval", "p90", "p95", "p99", "min", "mean",
     ]  # fmt: skip
     assert row["latency"]["p50"] == REPORT.rows[0].summary.median.value  # type: ignore[union-attr]
+    tokens = data["generation"][0]
+    assert list(tokens) == [
+        "callers", "prompt", "new_tokens", "throughput", "failure", "first_p50", "first_p95",
+        "token_p50", "token_p95", "firsts_ns", "gaps_ns",
+    ]  # fmt: skip
+    assert (tokens["first_p50"], tokens["token_p50"]) == (0.02, 0.003)
     stage = data["stages"][0]
     assert list(stage) == ["stage", "seconds", "runs", "nodes", "attained", "sites"]
     assert list(stage["attained"])[-3:] == ["fraction", "rate", "intensity"]

@@ -19,6 +19,7 @@ from unit.runtime.speech.toy_speech import (
     GENERATION,
     LENGTH,
     NONE,
+    SCORES,
     START,
     TEXT_ALONE,
     TRANSCRIBE,
@@ -148,3 +149,32 @@ def test_refusals() -> None:
         transcribe(speech_session(), PROCESSOR, sound(0.5), beams=3)
     with pytest.raises(InputError, match="one channel"):
         transcribe(speech_session(), PROCESSOR, np.zeros((2, 5)))
+
+
+@pytest.mark.parametrize(("seconds", "timed"), [(0.7, None), (0.7, False), (2.5, None)])
+def test_words_have_times(seconds: float, timed: bool | None) -> None:
+    """Of the same tokens; each begins where the token before it ends, and windows one behind the
+    other."""
+    about = GENERATION | {"alignment_outputs": [[SCORES, 0], [SCORES, 1]]}
+    session = speech_session(about, scores=True)
+    given = {"language": "en", "suppress_tokens": TEXT_ALONE} if timed is False else {}
+    found = transcribe(session, PROCESSOR, sound(seconds), word_timestamps=True, timestamps=timed,
+                       **given)  # fmt: skip
+    plain = transcribe(session, PROCESSOR, sound(seconds), timestamps=timed is None, **given)
+    assert found.tokens.tolist() == plain.tokens.tolist()
+    assert not plain.words
+    for segment in found.segments:
+        said = [WORDS[token] for token in segment.tokens if token < len(WORDS)]
+        assert [word.text.strip() for word in segment.words] == said
+    assert all(0 <= word.start <= word.end <= seconds + 1e-9 for word in found.words)
+    assert len(found.words) > 2
+    latest = max(word.end for word in found.words)
+    assert latest > seconds - 1
+
+
+def test_words_of_a_window_heard_again() -> None:
+    about = GENERATION | {"alignment_outputs": [[SCORES, 0]]}
+    session = speech_session(about, scores=True)
+    plain = transcribe(session, PROCESSOR, sound(0.7), word_timestamps=True)
+    again = transcribe(session, PROCESSOR, sound(0.7), word_timestamps=True, temperature=(0,))
+    assert again.words == plain.words

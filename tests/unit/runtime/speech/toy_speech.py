@@ -16,6 +16,7 @@ from crossfuse.runtime.session import Session
 from unit.runtime.stub_stage import stub_engines
 
 BANDS, FRAMES, LENGTH, HASHES = 4, 100, 40, 97
+SCORES, HEADS = "probabilities.attend", 2
 RATE, HOP, N_FFT = 1000, 10, 40
 WORDS = (
     "the", "cat", "sat", "on", "a", "mat", "and", "it", "was", "red", "so", "they", "all", "went",
@@ -35,6 +36,7 @@ TEXT_ALONE = [*range(17, END), *range(START, VOCABULARY)]
 """What must not come where times are not asked for: this model says them all the same."""
 
 TABLE = np.random.default_rng(2).standard_normal((HASHES, VOCABULARY)).astype(np.float32) * 3
+LOOKED = np.random.default_rng(4).random((HASHES, HEADS, FRAMES // 2)).astype(np.float32)
 
 
 def _context(feeds: Any) -> list[np.ndarray]:
@@ -43,9 +45,9 @@ def _context(feeds: Any) -> list[np.ndarray]:
     return [places.astype(np.float32)[:, None]]
 
 
-def _rows(sums: np.ndarray, heard: np.ndarray) -> np.ndarray:
+def _rows(sums: np.ndarray, heard: np.ndarray, table: np.ndarray = TABLE) -> np.ndarray:
     each = np.arange(len(sums)) * len(heard) // len(sums)
-    return TABLE[(sums + heard[each]).astype(int) % HASHES]
+    return table[(sums + heard[each]).astype(int) % HASHES]
 
 
 def _query(feeds: Any) -> list[np.ndarray]:
@@ -59,11 +61,13 @@ def _step(feeds: Any) -> list[np.ndarray]:
     for row in range(len(ids)):
         state[row, places[row], 0] = ids[row] * (places[row] + 1)
     seen = np.arange(LENGTH) <= places[..., None]
-    return [_rows(np.where(seen, state[:, None, :, 0], 0).sum(-1), feeds["heard"]), state]
+    sums = np.where(seen, state[:, None, :, 0], 0).sum(-1)
+    return [_rows(sums, feeds["heard"]), state, _rows(sums, feeds["heard"], LOOKED)]
 
 
-def speech_session(generation: dict[str, Any] | None = None) -> Session:
-    """Takes features ``[contexts, BANDS, FRAMES]`` and ids; holds `LENGTH` tokens."""
+def speech_session(generation: dict[str, Any] | None = None, *, scores: bool = False) -> Session:
+    """Takes features ``[contexts, BANDS, FRAMES]`` and ids; holds `LENGTH` tokens, and gives the
+    scores of its attention where asked."""
     features = TensorSpec("input_features", "float32", ("contexts", BANDS, FRAMES))
     heard = TensorSpec("heard", "float32", ("contexts", 1))
     bounds = (0, VOCABULARY - 1)
@@ -79,7 +83,11 @@ def speech_session(generation: dict[str, Any] | None = None) -> Session:
         "query": StageSpec((ids, heard), (logits,)),
         "step": StageSpec((new, heard, place, before), (logits, after)),
     }
-    engines = stub_engines(stages, {"context": _context, "query": _query, "step": _step})
+    made = _step if scores else lambda feeds: _step(feeds)[:2]
+    if scores:
+        looked = TensorSpec(SCORES, "float32", ("batch", "new_tokens", HEADS, FRAMES // 2))
+        stages["step"] = StageSpec(stages["step"].inputs, (logits, after, looked))
+    engines = stub_engines(stages, {"context": _context, "query": _query, "step": made})
     dims = {name: Dim(name) for name in ("batch", "contexts", "tokens", "new_tokens")}
     return Session(
         "stub", stages, dims, engines, shared_batch="batch",

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from crossfuse.core.checkpoint_folder import read_json
+from crossfuse.core.generation_names import MEDIAN_WIDTH
 from crossfuse.export.sources.huggingface.input_plan import text_config
 
 if TYPE_CHECKING:
@@ -44,6 +45,9 @@ def generation_settings(model: nn.Module, folder: Path | None = None) -> dict[st
     kept = _beyond(config, folder) | kept
     if getattr(model.config, "model_type", None) == "blip":
         kept |= _captions(text_config(model.config))
+    width = getattr(model.config, MEDIAN_WIDTH, None)
+    if width is not None:
+        kept[MEDIAN_WIDTH] = width
     return {name: value for name, value in kept.items() if _is_plain(value)}
 
 
