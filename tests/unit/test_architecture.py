@@ -206,7 +206,10 @@ def test_only_servers_import_ray_and_triton() -> None:
     homes = {
         "ray": ("serve/rayserve/", "serve/bulk/", "serve/cluster.py"),
         "pyarrow": ("serve/bulk/",),
-        "triton_python_backend_utils": ("serve/triton/model.py",),
+        "triton_python_backend_utils": (
+            "serve/triton/model.py",
+            "serve/triton/generation_model.py",
+        ),
     }
     for path in FILES.values():
         packages = {name.split(".")[0] for name in imported(ast.parse(path.read_text()))}

@@ -73,6 +73,7 @@ def package(  # noqa: PLR0913 -- a command: its parameters are its options
     ] = True,
     max_batch: MaxBatch = 1024,
     allow_nan: AllowNan = False,
+    slots: Slots = None,
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
@@ -86,7 +87,9 @@ def package(  # noqa: PLR0913 -- a command: its parameters are its options
         target=target, threads=threads, cache_mb=cache_mb, merge=merge, max_rows=max_rows
     )
     limits = Limits(max_batch=max_batch, allow_nan=allow_nan)
-    options = TritonOptions(name, engine, limits, instances, queue_ms, native)
+    options = TritonOptions(
+        name, engine, limits, instances, queue_ms, native, _SLOTS if slots is None else slots
+    )
     models = write_repository(bundle, out, options)
     output = Output(as_json=as_json)
     output.result(

@@ -4,7 +4,7 @@ server in here."""
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,7 +22,7 @@ from crossfuse.runtime.processing.words import Pieces
 from crossfuse.serve.generation_parameters import checked_parameters
 from crossfuse.serve.request_engine import Request, RequestEngine
 
-__all__ = ["Asking", "Generating", "Stream", "can_generate", "prompt_of", "with_words"]
+__all__ = ["Asking", "Generating", "Stream", "can_generate", "prompt_of", "whole_of", "with_words"]
 
 _TEXTS = "input_ids"
 
@@ -217,4 +217,14 @@ def prompt_of(ids: Any, name: str) -> list[int]:
             expected="[1, tokens]",
         )
     found: list[int] = array.reshape(-1).tolist()
+    return found
+
+
+def whole_of(events: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Events as one: lists and texts are joined, of the rest the last counts."""
+    found: dict[str, Any] = {}
+    for event in events:
+        for name, value in event.items():
+            joins = (name in found and isinstance(value, list)) or name == "text_output"
+            found[name] = found.get(name, type(value)()) + value if joins else value
     return found

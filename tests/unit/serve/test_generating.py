@@ -15,7 +15,7 @@ import pytest
 import crossfuse
 from coverage.rows import TARGETS
 from crossfuse import InputError, runtime
-from crossfuse.serve.generating import Asking, Generating, Stream, can_generate
+from crossfuse.serve.generating import Asking, Generating, Stream, can_generate, whole_of
 from crossfuse.serve.limits import Limits
 from crossfuse.serve.request_engine import Request, RequestEngine, UnknownContextError
 from unit.runtime.toy_decoder import IMAGES, VOCABULARY, toy_session
@@ -157,3 +157,13 @@ def test_which_bundles_generate(shared_bundle: Callable[..., crossfuse.Bundle]) 
     assert not can_generate(old.manifest)
     assert not can_generate(shared_bundle("qformer", size="tiny").manifest)
     assert can_generate(shared_bundle("coverage/bart", TARGETS).manifest)
+
+
+def test_events_together_are_one() -> None:
+    events: list[dict[str, Any]] = [
+        {"tokens": [1], "text_output": "a"},
+        {"tokens": [2, 3], "text_output": ""},
+        {"tokens": [], "text_output": " b", "ended": True},
+    ]
+    assert whole_of(events) == {"tokens": [1, 2, 3], "text_output": "a b", "ended": True}
+    assert whole_of([{"tokens": [1], "ended": False}]) == {"tokens": [1], "ended": False}

@@ -1,11 +1,10 @@
-"""Answers that come piece by piece: as one JSON object, or as server-sent events of which each is
-one."""
+"""Answers that come piece by piece, as server-sent events."""
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import aclosing
 from typing import Any
 
@@ -16,21 +15,11 @@ from crossfuse.core.terminal import shown_traceback
 from crossfuse.errors import CrossfuseError
 from crossfuse.serve.rayserve.routes import Refusal, status_of
 
-__all__ = ["EventStream", "whole_of"]
+__all__ = ["EventStream"]
 
 _LOG = logging.getLogger("ray.serve")
 
 Events = AsyncGenerator[dict[str, Any], None]
-
-
-def whole_of(events: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """Events as one: lists and texts are joined, of the rest the last counts."""
-    found: dict[str, Any] = {}
-    for event in events:
-        for name, value in event.items():
-            joins = (name in found and isinstance(value, list)) or name == "text_output"
-            found[name] = found.get(name, type(value)()) + value if joins else value
-    return found
 
 
 class EventStream(StreamingResponse):

@@ -20,12 +20,12 @@ from starlette.responses import JSONResponse, Response
 from crossfuse.bundle.store import open_bundle
 from crossfuse.core.tensors import names_of
 from crossfuse.runtime.context_cache import content_key
-from crossfuse.serve.generating import Asking
+from crossfuse.serve.generating import Asking, whole_of
 from crossfuse.serve.load_engine import boundary
 from crossfuse.serve.metrics import SECONDS
 from crossfuse.serve.open_inference import BINARY_HEADER, Call, tensor_metadata
 from crossfuse.serve.rayserve.apart import LONG, Apart
-from crossfuse.serve.rayserve.events import EventStream, whole_of
+from crossfuse.serve.rayserve.events import EventStream
 from crossfuse.serve.rayserve.loopback import keep_on_loopback
 from crossfuse.serve.rayserve.options import ServeOptions
 from crossfuse.serve.rayserve.routes import Later, Refusal, answered, protocol_routes, status_of

@@ -5,11 +5,23 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from crossfuse.core.tensors import TensorSpec
 from crossfuse.serve.open_inference import DATATYPES
 
-__all__ = ["ModelConfig", "WarmUp"]
+__all__ = ["ModelConfig", "TextSpec", "WarmUp"]
+
+
+class TextSpec(NamedTuple):
+    """A text as an input or an output."""
+
+    name: str
+    shape: tuple[int | str, ...] = (1,)
+    dtype: str = "text"
+
+
+_TYPES = {**DATATYPES, "text": "STRING"}
 
 
 @dataclass(frozen=True)
@@ -41,12 +53,13 @@ class ModelConfig:
         parameters: for the backend, as text.
         warm_up: a request to make at start.
         file: the model's file name, where the backend doesn't imply it.
+        decoupled: a request may have any number of responses.
     """
 
     name: str
     backend: str
-    inputs: Sequence[TensorSpec]
-    outputs: Sequence[TensorSpec]
+    inputs: Sequence[TensorSpec | TextSpec]
+    outputs: Sequence[TensorSpec | TextSpec]
     max_batch: int = 0
     optional: Sequence[str] = ()
     instances: int = 1
@@ -55,6 +68,7 @@ class ModelConfig:
     parameters: Mapping[str, str] = field(default_factory=dict)
     warm_up: WarmUp | None = None
     file: str | None = None
+    decoupled: bool = False
 
     def text(self) -> str:
         """In protobuf's text format."""
@@ -65,6 +79,8 @@ class ModelConfig:
         if self.file is not None:
             lines.append(f"default_model_filename: {_quoted(self.file)}")
         lines.append(f"max_batch_size: {self.max_batch}")
+        if self.decoupled:
+            lines.append("model_transaction_policy { decoupled: true }")
         for kind, specs in (("input", self.inputs), ("output", self.outputs)):
             lines += [f"{kind} [", *_listed([self._tensor(spec) for spec in specs]), "]"]
         lines += [
@@ -85,14 +101,14 @@ class ModelConfig:
             lines += self._warm_up(self.warm_up)
         return "\n".join(lines) + "\n"
 
-    def _tensor(self, spec: TensorSpec) -> str:
+    def _tensor(self, spec: TensorSpec | TextSpec) -> str:
         shape = spec.shape[1:] if self.max_batch else spec.shape
         dims = ", ".join(str(size) if isinstance(size, int) else "-1" for size in shape)
         optional = " optional: true" if spec.name in self.optional else ""
         # A tensor of the batch alone still needs a dimension in the configuration; reshape takes it
         # away again.
         reshape = "" if shape else " reshape: { shape: [] }"
-        kind = f"TYPE_{DATATYPES[spec.dtype]}"
+        kind = f"TYPE_{_TYPES[spec.dtype]}"
         return (
             f"{{ name: {_quoted(spec.name)} data_type: {kind} dims: [ {dims or '1'} "
             f"]{reshape}{optional} }}"
@@ -107,7 +123,7 @@ class ModelConfig:
         for spec in self.inputs:
             shape = warm_up.shapes[spec.name][1:] if self.max_batch else warm_up.shapes[spec.name]
             dims = ", ".join(map(str, shape))
-            value = f"data_type: TYPE_{DATATYPES[spec.dtype]} dims: [ {dims} ]"
+            value = f"data_type: TYPE_{_TYPES[spec.dtype]} dims: [ {dims} ]"
             file = _quoted(warm_up.files[spec.name])
             lines.append(
                 f"    inputs {{ key: {_quoted(spec.name)} value: {{ {value} input_data_file: "

@@ -6,7 +6,7 @@ Imported by the server, where Triton's module is.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,18 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from crossfuse.errors import CrossfuseError, InputError
+from crossfuse.runtime.generation.scheduler import QueueFullError
 from crossfuse.serve.limits import Limits
 from crossfuse.serve.load_engine import EngineOptions, open_engine
 from crossfuse.serve.metrics import BATCHES, SECONDS
-from crossfuse.serve.request_engine import Request, UnexpectedError, UnknownContextError
+from crossfuse.serve.request_engine import (
+    Request,
+    RequestEngine,
+    UnexpectedError,
+    UnknownContextError,
+)
 
-__all__ = ["TritonPythonModel"]
+__all__ = ["TritonPythonModel", "folder_of", "opened_engine", "refused", "settings_of"]
 
 
 class TritonPythonModel:
@@ -27,24 +33,7 @@ class TritonPythonModel:
 
     def initialize(self, args: dict[str, str]) -> None:
         """Load the bundle that lies beside ``model.py``."""
-        config = json.loads(args["model_config"])
-        given = {key: value["string_value"] for key, value in config.get("parameters", {}).items()}
-        folder = Path(args["model_repository"]) / args["model_version"] / "bundle"
-        device = (
-            int(args["model_instance_device_id"]) if args["model_instance_kind"] == "GPU" else 0
-        )
-        options = EngineOptions(
-            target=given["target"],
-            threads=int(given["threads"]) if given.get("threads") else None,
-            cache_mb=int(given["cache_mb"]),
-            merge=given["merge"] == "true",
-            max_rows=int(given["max_rows"]),
-            device=device,
-        )
-        limits = Limits(max_batch=int(given["max_batch"]), allow_nan=given["allow_nan"] == "true")
-        self._engine = open_engine(
-            folder, options, limits=limits, meter=_Metrics(args["model_name"]), trial=False
-        )
+        self._engine = opened_engine(args, settings_of(json.loads(args["model_config"])))
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
         """Answer all requests that Triton hands over."""
@@ -116,6 +105,37 @@ class _Metrics:
         self._counts["nbytes"].set(nbytes)
 
 
+def settings_of(config: Mapping[str, Any]) -> dict[str, str]:
+    """The parameters of a model's configuration."""
+    return {key: value["string_value"] for key, value in config.get("parameters", {}).items()}
+
+
+def folder_of(args: Mapping[str, str]) -> Path:
+    """The bundle that lies beside ``model.py``."""
+    return Path(args["model_repository"]) / args["model_version"] / "bundle"
+
+
+def opened_engine(args: Mapping[str, str], given: Mapping[str, str]) -> RequestEngine:
+    """Load the bundle as its configuration says.
+
+    Args:
+        args: what Triton tells a model at its start.
+        given: the configuration's parameters.
+    """
+    device = int(args["model_instance_device_id"]) if args["model_instance_kind"] == "GPU" else 0
+    options = EngineOptions(
+        target=given["target"],
+        threads=int(given["threads"]) if given.get("threads") else None,
+        cache_mb=int(given["cache_mb"]),
+        merge=given["merge"] == "true",
+        max_rows=int(given["max_rows"]),
+        device=device,
+    )
+    limits = Limits(max_batch=int(given["max_batch"]), allow_nan=given["allow_nan"] == "true")
+    meter = _Metrics(args["model_name"])
+    return open_engine(folder_of(args), options, limits=limits, meter=meter, trial=False)
+
+
 def _answered(answer: dict[str, Any] | CrossfuseError) -> Any:
     try:
         return _respond(answer)
@@ -125,11 +145,18 @@ def _answered(answer: dict[str, Any] | CrossfuseError) -> Any:
 
 def _respond(answer: dict[str, Any] | CrossfuseError) -> Any:
     if isinstance(answer, CrossfuseError):
-        codes = pb_utils.TritonError
-        code = codes.NOT_FOUND if isinstance(answer, UnknownContextError) else codes.INVALID_ARG
-        if isinstance(answer, UnexpectedError):
-            code = codes.INTERNAL
-        return pb_utils.InferenceResponse(error=codes(str(answer), code))
+        return refused(answer)
     return pb_utils.InferenceResponse(
         [pb_utils.Tensor(name, np.ascontiguousarray(array)) for name, array in answer.items()]
     )
+
+
+def refused(error: CrossfuseError) -> Any:
+    """The response that says what is wrong."""
+    codes = pb_utils.TritonError
+    code = codes.NOT_FOUND if isinstance(error, UnknownContextError) else codes.INVALID_ARG
+    if isinstance(error, QueueFullError):
+        code = codes.UNAVAILABLE
+    elif isinstance(error, UnexpectedError) or not isinstance(error, InputError):
+        code = codes.INTERNAL
+    return pb_utils.InferenceResponse(error=codes(str(error), code))

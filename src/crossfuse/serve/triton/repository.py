@@ -26,15 +26,18 @@ from crossfuse.core.tensors import TensorSpec
 from crossfuse.errors import Advice, InputError, Said
 from crossfuse.parity.session_check import smallest_inputs
 from crossfuse.runtime.backends import best_target, target_of_bundle
+from crossfuse.serve.generating import can_generate
 from crossfuse.serve.limits import Limits
 from crossfuse.serve.load_engine import EngineOptions, boundary, largest_batch
 from crossfuse.serve.merging import Merging
-from crossfuse.serve.triton.config import ModelConfig, WarmUp
+from crossfuse.serve.triton.config import ModelConfig, TextSpec, WarmUp
+from crossfuse.serve.triton.names import TEXT, TEXT_OUT
 
 __all__ = ["TritonOptions", "write_repository"]
 
 _NATIVE_FILES = {"onnxruntime_onnx": "model.onnx", "tensorrt_plan": "model.plan"}
 _SUFFIXES = {"onnxruntime_onnx": "onnxruntime", "tensorrt_plan": "tensorrt"}
+_GENERATES = "generate"
 _MARK = "# Written by crossfuse.\n"
 _LOCK = ".crossfuse-lock"
 _MARKED = ".partial-"
@@ -53,6 +56,8 @@ class TritonOptions:
         instances: copies of the model, each a process with a cache of its own.
         queue_ms: how long a request may wait for others to share a call with.
         native: whether to add models of Triton's own backends.
+        slots: of a bundle that decodes, sequences that the model which generates has side by side;
+            0 for no such model.
     """
 
     name: str | None = None
@@ -61,6 +66,7 @@ class TritonOptions:
     instances: int = 1
     queue_ms: float = 2.0
     native: bool = True
+    slots: int = 8
 
 
 def write_repository(
@@ -90,6 +96,8 @@ def write_repository(
     known = target_of_bundle(target, entry.package)
     inputs = smallest_inputs(opened)
     models = [_python_model(opened, name, known, chosen)]
+    if chosen.slots and can_generate(opened.manifest):
+        models.append(_generation_model(opened, name, known, chosen))
     if chosen.native and set(entry.stages) == {"model"} and known.triton is not None:
         models.append(_native_model(opened, name, known, known.triton, chosen))
     try:
@@ -132,8 +140,8 @@ def _sweep(root: Path) -> None:
 
 
 def _remove_stale(root: Path, name: str, written: Collection[str]) -> None:
-    """A native model of an older bundle under this name would answer beside the new one."""
-    for suffix in _SUFFIXES.values():
+    """Another model of an older bundle under this name would answer beside the new one."""
+    for suffix in (*_SUFFIXES.values(), _GENERATES):
         folder = root / f"{name}-{suffix}"
         if folder.name not in written and _is_ours(folder):
             shutil.rmtree(folder)
@@ -168,16 +176,6 @@ def _is_readme_of_ours(readme: Path, first: str) -> bool:
 def _python_model(bundle: Bundle, name: str, target: Target, options: TritonOptions) -> ModelConfig:
     context, queries, outputs = boundary(bundle.manifest)
     inputs = (*context, *queries)
-    engine = options.engine
-    parameters = {
-        "target": target.name,
-        "threads": "" if engine.threads is None else str(engine.threads),
-        "cache_mb": str(engine.cache_mb),
-        "merge": "true" if engine.merge else "false",
-        "max_rows": str(engine.max_rows),
-        "max_batch": str(options.limits.max_batch),
-        "allow_nan": "true" if options.limits.allow_nan else "false",
-    }
     return ModelConfig(
         name,
         "python",
@@ -188,8 +186,51 @@ def _python_model(bundle: Bundle, name: str, target: Target, options: TritonOpti
         instances=options.instances,
         gpu=target.needs_gpu,
         queue_ms=options.queue_ms,
-        parameters=parameters,
+        parameters=_parameters(target, options),
     )
+
+
+def _generation_model(
+    bundle: Bundle, name: str, target: Target, options: TritonOptions
+) -> ModelConfig:
+    """Over the Python backend. Tensors come flat, as Triton's generate extension has no others."""
+    manifest = bundle.manifest
+    assert manifest.decode is not None
+    context = manifest.stages["context"].inputs
+    flat = [TensorSpec(spec.name, spec.dtype, ("numbers",)) for spec in context]
+    prompt = TensorSpec(manifest.decode.tokens, "int64", ("tokens",))
+    inputs = (TextSpec(TEXT), prompt, *flat)
+    outputs = (
+        TextSpec(TEXT_OUT),
+        TensorSpec("tokens", "int64", ("tokens",)),
+        TensorSpec("log_probs", "float32", ("tokens",)),
+        TensorSpec("ended", "bool", (1,)),
+    )
+    own = {"slots": str(options.slots), "max_queue": str(options.limits.max_queue)}
+    return ModelConfig(
+        f"{name}-{_GENERATES}",
+        "python",
+        inputs,
+        outputs,
+        optional=[spec.name for spec in inputs],
+        instances=options.instances,
+        gpu=target.needs_gpu,
+        parameters={**_parameters(target, options), **own},
+        decoupled=True,
+    )
+
+
+def _parameters(target: Target, options: TritonOptions) -> dict[str, str]:
+    engine = options.engine
+    return {
+        "target": target.name,
+        "threads": "" if engine.threads is None else str(engine.threads),
+        "cache_mb": str(engine.cache_mb),
+        "merge": "true" if engine.merge else "false",
+        "max_rows": str(engine.max_rows),
+        "max_batch": str(options.limits.max_batch),
+        "allow_nan": "true" if options.limits.allow_nan else "false",
+    }
 
 
 def _native_model(
@@ -266,12 +307,13 @@ def _write_model(
 ) -> None:
     version = folder / "1"
     version.mkdir(parents=True)
-    if inputs is not None:
+    if inputs is not None and not config.decoupled:
         config = replace(config, warm_up=_write_warm_up(folder / "warmup", config, inputs))
     entry = bundle.target(target)
     if config.backend == "python":
+        module = "generation_model" if config.decoupled else "model"
         program = (
-            "from crossfuse.serve.triton.model import TritonPythonModel\n\n__all__ = "
+            f"from crossfuse.serve.triton.{module} import TritonPythonModel\n\n__all__ = "
             '["TritonPythonModel"]\n'
         )
         (version / "model.py").write_text(program, encoding="utf-8")
@@ -306,7 +348,9 @@ def _described(models: Sequence[ModelConfig]) -> str:
     lines = []
     for config in models:
         batches = (
-            f"merges requests up to a batch of {config.max_batch}"
+            "streams what it generates"
+            if config.decoupled
+            else f"merges requests up to a batch of {config.max_batch}"
             if config.max_batch
             else "does not merge requests"
         )

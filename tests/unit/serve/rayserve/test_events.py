@@ -12,18 +12,8 @@ import pytest
 pytest.importorskip("starlette", reason="starlette is not installed")
 
 from crossfuse.errors import InputError
-from crossfuse.serve.rayserve.events import EventStream, whole_of
+from crossfuse.serve.rayserve.events import EventStream
 from crossfuse.serve.rayserve.routes import Refusal
-
-
-def test_events_together_are_one() -> None:
-    events: list[dict[str, Any]] = [
-        {"tokens": [1], "text_output": "a"},
-        {"tokens": [2, 3], "text_output": ""},
-        {"tokens": [], "text_output": " b", "ended": True},
-    ]
-    assert whole_of(events) == {"tokens": [1, 2, 3], "text_output": "a b", "ended": True}
-    assert whole_of([{"tokens": [1], "ended": False}]) == {"tokens": [1], "ended": False}
 
 
 class Sent:
