@@ -16,6 +16,7 @@ import transformers
 import crossfuse
 from crossfuse import runtime
 from crossfuse.core.media_files import read_sound
+from crossfuse.runtime.speech.spoken_words import words_of
 from processor_checkpoints import tokenizer
 
 ASSETS = Path(os.environ.get("CROSSFUSE_ASSETS", Path(__file__).parents[3] / "shared"))
@@ -43,7 +44,10 @@ def theirs(model: Any, extractor: Any, sound: np.ndarray, **how: Any) -> list[in
 def english(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The bundle of tiny.en."""
     path = tmp_path_factory.mktemp("english") / "bundle"
-    crossfuse.export(f"hf:{CHECKPOINT}", path, drop_outputs=["encoder_last_hidden_state"])
+    crossfuse.export(
+        f"hf:{CHECKPOINT}", path, drop_outputs=["encoder_last_hidden_state"],
+        keep_probabilities=["alignment_heads"],
+    )  # fmt: skip
     return path
 
 
@@ -57,6 +61,7 @@ def test_transcripts_of_real_speech_are_the_librarys(english: Path) -> None:
         "kind": "huggingface",
         "name": f"hf:{CHECKPOINT}",
         "drop_outputs": ["encoder_last_hidden_state"],
+        "keep_probabilities": ["alignment_heads"],
         "inputs_from": "the checkpoint's processor",
     }
     model = transformers.WhisperForConditionalGeneration.from_pretrained(
@@ -93,6 +98,27 @@ def test_transcripts_of_real_speech_are_the_librarys(english: Path) -> None:
             assert found.text == text
             assert text.strip().startswith("It was the best of times")
     assert found.language is None
+
+
+@with_assets
+def test_words_of_real_speech_are_the_librarys(english: Path) -> None:
+    """Texts and times, as the library rounds these; of a short sound and of one in windows."""
+    pipeline = transformers.pipeline(
+        "automatic-speech-recognition", str(CHECKPOINT), dtype=torch.float32
+    )
+    sound = read_sound(SOUND, 16000)
+    processor = runtime.load_processor(english)
+    with runtime.load(english, stages=["context", "step"]) as session:
+        for given in (sound, sound[: 16000 * 7], np.concatenate([sound, sound[: 16000 * 9]])):
+            found = runtime.transcribe(
+                session, processor, given, word_timestamps=True, condition_on_previous=False
+            )
+            expected = pipeline(given.copy(), return_timestamps="word")["chunks"]
+            assert [one.text for one in found.words] == [one["text"] for one in expected]
+            times = np.array([(one.start, one.end) for one in found.words])
+            theirs = np.array([one["timestamp"] for one in expected], float)
+            assert np.abs(times - theirs).max() < 0.0101
+            assert len(found.words) > 10
 
 
 @with_assets
@@ -146,11 +172,15 @@ def several(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any, Path]:
     settings.prev_sot_token_id, settings.max_length = 29, 48
     settings.suppress_tokens = [20, 21, *range(23, FIRST - 1)]
     settings.begin_suppress_tokens = [22]
+    settings.alignment_heads = [[0, 1], [0, 3]]
     extractor = transformers.WhisperFeatureExtractor(feature_size=8, chunk_length=1)
     processor = transformers.WhisperProcessor(extractor, tokenizer())
     for part in (model, processor):
         part.save_pretrained(folder / "checkpoint")
-    crossfuse.export(f"hf:{folder / 'checkpoint'}", folder / "bundle", quick=True)
+    crossfuse.export(
+        f"hf:{folder / 'checkpoint'}", folder / "bundle", quick=True,
+        keep_probabilities=["alignment_heads"],
+    )  # fmt: skip
     return model, extractor, folder / "bundle"
 
 
@@ -183,3 +213,42 @@ def test_languages_tasks_and_times_are_the_librarys(
             heard.add(found.language)
     assert heard <= {"en", "fr", "de"}
     assert len(heard) > 1
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+@pytest.mark.parametrize("seconds", [0.6, 3.7])
+def test_times_of_tokens_are_the_librarys(
+    several: tuple[Any, Any, Path], seconds: float, beams: int
+) -> None:
+    model, extractor, path = several
+    processor = runtime.load_processor(path)
+    generator = np.random.default_rng(5)
+    sound = 0.1 * generator.standard_normal(int(16000 * seconds)).astype(np.float32)
+    given = extractor(
+        sound, sampling_rate=16000, return_tensors="pt", truncation=False,
+        padding="longest" if seconds > 1 else "max_length", return_attention_mask=True,
+    )  # fmt: skip
+    with torch.no_grad():
+        expected = model.generate(
+            given.input_features, attention_mask=given.attention_mask, do_sample=False,
+            return_timestamps=True, return_token_timestamps=True, language="en", num_beams=beams,
+            return_segments=True,
+        )  # fmt: skip
+    with runtime.load(path) as session:
+        found = runtime.transcribe(
+            session, processor, sound, word_timestamps=True, language="en", num_beams=beams,
+            condition_on_previous=False,
+        )  # fmt: skip
+    segments = expected["segments"][0]
+    assert len(found.segments) == len(segments)
+    count = 0
+    for mine, one in zip(found.segments, segments, strict=True):
+        assert list(mine.tokens) == one["tokens"].tolist()
+        ends = [(end, end) for end in one["token_timestamps"].tolist()]
+        words = words_of(processor, mine.tokens, ends, language="en", first=FIRST)
+        assert [word.text for word in mine.words] == [word.text for word in words]
+        np.testing.assert_allclose(
+            [word.end for word in mine.words], [word.end for word in words], atol=0.005
+        )
+        count += len(words)
+    assert count > 2

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,7 @@ import crossfuse
 from crossfuse import InputError, ModelSpec, runtime
 from crossfuse.export.capture.census import Sighting
 from crossfuse.export.keep_probabilities import kept_probabilities, with_probabilities
+from crossfuse.export.split.step_outputs import NoStepsError
 from equal_to_eager import worst_errors
 
 WIDTH, HEADS = 16, 4
@@ -113,14 +115,84 @@ def test_sites_are_told_apart() -> None:
     assert kept_probabilities(spec_of(Attention(None, written=False)), sightings).sites == ()
 
 
-def test_no_token_by_token() -> None:
-    """Where that was asked for it is an error, else it is left out."""
-    sightings = [Sighting("attn", "sdpa")]
-    spec = replace(spec_of(Attention(None, written=False), "attn"), decode="mask")
-    with pytest.raises(InputError, match="decodes token by token can't keep probabilities"):
-        kept_probabilities(spec, sightings)
-    kept = kept_probabilities(replace(spec, decode_where_possible=True), sightings)
-    assert kept.spec.decode is None
+class Decoder(nn.Module):
+    """Tokens that attend to those before them, and to an image by an attention of any form."""
+
+    def __init__(self, attn: nn.Module) -> None:
+        super().__init__()
+        self.attn = attn
+        self.words = nn.Embedding(20, WIDTH)
+        self.read = nn.Linear(WIDTH, 3 * WIDTH)
+
+    def forward(self, ids: Tensor, image: Tensor) -> dict[str, Tensor]:
+        x = self.words(ids)
+        query, key, value = map(heads, self.read(x).chunk(3, -1))
+        own = F.scaled_dot_product_attention(query, key, value, is_causal=True)
+        x = x + own.transpose(1, 2).flatten(2)
+        shown = torch.ones(image.shape[:2], dtype=torch.long)
+        if isinstance(self.attn, nn.MultiheadAttention):
+            seen, given = self.attn(x, image, image, need_weights=True)
+        else:
+            seen, given = self.attn(x, image, shown)
+        return {"out": x + seen} | ({} if given is None else {"given": given})
+
+
+def decoder_spec(attn: nn.Module, *keep: str) -> ModelSpec:
+    generator = torch.Generator().manual_seed(1)
+    inputs = {
+        "ids": torch.randint(0, 20, (2, 5), generator=generator),
+        "image": torch.randn(2, 7, WIDTH, generator=generator),
+    }
+    dynamic = {"ids": {0: "batch:1:8", 1: "tokens:1:12"}, "image": {0: "batch"}}
+    return ModelSpec(
+        Decoder(attn).eval(), inputs, dynamic, context=("image",), decode="ids",
+        keep_probabilities=keep,
+    )  # fmt: skip
+
+
+def check_steps(path: Path, spec: ModelSpec) -> None:
+    """Outputs of prompts and of steps are those of whole sequences, their tokens second."""
+    truth = with_probabilities(spec)
+    ids, image = spec.inputs["ids"], spec.inputs["image"]
+    with torch.no_grad():
+        whole = truth.outputs_of(truth.module(**spec.inputs))
+    with runtime.load(path) as session:
+        made = {one.name for one in session.stages["step"].outputs}
+        assert set(whole) <= made
+        axes = {one.name: one.shape.index("tokens") for one in session.stages["query"].outputs}
+        expected = {n: array.movedim(axes[n], 1).numpy() for n, array in whole.items()}
+        state = session.start(session.encode(image=image.numpy()), prompt=ids[:, :3].numpy())
+        pieces = [{n: np.array(array) for n, array in state.outputs.items()}]
+        for at in (3, 4):
+            outputs = session.step(state, ids[:, at].numpy())
+            pieces.append({n: np.array(array) for n, array in outputs.items()})
+    for name, array in expected.items():
+        found = np.concatenate([one[name] for one in pieces], 1)
+        np.testing.assert_allclose(found, array, atol=1e-5, err_msg=name)
+
+
+def test_steps_give_them_too(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    attn = Attention(None, written=False)
+    bundle = crossfuse.export(
+        decoder_spec(attn), tmp_path / "b", keep_probabilities=["attn:3,1"], quick=True
+    )
+    assert {row.site: row.probabilities for row in bundle.ledger} == {"(root)": False, "attn": True}
+    check_steps(tmp_path / "b", decoder_spec(attn, "attn:3,1"))
+
+
+def test_an_attention_over_the_tokens_has_no_steps() -> None:
+    """Each token adds a column to its probabilities: where steps were asked for that is an error,
+    else they are left out."""
+    from crossfuse.api.export import _stages
+    from crossfuse.export.fuse import fuse
+
+    spec = decoder_spec(Attention(None, written=False), "(root)")
+    graph = fuse(spec)
+    with pytest.raises(NoStepsError, match=r"a column for each token so far: got 'probabilities"):
+        _stages(graph, False, str)
+    possible = replace(graph, spec=replace(graph.spec, decode_where_possible=True))
+    assert "step" not in _stages(possible, False, str).graphs
 
 
 def test_a_further_output() -> None:
@@ -141,6 +213,16 @@ FORMS: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "heads of a call": (lambda: Attention(None, written=False), "attn:0,3"),
     "module": (lambda: nn.MultiheadAttention(WIDTH, HEADS, batch_first=True), "attn"),
 }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", list(FORMS))
+def test_steps_of_any_form(tmp_path: Path, name: str) -> None:
+    torch.manual_seed(0)
+    make, asked = FORMS[name]
+    attn = make()
+    crossfuse.export(decoder_spec(attn), tmp_path / "b", keep_probabilities=[asked])
+    check_steps(tmp_path / "b", decoder_spec(attn, asked))
 
 
 @pytest.mark.slow
