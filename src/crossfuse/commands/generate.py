@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
@@ -25,6 +25,10 @@ _SPEECH = "Speech"
 
 def generate(  # noqa: PLR0913 -- a command: its parameters are its options
     bundle: BundlePath,
+    more: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="[SOUND]...", help="Further sounds behind --audio: --audio *.wav."),
+    ] = None,
     text: Annotated[
         str | None,
         typer.Option(
@@ -104,20 +108,49 @@ def generate(  # noqa: PLR0913 -- a command: its parameters are its options
     options = SessionOptions(threads=threads, provider=provider, device_id=device)
     opened = open_bundle(bundle)
     needed = [stage for stage in ("context", "step") if stage in opened.manifest.stages]
+    sounds = _sounds(audio, more or ())
     with load(opened, target, options, stages=needed or None) as session:
         processor = load_processor(opened)
-        given = {"text": text, "image": image, "audio": audio}
         speech = {"language": language, "task": task}
-        if audio is not None and writes_down_speech(session.generation):
+        times = _Times(timestamps, word_timestamps)
+        hears = audio is not None and writes_down_speech(session.generation)
+        if hears:
             _require_alone(image)
-            times = _Times(timestamps, word_timestamps)
-            found = _heard(output, session, processor, audio, times, text or "", speech | chosen)
         else:
-            asked = {"timestamps": timestamps, "word-timestamps": word_timestamps}
-            _require_unsaid({**speech, **{name: said or None for name, said in asked.items()}})
-            found = _answered(output, session, processor, given, chosen)
+            said = {"timestamps": timestamps, "word-timestamps": word_timestamps}
+            _require_unsaid({**speech, **{name: one or None for name, one in said.items()}})
+
+        def answered(sound: Path | None) -> dict[str, Any]:
+            if hears and sound is not None:
+                how = speech | chosen
+                return _heard(output, session, processor, sound, times, text or "", how)
+            given = {"text": text, "image": image, "audio": sound}
+            return _answered(output, session, processor, given, chosen)
+
         used = {"target": session.target, "provider": session.provider}
+        if len(sounds) < 2:
+            found = answered(audio)
+        else:
+            found = {"answers": [_titled(output, sound, answered) for sound in sounds]}
     output.result({**used, **found}, lambda: None)
+
+
+def _sounds(first: Path | None, more: Sequence[Path]) -> list[Path]:
+    """All sounds, in their order."""
+    if more and first is None:
+        raise InputError(
+            "files alone don't say what they are", got=more[0], do="Give sounds behind --audio"
+        )
+    return [] if first is None else [first, *more]
+
+
+def _titled(
+    output: Output, sound: Path, answered: Callable[[Path | None], dict[str, Any]]
+) -> dict[str, Any]:
+    """An answer under the name of its file."""
+    if not output.as_json:
+        output.heading(str(sound))
+    return {"file": str(sound), **answered(sound)}
 
 
 def _settings(

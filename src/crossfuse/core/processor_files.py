@@ -23,7 +23,9 @@ from crossfuse.core.checkpoint_folder import (
 from crossfuse.errors import InputError
 
 __all__ = [
+    "ASIDE",
     "IMAGES",
+    "NO_ID_FROM",
     "PARTS",
     "PLACES",
     "PREPROCESSOR",
@@ -43,6 +45,11 @@ PARTS = (TOKENIZER, TOKENIZER_SETTINGS, PREPROCESSOR, PROCESSOR)
 PLACES = "placeholder_token_ids"
 """The entry of a bundle's tokenizer settings that names tokens in whose places of a prompt a model
 puts what it made of an image or a sound."""
+
+ASIDE, NO_ID_FROM = "pieces_aside", "no_id_from"
+"""Entries of a bundle's tokenizer settings, for texts that one vocabulary cuts and another numbers:
+what stands before pieces that no text is cut into, among which the unknown is looked up; and from
+which number on one stands for the unknown."""
 
 IMAGES, SOUNDS = "image_processor", "feature_extractor"
 """How libraries call the parts of a processor that prepare images and sounds."""

@@ -108,6 +108,23 @@ def test_an_answer(about: dict[str, Any], audio: Path, beams: int) -> None:
     assert 0 < len(words) <= 5
 
 
+def test_several_sounds(about: dict[str, Any], audio: Path, tmp_path: Path) -> None:
+    """As `--audio *.wav` gives them, one behind the other."""
+    about["suppress_tokens"] = TEXT_ALONE
+    other = tmp_path / "b.npy"
+    np.save(other, sound(0.5, seed=3))
+    texts = [run("--audio", one, "--language", "fr") for one in (audio, other)]
+    assert texts[0] != texts[1]
+    printed = run("--audio", audio, other, "--language", "fr")
+    assert printed == "".join(
+        f"{one}\n{text}" for one, text in zip((audio, other), texts, strict=True)
+    )
+    found = json.loads(run("--audio", audio, other, "--language", "fr", "--json"))
+    assert [one["file"] for one in found["answers"]] == [str(audio), str(other)]
+    assert [one["text"] + "\n" for one in found["answers"]] == texts
+    assert found["target"] == "stub"
+
+
 def test_any_setting(about: dict[str, Any], audio: Path) -> None:
     about.clear()
     about.update(PLAIN)
@@ -123,6 +140,7 @@ def test_refusals(about: dict[str, Any], audio: Path) -> None:
         ({"audio": audio, "settings": ["beams=3"]}, "no such setting"),
         ({"audio": audio, "image": audio}, "takes no image"),
         ({"text": "the cat"}, "no audio"),
+        ({"more": [audio]}, "sounds behind --audio"),
         ({"text": "the cat", "language": "en"}, "--language is for sounds"),
     ]
     for options, words in cases:

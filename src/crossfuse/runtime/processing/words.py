@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from crossfuse.core.foreign import cause_of
+from crossfuse.core.processor_files import ASIDE, NO_ID_FROM
 from crossfuse.core.requirements import needed
 from crossfuse.errors import BundleError, InputError
 
@@ -59,6 +60,10 @@ class Words:
                 do="Export the model again with this version of crossfuse",
             ) from error
         self.pad: str | None = settings.get("pad_token")
+        aside, first = settings.get(ASIDE), settings.get(NO_ID_FROM)
+        self._aside = aside if isinstance(aside, str) else None
+        self._no_id_from = first if isinstance(first, int) else None
+        self._unknown = self.id_of(str(settings.get("unk_token")))
         self.closes_up = bool(settings.get("clean_up_tokenization_spaces")) and model != "BPE"
 
     def encode(self, text: str, *, special: bool = True) -> list[int]:
@@ -73,11 +78,27 @@ class Words:
         """
         if not isinstance(text, str):
             raise InputError("a text is needed", got=type(text).__name__)
+        code, rest = ("", text) if self._aside is None else _language_code(text)
         try:
-            found: list[int] = self._tokenizer.encode(text, add_special_tokens=special).ids
+            found = self._tokenizer.encode(rest, add_special_tokens=special)
         except Exception as error:
             raise InputError(f"the tokenizer refuses the text: {cause_of(error)}") from error
-        return found
+        ids: list[int] = found.ids
+        if self._aside is None or self._unknown is None:
+            return ids
+        pieces = zip(found.tokens, ids, strict=True)
+        known = [self._number(piece, own) for piece, own in pieces]
+        return [self._number(code, self._unknown), *known] if code else known
+
+    def _number(self, piece: str, own: int) -> int:
+        """The id of a piece; of an unknown one, that of the same piece aside, if there is any."""
+        assert self._unknown is not None
+        if self._no_id_from is not None and own >= self._no_id_from:
+            return self._unknown
+        if own != self._unknown:
+            return own
+        found = self.id_of(f"{self._aside}{piece}")
+        return self._unknown if found is None else found
 
     def rows(self, texts: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Ids of several texts, padded on the right, and the mask of what counts: both
@@ -121,6 +142,12 @@ class Words:
         for apart, together in _CLOSED_UP if self.closes_up else ():
             text = text.replace(apart, together)
         return text
+
+
+def _language_code(text: str) -> tuple[str, str]:
+    """A language's code in front, such as ``>>fra<<``, and the text behind it."""
+    end = text.find("<<") + 2
+    return (text[:end], text[end:]) if text.startswith(">>") and end > 1 else ("", text)
 
 
 class Pieces:

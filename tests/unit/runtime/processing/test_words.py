@@ -107,3 +107,24 @@ def test_refusals() -> None:
     for wrong in damaged:
         with pytest.raises(BundleError, match="tokenizer can't be read"):
             Words(wrong, {}, "here")
+
+
+def test_a_vocabulary_that_numbers_what_another_one_cuts() -> None:
+    """What is unknown is looked up among the pieces that stand aside; a code in front is one."""
+    from tokenizers import processors
+
+    pieces = ["</s>", "<unk>", "▁a", "b", "\0ß", "\0>>de<<", "▁", "x"]
+    made = Tokenizer(models.Unigram([(one, -1.0 - i) for i, one in enumerate(pieces)], unk_id=1))
+    made.pre_tokenizer = pre_tokenizers.Metaspace()
+    made.post_processor = processors.TemplateProcessing(
+        single="$A </s>", special_tokens=[("</s>", 0)]
+    )
+    settings = {"unk_token": "<unk>", "pieces_aside": "\0", "no_id_from": 7}
+    words = Words(made.to_str().encode(), settings, "here")
+    assert words.encode("ab aß") == [2, 3, 2, 4, 0]
+    assert words.encode("ax ay") == [2, 1, 2, 1, 0]
+    assert words.encode(">>de<<ab", special=False) == [5, 2, 3]
+    assert words.encode(">>fr<<ab", special=False) == [1, 2, 3]
+    assert words.encode(">>de", special=False) == [6, 1]
+    plain = Words(made.to_str().encode(), {}, "here")
+    assert plain.encode("aß ax") == [2, 1, 2, 7, 0]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from crossfuse.core.foreign import cause_of
@@ -21,6 +22,7 @@ from crossfuse.core.processor_files import (
     TOKENIZER,
     TOKENIZER_SETTINGS,
 )
+from crossfuse.export.sources.huggingface.marian_words import marian_words
 from crossfuse.export.sources.huggingface.processor import NoProcessorError, Processor
 
 __all__ = ["carried"]
@@ -34,22 +36,26 @@ _PLACES_OF = tuple(
 _SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token")
 
 
-def carried(processor: Processor | NoProcessorError, config: Any) -> dict[str, str]:
+def carried(
+    processor: Processor | NoProcessorError, config: Any, folder: Path | None = None
+) -> dict[str, str]:
     """Files for a bundle, by name.
 
     Args:
         processor: the checkpoint's, or why there is none.
         config: the model's configuration.
+        folder: of the checkpoint, whose own files count where the library's tokenizer has no such
+            form.
 
     Returns:
         content by name: of the tokenizer, where it can be written as ``tokenizer.json``, and of
         what prepares images and sounds.
     """
+    found = _of_marian(config, folder)
     if isinstance(processor, NoProcessorError):
-        return {}
-    found: dict[str, str] = {}
+        return found
     words = processor.words
-    if hasattr(words, "backend_tokenizer"):
+    if not found and hasattr(words, "backend_tokenizer"):
         found |= _of_tokenizer(words, _places(config))
     parts = {
         name: settings
@@ -91,9 +97,27 @@ def _of_tokenizer(words: Any, places: Mapping[str, int]) -> dict[str, str]:
     if isinstance(longest, int) and longest < _LONGEST:
         settings["model_max_length"] = longest
     return {
-        TOKENIZER: json.dumps(tokenizer, ensure_ascii=False, separators=(",", ":")),
+        TOKENIZER: _compact(tokenizer),
         TOKENIZER_SETTINGS: _text(settings),
     }
+
+
+def _of_marian(config: Any, folder: Path | None) -> dict[str, str]:
+    if folder is None or getattr(config, "model_type", None) != "marian":
+        return {}
+    try:
+        made = marian_words(folder)
+    except Exception as error:  # noqa: BLE001 -- files of strangers, read by a library
+        _LOG.debug("Marian's tokenizer can't be written: %s", cause_of(error))
+        return {}
+    if made is None:
+        return {}
+    tokenizer, settings = made
+    return {TOKENIZER: _compact(tokenizer), TOKENIZER_SETTINGS: _text(settings)}
+
+
+def _compact(data: Mapping[str, Any]) -> str:
+    return json.dumps(data, ensure_ascii=False, separators=(",", ":"))
 
 
 def _settings(part: Any) -> dict[str, Any] | None:

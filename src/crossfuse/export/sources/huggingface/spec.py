@@ -110,7 +110,7 @@ def huggingface_spec(  # noqa: PLR0913 -- public: a spec's own fields, and how t
     set_for_export(found.module)
     loaded = adapt(found.module)
     known = _processor(processor, found.folder, trust_remote_code=trust_remote_code)
-    files = carried(known, getattr(found.module, "config", None))
+    files = carried(known, getattr(found.module, "config", None), found.folder)
     if inputs is not None:
         name = type(loaded).__name__
         spec = ModelSpec(loaded, inputs, dynamic or {}, tuple(context or ()), name, decode=decode)
@@ -154,7 +154,7 @@ def checkpoint_spec(
     set_for_export(found.module)
     loaded = adapt(found.module)
     known = _processor(None, found.folder, trust_remote_code=trust_remote_code)
-    files = carried(known, getattr(found.module, "config", None))
+    files = carried(known, getattr(found.module, "config", None), found.folder)
     try:
         plan = planned(loaded, known, given or Given())
     except InputError:
