@@ -12,10 +12,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from torch import Tensor, nn
 
-import crossfuse
+from captioner import IMAGES, export_captioner
 from crossfuse import runtime
 
 pytest.importorskip("ray", reason="ray is not installed")
@@ -26,43 +24,12 @@ from unit.serve.rayserve.test_ingress import body_of
 
 pytestmark = pytest.mark.slow
 LONGEST = 3000
-IMAGES = np.random.default_rng(0).standard_normal((4, 9, 24), dtype=np.float32)
-
-
-class Captioner(nn.Module):
-    """Tokens that attend to those before them, and to an image."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.words = nn.Embedding(50, 32)
-        self.read = nn.Linear(32, 96)
-        self.look = nn.Linear(32, 32)
-        self.image = nn.Linear(24, 64)
-        self.write = nn.Linear(32, 50)
-
-    def forward(self, ids: Tensor, image: Tensor) -> dict[str, Tensor]:
-        x = self.words(ids)
-        query, key, value = self.read(x).chunk(3, -1)
-        x = x + crossfuse.fused_attention(query, key, value, num_heads=4, causal="upper_left")
-        key, value = self.image(image).chunk(2, -1)
-        x = x + crossfuse.fused_attention(self.look(x), key, value, num_heads=4)
-        return {"logits": self.write(x) * 9}
 
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Sequences of up to 3000 tokens, which take some seconds."""
-    torch.manual_seed(0)
-    spec = crossfuse.ModelSpec(
-        Captioner().eval(),
-        inputs={"ids": torch.randint(0, 50, (2, 6)), "image": torch.randn(2, 9, 24)},
-        dynamic={"ids": {0: "batch:1:8", 1: f"tokens:1:{LONGEST}"}, "image": {0: "batch"}},
-        context=("image",),
-        decode="ids",
-    )
-    path = tmp_path_factory.mktemp("captioner") / "bundle"
-    crossfuse.export(spec, path, targets=["ort-cpu"], quick=True)
-    return path
+    return export_captioner(tmp_path_factory.mktemp("captioner") / "bundle", LONGEST)
 
 
 def asked(port: int, how: str, body: bytes) -> tuple[http.client.HTTPConnection, Any]:

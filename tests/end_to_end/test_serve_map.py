@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 import crossfuse
+from captioner import IMAGES, export_captioner
 from crossfuse import InputError, runtime
 from crossfuse.core.tensors import TensorSpec
 
@@ -203,3 +204,48 @@ def test_inputs_that_hold_no_rows(tmp_path: Path) -> None:
     (tmp_path / "bad.parquet").write_bytes(b"PAR1 no")
     with pytest.raises(InputError, match="can't be read"):
         list_shards(tmp_path, 4)
+
+
+@pytest.mark.slow
+def test_a_text_for_each_row(tmp_path: Path) -> None:
+    """As `generate` gives it alone; rows that can't be read have failed, and a second run has nothing
+    to do."""
+    bundle = export_captioner(tmp_path / "bundle", 40)
+    source, out = tmp_path / "rows", tmp_path / "out"
+    source.mkdir()
+    rng = np.random.default_rng(0)
+    prompts = [rng.integers(0, 50, (1, n)) for n in (1, 7, 3, 12, 2)]
+    for i, ids in enumerate(prompts):
+        np.savez(source / f"{i}.npz", image=IMAGES[[i % 4]], ids=ids)
+    np.savez(source / "5.npz", ids=prompts[0])
+    (source / "6.npz").write_bytes(b"PK")
+    how = ["--generate", "--set", "max_new_tokens=9", "--shard-rows", "3", "--batch-size", "2"]
+    done = subprocess.run(
+        command(bundle, source, out, *how, "--workers", "2", "--num-cpus", "0.5", "--json"),
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1, done.stderr
+    report = json.loads(done.stdout)
+    assert (report["rows"], report["failed"], report["done_before"]) == (7, 2, 0)
+    lines = [
+        line for part in sorted(out.glob("part-*.jsonl")) for line in part.read_text().splitlines()
+    ]
+    found = {row["row"]: row for row in map(json.loads, lines)}
+    assert sorted(found) == [f"{i}.npz" for i in range(5)]
+    with runtime.load(bundle) as session:
+        for i, ids in enumerate(prompts):
+            context = session.encode(image=IMAGES[[i % 4]])
+            expected = runtime.generate(session, context, ids, max_new_tokens=9)
+            assert found[f"{i}.npz"]["tokens"] == expected.new_tokens[0].tolist()
+    failed = map(json.loads, (out / "failed.jsonl").read_text().splitlines())
+    assert {row["row"] for row in failed} == {"5.npz", "6.npz"}
+    again = subprocess.run(
+        command(bundle, source, out, *how, "--json"), capture_output=True, text=True, check=False
+    )
+    assert json.loads(again.stdout)["done_before"] == 7
+    other = subprocess.run(
+        command(bundle, source, out, "--generate", "--set", "max_new_tokens=4"),
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert other.returncode == 2
+    assert "another generation" in other.stderr

@@ -9,8 +9,10 @@ import shutil
 import signal
 import subprocess
 import sys
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ import numpy as np
 import pytest
 
 import crossfuse
+from captioner import IMAGES, export_captioner
 from crossfuse import InputError, runtime
 from crossfuse.bundle.store import Bundle
 from crossfuse.cli import main
@@ -261,6 +264,54 @@ def requests_for(session: runtime.Session) -> list[dict[str, np.ndarray]]:
                 )
         made.append(arrays)
     return made
+
+
+@pytest.mark.slow
+def test_tritonserver_generates(tmp_path: Path) -> None:
+    """By both paths of the generate extension, several at once, each as alone."""
+    pytest.importorskip("serving", reason="tritonclient is not installed")
+    bundle = export_captioner(tmp_path / "bundle", 40)
+    names = write_repository(bundle, tmp_path / "models", TritonOptions("m", slots=2))
+    assert names == ["m", "m-generate"]
+    rng = np.random.default_rng(0)
+    asked = [
+        (i % 4, rng.integers(0, 50, 2 + i).tolist(), {"max_new_tokens": 3 + 4 * i})
+        for i in range(6)
+    ]
+    with runtime.load(bundle) as session:
+        expected = [
+            runtime.generate(session, session.encode(image=IMAGES[[image]]), [prompt], **settings)
+            .new_tokens[0].tolist()
+            for image, prompt, settings in asked
+        ]  # fmt: skip
+
+    def events(path: str, number: int, **more: Any) -> list[dict[str, Any]]:
+        image, prompt, settings = asked[number]
+        body = {"image": IMAGES[image].ravel().tolist(), "ids": prompt,
+                "parameters": {**settings, **more}}  # fmt: skip
+        url = f"http://127.0.0.1:{port}/v2/models/m-generate/{path}"
+        request = urllib.request.Request(url, json.dumps(body).encode())
+        with urllib.request.urlopen(request) as answer:
+            text = answer.read().decode()
+        lines = [line.removeprefix("data: ") for line in text.splitlines() if line.strip()]
+        return [json.loads(line) for line in lines]
+
+    def tokens(found: list[dict[str, Any]]) -> list[int]:
+        return [token for event in found for token in np.atleast_1d(event["tokens"]).tolist()]
+
+    with tritonserver(tmp_path / "models", tmp_path) as (port, _):
+        numbers = range(len(asked))
+        with ThreadPoolExecutor(len(asked)) as pool:
+            whole = list(pool.map(lambda i: events("generate", i), numbers))
+            streams = list(pool.map(lambda i: events("generate_stream", i, stream=True), numbers))
+        assert [len(one) for one in whole] == [1] * len(asked)
+        assert [tokens(one) for one in whole] == expected
+        assert [tokens(one) for one in streams] == expected
+        assert len(streams[-1]) > 3
+        assert [("ended" in one) for one in streams[-1]][-2:] == [False, True]
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            events("generate", 0, num_beams=2)
+        assert "beams" in refused.value.read().decode()
 
 
 class FakeModule:
