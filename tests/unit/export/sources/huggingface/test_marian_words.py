@@ -28,7 +28,8 @@ TARGET = (
 )  # fmt: skip
 LETTERS = "Tom asked his teacher quick brown fox times best ßüöäé 日本 .,;:!?0123456789'\"-ﬁＦ\t"
 TEXTS = [
-    "It was the best of times.", "  Two   spaces  here ", "ﬁne Ｆｕｌｌ width ①", "Größe ßß ß", "今天",
+    "It was the best of times.", "  Two   spaces  here ", "ﬁne Ｆｕｌｌ width ①", "Größe ßß ß",
+    "今天",
     ">>deu<< Tom asked", ">>xxx<< Tom", ">>deu", "fox >>fra<< dog", "x" * 40, "e\u0301 é", "👍🏽",
 ]  # fmt: skip
 
