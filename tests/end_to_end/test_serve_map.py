@@ -208,7 +208,7 @@ def test_inputs_that_hold_no_rows(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_text_for_each_row(tmp_path: Path) -> None:
-    """As `generate` gives it alone; what can't be read has failed, and a second run does nothing."""
+    """As `generate` gives it alone; what can't be read has failed. A second run does nothing."""
     bundle = export_captioner(tmp_path / "bundle", 40)
     source, out = tmp_path / "rows", tmp_path / "out"
     source.mkdir()
