@@ -15,17 +15,10 @@ from crossfuse.export.sources.huggingface.carried import carried
 from crossfuse.export.sources.huggingface.marian_words import marian_words
 from crossfuse.export.sources.huggingface.processor import NoProcessorError
 from crossfuse.runtime.processing.processor import Processor
+from marian_files import write_marian_files
 
 sentencepiece = pytest.importorskip("sentencepiece", reason="sentencepiece is not installed")
 
-SOURCE = (
-    "The quick brown fox jumps over the lazy dog.", "Tom asked his teacher for advice, didn't he?",
-    "It was the best of times; it was the worst of times!", "How much is it? 45.50, or 3 dollars.",
-)  # fmt: skip
-TARGET = (
-    "Der schnelle braune Fuchs springt über den faulen Hund.", "Wie viel kostet das? Drei Dollar.",
-    "Es war die beste Zeit, es war die schlechteste Zeit!", "Tom bat um Rat, nicht wahr? Größe",
-)  # fmt: skip
 LETTERS = "Tom asked his teacher quick brown fox times best ßüöäé 日本 .,;:!?0123456789'\"-ﬁＦ\t"
 TEXTS = [
     "It was the best of times.", "  Two   spaces  here ", "ﬁne Ｆｕｌｌ width ①", "Größe ßß ß",
@@ -37,22 +30,7 @@ TEXTS = [
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Files as checkpoints of Marian have them; the vocabulary lacks a piece of the source's."""
-    path = tmp_path_factory.mktemp("marian")
-    pieces = ["</s>", "<unk>"]
-    for name, texts in (("source", SOURCE), ("target", TARGET)):
-        (path / f"{name}.txt").write_text("\n".join(texts * 30), encoding="utf-8")
-        sentencepiece.SentencePieceTrainer.train(
-            input=str(path / f"{name}.txt"), model_prefix=str(path / name), vocab_size=80,
-            hard_vocab_limit=False, minloglevel=2,
-        )  # fmt: skip
-        (path / f"{name}.model").rename(path / f"{name}.spm")
-        model = sentencepiece.SentencePieceProcessor(model_file=str(path / f"{name}.spm"))
-        own = [model.id_to_piece(i) for i in range(3, model.get_piece_size())]
-        pieces += [piece for piece in own if piece not in pieces]
-    pieces.remove("o")
-    pieces += [">>deu<<", ">>fra<<", "<pad>"]
-    (path / "vocab.json").write_text(json.dumps({piece: i for i, piece in enumerate(pieces)}))
-    return path
+    return write_marian_files(tmp_path_factory.mktemp("marian"), without=("o",))
 
 
 def texts() -> list[str]:
