@@ -12,8 +12,10 @@ from crossfuse.core.json_form import AtLeast, Form, OneOf, Where
 from crossfuse.errors import Advice, InputError, Said
 
 __all__ = [
+    "ALIGNMENT_OUTPUTS",
     "CONTEXTS",
     "DTYPES",
+    "MEDIAN_WIDTH",
     "NEW_TOKENS",
     "NEXT",
     "POSITION",
@@ -53,6 +55,11 @@ STATE, NEXT = "state:", "next:"
 
 PROBABILITIES = "probabilities."
 """Prefix of the outputs that are the kept probabilities of an attention; its site follows."""
+
+ALIGNMENT_OUTPUTS, MEDIAN_WIDTH = "alignment_outputs", "median_filter_width"
+"""Settings of generation that an export adds to a model's own: where the heads that follow a sound
+come out, as pairs of an output of the step stage and a head; and over how many places their scores
+are smoothed."""
 
 
 @dataclass(frozen=True, slots=True)

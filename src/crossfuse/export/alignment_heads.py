@@ -12,8 +12,7 @@ import re
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 
-from crossfuse.core.generation_names import ALIGNMENT_OUTPUTS
-from crossfuse.core.tensors import PROBABILITIES
+from crossfuse.core.tensors import ALIGNMENT_OUTPUTS, PROBABILITIES
 from crossfuse.errors import Advice, InputError, Said
 from crossfuse.spec.model_spec import ModelSpec
 

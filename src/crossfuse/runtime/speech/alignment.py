@@ -17,8 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from crossfuse.core.generation_names import ALIGNMENT_OUTPUTS, MEDIAN_WIDTH
-from crossfuse.core.tensors import names_of
+from crossfuse.core.tensors import ALIGNMENT_OUTPUTS, MEDIAN_WIDTH, names_of
 from crossfuse.errors import Advice, InputError, Said
 from crossfuse.runtime.context import Context
 from crossfuse.runtime.session import Session
@@ -96,7 +95,7 @@ class Alignment:
             tokens: ``[tokens]``: of the window, the end included.
             frames: of the features, as far as the sound goes.
         """
-        fed, length = tokens[:-1], frames // FRAMES_PER_TIME
+        fed, length = tokens[:-1], max(frames, 0) // FRAMES_PER_TIME
         if not len(fed) or not length:
             return np.zeros(len(tokens), np.int64)
         made = session.start(context, prompt=[[*prompt, *fed.tolist()]]).outputs

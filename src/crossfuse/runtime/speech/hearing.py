@@ -6,6 +6,7 @@ was understood, the next one begins there, and the text so far stands in front o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -85,6 +86,11 @@ class Hearing:
     told: str = ""
     is_calm: bool = True
 
+    @property
+    def sounding(self) -> int:
+        """Frames of the features up to the sound's end; what is behind it is silence."""
+        return math.ceil(round(self.duration / self._frame, 6))
+
     @classmethod
     def of(
         cls, session: Session, processor: Processor, sound: Any, settings: dict[str, Any]
@@ -155,7 +161,8 @@ class Hearing:
             cuts, ahead = cut(heard, first, left)
             made = [self._segment(one, seek, first) for one in (cuts if len(heard) else ())]
             if how.alignment is not None:
-                places = how.alignment.places(self.session, context, prompt, whole, left)
+                frames_left = min(left, self.sounding - seek)
+                places = how.alignment.places(self.session, context, prompt, whole, frames_left)
                 made = self._with_words(made, places, seek, language_of(about, begin), first)
             self.segments += made
             yield from made if timed else self._rest(made, first)

@@ -10,7 +10,13 @@ from typing import NamedTuple
 from crossfuse.core.tensors import TensorSpec
 from crossfuse.serve.open_inference import DATATYPES
 
-__all__ = ["ModelConfig", "TextSpec", "WarmUp"]
+__all__ = ["STREAM", "TEXT", "TEXT_OUT", "ModelConfig", "TextSpec", "WarmUp"]
+
+TEXT, TEXT_OUT = "text_input", "text_output"
+"""Of a model that generates: the input that stands for ids in words, and the text of its tokens."""
+
+STREAM = "stream"
+"""The parameter by which its tokens come as they are generated, and not all in one response."""
 
 
 class TextSpec(NamedTuple):

@@ -24,8 +24,8 @@ from crossfuse.errors import InputError
 from crossfuse.runtime.processing import load_processor
 from crossfuse.serve.generating import Asking, Generating, Stream, whole_of, with_words
 from crossfuse.serve.request_engine import Request
+from crossfuse.serve.triton.config import STREAM, TEXT, TEXT_OUT
 from crossfuse.serve.triton.model import folder_of, opened_engine, refused, settings_of
-from crossfuse.serve.triton.names import STREAM, TEXT, TEXT_OUT
 
 __all__ = ["TritonPythonModel"]
 

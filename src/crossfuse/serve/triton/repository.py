@@ -9,7 +9,7 @@ import secrets
 import shutil
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -21,52 +21,27 @@ from crossfuse.bundle.store import Bundle, open_bundle
 from crossfuse.bundle.writer import write_bundle
 from crossfuse.core.files import REPLACED, locked, put_in_place, write_whole
 from crossfuse.core.os_errors import help_for, reason_of
-from crossfuse.core.target import Target
-from crossfuse.core.tensors import TensorSpec
 from crossfuse.errors import Advice, InputError, Said
 from crossfuse.parity.session_check import smallest_inputs
 from crossfuse.runtime.backends import best_target, target_of_bundle
 from crossfuse.serve.generating import can_generate
-from crossfuse.serve.limits import Limits
-from crossfuse.serve.load_engine import EngineOptions, boundary, largest_batch
-from crossfuse.serve.merging import Merging
-from crossfuse.serve.triton.config import ModelConfig, TextSpec, WarmUp
-from crossfuse.serve.triton.names import TEXT, TEXT_OUT
+from crossfuse.serve.triton.config import ModelConfig, WarmUp
+from crossfuse.serve.triton.models import (
+    GENERATES,
+    SUFFIXES,
+    TritonOptions,
+    generation_model,
+    native_model,
+    python_model,
+)
 
 __all__ = ["TritonOptions", "write_repository"]
 
-_NATIVE_FILES = {"onnxruntime_onnx": "model.onnx", "tensorrt_plan": "model.plan"}
-_SUFFIXES = {"onnxruntime_onnx": "onnxruntime", "tensorrt_plan": "tensorrt"}
-_GENERATES = "generate"
 _MARK = "# Written by crossfuse.\n"
 _LOCK = ".crossfuse-lock"
 _MARKED = ".partial-"
 _PARTIAL = re.compile(rf"\..+{re.escape(_MARKED)}[0-9a-f]{{12}}({re.escape(REPLACED)})?")
 _OTHER_README = "README.crossfuse.md"
-
-
-@dataclass(frozen=True)
-class TritonOptions:
-    """How Triton runs the models.
-
-    Args:
-        name: of the model; the bundle's where omitted.
-        engine: how the bundle is opened.
-        limits: of a request.
-        instances: copies of the model, each a process with a cache of its own.
-        queue_ms: how long a request may wait for others to share a call with.
-        native: whether to add models of Triton's own backends.
-        slots: of a bundle that decodes, sequences that the model which generates has side by side;
-            0 for no such model.
-    """
-
-    name: str | None = None
-    engine: EngineOptions = field(default_factory=EngineOptions)
-    limits: Limits = field(default_factory=Limits)
-    instances: int = 1
-    queue_ms: float = 2.0
-    native: bool = True
-    slots: int = 8
 
 
 def write_repository(
@@ -95,11 +70,11 @@ def write_repository(
     entry = opened.target(target)
     known = target_of_bundle(target, entry.package)
     inputs = smallest_inputs(opened)
-    models = [_python_model(opened, name, known, chosen)]
+    models = [python_model(opened, name, known, chosen)]
     if chosen.slots and can_generate(opened.manifest):
-        models.append(_generation_model(opened, name, known, chosen))
+        models.append(generation_model(opened, name, known, chosen))
     if chosen.native and set(entry.stages) == {"model"} and known.triton is not None:
-        models.append(_native_model(opened, name, known, known.triton, chosen))
+        models.append(native_model(opened, name, known, known.triton, chosen))
     try:
         root.mkdir(parents=True, exist_ok=True)
         with _written_by_one(root):
@@ -141,7 +116,7 @@ def _sweep(root: Path) -> None:
 
 def _remove_stale(root: Path, name: str, written: Collection[str]) -> None:
     """Another model of an older bundle under this name would answer beside the new one."""
-    for suffix in (*_SUFFIXES.values(), _GENERATES):
+    for suffix in (*SUFFIXES.values(), GENERATES):
         folder = root / f"{name}-{suffix}"
         if folder.name not in written and _is_ours(folder):
             shutil.rmtree(folder)
@@ -171,102 +146,6 @@ def _is_readme_of_ours(readme: Path, first: str) -> bool:
     if readme.is_symlink() or not readme.is_file():
         return False
     return readme.read_text(encoding="utf-8", errors="replace").startswith(first)
-
-
-def _python_model(bundle: Bundle, name: str, target: Target, options: TritonOptions) -> ModelConfig:
-    context, queries, outputs = boundary(bundle.manifest)
-    inputs = (*context, *queries)
-    return ModelConfig(
-        name,
-        "python",
-        inputs,
-        outputs,
-        max_batch=0 if context else _max_batch(bundle, inputs, outputs, options),
-        optional=[spec.name for spec in context],
-        instances=options.instances,
-        gpu=target.needs_gpu,
-        queue_ms=options.queue_ms,
-        parameters=_parameters(target, options),
-    )
-
-
-def _generation_model(
-    bundle: Bundle, name: str, target: Target, options: TritonOptions
-) -> ModelConfig:
-    """Over the Python backend. Tensors come flat, as Triton's generate extension has no others."""
-    manifest = bundle.manifest
-    assert manifest.decode is not None
-    context = manifest.stages["context"].inputs
-    flat = [TensorSpec(spec.name, spec.dtype, ("numbers",)) for spec in context]
-    prompt = TensorSpec(manifest.decode.tokens, "int64", ("tokens",))
-    inputs = (TextSpec(TEXT), prompt, *flat)
-    outputs = (
-        TextSpec(TEXT_OUT),
-        TensorSpec("tokens", "int64", ("tokens",)),
-        TensorSpec("log_probs", "float32", ("tokens",)),
-        TensorSpec("ended", "bool", (1,)),
-    )
-    own = {"slots": str(options.slots), "max_queue": str(options.limits.max_queue)}
-    return ModelConfig(
-        f"{name}-{_GENERATES}",
-        "python",
-        inputs,
-        outputs,
-        optional=[spec.name for spec in inputs],
-        instances=options.instances,
-        gpu=target.needs_gpu,
-        parameters={**_parameters(target, options), **own},
-        decoupled=True,
-    )
-
-
-def _parameters(target: Target, options: TritonOptions) -> dict[str, str]:
-    engine = options.engine
-    return {
-        "target": target.name,
-        "threads": "" if engine.threads is None else str(engine.threads),
-        "cache_mb": str(engine.cache_mb),
-        "merge": "true" if engine.merge else "false",
-        "max_rows": str(engine.max_rows),
-        "max_batch": str(options.limits.max_batch),
-        "allow_nan": "true" if options.limits.allow_nan else "false",
-    }
-
-
-def _native_model(
-    bundle: Bundle, name: str, target: Target, platform: str, options: TritonOptions
-) -> ModelConfig:
-    stage = bundle.manifest.stages["model"]
-    return ModelConfig(
-        f"{name}-{_SUFFIXES[platform]}",
-        platform,
-        stage.inputs,
-        stage.outputs,
-        max_batch=_max_batch(bundle, stage.inputs, stage.outputs, options),
-        instances=options.instances,
-        gpu=target.needs_gpu,
-        queue_ms=options.queue_ms,
-        file=_NATIVE_FILES[platform],
-    )
-
-
-def _max_batch(
-    bundle: Bundle,
-    inputs: Sequence[TensorSpec],
-    outputs: Sequence[TensorSpec],
-    options: TritonOptions,
-) -> int:
-    """The largest batch that Triton may make, or 0 for none.
-
-    Its batch is the first axis of every tensor, and as small as 1.
-    """
-    merging = Merging(inputs, outputs)
-    if merging.dim is None or len(merging.batched) < len(inputs) or not options.engine.merge:
-        return 0
-    dim = bundle.manifest.dims.get(merging.dim)
-    if dim is not None and dim.min > 1:
-        return 0
-    return min(options.engine.max_rows, largest_batch(bundle.manifest, options.engine.max_rows))
 
 
 def _put_in_place(

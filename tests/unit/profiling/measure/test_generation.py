@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from itertools import count
 
 import numpy as np
@@ -57,6 +58,7 @@ def test_several_callers_share_steps() -> None:
 
     def counted(feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
         steps.append(len(feeds["ids"]))
+        time.sleep(0.003)
         return run(feeds)
 
     engine.run_mixed = counted  # type: ignore[method-assign]

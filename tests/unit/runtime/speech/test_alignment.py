@@ -114,7 +114,7 @@ def test_no_tokens_and_no_sound() -> None:
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({}, "keeps no attention scores .* alignment_heads"),
+        ({}, "keeps no attention scores .*alignment_heads"),
         ({"alignment_outputs": [["other", 0]]}, "name no outputs and heads of them"),
         ({"alignment_outputs": [[SCORES, -1]]}, "name no outputs"),
         ({"alignment_outputs": 3}, "name no outputs"),

@@ -17,7 +17,8 @@ from crossfuse.errors import InputError
 from crossfuse.parity.reference import load_reference
 from crossfuse.serve.load_engine import EngineOptions
 from crossfuse.serve.triton import repository
-from crossfuse.serve.triton.repository import TritonOptions, write_repository
+from crossfuse.serve.triton.models import TritonOptions
+from crossfuse.serve.triton.repository import write_repository
 
 NAME = "cross_modal_attention"
 ON_CPU = TritonOptions(engine=EngineOptions("ort-cpu"))

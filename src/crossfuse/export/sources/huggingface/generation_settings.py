@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from crossfuse.core.checkpoint_folder import read_json
-from crossfuse.core.generation_names import MEDIAN_WIDTH
+from crossfuse.core.tensors import MEDIAN_WIDTH
 from crossfuse.export.sources.huggingface.input_plan import text_config
 
 if TYPE_CHECKING:
