@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from itertools import count
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from crossfuse.profiling.measure.generation import (
     question_of,
 )
 from crossfuse.runtime.session import Session
+from crossfuse.runtime.slots import Slots
 from unit.runtime.toy_decoder import IMAGES, LENGTH, VOCABULARY, toy_session
 
 IDS = np.array([[1, 2, 3], [4, 5, 6]])
@@ -50,23 +52,22 @@ def test_one_caller_on_a_clock_that_is_known() -> None:
     assert found.throughput == pytest.approx(sequences * each / (looks + 1) * 1e3)
 
 
-def test_several_callers_share_steps() -> None:
+def test_several_callers_share_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     session = toy_session()
-    steps: list[int] = []
-    engine = session.engine("step")
-    run = engine.run_mixed
+    together: list[int] = []
+    step = Slots.step
 
-    def counted(feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
-        steps.append(len(feeds["ids"]))
+    def counted(slots: Slots, tokens: dict[int, int]) -> Any:
+        together.append(len(tokens))
         time.sleep(0.003)
-        return run(feeds)
+        return step(slots, tokens)
 
-    engine.run_mixed = counted  # type: ignore[method-assign]
+    monkeypatch.setattr(Slots, "step", counted)
     found = generation_times(session, asked(session), 3, 0.0)
     assert found.failure is None
     assert len(found.firsts) >= 3
     assert len(found.gaps) == len(found.firsts) * (found.new_tokens - 1)
-    assert max(steps) == 3
+    assert max(together) == 3
 
 
 def test_what_can_not_be_measured_says_why() -> None:
