@@ -49,7 +49,7 @@ class Segment:
 
     def to_plain(self) -> dict[str, object]:
         """Times, text and words, as plain data."""
-        found = {"start": self.start, "end": self.end, "text": self.text.strip()}
+        found: dict[str, object] = {"start": self.start, "end": self.end, "text": self.text.strip()}
         return {**found, "words": [word._asdict() for word in self.words]} if self.words else found
 
 

@@ -82,13 +82,13 @@ def generation_model(
     context = manifest.stages["context"].inputs
     flat = [TensorSpec(spec.name, spec.dtype, ("numbers",)) for spec in context]
     prompt = TensorSpec(manifest.decode.tokens, "int64", ("tokens",))
-    inputs = (TextSpec(TEXT), prompt, *flat)
-    outputs = (
+    inputs: list[TensorSpec | TextSpec] = [TextSpec(TEXT), prompt, *flat]
+    outputs: list[TensorSpec | TextSpec] = [
         TextSpec(TEXT_OUT),
         TensorSpec("tokens", "int64", ("tokens",)),
         TensorSpec("log_probs", "float32", ("tokens",)),
         TensorSpec("ended", "bool", (1,)),
-    )
+    ]
     own = {"slots": str(options.slots), "max_queue": str(options.limits.max_queue)}
     return ModelConfig(
         f"{name}-{GENERATES}",
