@@ -10,6 +10,7 @@ import json
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from math import prod
 from queue import Empty, SimpleQueue
 from typing import Any
@@ -63,7 +64,7 @@ class TritonPythonModel:
             try:
                 asking, as_it_comes = self._read(request)
                 answer = _Answer(sender, as_it_comes)
-                stream = self._generating.begin(asking, lambda one=answer: self._news.put(one))
+                stream = self._generating.begin(asking, partial(self._news.put, answer))
                 answer.stream = stream
                 self._news.put(answer)
             except Exception as error:  # noqa: BLE001 -- whatever it is, it belongs to this request alone

@@ -62,9 +62,10 @@ def marian_words(folder: Path) -> tuple[dict[str, Any], dict[str, Any]] | None:
 
 
 def _model_of(path: Path) -> Any:
-    from transformers.convert_slow_tokenizer import import_protobuf
+    import transformers.convert_slow_tokenizer as converters
 
-    model = import_protobuf().ModelProto()
+    library: Any = converters
+    model = library.import_protobuf().ModelProto()
     model.ParseFromString(path.read_bytes())
     return model
 
