@@ -139,12 +139,15 @@ class TokenPlaces:
         absent = [axis for axis in range(min(order), at.rank) if axis not in order]
         if absent:
             taken = build.op("Unsqueeze", taken, build.ints(*(a - min(order) for a in absent)))
-        missing = at.rank - len(table.shape or ())
-        sizes = {axis: dim_of(table, axis - missing) for axis in order if axis >= missing}
-        sizes |= {at.batch: dim_of(at.like, at.batch_of), at.tokens: self.tokens}
-        taken.shape = ir.Shape([sizes.get(axis, 1) for axis in range(min(order), at.rank)])
-        taken.type = table.type
+        taken.shape, taken.type = self.shape_of(dims_of(table) or [], at), table.type
         return taken
+
+    def shape_of(self, dims: Sequence[int | str | None], at: Alignment) -> ir.Shape:
+        """Of the rows of a table with such sizes."""
+        missing = at.rank - len(dims)
+        sizes: dict[int, int | str | None] = {missing + n: dim for n, dim in enumerate(dims)}
+        sizes |= {at.batch: dim_of(at.like, at.batch_of), at.tokens: self.tokens}
+        return ir.Shape([sizes.get(axis, 1) for axis in range(min(sizes), at.rank)])
 
     def _own_rows(self, build: GraphBuilder, table: ir.Value) -> ir.Value:
         """Rows of ``[n, length, …]``, a table for each sequence or each group of them."""
