@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from crossfuse.core.tensors import NEXT, POSITION, STATE, TensorSpec
+from crossfuse.core.tensors import NEXT, STATE, TensorSpec
 from crossfuse.runtime.device_array import DeviceArray, item_size
 
 if TYPE_CHECKING:
@@ -57,8 +57,6 @@ class StateMemory:
         self._binding: Any = None
         self._outputs: dict[str, NDArray[Any]] = {}
         self._whole, self._rows, self._binds = batch, slice(0, batch), True
-        # How many rows of each sequence may hold something.
-        self._written = np.zeros(batch, np.int64)
         self._made: dict[str, NDArray[Any]] = {}
 
     @staticmethod
@@ -84,19 +82,15 @@ class StateMemory:
         made = StateMemory(self._engine, (), self._whole, given)
         made.tensors = {name: tensor[rows] for name, tensor in self.tensors.items()}
         made._rows, made._binds, made._made = rows, binds, self._made
-        made._written = self._written[rows]
         return made
 
     def clear(self, row: int) -> None:
-        """Fill a sequence's rows with zeros: what it held, NaN too, must not meet another's. On the
-        host those that nobody wrote are left alone, as they may be memory that nothing stands for
-        yet."""
+        """Fill a sequence's rows with zeros: what it held, NaN too, must not meet another's."""
         for tensor in (*self.tensors.values(), *self._other.values()):
             if isinstance(tensor, DeviceArray):
                 tensor.put(row, None)
             else:
-                tensor[row, : self._written[row]] = 0
-        self._written[row] = 0
+                tensor[row] = 0
 
     @property
     def nbytes(self) -> int:
@@ -113,7 +107,6 @@ class StateMemory:
             the outputs that are no state; those of one token per sequence are overwritten by the
             next run of one token.
         """
-        np.maximum(self._written, feeds[POSITION].max(-1) + 1, out=self._written)
         several = any(array.ndim == 2 and array.shape[1] != 1 for array in feeds.values())
         if several or not self._binds or self._engine.on_device:
             return self._run(feeds)
@@ -134,7 +127,6 @@ class StateMemory:
             whole[into] = rows
             self.take(self, whole, end)
             return
-        self._written[into] = np.maximum(self._written[into], end)
         for tensor in self.tensors.values() if into.size else ():
             tensor[into, begin:end] = tensor[rows, begin:end]
 
@@ -145,7 +137,6 @@ class StateMemory:
             chosen = rows.tolist()
             self.tensors = {name: t.take(chosen, 0) for name, t in source.tensors.items()}
             return
-        np.maximum(self._written, count, out=self._written)
         for name, tensor in source.tensors.items():
             self.tensors[name][:, :count] = tensor[rows, :count]
 

@@ -64,20 +64,3 @@ def test_a_part_of_some_sequences_is_moved() -> None:
     assert kept.tensors["state:k"][:, :3, 1].tolist() == [[1, 5, 6], [4, 2, 3], [7, 8, 9]]
     kept.move(np.array([], int), np.array([], int), 0, 3)
     assert kept.tensors["state:k"][:, :3, 1].tolist() == [[1, 5, 6], [4, 2, 3], [7, 8, 9]]
-
-
-def test_a_cleared_sequence_holds_nothing() -> None:
-    kept = memory(3)
-    kept.run(feeds([[1, 2, 3], [4, 5, 6], [7, 8, 9]], [[0, 1, 2], [0, 1, 2], [2, 3, 4]]))
-    kept.move(np.array([0]), np.array([2]), 1, 5)
-    part = kept.part(slice(1, 3), {}, binds=True)
-    part.run(feeds([[11], [12]], [[3], [1]]))
-    part.clear(0)
-    kept.clear(0)
-    kept.clear(2)
-    assert not kept.tensors["state:k"].any()
-    taken = memory(1)
-    part.run(feeds([[11], [12]], [[3], [1]]))
-    taken.take(part, np.array([1]), 2)
-    taken.clear(0)
-    assert not taken.tensors["state:k"].any()
