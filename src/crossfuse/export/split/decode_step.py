@@ -269,14 +269,7 @@ class _Stepper:
         self, value: ir.Value, before: ir.Node, at: Alignment, operands: Sequence[Operand]
     ) -> ir.Value:
         """A table's node over the rows of its operands."""
-        inputs = [
-            v
-            if v is None
-            else self.full.of(v, before)
-            if own is None
-            else self._rows_at(v, before, own)
-            for v, own in operands
-        ]
+        inputs = [self._operand(one, before) for one in operands]
         node = value.producer()
         assert node is not None
         made = ir.Node(node.domain, node.op_type, inputs, list(node.attributes.values()))
@@ -286,6 +279,20 @@ class _Stepper:
         made.outputs[0].shape = self.places.shape_of(sizes, at)
         made.outputs[0].type = value.type
         return made.outputs[0]
+
+    def _operand(self, one: Operand, before: ir.Node) -> ir.Value | None:
+        """Rows of an operand, or all of it."""
+        if one.value is None:
+            return None
+        if one.rows is not None:
+            return self._rows_at(one.value, before, one.rows)
+        table = self.full.of(one.value, before)
+        if one.batch is None:
+            return table
+        build = GraphBuilder()
+        found = self.places.spread(build, table, one.batch)
+        build.insert_before(before)
+        return found
 
     def _alignment(self, value: ir.Value, node: ir.Node, index: int, axis: int) -> Alignment:
         """How a table is aligned with the tokens that a node uses it for."""

@@ -3,8 +3,8 @@ tokens, or of tokens by features, is then computed for the new tokens alone.
 
 Rules:
 
-1. An element-wise node's rows are those of its operands; one that has a single row for all places
-   is taken as it is.
+1. An element-wise node's rows are those of its operands. One that has a single row for all places
+   is taken as it is, for each sequence.
 2. Rows of what ``Gather`` and ``GatherND`` take along their data's first axes are what the rows of
    the indices take.
 
@@ -16,6 +16,7 @@ one element for each place.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import onnx_ir as ir
 
@@ -27,8 +28,20 @@ from crossfuse.graph.shapes import dim_of, dims_of, rank_of
 
 __all__ = ["Operand", "row_operands"]
 
-Operand = tuple[ir.Value | None, Alignment | None]
-"""An operand, and how its rows are aligned; None where it is needed at full length."""
+
+class Operand(NamedTuple):
+    """An operand of a node that computes rows.
+
+    Attributes:
+        value: what it is in the node that computes the table.
+        rows: how its rows are aligned; None where it is needed at full length.
+        batch: its axis with an element for each sequence, or each group of them, where it is needed
+            at full length.
+    """
+
+    value: ir.Value | None
+    rows: Alignment | None = None
+    batch: int | None = None
 
 
 def row_operands(table: ir.Value, at: Alignment, axis: str) -> Sequence[Operand] | None:
@@ -66,11 +79,13 @@ def _pays(dims: Sequence[int | str | None], at: Alignment, axis: str) -> bool:
 def _broadcast(node: ir.Node, at: Alignment, axis: str) -> Sequence[Operand] | None:
     found: list[Operand] = []
     for value in node.inputs:
-        own = at.tokens - (at.rank - (rank_of(value) or 0))
+        missing = at.rank - (rank_of(value) or 0)
+        own, batch = at.tokens - missing, at.batch - missing
         if value is None or own < 0 or dim_of(value, own) == 1:
-            found.append((value, None))
+            apart = value is not None and batch >= 0 and dim_of(value, batch) != 1
+            found.append(Operand(value, batch=batch if apart else None))
         elif dim_of(value, own) == axis:
-            found.append((value, at))
+            found.append(Operand(value, at))
         else:
             return None
     return found
@@ -88,4 +103,4 @@ def _taken(node: ir.Node, rank: int, at: Alignment, axis: str) -> Sequence[Opera
         return None
     if indices is None or dim_of(indices, places) != axis:
         return None
-    return [(data, None), (indices, at._replace(rank=missing + own))]
+    return [Operand(data), Operand(indices, at._replace(rank=missing + own))]

@@ -151,11 +151,22 @@ class TokenPlaces:
 
     def _own_rows(self, build: GraphBuilder, table: ir.Value) -> ir.Value:
         """Rows of ``[n, length, …]``, a table for each sequence or each group of them."""
-        count = build.op("Shape", table, start=0, end=1)
-        batch = build.op("Shape", self.position, start=0, end=1)
-        numbers = build.op("Div", build.op("Mul", build.positions(batch), count), batch)
+        numbers = self._groups(build, table, 0)
         pairs = self._paired(build, build.op("Unsqueeze", numbers, build.ints(1)))
         return build.op("GatherND", table, pairs)
+
+    def spread(self, build: GraphBuilder, table: ir.Value, axis: int) -> ir.Value:
+        """What there is for each sequence, or each group of them, for each sequence."""
+        dims = dims_of(table) or []
+        shape = [*dims[:axis], self.batch, *dims[axis + 1 :]]
+        numbers = self._groups(build, table, axis)
+        return build.op("Gather", table, numbers, axis=axis, like=table, shape=shape)
+
+    def _groups(self, build: GraphBuilder, table: ir.Value, axis: int) -> ir.Value:
+        """``[batch]``: which along an axis of a table is each sequence's."""
+        count = build.op("Shape", table, start=axis, end=axis + 1)
+        batch = build.op("Shape", self.position, start=0, end=1)
+        return build.op("Div", build.op("Mul", build.positions(batch), count), batch)
 
     def _places_for(self, build: GraphBuilder, at: Alignment) -> ir.Value:
         """The places for a batch that other axes are merged with: each sequence's repeated."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 import pytest
 
-from crossfuse.export.split.row_operands import row_operands
+from crossfuse.export.split.row_operands import Operand, row_operands
 from crossfuse.export.split.token_places import Alignment
 
 Dims = list[int | str]
@@ -49,8 +49,17 @@ def test_operands_of_rows(
     table = ir.Node("", name, given).outputs[0]
     table.shape = ir.Shape(dims)
     found = row_operands(table, Alignment(4, 0, 2, IDS, 0), "t")
-    assert (found and [own and own.rank for _, own in found]) == expected
-    assert found is None or [value for value, _ in found] == given
+    assert (found and [one.rows and one.rows.rank for one in found]) == expected
+    assert found is None or [one.value for one in found] == given
+
+
+def test_an_operand_of_one_row_is_each_sequences_own() -> None:
+    given = [ir.Value(shape=ir.Shape(dims)) for dims in (ROWS, KEYS, [1, 1, 1, "t"], ["t"])]
+    table = ir.Node("", "Max", given).outputs[0]
+    table.shape = ir.Shape(["b", 1, "t", "t"])
+    found = row_operands(table, Alignment(4, 0, 2, IDS, 0), "t")
+    assert found is not None
+    assert [one.batch for one in found] == [None, 0, None, None]
 
 
 def test_indices_are_aligned_by_their_own_axes() -> None:
@@ -58,12 +67,12 @@ def test_indices_are_aligned_by_their_own_axes() -> None:
     given = [ir.Value(name="d", shape=ir.Shape([9, 8])), ir.Value(shape=ir.Shape(["b", 1, "t", 1]))]
     table = ir.Node("", "GatherND", given).outputs[0]
     table.shape = ir.Shape(["b", 1, "t", 8])
-    assert row_operands(table, at, "t") == [(given[0], None), (given[1], at)]
+    assert row_operands(table, at, "t") == [Operand(given[0]), Operand(given[1], at)]
     flat = ir.Value(shape=ir.Shape(["b", "t"]))
     table = ir.Node("", "Gather", [given[0], flat]).outputs[0]
     table.shape = ir.Shape(["b", "t", 8])
     of_three = Alignment(3, 0, 1, IDS, 0)
     assert row_operands(table, of_three, "t") == [
-        (given[0], None),
-        (flat, of_three._replace(rank=2)),
+        Operand(given[0]),
+        Operand(flat, of_three._replace(rank=2)),
     ]
