@@ -256,7 +256,8 @@ class _Stepper:
         """The rows of a table, or of what it is computed from, made in front of a node."""
         key = (value, at.rank, at.batch, at.tokens, dim_of(at.like, at.batch_of))
         if key not in self.rows:
-            operands = row_operands(value, at, self.axis)
+            alone = dim_of(at.like, at.batch_of) == self.places.batch
+            operands = row_operands(value, at, self.axis) if alone else None
             if operands is None:
                 build, table = GraphBuilder(), self.full.of(value, before)
                 self.rows[key] = self.places.rows(build, table, at)
