@@ -147,7 +147,7 @@ def shape_points(
     }
     middle = {name: _clamp(dim, example[name] + 1 | 1) for name, dim in dims.items()}
     few = high
-    if rows in dims:
+    if rows is not None and rows in dims:
         few, middle = high | {rows: example[rows]}, middle | {rows: example[rows]}
     names = list(dims)
     points = [
