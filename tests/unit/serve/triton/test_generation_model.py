@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from crossfuse import runtime
+from crossfuse.runtime.slots import Slots
 from crossfuse.serve.generating import Generating
 from crossfuse.serve.limits import Limits
 from crossfuse.serve.request_engine import RequestEngine
@@ -195,41 +196,37 @@ def test_what_is_wrong_with_a_request_is_its_own(make: Callable[..., Any]) -> No
     assert good.sender.whole()[0].error is None
 
 
-def test_a_client_that_goes_away_frees_its_slot(make: Callable[..., Any]) -> None:
-    """Of one slot, held between two steps: who waits for it gets it when the first has gone."""
-    session = toy_session({"decoder_start_token_id": 3})
-    engine = session.engine("step")
-    run, step = engine.run_mixed, threading.Event()
+def slowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps that take a while."""
+    step = Slots.step
 
-    def slowly(feeds: Any) -> Any:
-        step.wait(0.1)
-        return run(feeds)
+    def slowly(slots: Slots, tokens: Any) -> Any:
+        time.sleep(0.05)
+        return step(slots, tokens)
 
-    engine.run_mixed = slowly  # type: ignore[method-assign]
-    model = make(session, slots=1)
+    monkeypatch.setattr(Slots, "step", slowly)
+
+
+def test_a_client_that_goes_away_frees_its_slot(
+    make: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of one slot: who waits for it gets it when the first has gone."""
+    slowed(monkeypatch)
+    model = make(slots=1)
     first = Asked({"max_new_tokens": LENGTH - 1, "stream": True}, image=FLAT)
     second = Asked({"max_new_tokens": 2}, image=FLAT)
     model.execute([first, second])
     assert first.sender.told.wait(20)
     first.sender.gone = True
     assert first.sender.final.wait(20)
-    step.set()
     assert first.sender.sent[-1].error.code == TritonError.CANCELLED
     assert len(first.sender.sent) < LENGTH - 1
     assert second.sender.whole()[0].outputs["tokens"].tolist() == alone([3], max_new_tokens=2)
 
 
-def test_the_end_ends_all(make: Callable[..., Any]) -> None:
-    session = toy_session({"decoder_start_token_id": 3})
-    engine = session.engine("step")
-    run = engine.run_mixed
-
-    def slowly(feeds: Any) -> Any:
-        time.sleep(0.05)
-        return run(feeds)
-
-    engine.run_mixed = slowly  # type: ignore[method-assign]
-    model = make(session, slots=1)
+def test_the_end_ends_all(make: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    slowed(monkeypatch)
+    model = make(slots=1)
     asked = [Asked({}, image=FLAT) for _ in range(2)]
     model.execute(asked)
     model.finalize()
