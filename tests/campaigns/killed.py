@@ -1,0 +1,288 @@
+"""Commands, killed at any moment: what they change is the old or the new one, whole, and after the
+next run nothing of the killed one is left, neither files nor processes.
+
+Commands run in forked children of a process that has imported what they need, so that what is
+killed is their work; `map` runs on one Ray, which it is told the address of.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from campaigns.damage import Chance
+from campaigns.limits import alive, content
+from campaigns.operations import OLD_BUNDLE, Outcomes, copied
+from crossfuse.bundle.store import open_bundle
+from crossfuse.core.scratch import scratch_folder
+from crossfuse.parity.session_check import smallest_inputs
+
+MODEL = ("cross_modal_attention", "--size", "tiny", "--quick")
+LONGEST = 120.0
+
+
+def killed(command: Sequence[str], seconds: float, scratch: Path) -> bool:
+    """Fork, run a command, and kill it so many seconds later; whether it was still at work. Its
+    children's end is waited for."""
+    process = _forked(command, scratch)
+    stop = time.monotonic() + seconds
+    while time.monotonic() < stop:
+        done, status = os.waitpid(process, os.WNOHANG)
+        if done:
+            assert status == 0, f"{command} ended with {status}"
+            return False
+        time.sleep(0.001)
+    os.kill(process, signal.SIGKILL)
+    os.waitpid(process, 0)
+    return True
+
+
+def finished(command: Sequence[str], scratch: Path) -> float:
+    """Run a command to its end; the seconds that it took."""
+    start = time.monotonic()
+    assert not killed(command, LONGEST, scratch), f"{command} has no end"
+    return time.monotonic() - start
+
+
+def _forked(command: Sequence[str], scratch: Path) -> int:
+    process = os.fork()
+    if process:
+        return process
+    os.setsid()
+    null = os.open(os.devnull, os.O_RDWR)
+    for stream in (0, 1):
+        os.dup2(null, stream)
+    log = os.open(scratch.parent / "stderr", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(log, 2)
+    _use(scratch)
+    from crossfuse.cli import main as cli
+
+    status = 1
+    try:
+        cli(list(command))
+        status = 0
+    except SystemExit as end:
+        status = end.code if isinstance(end.code, int) else int(end.code is not None)
+    finally:
+        os._exit(status)
+
+
+def _use(scratch: Path) -> None:
+    import tempfile
+
+    os.environ["TMPDIR"] = str(scratch)
+    tempfile.tempdir = None
+
+
+@contextmanager
+def _swept(scratch: Path) -> Iterator[None]:
+    """As the next run would, and look."""
+    import tempfile
+
+    before, tempfile.tempdir = tempfile.tempdir, str(scratch)
+    try:
+        with scratch_folder():
+            pass
+        yield
+    finally:
+        tempfile.tempdir = before
+
+
+def _require_nothing_left(folder: Path, scratch: Path, kept: set[str]) -> None:
+    deadline = time.monotonic() + 5
+    while alive(str(folder)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not alive(str(folder)), "a process outlived the command that started it"
+    with _swept(scratch):
+        assert not list(scratch.iterdir()), [path.name for path in scratch.iterdir()]
+    there = {path.name for path in folder.iterdir()} - {"tmp", "stderr"}
+    assert there == kept, there
+
+
+def _written(
+    times: int, folder: Path, chance: Chance, command: list[str], place: Path, whole: int
+) -> Outcomes:
+    """Kill a command that writes a bundle."""
+    scratch = folder / "tmp"
+    scratch.mkdir()
+    copied(OLD_BUNDLE, place)
+    old = content(place)
+    (place / "notes.md").write_text("mine")
+    took = finished(command, scratch)
+    assert (place / "notes.md").read_text() == "mine"
+    found: Outcomes = Counter()
+    for turn in range(times):
+        copied(OLD_BUNDLE, place)
+        was_killed = killed(command, chance.uniform(0, took), scratch)
+        now = content(place)
+        assert now == old or len(open_bundle(place).targets) == whole
+        assert (place / "notes.md").read_text() == "mine"
+        left = [path for path in folder.iterdir() if path.name.startswith(".")]
+        state = "old" if now == old else "new"
+        if turn % 16 == 15:
+            took = finished(command, scratch)
+        else:
+            copied(OLD_BUNDLE, place)
+        _require_nothing_left(folder, scratch, {"b"})
+        how = "killed" if was_killed else "ended before"
+        found[f"{how}, {state}, {'left a folder' if left else 'left nothing'}"] += 1
+    shutil.rmtree(scratch)
+    return found
+
+
+def killed_exports(times: int, folder: Path, chance: Chance) -> Outcomes:
+    """`export`."""
+    import crossfuse.api.export  # noqa: F401 -- before the forks
+
+    place = folder / "b"
+    command = ["export", *MODEL, "-o", str(place), "--target", "onnx"]
+    return _written(times, folder, chance, command, place, 1)
+
+
+def killed_builds(times: int, folder: Path, chance: Chance) -> Outcomes:
+    """`build`."""
+    import crossfuse.api.export  # noqa: F401 -- before the forks
+
+    place = folder / "b"
+    command = ["build", str(place), "--target", "onnx"]
+    return _written(times, folder, chance, command, place, 2)
+
+
+def killed_packages(times: int, folder: Path, chance: Chance) -> Outcomes:
+    """`package`: each model is whole, and its user's file stays."""
+    scratch, root = folder / "tmp", folder / "models"
+    scratch.mkdir()
+    command = ["package", str(OLD_BUNDLE), "-o", str(root), "--name", "m"]
+    took = finished(command, scratch)
+    (root / "README.txt").write_text("mine")
+    kept = {path.name for path in root.iterdir()}
+    found: Outcomes = Counter()
+    for turn in range(times):
+        if turn % 2:
+            shutil.rmtree(root / "m")  # the first time for a model, too
+        was_killed = killed(command, chance.uniform(0, took), scratch)
+        there = (root / "m").exists()
+        if there:
+            content(root / "m" / "1" / "bundle")
+            assert (root / "m" / "config.pbtxt").read_text().startswith("# Written by crossfuse")
+        left = {path.name for path in root.iterdir()} - kept
+        finished(command, scratch)
+        assert {path.name for path in root.iterdir()} == kept
+        assert (root / "README.txt").read_text() == "mine"
+        _require_nothing_left(folder, scratch, {"models"})
+        how = "killed" if was_killed else "ended before"
+        found[f"{how}, {'left something' if left else 'left nothing'}"] += 1
+    shutil.rmtree(scratch)
+    return found
+
+
+def _read(times: int, folder: Path, chance: Chance, command: list[str], place: Path) -> Outcomes:
+    """Kill a command that changes nothing."""
+    os.environ.update(CROSSFUSE_CACHE=str(folder / "cache"), CROSSFUSE_TRUST_BUNDLES="0")
+    scratch = folder / "tmp"
+    scratch.mkdir()
+    shutil.copytree(OLD_BUNDLE, place)
+    before = content(place)
+    took = finished(command, scratch)
+    found: Outcomes = Counter()
+    for _ in range(times):
+        shutil.rmtree(folder / "cache", ignore_errors=True)  # or it is not tried again
+        was_killed = killed(command, chance.uniform(0, took), scratch)
+        assert content(place) == before
+        _require_nothing_left(folder, scratch, {path.name for path in folder.glob("[bc]*")})
+        found["killed" if was_killed else "ended before"] += 1
+    shutil.rmtree(scratch)
+    shutil.rmtree(folder / "cache", ignore_errors=True)
+    return found
+
+
+def killed_verifies(times: int, folder: Path, chance: Chance) -> Outcomes:
+    """`verify` of a bundle that was not written here, which it tries in a child."""
+    place = folder / "b"
+    return _read(times, folder, chance, ["verify", str(place), "--json"], place)
+
+
+def killed_profiles(times: int, folder: Path, chance: Chance) -> Outcomes:
+    """`profile`, which starts cold sessions in children."""
+    place = folder / "b"
+    quick = ["--rounds", "3", "--seconds", "0.01", "--cold-starts", "2", "--json"]
+    command = ["profile", str(place), "--target", "ort-cpu", *quick]
+    return _read(times, folder, chance, command, place)
+
+
+@contextmanager
+def _ray() -> Iterator[str]:
+    """A Ray that stays; its address."""
+    program = (
+        "import ray, sys; from crossfuse.serve.cluster import local_ray\n"
+        "with local_ray(cpus=3):\n"
+        "    print(ray.get_runtime_context().gcs_address, flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        try:
+            yield process.stdout.readline().strip()
+        finally:
+            process.communicate()
+
+
+def killed_maps(times: int, folder: Path, chance: Chance) -> Outcomes:
+    """`map`, killed until a run comes to its end: each row has its answer once, none of two
+    bundles, and the answers are those of a run that nobody killed."""
+    os.environ["RAY_AUTH_TOKEN"] = "0" * 64
+    os.environ["RAY_AUTH_MODE"] = "token"
+    inputs = smallest_inputs(open_bundle(OLD_BUNDLE))
+    assert inputs is not None
+    source, scratch = folder / "in", folder / "tmp"
+    source.mkdir()
+    scratch.mkdir()
+    for number in range(8):
+        scaled = {n: a * a.dtype.type(number + 1) for n, a in inputs.items() if a.dtype.kind == "f"}
+        np.savez(source / f"{number}.npz", **{**inputs, **scaled})
+    found: Outcomes = Counter()
+    with _ray() as address:
+        made = ["--shard-rows", "1", "--target", "ort-cpu", "--address", address]
+        command = ["map", str(OLD_BUNDLE), "--input", str(source), *made]
+        took = finished([*command, "-o", str(folder / "whole")], scratch)
+        expected = _answers(folder / "whole")
+        for turn in range(times):
+            out = folder / "out"
+            was_killed = killed([*command, "-o", str(out)], chance.uniform(0, took), scratch)
+            found["killed" if was_killed else "ended before"] += 1
+            if turn % 4 == 3:
+                finished([*command, "-o", str(out)], scratch)
+                assert _answers(out) == expected
+                shutil.rmtree(out)
+    for name in ("in", "whole"):
+        shutil.rmtree(folder / name)
+    shutil.rmtree(folder / "out", ignore_errors=True)
+    shutil.rmtree(scratch)
+    return found
+
+
+def _answers(out: Path) -> dict[str, bytes]:
+    """Answers by row; there is nothing else, and no row failed."""
+    marks = [json.loads(path.read_text()) for path in sorted((out / ".shards").glob("*.json"))]
+    assert [mark["failed"] for mark in marks] == [{}] * 8, marks
+    names = sorted(path.name for path in out.iterdir())
+    answers = {name: (out / name).read_bytes() for name in names if name.endswith(".npz")}
+    assert len(answers) == 8, names
+    return answers
+
+
+CAMPAIGNS = (
+    killed_exports, killed_builds, killed_packages, killed_verifies, killed_profiles, killed_maps,
+)  # fmt: skip
