@@ -10,18 +10,19 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 
 from campaigns.damage import Chance
+from campaigns.forks import finished, killed
 from campaigns.limits import alive, content
 from campaigns.operations import OLD_BUNDLE, Outcomes, copied
 from crossfuse.bundle.store import open_bundle
@@ -29,67 +30,12 @@ from crossfuse.core.scratch import scratch_folder
 from crossfuse.parity.session_check import smallest_inputs
 
 MODEL = ("cross_modal_attention", "--size", "tiny", "--quick")
-LONGEST = 120.0
-
-
-def killed(command: Sequence[str], seconds: float, scratch: Path) -> bool:
-    """Fork, run a command, and kill it so many seconds later; whether it was still at work. Its
-    children's end is waited for."""
-    process = _forked(command, scratch)
-    stop = time.monotonic() + seconds
-    while time.monotonic() < stop:
-        done, status = os.waitpid(process, os.WNOHANG)
-        if done:
-            assert status == 0, f"{command} ended with {status}"
-            return False
-        time.sleep(0.001)
-    os.kill(process, signal.SIGKILL)
-    os.waitpid(process, 0)
-    return True
-
-
-def finished(command: Sequence[str], scratch: Path) -> float:
-    """Run a command to its end; the seconds that it took."""
-    start = time.monotonic()
-    assert not killed(command, LONGEST, scratch), f"{command} has no end"
-    return time.monotonic() - start
-
-
-def _forked(command: Sequence[str], scratch: Path) -> int:
-    process = os.fork()
-    if process:
-        return process
-    os.setsid()
-    null = os.open(os.devnull, os.O_RDWR)
-    for stream in (0, 1):
-        os.dup2(null, stream)
-    log = os.open(scratch.parent / "stderr", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(log, 2)
-    _use(scratch)
-    from crossfuse.cli import main as cli
-
-    status = 1
-    try:
-        cli(list(command))
-        status = 0
-    except SystemExit as end:
-        status = end.code if isinstance(end.code, int) else int(end.code is not None)
-    finally:
-        os._exit(status)
-
-
-def _use(scratch: Path) -> None:
-    import tempfile
-
-    os.environ["TMPDIR"] = str(scratch)
-    tempfile.tempdir = None
+ROWS = 8
 
 
 @contextmanager
 def _swept(scratch: Path) -> Iterator[None]:
     """As the next run would, and look."""
-    import tempfile
-
     before, tempfile.tempdir = tempfile.tempdir, str(scratch)
     try:
         with scratch_folder():
@@ -249,7 +195,7 @@ def killed_maps(times: int, folder: Path, chance: Chance) -> Outcomes:
     source, scratch = folder / "in", folder / "tmp"
     source.mkdir()
     scratch.mkdir()
-    for number in range(8):
+    for number in range(ROWS):
         scaled = {n: a * a.dtype.type(number + 1) for n, a in inputs.items() if a.dtype.kind == "f"}
         np.savez(source / f"{number}.npz", **{**inputs, **scaled})
     found: Outcomes = Counter()
@@ -274,13 +220,16 @@ def killed_maps(times: int, folder: Path, chance: Chance) -> Outcomes:
 
 
 def _answers(out: Path) -> dict[str, bytes]:
-    """Answers by row; there is nothing else, and no row failed."""
+    """Answers by row, and the names of all else that there is; no row failed."""
     marks = [json.loads(path.read_text()) for path in sorted((out / ".shards").glob("*.json"))]
-    assert [mark["failed"] for mark in marks] == [{}] * 8, marks
-    names = sorted(path.name for path in out.iterdir())
-    answers = {name: (out / name).read_bytes() for name in names if name.endswith(".npz")}
-    assert len(answers) == 8, names
-    return answers
+    assert [mark["failed"] for mark in marks] == [{}] * ROWS, marks
+    found = {
+        str(path.relative_to(out)): path.read_bytes() if path.suffix == ".npz" else b""
+        for path in sorted(out.rglob("*"))
+        if path.is_file()
+    }
+    assert sum(map(bool, found.values())) == ROWS, list(found)
+    return found
 
 
 CAMPAIGNS = (
