@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from campaigns.damage import DAMAGES, Chance, fresh_copy
+from campaigns.forks import waited
 from campaigns.operations import OLD_BUNDLE, Outcomes, damaged
 from crossfuse import CrossfuseError, runtime
 from crossfuse.bundle.store import open_bundle
@@ -176,11 +177,8 @@ def in_child(work: Callable[..., str], *arguments: Any) -> str:
         _be_child(reads, writes, work, arguments)
     os.close(writes)
     with os.fdopen(reads, "rb") as stream:
-        stop = time.monotonic() + SECONDS
-        while time.monotonic() < stop and os.waitpid(process, os.WNOHANG) == (0, 0):
-            time.sleep(0.002)
-        else:
-            if time.monotonic() < stop:
+        for _ in waited(SECONDS):
+            if os.waitpid(process, os.WNOHANG) != (0, 0):
                 return stream.read().decode() or "ended"
         os.kill(process, signal.SIGKILL)
         os.waitpid(process, 0)

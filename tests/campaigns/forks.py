@@ -7,23 +7,32 @@ import os
 import signal
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 LONGEST = 120.0
+
+
+def waited(seconds: float) -> Iterator[None]:
+    """Turns of a wait; time in which this process was stopped doesn't count."""
+    left, before = seconds, time.monotonic()
+    while left > 0:
+        yield
+        time.sleep(0.001)
+        now = time.monotonic()
+        left -= min(now - before, 0.05)
+        before = now
 
 
 def killed(command: Sequence[str], seconds: float, scratch: Path) -> bool:
     """Fork, run a command, and kill it so many seconds later; whether it was still at work. Its
     children's end is waited for."""
     process = begun(command, scratch)
-    stop = time.monotonic() + seconds
-    while time.monotonic() < stop:
+    for _ in waited(seconds):
         done, status = os.waitpid(process, os.WNOHANG)
         if done:
             assert status == 0, f"{command} ended with {status}"
             return False
-        time.sleep(0.001)
     os.kill(process, signal.SIGKILL)
     os.waitpid(process, 0)
     return True

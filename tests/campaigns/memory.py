@@ -6,14 +6,13 @@ from __future__ import annotations
 import os
 import resource
 import shutil
-import time
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 
 from campaigns.damage import Chance
-from campaigns.forks import LONGEST, begun
+from campaigns.forks import LONGEST, begun, waited
 from campaigns.limits import content
 from campaigns.operations import OLD_BUNDLE, Outcomes, copied
 from crossfuse.bundle.store import open_bundle
@@ -77,12 +76,10 @@ def limited(more: int) -> None:
 
 def ended(process: int) -> int:
     """A child's status."""
-    stop = time.monotonic() + LONGEST
-    while time.monotonic() < stop:
+    for _ in waited(LONGEST):
         done, status = os.waitpid(process, os.WNOHANG)
         if done:
             return status
-        time.sleep(0.002)
     raise AssertionError("a command that ran out of memory has no end")
 
 
