@@ -101,6 +101,7 @@ def opened(bundle: Path, base: Base, cache: Path) -> str:
     if said == "another answer" and verdict == "answered":
         return "wrong"
     used = refusal(lambda: prepared(bundle))
+    refusal(lambda: runtime.load(bundle, base.target, ONE).close())  # whoever trusts engines
     return "answered" if (verdict, said, used) == ("answered",) * 3 else "refused"
 
 

@@ -377,6 +377,31 @@ def settings(bundle: Path, target: str, chance: Chance) -> str:
     return f"settings ({name})"
 
 
+def engines(bundle: Path, target: str, chance: Chance) -> str:
+    """A target that says it is a stranger's engines, whose description may be anything."""
+    file = bundle / "manifest.json"
+    about = json.loads(file.read_text())
+    entry = about["targets"][target]
+    entry["engine"] = {
+        "library": chance.choice(("tensorrt_rtx", "tensorrt", "os", "../x", "")),
+        "version": chance.choice(("1.7", "10.13", "", "1" * 50)),
+        "compute_capabilities": ["8.9"],
+        "profiles": [{name: [1, 2, 4] for name in about["dims"]}],
+        "lean": chance.random() < 0.5,
+        "request": chance.choice(("", "0" * 64, "../../canary", "zz")),
+    }
+    if chance.random() < 0.5:
+        key = chance.choice(list(entry["engine"]))
+        entry["engine"][key] = chance.choice((*STRANGE, *INTEGERS))
+    names = {stage: f"{stage}.engine" for stage in entry["stages"]}
+    entry["stages"], entry["files"] = names, sorted(names.values())
+    file.write_text(json.dumps(about))
+    for name in names.values():
+        head = chance.choice((b"ftrt", b"ptrt", b"", b"\x7fELF"))
+        with_file(bundle, name, head + chance.randbytes(chance.randint(0, 5000)))
+    return "engines"
+
+
 def places(bundle: Path, target: str, chance: Chance) -> str:
     """Something else where a file should be: a link, a pipe, a folder, nothing."""
     name = chance.choice(names_in(bundle))
@@ -400,7 +425,9 @@ def places(bundle: Path, target: str, chance: Chance) -> str:
     return f"places ({how})"
 
 
-DAMAGES = (a_graph, a_graph, a_graph, a_graph, weights, reference, manifest, settings, places)
+DAMAGES = (
+    a_graph, a_graph, a_graph, a_graph, weights, reference, manifest, settings, engines, places,
+)  # fmt: skip
 
 
 def fresh_copy(source: Path, place: Path) -> Path:
