@@ -28,6 +28,7 @@ from campaigns.forks import waited
 from campaigns.operations import OLD_BUNDLE, Outcomes, damaged
 from crossfuse import CrossfuseError, runtime
 from crossfuse.bundle.store import open_bundle
+from crossfuse.errors import InternalError
 from crossfuse.parity.session_check import reference_of, verify_bundle
 from crossfuse.parity.trial import TrialLimits, require_tried
 from crossfuse.runtime.processing.processor import load_processor
@@ -111,6 +112,7 @@ def refusal(work: Callable[[], object]) -> str:
     except OtherAnswerError:
         return "another answer"
     except CrossfuseError as error:
+        assert not isinstance(error, InternalError), f"not foreseen: {error}"
         text = str(error)
     else:
         return "answered"

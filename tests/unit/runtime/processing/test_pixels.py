@@ -84,6 +84,9 @@ def test_padding_to_a_size() -> None:
         ({"image_mean": [0.5]}, "3 numbers"),
         ({"image_mean": None}, "image_mean"),
         ({"resample": 9}, "resample"),
+        ({"size": {"height": 30000, "width": 30000}}, "more pixels"),
+        ({"size": {"shortest_edge": 30000}}, "more pixels"),
+        ({"size": {"max_height": 1, "max_width": 1}}, "too narrow"),
     ],
 )
 def test_what_is_not_known_or_wrong_is_refused(changed: dict[str, Any], words: str) -> None:
