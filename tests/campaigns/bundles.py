@@ -112,10 +112,10 @@ def refusal(work: Callable[[], object]) -> str:
     except OtherAnswerError:
         return "another answer"
     except CrossfuseError as error:
-        assert not isinstance(error, InternalError), f"not foreseen: {error}"
-        text = str(error)
+        text, was_foreseen = str(error), not isinstance(error, InternalError)
     else:
         return "answered"
+    assert was_foreseen, text
     assert len(text.splitlines()) == 1, f"not one paragraph: {text}"
     return "refused"
 
