@@ -188,6 +188,10 @@ def _ray() -> Iterator[str]:
 def killed_maps(times: int, folder: Path, chance: Chance) -> Outcomes:
     """`map`, killed until a run comes to its end: each row has its answer once, none of two
     bundles, and the answers are those of a run that nobody killed."""
+    import ray.data  # noqa: F401 -- before the forks
+
+    import crossfuse.serve.bulk.run  # noqa: F401 -- before the forks
+
     os.environ["RAY_AUTH_TOKEN"] = "0" * 64
     os.environ["RAY_AUTH_MODE"] = "token"
     inputs = smallest_inputs(open_bundle(OLD_BUNDLE))
