@@ -86,7 +86,6 @@ def test_padding_to_a_size() -> None:
         ({"resample": 9}, "resample"),
         ({"size": {"height": 30000, "width": 30000}}, "more pixels"),
         ({"size": {"shortest_edge": 30000}}, "more pixels"),
-        ({"size": {"max_height": 1, "max_width": 1}}, "too narrow"),
     ],
 )
 def test_what_is_not_known_or_wrong_is_refused(changed: dict[str, Any], words: str) -> None:
@@ -100,6 +99,12 @@ def test_what_is_not_known_or_wrong_is_refused(changed: dict[str, Any], words: s
 
     with pytest.raises(InputError, match=words):
         made()
+
+
+def test_an_image_that_nothing_is_left_of_is_refused() -> None:
+    mine, _ = both("ViTImageProcessor", size={"max_height": 2, "max_width": 2})
+    with pytest.raises(InputError, match="too narrow"):
+        mine(photo(200, 20))
 
 
 def test_other_arrays_are_refused() -> None:
