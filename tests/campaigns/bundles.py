@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from campaigns.damage import DAMAGES, Chance, fresh_copy
+from campaigns.damage import DAMAGES, WHOLE, Chance, fresh_copy
 from campaigns.forks import waited
 from campaigns.operations import OLD_BUNDLE, Outcomes, damaged
 from crossfuse import CrossfuseError, runtime
@@ -233,6 +233,8 @@ def bundles(times: int, folder: Path, chance: Chance) -> Outcomes:
         if said in ("ended", "hung") and told(bundle, base, folder):
             said = f"{said}, verify says so"
         where = f"{how}; {base.path.name}, {base.target}"
+        if how == WHOLE and said != "answered":
+            faults.append(f"{where}: {said}, although its content fits")
         faults += [f"{where}: {fault}" for fault in faults_of(said, folder, beside)]
         if said not in ("answered", "refused"):
             keep_if_asked(bundle, f"{where}: {said}")

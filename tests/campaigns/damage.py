@@ -15,6 +15,9 @@ import numpy as np
 from campaigns.damaged_graphs import FLOATS, INTEGERS, Chance, damaged_graph
 from campaigns.operations import STRANGE, damaged, mutated, with_file
 
+WHOLE = "places (a link to the file)"
+"""What is no damage: a link to a file of the right content."""
+
 
 def names_in(bundle: Path) -> list[str]:
     return sorted(path.name for path in bundle.iterdir())
@@ -169,7 +172,7 @@ def places(bundle: Path, target: str, chance: Chance) -> str:
         path.symlink_to(beside)
     elif how == 6:
         path.write_bytes(b"")
-    return f"places ({how})"
+    return WHOLE if how == 5 else f"places ({how})"
 
 
 DAMAGES = (
