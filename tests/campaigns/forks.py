@@ -54,7 +54,6 @@ def begun(command: Sequence[str], scratch: Path, prepares: Callable[[], object] 
     process = os.fork()
     if process:
         return process
-    os.setsid()
     null = os.open(os.devnull, os.O_RDWR)
     for stream in (0, 1):
         os.dup2(null, stream)
