@@ -13,6 +13,4 @@ from campaigns.operations import run
 @pytest.mark.slow
 @pytest.mark.parametrize("campaign", CAMPAIGNS, ids=lambda one: one.__name__)
 def test_no_kill_leaves_anything(campaign: Any) -> None:
-    if campaign.__name__ == "killed_maps":
-        pytest.importorskip("ray", reason="ray is not installed")
     assert sum(run(campaign, 4, seed=0).values()) == 4

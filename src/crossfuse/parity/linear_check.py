@@ -3,13 +3,13 @@ Runtime's optimiser leaves it, or as an engine that compiles graphs tells."""
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from crossfuse.core.linear_ledger import FP32, UNKNOWN, Became, LinearLedger, LinearRow
+from crossfuse.core.scratch import scratch_folder
 from crossfuse.core.target import CPU_TARGET, require_target
 from crossfuse.runtime.onnxruntime_stage import OrtStage
 from crossfuse.runtime.options import SessionOptions
@@ -95,11 +95,11 @@ def engine_graph(path: Path) -> EngineGraph:
 
     from crossfuse.targets.quantize.engine_graph import EngineGraph
 
-    with tempfile.TemporaryDirectory() as folder:
+    with scratch_folder() as folder:
         provider = require_target(CPU_TARGET).provider
-        stage = OrtStage(path, provider, SessionOptions(), trace=Path(folder))
+        stage = OrtStage(path, provider, SessionOptions(), trace=folder)
         stage.end_trace()
-        return EngineGraph(ir.load(Path(folder) / "optimized.onnx"))
+        return EngineGraph(ir.load(folder / "optimized.onnx"))
 
 
 def _row(

@@ -3,7 +3,6 @@ its place."""
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from crossfuse.bundle.manifest import EngineInfo, Manifest
+from crossfuse.core.scratch import scratch_folder
 from crossfuse.core.target import CPU_TARGET, Target, require_target
 from crossfuse.errors import InputError, ParityError, unknown
 from crossfuse.parity.low_precision import BESIDE_A_METRIC, PLAIN
@@ -109,7 +109,7 @@ class ParityCheck:
         """A session of what a CPU executes in the target's place."""
         from crossfuse.targets.graph_files import save_graph
 
-        with tempfile.TemporaryDirectory() as folder:
+        with scratch_folder() as folder:
             paths = {}
             half = [
                 t.name
@@ -118,7 +118,7 @@ class ParityCheck:
                 if t.dtype in ("float16", "bfloat16")
             ]
             for stage, graph in cpu_equivalents(graphs, target, half).items():
-                paths[stage] = Path(folder) / _CPU.file(stage)
+                paths[stage] = folder / _CPU.file(stage)
                 save_graph(graph, paths[stage], paths[stage].with_suffix(".bin"))
             spec = self._spec({}, None)
             with open_session(_CPU, paths, spec, SessionOptions()) as session:
