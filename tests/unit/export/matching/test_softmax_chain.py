@@ -119,7 +119,12 @@ def test_learned_queries_are_queries() -> None:
         (
             "a = MatMul(q, k) p = Softmax(a) r = Relu(p) y = MatMul(r, v)",
             OUTPUT,
-            "its attention probabilities go through Relu",
+            "its attention probabilities go through Relu, which the fused operator does not have",
+        ),
+        (
+            "a = MatMul(q, k) p = Softmax(a) t = Transpose(p) r = Relu(p) y = MatMul(t, v)",
+            "(float[b, h, l, s] r, float[b, h, l, 8] y)",
+            "its attention probabilities are also used by Relu",
         ),
     ],
 )
