@@ -102,7 +102,7 @@ class _Weights:
         place = next(users, len(specs))
         nodes = list(program.graph.nodes)
         with program.graph.inserting_before(nodes[place]):
-            made = program.graph.placeholder(f"computed_{node.name}")
+            made: fx.Node = program.graph.placeholder(f"computed_{node.name}")
         made.target = made.name
         made.meta["val"] = _like(node.meta["val"], value)
         program.constants[made.name] = value
