@@ -444,7 +444,7 @@ def scores_used_again(m, q, k, v, mask):
     )
 
 
-@lookalike("attention probabilities are also used by ReduceMax")
+@lookalike("attention probabilities are also used by")
 def probabilities_used_again(m, q, k, v, mask):
     weights = (heads(q) @ heads(k).mT / 2).softmax(-1)
     return merged(weights @ heads(v)) + weights.amax((1, 3))[..., None]
