@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
+import sympy
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from crossfuse.errors import InputError
+from crossfuse.export.capture.guards import Guard
+from crossfuse.export.capture.padding_advice import padding_advice
 from crossfuse.export.capture.trace import capture
 from crossfuse.spec.model_spec import ModelSpec
 
@@ -48,3 +51,9 @@ def test_the_padding_that_helps(function: Callable[[Tensor], Tensor], advice: st
     spec = ModelSpec(Applied(function), {"x": x}, {"x": {0: "b:1:8", 1: "n:1:64"}})
     with pytest.raises(InputError, match=advice):
         capture(spec)
+
+
+def test_other_relations_have_none() -> None:
+    n = sympy.Symbol("n", integer=True, positive=True)
+    for relation in (n < 64, sympy.Eq(n, 5), n >= 2):
+        assert padding_advice(Guard(relation, {n: "n"}, None)) is None
