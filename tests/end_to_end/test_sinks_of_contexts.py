@@ -65,7 +65,9 @@ def tokens_in_front(m: Sunk, x: Tensor, y: Tensor) -> Tensor:
 def hidden(m: Sunk, x: Tensor, y: Tensor) -> Tensor:
     """Some keys of y are hidden, and no sink."""
     q, k, v = m.projected(x, y)
-    k, v = (torch.cat([t, s.repeat(len(y), 1, 1, 1)], 2) for t, s in ((k, m.keys), (v, m.values)))
+    k, v = (
+        torch.cat([t, s.repeat(y.shape[0], 1, 1, 1)], 2) for t, s in ((k, m.keys), (v, m.values))
+    )
     seen = F.pad(y[..., 0] > -0.5, (0, SINKS), value=True)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=seen[:, None, None])
 
@@ -73,13 +75,13 @@ def hidden(m: Sunk, x: Tensor, y: Tensor) -> Tensor:
 def logits_joined(m: Sunk, x: Tensor, y: Tensor) -> Tensor:
     q, k, v = m.projected(x, y)
     scores = q @ k.mT / SIZE**0.5
-    sink = m.logits.reshape(1, -1, 1, 1).expand(len(y), -1, x.shape[1], -1)
+    sink = m.logits.reshape(1, -1, 1, 1).expand(y.shape[0], -1, x.shape[1], -1)
     return torch.cat([scores, sink], -1).softmax(-1)[..., :-1] @ v
 
 
 def heads_in_the_batch(m: Sunk, x: Tensor, y: Tensor) -> Tensor:
     q, *own = (t.flatten(0, 1) for t in m.projected(x, y))
-    sinks = (rows[0].repeat(len(y), 1, 1) for rows in (m.keys, m.values))
+    sinks = (rows[0].repeat(y.shape[0], 1, 1) for rows in (m.keys, m.values))
     k, v = (torch.cat(pair, 1) for pair in zip(sinks, own, strict=True))
     return F.scaled_dot_product_attention(q, k, v).unflatten(0, (-1, HEADS))
 
