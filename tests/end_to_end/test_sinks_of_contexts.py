@@ -33,7 +33,6 @@ class Sunk(Block):
         self.with_sinks = attend_with
         self.keys, self.values = (nn.Parameter(torch.randn(1, HEADS, SINKS, SIZE)) for _ in "kv")
         self.tokens = nn.Parameter(torch.randn(1, SINKS, WIDTH))
-        self.logits = nn.Parameter(torch.randn(HEADS))
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         return self.o(self.with_sinks(self, x, y).transpose(1, 2).flatten(2))
@@ -62,30 +61,6 @@ def tokens_in_front(m: Sunk, x: Tensor, y: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(q, k, v)
 
 
-def hidden(m: Sunk, x: Tensor, y: Tensor) -> Tensor:
-    """Some keys of y are hidden, and no sink."""
-    q, k, v = m.projected(x, y)
-    k, v = (
-        torch.cat([t, s.repeat(y.shape[0], 1, 1, 1)], 2) for t, s in ((k, m.keys), (v, m.values))
-    )
-    seen = F.pad(y[..., 0] > -0.5, (0, SINKS), value=True)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=seen[:, None, None])
-
-
-def logits_joined(m: Sunk, x: Tensor, y: Tensor) -> Tensor:
-    q, k, v = m.projected(x, y)
-    scores = q @ k.mT / SIZE**0.5
-    sink = m.logits.reshape(1, -1, 1, 1).expand(y.shape[0], -1, x.shape[1], -1)
-    return torch.cat([scores, sink], -1).softmax(-1)[..., :-1] @ v
-
-
-def heads_in_the_batch(m: Sunk, x: Tensor, y: Tensor) -> Tensor:
-    q, *own = (t.flatten(0, 1) for t in m.projected(x, y))
-    sinks = (rows[0].repeat(y.shape[0], 1, 1) for rows in (m.keys, m.values))
-    k, v = (torch.cat(pair, 1) for pair in zip(sinks, own, strict=True))
-    return F.scaled_dot_product_attention(q, k, v).unflatten(0, (-1, HEADS))
-
-
 FORMS: dict[str, Make] = {
     "repeated to the context": beside(lambda s, x, y: s.repeat(y.shape[0], 1, 1, 1)),
     "expanded, behind": beside(lambda s, x, y: s.expand(y.shape[0], -1, -1, -1), first=False),
@@ -94,9 +69,6 @@ FORMS: dict[str, Make] = {
     "gathered": beside(lambda s, x, y: s[torch.zeros(y.shape[0], dtype=torch.long)]),
     "zeros": beside(lambda s, x, y: torch.zeros(y.shape[0], *s.shape[1:], dtype=s.dtype)),
     "tokens": tokens_in_front,
-    "hidden keys": hidden,
-    "logits": logits_joined,
-    "heads in the batch": heads_in_the_batch,
 }
 
 
