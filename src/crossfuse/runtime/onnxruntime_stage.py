@@ -16,10 +16,11 @@ from crossfuse.core.cpu import exact_products
 from crossfuse.core.onnx_runtime import onnxruntime
 from crossfuse.core.processes import cpu_limit, keep_in_forks
 from crossfuse.core.text import brief
-from crossfuse.errors import BundleError, CrossfuseError, EngineError, InputError
+from crossfuse.errors import BundleError, CrossfuseError, EngineError
 from crossfuse.runtime.device_array import DeviceArray, DeviceMemory
 from crossfuse.runtime.driver import Driver, gpu_count
 from crossfuse.runtime.options import SessionOptions
+from crossfuse.runtime.refused_inputs import Takes, refused_inputs
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -30,7 +31,6 @@ SLOW_FUSIONS = ("SkipLayerNormFusion", "BiasGeluFusion")
 """Fusions whose kernels are slower on the CPU than what they replace: `benchmarks/cpu_fusions.py`
 measures it."""
 
-
 BROKEN_PASSES = ("QDQPropagationTransformer",)
 """Moves quantizers, and gives those that it makes the type of the result as int8, where another
 pass then makes them uint8: such graphs are refused (ONNX Runtime 1.31, opsets from 21 on)."""
@@ -40,7 +40,7 @@ class OrtStage:
     """An ``onnxruntime.InferenceSession`` over one graph. Several threads may run it at once.
 
     With ``trace``, a folder, the engine's profiler writes there until `end_trace`; so does the
-    optimizer: ``optimized.onnx`` is what is executed.
+    optimizer: ``optimized.onnx`` is what is executed. ``takes`` is what a caller gives, for errors.
     """
 
     def __init__(
@@ -51,6 +51,7 @@ class OrtStage:
         *,
         alone: bool = True,
         trace: Path | None = None,
+        takes: Takes | None = None,
     ) -> None:
         ort = onnxruntime()
         if provider not in ort.get_available_providers():
@@ -104,6 +105,7 @@ class OrtStage:
         self.provider = provider
         self.on_device = provider == "CUDAExecutionProvider"
         self.device = options.device
+        self._takes = takes
         self._leaving: deque[tuple[list[Any], Any]] = deque()
         self.version: str = ort.__version__
         self._ort = ort
@@ -121,7 +123,7 @@ class OrtStage:
         try:
             outputs: list[NDArray[Any]] = self._run(self._outputs, feeds, self._run_options)
         except Exception as error:  # ONNX Runtime's exceptions have no common base
-            raise self._failure(error) from error
+            raise self._failure(error, feeds) from error
         return outputs
 
     def run_mixed(self, feeds: Mapping[str, Any]) -> list[NDArray[Any]]:
@@ -135,8 +137,9 @@ class OrtStage:
             return self.run(feeds)
         return [self._ours(value) for value in self._run_with(feeds, dict.fromkeys(self._outputs))]
 
-    def run_into(self, feeds: Mapping[str, Any], kept: Mapping[str, DeviceArray]) -> list[Any]:
-        """Outputs as host arrays, but for those that are written into arrays on the GPU."""
+    def run_into(self, feeds: Mapping[str, Any], kept: Mapping[str, Any]) -> list[Any]:
+        """Outputs as host arrays, but for those that are written into arrays that are there: on the
+        GPU, or on the host where the session is, where they may be inputs, too."""
         outputs = self._run_with(feeds, kept)
         try:
             return [
@@ -144,7 +147,7 @@ class OrtStage:
                 for n, v in zip(self._outputs, outputs, strict=True)
             ]
         except Exception as error:  # ONNX Runtime's exceptions have no common base
-            raise self._failure(error) from error
+            raise self._failure(error, feeds) from error
 
     def empty(self, shape: tuple[int, ...], dtype: str) -> DeviceArray:
         """A new array on the GPU, its content undefined."""
@@ -154,7 +157,7 @@ class OrtStage:
                 list(shape), _element(dtype), "cuda", self.device
             )
         except Exception as error:  # ONNX Runtime's exceptions have no common base
-            raise self._failure(error) from error
+            raise self._failure(error, {}) from error
         return self._ours(value)
 
     def coming(self, shape: tuple[int, ...], dtype: str) -> DeviceArray:
@@ -177,10 +180,10 @@ class OrtStage:
         """ONNX Runtime releases its session with the last reference."""
 
     def _run_with(
-        self, feeds: Mapping[str, Any], kept: Mapping[str, DeviceArray | None]
+        self, feeds: Mapping[str, Any], kept: Mapping[str, NDArray[Any] | DeviceArray | None]
     ) -> list[Any]:
-        """Run on any inputs: outputs go to arrays on the GPU, to new memory there (None), or to the
-        host."""
+        """Run on any inputs: outputs go to arrays that are there, to new memory on the GPU (None),
+        or to the host."""
         self._sweep()
         try:
             binding = self._session.io_binding()
@@ -188,14 +191,7 @@ class OrtStage:
             for name in self._outputs:
                 into = kept.get(name)
                 if into is not None:
-                    place = (
-                        "cuda",
-                        self.device,
-                        _element(into.dtype),
-                        list(into.shape),
-                        into.pointer,
-                    )
-                    binding.bind_output(name, *place)
+                    binding.bind_output(name, *_place_of(into, self.device))
                 elif name in kept:
                     binding.bind_output(name, "cuda", self.device)
                 else:
@@ -205,13 +201,15 @@ class OrtStage:
         except CrossfuseError:
             raise
         except Exception as error:  # ONNX Runtime's exceptions have no common base
-            raise self._failure(error) from error
+            raise self._failure(error, feeds) from error
         return outputs
 
     def _bind_inputs(self, binding: Any, feeds: Mapping[str, Any]) -> None:
         waits = False
         for name, value in feeds.items():
-            if isinstance(value, np.ndarray):
+            if isinstance(value, np.ndarray) and not self.on_device:
+                binding.bind_cpu_input(name, value)
+            elif isinstance(value, np.ndarray):
                 array = value if value.flags.c_contiguous else np.ascontiguousarray(value)
                 binding.bind_ortvalue_input(name, self._ort.OrtValue.ortvalue_from_numpy(array))
             elif value.nbytes:
@@ -247,7 +245,7 @@ class OrtStage:
             for name, value in zip(self._outputs, outputs, strict=True):
                 binding.bind_output(name, "cpu", 0, value.dtype, value.shape, value.ctypes.data)
         except Exception as error:  # ONNX Runtime's exceptions have no common base
-            raise self._failure(error) from error
+            raise self._failure(error, feeds) from error
         return binding, dict(feeds)
 
     def run_bound(self, binding: Any) -> None:
@@ -255,7 +253,7 @@ class OrtStage:
         try:
             self._session.run_with_iobinding(binding[0])
         except Exception as error:  # ONNX Runtime's exceptions have no common base
-            raise self._failure(error) from error
+            raise self._failure(error, binding[1]) from error
 
     def _ours(self, value: Any) -> DeviceArray:
         """A value on the GPU as an array; ONNX Runtime gets its memory back when nobody reads it
@@ -279,17 +277,14 @@ class OrtStage:
                 if not self.driver.passed(marks):
                     self._leaving.append((marks, value))
 
-    def _failure(self, error: Exception) -> CrossfuseError:
+    def _failure(self, error: Exception, feeds: Mapping[str, Any]) -> CrossfuseError:
         text = brief(error)
         if self.on_device and _ON_GPU.search(text):
             return EngineError(
                 f"the engine failed on the GPU: {text}",
                 do="Use smaller batches where memory is short, or check the GPU",
             )
-        return InputError(
-            f"the engine refused the inputs: {text}",
-            do="Check their values (token ids within the vocabulary, masks of zeros and ones)",
-        )
+        return refused_inputs(text, feeds, self._takes)
 
 
 def _settings(ort: Any, options: SessionOptions, alone: bool) -> Any:
@@ -342,6 +337,13 @@ _BFLOAT16 = 16  # onnx.TensorProto.BFLOAT16
 _ON_GPU = re.compile(
     r"cuda|cublas|cudnn|cufft|out of memory|failed to allocate|bad.?alloc", re.IGNORECASE
 )
+
+
+def _place_of(array: NDArray[Any] | DeviceArray, gpu: int) -> tuple[Any, ...]:
+    """As `bind_output` takes it."""
+    if isinstance(array, np.ndarray):
+        return "cpu", 0, array.dtype, list(array.shape), array.ctypes.data
+    return "cuda", gpu, _element(array.dtype), list(array.shape), array.pointer
 
 
 def _element(dtype: str) -> Any:

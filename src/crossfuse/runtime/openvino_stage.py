@@ -26,8 +26,9 @@ from crossfuse.core.openvino_linears import mark_linears
 from crossfuse.core.openvino_nodes import ExecutedNode, executed_nodes, mark_attentions
 from crossfuse.core.processes import cpu_limit, keep_in_forks
 from crossfuse.core.text import brief
-from crossfuse.errors import BundleError, InputError
+from crossfuse.errors import BundleError
 from crossfuse.runtime.options import SessionOptions
+from crossfuse.runtime.refused_inputs import refused_inputs
 from crossfuse.runtime.stage import HostStage, StageRequest
 
 if TYPE_CHECKING:
@@ -144,10 +145,7 @@ class OpenVinoStage(HostStage):
             found = request.infer(given, share_inputs=True)
             outputs = [np.asarray(found[port]) for port in self._outputs.values()]
         except Exception as error:  # OpenVINO's exceptions have no common base
-            raise InputError(
-                f"the engine refused the inputs: {brief(error)}",
-                do="Check their values (token ids within the vocabulary, masks of zeros and ones)",
-            ) from error
+            raise refused_inputs(brief(error), feeds, self.request.takes) from error
         self._idle.append(request)
         return outputs, request
 

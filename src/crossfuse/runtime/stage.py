@@ -12,6 +12,7 @@ import numpy as np
 from crossfuse.core.target import Target
 from crossfuse.errors import InputError
 from crossfuse.runtime.options import SessionOptions
+from crossfuse.runtime.refused_inputs import Takes
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -37,6 +38,7 @@ class StageRequest:
         boundary: names of inputs and outputs that the graph should have; None where nobody knows.
         key: tells the content of the stage's files from any other; empty where nobody vouches for
             it, and nothing may be kept by it.
+        takes: what a caller gives to the stage, to be told where the engine refuses it.
     """
 
     target: Target
@@ -47,6 +49,7 @@ class StageRequest:
     precision: str = "fp32"
     boundary: tuple[tuple[str, ...], tuple[str, ...]] | None = None
     key: str = ""
+    takes: Takes | None = None
 
 
 @runtime_checkable
@@ -75,9 +78,9 @@ class Stage(Protocol):
         """Outputs on the engine's device (`DeviceArray` on a GPU), for any mix of host and device
         arrays."""
 
-    def run_into(self, feeds: Mapping[str, Any], kept: Mapping[str, DeviceArray]) -> list[Any]:
-        """Outputs as host arrays, but for those that are written into arrays on the GPU; for
-        engines on one."""
+    def run_into(self, feeds: Mapping[str, Any], kept: Mapping[str, Any]) -> list[Any]:
+        """Outputs as host arrays, but for those that are written into arrays where the engine
+        computes; on the host these may be inputs, too."""
 
     def empty(self, shape: tuple[int, ...], dtype: str) -> DeviceArray:
         """A new array on the GPU, its content undefined; for engines on one."""
@@ -149,9 +152,13 @@ class HostStage:
         """As `run`."""
         return self.run(feeds)
 
-    def run_into(self, feeds: Mapping[str, Any], kept: Mapping[str, DeviceArray]) -> list[Any]:
-        """As `run`: nothing is kept on a GPU."""
-        return self.run(feeds)
+    def run_into(self, feeds: Mapping[str, Any], kept: Mapping[str, Any]) -> list[Any]:
+        """Outputs as host arrays, some of them written into arrays that are there."""
+        outputs = self.run(feeds)
+        for name, array in zip(self.boundary[1], outputs, strict=True):
+            if name in kept:
+                np.copyto(kept[name], array)
+        return [kept.get(n, array) for n, array in zip(self.boundary[1], outputs, strict=True)]
 
     def empty(self, shape: tuple[int, ...], dtype: str) -> DeviceArray:
         """Not asked of an engine that is on no GPU."""

@@ -35,6 +35,7 @@ from crossfuse.export.capture.guards import (
 )
 from crossfuse.export.capture.known_values import known_values
 from crossfuse.export.capture.module_state import kept_state
+from crossfuse.export.capture.padding_advice import padding_advice
 from crossfuse.export.capture.trace_sizes import limited, trace_sizes, traced_size
 from crossfuse.export.capture.traceable import traceable
 from crossfuse.export.capture.tracing_shortcuts import tracing_shortcuts
@@ -163,7 +164,7 @@ def _refusal(
 ) -> InputError:
     """A dimension that is not free, with the relation; else what the tracer says."""
     if guard is not None:
-        fit = _padded(guard) if guard.is_multiple else _fit(spec, guard.sizes)
+        fit = padding_advice(guard) or _fit(spec, guard.sizes)
         return guard.refusal(spec.name, spec.dims, spec.module, fit)
     assert error is not None
     place = place_of(error)
@@ -258,19 +259,6 @@ def _fresh_attributes(module: nn.Module) -> Iterator[None]:
 def _beyond(blocks: set[int]) -> int:
     """A size of more than two blocks, of which none is half full."""
     return 2 * max((size for size in blocks if size <= _MOST_BLOCK), default=0) + 1
-
-
-def _padded(guard: Guard) -> Advice:
-    """What to do where a size has to be a multiple."""
-    numbers = set(guard.multiples.values())
-    number = str(*numbers) if len(numbers) == 1 else "multiple"
-    return Advice(
-        "Pad inside forward to such a multiple, and cut the result: F.pad(x, (0, -n % {})) takes "
-        "every n; or leave the axis out of {}, where it has one size{}",
-        number,
-        Said("--dynamic", "ModelSpec(dynamic=...)"),
-        f", or name it {number}*NAME there" if len(numbers) == 1 else "",
-    )
 
 
 def _fit(spec: ModelSpec, sizes: Collection[int]) -> Advice:
