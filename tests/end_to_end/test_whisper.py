@@ -4,6 +4,7 @@ and a model of several languages that is made here."""
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import transformers
 
 import crossfuse
 from crossfuse import runtime
+from crossfuse.core.linear_ledger import FP32
 from crossfuse.core.media_files import read_sound
 from processor_checkpoints import tokenizer
 
@@ -93,6 +95,33 @@ def test_transcripts_of_real_speech_are_the_librarys(english: Path) -> None:
             assert found.text == text
             assert text.strip().startswith("It was the best of times")
     assert found.language is None
+
+
+def word_errors(said: str, truth: str) -> int:
+    """The fewest insertions, deletions and substitutions of words between two texts."""
+    theirs, ours = truth.split(), said.split()
+    row = list(range(len(ours) + 1))
+    for i, word in enumerate(theirs, 1):
+        before, row[0] = row[0], i
+        for j, other in enumerate(ours, 1):
+            before, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, before + (word != other))
+    return row[-1]
+
+
+@with_assets
+@pytest.mark.parametrize("target", ["ort-cpu", "openvino"])
+def test_int8_says_the_words_of_fp32(english: Path, tmp_path: Path, target: str) -> None:
+    """All products in integers, or as many as the check lets; 0.5% of the words may be others."""
+    path = shutil.copytree(english, tmp_path / "int8")
+    bundle = crossfuse.build(path, target, precision="mixed-int8")
+    counts = bundle.target(target).linears.counts()
+    assert counts[FP32] <= 0.1 * sum(counts.values())
+    processor, sound = runtime.load_processor(english), read_sound(SOUND, 16000)
+    with runtime.load(english, "ort-cpu") as wide, runtime.load(path, target) as low:
+        truth = runtime.transcribe(wide, processor, sound).text
+        said = runtime.transcribe(low, processor, sound).text
+    assert len(truth.split()) > 60
+    assert word_errors(said, truth) <= 0.005 * len(truth.split())
 
 
 @with_assets

@@ -34,7 +34,7 @@ from crossfuse.targets.quantize.static_plan import StaticPlan, static_plan
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-__all__ = ["LowPrecisionStages", "quantized"]
+__all__ = ["LowPrecisionStages", "metric_of", "quantized"]
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def quantized(
         progress(f"{check.precision}: chosen on {data.words}")
     if options.metric is not None:
         progress(f"{options.metric} in fp32")
-        check = check.with_metric(_metric(options, data))
+        check = check.with_metric(metric_of(options, data))
     sites, made = sites_of(model), RoundedWeights()
     form = Form(4, blocks=True) if check.precision == "int4" else DYNAMIC
     measured: list[Sensitivity] = []
@@ -144,7 +144,12 @@ def _costs(kept: Sequence[Sensitivity], seconds: Mapping[str, float]) -> dict[st
     }
 
 
-def _metric(options: BuildOptions, data: CalibrationData) -> Metric:
+def metric_of(options: BuildOptions, data: CalibrationData) -> Metric:
+    """The metric that the options name, whose value in fp32 is not known yet.
+
+    Raises:
+        InputError: there is no such function.
+    """
     from crossfuse.export.sources.factory import function_of
 
     assert options.metric is not None

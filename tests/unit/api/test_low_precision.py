@@ -128,11 +128,32 @@ def test_a_metric_refuses_what_the_policy_takes(bundle_copy: Path, tmp_path: Pat
     assert entry.parity["metric"]["passed"]
     assert str(tmp_path) not in bundle.manifest.dumps(), "no path of the caller's"
     assert entry.calibration == "2 sets of the user's inputs"
-    verified = crossfuse.verify(bundle)
-    assert verified.passed
-    (note,) = [note for note in verified.notes if "metric" in note]
-    assert "cosine ≥ 0.9)" in note
-    assert "worst.py:worst passed at the build; it is not run here" in note
+    own = {"metric": asked["metric"], "metric_data": folder}
+    held = crossfuse.verify(bundle, **own, max_drop=0.5)
+    assert held.passed
+    assert held.metric is not None
+    assert held.metric.value == pytest.approx(entry.parity["metric"]["value"], rel=1e-3)
+    assert not crossfuse.verify(bundle, **own, max_drop=1e-6).passed
+    with pytest.raises(InputError, match="go together"):
+        crossfuse.verify(bundle, metric=asked["metric"])
+    with pytest.raises(InputError, match="needs one"):
+        crossfuse.verify(bundle, metric_data=folder)
+
+
+def test_what_a_manifest_says_of_a_metric_widens_nothing(broken: Path, tmp_path: Path) -> None:
+    """The policy refuses this build, a metric takes it: who verifies it holds either."""
+    (tmp_path / "any.py").write_text("def any(run, data):\n    return 1.0\n")
+    path = shutil.copytree(broken, tmp_path / "bundle")
+    own = {"metric": f"{tmp_path}/any.py:any", "max_drop": 0.0}
+    bundle = crossfuse.build(path, "ort-cpu", precision="int8", **own)
+    assert crossfuse.verify(bundle, **own).passed
+    report = crossfuse.verify(bundle)
+    assert not report.passed
+    assert report.metric is None
+    assert report.failure is not None
+    assert "above 0.05" in str(report.failure)
+    (note,) = [note for note in report.notes if "metric" in note]
+    assert "any.py:any passed at the build, which counts for nothing here" in note
 
 
 @pytest.mark.slow
