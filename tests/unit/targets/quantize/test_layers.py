@@ -8,8 +8,8 @@ import pytest
 
 from crossfuse.graph.metadata import MODULE
 from crossfuse.targets.quantize.layers import linear_layers
-from crossfuse.targets.quantize.rules import RULES, deciding_nodes, refusal_of
-from crossfuse.targets.quantize.stages import quantizable, sites_of
+from crossfuse.targets.quantize.rules import RULES, deciding_nodes, quantizable, refusal_of
+from crossfuse.targets.quantize.stages import sites_of
 from onnx_building import normal
 from onnx_text import node_of, parse
 
