@@ -124,7 +124,9 @@ def quantized(
 
     kept: list[Sensitivity] = []
     if searches:
-        kept = search_layers(measure, lambda keep: check.passes(build(keep).graphs), progress)
+        kept = search_layers(
+            measure, lambda keep: check.passes_on(target, build(keep).graphs), progress
+        )
     reasons = {
         one.layer.key: f"int8 gives its results a relative error of {one.worst:.2g}" for one in kept
     }

@@ -133,6 +133,24 @@ class ParityCheck:
         except (InputError, ParityError):
             return False
 
+    def passes_on(self, target: Target, graphs: Mapping[str, ir.Model]) -> bool:
+        """Whether graphs in the target's precision pass: lowered and executed by its own engine
+        where that compiles graphs, else as of `passes`."""
+        if not target.compiles:
+            return self.passes(graphs)
+        from crossfuse.targets.graph_files import save_graph
+        from crossfuse.targets.registry import lower_stages
+
+        with tempfile.TemporaryDirectory() as folder:
+            paths = {}
+            for stage, lowered in lower_stages(graphs, target).items():
+                paths[stage] = Path(folder) / target.file(stage)
+                save_graph(lowered.model, paths[stage], paths[stage].with_suffix(".bin"))
+            try:
+                return self._check(target, paths, SessionOptions(), {}, None).passed
+            except (InputError, ParityError):
+                return False
+
     def _check(
         self,
         target: Target,

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 
 import onnx_ir as ir
 
+from crossfuse.core.openvino_linears import WIDE_FLOATS
 from crossfuse.targets.quantize.layers import CONVOLUTIONS, LinearLayer, linear_layers
 from crossfuse.targets.quantize.rewrite import DYNAMIC, WHOLE, Form, RoundedWeights, rewrite
 from crossfuse.targets.quantize.row_plan import RowPlan
@@ -85,8 +86,10 @@ def quantize_stages(
     planned: list[PlannedLayer] = []
     for stage, graph in graphs.items():
         model = graph.clone()
-        layers = linear_layers(model, sites)
-        refusals = _refusals(layers, deciding_nodes(model), keep, static)
+        layers, deciding = linear_layers(model, sites), deciding_nodes(model)
+        if static is not None and static.qdq and not deciding:
+            model.metadata_props[WIDE_FLOATS] = "bf16"
+        refusals = _refusals(layers, deciding, keep, static)
         chosen = [
             (layer, _form(layer, precision, stage, (static, rows or RowPlan())))
             for layer in layers
