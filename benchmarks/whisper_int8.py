@@ -3,8 +3,9 @@ int8.
 
     python benchmarks/whisper_int8.py CHECKPOINT SOUND.wav [--work FOLDER] [--json FILE]
 
-Times are those of encoding and decoding, greedy, the features computed before; all take turns in
-one process, with all cores. CTranslate2 has to be installed; with ``--prepare`` nothing is
+int8 is built with the metric of `spoken_words.py`, on the two halves of the sound, and heard on the
+whole. Times are those of encoding and decoding, greedy, the features computed before; all take
+turns in one process, with all cores. CTranslate2 has to be installed; with ``--prepare`` nothing is
 measured. Word errors are against the words of ``ort-cpu`` in fp32.
 """
 
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from spoken_words import errors
 
 import crossfuse
 from crossfuse import CrossfuseError, runtime
@@ -38,29 +40,65 @@ WAYS = (
 RIVAL = "ctranslate2 int8"
 
 
-def bundles(checkpoint: str, work: Path) -> dict[str, Path]:
-    """Way → bundle; where int8 fails the check, ``mixed-int8`` takes its place."""
+def bundles(checkpoint: str, sound: Path, work: Path) -> dict[str, Path]:
+    """Way → bundle; where int8 fails the metric, ``mixed-int8`` takes its place."""
     base = work / "ort-cpu-fp32"
     if not base.exists():
         dropped = ["encoder_last_hidden_state"]
         crossfuse.export(f"hf:{checkpoint}", base, drop_outputs=dropped, quick=True, step=print)
+    data = work / "halves"
+    if not data.exists():
+        data.mkdir()
+        heard = read_sound(sound, RATE)
+        for number, part in enumerate(np.array_split(heard, 2)):
+            np.savez(data / f"{number}.npz", **labelled(checkpoint, base, part))
     found = {}
     for target, precision in WAYS:
         for one in (precision, "mixed-int8") if precision == "int8" else (precision,):
             folder = work / f"{target}-{one}"
-            if folder.exists() or built(folder, base, target, one):
+            if folder.exists() or built(folder, base, target, one, data):
                 found[f"{target} {one}"] = folder
                 break
     return found
 
 
-def built(folder: Path, base: Path, target: str, precision: str) -> bool:
+def labelled(checkpoint: str, base: Path, sound: Any) -> dict[str, Any]:
+    """A sound as the model's inputs, and the tokens that fp32 hears."""
+    features = features_of(base, sound)
+    prompt = prompt_of(checkpoint)
+    with runtime.load(base, "ort-cpu", stages=["context", "step"]) as session:
+        heard = of_session(session, features, prompt)()
+    return {
+        "input_features": features,
+        "decoder_input_ids": np.array([[*prompt, *heard]]),
+        "prompt": np.array(prompt),
+        "heard": np.array(heard),
+    }
+
+
+def features_of(bundle: Path, sound: Any) -> Any:
+    """Log-mel features of a sound, as the bundle's processor makes them."""
+    made = np.asarray(runtime.load_processor(bundle).sounds(sound)[0], np.float32)
+    return np.ascontiguousarray(made.reshape(1, *made.shape[-2:]))
+
+
+def prompt_of(checkpoint: str) -> list[int]:
+    """The first tokens: English, without times."""
+    config = json.loads((Path(checkpoint) / "generation_config.json").read_text())
+    return [config["decoder_start_token_id"], config["no_timestamps_token_id"]]
+
+
+def built(folder: Path, base: Path, target: str, precision: str, data: Path) -> bool:
     """Whether the check lets it pass."""
     making = folder.with_name(f"{folder.name}.making")
     shutil.rmtree(making, ignore_errors=True)
     shutil.copytree(base, making)
+    settings: dict[str, Any] = {}
+    if "int8" in precision:
+        metric = f"{Path(__file__).with_name('spoken_words.py')}:words"
+        settings = {"calibrate": data, "metric": metric, "max_drop": 0.005}
     try:
-        crossfuse.build(making, target, precision=precision, step=print)
+        crossfuse.build(making, target, precision=precision, step=print, **settings)
     except CrossfuseError as error:
         print(error)
         return False
@@ -104,33 +142,20 @@ def of_session(session: Any, features: Any, prompt: Sequence[int]) -> Callable[[
     return run
 
 
-def errors(said: Sequence[str], truth: Sequence[str]) -> float:
-    """Word error rate: insertions, deletions and substitutions over the words of the truth."""
-    row = list(range(len(said) + 1))
-    for i, word in enumerate(truth, 1):
-        before, row[0] = row[0], i
-        for j, other in enumerate(said, 1):
-            before, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, before + (word != other))
-    return row[-1] / max(len(truth), 1)
-
-
 def measured(checkpoint: str, sound: Path, work: Path, plan: Plan) -> dict[str, Any]:
     """Words and times of all."""
     from transformers import AutoTokenizer
 
-    ways = bundles(checkpoint, work)
-    config = json.loads((Path(checkpoint) / "generation_config.json").read_text())
-    prompt = [config["decoder_start_token_id"], config["no_timestamps_token_id"]]
-    processor = runtime.load_processor(ways["ort-cpu fp32"])
-    features = np.ascontiguousarray(processor.sounds(read_sound(sound, RATE))[0][None])
-    features = features.reshape(1, *features.shape[-2:]).astype(np.float32)
+    ways = bundles(checkpoint, sound, work)
+    prompt = prompt_of(checkpoint)
+    features = features_of(ways["ort-cpu fp32"], read_sound(sound, RATE))
     calls = {}
     for way, folder in ways.items():
         session = runtime.load(folder, way.partition(" ")[0], stages=["context", "step"])
         calls[way] = of_session(session, features, prompt)
     calls[RIVAL] = of_ctranslate2(converted(checkpoint, work), features, prompt)
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
-    end = config["eos_token_id"]
+    end = tokenizer.eos_token_id
     tokens = {way: [t for t in call() if t < end] for way, call in calls.items()}
     words = {way: tokenizer.decode(made).split() for way, made in tokens.items()}
     taken = sample(calls, plan)
@@ -177,7 +202,7 @@ def main() -> None:
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
     if options.prepare:
-        bundles(options.checkpoint, options.work)
+        bundles(options.checkpoint, options.sound, options.work)
         converted(options.checkpoint, options.work)
         return
     begin = time.perf_counter()

@@ -7,13 +7,15 @@ so a kernel that is named here is asked for, not proven.
 
 Precision is decided in the graph, as for every target: OpenVINO keeps the types of a graph where it
 is told to compute in fp32 otherwise, and what has to stay in fp32, such as a quantizer's choice,
-does.
+does. Only layer norms of bf16 need a word: the front end would convert to fp32 in front of them and
+back behind, although the kernel for bf16 computes in fp32 inside.
 """
 
 from __future__ import annotations
 
 import onnx_ir as ir
 
+from crossfuse.graph.op_classes import is_onnx
 from crossfuse.targets.lowering import ATTENTION_OPSET, Lowered, at_opset, lower_sites
 from crossfuse.targets.onnxruntime import onnx_attention
 
@@ -22,4 +24,9 @@ __all__ = ["lower_openvino"]
 
 def lower_openvino(model: ir.Model) -> Lowered:
     """ONNX ``Attention`` for every site."""
-    return lower_sites(at_opset(model.clone(), ATTENTION_OPSET, "openvino"), onnx_attention)
+    lowered = lower_sites(at_opset(model.clone(), ATTENTION_OPSET, "openvino"), onnx_attention)
+    for node in lowered.model.graph.all_nodes():
+        given = node.inputs[0] if is_onnx(node, "LayerNormalization") else None
+        if given is not None and given.dtype == ir.DataType.BFLOAT16:
+            node.attributes["stash_type"] = ir.AttrInt64("stash_type", int(ir.DataType.BFLOAT16))
+    return lowered
