@@ -22,9 +22,9 @@ HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "precisions"
 PLOT = HERE.parent / "docs" / "assets" / "precisions.svg"
 FIRST = "ort-cpu fp32"
-OURS = ("ort-cpu int8", "ort-cpu int8 static", "openvino bf16", "openvino int8")
+OURS = ("ort-cpu int8", "openvino bf16", "openvino int8")
 RIVALS = ("openvino", "openvino-int8", "ort-int8", "eager-bf16", "openvino-f32")
-COLORS = ("#1f6feb", "#0aa0a0", "#8250df", "#d1242f")
+COLORS = ("#1f6feb", "#8250df", "#d1242f")
 RIVAL_COLORS = ("#8250df", "#d1242f", "#1f6feb", "#9a6700", "#57606a")
 
 Row = Mapping[str, Any]
@@ -116,9 +116,7 @@ def comparison(measured: Mapping[str, Rows]) -> list[str]:
     ]
     int8, leads, half = [], [], []
     for name, rows in measured.items():
-        own = [w for w in ("ort-cpu int8", "ort-cpu int8 static") if w in rows]
-        fastest = min(own, key=lambda way: rows[way]["median_ms"]) if own else FIRST
-        int8.append(ratio(rows, fastest, FIRST)[0])
+        int8.append(ratio(rows, "ort-cpu int8", FIRST)[0])
         ours, rival = best(rows)
         value, low, high = ratio(rows, rival, ours)
         leads.append(value)

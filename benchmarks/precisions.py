@@ -3,12 +3,12 @@ the suite's models at batch 1 and 8.
 
     python benchmarks/precisions.py [NAME]… [--work FOLDER] [--rounds N] [--prepare]
 
-Each model is exported once and built in every precision; int8 is calibrated on four sets of inputs,
-and where it fails the check, ``mixed-int8`` takes its place. All of them and the rivals answer in
-the same rounds, with all cores, on inputs that nothing was chosen on. Ratios are over ``ort-cpu``
-in fp32, round by round, with their 95% interval; per way also the worst measures of the policy for
-low precision over all outputs, against ``ort-cpu`` in fp32. Where NNCF is installed, the rival
-``openvino-int8`` is the plain export quantised by it, on the same four sets.
+Each model is exported once and built in every precision; int8 is chosen on the bundle's reference
+inputs, and where it fails the check, ``mixed-int8`` takes its place. All of them and the rivals
+answer in the same rounds, with all cores, on inputs that nothing was chosen on. Ratios are over
+``ort-cpu`` in fp32, round by round, with their 95% interval; per way also the worst measures of the
+policy for low precision over all outputs, against ``ort-cpu`` in fp32. Where NNCF is installed, the
+rival ``openvino-int8`` is the plain export quantised by it, on four sets of inputs of these sizes.
 
 ``--prepare`` exports and builds into the work folder and measures nothing; what is there already is
 kept. Results go to benchmarks/results/precisions/NAME-BATCH.json; precision_tables.py prints them
@@ -53,14 +53,13 @@ BATCHES = (1, 8)
 SETS = 4
 FIRST = "ort-cpu fp32"
 WAYS = (
-    ("ort-cpu", "fp32", False),
-    ("ort-cpu", "int8", False),
-    ("ort-cpu", "int8", True),
-    ("openvino", "fp32", False),
-    ("openvino", "bf16", False),
-    ("openvino", "int8", True),
+    ("ort-cpu", "fp32"),
+    ("ort-cpu", "int8"),
+    ("openvino", "fp32"),
+    ("openvino", "bf16"),
+    ("openvino", "int8"),
 )
-"""Target, precision, and whether it is built with ``--calibrate``."""
+"""Target and precision."""
 RIVALS = ("openvino-f32", "openvino", "eager-bf16", "ort-int8")
 NNCF = "openvino-int8"
 
@@ -81,28 +80,22 @@ def bundles(name: str, work: Path) -> dict[str, tuple[Path, str]]:
         source = suite.CASES[name]
         settings = {"precision": "bf16", "whole": True, "quick": True, "step": step}
         crossfuse.export(source, base, ["openvino"], **settings)
-    data = work / name / "calibration"
-    if not data.exists():
-        data.mkdir()
-        for number in range(SETS):
-            np.savez(data / f"{number}.npz", **other_inputs(name, base, 2, 100 + number))
     found = {}
-    for target, precision, calibrated in WAYS:
+    for target, precision in WAYS:
         if (target, precision) == ("openvino", "bf16"):
             found["openvino bf16"] = base, target
             continue
         for one in (precision, "mixed-int8") if precision == "int8" else (precision,):
-            way = f"{target} {one}" + (" static" if calibrated and target == "ort-cpu" else "")
-            folder = work / name / way.replace(" ", "-")
-            settings = {"calibrate": data} if calibrated else {}
-            if built(folder, base, target, {"precision": one, **settings}, step):
+            way = f"{target} {one}"
+            folder = work / name / f"{target}-{one}"
+            if built(folder, base, target, one, step):
                 found[way] = folder, target
                 break
     return found
 
 
 def built(
-    folder: Path, base: Path, target: str, settings: dict[str, Any], step: Callable[[str], None]
+    folder: Path, base: Path, target: str, precision: str, step: Callable[[str], None]
 ) -> bool:
     """Whether there is such a bundle now."""
     refused = folder.with_name(f"{folder.name}.refused")
@@ -113,7 +106,7 @@ def built(
     shutil.copytree(base, making, copy_function=os.link)
     step(f"building {folder.name}")
     try:
-        crossfuse.build(making, target, step=step, **settings)
+        crossfuse.build(making, target, precision=precision, step=step)
     except CrossfuseError as error:
         step(f"{folder.name}: {error}")
         refused.write_text(str(error))
