@@ -33,14 +33,16 @@ Rows = Mapping[str, Row]
 
 def results() -> dict[str, Rows]:
     """``name, batch`` → way → what was measured, a search's result under the name of what was
-    asked."""
+    asked; marked where it is the processor time of one thread."""
     found = {}
     for name in suite.CASES:
         for batch in suite.BATCHES:
-            file = RESULTS / f"{name}-{batch}.json"
-            if file.exists():
+            files = [RESULTS / f"{name}-{batch}{kind}.json" for kind in ("", ".one-thread")]
+            file = next((one for one in files if one.exists()), None)
+            if file is not None:
                 ways = json.loads(file.read_text())["ways"]
-                found[f"{name}, {batch}"] = {
+                mark = "" if file is files[0] else " †"
+                found[f"{name}, {batch}{mark}"] = {
                     way.replace("mixed-int8", "int8"): {**row, "mixed": "mixed" in way}
                     for way, row in ways.items()
                 }

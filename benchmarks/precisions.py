@@ -2,6 +2,7 @@
 the suite's models at batch 1 and 8.
 
     python benchmarks/precisions.py [NAME]… [--work FOLDER] [--rounds N] [--prepare]
+                                    [--processor-time]
 
 Each model is exported once and built in every precision; int8 is chosen on the bundle's reference
 inputs, and where it fails the check, ``mixed-int8`` takes its place. All of them and the rivals
@@ -11,8 +12,10 @@ policy for low precision over all outputs, against ``ort-cpu`` in fp32. Where NN
 rival ``openvino-int8`` is the plain export quantised by it, on four sets of inputs of these sizes.
 
 ``--prepare`` exports and builds into the work folder and measures nothing; what is there already is
-kept. Results go to benchmarks/results/precisions/NAME-BATCH.json; precision_tables.py prints them
-as docs/precision.md has them, and draws its plot.
+kept. ``--processor-time`` counts the time of one thread on the processor in place of the clock: on
+a machine that does other things as well, that is what can be compared. Results go to
+benchmarks/results/precisions/NAME-BATCH.json; precision_tables.py prints them as docs/precision.md
+has them, and draws its plot.
 """
 
 from __future__ import annotations
@@ -46,6 +49,7 @@ from crossfuse.profiling.environment import environment
 from crossfuse.profiling.measure.inputs import inputs_at
 from crossfuse.profiling.measure.sampling import Plan, sample
 from crossfuse.profiling.measure.statistics import paired_ratio, summarize
+from crossfuse.runtime.options import SessionOptions
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "precisions"
@@ -55,7 +59,6 @@ FIRST = "ort-cpu fp32"
 WAYS = (
     ("ort-cpu", "fp32"),
     ("ort-cpu", "int8"),
-    ("openvino", "fp32"),
     ("openvino", "bf16"),
     ("openvino", "int8"),
 )
@@ -160,10 +163,15 @@ def quantized_by_nncf(plain: Path, data: Sequence[Mapping[str, Any]]) -> Path:
     return path
 
 
-def nncf_call(path: Path, names: Sequence[str], inputs: Mapping[str, Any]) -> Run:
+def nncf_call(
+    path: Path, names: Sequence[str], inputs: Mapping[str, Any], threads: int | None
+) -> Run:
     """A quantised export, run as the baseline ``openvino`` is."""
     core = openvino().Core()
-    compiled = core.compile_model(core.read_model(path), "CPU", {"PERFORMANCE_HINT": "LATENCY"})
+    settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
+    if threads is not None:
+        settings["INFERENCE_NUM_THREADS"] = threads
+    compiled = core.compile_model(core.read_model(path), "CPU", settings)
     taken = {name for port in compiled.inputs for name in port.get_names()}
     feeds = {name: array for name, array in inputs.items() if name in taken}
     request = compiled.create_infer_request()
@@ -176,12 +184,12 @@ def nncf_call(path: Path, names: Sequence[str], inputs: Mapping[str, Any]) -> Ru
 
 
 def rivals(
-    name: str, work: Path, inputs: Mapping[str, Any], batch: int
+    name: str, work: Path, inputs: Mapping[str, Any], batch: int, threads: int | None
 ) -> Iterator[tuple[str, Run]]:
     """What can be had of them; their exports stay in the work folder."""
     kept = work / name / f"rivals-{batch}"
     spec = Source.of(suite.CASES[name]).load()
-    with Baselines(spec, kept=kept) as made:
+    with Baselines(spec, threads=threads, kept=kept) as made:
         for rival in RIVALS:
             tell(name, f"making {rival}")
             try:
@@ -195,21 +203,26 @@ def rivals(
         data = [other_inputs(name, base, batch, 100 + number) for number in range(SETS)]
         path = quantized_by_nncf(found[0], data)
         names = json.loads(path.with_name("outputs.json").read_text())
-        yield NNCF, nncf_call(path, names, inputs)
+        yield NNCF, nncf_call(path, names, inputs, threads)
 
 
 @contextmanager
 def opened_ways(
-    name: str, work: Path, ways: Mapping[str, tuple[Path, str]], batch: int
+    name: str,
+    work: Path,
+    ways: Mapping[str, tuple[Path, str]],
+    batch: int,
+    threads: int | None = None,
 ) -> Iterator[dict[str, Run]]:
     """What is measured: a call of each session, and of each rival that can be had."""
     inputs = other_inputs(name, work / name / "openvino-bf16", batch, 7 + batch)
     with ExitStack() as stack:
         calls: dict[str, Run] = {}
         for way, (folder, target) in ways.items():
-            session = stack.enter_context(runtime.load(folder, target))
+            options = SessionOptions(threads=threads)
+            session = stack.enter_context(runtime.load(folder, target, options=options))
             calls[way] = partial(session.run, inputs)
-        for rival, run in rivals(name, work, inputs, batch):
+        for rival, run in rivals(name, work, inputs, batch, threads):
             calls[f"rival {rival}"] = run
         yield calls
 
@@ -224,15 +237,32 @@ def compared(wide: Mapping[str, Any], low: Mapping[str, Any]) -> dict[str, float
     }
 
 
-def measure(name: str, work: Path, batch: int, plan: Plan) -> dict[str, Any]:
+def processor_times(calls: Mapping[str, Run], count: int) -> Rounds:
+    """Rounds of one call each, one way after the other, in ns; the first round is not kept."""
+    found: dict[str, list[list[float]]] = {way: [] for way in calls}
+    for number in range(count + 1):
+        for way, run in calls.items():
+            start = time.process_time_ns()
+            run()
+            if number:
+                found[way].append([float(time.process_time_ns() - start)])
+    return found
+
+
+def measure(name: str, work: Path, batch: int, plan: Plan, one_thread: bool) -> dict[str, Any]:
     """Everything of one model at one batch."""
     ways = bundles(name, work)
-    with opened_ways(name, work, ways, batch) as calls:
+    with opened_ways(name, work, ways, batch, 1 if one_thread else None) as calls:
         truth = {key: np.array(array) for key, array in calls[FIRST]().items()}
         errors = {way: compared(truth, call()) for way, call in calls.items()}
-        sampled = sample(calls, plan)
-    taken = {way: sampled[way].rounds for way in calls}
+        taken: Rounds
+        if one_thread:
+            taken = processor_times(calls, plan.rounds)
+        else:
+            sampled = sample(calls, plan)
+            taken = {way: sampled[way].rounds for way in calls}
     return {
+        "measured": "processor time of one thread" if one_thread else "time, all threads",
         "linears": {
             way: in_words(crossfuse.open_bundle(folder).target(target).linears)
             for way, (folder, target) in ways.items()
@@ -267,6 +297,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=0.2)
     parser.add_argument("--batch", type=int, choices=BATCHES, help="both where omitted")
     parser.add_argument("--prepare", action="store_true", help="export and build, measure nothing")
+    parser.add_argument("--processor-time", action="store_true")
     options = parser.parse_args()
     plan = Plan(rounds=options.rounds, seconds=options.seconds, calls=1)
     for name in options.names or suite.CASES:
@@ -277,9 +308,10 @@ def main() -> None:
                 with opened_ways(name, options.work, ways, batch) as calls:
                     tell(name, f"batch {batch}: {', '.join(calls)}")
                 continue
-            result = measure(name, options.work, batch, plan)
+            result = measure(name, options.work, batch, plan, options.processor_time)
             RESULTS.mkdir(parents=True, exist_ok=True)
-            (RESULTS / f"{name}-{batch}.json").write_text(json.dumps(result) + "\n")
+            suffix = ".one-thread" if options.processor_time else ""
+            (RESULTS / f"{name}-{batch}{suffix}.json").write_text(json.dumps(result) + "\n")
             for way, row in result["ways"].items():
                 print(
                     f"{way:28} {row['median_ms']:9.2f} {row['ratio']} {row['cosine']} "
