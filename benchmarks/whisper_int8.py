@@ -34,7 +34,6 @@ RATE = 16_000
 WAYS = (
     ("ort-cpu", "fp32"),
     ("ort-cpu", "int8"),
-    ("openvino", "bf16"),
     ("openvino", "int8"),
 )
 RIVAL = "ctranslate2 int8"

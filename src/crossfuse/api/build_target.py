@@ -101,7 +101,7 @@ class TargetBuild:
         """
         known = require_target(target)
         precision = require_precision(options.precision, known)
-        check = ParityCheck(self.stages, self.reference, precision)
+        check = ParityCheck(self.stages, self.reference, precision, generation=manifest.generation)
         low = self._low_precision(manifest, known, options, check)
         check = check if low is None else low.check
         precise = self._in_precision(known, options, check) if low is None else low.precise

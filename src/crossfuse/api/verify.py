@@ -145,7 +145,8 @@ class _Judged:
         fused, reference = fused_stages(bundle), reference_of(bundle)
         data = calibration_data(self.data, bundle.manifest, reference, fused.model)
         progress(f"{self.metric} in fp32, on {data.words}")
-        check = ParityCheck(fused.stages, reference, precision)
+        settings = bundle.manifest.generation
+        check = ParityCheck(fused.stages, reference, precision, generation=settings)
         return check.with_metric(metric_of(options, data)).metric
 
 

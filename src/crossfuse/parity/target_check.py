@@ -6,9 +6,9 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from crossfuse.bundle.manifest import EngineInfo, Manifest
 from crossfuse.core.target import CPU_TARGET, Target, require_target
@@ -69,12 +69,14 @@ def check_on_cpu(
 @dataclass(frozen=True)
 class ParityCheck:
     """Parity of a target with these stages, in a precision; where ``metric`` is given, it decides
-    in place of the policy for low precision."""
+    in place of the policy for low precision. ``generation`` are the bundle's settings, by which a
+    metric generates."""
 
     stages: Stages
     reference: ReferenceSet
     precision: str
     metric: Metric | None = None
+    generation: Mapping[str, Any] = field(default_factory=dict)
 
     def executed(
         self,
@@ -171,6 +173,7 @@ class ParityCheck:
             decode=self.stages.decode,
             engine=engine,
             precision=self.precision,
+            generation=self.generation,
         )
 
     def _checked(self, session: Session) -> ParityReport:
