@@ -20,7 +20,7 @@ from crossfuse.core.openvino_nodes import ExecutedNode
 __all__ = ["WIDE_FLOATS", "MarkedLinears", "mark_linears"]
 
 WIDE_FLOATS = "crossfuse.floats"
-"""Property of a graph in integers: the type that its fp32 numbers may be computed in."""
+"""Property of a graph in integers or bf16: the type that its fp32 numbers may be computed in."""
 
 _MARK = "crossfuse.linear."
 _OPERATORS = frozenset(

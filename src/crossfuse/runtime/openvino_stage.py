@@ -188,9 +188,10 @@ def _properties(request: StageRequest) -> tuple[str, dict[str, Any]]:
 
 
 def _in_bf16(model: Any, core: Any, device: str, request: StageRequest) -> bool:
-    """Whether a graph in integers lets the device compute the rest in bf16, and it does."""
+    """Whether a graph in integers or bf16 lets the device compute all its floats in bf16, and it
+    does."""
     asked = ["framework", WIDE_FLOATS]
-    if request.precision not in _INTEGERS or _FLOATS in request.options.provider_options:
+    if request.precision not in (*_INTEGERS, "bf16") or _FLOATS in request.options.provider_options:
         return False
     if not model.has_rt_info(asked) or model.get_rt_info(asked).astype(str) != "bf16":
         return False

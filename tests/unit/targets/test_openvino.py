@@ -94,9 +94,6 @@ def test_norms_of_bf16_are_one_kernel_that_computes_in_fp32(tmp_path: Path) -> N
     )
     model = cast_graph(fp32, "bf16").model
     lowered = lower_openvino(model).model
-    assert [n.attributes.get_int("stash_type", 1) for n in model.graph if n.op_type[0] == "L"] == [
-        1
-    ]
     path = tmp_path / "g.onnx"
     ir.save(lowered, path)
     request = StageRequest(TARGETS["openvino"], path, SessionOptions(threads=1), precision="bf16")
@@ -107,5 +104,11 @@ def test_norms_of_bf16_are_one_kernel_that_computes_in_fp32(tmp_path: Path) -> N
     (got,) = stage.run({"x": x})
     wide = x.astype(np.float64)
     normed = (wide - wide.mean(-1, keepdims=True)) / wide.std(-1, keepdims=True)
-    named = {name: v.const_value.numpy() for name, v in fp32.graph.initializers.items()}  # type: ignore[union-attr]
-    np.testing.assert_allclose(got, normed * named["scale"] + named["bias"], atol=3e-2)
+    named = {
+        name: value.const_value.numpy().astype(np.float64)
+        for name, value in model.graph.initializers.items()
+    }
+    expected = normed * named["scale.bfloat16"] + named["bias.bfloat16"]
+    np.testing.assert_allclose(got, expected, atol=3e-2)
+    error = np.linalg.norm(got - expected) / np.linalg.norm(expected)
+    assert error < 2e-3, "rounded once: three times would be 3e-3"
