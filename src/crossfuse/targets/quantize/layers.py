@@ -183,20 +183,20 @@ def _read(value: ir.Value) -> ir.TensorProtocol | None:
 
 def _chosen(tensor: ir.TensorProtocol, node: ir.Node, value: ir.Value) -> ir.TensorProtocol | None:
     """A tensor's elements as the node chooses them; None where that isn't known beforehand."""
-    shape = [] if value.shape is None else list(value.shape)
     given = [
         None if one is None else ir.convenience.get_const_tensor(one) for one in node.inputs[1:]
     ]
     unknown = any(
         one is not None and got is None for one, got in zip(node.inputs[1:], given, strict=True)
     )
-    if value.shape is None or unknown or not all(isinstance(size, int) for size in shape):
+    if value.shape is None or unknown or not value.shape.is_static():
         return None
+    shape = value.shape.numpy()
     operands = [None if one is None else one.numpy() for one in given]
 
     def computed() -> ir.TensorProtocol:
         array = tensor.numpy()
-        if node.op_type == "Gather":
+        if node.op_type == "Gather" and operands[0] is not None:
             array = np.take(array, operands[0], axis=node.attributes.get_int("axis", 0))
         elif node.op_type == "Slice":
             array = array[_slices(array.ndim, operands)]
