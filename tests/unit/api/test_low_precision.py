@@ -295,7 +295,9 @@ def test_convolutions_are_integers_where_there_is_calibration_data(
     entry = bundle.target(target)
     found = {row.site: (row.operator, row.became) for row in entry.linears}
     assert found["stem.0"] == found["stem.2"] == ("Conv", INT8)
-    assert found["up"] == ("ConvTranspose", FP32)
-    assert entry.linears.counts() == {INT8: len(found) - 1, FP32: 1}
+    floats = FP32 if target == "ort-cpu" else found["up"][1]
+    assert found["up"] == ("ConvTranspose", floats)
+    assert floats in (FP32, "bf16"), "what is no integer is bf16 where OpenVINO computes in it"
+    assert entry.linears.counts() == {INT8: len(found) - 1, floats: 1}
     assert entry.parity is not None
     assert entry.parity["passed"]
