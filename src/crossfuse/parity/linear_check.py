@@ -80,10 +80,12 @@ def compiled(found: Mapping[str, Mapping[str, Became]], precision: str, provider
             return Became(FP32, layer.refusal.reason)
         if told is None:
             return Became(UNKNOWN, f"{provider} tells of no node for it")
-        if told.words != "fp32" or precision == "fp32":
+        if precision == "fp32":
             return told
         if layer.refusal is not None:
-            return Became(FP32, layer.refusal.reason)
+            return Became(FP32 if told.words == "fp32" else told.words, layer.refusal.reason)
+        if told.words != "fp32":
+            return told
         return Became(FP32, f"{provider} computes it in fp32 on this machine")
 
     return verdict

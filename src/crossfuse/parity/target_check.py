@@ -5,9 +5,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from crossfuse.bundle.manifest import EngineInfo, Manifest
 from crossfuse.core.scratch import scratch_folder
@@ -69,12 +69,14 @@ def check_on_cpu(
 @dataclass(frozen=True)
 class ParityCheck:
     """Parity of a target with these stages, in a precision; where ``metric`` is given, it decides
-    in place of the policy for low precision."""
+    in place of the policy for low precision. ``generation`` are the bundle's settings, by which a
+    metric generates."""
 
     stages: Stages
     reference: ReferenceSet
     precision: str
     metric: Metric | None = None
+    generation: Mapping[str, Any] = field(default_factory=dict)
 
     def executed(
         self,
@@ -133,6 +135,24 @@ class ParityCheck:
         except (InputError, ParityError):
             return False
 
+    def passes_on(self, target: Target, graphs: Mapping[str, ir.Model]) -> bool:
+        """Whether graphs in the target's precision pass: lowered and executed by its own engine
+        where that compiles graphs, else as of `passes`."""
+        if not target.compiles:
+            return self.passes(graphs)
+        from crossfuse.targets.graph_files import save_graph
+        from crossfuse.targets.registry import lower_stages
+
+        with tempfile.TemporaryDirectory() as folder:
+            paths = {}
+            for stage, lowered in lower_stages(graphs, target).items():
+                paths[stage] = Path(folder) / target.file(stage)
+                save_graph(lowered.model, paths[stage], paths[stage].with_suffix(".bin"))
+            try:
+                return self._check(target, paths, SessionOptions(), {}, None).passed
+            except (InputError, ParityError):
+                return False
+
     def _check(
         self,
         target: Target,
@@ -153,6 +173,7 @@ class ParityCheck:
             decode=self.stages.decode,
             engine=engine,
             precision=self.precision,
+            generation=self.generation,
         )
 
     def _checked(self, session: Session) -> ParityReport:
