@@ -43,6 +43,19 @@ PADDED_SHAPES = {
 }
 """A padding mask of the queries behind one of the context, taken at the places of the keys."""
 
+ONE_PADDED = PADDED.replace(
+    FRONT,
+    """padding = Concat<axis = 1>(seen_first, seen)
+                            mask0 = Unsqueeze(causal, heads)""",
+).replace("bn = Squeeze(bs)", "bn = Identity(one)")
+ONE_PADDED_SHAPES = {
+    kind.replace("B", "1"): names
+    for kind, names in PADDED_SHAPES.items()
+    if names != ("front",) and names != ("sum",)
+}
+ONE_PADDED_SHAPES["bool[1, 1, N, N]"] = ("mask0", "mask")
+"""The same of a batch that is always one row."""
+
 CUT = {
     "plain": made(PLAIN),
     "text alone": made(
@@ -94,6 +107,12 @@ CUT = {
         inputs=", bool[B, T] seen",
         before=f"{ROWS} {PADDED} g = GatherND(padding, places) mask = And(mask0, g)",
         shapes=PADDED_SHAPES,
+    ),
+    "padding of one row": made(
+        MASKED,
+        inputs=", bool[1, T] seen",
+        before=f"""{ROWS} {ONE_PADDED} g = GatherND(padding, places) mask = And(mask0, g)""",
+        shapes=ONE_PADDED_SHAPES,
     ),
     "padding looked up": made(
         MASKED,
