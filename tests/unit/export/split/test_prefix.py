@@ -49,11 +49,16 @@ ONE_PADDED = PADDED.replace(
                             mask0 = Unsqueeze(causal, heads)""",
 ).replace("bn = Squeeze(bs)", "bn = Identity(one)")
 ONE_PADDED_SHAPES = {
-    kind.replace("B", "1"): names
-    for kind, names in PADDED_SHAPES.items()
-    if names != ("front",) and names != ("sum",)
+    "bool[1, N]": ("padding",),
+    "bool[1, 1, N, N]": ("mask0", "mask"),
+    "int64[1]": ("br", "s"),
+    "int64[1, 1, 1, 1]": ("b4",),
+    "int64[4]": ("shape",),
+    "int64[1, 1, 1, N]": ("k4", "most", "be", "ke"),
+    "int64[1, 1, 1, N, 1]": ("bu", "ku"),
+    "int64[1, 1, 1, N, 2]": ("places",),
+    "bool[1, 1, 1, N]": ("g",),
 }
-ONE_PADDED_SHAPES["bool[1, 1, N, N]"] = ("mask0", "mask")
 """The same of a batch that is always one row."""
 
 CUT = {
