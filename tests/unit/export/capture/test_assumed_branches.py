@@ -83,9 +83,15 @@ class Placing(nn.Module):
 
 def test_placeholders_that_every_row_holds_are_no_branch() -> None:
     """A session refuses rows without them, where the spec says so."""
-    inputs = {"ids": torch.tensor([[7, 7, 1, 2], [7, 7, 3, 4]]), "features": torch.randn(2, 2)}
+
+    def made(sizes: dict[str, int], generator: torch.Generator) -> dict[str, Tensor]:
+        words = torch.randint(0, 6, (sizes["batch"], sizes["text"] - 2), generator=generator)
+        ids = torch.cat([torch.full((sizes["batch"], 2), 7), words], 1)
+        return {"ids": ids, "features": torch.randn(sizes["batch"], 2, generator=generator)}
+
+    inputs = made({"batch": 2, "text": 4}, torch.Generator().manual_seed(0))
     axes: dict[str, dict[int, str]] = {"ids": {0: "batch", 1: "text:3"}, "features": {0: "batch"}}
-    spec = ModelSpec(Placing().eval(), inputs, axes, settled={"ids": (7,)})
+    spec = ModelSpec(Placing().eval(), inputs, axes, sampler=made, settled={"ids": (7,)})
     with pytest.raises(InputError, match="always True"):
         capture(spec)
     program, _ = capture(dataclasses.replace(spec, counts={"ids": {7: 2}}))
