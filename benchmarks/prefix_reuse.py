@@ -5,10 +5,7 @@ A tower of 4 layers (width 256) over 336 × 336 pixels, 576 image tokens, a lang
 layers (width 512, 8 heads, rotary positions), and 4 questions of 20 tokens. Logits of the
 questions' tokens.
 
-    python benchmarks/prefix_reuse.py [--model llava] [--json FILE] [--rounds N]
-
-``--model llava`` takes the architecture of `transformers` of the same sizes (a tower of CLIP, a
-language model of Llama), exported with its first tokens as a prefix.
+    python benchmarks/prefix_reuse.py [--json FILE] [--rounds N]
 
 All in one run, in the same rounds; medians, and ratios round by round with their 95% intervals:
 
@@ -26,8 +23,7 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -125,126 +121,28 @@ class Model(nn.Module):
         return self.language(self.vision(pixel_values), input_ids)
 
 
-@dataclass(frozen=True)
-class Case:
-    """A model in its parts, and as a whole that is split.
-
-    Attributes:
-        vision, language: in eager: pixels → image tokens; these and ids → logits of the ids.
-        parts: their specs, by name.
-        whole: the spec of both.
-        given: what else an encoding takes.
-        feeds: image tokens and ids as the language model's inputs.
-    """
-
-    vision: Callable[[Tensor], Tensor]
-    language: Callable[[Tensor, Tensor], Tensor]
-    parts: Mapping[str, ModelSpec]
-    whole: ModelSpec
-    given: Mapping[str, np.ndarray]
-    feeds: Callable[[np.ndarray, np.ndarray], dict[str, np.ndarray]]
-
-
-IMAGE_AXES, TEXT_AXES = {0: "batch"}, {0: "batch", 1: "text:1:128"}
-
-
-def like_llava() -> Case:
-    """The model that is written here."""
+def export_all(folder: Path) -> Model:
+    """The model; its split bundle, and its parts as bundles in one piece."""
+    torch.manual_seed(0)
     model = Model().eval().requires_grad_(False)
-    pixels = {"pixel_values": torch.randn(1, 3, PIXELS, PIXELS)}
-    ids = {"input_ids": torch.randint(0, VOCABULARY, (1, TOKENS))}
-    tokens = {"image_tokens": torch.randn(1, IMAGE_TOKENS, WIDTH)}
-    text, image = {"input_ids": TEXT_AXES}, {"pixel_values": IMAGE_AXES}
-    parts = {
-        "language": ModelSpec(model.language, tokens | ids, text | {"image_tokens": IMAGE_AXES}),
-        "vision": ModelSpec(model.vision, pixels, image),
-    }
-    whole = ModelSpec(model, pixels | ids, image | text, context=("pixel_values",))
-
-    def feeds(states: np.ndarray, text: np.ndarray) -> dict[str, np.ndarray]:
-        return {"image_tokens": states, "input_ids": text}
-
-    return Case(model.vision, model.language, parts, whole, {}, feeds)
-
-
-class Features(nn.Module):
-    """Pixels → image tokens, of LLaVA of `transformers`."""
-
-    def __init__(self, model: Any) -> None:
-        super().__init__()
-        self.tower, self.projector = model.vision_tower, model.multi_modal_projector
-
-    def forward(self, pixel_values: Tensor) -> Tensor:
-        """``[B, 3, 336, 336]`` → ``[B, 576, 512]``."""
-        return self.projector(self.tower(pixel_values).last_hidden_state[:, 1:])
-
-
-def llava() -> Case:
-    """LLaVA of `transformers`: the first tokens are placeholders, of an image each."""
-    import transformers
-
-    vision = transformers.CLIPVisionConfig(
-        hidden_size=TOWER, intermediate_size=4 * TOWER, num_hidden_layers=4, num_attention_heads=4,
-        image_size=PIXELS, patch_size=PATCH,
-    )  # fmt: skip
-    text = transformers.LlamaConfig(
-        vocab_size=VOCABULARY, hidden_size=WIDTH, intermediate_size=4 * WIDTH,
-        num_hidden_layers=LAYERS, num_attention_heads=HEADS,
-        max_position_embeddings=IMAGE_TOKENS + 128,
-    )  # fmt: skip
-    config = transformers.LlavaConfig(
-        vision_config=vision, text_config=text, image_token_index=VOCABULARY - 1,
-        vision_feature_layer=-1,
-    )  # fmt: skip
-    model = transformers.LlavaForConditionalGeneration(config).eval().requires_grad_(False)
-    features = Features(model.model).eval()
-    causal = transformers.LlamaForCausalLM(text).eval().requires_grad_(False)
-    causal.model, causal.lm_head = model.model.language_model, model.lm_head
-    table = causal.model.embed_tokens.weight.numpy()
-    pixels = {"pixel_values": torch.randn(1, 3, PIXELS, PIXELS)}
-    places = torch.full((1, IMAGE_TOKENS), VOCABULARY - 1)
-    ids = torch.cat([places, torch.randint(0, VOCABULARY - 1, (1, TOKENS))], 1)
-    whole = crossfuse.huggingface_spec(
+    pixels, ids = torch.randn(1, 3, PIXELS, PIXELS), torch.randint(0, VOCABULARY, (1, TOKENS))
+    image, text = {0: "batch"}, {0: "batch", 1: "text:1:128"}
+    inputs, dynamic = {"input_ids": ids}, {"input_ids": text}
+    spec = ModelSpec(
         model,
-        inputs={"input_ids": ids, **pixels},
-        dynamic={
-            "input_ids": {0: "batch", 1: f"text:{IMAGE_TOKENS + 1}:{IMAGE_TOKENS + 128}"},
-            "pixel_values": IMAGE_AXES,
-        },
+        {"pixel_values": pixels, **inputs},
+        {"pixel_values": image, **dynamic},
         context=("pixel_values",),
-        prefix="placeholders",
     )
-    states = torch.randn(1, IMAGE_TOKENS + TOKENS, WIDTH)
-    parts = {
-        "language": crossfuse.huggingface_spec(
-            causal,
-            inputs={"inputs_embeds": states, "logits_to_keep": TOKENS},
-            dynamic={"inputs_embeds": IMAGE_AXES},
-        ),
-        "vision": ModelSpec(features, pixels, {"pixel_values": IMAGE_AXES}),
-    }
-
-    def language(tokens: Tensor, ids: Tensor) -> Tensor:
-        embedded = torch.cat([tokens, causal.model.embed_tokens(ids)], 1)
-        return causal(inputs_embeds=embedded, logits_to_keep=TOKENS).logits
-
-    def feeds(states: np.ndarray, text: np.ndarray) -> dict[str, np.ndarray]:
-        return {"inputs_embeds": np.concatenate([states, table[text]], 1)}
-
-    given = {"prefix_input_ids": places.numpy()}
-    return Case(features, language, parts, whole, given, feeds)
-
-
-CASES = {"own": like_llava, "llava": llava}
-
-
-def export_all(case: Case, folder: Path) -> None:
-    """The split bundle, and the parts as bundles in one piece."""
-    bundle = crossfuse.export(case.whole, folder / "split", ("ort-cpu",), quick=True)
+    bundle = crossfuse.export(spec, folder / "split", quick=True)
     assert bundle.manifest.prefix is not None
     assert len(bundle.manifest.prefix.attentions) == LAYERS
-    for name, spec in case.parts.items():
-        crossfuse.export(spec, folder / name, ("ort-cpu",), quick=True)
+    tokens = {"image_tokens": torch.randn(1, IMAGE_TOKENS, WIDTH)}
+    language = ModelSpec(model.language, {**tokens, **inputs}, {"image_tokens": image, **dynamic})
+    crossfuse.export(language, folder / "language", quick=True)
+    vision = ModelSpec(model.vision, {"pixel_values": pixels}, {"pixel_values": image})
+    crossfuse.export(vision, folder / "vision", quick=True)
+    return model
 
 
 def main() -> None:
@@ -252,27 +150,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--model", choices=sorted(CASES), default="own")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--rounds", type=int, default=9)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name, torch.inference_mode():
-        torch.manual_seed(0)
-        case = CASES[options.model]()
-        export_all(case, Path(name))
+        model = export_all(Path(name))
         split, language, vision = (
             runtime.load(Path(name) / part, "ort-cpu") for part in ("split", "language", "vision")
         )
         pixels = torch.randn(1, 3, PIXELS, PIXELS)
-        ids = torch.randint(0, VOCABULARY - 1, (QUESTIONS, TOKENS))
+        ids = torch.randint(0, VOCABULARY, (QUESTIONS, TOKENS))
         image, text = pixels.numpy(), ids.numpy()
-        tokens = case.vision(pixels).expand(QUESTIONS, -1, -1).contiguous()
-        shown = {"pixel_values": image, **case.given}
-        context = split.encode(shown)
-        output = "logits" if options.model == "llava" else split.outputs[0].name
+        tokens = model.vision(pixels).expand(QUESTIONS, -1, -1).contiguous()
+        context, output = split.encode(pixel_values=image), split.outputs[0].name
 
         def unsplit(states: np.ndarray) -> np.ndarray:
-            return next(iter(language.run(case.feeds(states, text)).values()))
+            return next(iter(language.run(image_tokens=states, input_ids=text).values()))
 
         def unsplit_encoding() -> np.ndarray:
             (found,) = vision.run(pixel_values=image).values()
@@ -281,8 +174,10 @@ def main() -> None:
         ways: dict[str, Callable[[], Any]] = {
             "crossfuse": lambda: split.query(context, input_ids=text)[output],
             "unsplit, tower cached": lambda: unsplit(tokens.numpy()),
-            "eager, tower cached": lambda: case.language(tokens, ids),
-            "crossfuse, encoding": lambda: split.query(split.encode(shown), input_ids=text)[output],
+            "eager, tower cached": lambda: model.language(tokens, ids),
+            "crossfuse, encoding": lambda: split.query(
+                split.encode(pixel_values=image), input_ids=text
+            )[output],
             "unsplit, encoding": unsplit_encoding,
         }
         expected = ways["eager, tower cached"]().numpy()
@@ -295,7 +190,6 @@ def main() -> None:
         "unsplit, encoding / crossfuse, encoding": ("unsplit, encoding", "crossfuse, encoding"),
     }
     result = {
-        "model": options.model,
         "questions": QUESTIONS,
         "image_tokens": IMAGE_TOKENS,
         "text_tokens": TOKENS,
