@@ -364,9 +364,6 @@ def _told_by_others(own: Mapping[str, Any], made: Mapping[str, Any]) -> dict[str
         told["intermediate_size"] = int(made["hidden_size"] / own["pixel_shuffle_ratio"] ** 2)
     if "intermediate_layers_indices" in own and "vision_output_dim" in own:
         told["vision_output_dim"] = made["hidden_size"] * 2
-    if "axial_pos_embds_dim" in own:
-        told |= {"axial_pos_embds_dim": [WIDTH // 4, WIDTH * 3 // 4], "is_decoder": True}
-        told["attn_layers"] = ["local", "lsh"]
     backbone = made.get("backbone_config")
     if "encoder_in_channels" in own and hasattr(backbone, "embed_dim"):
         told["encoder_in_channels"] = [
