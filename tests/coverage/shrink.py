@@ -423,7 +423,7 @@ def _small(name: str, value: Any, part: Part) -> Any:
     if re.search(_TOKENS, name):
         token = part.sizes.token
         return token(value) if isinstance(value, int) else [token(v) for v in value]
-    if re.search(r"^(image|img|max_img|input_image|pretrain_image)_size$|^resolution$", name):
+    if re.search(r"^(image|img|max_img|input_image|pretrain_image|crop)_size$|^resolution$", name):
         image = part.sizes.image
         return image if isinstance(value, int) else type(value)([image] * len(value))
     if isinstance(value, int):

@@ -11,7 +11,8 @@ Rules:
 2. Where the model stops at once with an error (an ``assert`` on all values), the branch goes the
 other way.
 3. A branch whose other way no sample takes is refused, with its place: nothing would compare it.
-A branch that ends the other way in an error needs no sample.
+A branch that ends the other way in an error needs no sample. Nor does one on whether ids hold a
+placeholder, of which every row has so many that a session refuses others.
 
 It must not fire on any other value: a sum, a maximum, a comparison of two numbers.
 """
@@ -19,7 +20,7 @@ It must not fire on any other value: a sum, a maximum, a comparison of two numbe
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -49,6 +50,7 @@ _ANY = (torch.any, Tensor.any)
 _ALL = (torch.all, Tensor.all)
 _SAME = (Tensor.to, Tensor.bool, Tensor.squeeze, Tensor.cpu)
 _ASKS = (Tensor.__bool__, Tensor.item)
+_EQUAL = (torch.eq, Tensor.eq, Tensor.__eq__)
 
 _OWN = (Path(__file__).parents[2], Path(torch.__file__).parent)
 
@@ -132,16 +134,60 @@ class _Assumed(_Branches):
         return way
 
 
+@dataclass
+class _Taken:
+    """Which ways branches go.
+
+    Attributes:
+        ways: place → the values that it had.
+        open: places of conditions that calls may have another value of.
+    """
+
+    ways: dict[Place, set[bool]] = field(default_factory=dict)
+    open: set[Place] = field(default_factory=set)
+
+
 class _Seen(_Branches):
-    def __init__(self, seen: dict[Place, set[bool]]) -> None:
+    """Notes which ways branches go.
+
+    Args:
+        taken: where it is noted.
+        standing: ids, and those among them that stand in every row of every call.
+    """
+
+    def __init__(self, taken: _Taken, standing: Sequence[tuple[Tensor, Collection[int]]]) -> None:
         super().__init__()
-        self._seen = seen
+        self._taken, self._standing = taken, standing
+        self._certain: dict[int, Tensor] = {}
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = super().__torch_function__(func, types, args, kwargs)
+        if not isinstance(result, Tensor):
+            return result
+        if func in _EQUAL:
+            certain = self._stands(*args)
+        else:
+            certain = func in (*_ANY, *_SAME) and bool(args) and id(args[0]) in self._certain
+        if certain:
+            self._certain[id(result)] = result
+        return result
+
+    def _stands(self, ids: Any, token: Any) -> bool:
+        """Each row of the ids holds the token, in every call."""
+        return isinstance(token, int) and any(
+            token in tokens and isinstance(ids, Tensor) and torch.equal(ids, known)
+            for known, tokens in self._standing
+        )
 
     def asked(self, general: bool, func: Any, tensor: Tensor) -> Any:
         found = bool(func(tensor))
+        certain = id(tensor) in self._certain
 
         def note() -> bool:
-            self._seen.setdefault(_place(), set()).add(found)
+            place = _place()
+            self._taken.ways.setdefault(place, set()).add(found)
+            if not certain:
+                self._taken.open.add(place)
             return found
 
         answer = _Answer(note)
@@ -180,7 +226,9 @@ def other_ways(spec: ModelSpec, assumptions: Assumptions) -> list[dict[str, Tens
         return found
     for sample in _samples(spec):
         taken = _taken(spec, sample)
-        shown = [place for place, way in missing.items() if way in taken.get(place, set())]
+        shown = [place for place, way in missing.items() if way in taken.ways.get(place, ())]
+        certain = taken.ways.keys() - taken.open
+        missing = {place: way for place, way in missing.items() if place not in certain}
         if shown and not any(sample is example for example in (spec.inputs, *spec.examples)):
             found.append(sample)
         missing = {place: way for place, way in missing.items() if place not in shown}
@@ -209,12 +257,16 @@ def _samples(spec: ModelSpec) -> Iterator[dict[str, Tensor]]:
             yield spec.sample(sizes, seed=seed)
 
 
-def _taken(spec: ModelSpec, sample: dict[str, Tensor]) -> dict[Place, set[bool]]:
+def _taken(spec: ModelSpec, sample: dict[str, Tensor]) -> _Taken:
     """Which ways the branches go; none where the model does not take the sample."""
-    seen: dict[Place, set[bool]] = {}
+    taken = _Taken()
+    standing = [
+        (sample[name], {token for token, count in counts.items() if count})
+        for name, counts in spec.counts.items()
+    ]
     try:
-        with torch.no_grad(), kept_state(spec.module), _Seen(seen):
+        with torch.no_grad(), kept_state(spec.module), _Seen(taken, standing):
             spec.call(sample)
     except Exception:  # noqa: BLE001 -- the user's code, on inputs that it may not take
-        return {}
-    return seen
+        return _Taken()
+    return taken

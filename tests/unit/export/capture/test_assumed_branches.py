@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -67,3 +69,32 @@ def test_the_last_branch_is_turned_once() -> None:
     assert branches.open == []
     assert not branches.turn_last()
     assert not Assumptions().turn_last()
+
+
+class Placing(nn.Module):
+    """Puts features in the place of ids, where there are any."""
+
+    def forward(self, ids: Tensor, features: Tensor) -> Tensor:
+        x = ids.float()
+        if (ids == 7).any():
+            x = torch.cat([x[:, :2] * 0 + features, x[:, 2:]], 1)
+        return x
+
+
+def test_placeholders_that_every_row_holds_are_no_branch() -> None:
+    """A session refuses rows without them, where the spec says so."""
+
+    def made(sizes: dict[str, int], generator: torch.Generator) -> dict[str, Tensor]:
+        words = torch.randint(0, 6, (sizes["batch"], sizes["text"] - 2), generator=generator)
+        ids = torch.cat([torch.full((sizes["batch"], 2), 7), words], 1)
+        return {"ids": ids, "features": torch.randn(sizes["batch"], 2, generator=generator)}
+
+    inputs = made({"batch": 2, "text": 4}, torch.Generator().manual_seed(0))
+    axes: dict[str, dict[int, str]] = {"ids": {0: "batch", 1: "text:3"}, "features": {0: "batch"}}
+    spec = ModelSpec(Placing().eval(), inputs, axes, sampler=made, settled={"ids": (7,)})
+    with pytest.raises(InputError, match="always True"):
+        capture(spec)
+    program, _ = capture(dataclasses.replace(spec, counts={"ids": {7: 2}}))
+    assert torch.equal(program.module()(**inputs)[0], Placing()(**inputs))
+    with pytest.raises(InputError, match="always True"):
+        capture(dataclasses.replace(spec, counts={"ids": {7: 0}}))

@@ -139,6 +139,20 @@ def _packed(name: str, grid: str, flat: bool, *, stacked: bool = False) -> Calla
     return plan_it
 
 
+def _masked_crops(plan: InputPlan, model: Any, takes: set[str]) -> None:
+    """An image as a whole and as one crop, ``[1, 2, channels, size, size]``, with its size and the
+    patches that are shown of both."""
+    crop = find(vision_config(model.config), "crop_size")
+    if not isinstance(crop, int) or not {"image_sizes", "image_attention_mask"} <= takes:
+        return
+    channels, patch, _, _ = _side(model.config)
+    plan.fix("batch", 1)
+    plan.add("image_pixel_values", (1, 2, channels, crop, crop), normal)
+    plan.held["image_sizes"] = [[crop, crop]]
+    side = crop // patch
+    plan.held["image_attention_mask"] = torch.ones(1, 2, side, side, dtype=torch.int64).tolist()
+
+
 def _pooled_crops(plan: InputPlan, model: Any, takes: set[str]) -> None:
     """One crop in patches ``[1, patches, numbers]``, with the patches that each token is pooled
     from, four at a time, and the grid of these tokens."""
@@ -310,7 +324,7 @@ PICTURE_FORMS: Mapping[str, tuple[Callable[..., None], ...]] = {
     ),
     "pixel_values_images": (_whole("pixel_values_images"),),
     "image_patches": (_loose_patches,),
-    "image_pixel_values": (_whole("image_pixel_values"),),
+    "image_pixel_values": (_masked_crops, _whole("image_pixel_values")),
     "pixel_values_videos": (
         _packed("pixel_values_videos", "video_grid_thw", True),
         _stack(None, "pixel_values_videos"),
