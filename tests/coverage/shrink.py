@@ -150,7 +150,7 @@ _NUMBERS: tuple[tuple[str, Callable[[int, Part], int]], ...] = (
     ),
     (r"^sliding_window|attention_window|local_window", _least(8)),
     (r"rank$|groups$", _least(HEAD)),
-    (r"^num_queries$|query_tokens$|(num|n)_latents$", _least(6)),
+    (r"^num_queries$|query_tokens$|query_num$|(num|n)_latents$", _least(6)),
     (r"^num_conv_pos_embeddings$", _least(16)),
     (r"^chunk_size$|^context_size$|^attention_chunk_size$|mamba_chunk_size$", _least(16)),
     (r"^num_mel_bins$|^input_feat_per_channel$", _least(16)),
@@ -276,7 +276,23 @@ def _config(kind: Any, defaults: Mapping[str, Any], sizes: Sizes, given: Mapping
     }
     made |= _unset(kind, own, sizes)
     made |= _composed(kind, sizes) | _rotary(kind, own) | _told_by_others(own, made)
-    return kind(**(made | dict(given)))
+    return _with_all_layers(kind, made | dict(given))
+
+
+def _with_all_layers(kind: Any, made: Mapping[str, Any]) -> Any:
+    """The configuration, with a layer of each kind that the class has by default, those of
+    attention first, where it chooses them itself."""
+    config = kind(**made)
+    own = getattr(config, "layer_types", None)
+    if not isinstance(own, list) or "layer_types" in made:
+        return config
+    try:
+        kinds = list(dict.fromkeys(kind().layer_types))
+        kinds.sort(key=lambda name: "attention" not in name)
+        chosen = (kinds * len(own))[: len(own)]
+        return config if set(kinds) <= set(own) else kind(**made, layer_types=chosen)
+    except Exception:  # noqa: BLE001 -- checks of the library's configurations
+        return config
 
 
 def _derived_lists(kind: Any, own: Mapping[str, Any], parts: Mapping[str, Any]) -> dict[str, Any]:
@@ -413,7 +429,19 @@ def _rotary(kind: Any, own: Mapping[str, Any]) -> dict[str, Any]:
         return {}
     set_by_default = own.get("rope_parameters")
     base = set_by_default if isinstance(set_by_default, dict) else {"rope_type": "default"}
-    return {"rope_parameters": {"rope_theta": 10000.0, **base, "mrope_section": [2, 3, 3]}}
+    turned = int(HEAD // 2 * _turned_part(kind))
+    side = turned * 3 // 8
+    sections = [side, side, turned - 2 * side]
+    return {"rope_parameters": {"rope_theta": 10000.0, **base, "mrope_section": sections}}
+
+
+def _turned_part(kind: Any) -> float:
+    """How much of a head is turned by default."""
+    try:
+        found = kind().rope_parameters.get("partial_rotary_factor")
+    except Exception:  # noqa: BLE001 -- a class that checks its defaults
+        return 1.0
+    return 1.0 if found is None else float(found)
 
 
 def _small(name: str, value: Any, part: Part) -> Any:

@@ -12,6 +12,9 @@ Rules:
 other way.
 3. A branch whose other way no sample takes is refused, with its place: nothing would compare it.
 A branch that ends the other way in an error needs no sample.
+4. A check of sizes that values decide (``if x[mask].numel() != features.numel(): raise``) is taken
+to hold: the branch goes where it ends in an error, and is turned around. Where it doesn't end in
+one, the tracer's own refusal stands.
 
 It must not fire on any other value: a sum, a maximum, a comparison of two numbers.
 """
@@ -28,10 +31,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.overrides import TorchFunctionMode
 
 from crossfuse.errors import Advice, InputError, Said
 from crossfuse.export.capture.module_state import kept_state
+from crossfuse.export.capture.traceable import replaced
 from crossfuse.spec.model_spec import ModelSpec
 
 __all__ = ["Assumptions", "Place", "assumed", "other_ways"]
@@ -60,10 +65,19 @@ class Assumptions:
     Attributes:
         ways: place → the value that it is taken to have.
         turned: places whose first way ends in an error.
+        unproven: checks of sizes that values decide → what the tracer says of them; until they are
+            turned.
     """
 
     ways: dict[Place, bool] = field(default_factory=dict)
     turned: set[Place] = field(default_factory=set)
+    unproven: dict[Place, Exception] = field(default_factory=dict)
+
+    def taken(self, place: Place, general: bool) -> bool:
+        """The way of a branch, whose general one is this."""
+        way = self.ways.pop(place, general != (place in self.turned))
+        self.ways[place] = way
+        return way
 
     def turn_last(self) -> bool:
         """Take the last branch the other way; whether there is one that was not turned yet."""
@@ -71,8 +85,18 @@ class Assumptions:
         if last is None or last in self.turned or len(self.turned) >= _MOST:
             return False
         self.turned.add(last)
+        self.unproven.clear()
         self.ways = {last: not self.ways[last]}
         return True
+
+    def cause_of(self, error: Exception) -> Exception:
+        """What is to be said of an error in a trace: what was assumed without proof, before it."""
+        return next(iter(self.unproven.values()), error)
+
+    def prove(self) -> None:
+        """Raise what the tracer says of the first check that was assumed without proof."""
+        for error in self.unproven.values():
+            raise error
 
     @property
     def open(self) -> list[Place]:
@@ -124,12 +148,7 @@ class _Assumed(_Branches):
         return answer if func is Tensor.item else bool(answer)
 
     def _way(self, general: bool) -> bool:
-        place = _place()
-        ways = self._assumptions.ways
-        turned = place in self._assumptions.turned
-        way = ways.pop(place, general != turned)
-        ways[place] = way
-        return way
+        return self._assumptions.taken(_place(), general)
 
 
 class _Seen(_Branches):
@@ -163,7 +182,20 @@ def _is_own(filename: str) -> bool:
 @contextmanager
 def assumed(assumptions: Assumptions) -> Iterator[None]:
     """Take branches as assumed, for a while."""
-    with _Assumed(assumptions):
+    truth = torch.SymBool.__bool__
+
+    def checked(self: torch.SymBool) -> bool:
+        try:
+            return truth(self)
+        except GuardOnDataDependentSymNode as error:
+            if _is_own(sys._getframe(1).f_code.co_filename):
+                raise
+            place = _place()
+            if place not in assumptions.turned:
+                assumptions.unproven[place] = error
+            return assumptions.taken(place, True)
+
+    with _Assumed(assumptions), replaced(torch.SymBool, "__bool__", checked):
         yield
 
 

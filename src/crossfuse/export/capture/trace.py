@@ -134,6 +134,7 @@ def _traced(spec: ModelSpec, way: _Way, blocks: set[int]) -> tuple[ExportedProgr
             except Exception as error:
                 if isinstance(error, AssertionError | ValueError) and branches.turn_last():
                     continue
+                error = branches.cause_of(error)
                 limited = _with_limits(spec, str(error))
                 if limited is not None:
                     spec = limited
@@ -195,8 +196,8 @@ def _trace(
     with (
         torch.no_grad(),
         traceable(),
-        known_values(spec.module),
         assumed(branches),
+        known_values(spec.module),
         all_experts(),
         even_chunks(),
         whole_blocks() if defer_guards else nullcontext(),
@@ -217,6 +218,7 @@ def _trace(
             strict=False,
             prefer_deferred_runtime_asserts_over_guards=defer_guards,
         )
+    branches.prove()
     # What only a check of the model's code reads may have no translation.
     program.graph.eliminate_dead_code()
     return program

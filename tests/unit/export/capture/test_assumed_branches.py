@@ -67,3 +67,35 @@ def test_the_last_branch_is_turned_once() -> None:
     assert branches.open == []
     assert not branches.turn_last()
     assert not Assumptions().turn_last()
+
+
+class Counted(nn.Module):
+    """Features in the places that ids say, as many as there are places."""
+
+    def __init__(self, strict: bool) -> None:
+        super().__init__()
+        self._strict = strict
+
+    def forward(self, x: Tensor, ids: Tensor) -> Tensor:
+        places = (ids == 3)[..., None].expand_as(x)
+        if x[places].numel() != 2 * x.shape[-1] * x.shape[0]:
+            if self._strict:
+                raise ValueError("tokens and features do not match")
+            return x * 2
+        return x.masked_scatter(places, torch.ones(x.shape[0] * 2, x.shape[2]))
+
+
+def counted(strict: bool) -> ModelSpec:
+    ids = torch.tensor([[3, 3, 1, 2], [3, 3, 2, 2]])
+    return ModelSpec(Counted(strict), {"x": torch.randn(2, 4, 3), "ids": ids})
+
+
+def test_a_check_of_sizes_that_ends_in_an_error_is_taken_to_hold() -> None:
+    spec = counted(strict=True)
+    program, _ = capture(spec)
+    assert torch.equal(program.module()(**spec.inputs)[0], spec.module(**spec.inputs))
+
+
+def test_sizes_that_choose_between_ways_are_refused() -> None:
+    with pytest.raises(InputError, match="data-dependent"):
+        capture(counted(strict=False))

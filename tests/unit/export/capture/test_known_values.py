@@ -85,3 +85,32 @@ def test_eomt_s_masks() -> None:
         expected = model(pixel_values=more).class_queries_logits
         made = program.module()(pixel_values=more)
     assert any(t.shape == expected.shape and torch.allclose(t, expected, atol=1e-5) for t in made)
+
+
+class AllThere(nn.Module):
+    """A mask that the model makes itself: everything is there, whatever the sizes."""
+
+    def __init__(self, written: bool) -> None:
+        super().__init__()
+        self._written = written
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = torch.ones(x.shape[0], dtype=torch.bool)
+        if self._written:
+            rows[0] = x[0, 0] > 0
+        there = torch.ones(x.shape) * rows.expand(size=(x.shape[1], x.shape[0])).T
+        half = (there * 0.5).to(torch.int64)
+        if there.any() and not half.any():
+            return x * there
+        return x + 1
+
+
+def test_what_holds_one_number_everywhere_decides_branches() -> None:
+    program, _ = capture(spec_of(AllThere(written=False)))
+    x = torch.randn(5, 3)
+    assert torch.equal(program.module()(x=x)[0], x)
+
+
+def test_a_write_ends_that() -> None:
+    with pytest.raises(InputError, match="branches on values of its inputs"):
+        capture(spec_of(AllThere(written=True)))

@@ -29,12 +29,22 @@ from crossfuse.export.capture.traceable import replaced
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["POSITIONS", "Known", "fix_sizes", "says_sizes", "with_positions"]
+__all__ = ["POSITIONS", "Known", "as_number", "fix_sizes", "says_sizes", "with_positions"]
 
 POSITIONS = "position_ids"
 
 _SIZES = ("_grid_thw", "_grid_hws", "_sizes", "spatial_shapes")
 _TYPES = "mm_token_type_ids"
+
+
+_TAKE_SIZES = frozenset(
+    {
+        *(Tensor.view, Tensor.reshape, Tensor.expand, Tensor.repeat, Tensor.tile, Tensor.narrow),
+        *(Tensor.unflatten, Tensor.split_with_sizes, torch.split_with_sizes, Tensor.new_zeros),
+        *(torch.reshape, torch.narrow, torch.unflatten, torch.tile, torch.nn.functional.pad),
+    }
+)
+"""Functions that take sizes as numbers."""
 
 
 class Known(torch.Tensor):
@@ -57,8 +67,18 @@ class Known(torch.Tensor):
             return tree_map(_known, result)
         if func is Tensor.__getitem__:
             args = (args[0], _by_places(args[1]))
+        if func in _TAKE_SIZES:
+            args, kwargs = tree_map(as_number, (args, kwargs))
         args, kwargs = tree_map(_plain, (args, kwargs))
         return func(*args, **kwargs)
+
+
+def as_number(value: Any) -> Any:
+    """A known tensor of one number as that; what else there is as it is."""
+    if not isinstance(value, Known) or value.ndim or value.is_floating_point():
+        return value
+    with _disable_current_modes(), torch._C.DisableTorchFunctionSubclass():
+        return value.item()
 
 
 def _known(value: Any) -> Any:

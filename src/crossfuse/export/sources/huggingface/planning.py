@@ -13,6 +13,7 @@ from crossfuse.export.sources.huggingface.argument_rules import ASKED_FOR, FORMS
 from crossfuse.export.sources.huggingface.input_plan import InputPlan
 from crossfuse.export.sources.huggingface.placeholders import (
     SENSES,
+    Sense,
     counted_in,
     makes,
     put_placeholders,
@@ -182,8 +183,17 @@ class _Search:
             if rows:
                 counts[sense.name] = rows // self._batch(plan)
             elif not makes(self._model, sense):
-                counts[sense.name] = 1  # the model puts all features in the place of one id
+                counts[sense.name] = self._told(plan, sense)
         put_placeholders(plan, config, counts)
+
+    def _told(self, plan: InputPlan, sense: Sense) -> int:
+        """How many placeholders a model wants that has no method to be asked: what it says to two.
+        One, in whose place it puts all features, where it says nothing of them."""
+        two = plan.copy()
+        put_placeholders(two, self._model.config, {sense.name: 2})
+        refusal = refusal_of(self._model, two)
+        told = None if refusal is None else told_counts(refusal.message)
+        return 1 if told is None or told[0] != sense.name else told[2] // self._batch(plan)
 
     def _batch(self, plan: InputPlan) -> int:
         return plan.example.get("batch", 1)
