@@ -52,11 +52,15 @@ _ABOUT_SIZES = (
     "must match the size",
     "not in VR",
     "inconsistent min=",
+    "not a subset of src_bound",
 )
 """What torch.export says where a relation between sizes is in the way."""
 
 _MOST_BLOCK = 1024
 """The largest number that is taken for the size of a block."""
+
+_FAR = 2**31
+"""A size that no dimension has: products of such still fit the tracer's integers."""
 
 _SUGGESTION = re.compile(r"(\w+) = Dim\('\1'(?:, min=(\d+))?(?:, max=(\d+))?\)")
 _CONSTANT = re.compile(r"specialized it to be a constant \((\d+)\)")
@@ -179,8 +183,9 @@ def _refusal(
 def _trace(
     spec: ModelSpec, sizes: dict[str, int], defer_guards: bool, branches: Assumptions
 ) -> ExportedProgram:
+    far = _FAR if defer_guards else None
     dims = {
-        name: torch.export.Dim(name, min=d.min, max=d.max) if d.max != d.min else None
+        name: torch.export.Dim(name, min=d.min, max=d.max or far) if d.max != d.min else None
         for name, d in spec.dims.items()
     }
     inputs = spec.sample(sizes, seed=0)

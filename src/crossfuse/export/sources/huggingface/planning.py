@@ -21,6 +21,7 @@ from crossfuse.export.sources.huggingface.placeholders import (
     token_of,
     told_counts,
 )
+from crossfuse.export.sources.huggingface.read_lengths import hold_read_lengths
 from crossfuse.export.sources.huggingface.rope_positions import put_positions
 from crossfuse.export.sources.huggingface.trial import Refusal, draws, narrow, refusal_of
 
@@ -92,6 +93,7 @@ class _Search:
             self._left -= 1
             refusal = self._refusal(plan)
             if refusal is None:
+                hold_read_lengths(self._model, plan)
                 narrow(self._model, plan)
                 return put_positions(self._model, plan, self._takes)
             self._said.append(refusal)
