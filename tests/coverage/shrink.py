@@ -423,9 +423,9 @@ def _composed(kind: Any, sizes: Sizes) -> dict[str, Any]:
 def _rotary(kind: Any, own: Mapping[str, Any]) -> dict[str, Any]:
     """Rotary positions of three axes whose parts fit the head."""
     by_layer = any(f.name == "rope_parameters" and "dict[str" in str(f.type) for f in fields(kind))
-    if by_layer or "mrope_section" not in (
-        getattr(kind, "ignore_keys_at_rope_validation", None) or ()
-    ):
+    if by_layer:
+        return _rotary_by_layer(kind)
+    if "mrope_section" not in (getattr(kind, "ignore_keys_at_rope_validation", None) or ()):
         return {}
     set_by_default = own.get("rope_parameters")
     base = set_by_default if isinstance(set_by_default, dict) else {"rope_type": "default"}
@@ -433,6 +433,18 @@ def _rotary(kind: Any, own: Mapping[str, Any]) -> dict[str, Any]:
     side = turned * 3 // 8
     sections = [side, side, turned - 2 * side]
     return {"rope_parameters": {"rope_theta": 10000.0, **base, "mrope_section": sections}}
+
+
+def _rotary_by_layer(kind: Any) -> dict[str, Any]:
+    """Rotary positions for each kind of layer, where a class has none by default."""
+    try:
+        full = kind()
+        kinds = set(full.layer_types)
+        missing = not kinds <= set(full.rope_parameters or {})
+    except Exception:  # noqa: BLE001 -- a class that checks its defaults, or has one kind of layer
+        return {}
+    plain = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [3, 3, 2]}
+    return {"rope_parameters": {name: dict(plain) for name in kinds}} if missing else {}
 
 
 def _turned_part(kind: Any) -> float:

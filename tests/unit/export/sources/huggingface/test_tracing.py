@@ -78,10 +78,11 @@ def test_modules_that_compute_their_attentions_as_one() -> None:
 
 
 def test_norms_of_packed_heads_are_kept() -> None:
-    vision = {"depth": 1, "hidden_size": 32, "num_heads": 2, "intermediate_size": 17, "out_hidden_size": 16,
-              "patch_size": 4}  # fmt: skip
+    config = GlmOcrVisionConfig(
+        depth=1, hidden_size=32, num_heads=2, intermediate_size=17, out_hidden_size=16, patch_size=4
+    )
     torch.manual_seed(0)
-    model = GlmOcrVisionModel(GlmOcrVisionConfig(**vision)).eval()
+    model = GlmOcrVisionModel(config).eval()
     with torch.no_grad():
         model.blocks[0].attn.q_norm.weight.uniform_(1, 3)
         inputs = {"hidden_states": torch.randn(24, 96), "grid_thw": torch.tensor([[1, 4, 6]])}
