@@ -69,6 +69,7 @@ class Known(torch.Tensor):
             args = (args[0], _by_places(args[1]))
         if func in _TAKE_SIZES:
             args, kwargs = tree_map(as_number, (args, kwargs))
+        args = tuple(_of_numbers(arg) for arg in args)
         args, kwargs = tree_map(_plain, (args, kwargs))
         return func(*args, **kwargs)
 
@@ -81,14 +82,24 @@ def as_number(value: Any) -> Any:
         return value.item()
 
 
+def _of_numbers(value: Any) -> Any:
+    """A list of plain and of known numbers as plain ones."""
+    if not isinstance(value, list | tuple) or not any(type(part) is int for part in value):
+        return value
+    return type(value)(map(as_number, value))
+
+
 def _known(value: Any) -> Any:
     return value.as_subclass(Known) if isinstance(value, Tensor) else value
 
 
 def _by_places(index: Any) -> Any:
-    """An index in which known truth values are the places that they say, whose number is known."""
+    """An index in which known truth values are the places that they say, whose number is known, and
+    known ends of slices are numbers."""
     placed: list[Any] = []
     for part in index if isinstance(index, tuple) else (index,):
+        if isinstance(part, slice):
+            part = slice(*map(as_number, (part.start, part.stop, part.step)))
         by_truth = isinstance(part, Known) and part.dtype is torch.bool
         placed.extend(torch.nonzero(part, as_tuple=True) if by_truth else [part])
     return tuple(placed)
@@ -119,6 +130,19 @@ def _arange_of(arange: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return known
 
 
+def _tensor_of(as_tensor: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """``as_tensor``, which leaves known tensors as they are: it is no function that a subclass is
+    asked about."""
+
+    def known(data: Any, *args: Any, **kwargs: Any) -> Tensor:
+        if not isinstance(data, Known):
+            return as_tensor(data, *args, **kwargs)
+        dtype = kwargs.get("dtype", args[0] if args else None)
+        return data if dtype is None else data.to(dtype)
+
+    return known
+
+
 def says_sizes(name: str, tensor: Tensor) -> bool:
     """An input that only says how large images are."""
     return name.endswith(_SIZES) and not tensor.is_floating_point() and tensor.ndim == 2
@@ -136,7 +160,8 @@ def fix_sizes(model: nn.Module, sizes: Mapping[str, Any]) -> None:
 
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         kwargs |= {name: Known.of(values) for name, values in known.items()}
-        with replaced(torch, "arange", _arange_of(torch.arange)):
+        arange, as_tensor = _arange_of(torch.arange), _tensor_of(torch.as_tensor)
+        with replaced(torch, "arange", arange), replaced(torch, "as_tensor", as_tensor):
             return original(self, *args, **kwargs)
 
     forward.__signature__ = inspect.signature(original)  # type: ignore[attr-defined]

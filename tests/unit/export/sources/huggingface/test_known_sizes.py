@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from crossfuse.export.sources.huggingface.known_sizes import (
@@ -109,12 +110,14 @@ class Grids(nn.Module):
 
     def forward(self, pixel_values: Tensor, image_sizes: Tensor) -> Tensor:
         sides = [(size[0] // 2, size[1] // 2) for size in image_sizes]
-        parts = pixel_values.split([int(height * width) for height, width in sides])
+        counts = torch.as_tensor(image_sizes, device=pixel_values.device) // 2
+        parts = pixel_values.split(counts.prod(-1).tolist())
+        most = (image_sizes[:, 0] // 2).max()
         grids = [
-            part.view(height, width, 4).sum(0)
+            F.pad(part.view(height, width, 4), (0, 0, 0, 0, 0, most - height)).sum(0)
             for part, (height, width) in zip(parts, sides, strict=True)
         ]
-        return torch.cat(grids)
+        return torch.cat(grids)[: sides[0][1] + sides[1][1]]
 
 
 def test_sides_of_grids_are_numbers() -> None:
