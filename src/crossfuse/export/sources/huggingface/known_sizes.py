@@ -64,7 +64,8 @@ class Known(torch.Tensor):
         if all(isinstance(tensor, Known) for tensor in tensors):
             with _disable_current_modes(), torch._C.DisableTorchFunctionSubclass():
                 result = func(*args, **kwargs)
-            return tree_map(_known, result)
+            several = isinstance(result, list | tuple)
+            return tree_map(_known, result) if several else _known(result)
         if func is Tensor.__getitem__:
             args = (args[0], _by_places(args[1]))
         if func in _TAKE_SIZES:
