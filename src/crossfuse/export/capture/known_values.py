@@ -126,7 +126,8 @@ class _KnownValues(TorchFunctionMode):
             )
         elif tensors and isinstance(result, Tensor) and all(id(t) in self._even for t in tensors):
             first = self._even[id(tensors[0])][1]
-            number = self._number(func, args, kwargs, first.to(result.dtype))
+            first = self._aside(Tensor.to, (first, result.dtype), {})
+            number = self._number(func, args, kwargs, first)
             judged = func in _JUDGED and not result.ndim
             if number is not None and (judged or func not in _JUDGED):
                 (self._known if judged else self._even)[id(result)] = (result, number)

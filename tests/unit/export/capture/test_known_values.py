@@ -99,6 +99,7 @@ class AllThere(nn.Module):
         if self._written:
             rows[0] = x[0, 0] > 0
         there = torch.ones(x.shape) * rows.expand(size=(x.shape[1], x.shape[0])).T
+        x = x * torch.ones(x.shape, dtype=torch.int64).to(x.dtype)
         half = (there * 0.5).to(torch.int64)
         if there.any() and not half.any():
             return x * there
