@@ -23,7 +23,7 @@ LARGEST = 5_000_000
 """Parameters that a tiny model has at most."""
 
 LAYERS, WIDTH, HEADS, HEAD, VOCABULARY, POSITIONS = 2, 64, 4, 16, 160, 160
-CODES, GROUPS = 48, 32
+CODES, GROUPS = 32, 32
 """Entries of codebooks, and groups of the norms of convolutional encoders, which no field says."""
 
 HEADS_BY_TASK = (
@@ -126,7 +126,8 @@ _NUMBERS: tuple[tuple[str, Callable[[int, Part], int]], ...] = (
     (r"num_embeddings$", _least(VOCABULARY)),
     (r"^first_k_dense_replace$|^num_nextn|mtp_layers$", _least(1)),
     (r"^(n_group|topk_group)$", lambda value, part: 1),
-    (r"(experts_per_tok|_topk|^moe_topk|^top_k|num_selected_experts)$", _least(2)),
+    (r"^index_topk$", _kept),
+    (r"(experts_per_tok|_topk|^moe_topk|^moe_k|^top_k|num_selected_experts)$", _least(2)),
     (r"shared_experts$", _least(1)),
     (r"experts$", _least(4)),
     (r"^pos_emb_(height|width)$|num_grid_per_side", _least(8)),
@@ -380,6 +381,9 @@ def _told_by_others(own: Mapping[str, Any], made: Mapping[str, Any]) -> dict[str
         told["intermediate_size"] = int(made["hidden_size"] / own["pixel_shuffle_ratio"] ** 2)
     if "intermediate_layers_indices" in own and "vision_output_dim" in own:
         told["vision_output_dim"] = made["hidden_size"] * 2
+    inner, width = (own.get(name) for name in ("intermediate_size", "hidden_size"))
+    if isinstance(inner, int) and isinstance(width, int) and 0 < 2 * inner <= width:
+        told["intermediate_size"] = max(made["hidden_size"] * inner // width, 1)
     backbone = made.get("backbone_config")
     if "encoder_in_channels" in own and hasattr(backbone, "embed_dim"):
         told["encoder_in_channels"] = [
