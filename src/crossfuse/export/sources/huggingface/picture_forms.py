@@ -111,7 +111,7 @@ def _side(config: Any) -> tuple[int, int, int, int]:
     part = vision_config(config)
     channels = int(find(part, "in_channels", "num_channels", "in_chans") or 3)
     patch = _one(find(part, "patch_size", "spatial_patch_size") or 14)
-    frames = _one(find(part, "temporal_patch_size") or 1)
+    frames = _one(find(part, "temporal_patch_size", "patch_temporal") or 1)
     merged = find(config, "spatial_merge_size", "merge_size", "merge_kernel_size") or 1
     return channels, patch, frames, _one(merged)
 
@@ -286,6 +286,7 @@ PICTURE_FORMS: Mapping[str, tuple[Callable[..., None], ...]] = {
         _packed("pixel_values", "image_grid_thw", True),
         _packed("pixel_values", "image_grid_thw", False),
         _packed("pixel_values", "image_grid_thw", True, stacked=True),
+        _packed("pixel_values", "image_grid_thw", False, stacked=True),
         _packed("pixel_values", "grid_thw", True),
         _packed("pixel_values", "grid_thw", False),
         _packed("pixel_values", "image_grid_hw", True),
