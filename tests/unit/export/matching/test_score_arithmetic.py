@@ -62,8 +62,8 @@ def test_what_is_the_same_for_a_whole_row_changes_no_softmax() -> None:
     )
     assert absorb(ChainNode(node_of(model, "Sub"), 0), SCORES) == shifted
     model = parse(
-        f"""{INPUTS} => (float[b, l, s] y) {{ m = ReduceMax<keepdims = 0>(a, last)
-        x = Unsqueeze(m, last) y = Sub(a, x) }}""",
+        f"""{INPUTS} => (float[b, l, s] y) {{ peak = ReduceMax<keepdims = 0>(a, last)
+        x = Unsqueeze(peak, last) y = Sub(a, x) }}""",
         last=[-1],
     )
     assert absorb(ChainNode(node_of(model, "Sub"), 0), SCORES) == shifted
