@@ -182,7 +182,7 @@ def _is_own(filename: str) -> bool:
 @contextmanager
 def assumed(assumptions: Assumptions) -> Iterator[None]:
     """Take branches as assumed, for a while."""
-    truth = torch.SymBool.__bool__
+    truth: Callable[[torch.SymBool], bool] = vars(torch.SymBool)["__bool__"]
 
     def checked(self: torch.SymBool) -> bool:
         try:

@@ -52,7 +52,8 @@ _FILLED: dict[Any, Callable[..., Tensor]] = {torch.ones: torch.ones, torch.zeros
 _SHAPED = frozenset(
     {
         *(Tensor.expand, Tensor.view, Tensor.reshape, Tensor.transpose, Tensor.permute),
-        *(Tensor.unsqueeze, Tensor.contiguous, Tensor.to, Tensor.T.__get__, Tensor.mT.__get__),
+        *(Tensor.unsqueeze, Tensor.contiguous, Tensor.to),
+        *(Tensor.T.__get__, Tensor.mT.__get__),  # type: ignore[attr-defined]
         *(torch.unsqueeze, torch.reshape, torch.transpose),
     }
 )
@@ -143,7 +144,8 @@ class _KnownValues(TorchFunctionMode):
         ):
             return None
         args, kwargs = tree_map_only(Tensor, lambda t: self._even[id(t)][1], (args, kwargs))
-        return self._aside(func, args, kwargs)
+        number: Tensor = self._aside(func, args, kwargs)
+        return number
 
     def _aside(self, func: Any, args: Any, kwargs: Any) -> Any:
         """A call that no trace sees."""
