@@ -12,9 +12,9 @@ Rules:
 other way.
 3. A branch whose other way no sample takes is refused, with its place: nothing would compare it.
 A branch that ends the other way in an error needs no sample.
-4. A check of sizes that values decide (``if x[mask].numel() != features.numel(): raise``) is taken
-to hold: the branch goes where it ends in an error, and is turned around. Where it doesn't end in
-one, the tracer's own refusal stands.
+4. A check of numbers that values decide (``if x[mask].numel() != features.numel(): raise``) is
+taken to hold: the branch is true, and then false, and where one of these ends in an error it goes
+the other way. Where neither does, the tracer's own refusal stands.
 
 It must not fire on any other value: a sum, a maximum, a comparison of two numbers.
 """
@@ -65,13 +65,16 @@ class Assumptions:
     Attributes:
         ways: place → the value that it is taken to have.
         turned: places whose first way ends in an error.
-        unproven: checks of sizes that values decide → what the tracer says of them; until they are
-            turned.
+        unproven: checks of numbers that values decide, taken as true → what the tracer says.
+        doubted: those that end in no error so, taken as false.
+        proven: those that end in one then, and are true.
     """
 
     ways: dict[Place, bool] = field(default_factory=dict)
     turned: set[Place] = field(default_factory=set)
     unproven: dict[Place, Exception] = field(default_factory=dict)
+    doubted: dict[Place, Exception] = field(default_factory=dict)
+    proven: set[Place] = field(default_factory=set)
 
     def taken(self, place: Place, general: bool) -> bool:
         """The way of a branch, whose general one is this."""
@@ -82,6 +85,9 @@ class Assumptions:
     def turn_last(self) -> bool:
         """Take the last branch the other way; whether there is one that was not turned yet."""
         last = next(reversed(self.ways), None)
+        if last is not None and last in self.doubted:
+            self._settle(last)
+            return True
         if last is None or last in self.turned or len(self.turned) >= _MOST:
             return False
         self.turned.add(last)
@@ -91,17 +97,35 @@ class Assumptions:
 
     def cause_of(self, error: Exception) -> Exception:
         """What is to be said of an error in a trace: what was assumed without proof, before it."""
-        return next(iter(self.unproven.values()), error)
+        return next(iter((*self.unproven.values(), *self.doubted.values())), error)
 
-    def prove(self) -> None:
-        """Raise what the tracer says of the first check that was assumed without proof."""
-        for error in self.unproven.values():
+    def doubt(self) -> bool:
+        """Whether there is a check that is true without proof: it is false from now on.
+
+        Raises:
+            Exception: what the tracer says of a check that may be either.
+        """
+        for error in self.doubted.values():
             raise error
+        for place, error in self.unproven.items():
+            self.doubted[place] = error
+            self.turned.add(place)
+            self.unproven, self.ways = {}, {}
+            return True
+        return False
+
+    def _settle(self, place: Place) -> None:
+        """A check that ends in an error where it is false is true."""
+        del self.doubted[place]
+        self.turned.remove(place)
+        self.proven.add(place)
+        self.ways = {place: True}
 
     @property
     def open(self) -> list[Place]:
         """Branches whose other way doesn't end in an error."""
-        return [place for place in self.ways if place not in self.turned]
+        settled = self.turned | self.proven
+        return [place for place in self.ways if place not in settled]
 
 
 class _Branches(TorchFunctionMode):
@@ -191,7 +215,7 @@ def assumed(assumptions: Assumptions) -> Iterator[None]:
             if _is_own(sys._getframe(1).f_code.co_filename):
                 raise
             place = _place()
-            if place not in assumptions.turned:
+            if place not in assumptions.turned | assumptions.proven:
                 assumptions.unproven[place] = error
             return assumptions.taken(place, True)
 

@@ -134,6 +134,8 @@ def _traced(spec: ModelSpec, way: _Way, blocks: set[int]) -> tuple[ExportedProgr
         with watched_guards(sizes, spec.dims, own_proofs=own_proofs) as log:
             try:
                 program = _trace(spec, sizes, way.deferred, branches)
+                if branches.doubt():
+                    continue
             # torch.export raises many unrelated types, each of which means "can't be traced"
             except Exception as error:
                 if isinstance(error, AssertionError | ValueError) and branches.turn_last():
@@ -223,7 +225,6 @@ def _trace(
             strict=False,
             prefer_deferred_runtime_asserts_over_guards=defer_guards,
         )
-    branches.prove()
     # What only a check of the model's code reads may have no translation.
     program.graph.eliminate_dead_code()
     return program

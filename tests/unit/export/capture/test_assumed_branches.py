@@ -96,6 +96,21 @@ def test_a_check_of_sizes_that_ends_in_an_error_is_taken_to_hold() -> None:
     assert torch.equal(program.module()(**spec.inputs)[0], spec.module(**spec.inputs))
 
 
+class Asserted(nn.Module):
+    """The numbers of a mask are no larger than there is room."""
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        assert mask.sum(-1).max().item() <= x.shape[1]
+        return x * mask
+
+
+def test_an_assertion_on_values_is_taken_to_hold() -> None:
+    spec = spec_of(Asserted())
+    program, found = capture(spec)
+    assert torch.equal(program.module()(**spec.inputs)[0], spec.module(**spec.inputs))
+    assert not found.examples
+
+
 def test_sizes_that_choose_between_ways_are_refused() -> None:
     with pytest.raises(InputError, match="data-dependent"):
         capture(counted(strict=False))
