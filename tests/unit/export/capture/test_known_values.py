@@ -101,7 +101,9 @@ class AllThere(nn.Module):
         there = torch.ones(x.shape) * rows.expand(size=(x.shape[1], x.shape[0])).T
         x = x * torch.ones(x.shape, dtype=torch.int64).to(x.dtype)
         half = (there * 0.5).to(torch.int64)
-        if there.any() and not half.any():
+        if not self._written and half.any():
+            return x - 1
+        if there.any():
             return x * there
         return x + 1
 
