@@ -21,7 +21,7 @@ from crossfuse.parity.half_precision import HALF_DTYPES, half_errors
 from crossfuse.parity.policy import believed_error, output_error
 from crossfuse.parity.reference import ReferencePoint, ReferenceSet
 from crossfuse.parity.samples import Sample, example_sample, given_sample, made_sample
-from crossfuse.parity.shape_points import TAILS, Planned, planned_points, quick_points
+from crossfuse.parity.shape_points import TAILS, Planned, planned_points, quick_points, rows_of
 from crossfuse.parity.tables import tables_seen
 from crossfuse.spec.imitation import Draw, Table
 from crossfuse.spec.model_spec import ModelSpec
@@ -52,11 +52,17 @@ def eager_reference(
         example_sample(spec, inputs, i, shared_batch)
         for i, inputs in enumerate((spec.inputs, *spec.examples))
     ]
-    tables = _tables(spec)
     runner = EagerModule(spec, examples[0].whole)
+    watched = _watched_tables(spec) if runner.tables is None else runner.tables
+    tables = watched | {name: Table(rows) for name, rows in spec.vocabulary.items()}
     kinds = spec.kinds()
     planned = planned_points(
-        spec.dims, spec.example_sizes, kinds.values(), Draw(tables=tables), shared_batch
+        spec.dims,
+        spec.example_sizes,
+        kinds.values(),
+        Draw(tables=tables),
+        shared_batch,
+        rows_of(spec.axes),
     )
     found, samples, notes = [], [], []
     if quick:
@@ -179,8 +185,8 @@ def _notes(plan: Planned, refused: list[tuple[Draw, str]], used: Draw | None) ->
     return [f"not checked at {_sizes_text(plan.sizes) or 'the fixed sizes'}: {reasons}; {instead}"]
 
 
-def _tables(spec: ModelSpec) -> dict[str, Table]:
-    """What ids look up: as the spec says, or as one eager run shows."""
+def _watched_tables(spec: ModelSpec) -> dict[str, Table]:
+    """What ids look up, of a module that has no run in float64 to watch: as one more run shows."""
     try:
         with (
             torch.no_grad(),
@@ -200,8 +206,8 @@ def _tables(spec: ModelSpec) -> dict[str, Table]:
         AttributeError,
     ):
         # A module that can't be watched; whether it can be run is told at the first point.
-        tables = {}
-    return tables | {name: Table(rows) for name, rows in spec.vocabulary.items()}
+        return {}
+    return tables
 
 
 def _point(sample: Sample, results: EagerResults) -> ReferencePoint:

@@ -27,7 +27,9 @@ from crossfuse.export.capture.module_state import ModuleState
 from crossfuse.export.sources.onnx_file.module import OnnxModule
 from crossfuse.parity.double_masks import DoubleMasks
 from crossfuse.parity.dtype_limits import limits_of
+from crossfuse.parity.tables import tables_seen
 from crossfuse.parity.wide_products import WideProducts
+from crossfuse.spec.imitation import Table
 from crossfuse.spec.model_spec import ModelSpec
 
 __all__ = ["EagerModule", "EagerResults"]
@@ -63,11 +65,14 @@ class EagerModule:
     Attributes:
         dtype: of the reference: ``float64`` or ``float32``.
         reason: why the reference is not plain float64 of a float32 model; empty where it is.
+        tables: what the first inputs look up, by name, as the run in float64 showed; None where
+            nobody could watch one.
     """
 
     def __init__(self, spec: ModelSpec, first: Mapping[str, Tensor]) -> None:
         self.spec = spec
         self.dtype, self.reason = "float64", ""
+        self.tables: dict[str, Table] | None = None
         self._double: nn.Module | None = None
         self._states: dict[nn.Module, ModuleState] = {spec.module: ModuleState(spec.module)}
         self._tried: tuple[Mapping[str, Tensor], dict[str, NDArray[Any]] | None] | None = None
@@ -77,7 +82,7 @@ class EagerModule:
             self._give_up(f"can't be copied to float64: {cause_of(error)}")
         else:
             self._states[self._double] = ModuleState(self._double)
-            self._tried = first, self._in_double(first)
+            self._tried = first, self._watched(self._double, first)
         half = half_source(spec.module)
         if half is not None:
             about = f"the source's weights are {half}, computed here in {self.dtype}"
@@ -94,6 +99,18 @@ class EagerModule:
         if truth is None:
             truth = self._in_wide_products(inputs, single)
         return EagerResults(single, truth)
+
+    def _watched(
+        self, double: nn.Module, first: Mapping[str, Tensor]
+    ) -> dict[str, NDArray[Any]] | None:
+        """The float64 module's results, with `tables` noted where it can be watched."""
+        try:
+            with tables_seen(double, first) as tables:
+                results = self._double_results(double, first)
+        except Exception:  # noqa: BLE001 -- the user's code, which may refuse to be watched in any way
+            return self._in_double(first)
+        self.tables = tables
+        return results
 
     @without_fast_paths()
     def _call(self, module: nn.Module, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -133,13 +150,18 @@ class EagerModule:
             _, results = self._tried
             self._tried = None
             return results
-        given = {name: t.double() if t.is_floating_point() else t for name, t in inputs.items()}
         try:
-            with limits_of(self.spec.module, self.spec.inputs.values()), DoubleMasks():
-                return _arrays(self._call(self._double, given))
+            return self._double_results(self._double, inputs)
         except Exception as error:  # noqa: BLE001 -- the user's code, which may refuse float64 in any way
             self._give_up(f"does not run in float64: {cause_of(error)}")
             return None
+
+    def _double_results(
+        self, double: nn.Module, inputs: Mapping[str, Tensor]
+    ) -> dict[str, NDArray[Any]]:
+        given = {name: t.double() if t.is_floating_point() else t for name, t in inputs.items()}
+        with limits_of(self.spec.module, self.spec.inputs.values()), DoubleMasks():
+            return _arrays(self._call(double, given))
 
     def _give_up(self, why: str) -> None:
         self._states = {self.spec.module: self._states[self.spec.module]}

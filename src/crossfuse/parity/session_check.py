@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -17,8 +17,9 @@ from crossfuse.core.tensors import NEXT, POSITION, names_of
 from crossfuse.errors import Advice, BundleError, InputError, ParityError, Said
 from crossfuse.parity.given import whole_boundary
 from crossfuse.parity.low_precision import BESIDE_A_METRIC, PLAIN, Limits
-from crossfuse.parity.reference import ReferenceSet, check_reference, load_reference
+from crossfuse.parity.reference import ReferencePoint, ReferenceSet, check_reference, load_reference
 from crossfuse.parity.report import ParityReport, compare
+from crossfuse.runtime.context import Context
 from crossfuse.runtime.load import load
 from crossfuse.runtime.options import SessionOptions
 from crossfuse.runtime.session import Session
@@ -92,8 +93,9 @@ def check_session(
     if _takes_many(session):
         checks["prompts, then steps"] = _prompts
     outputs = dict(report.outputs)
+    ends = [_encoded(session, reference.points[i]) for i in (0, -1)]
     for how, decoded in checks.items():
-        found = _check_decoding(session, reference, decoded, (precision, limits))
+        found = _check_decoding(session, reference, ends, decoded, (precision, limits))
         outputs |= {f"{name}, {how}": outcome for name, outcome in found.outputs.items()}
     return replace(report, outputs=outputs)
 
@@ -143,29 +145,40 @@ def _require_same_model(session: Session, reference: ReferenceSet) -> None:
         raise InputError("the reference set is empty", do="Export the bundle again")
 
 
+class _Encoded(NamedTuple):
+    """A point, and the context of its inputs."""
+
+    point: ReferencePoint
+    context: Context
+
+
+def _encoded(session: Session, point: ReferencePoint) -> _Encoded:
+    names = names_of(session.stages["context"].inputs)
+    with _on_reference_inputs(session.target, point.inputs):
+        return _Encoded(point, session.encode({name: point.inputs[name] for name in names}))
+
+
 def _check_decoding(
     session: Session,
     reference: ReferenceSet,
+    ends: Sequence[_Encoded],
     decoded: Callable[[Session, DecodingState, _Tokens], dict[str, Any]],
     judged: tuple[str, Limits],
 ) -> ParityReport:
-    """Parity of decoding in some way with the eager model over whole sequences, at the first and
-    the last point."""
+    """Parity of decoding in some way with the eager model over whole sequences, at some points."""
     assert session.decode is not None
     token = session.decode.tokens
-    context_inputs = names_of(session.stages["context"].inputs)
     kept = [spec.name for spec in session.stages["step"].outputs if not spec.name.startswith(NEXT)]
 
     def run(inputs: Mapping[str, Any]) -> dict[str, Any]:
+        context = next(end.context for end in ends if end.point.inputs is inputs)
         with _on_reference_inputs(session.target, inputs):
-            context = session.encode({name: inputs[name] for name in context_inputs})
             state = session.start(context, inputs[token].shape[0])
             beside = {name: inputs[name] for name in state.beside}
             return decoded(session, state, _Tokens(token, inputs[token], beside))
 
-    ends = (reference.points[0], reference.points[-1])
     points = tuple(
-        replace(point, outputs={name: point.outputs[name] for name in kept}) for point in ends
+        replace(end.point, outputs={name: end.point.outputs[name] for name in kept}) for end in ends
     )
     return compare(
         run,

@@ -30,6 +30,7 @@ __all__ = [
     "fan_out_points",
     "planned_points",
     "quick_points",
+    "rows_of",
     "shape_points",
 ]
 
@@ -72,6 +73,7 @@ def planned_points(
     kinds: Iterable[Kind],
     plain: Draw,
     shared_batch: str | None = None,
+    rows: str | None = None,
 ) -> list[Planned]:
     """What is made besides the user's examples.
 
@@ -81,6 +83,7 @@ def planned_points(
         kinds: of the inputs.
         plain: the draw that all others add to; it knows the tables.
         shared_batch: of a split bundle: adds points with several queries per context.
+        rows: as of `shape_points`.
     """
     mild = (plain, replace(plain, tables={}), replace(plain, tables={}, flipped=True))
     holes = replace(plain, masks="holes")
@@ -88,7 +91,7 @@ def planned_points(
     known = list(kinds)
     masked = any(kind.name in ("mask", "additive") for kind in known)
     points = []
-    for i, sizes in enumerate(shape_points(dims, example)[1:]):
+    for i, sizes in enumerate(shape_points(dims, example, rows)[1:]):
         demanding = {1: (extremes, holes, replace(plain, extremes=True)), 2: (nothing, holes)}.get(
             i, ()
         )
@@ -121,27 +124,39 @@ def quick_points(planned: Sequence[Planned]) -> list[Planned]:
     ]
 
 
-def shape_points(dims: Mapping[str, Dim], example: Mapping[str, int]) -> list[dict[str, int]]:
+def rows_of(axes: Mapping[str, Mapping[int, str]]) -> str | None:
+    """The dimension that is the first axis of every input, of inputs' named axes: the batch."""
+    first = {own.get(0) for own in axes.values()}
+    return first.pop() if len(first) == 1 else None
+
+
+def shape_points(
+    dims: Mapping[str, Dim], example: Mapping[str, int], rows: str | None = None
+) -> list[dict[str, int]]:
     """At least four points: the example, all at their minimum, beyond the example, mixtures of
     small and large, and each dimension alone at 0 that may be.
 
     Sizes beyond the example go up to one and a half times its size, so that a wide range doesn't
-    make the check slow. A model without dynamic dimensions gets its one shape four times, with
-    other inputs each time.
+    make the check slow. ``rows``, the first axis of all inputs, goes beyond it at one point alone:
+    each row more costs a whole run of the model. A model without dynamic dimensions gets its one
+    shape four times, with other inputs each time.
     """
     low = {name: dim.min for name, dim in dims.items()}
     high = {
         name: _clamp(dim, example[name] + max(1, example[name] // 2)) for name, dim in dims.items()
     }
     middle = {name: _clamp(dim, example[name] + 1 | 1) for name, dim in dims.items()}
+    few = high
+    if rows is not None and rows in dims:
+        few, middle = high | {rows: example[rows]}, middle | {rows: example[rows]}
     names = list(dims)
     points = [
         dict(example),
         low,
         high,
         middle,
-        {name: (low if i == 0 else high)[name] for i, name in enumerate(names)},
-        {name: (high if i == 0 else low)[name] for i, name in enumerate(names)},
+        {name: (low if i == 0 else few)[name] for i, name in enumerate(names)},
+        {name: (few if i == 0 else low)[name] for i, name in enumerate(names)},
         *({**example, name: 0} for name, dim in dims.items() if dim.min == 0),
     ]
     distinct: list[dict[str, int]] = []
@@ -156,10 +171,10 @@ def shape_points(dims: Mapping[str, Dim], example: Mapping[str, int]) -> list[di
 def fan_out_points(
     dims: Mapping[str, Dim], example: Mapping[str, int], batch: str
 ) -> list[tuple[dict[str, int], int]]:
-    """Sizes and queries per context: three on one context, and on each of two, where the batch
+    """Sizes and queries per context: three on one context, and two on each of two, where the batch
     allows it. More would tell no more, and the eager model computes each context so many times."""
     points = []
-    for contexts, fan_out in ((1, 3), (2, 3), (1, 2)):
+    for contexts, fan_out in ((1, 3), (2, 2), (1, 2)):
         limit = dims[batch].max
         if limit is None or contexts * fan_out <= limit:
             points.append(({**example, batch: contexts * fan_out}, fan_out))

@@ -57,8 +57,8 @@ class EmptyStage:
         specs = self._spec.outputs
         return [self.empty(shape, s.dtype) for shape, s in zip(shapes, specs, strict=True)]
 
-    def run_into(self, feeds: Mapping[str, Any], kept: Mapping[str, DeviceArray]) -> list[Any]:
-        """Outputs as host arrays, but for those that are written into arrays on the GPU."""
+    def run_into(self, feeds: Mapping[str, Any], kept: Mapping[str, Any]) -> list[Any]:
+        """Outputs as host arrays, but for those that are written into arrays that are there."""
         shapes = self._empty_shapes(feeds)
         if shapes is None:
             return self.inner.run_into(feeds, kept)

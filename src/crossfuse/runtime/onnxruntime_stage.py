@@ -30,7 +30,6 @@ SLOW_FUSIONS = ("SkipLayerNormFusion", "BiasGeluFusion")
 """Fusions whose kernels are slower on the CPU than what they replace: `benchmarks/cpu_fusions.py`
 measures it."""
 
-
 BROKEN_PASSES = ("QDQPropagationTransformer",)
 """Moves quantizers, and gives those that it makes the type of the result as int8, where another
 pass then makes them uint8: such graphs are refused (ONNX Runtime 1.31, opsets from 21 on)."""
@@ -135,8 +134,9 @@ class OrtStage:
             return self.run(feeds)
         return [self._ours(value) for value in self._run_with(feeds, dict.fromkeys(self._outputs))]
 
-    def run_into(self, feeds: Mapping[str, Any], kept: Mapping[str, DeviceArray]) -> list[Any]:
-        """Outputs as host arrays, but for those that are written into arrays on the GPU."""
+    def run_into(self, feeds: Mapping[str, Any], kept: Mapping[str, Any]) -> list[Any]:
+        """Outputs as host arrays, but for those that are written into arrays that are there: on the
+        GPU, or on the host where the session is, where they may be inputs, too."""
         outputs = self._run_with(feeds, kept)
         try:
             return [
@@ -177,10 +177,10 @@ class OrtStage:
         """ONNX Runtime releases its session with the last reference."""
 
     def _run_with(
-        self, feeds: Mapping[str, Any], kept: Mapping[str, DeviceArray | None]
+        self, feeds: Mapping[str, Any], kept: Mapping[str, NDArray[Any] | DeviceArray | None]
     ) -> list[Any]:
-        """Run on any inputs: outputs go to arrays on the GPU, to new memory there (None), or to the
-        host."""
+        """Run on any inputs: outputs go to arrays that are there, to new memory on the GPU (None),
+        or to the host."""
         self._sweep()
         try:
             binding = self._session.io_binding()
@@ -188,14 +188,7 @@ class OrtStage:
             for name in self._outputs:
                 into = kept.get(name)
                 if into is not None:
-                    place = (
-                        "cuda",
-                        self.device,
-                        _element(into.dtype),
-                        list(into.shape),
-                        into.pointer,
-                    )
-                    binding.bind_output(name, *place)
+                    binding.bind_output(name, *_place_of(into, self.device))
                 elif name in kept:
                     binding.bind_output(name, "cuda", self.device)
                 else:
@@ -211,7 +204,9 @@ class OrtStage:
     def _bind_inputs(self, binding: Any, feeds: Mapping[str, Any]) -> None:
         waits = False
         for name, value in feeds.items():
-            if isinstance(value, np.ndarray):
+            if isinstance(value, np.ndarray) and not self.on_device:
+                binding.bind_cpu_input(name, value)
+            elif isinstance(value, np.ndarray):
                 array = value if value.flags.c_contiguous else np.ascontiguousarray(value)
                 binding.bind_ortvalue_input(name, self._ort.OrtValue.ortvalue_from_numpy(array))
             elif value.nbytes:
@@ -342,6 +337,13 @@ _BFLOAT16 = 16  # onnx.TensorProto.BFLOAT16
 _ON_GPU = re.compile(
     r"cuda|cublas|cudnn|cufft|out of memory|failed to allocate|bad.?alloc", re.IGNORECASE
 )
+
+
+def _place_of(array: NDArray[Any] | DeviceArray, gpu: int) -> tuple[Any, ...]:
+    """As `bind_output` takes it."""
+    if isinstance(array, np.ndarray):
+        return "cpu", 0, array.dtype, list(array.shape), array.ctypes.data
+    return "cuda", gpu, _element(array.dtype), list(array.shape), array.pointer
 
 
 def _element(dtype: str) -> Any:

@@ -75,9 +75,9 @@ class Stage(Protocol):
         """Outputs on the engine's device (`DeviceArray` on a GPU), for any mix of host and device
         arrays."""
 
-    def run_into(self, feeds: Mapping[str, Any], kept: Mapping[str, DeviceArray]) -> list[Any]:
-        """Outputs as host arrays, but for those that are written into arrays on the GPU; for
-        engines on one."""
+    def run_into(self, feeds: Mapping[str, Any], kept: Mapping[str, Any]) -> list[Any]:
+        """Outputs as host arrays, but for those that are written into arrays where the engine
+        computes; on the host these may be inputs, too."""
 
     def empty(self, shape: tuple[int, ...], dtype: str) -> DeviceArray:
         """A new array on the GPU, its content undefined; for engines on one."""
@@ -149,9 +149,13 @@ class HostStage:
         """As `run`."""
         return self.run(feeds)
 
-    def run_into(self, feeds: Mapping[str, Any], kept: Mapping[str, DeviceArray]) -> list[Any]:
-        """As `run`: nothing is kept on a GPU."""
-        return self.run(feeds)
+    def run_into(self, feeds: Mapping[str, Any], kept: Mapping[str, Any]) -> list[Any]:
+        """Outputs as host arrays, some of them written into arrays that are there."""
+        outputs = self.run(feeds)
+        for name, array in zip(self.boundary[1], outputs, strict=True):
+            if name in kept:
+                np.copyto(kept[name], array)
+        return [kept.get(n, array) for n, array in zip(self.boundary[1], outputs, strict=True)]
 
     def empty(self, shape: tuple[int, ...], dtype: str) -> DeviceArray:
         """Not asked of an engine that is on no GPU."""

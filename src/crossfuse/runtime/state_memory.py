@@ -23,8 +23,8 @@ __all__ = ["StateMemory"]
 class StateMemory:
     """Tensors of fixed size, one row of each per sequence.
 
-    They are made once. On the CPU a step of one token writes its rows in place; on a GPU there are
-    two sets of them, and a run reads the one and writes the other.
+    They are made once. On the CPU a run writes its rows in place, and copies nothing; on a GPU
+    there are two sets of them, and a run reads the one and writes the other.
 
     Args:
         engine: the step stage.
@@ -76,8 +76,8 @@ class StateMemory:
         Args:
             rows: which.
             given: what else the stage takes, of these alone.
-            binds: whether steps of one token are to be computed in place, which is prepared at the
-                first: for a part that gets many.
+            binds: whether steps of one token are prepared at the first of them: for a part that
+                gets many.
         """
         made = StateMemory(self._engine, (), self._whole, given)
         made.tensors = {name: tensor[rows] for name, tensor in self.tensors.items()}
@@ -107,13 +107,11 @@ class StateMemory:
             the outputs that are no state; those of one token per sequence are overwritten by the
             next run of one token.
         """
-        if self._engine.on_device:
-            return self._run_on_device(feeds)
         several = any(array.ndim == 2 and array.shape[1] != 1 for array in feeds.values())
-        if several or not self._binds:
-            return self._run_on_host(feeds)
+        if several or not self._binds or self._engine.on_device:
+            return self._run(feeds)
         if self._binding is None:
-            self._bind(feeds)
+            return self._run_and_bind(feeds)
         for name, array in feeds.items():
             self._fixed[name][...] = array
         self._engine.run_bound(self._binding)
@@ -147,44 +145,41 @@ class StateMemory:
             return self._engine.empty(shape, dtype).zero()
         return np.zeros(shape, dtype)
 
-    def _run_on_host(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        made = self._engine.run_mixed({**self._given, **feeds, **self.tensors})
+    def _run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """A run of any tokens. The state stays where it is; on a GPU nothing in it changes unless
+        the whole run went well."""
+        on_device = self._engine.on_device
+        into = self._other if on_device else self.tensors
+        kept = {NEXT + name.removeprefix(STATE): array for name, array in into.items()}
+        made = self._engine.run_into({**self._given, **feeds, **self.tensors}, kept)
         named = dict(zip(self._engine.boundary[1], made, strict=True))
-        for name, tensor in self.tensors.items():
-            np.copyto(tensor, named.pop(NEXT + name.removeprefix(STATE)))
-        return named
+        if on_device:
+            self.tensors, self._other = self._other, self.tensors
+        return {name: array for name, array in named.items() if name not in kept}
 
-    def _bind(self, feeds: Mapping[str, NDArray[Any]]) -> None:
-        """Fix inputs and outputs of a step of one token in memory.
+    def _run_and_bind(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """The first step of one token; inputs and outputs of those behind it are fixed in memory.
 
         A state's next value is written where it is: the engine then changes one row and copies
         nothing.
         """
-        self._fixed = {name: np.array(array, order="C") for name, array in feeds.items()}
-        whole = {**self._given, **self._fixed, **self.tensors}
-        names = self._engine.boundary[1]
+        made = self._run(feeds)
         if not self._made:
-            first = dict(zip(names, self._engine.run_mixed(whole), strict=True))
-            self._made.update(self._room(first))
+            self._made.update(self._room(made))
         self._outputs = {name: array[self._rows] for name, array in self._made.items()}
+        for name, array in made.items():
+            self._outputs[name][...] = array
+        self._fixed = {name: np.array(array, order="C") for name, array in feeds.items()}
         ends = [
             self.tensors[STATE + n.removeprefix(NEXT)] if n.startswith(NEXT) else self._outputs[n]
-            for n in names
+            for n in self._engine.boundary[1]
         ]
-        self._binding = self._engine.bind(whole, ends)
+        self._binding = self._engine.bind({**self._given, **self._fixed, **self.tensors}, ends)
+        return self._outputs
 
-    def _room(self, first: Mapping[str, NDArray[Any]]) -> Iterator[tuple[str, NDArray[Any]]]:
+    def _room(self, made: Mapping[str, NDArray[Any]]) -> Iterator[tuple[str, NDArray[Any]]]:
         """Memory for the outputs of all sequences, which parts share."""
         whole = self._rows == slice(0, self._whole)
-        for name, array in first.items():
-            if not name.startswith(NEXT):
-                shape = array.shape if whole else (self._whole, *array.shape[1:])
-                yield name, np.empty(shape, array.dtype)
-
-    def _run_on_device(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """The state stays on the GPU; nothing in it changes unless the whole run went well."""
-        kept = {NEXT + name.removeprefix(STATE): array for name, array in self._other.items()}
-        made = self._engine.run_into({**self._given, **feeds, **self.tensors}, kept)
-        named = dict(zip(self._engine.boundary[1], made, strict=True))
-        self.tensors, self._other = self._other, self.tensors
-        return {name: array for name, array in named.items() if name not in kept}
+        for name, array in made.items():
+            shape = array.shape if whole else (self._whole, *array.shape[1:])
+            yield name, np.empty(shape, array.dtype)

@@ -157,7 +157,9 @@ class Generating:
         settings = checked_parameters(asking.parameters, session.generation)
         given, prompt = self._inputs(asking)
         request = Request(given, asking.request.context_id, asking.request.key)
-        context = self.requests.context(request)
+        with self.engine.aside():
+            # Beside a step it would take long for both: they would share the cores.
+            context = self.requests.context(request)
         ticket = self.engine.submit(context, prompt, notify=notify, **settings)
         if self.processor is None:
             return Stream(ticket, None)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from crossfuse.errors import InputError
 from crossfuse.export.sources.onnx_file.load import onnx_spec
@@ -112,3 +113,34 @@ def test_a_file_that_holds_sizes_as_numbers(tmp_path: Path) -> None:
     other = {"x": torch.randn(3, 3, 4)}
     with pytest.raises(InputError, match="the ONNX file fails: .*narrow the range"):
         runner.run(other)
+
+
+class Looked(Product):
+    """A word per place, added to the product; ``refuses`` to be watched, or float64."""
+
+    def __init__(self, refuses: str) -> None:
+        super().__init__()
+        self.words, self.refuses = nn.Embedding(30, 8), refuses
+
+    def forward(self, x: Tensor, ids: Tensor) -> dict[str, Tensor]:
+        if self.refuses == "watching" and _get_current_dispatch_mode() is not None:
+            raise NotImplementedError("no mode for this operator")
+        if self.refuses == "float64":
+            assert x.dtype == torch.float32
+        return {"y": x @ self.weight + self.words(ids)}
+
+
+@pytest.mark.parametrize("refuses", ["", "watching", "float64"])
+def test_tables_are_seen_in_the_run_that_is_made_anyway(refuses: str) -> None:
+    """Where nobody can watch, the run counts all the same."""
+    module, inputs = Looked(refuses), {"x": X, "ids": torch.tensor([3, 9, 4, 29])}
+    runner = EagerModule(ModelSpec(module, inputs), inputs)
+    if refuses:
+        assert runner.tables is None
+    else:
+        assert runner.tables is not None
+        assert {name: table.rows for name, table in runner.tables.items()} == {"ids": 30}
+    truth = exact(module) + module.words.weight.detach().double()[inputs["ids"]].numpy()
+    results = runner.run(inputs)
+    assert runner.dtype == ("float32" if refuses == "float64" else "float64")
+    np.testing.assert_allclose(results.truth["y"], truth, rtol=1e-6 if refuses else 1e-12)

@@ -20,7 +20,7 @@ from crossfuse.parity.eager import eager_reference
 from crossfuse.parity.policy import output_error
 from crossfuse.parity.reference import ReferencePoint, ReferenceSet, load_reference, save_reference
 from crossfuse.parity.report import compare
-from crossfuse.parity.shape_points import shape_points
+from crossfuse.parity.shape_points import rows_of, shape_points
 from crossfuse.targets.registry import lower
 from graphs_for_tests import run_model
 
@@ -172,6 +172,19 @@ def test_points_vary_every_dimension_and_pad(name: str) -> None:
     reference = eager_reference(spec)
     masks = [a for p in reference.points for k, a in p.inputs.items() if k.endswith("mask")]
     assert any((m == 0).any() for m in masks)
+
+
+def test_rows_go_beyond_the_example_at_one_point_alone() -> None:
+    """Every row more costs a run of the model; no other dimension is spared."""
+    dims = {"batch": Dim("batch", 1, None), "n": Dim("n", 1, 64)}
+    example = {"batch": 4, "n": 10}
+    axes = {"x": {0: "batch", 1: "n"}, "mask": {0: "batch"}}
+    points = shape_points(dims, example, rows_of(axes))
+    assert sorted(point["batch"] for point in points) == [1, 1, 4, 4, 4, 6]
+    assert {point["n"] for point in points} == {1, 10, 11, 15}
+    assert [point["n"] for point in points] == [p["n"] for p in shape_points(dims, example)]
+    assert rows_of({"x": {0: "batch"}, "table": {0: "n"}}) is None
+    assert rows_of({"x": {0: "batch"}, "fixed": {}}) is None
 
 
 def test_points_without_dynamic_dimensions() -> None:

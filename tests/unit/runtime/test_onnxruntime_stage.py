@@ -19,7 +19,7 @@ from crossfuse.runtime.onnxruntime_stage import BROKEN_PASSES, SLOW_FUSIONS, Ort
 from crossfuse.runtime.options import SessionOptions
 from crossfuse.runtime.stage import Stage
 from named_graphs import CONTEXT, OUTPUT, QUERIES, make_inputs, write_graph
-from onnx_building import Graph, normal
+from onnx_building import INT64, Graph, normal
 
 CPU = "CPUExecutionProvider"
 
@@ -61,6 +61,25 @@ def test_a_binding_follows_its_arrays(graph: Path) -> None:
             inputs[name][:] = array
         stage.run_bound(binding)
         np.testing.assert_allclose(row, expected(inputs, graph), atol=1e-5)
+
+
+def test_rows_are_written_into_the_state_that_is_read(tmp_path: Path) -> None:
+    graph = Graph()
+    graph.input("state", ["n", 2])
+    graph.input("at", ["k", 1], INT64)
+    graph.input("rows", ["k", 2])
+    graph.op("ReduceSum", graph.op("ScatterND", "state", "at", "rows", outputs=["next"]),
+             outputs=["y"], keepdims=0)  # fmt: skip
+    graph.output("next", ["n", 2])
+    graph.output("y", [])
+    stage = OrtStage(Path(graph.save(tmp_path / "g.onnx")), CPU, SessionOptions(threads=1))
+    state, fixed = np.ones((4, 2), np.float32), np.full((1, 2), 5, np.float32)
+    fixed.flags.writeable = False
+    feeds = {"state": state, "at": np.array([[2]]), "rows": fixed}
+    following, total = stage.run_into(feeds, {"next": state})
+    assert following is state
+    assert state.tolist() == [[1, 1], [1, 1], [5, 5], [1, 1]]
+    assert float(total) == 16
 
 
 def test_what_the_engine_refuses_is_bad_input(graph: Path) -> None:

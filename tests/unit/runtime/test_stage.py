@@ -47,6 +47,14 @@ def test_a_binding_reads_and_writes_in_place() -> None:
         made.run_bound(made.bind({"x": x}, outputs[:1]))
 
 
+def test_outputs_are_written_where_there_is_room_for_them() -> None:
+    made, x = stage(), np.arange(3.0)
+    double, following = made.run_into({"x": x}, {"next": x})
+    np.testing.assert_array_equal(double, [0, 2, 4])
+    assert following is x
+    np.testing.assert_array_equal(x, [1, 2, 3])
+
+
 def test_what_is_no_stage() -> None:
     class Half:
         provider = "numpy"

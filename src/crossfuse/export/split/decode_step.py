@@ -7,7 +7,8 @@ Rules:
    are written at their places, and a causal attention sees the rows up to a token's own,
    behind those of a context that stand in front of the tokens.
 2. What depends on the number of tokens but not on their content (positions, relative biases, causal
-   masks) is computed for the full length, which is constant, and its rows at the places are taken.
+   masks) is computed for the full length, which is constant, and its rows at the places are taken;
+   where it is another in each run, of what it is computed from.
 3. Another input beside the tokens, ``[batch, tokens]``, such as their mask, becomes state of the
    full length as well: what is made of it is computed for all places.
 4. Everything else works token by token and stays as it is.
@@ -20,17 +21,18 @@ sequences.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
-import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import NameFixPass, RemoveUnusedNodesPass
-from onnx_ir.tape import Tape
 
-from crossfuse.core.dimensions import rename, size_at, symbols_in
+from crossfuse.core.dimensions import rename, symbols_in
 from crossfuse.core.tensors import NEW_TOKENS, NEXT, POSITION, STATE
 from crossfuse.errors import InputError
 from crossfuse.export.split.dependence import shape_symbols, shape_window
+from crossfuse.export.split.full_length import FullLength
+from crossfuse.export.split.row_operands import Operand, row_operands
 from crossfuse.export.split.token_places import Alignment, TokenPlaces, behind, in_front
 from crossfuse.graph.attention_node import AttentionNode, attentions, is_attention, role_at
 from crossfuse.graph.builder import GraphBuilder
@@ -85,7 +87,7 @@ class _Stepper:
         of_beside: what depends on their content, and not on the tokens'.
         needs: of other values, whether their computation reads the number of tokens, or what is
             beside them.
-        full: values computed for the state's whole length, by what they stand for.
+        full: values computed for the state's whole length.
         rows: rows at the places, by table and alignment.
         states: of the attentions over the tokens, and of what is beside these.
         places: of the new tokens.
@@ -99,7 +101,7 @@ class _Stepper:
         self.of_beside = set(self.beside)
         self.needs: dict[ir.Value, bool] = dict.fromkeys(self.beside, True)
         self._follow_tokens()
-        self.full: dict[ir.Value, ir.Value] = {}
+        self.full = FullLength(self.graph, self.axis, length, self.moving, self.needs, self._cannot)
         self.rows: dict[tuple[object, ...], ir.Value] = {}
         self.states: list[_State] = []
         batch = dim_of(self.source, 0)
@@ -115,7 +117,7 @@ class _Stepper:
         first = next(iter(self.graph))
         head = GraphBuilder()
         for value in self.beside:
-            self.full[value] = self._state(head, value, str(value.name)).outgoing
+            self.full.values[value] = self._state(head, value, str(value.name)).outgoing
         head.insert_before(first)
         for node in list(self.graph):
             if any(out in self.moving for out in node.outputs):
@@ -187,7 +189,7 @@ class _Stepper:
                 continue
             if self.axis not in shape_symbols(value):
                 if value in self.of_beside:
-                    node.replace_input_with(index, self._full(value, node))
+                    node.replace_input_with(index, self.full.of(value, node))
                 continue
             counts_keys = over_tokens and role_at(node, index) in ("mask", "bias")
             row = self._row(value, node, index, keys=counts_keys)
@@ -239,23 +241,59 @@ class _Stepper:
         dims = dims_of(value) or []
         last = len(dims) - 1 if keys else len(dims)
         axes = [axis for axis in range(last) if dims[axis] == self.axis]
-        counted = dims[:last] if self._at_length(dims[-1]) is not None else dims
+        counted = dims[:last] if self.full.at_length(dims[-1]) is not None else dims
         merged = [dim for dim in counted if dim != self.axis and self.axis in symbols_in(dim)]
         if merged:
             raise self._cannot("a size is merged with the token axis", merged[0])
-        table = self._full(value, node)
         if not axes:
-            return table
+            return self.full.of(value, node)
         if len(axes) > 1:
             why = "a table of tokens by tokens is used outside an attention over them"
             raise self._cannot(why, value.name)
-        at = self._alignment(value, node, index, axes[0])
+        return self._rows_at(value, node, self._alignment(value, node, index, axes[0]))
+
+    def _rows_at(self, value: ir.Value, before: ir.Node, at: Alignment) -> ir.Value:
+        """The rows of a table, or of what it is computed from, made in front of a node."""
         key = (value, at.rank, at.batch, at.tokens, dim_of(at.like, at.batch_of))
         if key not in self.rows:
-            build = GraphBuilder()
-            self.rows[key] = self.places.rows(build, table, at)
-            build.insert_before(node)
+            alone = dim_of(at.like, at.batch_of) == self.places.batch
+            operands = row_operands(value, at, self.axis) if alone else None
+            if operands is None:
+                build, table = GraphBuilder(), self.full.of(value, before)
+                self.rows[key] = self.places.rows(build, table, at)
+                build.insert_before(before)
+            else:
+                self.rows[key] = self._computed(value, before, at, operands)
         return self.rows[key]
+
+    def _computed(
+        self, value: ir.Value, before: ir.Node, at: Alignment, operands: Sequence[Operand]
+    ) -> ir.Value:
+        """A table's node over the rows of its operands."""
+        inputs = [self._operand(one, before) for one in operands]
+        node = value.producer()
+        assert node is not None
+        made = ir.Node(node.domain, node.op_type, inputs, list(node.attributes.values()))
+        made.metadata_props.update(node.metadata_props)
+        self.graph.insert_before(before, made)
+        sizes = [self.full.long(dim) for dim in dims_of(value) or []]
+        made.outputs[0].shape = self.places.shape_of(sizes, at)
+        made.outputs[0].type = value.type
+        return made.outputs[0]
+
+    def _operand(self, one: Operand, before: ir.Node) -> ir.Value | None:
+        """Rows of an operand, or all of it."""
+        if one.value is None:
+            return None
+        if one.rows is not None:
+            return self._rows_at(one.value, before, one.rows)
+        table = self.full.of(one.value, before)
+        if one.batch is None:
+            return table
+        build = GraphBuilder()
+        found = self.places.spread(build, table, one.batch)
+        build.insert_before(before)
+        return found
 
     def _alignment(self, value: ir.Value, node: ir.Node, index: int, axis: int) -> Alignment:
         """How a table is aligned with the tokens that a node uses it for."""
@@ -273,55 +311,6 @@ class _Stepper:
             raise self._cannot("sequences are not told apart where places count", value.name)
         return Alignment(len(dims), batch, tokens, like, batch)
 
-    def _full(self, value: ir.Value, before: ir.Node) -> ir.Value:
-        """The value computed for the state's whole length."""
-        if value in self.full or value in self.moving:
-            return self.full.get(value, value)
-        node = value.producer()
-        if node is None or not (self.needs.get(value, False) or self.axis in shape_symbols(value)):
-            return value
-        if node.op_type == "Shape":
-            return self._full_sizes(node, before)
-        inputs = [v if v is None else self._full(v, before) for v in node.inputs]
-        attributes, count = list(node.attributes.values()), len(node.outputs)
-        copy = ir.Node(node.domain, node.op_type, inputs, attributes, num_outputs=count)
-        copy.metadata_props.update(node.metadata_props)
-        self.graph.insert_before(before, copy)
-        for old, new in zip(node.outputs, copy.outputs, strict=True):
-            new.type = old.type
-            if old.shape is not None:
-                dims = (dim_of(old, axis) for axis in range(len(old.shape)))
-                new.shape = ir.Shape([self._long(dim) for dim in dims])
-            self.full[old] = new
-        return self.full[value]
-
-    def _full_sizes(self, node: ir.Node, before: ir.Node) -> ir.Value:
-        """What a ``Shape`` reads where the sequence has the state's whole length."""
-        value, tape = node.outputs[0], Tape()
-        window = enumerate(shape_window(node))
-        parts = [self._size(tape, dim, node, index) for index, dim in window]
-        made = parts[0] if len(parts) == 1 else tape.op("Concat", parts, attributes={"axis": 0})
-        made.shape, made.type = value.shape, value.type
-        self.graph.insert_before(before, tape.nodes)
-        self.full[value] = made
-        return made
-
-    def _size(self, tape: Tape, dim: int | str | None, node: ir.Node, index: int) -> ir.Value:
-        at_length = self._at_length(dim) if self.axis in symbols_in(dim) else None
-        if at_length is not None:
-            return self._constant(tape, [at_length])
-        if self.axis in symbols_in(dim):
-            raise self._cannot("a size is merged with the token axis", dim)
-        start = (node.attributes.get_int("start", 0) or 0) + index
-        return tape.op("Shape", list(node.inputs), attributes={"start": start, "end": start + 1})
-
-    def _long(self, dim: int | str | None) -> int | str | None:
-        return self._at_length(dim) if self.axis in symbols_in(dim) else dim
-
-    def _at_length(self, dim: int | str | None) -> int | None:
-        """A size where there are as many tokens as the state has room for."""
-        return size_at(dim, {self.axis: self.length})
-
     def _renamed(self, value: ir.Value) -> None:
         """The new tokens in place of the token axis."""
         dims = dims_of(value)
@@ -329,13 +318,6 @@ class _Stepper:
             return
         names = {self.axis: NEW_TOKENS}
         value.shape = ir.Shape([rename(d, names) if isinstance(d, str) else d for d in dims])
-
-    @staticmethod
-    def _constant(tape: Tape, values: list[int]) -> ir.Value:
-        value: ir.Value = tape.op(
-            "Constant", [], attributes={"value": ir.tensor(np.array(values, np.int64))}
-        )
-        return value
 
     def _cannot(self, why: str, got: object) -> InputError:
         return NoStepsError(

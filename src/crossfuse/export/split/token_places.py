@@ -139,20 +139,34 @@ class TokenPlaces:
         absent = [axis for axis in range(min(order), at.rank) if axis not in order]
         if absent:
             taken = build.op("Unsqueeze", taken, build.ints(*(a - min(order) for a in absent)))
-        missing = at.rank - len(table.shape or ())
-        sizes = {axis: dim_of(table, axis - missing) for axis in order if axis >= missing}
-        sizes |= {at.batch: dim_of(at.like, at.batch_of), at.tokens: self.tokens}
-        taken.shape = ir.Shape([sizes.get(axis, 1) for axis in range(min(order), at.rank)])
-        taken.type = table.type
+        taken.shape, taken.type = self.shape_of(dims_of(table) or [], at), table.type
         return taken
+
+    def shape_of(self, dims: Sequence[int | str | None], at: Alignment) -> ir.Shape:
+        """Of the rows of a table with such sizes."""
+        missing = at.rank - len(dims)
+        sizes: dict[int, int | str | None] = {missing + n: dim for n, dim in enumerate(dims)}
+        sizes |= {at.batch: dim_of(at.like, at.batch_of), at.tokens: self.tokens}
+        return ir.Shape([sizes.get(axis, 1) for axis in range(min(sizes), at.rank)])
 
     def _own_rows(self, build: GraphBuilder, table: ir.Value) -> ir.Value:
         """Rows of ``[n, length, …]``, a table for each sequence or each group of them."""
-        count = build.op("Shape", table, start=0, end=1)
-        batch = build.op("Shape", self.position, start=0, end=1)
-        numbers = build.op("Div", build.op("Mul", build.positions(batch), count), batch)
+        numbers = self._groups(build, table, 0)
         pairs = self._paired(build, build.op("Unsqueeze", numbers, build.ints(1)))
         return build.op("GatherND", table, pairs)
+
+    def spread(self, build: GraphBuilder, table: ir.Value, axis: int) -> ir.Value:
+        """What there is for each sequence, or each group of them, for each sequence."""
+        dims = dims_of(table) or []
+        shape = [*dims[:axis], self.batch, *dims[axis + 1 :]]
+        numbers = self._groups(build, table, axis)
+        return build.op("Gather", table, numbers, axis=axis, like=table, shape=shape)
+
+    def _groups(self, build: GraphBuilder, table: ir.Value, axis: int) -> ir.Value:
+        """``[batch]``: which along an axis of a table is each sequence's."""
+        count = build.op("Shape", table, start=axis, end=axis + 1)
+        batch = build.op("Shape", self.position, start=0, end=1)
+        return build.op("Div", build.op("Mul", build.positions(batch), count), batch)
 
     def _places_for(self, build: GraphBuilder, at: Alignment) -> ir.Value:
         """The places for a batch that other axes are merged with: each sequence's repeated."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
 
@@ -64,6 +65,7 @@ class GenerationEngine:
         if like is not None:
             self._scheduler.make(like)
         self._wake, self._closed = threading.Condition(), False
+        self._turn, self._next = threading.Lock(), threading.Lock()
         self._process = os.getpid()
         self._thread = threading.Thread(target=self._run, name="crossfuse generation", daemon=True)
         self._thread.start()
@@ -122,6 +124,17 @@ class GenerationEngine:
             self._wake.notify_all()
         return ticket
 
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Between two steps: for work that would take the cores from them, such as encoding a
+        context. It waits for no more than one step, and the next one waits for it."""
+        with self._next:
+            self._turn.acquire()
+        try:
+            yield
+        finally:
+            self._turn.release()
+
     def close(self) -> None:
         """Stop: sequences that are not done end with an error. Closing twice is fine."""
         with self._wake:
@@ -150,7 +163,8 @@ class GenerationEngine:
                 if self._closed:
                     break
             try:
-                scheduler.tick()
+                with self.aside():
+                    scheduler.tick()
             except Exception as error:  # noqa: BLE001 -- nobody may wait for ever, whatever it is
                 scheduler.end(own(error))
         scheduler.end(InputError("the engine was closed"))

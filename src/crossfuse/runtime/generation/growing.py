@@ -16,7 +16,7 @@ from crossfuse.runtime.generation.histories import Histories, Processor
 from crossfuse.runtime.generation.prepared import longest_of, prompts_of
 from crossfuse.runtime.generation.processors import Hook, processors_of
 from crossfuse.runtime.generation.results import Finished, Generated, gathered
-from crossfuse.runtime.generation.sampling import Draws, log_softmax, warpers_of
+from crossfuse.runtime.generation.sampling import Draws, log_probability, warpers_of
 from crossfuse.runtime.generation.settings import GenerationSettings
 from crossfuse.runtime.generation.stopping import Stopping
 from crossfuse.runtime.generation.ticket import Ticket, Token
@@ -175,17 +175,19 @@ def choose(
     for rows in groups.values():
         members = [sequences[row] for row in rows]
         try:
-            found = _processed(members, scores[rows])
+            # All of them are taken as they are, and not copied.
+            found = _processed(members, scores if len(rows) == len(scores) else scores[rows])
         except Exception as error:  # noqa: BLE001 -- whatever it is, it belongs to these alone
             for one in members:
                 failed(one, own(error))
             continue
         for one, row in zip(members, found, strict=True):
-            if not np.isfinite(row.max()):
+            best = int(row.argmax())
+            if not np.isfinite(row[best]):
                 failed(one, InputError("no token may come next", do="Forbid fewer tokens"))
                 continue
-            token = int(row.argmax()) if one.draws is None else one.draws.token(0, row)
-            one.add(token, float(log_softmax(row)[token]))
+            token = best if one.draws is None else one.draws.token(0, row)
+            one.add(token, log_probability(row, token))
 
 
 def _processed(members: Sequence[Growing], scores: NDArray[np.float32]) -> NDArray[Any]:

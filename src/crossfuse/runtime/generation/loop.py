@@ -15,7 +15,7 @@ from crossfuse.runtime.generation.histories import Histories, Processor
 from crossfuse.runtime.generation.prepared import Run, longest_of, prompts_of, scoring_output
 from crossfuse.runtime.generation.processors import Hook
 from crossfuse.runtime.generation.results import Finished, Generated, Streamed, gathered
-from crossfuse.runtime.generation.sampling import Draws, log_softmax
+from crossfuse.runtime.generation.sampling import Draws, log_probability, log_softmax
 from crossfuse.runtime.generation.search_beams import BeamSearch
 from crossfuse.runtime.generation.settings import GenerationSettings
 from crossfuse.runtime.generation.stopping import Stopping
@@ -182,20 +182,19 @@ def _chosen(
     scores: NDArray[np.float32], active: NDArray[np.bool_], draws: Draws | None
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """A token for each active sequence, with its log-probability."""
-    lost = active & ~np.isfinite(scores.max(-1))
+    tokens = scores.argmax(-1)
+    lost = active & ~np.isfinite(scores[np.arange(len(scores)), tokens])
     if lost.any():
         raise InputError(
             "no token may come next",
             where=f"sequence {int(lost.argmax())}",
             do="Forbid fewer tokens",
         )
-    tokens = scores.argmax(-1)
-    if draws is not None:
-        for row in np.flatnonzero(active):
-            tokens[row] = draws.token(int(row), scores[row])
     log_probs = np.zeros(len(scores), np.float32)
-    rows = np.flatnonzero(active)
-    log_probs[rows] = log_softmax(scores[rows])[np.arange(len(rows)), tokens[rows]]
+    for row in np.flatnonzero(active).tolist():
+        if draws is not None:
+            tokens[row] = draws.token(row, scores[row])
+        log_probs[row] = log_probability(scores[row], tokens[row])
     return tokens.astype(np.int64), log_probs
 
 

@@ -13,7 +13,7 @@ from crossfuse.runtime.generation.settings import GenerationSettings
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["Draws", "log_softmax", "top", "warpers_of"]
+__all__ = ["Draws", "log_probability", "log_softmax", "top", "warpers_of"]
 
 
 def log_softmax(scores: NDArray[Any]) -> NDArray[Any]:
@@ -21,6 +21,13 @@ def log_softmax(scores: NDArray[Any]) -> NDArray[Any]:
     shifted: NDArray[Any] = scores - scores.max(-1, keepdims=True)
     shifted -= np.log(np.exp(shifted).sum(-1, keepdims=True))
     return shifted
+
+
+def log_probability(scores: NDArray[Any], token: int) -> float:
+    """That of one token of a row, as `log_softmax` gives it for all."""
+    shifted = scores - scores.max()
+    own = shifted[token]
+    return float(own - np.log(np.exp(shifted, out=shifted).sum()))
 
 
 def top(scores: NDArray[Any], count: int) -> NDArray[np.int64]:

@@ -194,7 +194,7 @@ class Scheduler:
                 self._live[ready[0]].ticket.finish(error)
                 self._leave(ready)
             return
-        self._choose(ready, np.array(made[self.output][list(ready), -1], np.float32))
+        self._choose(ready, np.asarray(made[self.output][list(ready), -1], np.float32))
 
     def _lose(self, error: CrossfuseError) -> None:
         """Tell all that are in a slot that these are lost."""

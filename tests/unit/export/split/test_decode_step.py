@@ -188,6 +188,48 @@ def test_a_mask_of_the_tokens_is_state_as_well() -> None:
         np.testing.assert_allclose(rows, expected, atol=1e-5)
 
 
+def packed() -> ir.Model:
+    """Tokens of several texts in a row, which see their own text alone: ``[b, 1, t, t]``."""
+    attend = ATTEND.replace("CAUSAL", '"upper_left"').replace("(h, h, h)", "(h, h, h, same)")
+    model = parse(
+        f"""(int64[b, t] ids, int64[b, t] begins) => (float[b, t, 8] y)
+            <int64[b, t] text, int64[b, t, 1] at, float[b, t, 8] e, float[b, t, 8] h,
+             int64[b, 1, t, 1] row, int64[b, 1, 1, t] column, bool[b, 1, t, t] same,
+             float[b, t, 8] o> {{
+            x = Gather(table, ids) text = CumSum(begins, one) at = Unsqueeze(text, last)
+            e = GatherND(places, at) h = Add(x, e) row = Unsqueeze(text, outer)
+            column = Unsqueeze(text, inner) same = Equal(row, column) {attend} y = Relu(o) }}""",
+        table=TABLE,
+        places=PLACES,
+        last=np.array([2]),
+        outer=np.array([1, 3]),
+        inner=np.array([1, 2]),
+        one=1,
+    )
+    node_of(model, "FusedAttention").metadata_props[SITE] = "attend"
+    return model
+
+
+def test_tables_of_tokens_by_tokens_are_computed_for_the_new_ones_alone() -> None:
+    model = packed()
+    ids, begins = (
+        RNG.integers(0, 9, (2, LENGTH)),
+        np.array([[1, 0, 0, 1, 0, 0], [1, 1, 0, 0, 0, 1]]),
+    )
+    (truth,) = run(model, {"ids": ids, "begins": begins})
+    step = decode_stage(model, "ids", LENGTH)
+    steps = Steps(step)
+    for places in RAGGED:
+        at = np.array(places)
+        rows = steps(np.take_along_axis(ids, at, 1), at, begins=np.take_along_axis(begins, at, 1))
+        expected = np.take_along_axis(truth, at[..., None], 1)
+        np.testing.assert_allclose(rows, expected, atol=1e-5)
+    shapes = {str(v.name): v.shape for node in step.graph for v in node.outputs}
+    equal = node_of(step, "Equal").outputs[0]
+    assert equal.shape == ir.Shape(["b", 1, "new_tokens", LENGTH])
+    assert not any(shape and [*shape][-2:] == [LENGTH] * 2 for shape in shapes.values())
+
+
 def test_the_whole_graph_is_left_as_it_was() -> None:
     model = decoder()
     before = [node.op_type for node in model.graph]

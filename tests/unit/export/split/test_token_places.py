@@ -96,3 +96,17 @@ def test_indices_and_what_is_seen_are_made_once() -> None:
     assert places.indices is places.indices
     assert places.seen is places.seen
     assert [plain(n) for n in places.seen.shape or ()] == ["b", 1, "new_tokens", LENGTH]
+
+
+@pytest.mark.parametrize("groups", [1, 2, 4])
+def test_what_is_a_groups_is_each_of_its_sequences(groups: int) -> None:
+    position = value("position", ("b", "new_tokens"), ir.DataType.INT64)
+    source = value("table", (3, "c"), ir.DataType.FLOAT)
+    places, build = TokenPlaces(position, LENGTH, "b"), GraphBuilder()
+    made = places.spread(build, source, 1)
+    made.name = "made"
+    graph = ir.Graph([position, source], [made], nodes=build.nodes, opset_imports={"": 20})
+    given = table(3, groups)
+    (found,) = run_once(ir.Model(graph, ir_version=10), {"position": PLACES, "table": given})
+    assert made.shape == ir.Shape([3, "b"])
+    np.testing.assert_array_equal(found, np.repeat(given, 4 // groups, 1))

@@ -56,6 +56,36 @@ def slow(session: Any, go: threading.Event) -> None:
     step.compute = waits
 
 
+def test_steps_and_work_aside_take_turns() -> None:
+    session = toy_session({"decoder_start_token_id": 3})
+    context = session.encode(image=IMAGES[:1])
+    with GenerationEngine(session, 2, like=context) as engine:
+        with engine.aside():
+            ticket = engine.submit(context, max_new_tokens=4)
+            time.sleep(0.05)
+            assert ticket.take() == []
+        assert len(ticket.result(5).new_tokens[0]) == 4
+        inside, started = threading.Event(), threading.Event()
+        slow(session, inside)
+        waiting = engine.submit(context, max_new_tokens=9)
+        until(lambda: engine.waiting == 0)
+        with ThreadPoolExecutor(1) as pool:
+
+            def work() -> int:
+                started.set()
+                with engine.aside():
+                    return len(waiting.take())
+
+            done = pool.submit(work)
+            assert started.wait(5)
+            time.sleep(0.02)
+            assert not done.done()
+            inside.set()
+            # It waits for one step, not for all of them.
+            assert done.result(5) <= 3
+        assert len(waiting.result(5).new_tokens[0]) == 9
+
+
 def until(condition: Any) -> None:
     end = time.monotonic() + 20
     while not condition():

@@ -11,7 +11,13 @@ import torch
 from transformers.generation import logits_process as hf
 
 from crossfuse.runtime.generation.histories import Histories
-from crossfuse.runtime.generation.sampling import Draws, log_softmax, top, warpers_of
+from crossfuse.runtime.generation.sampling import (
+    Draws,
+    log_probability,
+    log_softmax,
+    top,
+    warpers_of,
+)
 from crossfuse.runtime.generation.settings import GenerationSettings
 
 RNG = np.random.default_rng(1)
@@ -36,6 +42,17 @@ def test_what_is_left_is_what_the_library_leaves(name: str) -> None:
         scores[RNG.random((5, 20)) < 0.1] = -np.inf
         expected = theirs()(None, torch.from_numpy(scores.copy())).numpy()
         np.testing.assert_allclose(ours(HISTORY, scores.copy()), expected, rtol=1e-6)
+
+
+def test_the_log_probability_of_one_token_is_that_of_all() -> None:
+    scores = (np.random.default_rng(7).standard_normal((4, 50)) * 9).astype(np.float32)
+    scores[1, :40] = -np.inf
+    expected = torch.from_numpy(scores).double().log_softmax(-1).numpy()
+    for row, token in ((0, 3), (1, 45), (2, int(scores[2].argmax())), (3, 0)):
+        found = log_probability(scores[row], token)
+        assert found == pytest.approx(expected[row, token], rel=1e-5, abs=1e-6)
+        assert found == log_softmax(scores)[row, token]
+    assert log_probability(scores[1], 0) == -np.inf
 
 
 def test_beams_keep_a_token_beside_the_ends() -> None:
