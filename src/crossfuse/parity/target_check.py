@@ -143,10 +143,10 @@ class ParityCheck:
         from crossfuse.targets.graph_files import save_graph
         from crossfuse.targets.registry import lower_stages
 
-        with tempfile.TemporaryDirectory() as folder:
+        with scratch_folder() as folder:
             paths = {}
             for stage, lowered in lower_stages(graphs, target).items():
-                paths[stage] = Path(folder) / target.file(stage)
+                paths[stage] = folder / target.file(stage)
                 save_graph(lowered.model, paths[stage], paths[stage].with_suffix(".bin"))
             try:
                 return self._check(target, paths, SessionOptions(), {}, None).passed

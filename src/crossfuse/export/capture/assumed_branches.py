@@ -13,6 +13,9 @@ other way.
 3. A branch whose other way no sample takes is refused, with its place: nothing would compare it.
 A branch that ends the other way in an error needs no sample. Nor does one on whether ids hold a
 placeholder, of which every row has so many that a session refuses others.
+4. A check of numbers that values decide (``if x[mask].numel() != features.numel(): raise``) is
+taken to hold: the branch is true, and then false, and where one of these ends in an error it goes
+the other way. Where neither does, the tracer's own refusal stands.
 
 It must not fire on any other value: a sum, a maximum, a comparison of two numbers.
 """
@@ -29,10 +32,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.overrides import TorchFunctionMode
 
 from crossfuse.errors import Advice, InputError, Said
 from crossfuse.export.capture.module_state import kept_state
+from crossfuse.export.capture.traceable import replaced
 from crossfuse.spec.model_spec import ModelSpec
 
 __all__ = ["Assumptions", "Place", "assumed", "other_ways"]
@@ -62,24 +67,67 @@ class Assumptions:
     Attributes:
         ways: place → the value that it is taken to have.
         turned: places whose first way ends in an error.
+        unproven: checks of numbers that values decide, taken as true → what the tracer says.
+        doubted: those that end in no error so, taken as false.
+        proven: those that end in one then, and are true.
     """
 
     ways: dict[Place, bool] = field(default_factory=dict)
     turned: set[Place] = field(default_factory=set)
+    unproven: dict[Place, Exception] = field(default_factory=dict)
+    doubted: dict[Place, Exception] = field(default_factory=dict)
+    proven: set[Place] = field(default_factory=set)
+
+    def taken(self, place: Place, general: bool) -> bool:
+        """The way of a branch, whose general one is this."""
+        way = self.ways.pop(place, general != (place in self.turned))
+        self.ways[place] = way
+        return way
 
     def turn_last(self) -> bool:
         """Take the last branch the other way; whether there is one that was not turned yet."""
         last = next(reversed(self.ways), None)
+        if last is not None and last in self.doubted:
+            self._settle(last)
+            return True
         if last is None or last in self.turned or len(self.turned) >= _MOST:
             return False
         self.turned.add(last)
+        self.unproven.clear()
         self.ways = {last: not self.ways[last]}
         return True
+
+    def cause_of(self, error: Exception) -> Exception:
+        """What is to be said of an error in a trace: what was assumed without proof, before it."""
+        return next(iter((*self.unproven.values(), *self.doubted.values())), error)
+
+    def doubt(self) -> bool:
+        """Whether there is a check that is true without proof: it is false from now on.
+
+        Raises:
+            Exception: what the tracer says of a check that may be either.
+        """
+        for error in self.doubted.values():
+            raise error
+        for place, error in self.unproven.items():
+            self.doubted[place] = error
+            self.turned.add(place)
+            self.unproven, self.ways = {}, {}
+            return True
+        return False
+
+    def _settle(self, place: Place) -> None:
+        """A check that ends in an error where it is false is true."""
+        del self.doubted[place]
+        self.turned.remove(place)
+        self.proven.add(place)
+        self.ways = {place: True}
 
     @property
     def open(self) -> list[Place]:
         """Branches whose other way doesn't end in an error."""
-        return [place for place in self.ways if place not in self.turned]
+        settled = self.turned | self.proven
+        return [place for place in self.ways if place not in settled]
 
 
 class _Branches(TorchFunctionMode):
@@ -126,12 +174,7 @@ class _Assumed(_Branches):
         return answer if func is Tensor.item else bool(answer)
 
     def _way(self, general: bool) -> bool:
-        place = _place()
-        ways = self._assumptions.ways
-        turned = place in self._assumptions.turned
-        way = ways.pop(place, general != turned)
-        ways[place] = way
-        return way
+        return self._assumptions.taken(_place(), general)
 
 
 @dataclass
@@ -209,7 +252,20 @@ def _is_own(filename: str) -> bool:
 @contextmanager
 def assumed(assumptions: Assumptions) -> Iterator[None]:
     """Take branches as assumed, for a while."""
-    with _Assumed(assumptions):
+    truth: Callable[[torch.SymBool], bool] = vars(torch.SymBool)["__bool__"]
+
+    def checked(self: torch.SymBool) -> bool:
+        try:
+            return truth(self)
+        except GuardOnDataDependentSymNode as error:
+            if _is_own(sys._getframe(1).f_code.co_filename):
+                raise
+            place = _place()
+            if place not in assumptions.turned | assumptions.proven:
+                assumptions.unproven[place] = error
+            return assumptions.taken(place, True)
+
+    with _Assumed(assumptions), replaced(torch.SymBool, "__bool__", checked):
         yield
 
 

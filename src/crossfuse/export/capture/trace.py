@@ -53,11 +53,15 @@ _ABOUT_SIZES = (
     "must match the size",
     "not in VR",
     "inconsistent min=",
+    "not a subset of src_bound",
 )
 """What torch.export says where a relation between sizes is in the way."""
 
 _MOST_BLOCK = 1024
 """The largest number that is taken for the size of a block."""
+
+_FAR = 2**31
+"""A size that no dimension has: products of such still fit the tracer's integers."""
 
 _SUGGESTION = re.compile(r"(\w+) = Dim\('\1'(?:, min=(\d+))?(?:, max=(\d+))?\)")
 _CONSTANT = re.compile(r"specialized it to be a constant \((\d+)\)")
@@ -131,10 +135,13 @@ def _traced(spec: ModelSpec, way: _Way, blocks: set[int]) -> tuple[ExportedProgr
         with watched_guards(sizes, spec.dims, own_proofs=own_proofs) as log:
             try:
                 program = _trace(spec, sizes, way.deferred, branches)
+                if branches.doubt():
+                    continue
             # torch.export raises many unrelated types, each of which means "can't be traced"
             except Exception as error:
                 if isinstance(error, AssertionError | ValueError) and branches.turn_last():
                     continue
+                error = branches.cause_of(error)
                 limited = _with_limits(spec, str(error))
                 if limited is not None:
                     spec = limited
@@ -179,8 +186,9 @@ def _refusal(
 def _trace(
     spec: ModelSpec, sizes: dict[str, int], defer_guards: bool, branches: Assumptions
 ) -> ExportedProgram:
+    far = _FAR if defer_guards else None
     dims = {
-        name: torch.export.Dim(name, min=d.min, max=d.max) if d.max != d.min else None
+        name: torch.export.Dim(name, min=d.min, max=d.max or far) if d.max != d.min else None
         for name, d in spec.dims.items()
     }
     inputs = spec.sample(sizes, seed=0)
@@ -196,8 +204,8 @@ def _trace(
     with (
         torch.no_grad(),
         traceable(),
-        known_values(spec.module),
         assumed(branches),
+        known_values(spec.module),
         all_experts(),
         even_chunks(),
         whole_blocks() if defer_guards else nullcontext(),

@@ -239,6 +239,9 @@ def _is_of_learned_queries(product: ir.Node, active: set[ir.Value]) -> bool:
 def _subtracted_maximum(node: ir.Node, operand: int) -> tuple[ir.Node, ...]:
     other = node.inputs[1 - operand] if node.op_type == "Sub" else None
     helper = other.producer() if other is not None else None
+    if helper is not None and helper.op_type == "Unsqueeze":
+        reduced = helper.inputs[0].producer() if helper.inputs[0] is not None else None
+        return (helper, reduced) if reduced is not None and reduced.op_type == "ReduceMax" else ()
     return (helper,) if helper is not None and helper.op_type == "ReduceMax" else ()
 
 

@@ -98,3 +98,51 @@ def test_placeholders_that_every_row_holds_are_no_branch() -> None:
     assert torch.equal(program.module()(**inputs)[0], Placing()(**inputs))
     with pytest.raises(InputError, match="always True"):
         capture(dataclasses.replace(spec, counts={"ids": {7: 0}}))
+
+
+class Counted(nn.Module):
+    """Features in the places that ids say, as many as there are places."""
+
+    def __init__(self, strict: bool) -> None:
+        super().__init__()
+        self._strict = strict
+
+    def forward(self, x: Tensor, ids: Tensor) -> Tensor:
+        places = (ids == 3)[..., None].expand_as(x)
+        if x[places].numel() != 2 * x.shape[-1] * x.shape[0]:
+            if self._strict:
+                raise ValueError("tokens and features do not match")
+            return x * 2
+        return x.masked_scatter(places, torch.ones(x.shape[0] * 2, x.shape[2]))
+
+
+def counted(strict: bool) -> ModelSpec:
+    ids = torch.tensor([[3, 3, 1, 2], [3, 3, 2, 2]])
+    return ModelSpec(Counted(strict), {"x": torch.randn(2, 4, 3), "ids": ids})
+
+
+def test_a_check_of_sizes_that_ends_in_an_error_is_taken_to_hold() -> None:
+    spec = counted(strict=True)
+    program, _ = capture(spec)
+    assert torch.equal(program.module()(**spec.inputs)[0], spec.module(**spec.inputs))
+
+
+class Asserted(nn.Module):
+    """The numbers of a mask are no larger than there is room."""
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        if mask.sum(-1).max().item() <= x.shape[1]:
+            return x * mask
+        raise AssertionError
+
+
+def test_an_assertion_on_values_is_taken_to_hold() -> None:
+    spec = spec_of(Asserted())
+    program, found = capture(spec)
+    assert torch.equal(program.module()(**spec.inputs)[0], spec.module(**spec.inputs))
+    assert not found.examples
+
+
+def test_sizes_that_choose_between_ways_are_refused() -> None:
+    with pytest.raises(InputError, match="data-dependent"):
+        capture(counted(strict=False))

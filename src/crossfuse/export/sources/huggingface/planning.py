@@ -21,6 +21,7 @@ from crossfuse.export.sources.huggingface.placeholders import (
     token_of,
     told_counts,
 )
+from crossfuse.export.sources.huggingface.read_lengths import hold_read_lengths
 from crossfuse.export.sources.huggingface.rope_positions import put_positions
 from crossfuse.export.sources.huggingface.trial import Refusal, draws, narrow, refusal_of
 
@@ -92,6 +93,7 @@ class _Search:
             self._left -= 1
             refusal = self._refusal(plan)
             if refusal is None:
+                hold_read_lengths(self._model, plan)
                 narrow(self._model, plan)
                 return put_positions(self._model, plan, self._takes)
             self._said.append(refusal)
@@ -180,7 +182,7 @@ class _Search:
             if rows:
                 counts[sense.name] = rows // self._batch(plan)
             elif not makes(self._model, sense):
-                counts[sense.name] = 1  # the model puts all features in the place of one id
+                counts[sense.name] = self._told(plan, sense)
         put_placeholders(plan, config, counts)
 
     def _senses(self, plan: InputPlan) -> list[Sense]:
@@ -192,6 +194,15 @@ class _Search:
             if token_of(self._model.config, sense) is not None
             and any(sense_of(name) is sense for name in planned)
         ]
+
+    def _told(self, plan: InputPlan, sense: Sense) -> int:
+        """How many placeholders a model wants that has no method to be asked: what it says to two.
+        One, in whose place it puts all features, where it says nothing of them."""
+        two = plan.copy()
+        put_placeholders(two, self._model.config, {sense.name: 2})
+        refusal = refusal_of(self._model, two)
+        told = None if refusal is None else told_counts(refusal.message)
+        return 1 if told is None or told[0] != sense.name else told[2] // self._batch(plan)
 
     def _batch(self, plan: InputPlan) -> int:
         return plan.example.get("batch", 1)

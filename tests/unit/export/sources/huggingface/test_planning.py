@@ -139,3 +139,37 @@ def test_models_of_a_kind_take_what_is_planned(model_type: str) -> None:
         with torch.no_grad():
             first = model(**inputs, **plan.held_tensors())[0]
         assert torch.isfinite(first).all()
+
+
+class Heard(nn.Module):
+    """Puts features of a sound in the place of ids, and has no method that makes them: as many as
+    it makes, if it counts them at all."""
+
+    config = SimpleNamespace(
+        model_type="heard", vocab_size=9, max_position_embeddings=64, num_mel_bins=4,
+        max_source_positions=6, audio_token_id=7,
+    )  # fmt: skip
+
+    def __init__(self, counts: bool) -> None:
+        super().__init__()
+        self._counts = counts
+
+    def forward(self, input_ids: Tensor, input_features: Tensor) -> Tensor:
+        tokens, features = int((input_ids == 7).sum()), 3 * len(input_features)
+        if self._counts and tokens != features:
+            raise ValueError(
+                f"Audio features and audio tokens do not match, tokens: {tokens}, "
+                f"features: {features}"
+            )
+        return input_ids.sum() + input_features.sum()
+
+
+@pytest.mark.parametrize(("counts", "expected"), [(True, 3), (False, 1)])
+def test_a_model_that_can_not_be_asked_says_how_many_placeholders_it_wants(
+    counts: bool, expected: int
+) -> None:
+    model = Heard(counts)
+    plan, refusal = plan_by_name(model, takes_of(model))
+    assert refusal is None
+    made = plan.sample(dict(plan.example), torch.Generator().manual_seed(0))
+    assert (made["input_ids"] == 7).sum(-1).tolist() == [expected, expected]
