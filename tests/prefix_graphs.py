@@ -23,6 +23,7 @@ WEIGHTS = {
     "scale": np.abs(RNG.standard_normal(WIDTH)),
     "table": RNG.standard_normal((11, WIDTH)),
     "bos": RNG.standard_normal((1, 1, WIDTH)),
+    "seen_first": np.array([[True, False, True]]),
     "zero": 0,
     "one": 1,
     "minus": [-1],

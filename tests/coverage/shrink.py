@@ -23,7 +23,7 @@ LARGEST = 5_000_000
 """Parameters that a tiny model has at most."""
 
 LAYERS, WIDTH, HEADS, HEAD, VOCABULARY, POSITIONS = 2, 64, 4, 16, 160, 160
-CODES, GROUPS = 48, 32
+CODES, GROUPS = 32, 32
 """Entries of codebooks, and groups of the norms of convolutional encoders, which no field says."""
 
 HEADS_BY_TASK = (
@@ -126,7 +126,8 @@ _NUMBERS: tuple[tuple[str, Callable[[int, Part], int]], ...] = (
     (r"num_embeddings$", _least(VOCABULARY)),
     (r"^first_k_dense_replace$|^num_nextn|mtp_layers$", _least(1)),
     (r"^(n_group|topk_group)$", lambda value, part: 1),
-    (r"(experts_per_tok|_topk|^moe_topk|^top_k|num_selected_experts)$", _least(2)),
+    (r"^index_topk$", _kept),
+    (r"(experts_per_tok|_topk|^moe_topk|^moe_k|^top_k|num_selected_experts)$", _least(2)),
     (r"shared_experts$", _least(1)),
     (r"experts$", _least(4)),
     (r"^pos_emb_(height|width)$|num_grid_per_side", _least(8)),
@@ -150,7 +151,7 @@ _NUMBERS: tuple[tuple[str, Callable[[int, Part], int]], ...] = (
     ),
     (r"^sliding_window|attention_window|local_window", _least(8)),
     (r"rank$|groups$", _least(HEAD)),
-    (r"^num_queries$|query_tokens$|(num|n)_latents$", _least(6)),
+    (r"^num_queries$|query_tokens$|query_num$|(num|n)_latents$", _least(6)),
     (r"^num_conv_pos_embeddings$", _least(16)),
     (r"^chunk_size$|^context_size$|^attention_chunk_size$|mamba_chunk_size$", _least(16)),
     (r"^num_mel_bins$|^input_feat_per_channel$", _least(16)),
@@ -276,7 +277,23 @@ def _config(kind: Any, defaults: Mapping[str, Any], sizes: Sizes, given: Mapping
     }
     made |= _unset(kind, own, sizes)
     made |= _composed(kind, sizes) | _rotary(kind, own) | _told_by_others(own, made)
-    return kind(**(made | dict(given)))
+    return _with_all_layers(kind, made | dict(given))
+
+
+def _with_all_layers(kind: Any, made: Mapping[str, Any]) -> Any:
+    """The configuration, with a layer of each kind that the class has by default, those of
+    attention first, where it chooses them itself."""
+    config = kind(**made)
+    own = getattr(config, "layer_types", None)
+    if not isinstance(own, list) or "layer_types" in made:
+        return config
+    try:
+        kinds = list(dict.fromkeys(kind().layer_types))
+        kinds.sort(key=lambda name: "attention" not in name)
+        chosen = (kinds * len(own))[: len(own)]
+        return config if set(kinds) <= set(own) else kind(**made, layer_types=chosen)
+    except Exception:  # noqa: BLE001 -- checks of the library's configurations
+        return config
 
 
 def _derived_lists(kind: Any, own: Mapping[str, Any], parts: Mapping[str, Any]) -> dict[str, Any]:
@@ -364,6 +381,9 @@ def _told_by_others(own: Mapping[str, Any], made: Mapping[str, Any]) -> dict[str
         told["intermediate_size"] = int(made["hidden_size"] / own["pixel_shuffle_ratio"] ** 2)
     if "intermediate_layers_indices" in own and "vision_output_dim" in own:
         told["vision_output_dim"] = made["hidden_size"] * 2
+    inner, width = (own.get(name) for name in ("intermediate_size", "hidden_size"))
+    if isinstance(inner, int) and isinstance(width, int) and 0 < 2 * inner <= width:
+        told["intermediate_size"] = max(made["hidden_size"] * inner // width, 1)
     backbone = made.get("backbone_config")
     if "encoder_in_channels" in own and hasattr(backbone, "embed_dim"):
         told["encoder_in_channels"] = [
@@ -407,13 +427,37 @@ def _composed(kind: Any, sizes: Sizes) -> dict[str, Any]:
 def _rotary(kind: Any, own: Mapping[str, Any]) -> dict[str, Any]:
     """Rotary positions of three axes whose parts fit the head."""
     by_layer = any(f.name == "rope_parameters" and "dict[str" in str(f.type) for f in fields(kind))
-    if by_layer or "mrope_section" not in (
-        getattr(kind, "ignore_keys_at_rope_validation", None) or ()
-    ):
+    if by_layer:
+        return _rotary_by_layer(kind)
+    if "mrope_section" not in (getattr(kind, "ignore_keys_at_rope_validation", None) or ()):
         return {}
     set_by_default = own.get("rope_parameters")
     base = set_by_default if isinstance(set_by_default, dict) else {"rope_type": "default"}
-    return {"rope_parameters": {"rope_theta": 10000.0, **base, "mrope_section": [2, 3, 3]}}
+    turned = int(HEAD // 2 * _turned_part(kind))
+    side = turned * 3 // 8
+    sections = [side, side, turned - 2 * side]
+    return {"rope_parameters": {"rope_theta": 10000.0, **base, "mrope_section": sections}}
+
+
+def _rotary_by_layer(kind: Any) -> dict[str, Any]:
+    """Rotary positions for each kind of layer, where a class has none by default."""
+    try:
+        full = kind()
+        kinds = set(full.layer_types)
+        missing = not kinds <= set(full.rope_parameters or {})
+    except Exception:  # noqa: BLE001 -- a class that checks its defaults, or has one kind of layer
+        return {}
+    plain = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [3, 3, 2]}
+    return {"rope_parameters": {name: dict(plain) for name in kinds}} if missing else {}
+
+
+def _turned_part(kind: Any) -> float:
+    """How much of a head is turned by default."""
+    try:
+        found = kind().rope_parameters.get("partial_rotary_factor")
+    except Exception:  # noqa: BLE001 -- a class that checks its defaults
+        return 1.0
+    return 1.0 if found is None else float(found)
 
 
 def _small(name: str, value: Any, part: Part) -> Any:
@@ -423,7 +467,7 @@ def _small(name: str, value: Any, part: Part) -> Any:
     if re.search(_TOKENS, name):
         token = part.sizes.token
         return token(value) if isinstance(value, int) else [token(v) for v in value]
-    if re.search(r"^(image|img|max_img|input_image|pretrain_image)_size$|^resolution$", name):
+    if re.search(r"^(image|img|max_img|input_image|pretrain_image|crop)_size$|^resolution$", name):
         image = part.sizes.image
         return image if isinstance(value, int) else type(value)([image] * len(value))
     if isinstance(value, int):

@@ -133,13 +133,16 @@ def _counted(rows: Sequence[dict[str, Any]], passed: Sequence[dict[str, Any]]) -
     stages = Counter(row.get("stage", "export") for row in rows if "failed" in row)
     made = len(rows) - stages["tiny"]
     eager = made - sum(stages[stage] for stage in _NOT_EAGER)
-    share = f" ({100 * len(passed) / eager:.1f} %)" if eager else ""
+    attending = eager - sum(not _attends(row) for row in rows)
+    share = f" ({100 * len(passed) / attending:.1f} %)" if attending else ""
     before = ""
     if eager < len(rows):
         before = f"{len(rows)} were tried: {made} can be made, and {eager} of them run in eager. "
+    if attending < eager:
+        before += f"{eager - attending} of these attend to nothing and are not counted. "
     return (
-        f"{before}**{len(passed)} of {eager}**{share} are exported with every attention fused and "
-        f"pass parity, {sum(_is_multimodal(row) for row in passed)} of them multimodal."
+        f"{before}**{len(passed)} of {attending}**{share} are exported with every attention fused "
+        f"and pass parity, {sum(_is_multimodal(row) for row in passed)} of them multimodal."
     )
 
 
@@ -179,8 +182,13 @@ def _is_multimodal(row: dict[str, Any]) -> bool:
     return len(row.get("senses", ())) > 1
 
 
+def _attends(row: dict[str, Any]) -> bool:
+    """Its model has an attention, for all that is known."""
+    return "failed" in row or sum(row["counts"].values()) > 0
+
+
 def _passed(row: dict[str, Any]) -> bool:
-    return "failed" not in row and _is_fused(row)
+    return "failed" not in row and _attends(row) and _is_fused(row)
 
 
 def _is_fused(row: dict[str, Any]) -> bool:

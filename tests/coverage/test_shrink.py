@@ -38,6 +38,8 @@ def test_parts_are_made_small_and_fit_each_other() -> None:
     assert config.image_token_id < text.vocab_size <= 160
     swin = tiny_config(CONFIG_MAPPING["swin"])
     assert (list(swin.depths), swin.embed_dim, list(swin.num_heads)) == ([1] * 4, 16, [2] * 4)
+    vision = tiny_config(CONFIG_MAPPING["lfm3_vl"]).vision_config
+    assert sorted(vision.layer_types) == ["conv", "full_attention"]
     given = tiny_config(CONFIG_MAPPING["bert"], hidden_size=24)
     assert given.hidden_size == 24
 
@@ -154,10 +156,12 @@ def test_rows_are_kept_and_a_run_goes_on_where_it_ended(tmp_path: Path) -> None:
     runs = {"name": "runs", "what": "", "stage": "eager"}
     rows[0]["earlier"] = True
     none = {"name": "type:none", "failed": "no class", "stage": "tiny"}
-    text = document([("Mine", [*rows, none, runs], ["later"])])
-    assert "1 rows were made by an earlier version of the code." in text
+    plain = rows[0] | {"name": "plain", "counts": {}, "fused": {"ort-cpu": 0}}
+    text = document([("Mine", [*rows, none, plain, runs], ["later"])])
+    assert "2 rows were made by an earlier version of the code." in text
     assert "1 more run in eager on planned inputs and were **not exported**: runs." in text
-    assert "4 were tried: 3 can be made, and 3 of them run in eager. **1 of 3** (33.3 %)" in text
+    assert "5 were tried: 4 can be made, and 4 of them run in eager. 1 of these attend to" in text
+    assert "are not counted. **1 of 3** (33.3 %)" in text
     assert "pass parity, 1 of them multimodal" in text
     assert "1: the export is refused or fails." in text
     assert "quick exports for ort-cpu: compared at the examples and at one made point" in text

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from typer.testing import CliRunner
 
 import crossfuse
+from coverage.shrink import tiny_model
 from crossfuse import InputError, runtime
 from crossfuse.cli import app
 from processor_checkpoints import save_checkpoint
@@ -152,6 +153,19 @@ def test_questions_on_images_equal_eager(name: str, tmp_path: Path) -> None:
         few = {**context, "prefix_input_ids": np.where(FIRST.numpy() == IMAGE, 9, FIRST.numpy())}
         with pytest.raises(InputError, match="the placeholder 4 another number of times"):
             session.encode({**few, "pixel_values": images.numpy()})
+
+
+@pytest.mark.parametrize(
+    "name", ["idefics3", "internvl", "llava_next", "qwen2_5_vl", "qwen2_vl", "smolvlm"]
+)
+def test_planned_inputs_are_given_in_two_parts(name: str, tmp_path: Path) -> None:
+    """Other ways of putting images into a text: grids, positions of three axes, crops."""
+    spec = crossfuse.huggingface_spec(tiny_model(name), prefix="placeholders")
+    bundle = crossfuse.export(spec, tmp_path / "bundle", ["ort-cpu"], quick=True)
+    found = bundle.manifest.prefix
+    assert found is not None
+    assert (found.reason, len(found.attentions)) == ("", LAYERS)
+    assert found.rows == spec.inputs["prefix_input_ids"].shape[1]
 
 
 def test_a_checkpoint_is_told_why_and_how(tmp_path: Path) -> None:

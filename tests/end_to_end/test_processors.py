@@ -19,16 +19,14 @@ from processor_checkpoints import CHECKPOINTS, save_checkpoint
 SEEN_WITH_TEXT = (
     "clip", "florence2", "grounding_dino", "idefics3", "llava", "paligemma", "qwen2_vl", "vilt",
 )  # fmt: skip
-UNTRACED = "lightglue"
-"""Its detector finds as many key points as there are, which no graph of it can do yet."""
-
+MATCHING = "lightglue"
 HEARD = ("wav2vec2_seq2seq", "whisper")
 MOVING = "videomae"
 
 
-def photo(folder: Path) -> Path:
-    path = folder / "photo.jpg"
-    pixels = np.random.default_rng(0).integers(0, 256, (40, 60, 3)).astype(np.uint8)
+def photo(folder: Path, seed: int = 0) -> Path:
+    path = folder / f"photo{seed}.jpg"
+    pixels = np.random.default_rng(seed).integers(0, 256, (40, 60, 3)).astype(np.uint8)
     Image.fromarray(pixels).resize((240, 160)).save(path)
     return path
 
@@ -65,7 +63,7 @@ def test_a_checkpoint_says_where_its_inputs_come_from(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", sorted(CHECKPOINTS.keys() - {UNTRACED}))
+@pytest.mark.parametrize("name", sorted(CHECKPOINTS))
 def test_no_other_option(name: str, tmp_path: Path) -> None:
     folder = save_checkpoint(name, tmp_path / name)
     bundle = crossfuse.export(f"hf:{folder}", tmp_path / "bundle")
@@ -75,7 +73,7 @@ def test_no_other_option(name: str, tmp_path: Path) -> None:
 
 
 def test_a_matcher_gets_pairs_of_images(tmp_path: Path) -> None:
-    folder = save_checkpoint(UNTRACED, tmp_path)
+    folder = save_checkpoint(MATCHING, tmp_path)
     spec = crossfuse.huggingface_spec(str(folder))
     assert tuple(spec.inputs["pixel_values"].shape) == (2, 2, 3, 32, 48)
     first, second = spec.inputs["pixel_values"][0]
@@ -83,11 +81,13 @@ def test_a_matcher_gets_pairs_of_images(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [*SEEN_WITH_TEXT, *HEARD, MOVING])
+@pytest.mark.parametrize("name", [*SEEN_WITH_TEXT, *HEARD, MOVING, MATCHING])
 def test_samples_of_the_users(name: str, tmp_path: Path) -> None:
     folder = save_checkpoint(name, tmp_path / name)
     if name in HEARD:
         samples = ["--audio", str(sound(tmp_path))]
+    elif name == MATCHING:
+        samples = ["--image", str(photo(tmp_path)), "--image", str(photo(tmp_path, seed=1))]
     elif name == MOVING:
         samples = ["--video", str(video(tmp_path))]
     else:

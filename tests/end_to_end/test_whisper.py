@@ -4,6 +4,7 @@ and a model of several languages that is made here."""
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import transformers
 
 import crossfuse
 from crossfuse import runtime
+from crossfuse.core.linear_ledger import INT8
 from crossfuse.core.media_files import read_sound
 from crossfuse.runtime.speech.spoken_words import words_of
 from processor_checkpoints import tokenizer
@@ -98,6 +100,68 @@ def test_transcripts_of_real_speech_are_the_librarys(english: Path) -> None:
             assert found.text == text
             assert text.strip().startswith("It was the best of times")
     assert found.language is None
+
+
+def word_errors(said: str, truth: str) -> int:
+    """The fewest insertions, deletions and substitutions of words between two texts."""
+    theirs, ours = truth.split(), said.split()
+    row = list(range(len(ours) + 1))
+    for i, word in enumerate(theirs, 1):
+        before, row[0] = row[0], i
+        for j, other in enumerate(ours, 1):
+            before, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, before + (word != other))
+    return row[-1]
+
+
+@pytest.fixture(scope="module")
+def halves(english: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The halves of the speech as the model's inputs, with the tokens that fp32 hears: what int8 is
+    calibrated on and judged by."""
+    folder = tmp_path_factory.mktemp("halves")
+    processor, prompt = runtime.load_processor(english), [50257, 50362]
+    with runtime.load(english, "ort-cpu") as session:
+        for number, part in enumerate(np.array_split(read_sound(SOUND, 16000), 2)):
+            features = np.asarray(processor.sounds(part)[0], np.float32)
+            features = features.reshape(1, *features.shape[-2:])
+            context = session.encode(input_features=features)
+            heard = runtime.generate(session, context, [prompt]).new_tokens[0]
+            np.savez(
+                folder / f"{number}.npz",
+                input_features=features,
+                decoder_input_ids=np.array([[*prompt, *heard]]),
+                prompt=np.array(prompt),
+                heard=np.array(heard),
+            )
+    return folder
+
+
+@with_assets
+@pytest.mark.parametrize("target", ["ort-cpu", "openvino"])
+def test_int8_says_the_words_of_fp32(
+    english: Path, halves: Path, tmp_path: Path, target: str
+) -> None:
+    """Judged by the words of the halves; heard as a whole, 0.5% of the words may be others."""
+    path = shutil.copytree(english, tmp_path / "int8")
+    metric = Path(__file__).parents[2] / "benchmarks" / "spoken_words.py"
+    bundle = crossfuse.build(
+        path,
+        target,
+        precision="mixed-int8",
+        calibrate=halves,
+        metric=f"{metric}:words",
+        max_drop=0.005,
+    )
+    entry = bundle.target(target)
+    assert entry.parity is not None
+    assert entry.parity["metric"]["fp32"] > 0.99, "fp32 says what fp32 said"
+    integers = [row.site for row in entry.linears if INT8 in row.became]
+    assert len(integers) >= 0.5 * len(entry.linears) > 30
+    processor, sound = runtime.load_processor(english), read_sound(SOUND, 16000)
+    with runtime.load(english, "ort-cpu") as wide, runtime.load(path, target) as low:
+        truth = runtime.transcribe(wide, processor, sound).text
+        said = runtime.transcribe(low, processor, sound).text
+    assert len(truth.split()) > 60
+    assert word_errors(said, truth) <= 0.005 * len(truth.split())
 
 
 @with_assets

@@ -19,7 +19,7 @@ from crossfuse.runtime.gpu import Gpu
 if TYPE_CHECKING:
     from crossfuse.bundle.manifest import Manifest
 
-__all__ = ["BuildOptions", "check_options", "options_of", "request_key"]
+__all__ = ["BuildOptions", "check_low_precision", "check_options", "options_of", "request_key"]
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def check_options(target: str, options: BuildOptions) -> BuildOptions:
         raise InputError(
             "inputs and outputs in fp16 need a target in fp16 or mixed", got=options.precision
         )
-    _check_low_precision(options)
+    check_low_precision(options)
     if known.compiles and (missing := known.missing()) is not None:
         raise PackageError(
             f"target {target!r} is built with {missing}, which is not installed: the ledger says "
@@ -84,7 +84,7 @@ def check_options(target: str, options: BuildOptions) -> BuildOptions:
     return replace(options, compute_capabilities=capabilities)
 
 
-def _check_low_precision(options: BuildOptions) -> None:
+def check_low_precision(options: BuildOptions) -> None:
     """Refuse what only a low precision takes in another one, and half of a metric.
 
     Raises:

@@ -15,6 +15,7 @@ from crossfuse.api.built_files import BuiltFiles, CompiledGraph, Fusions, compil
 from crossfuse.api.built_linears import build_layers, built_linears
 from crossfuse.api.calibration import calibration_data, reference_inputs
 from crossfuse.bundle.manifest import EngineInfo, Manifest, TargetEntry
+from crossfuse.core.openvino_linears import WIDE_FLOATS
 from crossfuse.core.target import LOW_PRECISIONS, Target, require_precision, require_target
 from crossfuse.core.tensors import CONTEXTS
 from crossfuse.errors import Advice, ParityError, Said
@@ -101,7 +102,7 @@ class TargetBuild:
         """
         known = require_target(target)
         precision = require_precision(options.precision, known)
-        check = ParityCheck(self.stages, self.reference, precision)
+        check = ParityCheck(self.stages, self.reference, precision, generation=manifest.generation)
         low = self._low_precision(manifest, known, options, check)
         check = check if low is None else low.check
         precise = self._in_precision(known, options, check) if low is None else low.precise
@@ -155,7 +156,7 @@ class TargetBuild:
             keep = search_islands(self.model, graphs, points, check.passes, progress=self.progress)
         self.progress(f"{target.name}: casting to {precision}")
         ends = _float_ends(self.model) if options.io_dtype == "fp16" else []
-        return half_stages(
+        found = half_stages(
             graphs,
             precision,
             keep=keep,
@@ -163,6 +164,10 @@ class TargetBuild:
             half_io=ends,
             without_bf16=target.without_bf16,
         )
+        if precision == "bf16" and not found.kept:
+            for graph in found.graphs.values():
+                graph.metadata_props[WIDE_FLOATS] = "bf16"
+        return found
 
     def _low_precision(
         self, manifest: Manifest, target: Target, options: BuildOptions, check: ParityCheck

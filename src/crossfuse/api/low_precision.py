@@ -20,12 +20,13 @@ from crossfuse.parity.target_check import ParityCheck
 from crossfuse.targets.precision.stages import StageGraphs
 from crossfuse.targets.quantize.layer_search import most_sensitive, search_layers
 from crossfuse.targets.quantize.layer_times import seconds_saved
-from crossfuse.targets.quantize.rewrite import DYNAMIC, Form, RoundedWeights
+from crossfuse.targets.quantize.rewrite import DYNAMIC, WHOLE, Form, RoundedWeights
+from crossfuse.targets.quantize.row_plan import RowPlan, row_plan
+from crossfuse.targets.quantize.rules import quantizable
 from crossfuse.targets.quantize.sensitivity import Sensitivity, sensitivities
 from crossfuse.targets.quantize.stages import (
     PlannedLayer,
     QuantizedStages,
-    quantizable,
     quantize_stages,
     sites_of,
 )
@@ -34,7 +35,7 @@ from crossfuse.targets.quantize.static_plan import StaticPlan, static_plan
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-__all__ = ["LowPrecisionStages", "quantized"]
+__all__ = ["LowPrecisionStages", "metric_of", "quantized"]
 
 
 @dataclass(frozen=True)
@@ -87,15 +88,23 @@ def quantized(
         ParityError: a search finds no layers with which the build passes.
     """
     static = _static(model, check.precision, options, data, target)
-    uses_data = options.metric is not None or check.precision == "mixed-int8" or static is not None
+    chooses_rows = check.precision != "int4" and not target.joins_quantized
+    searches = check.precision == "mixed-int8"
+    uses_data = options.metric is not None or searches or static is not None or chooses_rows
     if uses_data:
         progress(f"{check.precision}: chosen on {data.words}")
     if options.metric is not None:
         progress(f"{options.metric} in fp32")
-        check = check.with_metric(_metric(options, data))
+        check = check.with_metric(metric_of(options, data))
     sites, made = sites_of(model), RoundedWeights()
-    form = Form(4, blocks=True) if check.precision == "int4" else DYNAMIC
+    form = Form(4, blocks=True) if check.precision == "int4" else WHOLE
     measured: list[Sensitivity] = []
+    rows = RowPlan()
+    if chooses_rows:
+        progress(f"{check.precision}: which layers are rounded row by row")
+        whole = sensitivities(model, data.points, WHOLE, made, static)
+        rows, ranked = row_plan(whole, sensitivities(model, data.points, DYNAMIC, made))
+        measured.extend(ranked)
 
     def measure() -> Sequence[Sensitivity]:
         if not measured:
@@ -104,12 +113,20 @@ def quantized(
 
     def build(keep: Mapping[str, str]) -> QuantizedStages:
         return quantize_stages(
-            check.stages.graphs, check.precision, sites, keep=keep, made=made, static=static
+            check.stages.graphs,
+            check.precision,
+            sites,
+            keep=keep,
+            made=made,
+            static=static,
+            rows=rows,
         )
 
     kept: list[Sensitivity] = []
-    if check.precision == "mixed-int8":
-        kept = search_layers(measure, lambda keep: check.passes(build(keep).graphs), progress)
+    if searches:
+        kept = search_layers(
+            measure, lambda keep: check.passes_on(target, build(keep).graphs), progress
+        )
     reasons = {
         one.layer.key: f"int8 gives its results a relative error of {one.worst:.2g}" for one in kept
     }
@@ -144,7 +161,12 @@ def _costs(kept: Sequence[Sensitivity], seconds: Mapping[str, float]) -> dict[st
     }
 
 
-def _metric(options: BuildOptions, data: CalibrationData) -> Metric:
+def metric_of(options: BuildOptions, data: CalibrationData) -> Metric:
+    """The metric that the options name, whose value in fp32 is not known yet.
+
+    Raises:
+        InputError: there is no such function.
+    """
     from crossfuse.export.sources.factory import function_of
 
     assert options.metric is not None

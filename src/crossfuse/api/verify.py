@@ -8,7 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from crossfuse.api.arguments import Progress, silent
+from crossfuse.api.arguments import Examples, Progress, paths, silent
+from crossfuse.api.build_options import BuildOptions, check_low_precision
+from crossfuse.api.calibration import calibration_data
 from crossfuse.api.examples import with_tensors
 from crossfuse.api.fused_graph import fused_stages
 from crossfuse.api.sources import Source, SourceOptions, accepted
@@ -20,10 +22,11 @@ from crossfuse.core.target import LOW_PRECISIONS, TARGETS
 from crossfuse.core.tensors import CONTEXTS, Dim
 from crossfuse.errors import Advice, InputError, Said
 from crossfuse.parity.given import Given, Inputs, check_given, read_given
+from crossfuse.parity.metric import Metric
 from crossfuse.parity.reference import ReferenceSet
 from crossfuse.parity.report import Divergence, ParityReport
 from crossfuse.parity.session_check import reference_of, verify_bundle
-from crossfuse.parity.target_check import check_on_cpu
+from crossfuse.parity.target_check import ParityCheck, check_on_cpu
 from crossfuse.parity.trial import require_tried
 from crossfuse.runtime.backends import runs_here
 from crossfuse.runtime.options import SessionOptions
@@ -36,6 +39,7 @@ if TYPE_CHECKING:
 __all__ = ["verify"]
 
 _OTHER = "the source is not the bundle's model: it has other inputs"
+_DATA = Said("--metric-data", "metric_data")
 _SAME = "Give the source that the bundle was exported from"
 
 
@@ -50,6 +54,9 @@ def verify(  # noqa: PLR0913 -- public: what a user may say of a check
     inputs: Inputs | Sequence[Inputs] | None = None,
     seed: int = 1,
     bisect: bool = False,
+    metric: str | None = None,
+    max_drop: float | None = None,
+    metric_data: Examples = (),
     options: SessionOptions | None = None,
     public_key: str | Path | None = None,
     signature: str | Path | None = None,
@@ -72,6 +79,11 @@ def verify(  # noqa: PLR0913 -- public: what a user may say of a check
         seed: of the fresh inputs.
         bisect: also find the first attention or module where the target leaves its tolerance; the
             report's ``fault``.
+        metric: ``file.py:function`` of ``(run, data)``, larger is better: judges a low precision in
+            place of the policy, as in `build`. What a manifest says of a metric counts for nothing.
+        max_drop: how far the metric may be below its value in fp32; with ``metric``.
+        metric_data: NPZ files, or folders of them, that the metric gets; some of the reference's
+            inputs where omitted.
         options: of the session.
         public_key: file of a key in PEM: the bundle has to be what this key's owner signed, and its
             engines are trusted then.
@@ -80,16 +92,19 @@ def verify(  # noqa: PLR0913 -- public: what a user may say of a check
 
     Raises:
         BundleError: no bundle, a damaged one, one that can't run here, or one that isn't signed.
-        InputError: a source that is not the bundle's model, or inputs that the bundle doesn't take.
+        InputError: a source that is not the bundle's model, inputs that the bundle doesn't take, or
+            a metric that can't be used.
     """
     given = read_given(inputs)
     progress = step or silent
     signed = Signed.of(path, public_key, signature)
     chosen = signed.options(options)
 
+    judged = _Judged(metric, max_drop, tuple(map(str, paths(metric_data))))
+
     def verified(bundle: Bundle) -> ParityReport:
         signed.require(bundle)
-        check, reference = _Check(bundle, target, given, progress), None
+        check, reference = _Check(bundle, target, given, progress, judged), None
         if source is not None:
             about = bundle.manifest.source
             named = Source.of_bundle(about, source, checkpoint=checkpoint, task=task)
@@ -103,6 +118,39 @@ def verify(  # noqa: PLR0913 -- public: what a user may say of a check
 
 
 @dataclass(frozen=True)
+class _Judged:
+    """By what a low precision is judged: a metric, how far it may drop, and paths of its data."""
+
+    metric: str | None = None
+    max_drop: float | None = None
+    data: tuple[str, ...] = ()
+
+    def of(self, bundle: Bundle, target: str, progress: Progress) -> Metric | None:
+        """The metric with its value for the bundle's fused graph in fp32; None where none is given.
+
+        Raises:
+            InputError: the target is in another precision, or the metric can't be used.
+        """
+        if self == _Judged():
+            return None
+        from crossfuse.api.low_precision import metric_of
+
+        precision = bundle.target(target).precision
+        options = BuildOptions(precision, metric=self.metric, max_drop=self.max_drop)
+        check_low_precision(options)
+        if self.metric is None:
+            raise InputError(
+                Advice("data for a metric ({}) needs one ({})", _DATA, Said("--metric", "metric"))
+            )
+        fused, reference = fused_stages(bundle), reference_of(bundle)
+        data = calibration_data(self.data, bundle.manifest, reference, fused.model)
+        progress(f"{self.metric} in fp32, on {data.words}")
+        settings = bundle.manifest.generation
+        check = ParityCheck(fused.stages, reference, precision, generation=settings)
+        return check.with_metric(metric_of(options, data)).metric
+
+
+@dataclass(frozen=True)
 class _Check:
     """One call of `verify`: the bundle, opened once, and what is asked."""
 
@@ -110,6 +158,7 @@ class _Check:
     target: str | None
     given: list[Given]
     progress: Progress
+    judged: _Judged
 
     def recomputed(self, source: Source, seed: int) -> ReferenceSet:
         """The eager model's results at fresh inputs, or at the user's."""
@@ -153,8 +202,11 @@ class _Check:
         bundle, target = self.bundle, self.target
         if target is None or not _needs_another_machine(bundle, target):
             require_tried(bundle, target, options)
+            metric = self.judged.of(bundle, target or chosen_target(bundle), self.progress)
             self.progress("running the target")
-            return verify_bundle(bundle, target, options=options, reference=reference)
+            return verify_bundle(
+                bundle, target, options=options, reference=reference, metric=metric
+            )
         bundle.target(target)  # refused where the bundle doesn't hold it
         fused = fused_stages(bundle)
         self.progress(f"{target} can't run here: executing its graph on the CPU")

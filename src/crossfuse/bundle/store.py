@@ -221,11 +221,14 @@ def _is_changing(folder: Path) -> bool:
 
 
 def identity_of(folder: Path) -> tuple[int, ...] | None:
-    """What tells a bundle's folder from another one of its name; None where there is no bundle."""
+    """What tells a bundle's folder from another one of its name; None where there is no bundle.
+
+    Not the manifest's last change: one more hard link to it is one, and `staged` makes those.
+    """
     with suppress(OSError):
         about, file = folder.stat(), folder / MANIFEST
         if file.is_file():
-            return (about.st_dev, about.st_ino, *_state_of(file.stat()))
+            return (about.st_dev, about.st_ino, *_state_of(file.stat())[:-1])
     return None
 
 

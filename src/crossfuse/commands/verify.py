@@ -8,11 +8,14 @@ from typing import Annotated
 import typer
 
 from crossfuse.commands.options import (
+    ENGINE,
     SOURCE,
     BuiltTarget,
     BundlePath,
     Device,
     Json,
+    MaxDrop,
+    MetricFunction,
     Provider,
     PublicKey,
     Signature,
@@ -66,6 +69,18 @@ def verify(  # noqa: PLR0913 -- a command: its parameters are its options
             help="Find the first attention or module where the target leaves its tolerance.",
         ),
     ] = False,
+    metric: MetricFunction = None,
+    max_drop: MaxDrop = None,
+    metric_data: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--metric-data",
+            metavar="FILE.npz|FOLDER",
+            help="What the metric gets, arrays by name, one set per file; where omitted, some of "
+            "the reference's inputs. Repeat.",
+            rich_help_panel=ENGINE,
+        ),
+    ] = None,
     provider: Provider = None,
     device: Device = 0,
     threads: Threads = None,
@@ -95,6 +110,9 @@ def verify(  # noqa: PLR0913 -- a command: its parameters are its options
             inputs=inputs or None,
             seed=seed,
             bisect=bisect,
+            metric=metric,
+            max_drop=max_drop,
+            metric_data=metric_data,
             options=SessionOptions(
                 threads=threads, provider=provider, device_id=device, trust_engines=trust_engines
             ),

@@ -36,13 +36,25 @@ class _Help:
 
 _HELPS = (
     _Help(
-        r"probabilities are an output|probabilities go through|probabilities are also used",
+        r"probabilities are an output|probabilities are also used",
         anyone=Advice(
             "Probabilities that are used otherwise can be computed beside the fused operator ({}); "
             "an output that only they make can be left out ({})",
             _KEEP,
             _DROP,
         ),
+    ),
+    _Help(
+        r"probabilities go through",
+        code=Advice(
+            "Targets weigh values with probabilities as they are. What is linear in them can be "
+            "done to the results: (p - c * q) @ v is p @ v - c * (q @ v)"
+        ),
+        file=Advice("Targets weigh values with probabilities as they are"),
+    ),
+    _Help(
+        r"scores are also used by",
+        code=Advice("What else is made of the scores can be made of a second product"),
     ),
     _Help(
         r"in a form that is not known|does not hold it as one operator",

@@ -17,7 +17,10 @@ from typing import Any
 from crossfuse.core.linear_ledger import INT8, Became, weights_in
 from crossfuse.core.openvino_nodes import ExecutedNode
 
-__all__ = ["MarkedLinears", "mark_linears"]
+__all__ = ["WIDE_FLOATS", "MarkedLinears", "mark_linears"]
+
+WIDE_FLOATS = "crossfuse.floats"
+"""Property of a graph in integers or bf16: the type that its fp32 numbers may be computed in."""
 
 _MARK = "crossfuse.linear."
 _OPERATORS = frozenset(

@@ -4,8 +4,9 @@ process or of a machine."""
 from __future__ import annotations
 
 import errno
+import re
 
-__all__ = ["help_for", "reason_of"]
+__all__ = ["help_for", "is_out_of_memory", "reason_of"]
 
 _HELP = {
     errno.ENOSPC: "Make room on the disk, or choose another one",
@@ -25,6 +26,18 @@ _WHOEVER_ASKS = {
     errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO,
 }  # fmt: skip
 """Those whose help is the same wherever they come from."""
+
+
+_OUT_OF_MEMORY = re.compile(
+    r"bad.?alloc|(can.?t|cannot|could not|failed to|unable to) (\w+ )?allocate|out of memory"
+    r"|not enough memory",
+    re.IGNORECASE,
+)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Memory ran out, which each library says in words of its own."""
+    return isinstance(error, MemoryError) or _OUT_OF_MEMORY.search(str(error)) is not None
 
 
 def reason_of(error: OSError) -> str:

@@ -1,5 +1,5 @@
-"""Processes: children that end with their parent, sessions that a fork took along, and how many
-CPUs a container may use."""
+"""Processes: children that end with their parent, and those of a library that didn't; sessions that
+a fork took along; how many CPUs a container may use."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import weakref
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from crossfuse.errors import InputError
 __all__ = [
     "PARENT",
     "cpu_limit",
+    "descendants",
+    "end_those",
     "end_with_parent",
     "for_child",
     "keep_in_forks",
@@ -27,6 +30,7 @@ PARENT = "CROSSFUSE_PARENT"
 """Environment variable that tells a child its parent's process id."""
 _PR_SET_PDEATHSIG = 1
 _GROUPS = Path("/sys/fs/cgroup")
+_PROCESSES = Path("/proc")
 
 
 def for_child() -> dict[str, str]:
@@ -47,6 +51,44 @@ def end_with_parent() -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != int(parent):
         os._exit(1)  # it ended before
+
+
+def descendants() -> dict[int, str]:
+    """Processes that this one started, and that those did: process id → when it began, on Linux."""
+    known = {}
+    for entry in _PROCESSES.glob("[0-9]*"):
+        about = _about(int(entry.name))
+        if about is not None:
+            known[int(entry.name)] = about
+    found: dict[int, str] = {}
+    parents = {os.getpid()}
+    while parents:
+        parents = {one for one, (parent, _) in known.items() if parent in parents} - found.keys()
+        found |= {one: known[one][1] for one in parents}
+    return found
+
+
+def end_those(processes: Mapping[int, str]) -> None:
+    """Kill those of processes that are still there; another one that got an id later is left alone.
+
+    Args:
+        processes: as `descendants` gives them.
+    """
+    for process, began in processes.items():
+        about = _about(process)
+        if about is not None and about[1] == began:
+            with suppress(OSError):
+                os.kill(process, signal.SIGKILL)
+
+
+def _about(process: int) -> tuple[int, str] | None:
+    """A process's parent, and when it began."""
+    try:
+        fields = (_PROCESSES / str(process) / "stat").read_text(errors="replace")
+        parts = fields.rpartition(")")[2].split()
+        return int(parts[1]), parts[19]
+    except (OSError, ValueError, IndexError):
+        return None
 
 
 def require_own_process(process: int) -> None:

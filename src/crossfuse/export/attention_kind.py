@@ -9,6 +9,9 @@ through everything that works token by token. Rules:
 3. Looking up an embedding follows the ids, adding a weight follows the other side; shapes,
    conditions and indices are not followed. A value made of weights alone (learned queries) has
    those weights as origins.
+4. Truth values, and numbers made of them alone, say which tokens count and not what these are:
+beside other content they are not followed. So queries that become 0 where a mask hides all keys
+do not spring from what the mask was made of.
 
 An attention is ``self`` where queries and keys share an origin, else ``cross``. Where keys are
 projected from a concatenation of tokens, or projected and then concatenated, and one part shares
@@ -39,6 +42,13 @@ _FIRST_ONLY = (
 """Operators whose other operands say how, not what."""
 
 
+_TRUTHS = frozenset(
+    {*("Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Not", "And", "Or", "Xor")}
+    | {"IsNaN", "IsInf"}
+)
+"""Operators that give truth values."""
+
+
 class Dataflow:
     """Answers questions about where the operands of a model's attentions come from."""
 
@@ -46,6 +56,7 @@ class Dataflow:
         self.graph = model.graph
         self._origins: dict[ir.Value, frozenset[ir.Value]] = {}
         self._reach: dict[ir.Value, frozenset[str]] = {}
+        self._truths = {v for v in model.graph.inputs if v.dtype == ir.DataType.BOOL}
         for value in model.graph.inputs:
             self._origins[value] = frozenset([value])
             self._reach[value] = frozenset([value.name or ""])
@@ -53,6 +64,8 @@ class Dataflow:
             origins, reach = self._node_origins(node), self._node_reach(node)
             for out in node.outputs:
                 self._origins[out], self._reach[out] = origins or frozenset([out]), reach
+            if self._gives_truths(node):
+                self._truths.update(node.outputs)
         self._joined = JoinedTokens(model.graph, self._is_weight)
 
     def kind(self, attention: AttentionNode) -> str:
@@ -102,6 +115,14 @@ class Dataflow:
             if node.op_type in PRODUCT_OPS and len(active) > 1:
                 return frozenset()
         active = [v for v in followed if not self._is_weight(v)]
+        active = [v for v in active if v not in self._truths] or active
         if node.op_type == "Concat" or not active:
             active = followed
         return frozenset[ir.Value]().union(*(self.origins(v) for v in active))
+
+    def _gives_truths(self, node: ir.Node) -> bool:
+        """Truth values, or numbers made of these and weights alone."""
+        if node.op_type in _TRUTHS or any(v.dtype == ir.DataType.BOOL for v in node.outputs):
+            return True
+        active = [v for v in node.inputs if v is not None and not self._is_weight(v)]
+        return bool(active) and all(v in self._truths for v in active)

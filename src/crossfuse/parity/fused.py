@@ -14,10 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossfuse.core.tensors import CONTEXTS, names_of
+from crossfuse.core.text import brief
 from crossfuse.errors import Advice, InputError, Said
 from crossfuse.parity.given import Given, fan_out_of, sizes_given, whole_boundary
 from crossfuse.parity.reference import ReferencePoint, ReferenceSet
 from crossfuse.parity.shape_points import EXAMPLE, TAILS
+from crossfuse.runtime.refused_inputs import Takes, refused_inputs
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -56,6 +58,7 @@ def fused_reference(
     lowered = lower_portable(model).model
     names = [value.name or "" for value in lowered.graph.outputs]
     needed = {value.name or "": value for value in lowered.graph.inputs}
+    takes = Takes(whole_boundary(manifest)[0], manifest.dims)
     outputs = names_of(whole_boundary(manifest)[1])
     points = []
     with opened(lowered) as run:
@@ -65,11 +68,9 @@ def fused_reference(
             try:
                 results = dict(zip(names, run({name: whole[name] for name in needed}), strict=True))
             except Exception as error:  # ONNX Runtime's exceptions have no common base
-                raise InputError(
-                    f"the fused graph refuses the inputs: {' '.join(str(error).split())[:300]}",
-                    where=where,
-                    do="Check their values (token ids within the vocabulary, masks of zeros and "
-                    "ones)",
+                said = brief(error)
+                raise refused_inputs(
+                    said, arrays, takes, who="the fused graph", where=where
                 ) from error
             truth = {name: results[name] for name in outputs}
             bad = [

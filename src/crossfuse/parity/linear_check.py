@@ -3,13 +3,13 @@ Runtime's optimiser leaves it, or as an engine that compiles graphs tells."""
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from crossfuse.core.linear_ledger import FP32, UNKNOWN, Became, LinearLedger, LinearRow
+from crossfuse.core.scratch import scratch_folder
 from crossfuse.core.target import CPU_TARGET, require_target
 from crossfuse.runtime.onnxruntime_stage import OrtStage
 from crossfuse.runtime.options import SessionOptions
@@ -80,10 +80,12 @@ def compiled(found: Mapping[str, Mapping[str, Became]], precision: str, provider
             return Became(FP32, layer.refusal.reason)
         if told is None:
             return Became(UNKNOWN, f"{provider} tells of no node for it")
-        if told.words != "fp32" or precision == "fp32":
+        if precision == "fp32":
             return told
         if layer.refusal is not None:
-            return Became(FP32, layer.refusal.reason)
+            return Became(FP32 if told.words == "fp32" else told.words, layer.refusal.reason)
+        if told.words != "fp32":
+            return told
         return Became(FP32, f"{provider} computes it in fp32 on this machine")
 
     return verdict
@@ -95,11 +97,11 @@ def engine_graph(path: Path) -> EngineGraph:
 
     from crossfuse.targets.quantize.engine_graph import EngineGraph
 
-    with tempfile.TemporaryDirectory() as folder:
+    with scratch_folder() as folder:
         provider = require_target(CPU_TARGET).provider
-        stage = OrtStage(path, provider, SessionOptions(), trace=Path(folder))
+        stage = OrtStage(path, provider, SessionOptions(), trace=folder)
         stage.end_trace()
-        return EngineGraph(ir.load(Path(folder) / "optimized.onnx"))
+        return EngineGraph(ir.load(folder / "optimized.onnx"))
 
 
 def _row(

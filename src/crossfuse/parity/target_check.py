@@ -3,14 +3,14 @@ its place."""
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from crossfuse.bundle.manifest import EngineInfo, Manifest
+from crossfuse.core.scratch import scratch_folder
 from crossfuse.core.target import CPU_TARGET, Target, require_target
 from crossfuse.errors import InputError, ParityError, unknown
 from crossfuse.parity.low_precision import BESIDE_A_METRIC, PLAIN
@@ -69,12 +69,14 @@ def check_on_cpu(
 @dataclass(frozen=True)
 class ParityCheck:
     """Parity of a target with these stages, in a precision; where ``metric`` is given, it decides
-    in place of the policy for low precision."""
+    in place of the policy for low precision. ``generation`` are the bundle's settings, by which a
+    metric generates."""
 
     stages: Stages
     reference: ReferenceSet
     precision: str
     metric: Metric | None = None
+    generation: Mapping[str, Any] = field(default_factory=dict)
 
     def executed(
         self,
@@ -109,7 +111,7 @@ class ParityCheck:
         """A session of what a CPU executes in the target's place."""
         from crossfuse.targets.graph_files import save_graph
 
-        with tempfile.TemporaryDirectory() as folder:
+        with scratch_folder() as folder:
             paths = {}
             half = [
                 t.name
@@ -118,7 +120,7 @@ class ParityCheck:
                 if t.dtype in ("float16", "bfloat16")
             ]
             for stage, graph in cpu_equivalents(graphs, target, half).items():
-                paths[stage] = Path(folder) / _CPU.file(stage)
+                paths[stage] = folder / _CPU.file(stage)
                 save_graph(graph, paths[stage], paths[stage].with_suffix(".bin"))
             spec = self._spec({}, None)
             with open_session(_CPU, paths, spec, SessionOptions()) as session:
@@ -132,6 +134,24 @@ class ParityCheck:
             return self.checked_on_cpu(_CPU, StageGraphs(graphs)).passed
         except (InputError, ParityError):
             return False
+
+    def passes_on(self, target: Target, graphs: Mapping[str, ir.Model]) -> bool:
+        """Whether graphs in the target's precision pass: lowered and executed by its own engine
+        where that compiles graphs, else as of `passes`."""
+        if not target.compiles:
+            return self.passes(graphs)
+        from crossfuse.targets.graph_files import save_graph
+        from crossfuse.targets.registry import lower_stages
+
+        with scratch_folder() as folder:
+            paths = {}
+            for stage, lowered in lower_stages(graphs, target).items():
+                paths[stage] = folder / target.file(stage)
+                save_graph(lowered.model, paths[stage], paths[stage].with_suffix(".bin"))
+            try:
+                return self._check(target, paths, SessionOptions(), {}, None).passed
+            except (InputError, ParityError):
+                return False
 
     def _check(
         self,
@@ -153,6 +173,7 @@ class ParityCheck:
             decode=self.stages.decode,
             engine=engine,
             precision=self.precision,
+            generation=self.generation,
         )
 
     def _checked(self, session: Session) -> ParityReport:

@@ -25,8 +25,10 @@ inputs and outputs are host arrays, as a session's; on a GPU that includes the c
 from __future__ import annotations
 
 import copy
+import hashlib
 import importlib
 import io
+import json
 import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, redirect_stdout
@@ -63,6 +65,8 @@ class Baselines:
         device: ``cpu`` or ``cuda``.
         threads: inside one operator; None for each library's default.
         device_id: number of the GPU.
+        kept: folder for the exports, which later calls with the same model find there; None for a
+            temporary one.
     """
 
     def __init__(
@@ -72,13 +76,14 @@ class Baselines:
         threads: int | None = None,
         *,
         device_id: int = 0,
+        kept: Path | None = None,
     ) -> None:
         self._spec, self._device, self._threads, self._device_id = spec, device, threads, device_id
         self._open = ExitStack()
-        self._folder = tempfile.TemporaryDirectory(
+        self._temporary = tempfile.TemporaryDirectory(
             prefix="crossfuse-baselines-", ignore_cleanup_errors=True
         )
-        self._exports: dict[tuple[tuple[str, tuple[int, ...]], ...], tuple[Path, list[str]]] = {}
+        self._folder = kept or Path(self._temporary.name)
 
     def __enter__(self) -> Baselines:
         import torch
@@ -98,7 +103,7 @@ class Baselines:
 
         torch.set_num_threads(self._torch_threads)
         self._open.close()
-        self._folder.cleanup()
+        self._temporary.cleanup()
         if self._device == "cuda" and torch.cuda.is_available():
             torch.cuda.empty_cache()
 
@@ -201,7 +206,7 @@ class Baselines:
             ort_fusions="cuda" if self._device == "cuda" else "cpu",
             opset_version=_HF_OPSET,
         )
-        path = Path(tempfile.mkdtemp(dir=self._folder.name)) / "hf.onnx"
+        path = Path(tempfile.mkdtemp(dir=self._temporary.name)) / "hf.onnx"
         with redirect_stdout(io.StringIO()):
             exported = OnnxExporter().export(self._spec.module, given, config=config)
         OnnxExporter.save_program(exported.program, path)
@@ -243,7 +248,8 @@ class Baselines:
         tools = importlib.import_module("onnxruntime.quantization")
         path, names = self._plain_export(inputs)
         quantized = path.with_name("int8.onnx")
-        tools.quantize_dynamic(path, quantized, op_types_to_quantize=["MatMul"])
+        if not quantized.exists():
+            tools.quantize_dynamic(path, quantized, op_types_to_quantize=["MatMul"])
         return self._onnxruntime(quantized, names, inputs)
 
     def _tensorrt(self, inputs: Arrays) -> Run:
@@ -288,11 +294,13 @@ class Baselines:
         Our operator, where the model calls it, is exported as the scaled dot-product attention that
         it is in PyTorch.
         """
-        key = tuple((name, array.shape) for name, array in inputs.items())
-        if key not in self._exports:
-            path = Path(tempfile.mkdtemp(dir=self._folder.name)) / "plain.onnx"
-            self._exports[key] = path, export_plainly(self._spec, inputs, path)
-        return self._exports[key]
+        sizes = {name: list(array.shape) for name, array in inputs.items()}
+        folder = self._folder / hashlib.sha256(json.dumps(sizes).encode()).hexdigest()[:16]
+        path, about = folder / "plain.onnx", folder / "outputs.json"
+        if not about.exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            about.write_text(json.dumps(export_plainly(self._spec, inputs, path)))
+        return path, json.loads(about.read_text())
 
     def _need_gpu(self, name: str) -> None:
         if self._device != "cuda":

@@ -135,4 +135,6 @@ def _open_on_onnxruntime(request: StageRequest) -> Stage:
     from crossfuse.runtime.onnxruntime_stage import OrtStage
 
     provider = request.options.provider or request.target.provider
-    return OrtStage(request.graph, provider, request.options, alone=request.alone)
+    return OrtStage(
+        request.graph, provider, request.options, alone=request.alone, takes=request.takes
+    )

@@ -280,8 +280,8 @@ def check_counts(spec: TensorSpec, array: NDArray[Any]) -> None:
             where=f"{spec.name}[{row}]",
             got=int(held[row]),
             expected=count,
-            do="Placeholders belong into the first tokens, which are an input of their own; for "
-            "more or fewer, export again with examples that have as many",
+            do="Give as many as the images make features, in the first tokens where these are an "
+            "input of their own; for others, export again with examples that have as many",
         )
 
 

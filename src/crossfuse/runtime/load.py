@@ -16,11 +16,12 @@ from crossfuse.bundle.store import Bundle
 from crossfuse.bundle.trust import require_own_engine
 from crossfuse.core.foreign import door
 from crossfuse.core.target import Target
-from crossfuse.core.tensors import Dim, TensorSpec, names_of
+from crossfuse.core.tensors import POSITION, STATE, Dim, TensorSpec, names_of
 from crossfuse.errors import BundleError, InputError, unknown
 from crossfuse.runtime.backends import open_stage, target_of_bundle
 from crossfuse.runtime.empty_stage import for_empty
 from crossfuse.runtime.options import SessionOptions
+from crossfuse.runtime.refused_inputs import Takes
 from crossfuse.runtime.session import Session
 from crossfuse.runtime.stage import Stage, StageRequest
 from crossfuse.runtime.tuned import chosen_target
@@ -195,6 +196,7 @@ def open_session(
                 precision=spec.precision,
                 boundary=expected,
                 key=f"{name} of {spec.owner}" if spec.owner else "",
+                takes=_takes(spec, stage),
             )
         )
         _LOG.debug("stage %s: %s on %s", name, graphs[name].name, opened[name].provider)
@@ -218,3 +220,16 @@ def open_session(
         constants=spec.constants,
         generation=spec.generation,
     )
+
+
+def _takes(spec: SessionSpec, stage: StageSpec) -> Takes:
+    """What a caller gives to a stage: all but what other stages, and it itself, made before."""
+    made = {tensor.name for other in spec.stages.values() for tensor in other.outputs}
+    if stage is spec.stages.get("step"):
+        made.add(POSITION)
+    given = (
+        tensor
+        for tensor in stage.inputs
+        if tensor.name not in made and not tensor.name.startswith(STATE)
+    )
+    return Takes(tuple(given), spec.dims)

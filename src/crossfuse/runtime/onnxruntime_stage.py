@@ -16,10 +16,11 @@ from crossfuse.core.cpu import exact_products
 from crossfuse.core.onnx_runtime import onnxruntime
 from crossfuse.core.processes import cpu_limit, keep_in_forks
 from crossfuse.core.text import brief
-from crossfuse.errors import BundleError, CrossfuseError, EngineError, InputError
+from crossfuse.errors import BundleError, CrossfuseError, EngineError
 from crossfuse.runtime.device_array import DeviceArray, DeviceMemory
 from crossfuse.runtime.driver import Driver, gpu_count
 from crossfuse.runtime.options import SessionOptions
+from crossfuse.runtime.refused_inputs import Takes, refused_inputs
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -39,7 +40,7 @@ class OrtStage:
     """An ``onnxruntime.InferenceSession`` over one graph. Several threads may run it at once.
 
     With ``trace``, a folder, the engine's profiler writes there until `end_trace`; so does the
-    optimizer: ``optimized.onnx`` is what is executed.
+    optimizer: ``optimized.onnx`` is what is executed. ``takes`` is what a caller gives, for errors.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class OrtStage:
         *,
         alone: bool = True,
         trace: Path | None = None,
+        takes: Takes | None = None,
     ) -> None:
         ort = onnxruntime()
         if provider not in ort.get_available_providers():
@@ -103,6 +105,7 @@ class OrtStage:
         self.provider = provider
         self.on_device = provider == "CUDAExecutionProvider"
         self.device = options.device
+        self._takes = takes
         self._leaving: deque[tuple[list[Any], Any]] = deque()
         self.version: str = ort.__version__
         self._ort = ort
@@ -120,7 +123,7 @@ class OrtStage:
         try:
             outputs: list[NDArray[Any]] = self._run(self._outputs, feeds, self._run_options)
         except Exception as error:  # ONNX Runtime's exceptions have no common base
-            raise self._failure(error) from error
+            raise self._failure(error, feeds) from error
         return outputs
 
     def run_mixed(self, feeds: Mapping[str, Any]) -> list[NDArray[Any]]:
@@ -144,7 +147,7 @@ class OrtStage:
                 for n, v in zip(self._outputs, outputs, strict=True)
             ]
         except Exception as error:  # ONNX Runtime's exceptions have no common base
-            raise self._failure(error) from error
+            raise self._failure(error, feeds) from error
 
     def empty(self, shape: tuple[int, ...], dtype: str) -> DeviceArray:
         """A new array on the GPU, its content undefined."""
@@ -154,7 +157,7 @@ class OrtStage:
                 list(shape), _element(dtype), "cuda", self.device
             )
         except Exception as error:  # ONNX Runtime's exceptions have no common base
-            raise self._failure(error) from error
+            raise self._failure(error, {}) from error
         return self._ours(value)
 
     def coming(self, shape: tuple[int, ...], dtype: str) -> DeviceArray:
@@ -198,7 +201,7 @@ class OrtStage:
         except CrossfuseError:
             raise
         except Exception as error:  # ONNX Runtime's exceptions have no common base
-            raise self._failure(error) from error
+            raise self._failure(error, feeds) from error
         return outputs
 
     def _bind_inputs(self, binding: Any, feeds: Mapping[str, Any]) -> None:
@@ -242,7 +245,7 @@ class OrtStage:
             for name, value in zip(self._outputs, outputs, strict=True):
                 binding.bind_output(name, "cpu", 0, value.dtype, value.shape, value.ctypes.data)
         except Exception as error:  # ONNX Runtime's exceptions have no common base
-            raise self._failure(error) from error
+            raise self._failure(error, feeds) from error
         return binding, dict(feeds)
 
     def run_bound(self, binding: Any) -> None:
@@ -250,7 +253,7 @@ class OrtStage:
         try:
             self._session.run_with_iobinding(binding[0])
         except Exception as error:  # ONNX Runtime's exceptions have no common base
-            raise self._failure(error) from error
+            raise self._failure(error, binding[1]) from error
 
     def _ours(self, value: Any) -> DeviceArray:
         """A value on the GPU as an array; ONNX Runtime gets its memory back when nobody reads it
@@ -274,17 +277,14 @@ class OrtStage:
                 if not self.driver.passed(marks):
                     self._leaving.append((marks, value))
 
-    def _failure(self, error: Exception) -> CrossfuseError:
+    def _failure(self, error: Exception, feeds: Mapping[str, Any]) -> CrossfuseError:
         text = brief(error)
         if self.on_device and _ON_GPU.search(text):
             return EngineError(
                 f"the engine failed on the GPU: {text}",
                 do="Use smaller batches where memory is short, or check the GPU",
             )
-        return InputError(
-            f"the engine refused the inputs: {text}",
-            do="Check their values (token ids within the vocabulary, masks of zeros and ones)",
-        )
+        return refused_inputs(text, feeds, self._takes)
 
 
 def _settings(ort: Any, options: SessionOptions, alone: bool) -> Any:

@@ -22,12 +22,13 @@ import numpy as np
 from crossfuse.core.cpu import exact_products
 from crossfuse.core.files import user_cache
 from crossfuse.core.openvino import openvino
-from crossfuse.core.openvino_linears import mark_linears
+from crossfuse.core.openvino_linears import WIDE_FLOATS, mark_linears
 from crossfuse.core.openvino_nodes import ExecutedNode, executed_nodes, mark_attentions
 from crossfuse.core.processes import cpu_limit, keep_in_forks
 from crossfuse.core.text import brief
-from crossfuse.errors import BundleError, InputError
+from crossfuse.errors import BundleError
 from crossfuse.runtime.options import SessionOptions
+from crossfuse.runtime.refused_inputs import refused_inputs
 from crossfuse.runtime.stage import HostStage, StageRequest
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ DEVICE = "device_type"
 """The provider option that names OpenVINO's device; the others are properties of its own."""
 
 _CACHE = "CACHE_DIR"
+_FLOATS = "INFERENCE_PRECISION_HINT"
 _INTEGERS = ("int8", "mixed-int8")
 _CAPABILITIES = {
     **{"fp32": "FP32", "bf16": "BF16", "fp16": "FP16"},
@@ -72,6 +74,8 @@ class OpenVinoStage(HostStage):
         about = (ov.get_version(), device, core.get_property(device, "FULL_DEVICE_NAME"))
         try:
             model = core.read_model(str(request.graph))
+            if _in_bf16(model, core, device, request):
+                properties[_FLOATS] = "bf16"
             self._marked, self._linears = mark_attentions(model), mark_linears(model)
             with _kept(request.key, (*about, *sorted(properties.items()))) as cache:
                 self._compiled = core.compile_model(model, device, {**cache, **properties})
@@ -144,10 +148,7 @@ class OpenVinoStage(HostStage):
             found = request.infer(given, share_inputs=True)
             outputs = [np.asarray(found[port]) for port in self._outputs.values()]
         except Exception as error:  # OpenVINO's exceptions have no common base
-            raise InputError(
-                f"the engine refused the inputs: {brief(error)}",
-                do="Check their values (token ids within the vocabulary, masks of zeros and ones)",
-            ) from error
+            raise refused_inputs(brief(error), feeds, self.request.takes) from error
         self._idle.append(request)
         return outputs, request
 
@@ -172,7 +173,7 @@ def _properties(request: StageRequest) -> tuple[str, dict[str, Any]]:
     # what the graph keeps in fp32 with it.
     properties: dict[str, Any] = {
         "PERFORMANCE_HINT": "LATENCY",
-        "INFERENCE_PRECISION_HINT": "dynamic",
+        _FLOATS: "dynamic",
     }
     threads = options.threads or cpu_limit()
     if device == "CPU":
@@ -182,6 +183,17 @@ def _properties(request: StageRequest) -> tuple[str, dict[str, Any]]:
         if options.streams > 1:
             properties["NUM_STREAMS"] = options.streams
     return device, {**properties, **given}
+
+
+def _in_bf16(model: Any, core: Any, device: str, request: StageRequest) -> bool:
+    """Whether a graph in integers or bf16 lets the device compute all its floats in bf16, and it
+    does."""
+    asked = ["framework", WIDE_FLOATS]
+    if request.precision not in (*_INTEGERS, "bf16") or _FLOATS in request.options.provider_options:
+        return False
+    if not model.has_rt_info(asked) or model.get_rt_info(asked).astype(str) != "bf16":
+        return False
+    return _CAPABILITIES["bf16"] in core.get_property(device, "OPTIMIZATION_CAPABILITIES")
 
 
 def _require_device(core: Any, device: str, request: StageRequest) -> None:

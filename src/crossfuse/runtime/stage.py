@@ -12,6 +12,7 @@ import numpy as np
 from crossfuse.core.target import Target
 from crossfuse.errors import InputError
 from crossfuse.runtime.options import SessionOptions
+from crossfuse.runtime.refused_inputs import Takes
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -37,6 +38,7 @@ class StageRequest:
         boundary: names of inputs and outputs that the graph should have; None where nobody knows.
         key: tells the content of the stage's files from any other; empty where nobody vouches for
             it, and nothing may be kept by it.
+        takes: what a caller gives to the stage, to be told where the engine refuses it.
     """
 
     target: Target
@@ -47,6 +49,7 @@ class StageRequest:
     precision: str = "fp32"
     boundary: tuple[tuple[str, ...], tuple[str, ...]] | None = None
     key: str = ""
+    takes: Takes | None = None
 
 
 @runtime_checkable

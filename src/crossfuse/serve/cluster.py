@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 
 from crossfuse.core.foreign import cause_of
 from crossfuse.core.os_errors import help_for, reason_of
+from crossfuse.core.processes import descendants, end_those
 from crossfuse.errors import CheckError, InputError
 
 __all__ = ["connected", "local_ray", "require_free", "starting"]
@@ -44,7 +45,8 @@ def local_ray(
     environment: Mapping[str, str] | None = None,
 ) -> Iterator[None]:
     """A Ray on this machine alone: its processes listen on the loopback interface, answer only who
-    has a token that is made for this run, and nothing is reported anywhere.
+    has a token that is made for this run, and nothing is reported anywhere. None is left at the
+    end.
 
     Args:
         cpus: that Ray may give away; all of the machine's where omitted.
@@ -62,6 +64,7 @@ def local_ray(
     import ray
 
     is_told = os.environ.get("CROSSFUSE_DEBUG") == "1"
+    others = descendants()
     try:
         with starting("Ray"):
             ray.init(
@@ -74,7 +77,10 @@ def local_ray(
             )
         yield
     finally:
+        # What Ray leaves to end by itself may take a minute, and keeps its connections until then.
+        ours = {one: began for one, began in descendants().items() if one not in others}
         ray.shutdown()
+        end_those(ours)
 
 
 @contextmanager

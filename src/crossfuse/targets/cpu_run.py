@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
 from numpy.typing import NDArray
 
 from crossfuse.core.onnx_runtime import onnxruntime
+from crossfuse.core.scratch import scratch_folder
 from crossfuse.targets.graph_files import save_graph
 
 __all__ = ["opened", "run_once"]
@@ -31,8 +30,8 @@ def opened(model: ir.Model) -> Iterator[Runner]:
     """A function that runs the graph; the model's weights are written aside meanwhile, so give a
     clone."""
     ort = onnxruntime()
-    with tempfile.TemporaryDirectory() as folder:
-        graph = Path(folder) / "graph.onnx"
+    with scratch_folder() as folder:
+        graph = folder / "graph.onnx"
         save_graph(model, graph, graph.with_suffix(".bin"))
         settings = ort.SessionOptions()
         settings.log_severity_level = 4

@@ -21,6 +21,7 @@ from crossfuse.bundle.manifest import MANIFEST, Manifest
 from crossfuse.bundle.staging import plain_files, staged, unreplaced
 from crossfuse.bundle.store import Bundle, open_bundle
 from crossfuse.bundle.writer import write_bundle
+from crossfuse.parity.session_check import reference_of
 
 MANIFEST_OF_ALL = Manifest.loads(
     (Path(__file__).parent / "manifests" / "every_field.json").read_text(encoding="utf-8"), "m"
@@ -200,3 +201,19 @@ while True:
             writer.adopt(bundle, names, copied=names)
             writer.commit(bundle.manifest)
 """
+
+
+def test_a_bundle_of_links_is_the_same_after_it_was_loaded(
+    bundle_copy: Path, tmp_path: Path
+) -> None:
+    """Engines get hard links to its files, the manifest's among them: that is no replacement."""
+    as_snapshot(bundle_copy, tmp_path / "cache")
+    bundle = open_bundle(bundle_copy)
+    for _ in range(2):
+        with runtime.load(bundle, "ort-cpu") as session:
+            session.run(**inputs())
+        assert not bundle.replaced
+        assert reference_of(bundle).points
+    other = open_bundle(bundle_copy)
+    runtime.load(bundle_copy, "ort-cpu").close()
+    assert not other.replaced, "another process's load is none, either"

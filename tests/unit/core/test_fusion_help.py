@@ -44,3 +44,13 @@ def test_each_advice_is_given_once() -> None:
 def test_without_advice_the_code_is_to_change() -> None:
     assert str(advice(["mixed heads"], "zoo")).startswith("Change these attentions, or pass")
     assert str(advice(["mixed heads"], "onnx")).startswith("Pass allow_unfused=True")
+
+
+def test_what_keeping_probabilities_does_not_help_is_told_otherwise() -> None:
+    between = "its attention probabilities go through Sub, which the fused operator does not have"
+    scores = "its scores are also used by TopK"
+    for reason, words in ((between, "(p - c * q) @ v is p @ v"), (scores, "a second product")):
+        text = str(advice([reason], "spec"))
+        assert words in text
+        assert "keep_probabilities" not in text
+    assert "keep_probabilities" in str(advice(["probabilities are also used by ReduceMax"], "spec"))

@@ -8,7 +8,7 @@ import os
 import pytest
 
 from crossfuse.core.foreign import own
-from crossfuse.core.os_errors import help_for, reason_of
+from crossfuse.core.os_errors import help_for, is_out_of_memory, reason_of
 
 
 def of(number: int) -> OSError:
@@ -36,6 +36,26 @@ def test_a_file_that_can_not_be_read_is_not_to_be_written_elsewhere() -> None:
     assert help_for(of(errno.EROFS)) is None
     assert help_for(of(errno.ENOENT), writing=True) is None
     assert help_for(ValueError("x"), writing=True) is None
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        of(errno.ENOMEM),
+        RuntimeError("std::bad_alloc"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 4 bytes"),
+        RuntimeError("BFCArena: Failed to allocate memory for requested buffer of size 4"),
+        ImportError("libx.so: cannot allocate memory in static TLS block", name="onnxruntime"),
+        RuntimeError("CUDA out of memory. Tried to allocate 20 MiB"),
+    ],
+)
+def test_memory_that_ran_out_is_told_whoever_noticed(error: Exception) -> None:
+    assert is_out_of_memory(error)
+    said = str(own(error))
+    assert "memory" in said
+    assert "smaller sizes" in said
+    assert not is_out_of_memory(ValueError("the memory of the model"))
 
 
 def test_reasons_have_no_numbers() -> None:

@@ -11,7 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from crossfuse.core.processes import PARENT, cpu_limit, for_child, require_own_process
+from crossfuse.core.processes import (
+    PARENT,
+    cpu_limit,
+    descendants,
+    end_those,
+    for_child,
+    require_own_process,
+)
 from crossfuse.errors import InputError
 
 CHILD = """
@@ -46,6 +53,33 @@ def test_a_child_ends_with_a_parent_that_is_killed() -> None:
         child = int(parent.stdout.readline())
         assert is_alive(child)
         parent.send_signal(signal.SIGKILL)
+    until = time.monotonic() + 20
+    while is_alive(child) and time.monotonic() < until:
+        time.sleep(0.02)
+    assert not is_alive(child)
+
+
+ORPHANS = """
+import subprocess, sys
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+print(child.pid, flush=True)
+sys.stdin.read()
+"""
+
+
+def test_processes_of_processes_are_known_and_ended_when_these_are_gone() -> None:
+    command = [sys.executable, "-c", ORPHANS]
+    before = descendants()
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as parent:
+        assert parent.stdout is not None
+        child = int(parent.stdout.readline())
+        ours = descendants()
+        assert {parent.pid, child} <= ours.keys() - before.keys()
+        assert os.getpid() not in ours
+        parent.communicate()
+    end_those({child: "0"})  # another one, that had this id before
+    assert is_alive(child)
+    end_those({child: ours[child], parent.pid: ours[parent.pid]})
     until = time.monotonic() + 20
     while is_alive(child) and time.monotonic() < until:
         time.sleep(0.02)

@@ -9,7 +9,7 @@ import pytest
 
 from crossfuse.export.attention_kind import Dataflow
 from crossfuse.graph.attention_node import attentions
-from onnx_building import INT64, Graph, normal
+from onnx_building import BOOL, INT64, Graph, normal
 from small_graphs import fused, model_of
 
 Operands = Callable[[Graph], tuple[str, str]]
@@ -84,6 +84,28 @@ def lengths_only(g: Graph) -> tuple[str, str]:
     return g.op("Reshape", projected(g, x), g.op("Shape", y)), projected(g, y)
 
 
+def rows_that_keys_hide(g: Graph) -> tuple[str, str]:
+    """Queries are 0 where a mask made of the keys' tokens hides all keys."""
+    x, y = tokens(g), tokens(g, "y")
+    seen = g.op("Greater", g.op("ReduceMean", y, g.ints(2), keepdims=1), g.weight(np.float32(0)))
+    counted = g.op("ReduceMax", g.op("Cast", seen, to=1), g.ints(1), keepdims=1)
+    return g.op("Mul", projected(g, x), counted), projected(g, y)
+
+
+def one_mask_for_two(g: Graph) -> tuple[str, str]:
+    kept = g.op("Cast", g.input("kept", ["B", "L", 1], BOOL), to=1)
+    return (
+        g.op("Mul", projected(g, tokens(g)), kept),
+        g.op("Mul", projected(g, tokens(g, "y")), kept),
+    )
+
+
+def truth_values_as_content(g: Graph) -> tuple[str, str]:
+    """What is made of nothing else springs from them."""
+    bits = g.op("Cast", g.input("bits", ["B", "L", 8], BOOL), to=1)
+    return projected(g, bits), projected(g, bits)
+
+
 @pytest.mark.parametrize(
     ("form", "kind"),
     [
@@ -97,6 +119,9 @@ def lengths_only(g: Graph) -> tuple[str, str]:
         (one_text, "self"),
         (latents_over_both, "cross"),
         (lengths_only, "cross"),
+        (rows_that_keys_hide, "cross"),
+        (one_mask_for_two, "cross"),
+        (truth_values_as_content, "self"),
     ],
     ids=lambda v: getattr(v, "__name__", v),
 )

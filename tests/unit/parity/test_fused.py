@@ -59,6 +59,20 @@ def test_inputs_without_a_result_are_refused(
         fused_reference(fused, zoo_bundle(NAME).manifest, [("mine", given)], None)
 
 
+def test_sizes_that_the_graph_refuses_are_told(
+    zoo_bundle: Callable[[str], Bundle], fused: ir.Model
+) -> None:
+    given = arrays()
+    name = next(iter(given))
+    given[name] = given[name][..., :-1]
+    with pytest.raises(InputError, match="the fused graph refused the inputs") as caught:
+        fused_reference(fused, zoo_bundle(NAME).manifest, [("mine", given)], None)
+    sizes = ", ".join(map(str, given[name].shape))
+    assert f"{name}: float32[{sizes}]" in str(caught.value.got)
+    assert f"{name}: float32[batch" in str(caught.value.expected)
+    assert caught.value.where == "mine"
+
+
 def own(error: float, truth: np.ndarray, kind: str = EXAMPLE) -> ReferenceSet:
     return ReferenceSet(
         "float64", (ReferencePoint({}, 0, {}, {"y": truth}, {"y": error}, kind=kind),)

@@ -11,6 +11,7 @@ from crossfuse import InputError
 from crossfuse.api.fused_graph import FusedStages, fused_stages
 from crossfuse.bundle.store import Bundle
 from crossfuse.core.target import TARGETS
+from crossfuse.parity.metric import Metric
 from crossfuse.parity.reference import ReferenceSet
 from crossfuse.parity.session_check import reference_of
 from crossfuse.parity.target_check import ParityCheck, check_on_cpu
@@ -70,3 +71,36 @@ def test_a_search_asks_whether_graphs_pass(
     rounded = half_stages(graphs, "bf16").graphs
     assert ParityCheck(fused.stages, reference, "bf16").passes(rounded)
     assert not ParityCheck(fused.stages, reference, "fp32").passes(rounded)
+
+
+def test_a_metric_generates_by_the_bundles_settings(
+    parts: tuple[Bundle, FusedStages, ReferenceSet],
+) -> None:
+    _, fused, reference = parts
+    settings = {"eos_token_id": 3, "max_length": 7}
+    seen: list[dict[str, object]] = []
+
+    def metric(run, _) -> float:
+        seen.append(dict(run.session.generation))
+        return 1.0
+
+    check = ParityCheck(fused.stages, reference, "int8", generation=settings)
+    judged = check.with_metric(Metric("m.py:metric", metric, (), 0.1)).metric
+    assert judged is not None
+    assert judged.fp32 == 1.0
+    assert seen == [settings]
+
+
+def test_an_engine_that_compiles_graphs_runs_the_trials_itself(
+    parts: tuple[Bundle, FusedStages, ReferenceSet], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, fused, reference = parts
+    graphs = fused.stages.graphs
+    right, wrong = (
+        ParityCheck(fused.stages, one, "fp32") for one in (reference, other_numbers(reference))
+    )
+    monkeypatch.setattr(ParityCheck, "passes", lambda *_: pytest.fail("ONNX Runtime was asked"))
+    assert right.passes_on(TARGETS["openvino"], graphs)
+    assert not wrong.passes_on(TARGETS["openvino"], graphs)
+    with pytest.raises(pytest.fail.Exception, match="ONNX Runtime was asked"):
+        right.passes_on(TARGETS["ort-cpu"], graphs)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -89,3 +91,20 @@ def test_a_plain_export_is_made_once_per_sizes(monkeypatch: pytest.MonkeyPatch) 
     assert len(made) == 2
     assert paths[0] == paths[1] != paths[2]
     assert not paths[0].parent.exists(), "exports are deleted in the end"
+
+
+def test_exports_that_are_kept_are_found_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from crossfuse.profiling import baselines
+
+    made: list[object] = []
+    monkeypatch.setattr(baselines, "export_plainly", lambda *a: made.append(a[1]) or ["fused"])
+    found = []
+    for _ in range(2):
+        with Baselines(SPEC, kept=tmp_path) as others:
+            found.append(others._plain_export(INPUTS))
+    assert len(made) == 1
+    assert found[0] == found[1]
+    assert found[0][0].is_relative_to(tmp_path)
+    assert found[0][0].parent.is_dir()

@@ -10,19 +10,22 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 
 import crossfuse
 from crossfuse import runtime
 from crossfuse.bundle.store import entry_of, open_bundle
 from crossfuse.core import openvino as library
+from crossfuse.core.openvino_linears import WIDE_FLOATS
 from crossfuse.core.target import TARGETS
 from crossfuse.errors import BundleError, InputError
 from crossfuse.parity.session_check import reference_of
 from crossfuse.runtime import SessionOptions
 from crossfuse.runtime.openvino_stage import DEVICE, OpenVinoStage
 from crossfuse.runtime.stage import CompiledStage, StageRequest
-from onnx_building import BOOL, FLOAT, HALF, INT64, Graph
+from onnx_building import BOOL, FLOAT, HALF, INT64, Graph, normal
+from onnx_text import parse
 
 ONE = SessionOptions(threads=1)
 TARGET = TARGETS["openvino"]
@@ -139,6 +142,37 @@ def test_a_processor_without_the_type_is_told(
         )
         with pytest.raises(BundleError, match=f"does not compute in {precision}.*in fp32"):
             OpenVinoStage(request)
+
+
+@pytest.mark.parametrize(
+    ("said", "precision", "given", "computed"),
+    [
+        ("bf16", "int8", {}, "bf16"),
+        ("bf16", "fp32", {}, "fp32"),
+        ("fp16", "int8", {}, "fp32"),
+        (None, "int8", {}, "fp32"),
+        ("bf16", "int8", {"INFERENCE_PRECISION_HINT": "f32"}, "fp32"),
+    ],
+)
+def test_what_is_no_integer_is_computed_as_the_graph_says(
+    tmp_path: Path, said: str | None, precision: str, given: dict[str, str], computed: str
+) -> None:
+    """The product's own type, by the execution graph and by its numbers: bf16 keeps 8 bits."""
+    weights, x = normal(64, 64, seed=1), normal(5, 64, seed=2)
+    model = parse("(float[b, 64] x) => (float[b, 64] y) { y = MatMul(x, w) }", w=weights)
+    if said is not None:
+        model.metadata_props[WIDE_FLOATS] = said
+    path = tmp_path / "model.openvino.onnx"
+    ir.save(model, path)
+    options = SessionOptions(threads=1, provider_options=given)
+    stage = OpenVinoStage(StageRequest(TARGET, path, options, precision=precision))
+    (got,) = stage.run({"x": x})
+    truth = x.astype(np.float64) @ weights
+    error = np.linalg.norm(got - truth) / np.linalg.norm(truth)
+    here = "BF16" in library.openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    expected = computed if here else "fp32"
+    assert [one.words for one in stage.linears(["y"]).values()] == [expected]
+    assert (error > 1e-4) == (expected == "bf16")
 
 
 def test_without_openvino_the_error_says_what_to_install(

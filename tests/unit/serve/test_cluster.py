@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -40,6 +44,47 @@ def test_a_local_ray_reports_nothing_and_ends(calls: list[tuple[str, dict[str, A
     assert (options["_metrics_export_port"], options["include_dashboard"]) == (7, False)
     assert ended == "shutdown"
     assert os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] == "1", "a user's own choice stands"
+
+
+ORPHAN = """
+import subprocess, sys
+sleeps = [sys.executable, "-c", "import time; time.sleep(60)"]
+print(subprocess.Popen(sleeps, start_new_session=True).pid, flush=True)
+sys.stdin.read()
+"""
+
+
+def test_what_ray_leaves_is_ended_and_nothing_else(
+    calls: list[tuple[str, dict[str, Any]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its workers end by themselves, at times a minute later, and hold their connections."""
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    begun: list[subprocess.Popen[bytes]] = []
+    left: list[int] = []
+
+    def init(**_: object) -> None:
+        begun.append(subprocess.Popen([sys.executable, "-c", ORPHAN], **pipes))
+        assert begun[0].stdout is not None
+        left.append(int(begun[0].stdout.readline()))
+
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(ray, "shutdown", lambda: begun[0].communicate())
+    with subprocess.Popen([sys.executable, "-c", "input()"], **pipes) as mine:
+        with local_ray():
+            os.kill(left[0], 0)
+        end = time.monotonic() + 20
+        while state_of(left[0]) not in ("", "Z") and time.monotonic() < end:
+            time.sleep(0.02)
+        assert state_of(left[0]) in ("", "Z")
+        assert mine.poll() is None
+        mine.communicate(b"\n")
+
+
+def state_of(process: int) -> str:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return ""
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from crossfuse.runtime.stage import StageRequest
 from crossfuse.targets.openvino import lower_openvino
 from crossfuse.targets.precision.cast import cast_graph
 from graphs_for_tests import Case
+from onnx_text import parse
 from unit.targets.test_lowering import MASKS, SHAPES, USES
 
 TOLERANCE = {"fp32": 3e-6, "bf16": 4e-2}
@@ -78,3 +79,36 @@ def test_a_bias_of_the_lowest_number_keeps_its_key(tmp_path: Path) -> None:
     )
     means = inputs["value"].mean(axis=1, keepdims=True).repeat(case.length, 1)
     np.testing.assert_allclose(stage.run(inputs)[0], means, atol=3e-6)
+
+
+def test_norms_of_bf16_are_one_kernel_that_computes_in_fp32(tmp_path: Path) -> None:
+    """Numbers that lie 300 times their deviation from 0: their squares in bf16 would tell nothing
+    of the variance."""
+    size = 256
+    rng = np.random.default_rng(0)
+    fp32 = parse(
+        f"""(float[b, {size}] x) => (float[b, {size}] y) {{
+              y = LayerNormalization <axis = -1> (x, scale, bias) }}""",
+        scale=rng.uniform(0.5, 1.5, size),
+        bias=rng.standard_normal(size),
+    )
+    model = cast_graph(fp32, "bf16").model
+    lowered = lower_openvino(model).model
+    path = tmp_path / "g.onnx"
+    ir.save(lowered, path)
+    request = StageRequest(TARGETS["openvino"], path, SessionOptions(threads=1), precision="bf16")
+    stage = OpenVinoStage(request)
+    kinds = [node.kind for node in stage._nodes()]
+    assert kinds.count("MVN") == 1
+    x = (300 + rng.integers(-4, 5, (7, size)) * 2).astype(np.float32)
+    (got,) = stage.run({"x": x})
+    wide = x.astype(np.float64)
+    normed = (wide - wide.mean(-1, keepdims=True)) / wide.std(-1, keepdims=True)
+    named = {
+        name: value.const_value.numpy().astype(np.float64)
+        for name, value in model.graph.initializers.items()
+    }
+    expected = normed * named["scale.bfloat16"] + named["bias.bfloat16"]
+    np.testing.assert_allclose(got, expected, atol=3e-2)
+    error = np.linalg.norm(got - expected) / np.linalg.norm(expected)
+    assert error < 3e-3

@@ -11,7 +11,11 @@ Rules:
 2. Where the model stops at once with an error (an ``assert`` on all values), the branch goes the
 other way.
 3. A branch whose other way no sample takes is refused, with its place: nothing would compare it.
-A branch that ends the other way in an error needs no sample.
+A branch that ends the other way in an error needs no sample. Nor does one on whether ids hold a
+placeholder, of which every row has so many that a session refuses others.
+4. A check of numbers that values decide (``if x[mask].numel() != features.numel(): raise``) is
+taken to hold: the branch is true, and then false, and where one of these ends in an error it goes
+the other way. Where neither does, the tracer's own refusal stands.
 
 It must not fire on any other value: a sum, a maximum, a comparison of two numbers.
 """
@@ -19,7 +23,7 @@ It must not fire on any other value: a sum, a maximum, a comparison of two numbe
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -28,10 +32,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.overrides import TorchFunctionMode
 
 from crossfuse.errors import Advice, InputError, Said
 from crossfuse.export.capture.module_state import kept_state
+from crossfuse.export.capture.traceable import replaced
 from crossfuse.spec.model_spec import ModelSpec
 
 __all__ = ["Assumptions", "Place", "assumed", "other_ways"]
@@ -49,6 +55,7 @@ _ANY = (torch.any, Tensor.any)
 _ALL = (torch.all, Tensor.all)
 _SAME = (Tensor.to, Tensor.bool, Tensor.squeeze, Tensor.cpu)
 _ASKS = (Tensor.__bool__, Tensor.item)
+_EQUAL = (torch.eq, Tensor.eq, Tensor.__eq__)
 
 _OWN = (Path(__file__).parents[2], Path(torch.__file__).parent)
 
@@ -60,24 +67,67 @@ class Assumptions:
     Attributes:
         ways: place → the value that it is taken to have.
         turned: places whose first way ends in an error.
+        unproven: checks of numbers that values decide, taken as true → what the tracer says.
+        doubted: those that end in no error so, taken as false.
+        proven: those that end in one then, and are true.
     """
 
     ways: dict[Place, bool] = field(default_factory=dict)
     turned: set[Place] = field(default_factory=set)
+    unproven: dict[Place, Exception] = field(default_factory=dict)
+    doubted: dict[Place, Exception] = field(default_factory=dict)
+    proven: set[Place] = field(default_factory=set)
+
+    def taken(self, place: Place, general: bool) -> bool:
+        """The way of a branch, whose general one is this."""
+        way = self.ways.pop(place, general != (place in self.turned))
+        self.ways[place] = way
+        return way
 
     def turn_last(self) -> bool:
         """Take the last branch the other way; whether there is one that was not turned yet."""
         last = next(reversed(self.ways), None)
+        if last is not None and last in self.doubted:
+            self._settle(last)
+            return True
         if last is None or last in self.turned or len(self.turned) >= _MOST:
             return False
         self.turned.add(last)
+        self.unproven.clear()
         self.ways = {last: not self.ways[last]}
         return True
+
+    def cause_of(self, error: Exception) -> Exception:
+        """What is to be said of an error in a trace: what was assumed without proof, before it."""
+        return next(iter((*self.unproven.values(), *self.doubted.values())), error)
+
+    def doubt(self) -> bool:
+        """Whether there is a check that is true without proof: it is false from now on.
+
+        Raises:
+            Exception: what the tracer says of a check that may be either.
+        """
+        for error in self.doubted.values():
+            raise error
+        for place, error in self.unproven.items():
+            self.doubted[place] = error
+            self.turned.add(place)
+            self.unproven, self.ways = {}, {}
+            return True
+        return False
+
+    def _settle(self, place: Place) -> None:
+        """A check that ends in an error where it is false is true."""
+        del self.doubted[place]
+        self.turned.remove(place)
+        self.proven.add(place)
+        self.ways = {place: True}
 
     @property
     def open(self) -> list[Place]:
         """Branches whose other way doesn't end in an error."""
-        return [place for place in self.ways if place not in self.turned]
+        settled = self.turned | self.proven
+        return [place for place in self.ways if place not in settled]
 
 
 class _Branches(TorchFunctionMode):
@@ -124,24 +174,63 @@ class _Assumed(_Branches):
         return answer if func is Tensor.item else bool(answer)
 
     def _way(self, general: bool) -> bool:
-        place = _place()
-        ways = self._assumptions.ways
-        turned = place in self._assumptions.turned
-        way = ways.pop(place, general != turned)
-        ways[place] = way
-        return way
+        return self._assumptions.taken(_place(), general)
+
+
+@dataclass
+class _Taken:
+    """Which ways branches go.
+
+    Attributes:
+        ways: place → the values that it had.
+        open: places of conditions that calls may have another value of.
+    """
+
+    ways: dict[Place, set[bool]] = field(default_factory=dict)
+    open: set[Place] = field(default_factory=set)
 
 
 class _Seen(_Branches):
-    def __init__(self, seen: dict[Place, set[bool]]) -> None:
+    """Notes which ways branches go.
+
+    Args:
+        taken: where it is noted.
+        standing: ids, and those among them that stand in every row of every call.
+    """
+
+    def __init__(self, taken: _Taken, standing: Sequence[tuple[Tensor, Collection[int]]]) -> None:
         super().__init__()
-        self._seen = seen
+        self._taken, self._standing = taken, standing
+        self._certain: dict[int, Tensor] = {}
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = super().__torch_function__(func, types, args, kwargs)
+        if not isinstance(result, Tensor):
+            return result
+        if func in _EQUAL:
+            certain = self._stands(*args)
+        else:
+            certain = func in (*_ANY, *_SAME) and bool(args) and id(args[0]) in self._certain
+        if certain:
+            self._certain[id(result)] = result
+        return result
+
+    def _stands(self, ids: Any, token: Any) -> bool:
+        """Each row of the ids holds the token, in every call."""
+        return isinstance(token, int) and any(
+            token in tokens and isinstance(ids, Tensor) and torch.equal(ids, known)
+            for known, tokens in self._standing
+        )
 
     def asked(self, general: bool, func: Any, tensor: Tensor) -> Any:
         found = bool(func(tensor))
+        certain = id(tensor) in self._certain
 
         def note() -> bool:
-            self._seen.setdefault(_place(), set()).add(found)
+            place = _place()
+            self._taken.ways.setdefault(place, set()).add(found)
+            if not certain:
+                self._taken.open.add(place)
             return found
 
         answer = _Answer(note)
@@ -163,7 +252,20 @@ def _is_own(filename: str) -> bool:
 @contextmanager
 def assumed(assumptions: Assumptions) -> Iterator[None]:
     """Take branches as assumed, for a while."""
-    with _Assumed(assumptions):
+    truth: Callable[[torch.SymBool], bool] = vars(torch.SymBool)["__bool__"]
+
+    def checked(self: torch.SymBool) -> bool:
+        try:
+            return truth(self)
+        except GuardOnDataDependentSymNode as error:
+            if _is_own(sys._getframe(1).f_code.co_filename):
+                raise
+            place = _place()
+            if place not in assumptions.turned | assumptions.proven:
+                assumptions.unproven[place] = error
+            return assumptions.taken(place, True)
+
+    with _Assumed(assumptions), replaced(torch.SymBool, "__bool__", checked):
         yield
 
 
@@ -180,7 +282,9 @@ def other_ways(spec: ModelSpec, assumptions: Assumptions) -> list[dict[str, Tens
         return found
     for sample in _samples(spec):
         taken = _taken(spec, sample)
-        shown = [place for place, way in missing.items() if way in taken.get(place, set())]
+        shown = [place for place, way in missing.items() if way in taken.ways.get(place, ())]
+        certain = taken.ways.keys() - taken.open
+        missing = {place: way for place, way in missing.items() if place not in certain}
         if shown and not any(sample is example for example in (spec.inputs, *spec.examples)):
             found.append(sample)
         missing = {place: way for place, way in missing.items() if place not in shown}
@@ -209,12 +313,16 @@ def _samples(spec: ModelSpec) -> Iterator[dict[str, Tensor]]:
             yield spec.sample(sizes, seed=seed)
 
 
-def _taken(spec: ModelSpec, sample: dict[str, Tensor]) -> dict[Place, set[bool]]:
+def _taken(spec: ModelSpec, sample: dict[str, Tensor]) -> _Taken:
     """Which ways the branches go; none where the model does not take the sample."""
-    seen: dict[Place, set[bool]] = {}
+    taken = _Taken()
+    standing = [
+        (sample[name], {token for token, count in counts.items() if count})
+        for name, counts in spec.counts.items()
+    ]
     try:
-        with torch.no_grad(), kept_state(spec.module), _Seen(seen):
+        with torch.no_grad(), kept_state(spec.module), _Seen(taken, standing):
             spec.call(sample)
     except Exception:  # noqa: BLE001 -- the user's code, on inputs that it may not take
-        return {}
-    return seen
+        return _Taken()
+    return taken

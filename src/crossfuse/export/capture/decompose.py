@@ -54,16 +54,33 @@ Table = Mapping[Any, Callable[..., Any]]
 _ALSO_KEPT = (torch.ops.aten.upsample_bilinear2d.vec, torch.ops.aten.upsample_nearest2d.vec)
 """Composites that ``run_decompositions`` keeps although PyTorch's table of them leaves them out."""
 
+_REPEATS = torch.ops.aten.repeat_interleave.self_int
+
 _SYMBOLIC = (types.BuiltinFunctionType, types.FunctionType)
 _KEPT_METADATA = ("nn_module_stack", "stack_trace", "source_fn_stack", "from_node", "custom")
 
 
-def decompose_locally(program: ExportedProgram) -> None:
-    """Make the program's own ``run_decompositions`` local, for exporters that call it."""
-    complex_too = {torch.ops.aten.unsqueeze.default: _unsqueezed} if _has_complex(program) else {}
-    program.run_decompositions = lambda decomp_table=None, **_: decompose(
-        program, {**(decomp_table or {}), **complex_too}
-    )
+def decompose_locally(
+    program: ExportedProgram, then: Callable[[ExportedProgram], None] = lambda _: None
+) -> None:
+    """Make the program's own ``run_decompositions`` local, for exporters that call it.
+
+    Args:
+        program: to be decomposed.
+        then: what is done to it behind that.
+    """
+    also: dict[Any, Callable[..., Any]] = {}
+    if _has_complex(program):
+        also[torch.ops.aten.unsqueeze.default] = _unsqueezed
+    if any(n.target is _REPEATS for n in program.graph.nodes):
+        also[_REPEATS] = _repeated
+
+    def run_decompositions(decomp_table: Table | None = None, **_: Any) -> ExportedProgram:
+        decomposed = decompose(program, {**(decomp_table or {}), **also})
+        then(decomposed)
+        return decomposed
+
+    program.run_decompositions = run_decompositions
 
 
 def decompose(program: ExportedProgram, table: Table) -> ExportedProgram:
@@ -112,6 +129,20 @@ def _unsqueezed(x: Tensor, dim: int) -> Tensor:
         return NotImplemented  # type: ignore[no-any-return]
     at = dim % (x.ndim + 1)
     return x.view(*x.shape[:at], 1, *x.shape[at:])
+
+
+def _repeated(
+    x: Tensor, repeats: int, dim: int | None = None, output_size: int | None = None
+) -> Tensor:
+    """As often as a size says: the exporter's own translation puts the number on another axis."""
+    if type(repeats) is int:
+        return NotImplemented  # type: ignore[no-any-return]
+    if dim is None:
+        x, dim = x.reshape(-1), 0
+    at = dim % x.ndim
+    before, size, after = x.shape[:at], x.shape[at], x.shape[at + 1 :]
+    each = x.unsqueeze(at + 1).expand(*before, size, repeats, *after)
+    return each.reshape(*before, size * repeats, *after)
 
 
 def _without_writes(program: ExportedProgram) -> set[fx.Node]:

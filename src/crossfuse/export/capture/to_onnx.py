@@ -15,6 +15,7 @@ import crossfuse.ops.torch_op  # noqa: F401 -- registers the operator that the t
 from crossfuse.core.dimensions import multiple_of, rename
 from crossfuse.core.text import brief
 from crossfuse.errors import InputError
+from crossfuse.export.capture.computed_weights import compute_weights, has_translation
 from crossfuse.export.capture.decompose import decompose_locally
 from crossfuse.export.capture.exporter_shortcuts import exporter_shortcuts
 from crossfuse.export.capture.operators import stable_translations
@@ -49,7 +50,10 @@ def program_to_onnx(
     try:
         with quiet_exporter(), exporter_shortcuts():
             tracing.fix_program(program)
-            decompose_locally(program)
+            known = has_translation(OPSET)
+            decompose_locally(
+                program, lambda made: compute_weights(made, lambda op: op in table or known(op))
+            )
             exported = torch.onnx.export(
                 program,
                 dynamo=True,

@@ -35,6 +35,7 @@ from crossfuse.export.capture.guards import (
 )
 from crossfuse.export.capture.known_values import known_values
 from crossfuse.export.capture.module_state import kept_state
+from crossfuse.export.capture.padding_advice import padding_advice
 from crossfuse.export.capture.trace_sizes import limited, trace_sizes, traced_size
 from crossfuse.export.capture.traceable import traceable
 from crossfuse.export.capture.tracing_shortcuts import tracing_shortcuts
@@ -52,11 +53,15 @@ _ABOUT_SIZES = (
     "must match the size",
     "not in VR",
     "inconsistent min=",
+    "not a subset of src_bound",
 )
 """What torch.export says where a relation between sizes is in the way."""
 
 _MOST_BLOCK = 1024
 """The largest number that is taken for the size of a block."""
+
+_FAR = 2**31
+"""A size that no dimension has: products of such still fit the tracer's integers."""
 
 _SUGGESTION = re.compile(r"(\w+) = Dim\('\1'(?:, min=(\d+))?(?:, max=(\d+))?\)")
 _CONSTANT = re.compile(r"specialized it to be a constant \((\d+)\)")
@@ -130,10 +135,13 @@ def _traced(spec: ModelSpec, way: _Way, blocks: set[int]) -> tuple[ExportedProgr
         with watched_guards(sizes, spec.dims, own_proofs=own_proofs) as log:
             try:
                 program = _trace(spec, sizes, way.deferred, branches)
+                if branches.doubt():
+                    continue
             # torch.export raises many unrelated types, each of which means "can't be traced"
             except Exception as error:
                 if isinstance(error, AssertionError | ValueError) and branches.turn_last():
                     continue
+                error = branches.cause_of(error)
                 limited = _with_limits(spec, str(error))
                 if limited is not None:
                     spec = limited
@@ -163,7 +171,7 @@ def _refusal(
 ) -> InputError:
     """A dimension that is not free, with the relation; else what the tracer says."""
     if guard is not None:
-        fit = _padded(guard) if guard.is_multiple else _fit(spec, guard.sizes)
+        fit = padding_advice(guard) or _fit(spec, guard.sizes)
         return guard.refusal(spec.name, spec.dims, spec.module, fit)
     assert error is not None
     place = place_of(error)
@@ -178,8 +186,9 @@ def _refusal(
 def _trace(
     spec: ModelSpec, sizes: dict[str, int], defer_guards: bool, branches: Assumptions
 ) -> ExportedProgram:
+    far = _FAR if defer_guards else None
     dims = {
-        name: torch.export.Dim(name, min=d.min, max=d.max) if d.max != d.min else None
+        name: torch.export.Dim(name, min=d.min, max=d.max or far) if d.max != d.min else None
         for name, d in spec.dims.items()
     }
     inputs = spec.sample(sizes, seed=0)
@@ -195,8 +204,8 @@ def _trace(
     with (
         torch.no_grad(),
         traceable(),
-        known_values(spec.module),
         assumed(branches),
+        known_values(spec.module),
         all_experts(),
         even_chunks(),
         whole_blocks() if defer_guards else nullcontext(),
@@ -258,19 +267,6 @@ def _fresh_attributes(module: nn.Module) -> Iterator[None]:
 def _beyond(blocks: set[int]) -> int:
     """A size of more than two blocks, of which none is half full."""
     return 2 * max((size for size in blocks if size <= _MOST_BLOCK), default=0) + 1
-
-
-def _padded(guard: Guard) -> Advice:
-    """What to do where a size has to be a multiple."""
-    numbers = set(guard.multiples.values())
-    number = str(*numbers) if len(numbers) == 1 else "multiple"
-    return Advice(
-        "Pad inside forward to such a multiple, and cut the result: F.pad(x, (0, -n % {})) takes "
-        "every n; or leave the axis out of {}, where it has one size{}",
-        number,
-        Said("--dynamic", "ModelSpec(dynamic=...)"),
-        f", or name it {number}*NAME there" if len(numbers) == 1 else "",
-    )
 
 
 def _fit(spec: ModelSpec, sizes: Collection[int]) -> Advice:

@@ -225,8 +225,12 @@ def beside(value: ir.Value, axes: Axes) -> FactoredValue:
 
 def _is_row_maximum(value: ir.Value) -> bool:
     """A maximum over all scores, or over the last axis: subtracting it changes no softmax over that
-    axis."""
+    axis. The axis is there, of size 1, or put back behind."""
     node = value.producer()
+    if node is not None and node.op_type == "Unsqueeze":
+        put_back = node.inputs[0]
+        own = put_back is not None and value.shape is not None and value.shape[-1] == 1
+        return own and put_back is not None and _is_row_maximum(put_back)
     if node is None or node.op_type != "ReduceMax":
         return False
     source, given = node.inputs[0], node.inputs[1] if len(node.inputs) > 1 else None

@@ -239,6 +239,9 @@ def _is_of_learned_queries(product: ir.Node, active: set[ir.Value]) -> bool:
 def _subtracted_maximum(node: ir.Node, operand: int) -> tuple[ir.Node, ...]:
     other = node.inputs[1 - operand] if node.op_type == "Sub" else None
     helper = other.producer() if other is not None else None
+    if helper is not None and helper.op_type == "Unsqueeze":
+        reduced = helper.inputs[0].producer() if helper.inputs[0] is not None else None
+        return (helper, reduced) if reduced is not None and reduced.op_type == "ReduceMax" else ()
     return (helper,) if helper is not None and helper.op_type == "ReduceMax" else ()
 
 
@@ -278,12 +281,26 @@ def _ways_on(value: ir.Value, active: set[ir.Value]) -> Iterator[_WayOn]:
             yield _end(node, index, active)
             continue
         if index not in _operands_of_probabilities(node):
-            raise Mismatch(f"its attention probabilities go through {node.op_type}")
+            raise Mismatch(_otherwise(node, uses))
         out = node.outputs[0]
         if out.is_graph_output():
             raise Mismatch("its attention probabilities are an output of the model")
         for on in _ways_on(out, active):
             yield on._replace(between=(ChainNode(node, index), *on.between))
+
+
+def _otherwise(node: ir.Node, uses: Sequence[tuple[ir.Node, int]]) -> str:
+    """Why a use of probabilities is in the way: beside another that may come to the values, or on
+    the only way there."""
+    if any(
+        user.op_type == "MatMul" or place in _operands_of_probabilities(user)
+        for user, place in uses
+    ):
+        return f"its attention probabilities are also used by {node.op_type}"
+    return (
+        f"its attention probabilities go through {node.op_type}, which the fused operator does not "
+        "have"
+    )
 
 
 def _end(product: ir.Node, index: int, active: set[ir.Value]) -> _WayOn:

@@ -81,14 +81,12 @@ class FuseUnfusedAttentionPass(FusionPass):
                 continue
             if BESIDE in node.metadata_props:
                 continue
-            try:
-                chains = find_softmax_chains(node, active)
-                found += [_Found(chain, match_attention(chain)) for chain in chains]
-            except Mismatch as mismatch:
-                path = module_path(node) or next(
-                    (module_path(user) for user, _ in node.outputs[0].uses()), ""
-                )
-                missed.append(Missed(path, str(mismatch)))
+            matches, reasons = _matches(node, active)
+            found += matches
+            path = module_path(node) or next(
+                (module_path(user) for user, _ in node.outputs[0].uses()), ""
+            )
+            missed += [Missed(path, reason) for reason in reasons]
         found, shared = _unshared(found)
         position = {node: i for i, node in enumerate(model.graph)}
         # The last one first: its operands may be the results of those before, which are replaced
@@ -102,6 +100,25 @@ class FuseUnfusedAttentionPass(FusionPass):
         return FusionResult(model, bool(found), (*missed, *shared))
 
 
+def _matches(softmax: ir.Node, active: set[ir.Value]) -> tuple[list[_Found], list[str]]:
+    """The attentions that a softmax is the softmax of; where one of them does not match, none, and
+    a reason for each."""
+    try:
+        chains = find_softmax_chains(softmax, active)
+    except Mismatch as mismatch:
+        return [], [str(mismatch)]
+    found, reasons = [], []
+    for chain in chains:
+        try:
+            found.append(_Found(chain, match_attention(chain)))
+        except Mismatch as mismatch:
+            reasons.append(str(mismatch))
+    if not reasons:
+        return found, []
+    shared = f"its attention probabilities also weigh other values, and there {reasons[0]}"
+    return [], [*reasons, *(shared for _ in found)]
+
+
 def _unshared(
     found: list[_Found],
 ) -> tuple[list[_Found], list[Missed]]:
@@ -112,25 +129,27 @@ def _unshared(
         removed = {node for chain, _ in found for node in (*chain.interior(), chain.values.node)}
         kept = []
         for item in found:
-            user = _outside_use(item.chain, removed)
-            if user is None:
+            used = _outside_use(item.chain, removed)
+            if used is None:
                 kept.append(item)
             else:
-                reason = f"its scores or probabilities are also used by {user}"
-                missed.append(Missed(module_path(item.chain.softmax), reason))
+                missed.append(Missed(module_path(item.chain.softmax), used))
         if len(kept) == len(found):
             return kept, missed
         found = kept
 
 
 def _outside_use(chain: SoftmaxChain, removed: set[ir.Node]) -> str | None:
-    for node in chain.interior():
+    """What is said of a value inside that something else uses."""
+    scored = [chain.scores, *(link.node for link in chain.before)]
+    for node in dict.fromkeys([*scored, *chain.interior()]):
+        what = "scores" if node in scored else "attention probabilities"
         for value in node.outputs:
             if value.is_graph_output():
-                return "the model's outputs"
+                return f"its {what} are also used by the model's outputs"
             for user, _ in value.uses():
                 if user not in removed and user.op_type != "Shape":
-                    return user.op_type
+                    return f"its {what} are also used by {user.op_type}"
     return None
 
 

@@ -125,6 +125,13 @@ def _within_first(index: ir.Value, axis: int, rows: Rows, places: int) -> bool:
     return first.high.over(span.high) >= 0 and span.low.over(Bound(0)) >= 0
 
 
+def _counts_rows(source: ir.Value, axis: int, rows: Rows) -> bool:
+    """An axis may have both the first rows and the rest: one of another known size has not."""
+    size = dim_of(source, axis)
+    both = [rows.dim(side) for side in Side]
+    return not isinstance(size, int) or equal_sizes([size], both)
+
+
 def _taken_at(parts: RowParts, asked: Asked) -> ir.Value | None:
     """Elements at places: the first rows of those that are taken, of the first rows of the data
     where their places say so."""
@@ -133,6 +140,8 @@ def _taken_at(parts: RowParts, asked: Asked) -> ir.Value | None:
     if asked.side is Side.REST or indexed is None or source is None or node.inputs[1] is None:
         return None
     for along, part in enumerate(indexed):
+        if not _counts_rows(source, along, asked.rows):
+            continue
         if _within_first(part, axis, asked.rows, rank_of(node.outputs[0]) or 0):
             source = parts.part(source, along, asked.rows, Side.FIRST)
     indices = parts.part(node.inputs[1], axis, asked.rows, Side.FIRST)
@@ -147,7 +156,9 @@ def _looked_up(parts: RowParts, asked: Asked) -> ir.Value | None:
     axis, rank = asked.axis - along, rank_of(index) or 0
     if asked.side is Side.REST or source is None or index is None or parts.is_early(source):
         return None
-    if not 0 <= axis < rank or not _within_first(index, axis, asked.rows, rank):
+    if not 0 <= axis < rank or not _counts_rows(source, along, asked.rows):
+        return None
+    if not _within_first(index, axis, asked.rows, rank):
         return None
     taken = parts.part(source, along, asked.rows, Side.FIRST)
     indices = parts.part(index, axis, asked.rows, Side.FIRST)

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import re
-import tempfile
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from typing import Annotated, Any, ClassVar, NamedTuple
 
 from crossfuse.core.json_codec import JsonData
 from crossfuse.core.json_form import Form, OneOf
+from crossfuse.core.scratch import scratch_folder
 from crossfuse.core.tensorrt_layers import Layer
 from crossfuse.profiling.explain.work import KINDS, kind_of, work_of
 from crossfuse.runtime.onnxruntime_stage import OrtStage
@@ -143,8 +143,7 @@ def trace_stage(
         runs: traced ones, after three that aren't.
         sites: names of the attentions.
     """
-    with tempfile.TemporaryDirectory(prefix="crossfuse-trace-") as name:
-        folder = Path(name)
+    with scratch_folder() as folder:
         engine = OrtStage(
             graph.path, graph.provider, graph.options, alone=graph.alone, trace=folder
         )

@@ -6,7 +6,6 @@ And fixed work, the same in every report, that tells how fast the machine was me
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossfuse.core.json_codec import JsonData
+from crossfuse.core.scratch import scratch_folder
 from crossfuse.runtime.onnxruntime_stage import OrtStage
 from crossfuse.runtime.options import SessionOptions
 
@@ -56,7 +56,7 @@ def measure_limits(provider: str, options: SessionOptions, dtype: str = "float32
     """Measure; None where `onnx_ir`, which makes the graphs, is not installed."""
     if find_spec("onnx_ir") is None:
         return None
-    with tempfile.TemporaryDirectory(prefix="crossfuse-limits-") as name:
+    with scratch_folder() as name:
         best, product = 0.0, _PRODUCTS[0]
         for m, k, n in _PRODUCTS:
             rate = (
@@ -64,12 +64,12 @@ def measure_limits(provider: str, options: SessionOptions, dtype: str = "float32
                 * m
                 * k
                 * n
-                / _shortest(_product(k, n, dtype), (m, k), Path(name), provider, options, dtype)
+                / _shortest(_product(k, n, dtype), (m, k), name, provider, options, dtype)
             )
             if rate > best:
                 best, product = rate, (m, k, n)
         moved = 3 * _ELEMENTS * np.dtype(dtype).itemsize
-        seconds = _shortest(_addition(dtype), (1, _ELEMENTS), Path(name), provider, options, dtype)
+        seconds = _shortest(_addition(dtype), (1, _ELEMENTS), name, provider, options, dtype)
     return Limits(best, moved / seconds, product)
 
 
@@ -83,8 +83,8 @@ def fixed_work(provider: str, options: SessionOptions) -> Callable[[], object] |
     """
     if find_spec("onnx_ir") is None:
         return None
-    with tempfile.TemporaryDirectory(prefix="crossfuse-fixed-") as name:
-        return _runner(_transformer(), (_TOKENS, _WIDTH), Path(name), provider, options, "float32")
+    with scratch_folder() as name:
+        return _runner(_transformer(), (_TOKENS, _WIDTH), name, provider, options, "float32")
 
 
 def _runner(

@@ -34,6 +34,9 @@ _RANGE = 8.0
 _BLOCK = 4096
 """Windows that are computed at once."""
 
+_MOST = 1 << 26
+"""Samples at once, and numbers of the bands: settings that ask for more would take a machine's
+memory."""
 _Count = Annotated[int, AtLeast(1, 1 << 20)]
 
 
@@ -64,7 +67,7 @@ class LogMel:
     sampling_rate: _Count
     hop_length: _Count
     chunk_length: _Count
-    n_fft: Annotated[int, AtLeast(2, 1 << 20)]
+    n_fft: Annotated[int, AtLeast(2, 1 << 14)]
     dither: float = 0.0
     padding_value: float = 0.0
     do_normalize: bool = False
@@ -84,6 +87,16 @@ class LogMel:
                     expected=known,
                     do="Prepare them with the model's own processor, and give the arrays",
                 )
+
+        bands = self.feature_size * (self.n_fft // 2 + 1)
+        largest = max(self.samples, bands, self.feature_size * self.frames)
+        if largest > _MOST:
+            raise InputError(
+                "the settings for sounds ask for more than is prepared here",
+                where="chunk_length, sampling_rate, feature_size, hop_length, n_fft",
+                got=f"{largest} numbers at once",
+                expected=f"at most {_MOST}",
+            )
 
     @property
     def samples(self) -> int:

@@ -41,6 +41,8 @@ ALIKE = frozenset(
 
 _FLAGS = ("do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_pad", "do_convert_rgb")
 _LARGEST = 1 << 15
+_MOST_PIXELS = 1 << 25
+"""Of one image: settings that ask for more would take a machine's memory."""
 _Size = Mapping[str, Annotated[int, AtLeast(1, _LARGEST)] | None]
 _Channels = Annotated[tuple[float, ...], Where(lambda value: len(value) == 3, "3 numbers")]
 
@@ -134,10 +136,11 @@ class Pixels:
 
     def _resized(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
         height, width = self._size_of(*image.shape[:2])
-        if max(height, width) >= _LARGEST:
+        if max(height, width) >= _LARGEST or min(height, width) < 1:
             raise InputError(
                 "the image is too narrow to be resized", got=f"{image.shape[1]}×{image.shape[0]}"
             )
+        _require_room(height, width, "size")
         with needed("PIL", "resizing images"):
             from PIL import Image
         filtered = Image.Resampling(2 if self.resample is None else self.resample)
@@ -175,7 +178,7 @@ def _height_and_width(size: Mapping[str, int | None] | None, name: str) -> tuple
             got=dict(size or {}),
             expected="height and width, or shortest_edge",
         )
-    return height, width
+    return _require_room(height, width, name)
 
 
 def _within_edges(height: int, width: int, shortest: int, longest: int) -> tuple[int, int]:
@@ -189,6 +192,17 @@ def _within_edges(height: int, width: int, shortest: int, longest: int) -> tuple
         return height, width
     other = int(exact * long / short)
     return (other, edge) if width < height else (edge, other)
+
+
+def _require_room(height: int, width: int, where: str) -> tuple[int, int]:
+    if height * width > _MOST_PIXELS:
+        raise InputError(
+            "the image processor asks for more pixels than are prepared here",
+            where=where,
+            got=f"{width}×{height}",
+            expected=f"at most {_MOST_PIXELS} pixels",
+        )
+    return height, width
 
 
 def _middle(image: NDArray[Any], height: int, width: int) -> NDArray[Any]:

@@ -65,6 +65,7 @@ _SERVES = {
 """Headers with which clients would tell Serve itself what to do."""
 _REQUEST_ID = b"x-request-id"
 _FIT_ID = re.compile(rb"[!-~]{1,128}")
+_BUSY_SECONDS = 5.0
 _UNREAD_SECONDS, _UNREAD_BYTES = 2.0, 64 << 20
 """What is read of a refused request's body: a client that still writes would not read why."""
 
@@ -290,13 +291,18 @@ def open_requests(host: str, port: int, key: str) -> int | None:
 
     Returns:
         how many requests are not answered yet; None where nobody is there who knows the key.
+
+    Raises:
+        TimeoutError: somebody is there, and is too busy to answer.
     """
     everywhere = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}
-    connection = http.client.HTTPConnection(everywhere.get(host, host), port, timeout=5)
+    connection = http.client.HTTPConnection(everywhere.get(host, host), port, timeout=_BUSY_SECONDS)
     try:
         connection.request("POST", _PATH, headers={_HEADER: key})
         answer = connection.getresponse()
         return int(json.loads(answer.read())["open"]) if answer.status == 200 else None
+    except TimeoutError:
+        raise
     except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError):
         return None
     finally:

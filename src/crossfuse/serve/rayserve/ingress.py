@@ -14,7 +14,7 @@ from ray.exceptions import RayActorError
 from ray.serve import metrics
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
 from crossfuse.bundle.store import open_bundle
@@ -25,6 +25,7 @@ from crossfuse.serve.load_engine import boundary
 from crossfuse.serve.metrics import SECONDS
 from crossfuse.serve.open_inference import BINARY_HEADER, Call, tensor_metadata
 from crossfuse.serve.rayserve.apart import LONG, Apart
+from crossfuse.serve.rayserve.arrivals import Arrivals, Gone, Refused
 from crossfuse.serve.rayserve.events import EventStream
 from crossfuse.serve.rayserve.loopback import keep_on_loopback
 from crossfuse.serve.rayserve.options import ServeOptions
@@ -60,6 +61,7 @@ class Ingress:
         }
         self._open = 0
         self._arriving = 0
+        self._arrivals = Arrivals(self._options.limits)
         self._requests = metrics.Counter(
             "crossfuse_requests", "Requests by HTTP status", tag_keys=("status",)
         )
@@ -209,30 +211,19 @@ class Ingress:
         )
 
     async def _body(self, request: Request) -> bytes:
-        """The body, within its limits of size and time. While it arrives, it waits for its client,
-        and takes no place of those who wait for the model."""
-        seconds = self._options.limits.body_seconds
+        """The body, within its limits of size and time, also where no front stands before Serve.
+        While it arrives, it waits for its client, and takes no place of those who wait for the
+        model."""
         self._arriving += 1
         try:
-            async with asyncio.timeout(seconds):
-                return await self._arrived(request)
-        except TimeoutError as error:
-            raise Refusal(408, f"the body did not come within {seconds:g} s.") from error
+            with self._arrivals.counted() as body:
+                return await self._arrivals.receive(body, request.scope, request.receive)
+        except Refused as refused:
+            raise Refusal(refused.status, str(refused)) from refused
+        except Gone as gone:
+            raise ClientDisconnect from gone
         finally:
             self._arriving -= 1
-
-    async def _arrived(self, request: Request) -> bytes:
-        most = self._options.limits.max_bytes
-        too_large = Refusal(413, f"the body is larger than {most} bytes.")
-        if (_whole(request, "content-length") or 0) > most:
-            raise too_large
-        chunks, size = [], 0
-        async for chunk in request.stream():
-            size += len(chunk)
-            if size > most:
-                raise too_large
-            chunks.append(chunk)
-        return b"".join(chunks)
 
     def _key_of(self, call: Call) -> bytes | None:
         """The digest of a call's contexts."""

@@ -82,7 +82,10 @@ def stop(options: ServeOptions, host: str, port: int) -> None:
     """Refuse new requests, and finish those that were taken."""
     key = os.environ.get(KEY, "")
     end = time.monotonic() + options.drain_s
-    while open_requests(host, port, key) and time.monotonic() < end:
+    while time.monotonic() < end:
+        with suppress(TimeoutError):  # busy, and so not done
+            if not open_requests(host, port, key):
+                return
         time.sleep(_POLL)
 
 

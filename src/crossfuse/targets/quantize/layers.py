@@ -2,8 +2,9 @@
 
 1. A layer is a ``MatMul``, ``Gemm``, ``Einsum``, ``Conv`` or ``ConvTranspose`` of fp32 with one
    operand of two or more axes that depends on constants alone.
-2. Weights may stand behind ``Transpose`` and ``Identity``; those that are computed from constants
-   in another way are weights that can't be read.
+2. Weights may stand behind operators that move and choose elements (``Transpose``, ``Slice``,
+   ``Gather``, reshapes); those that are computed from constants in another way are weights that
+   can't be read.
 3. A layer's site is the path of its module; several of one module are told apart by ``#2``, ``#3``
    in the order of execution.
 4. Layers in the bodies of ``If``, ``Loop`` and ``Scan`` count as well.
@@ -31,7 +32,8 @@ __all__ = ["CONVOLUTIONS", "LinearLayer", "linear_layers", "matrix"]
 CONVOLUTIONS = frozenset({"Conv", "ConvTranspose"})
 
 _LEAST_RANK = 2
-_BEFORE_WEIGHTS = ("Transpose", "Identity")
+_RESHAPES = ("Reshape", "Squeeze", "Unsqueeze", "Flatten")
+_BEFORE_WEIGHTS = ("Transpose", "Identity", "Gather", "Slice", *_RESHAPES)
 
 
 @dataclass(frozen=True)
@@ -174,7 +176,45 @@ def _read(value: ir.Value) -> ir.TensorProtocol | None:
     inner = None if source is None else _read(source)
     if inner is None or producer.op_type == "Identity":
         return inner
-    return _transposed(inner, producer)
+    if producer.op_type == "Transpose":
+        return _transposed(inner, producer)
+    return _chosen(inner, producer, value)
+
+
+def _chosen(tensor: ir.TensorProtocol, node: ir.Node, value: ir.Value) -> ir.TensorProtocol | None:
+    """A tensor's elements as the node chooses them; None where that isn't known beforehand."""
+    given = [
+        None if one is None else ir.convenience.get_const_tensor(one) for one in node.inputs[1:]
+    ]
+    unknown = any(
+        one is not None and got is None for one, got in zip(node.inputs[1:], given, strict=True)
+    )
+    if value.shape is None or unknown or not value.shape.is_static():
+        return None
+    shape = value.shape.numpy()
+    operands = [None if one is None else one.numpy() for one in given]
+
+    def computed() -> ir.TensorProtocol:
+        array = tensor.numpy()
+        if node.op_type == "Gather" and operands[0] is not None:
+            array = np.take(array, operands[0], axis=node.attributes.get_int("axis", 0))
+        elif node.op_type == "Slice":
+            array = array[_slices(array.ndim, operands)]
+        return ir.tensor(np.ascontiguousarray(array).reshape(shape))
+
+    return ir.LazyTensor(computed, tensor.dtype, ir.Shape(shape))
+
+
+def _slices(rank: int, operands: list[NDArray[Any] | None]) -> tuple[slice, ...]:
+    """What ``Slice`` takes of each axis; Python clamps what is beyond an end as ONNX does."""
+    starts, ends, axes, steps = [*operands, None, None][:4]
+    assert starts is not None
+    assert ends is not None
+    found = [slice(None)] * rank
+    for i, (start, end) in enumerate(zip(starts.tolist(), ends.tolist(), strict=True)):
+        step = 1 if steps is None else int(steps[i])
+        found[i if axes is None else int(axes[i])] = slice(start, end, step)
+    return tuple(found)
 
 
 def _transposed(tensor: ir.TensorProtocol, node: ir.Node) -> ir.TensorProtocol:

@@ -1,8 +1,8 @@
 """Integer products in the place of linear layers.
 
-1. *Dynamic*: what the layer is given is quantised where it runs (``DynamicQuantizeLinear``, once
-   for all layers that are given it), the product is ``MatMulInteger`` with int8 weights, and the
-   result is scaled per channel. ONNX Runtime makes one kernel of that, bias included.
+1. *Dynamic*: what the layer is given is quantised where it runs, once for all layers that are given
+   it, each row to a step of its own (`row_products`); as a whole where the weights have more than
+   two axes (``DynamicQuantizeLinear``, ``MatMulInteger``).
 2. *Blocks*: ``MatMulNBits``, which rounds what it is given in blocks too, per row: for few rows, as
    in a decoding step.
 3. *Static*: what the layer is given is rounded to a grid that was chosen before
@@ -33,6 +33,7 @@ from crossfuse.targets.quantize.rounding import (
     per_channel,
     per_filter,
 )
+from crossfuse.targets.quantize.row_products import RowProducts
 from crossfuse.targets.quantize.static_products import (
     MICROSOFT,
     Product,
@@ -44,6 +45,7 @@ __all__ = [
     "ACCURACY_LEVEL",
     "DYNAMIC",
     "MICROSOFT",
+    "WHOLE",
     "Form",
     "IntegerProducts",
     "Product",
@@ -64,17 +66,23 @@ class Form:
     Attributes:
         bits: of its weights.
         blocks: in blocks, else per channel.
+        rows: what it is given is rounded row by row where it runs, else as a whole.
         grids: that what it is given is rounded to; None where that is decided where it runs.
         qdq: with grids, as a product of numbers that are quantised and dequantised.
     """
 
     bits: int = 8
     blocks: bool = False
+    rows: bool = False
     grids: LayerGrids | None = None
     qdq: bool = False
 
 
-DYNAMIC = Form()
+WHOLE = Form()
+"""Rounded as a whole where it runs."""
+
+DYNAMIC = Form(rows=True)
+"""Rounded row by row where it runs."""
 
 
 @dataclass
@@ -152,6 +160,7 @@ class IntegerProducts:
         self._given: dict[ir.Value, list[ir.Value]] = {}
         self._initializers: dict[tuple[object, ...], tuple[ir.Value, ...]] = {}
         self._static = StaticProducts(self._initializer, made.on_grid)
+        self._rows = RowProducts(self._initializer, made.per_channel)
 
     def of(self, build: GraphBuilder, layer: LinearLayer, form: Form) -> Product:
         """Emit a layer's product in a form; in blocks only weights of two axes can be."""
@@ -161,6 +170,8 @@ class IntegerProducts:
             return self._static.dequantized(build, layer, form.grids)
         if form.grids is not None and (layer.node.op_type == "Conv" or len(layer.shape) == _MATRIX):
             return self._static.integers(build, layer, form.grids)
+        if form.rows and len(layer.shape) == _MATRIX:
+            return self._rows.of(build, layer)
         return self._dynamic(build, layer)
 
     def _dynamic(self, build: GraphBuilder, layer: LinearLayer) -> Product:

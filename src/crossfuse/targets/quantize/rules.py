@@ -13,9 +13,17 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from crossfuse.targets.precision.islands import decides_a_choice
-from crossfuse.targets.quantize.layers import CONVOLUTIONS, LinearLayer
+from crossfuse.targets.quantize.layers import CONVOLUTIONS, LinearLayer, linear_layers
 
-__all__ = ["NARROWEST", "RULES", "STATIC_RULES", "Refusal", "deciding_nodes", "refusal_of"]
+__all__ = [
+    "NARROWEST",
+    "RULES",
+    "STATIC_RULES",
+    "Refusal",
+    "deciding_nodes",
+    "quantizable",
+    "refusal_of",
+]
 
 NARROWEST = 8
 """Layers that sum fewer products, or give fewer results, gain nothing."""
@@ -45,6 +53,17 @@ def refusal_of(
     calibration data."""
     found = (rule(layer, deciding) for rule in (STATIC_RULES if static else RULES))
     return next((refusal for refusal in found if refusal is not None), None)
+
+
+def quantizable(model: ir.Model, *, static: bool = False) -> list[LinearLayer]:
+    """The layers that no rule keeps in fp32, in the graph's order; ``static`` as of
+    `refusal_of`."""
+    deciding = deciding_nodes(model)
+    return [
+        layer
+        for layer in linear_layers(model)
+        if refusal_of(layer, deciding, static=static) is None
+    ]
 
 
 def _convolution(layer: LinearLayer, _: Collection[ir.Node]) -> Refusal | None:

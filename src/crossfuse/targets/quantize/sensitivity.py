@@ -21,7 +21,7 @@ from crossfuse.targets.cpu_run import opened
 from crossfuse.targets.onnxruntime import lower_ort_cpu
 from crossfuse.targets.quantize.layers import LinearLayer, linear_layers
 from crossfuse.targets.quantize.rewrite import MICROSOFT, Form, IntegerProducts, RoundedWeights
-from crossfuse.targets.quantize.stages import quantizable
+from crossfuse.targets.quantize.rules import quantizable
 from crossfuse.targets.quantize.static_plan import StaticPlan
 
 __all__ = ["Sensitivity", "sensitivities"]

@@ -7,8 +7,10 @@ from dataclasses import dataclass, field, replace
 
 import onnx_ir as ir
 
+from crossfuse.core.openvino_linears import WIDE_FLOATS
 from crossfuse.targets.quantize.layers import CONVOLUTIONS, LinearLayer, linear_layers
-from crossfuse.targets.quantize.rewrite import DYNAMIC, Form, RoundedWeights, rewrite
+from crossfuse.targets.quantize.rewrite import DYNAMIC, WHOLE, Form, RoundedWeights, rewrite
+from crossfuse.targets.quantize.row_plan import RowPlan
 from crossfuse.targets.quantize.rules import Refusal, deciding_nodes, refusal_of
 from crossfuse.targets.quantize.static_plan import StaticPlan
 
@@ -16,7 +18,6 @@ __all__ = [
     "PlannedLayer",
     "QuantizedStages",
     "float_layers",
-    "quantizable",
     "quantize_stages",
     "sites_of",
 ]
@@ -67,6 +68,7 @@ def quantize_stages(
     keep: Mapping[str, str] | None = None,
     made: RoundedWeights | None = None,
     static: StaticPlan | None = None,
+    rows: RowPlan | None = None,
 ) -> QuantizedStages:
     """Copies of the stages with integer products.
 
@@ -77,16 +79,19 @@ def quantize_stages(
         keep: names of nodes that stay in fp32 → why.
         made: integers of earlier calls.
         static: grids chosen before; None to round where it runs.
+        rows: layers that round row by row where it runs, whatever the others do.
     """
     keep, made = keep or {}, made or RoundedWeights()
     found: dict[str, ir.Model] = {}
     planned: list[PlannedLayer] = []
     for stage, graph in graphs.items():
         model = graph.clone()
-        layers = linear_layers(model, sites)
-        refusals = _refusals(layers, deciding_nodes(model), keep, static)
+        layers, deciding = linear_layers(model, sites), deciding_nodes(model)
+        if static is not None and static.qdq and not deciding:
+            model.metadata_props[WIDE_FLOATS] = "bf16"
+        refusals = _refusals(layers, deciding, keep, static)
         chosen = [
-            (layer, _form(layer, precision, stage, static))
+            (layer, _form(layer, precision, stage, (static, rows or RowPlan())))
             for layer in layers
             if layer.site not in refusals
         ]
@@ -132,17 +137,6 @@ def sites_of(model: ir.Model) -> dict[str, str]:
     return {layer.key: layer.site for layer in linear_layers(model)}
 
 
-def quantizable(model: ir.Model, *, static: bool = False) -> list[LinearLayer]:
-    """The layers that no rule keeps in fp32, in the graph's order; ``static`` as of
-    `refusal_of`."""
-    deciding = deciding_nodes(model)
-    return [
-        layer
-        for layer in linear_layers(model)
-        if refusal_of(layer, deciding, static=static) is None
-    ]
-
-
 def _refusals(
     layers: list[LinearLayer],
     deciding: Collection[ir.Node],
@@ -161,10 +155,16 @@ def _refusals(
     return found
 
 
-def _form(layer: LinearLayer, precision: str, stage: str, static: StaticPlan | None) -> Form:
+def _form(
+    layer: LinearLayer, precision: str, stage: str, plans: tuple[StaticPlan | None, RowPlan]
+) -> Form:
+    static, rows = plans
     if precision == "int4":
         return Form(4, blocks=True)
-    few = stage == _FEW_ROWS and layer.node.op_type not in CONVOLUTIONS
-    if few and (static is None or not static.qdq):
+    qdq = static is not None and static.qdq
+    product = layer.node.op_type not in CONVOLUTIONS
+    if product and stage == _FEW_ROWS and not qdq:
         return Form(8, blocks=True)
-    return DYNAMIC if static is None else Form(grids=static.of(layer), qdq=static.qdq)
+    if product and rows.takes(layer):
+        return DYNAMIC
+    return WHOLE if static is None else Form(grids=static.of(layer), qdq=qdq)

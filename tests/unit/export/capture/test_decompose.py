@@ -270,3 +270,31 @@ def test_sizes_that_depend_on_content_are_each_call_s_own() -> None:
     x = torch.cat([x] * 6, -1)
     ours, theirs = done.module()(x), Choices()(x)
     assert [len(rows) for rows in ours] == [len(rows) for rows in theirs] == [3, 1, 3, 1]
+
+
+class Repeated(nn.Module):
+    """As often as another axis is long, in every axis and without one; and a fixed number."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        n = x.shape[1]
+        along = [x.repeat_interleave(n, axis) for axis in (0, 1, -1)]
+        return (*along, torch.arange(n).repeat_interleave(n), x.repeat_interleave(2, 1))
+
+
+def test_repeated_as_often_as_a_size_says() -> None:
+    x = torch.randn(2, 3, 4)
+    axes = {"x": {0: torch.export.Dim("b"), 1: torch.export.Dim("n")}}
+    program = torch.export.export(
+        Repeated(),
+        (x,),
+        dynamic_shapes=axes,
+        strict=False,
+        prefer_deferred_runtime_asserts_over_guards=True,
+    )
+    decompose_locally(program)
+    program = program.run_decompositions({})
+    repeats = [n for n in program.graph.nodes if n.target is ATEN.repeat_interleave.self_int]
+    assert [node.args[1] for node in repeats] == [2]
+    other = torch.randn(3, 5, 4)
+    for ours, theirs in zip(program.module()(other), Repeated()(other), strict=True):
+        assert torch.equal(ours, theirs)

@@ -85,3 +85,38 @@ def test_eomt_s_masks() -> None:
         expected = model(pixel_values=more).class_queries_logits
         made = program.module()(pixel_values=more)
     assert any(t.shape == expected.shape and torch.allclose(t, expected, atol=1e-5) for t in made)
+
+
+class AllThere(nn.Module):
+    """A mask that the model makes itself: everything is there, whatever the sizes."""
+
+    def __init__(self, written: bool) -> None:
+        super().__init__()
+        self._written = written
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = torch.ones(x.shape[0], dtype=torch.bool)
+        if self._written:
+            rows[0] = x[0, 0] > 0
+        there = torch.ones(x.shape) * rows.expand(size=(x.shape[1], x.shape[0])).T
+        x = x * torch.ones(x.shape, dtype=torch.int64).to(x.dtype)
+        half = (there * 0.5).to(torch.int64)
+        if not self._written and half.any():
+            return x - 1
+        if there.any():
+            return x * there
+        return x + 1
+
+
+def test_what_holds_one_number_everywhere_decides_branches() -> None:
+    program, spec = capture(spec_of(AllThere(written=False)))
+    x = torch.randn(5, 3)
+    assert torch.equal(program.module()(x=x)[0], x)
+    assert not spec.examples
+
+
+def test_a_write_ends_that() -> None:
+    module = AllThere(written=True)
+    _, spec = capture(spec_of(module))
+    others = [sample["x"] for sample in spec.examples]
+    assert any(torch.equal(module(x), x + 1) for x in others)  # the other way is compared

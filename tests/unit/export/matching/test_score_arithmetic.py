@@ -61,6 +61,12 @@ def test_what_is_the_same_for_a_whole_row_changes_no_softmax() -> None:
         last=[-1],
     )
     assert absorb(ChainNode(node_of(model, "Sub"), 0), SCORES) == shifted
+    model = parse(
+        f"""{INPUTS} => (float[b, l, s] y) {{ peak = ReduceMax<keepdims = 0>(a, last)
+        x = Unsqueeze(peak, last) y = Sub(a, x) }}""",
+        last=[-1],
+    )
+    assert absorb(ChainNode(node_of(model, "Sub"), 0), SCORES) == shifted
 
 
 def test_a_maximum_over_another_axis_is_a_bias() -> None:

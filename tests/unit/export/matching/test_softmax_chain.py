@@ -56,7 +56,7 @@ def test_a_guard_against_nan_belongs_to_the_chain() -> None:
     (chain,) = chains(body, zero=0.0)
     assert names(chain.after) == ["Where"]
     assert [node.op_type for node in chain.helpers] == ["IsNaN"]
-    with pytest.raises(Mismatch, match="go through IsNaN"):
+    with pytest.raises(Mismatch, match="also used by IsNaN"):
         chains(body, zero=1.0)
 
 
@@ -119,7 +119,12 @@ def test_learned_queries_are_queries() -> None:
         (
             "a = MatMul(q, k) p = Softmax(a) r = Relu(p) y = MatMul(r, v)",
             OUTPUT,
-            "its attention probabilities go through Relu",
+            "its attention probabilities go through Relu, which the fused operator does not have",
+        ),
+        (
+            "a = MatMul(q, k) p = Softmax(a) t = Transpose(p) r = Relu(p) y = MatMul(t, v)",
+            "(float[b, h, l, s] r, float[b, h, l, 8] y)",
+            "its attention probabilities are also used by Relu",
         ),
     ],
 )

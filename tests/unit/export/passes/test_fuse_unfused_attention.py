@@ -436,7 +436,7 @@ def softmax_over_the_heads(m, q, k, v, mask):
     return merged((heads(q) @ heads(k).mT / 2).softmax(1) @ heads(v))
 
 
-@lookalike("also used by")
+@lookalike("its scores are also used by")
 def scores_used_again(m, q, k, v, mask):
     scores = heads(q) @ heads(k).mT / 2
     return merged(scores.softmax(-1) @ heads(v)) + scores.square().sum(-1).transpose(1, 2).mean(
@@ -444,10 +444,16 @@ def scores_used_again(m, q, k, v, mask):
     )
 
 
-@lookalike("probabilities go through")
+@lookalike("attention probabilities are also used by")
 def probabilities_used_again(m, q, k, v, mask):
     weights = (heads(q) @ heads(k).mT / 2).softmax(-1)
     return merged(weights @ heads(v)) + weights.amax((1, 3))[..., None]
+
+
+@lookalike("go through Sub, which the fused operator does not have")
+def differential(m, q, k, v, mask):
+    scores = heads(q) @ heads(k).mT
+    return merged((scores.softmax(-1) - 0.2 * (heads(q) @ heads(v).mT).softmax(-1)) @ heads(v))
 
 
 @lookalike("not normalised by a softmax")

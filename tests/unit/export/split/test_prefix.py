@@ -43,6 +43,24 @@ PADDED_SHAPES = {
 }
 """A padding mask of the queries behind one of the context, taken at the places of the keys."""
 
+ONE_PADDED = PADDED.replace(
+    FRONT,
+    """padding = Concat<axis = 1>(seen_first, seen)
+                            mask0 = Unsqueeze(causal, heads)""",
+).replace("bn = Squeeze(bs)", "bn = Identity(one)")
+ONE_PADDED_SHAPES = {
+    "bool[1, N]": ("padding",),
+    "bool[1, 1, N, N]": ("mask0", "mask"),
+    "int64[1]": ("br", "s"),
+    "int64[1, 1, 1, 1]": ("b4",),
+    "int64[4]": ("shape",),
+    "int64[1, 1, 1, N]": ("k4", "most", "be", "ke"),
+    "int64[1, 1, 1, N, 1]": ("bu", "ku"),
+    "int64[1, 1, 1, N, 2]": ("places",),
+    "bool[1, 1, 1, N]": ("g",),
+}
+"""The same of a batch that is always one row."""
+
 CUT = {
     "plain": made(PLAIN),
     "text alone": made(
@@ -94,6 +112,12 @@ CUT = {
         inputs=", bool[B, T] seen",
         before=f"{ROWS} {PADDED} g = GatherND(padding, places) mask = And(mask0, g)",
         shapes=PADDED_SHAPES,
+    ),
+    "padding of one row": made(
+        MASKED,
+        inputs=", bool[1, T] seen",
+        before=f"""{ROWS} {ONE_PADDED} g = GatherND(padding, places) mask = And(mask0, g)""",
+        shapes=ONE_PADDED_SHAPES,
     ),
     "padding looked up": made(
         MASKED,

@@ -83,3 +83,6 @@ def test_other_features_are_refused(changed: dict[str, Any]) -> None:
         decode(LogMel, known | changed, ORIGIN)
     with pytest.raises(InputError, match="hop_length"):
         decode(LogMel, known | {"hop_length": 0}, ORIGIN)
+    for large in ({"chunk_length": 1 << 19}, {"feature_size": 1 << 19}, {"n_fft": 1 << 16}):
+        with pytest.raises(InputError, match=r"asks? for more|n_fft"):
+            decode(LogMel, known | large, ORIGIN)

@@ -84,6 +84,8 @@ def test_padding_to_a_size() -> None:
         ({"image_mean": [0.5]}, "3 numbers"),
         ({"image_mean": None}, "image_mean"),
         ({"resample": 9}, "resample"),
+        ({"size": {"height": 30000, "width": 30000}}, "more pixels"),
+        ({"size": {"shortest_edge": 30000}}, "more pixels"),
     ],
 )
 def test_what_is_not_known_or_wrong_is_refused(changed: dict[str, Any], words: str) -> None:
@@ -97,6 +99,13 @@ def test_what_is_not_known_or_wrong_is_refused(changed: dict[str, Any], words: s
 
     with pytest.raises(InputError, match=words):
         made()
+
+
+def test_an_image_that_nothing_is_left_of_is_refused() -> None:
+    size = {"max_height": 2, "max_width": 2}
+    mine, _ = both("CLIPImageProcessor", size=size, do_center_crop=False)
+    with pytest.raises(InputError, match="too narrow"):
+        mine(photo(200, 20))
 
 
 def test_other_arrays_are_refused() -> None:

@@ -17,6 +17,7 @@ pytest.importorskip("ray", reason="ray is not installed")
 uvicorn = pytest.importorskip("uvicorn", reason="uvicorn is not installed")
 
 from crossfuse.serve.limits import Limits  # noqa: E402
+from crossfuse.serve.rayserve import front  # noqa: E402
 from crossfuse.serve.rayserve.front import (  # noqa: E402
     KEY,
     SHARES,
@@ -126,6 +127,12 @@ def test_what_serve_says_is_worded(path: str, status: int, error: str) -> None:
         assert headers["content-type"] == "application/json"
         assert open_requests("127.0.0.1", port, "wrong") is None
         assert ask(port, "/well")[:2] == (200, b"\x00\x01")
+
+
+def test_a_server_too_busy_to_answer_is_not_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(front, "_BUSY_SECONDS", 0.05)
+    with socket.create_server(("127.0.0.1", 0)) as busy, pytest.raises(TimeoutError):
+        open_requests("127.0.0.1", busy.getsockname()[1], "secret")
 
 
 def test_without_a_key_nobody_may_stop(monkeypatch: pytest.MonkeyPatch) -> None:

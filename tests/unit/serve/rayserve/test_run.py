@@ -110,6 +110,24 @@ def test_draining_has_an_end(monkeypatch: pytest.MonkeyPatch, waiting: int | Non
     assert calls[0] == ("::", 80, waiting)
 
 
+def test_a_server_that_is_too_busy_to_say_is_not_taken_for_done(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    said = iter([TimeoutError(), 3, TimeoutError(), 0])
+    asked: list[object] = []
+
+    def looked(*_: object) -> int:
+        asked.append(next(said))
+        if isinstance(asked[-1], TimeoutError):
+            raise asked[-1]
+        return int(str(asked[-1]))
+
+    monkeypatch.setattr(run, "open_requests", looked)
+    run.stop(OPTIONS, "127.0.0.1", 80)
+    assert asked[-1] == 0
+    assert len(asked) == 4
+
+
 def test_the_server_is_ready_when_its_metrics_are_told() -> None:
     """The first page doesn't have them yet."""
     pages = [b"ray_node 1\n", b"ray_crossfuse_open_requests 0\n"]

@@ -14,7 +14,7 @@ from crossfuse.targets.precision.fewest import MAX_TRIALS, AddedError, Trials, f
 from crossfuse.targets.quantize.layer_search import most_sensitive, search_layers
 from crossfuse.targets.quantize.layer_times import seconds_saved
 from crossfuse.targets.quantize.layers import linear_layers
-from crossfuse.targets.quantize.rewrite import DYNAMIC, RoundedWeights, rewrite
+from crossfuse.targets.quantize.rewrite import WHOLE, RoundedWeights, rewrite
 from crossfuse.targets.quantize.sensitivity import Sensitivity, sensitivities
 from onnx_building import normal
 from onnx_text import parse
@@ -39,7 +39,7 @@ def chain() -> ir.Model:
 
 
 def measured() -> list[Sensitivity]:
-    return sensitivities(chain(), POINTS, DYNAMIC, RoundedWeights())
+    return sensitivities(chain(), POINTS, WHOLE, RoundedWeights())
 
 
 def test_each_layer_is_measured_on_exact_inputs() -> None:
@@ -53,7 +53,7 @@ def test_each_layer_is_measured_on_exact_inputs() -> None:
             for quantise in (False, True):
                 model = chain()
                 if quantise:
-                    chosen = [(one, DYNAMIC) for one in linear_layers(model) if one.site == site]
+                    chosen = [(one, WHOLE) for one in linear_layers(model) if one.site == site]
                     rewrite(model, chosen, RoundedWeights())
                 values = {o.name: o for node in model.graph for o in node.outputs}
                 model.graph.outputs[:] = [values[result]]
@@ -81,7 +81,7 @@ def test_small_rows_beside_large_ones_are_seen() -> None:
             sizes=sizes,
         ),
         POINTS,
-        DYNAMIC,
+        WHOLE,
         RoundedWeights(),
     )
     assert [one.layer.site for one in found] == ["n1", "n3"]
@@ -121,6 +121,6 @@ def test_the_fewest_of_a_ranking(needed: int) -> None:
 
 def test_time_of_what_stays_is_measured() -> None:
     ranked = measured()[:2]
-    found = seconds_saved(ranked, DYNAMIC)
+    found = seconds_saved(ranked, WHOLE)
     assert set(found) == {one.layer.site for one in ranked}
     assert all(abs(seconds) < 1.0 for seconds in found.values())

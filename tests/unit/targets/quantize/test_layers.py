@@ -8,8 +8,8 @@ import pytest
 
 from crossfuse.graph.metadata import MODULE
 from crossfuse.targets.quantize.layers import linear_layers
-from crossfuse.targets.quantize.rules import RULES, deciding_nodes, refusal_of
-from crossfuse.targets.quantize.stages import quantizable, sites_of
+from crossfuse.targets.quantize.rules import RULES, deciding_nodes, quantizable, refusal_of
+from crossfuse.targets.quantize.stages import sites_of
 from onnx_building import normal
 from onnx_text import node_of, parse
 
@@ -45,6 +45,33 @@ def test_weights_behind_a_transpose_are_read() -> None:
     assert layer.shape == (16, 24)
     assert layer.tensor is not None
     np.testing.assert_array_equal(layer.tensor.numpy(), W)
+
+
+@pytest.mark.parametrize(
+    ("text", "taken"),
+    [
+        ("t = Slice (w, start, end, axis, step)", W[14::-1]),
+        ("g = Gather <axis = 1> (w, few) t = Identity (g)", W[:, [3, 1, 2, 0, 5, 7, 9, 23]]),
+        ("r = Reshape (w, wide) t = Transpose <perm = [1, 0]> (r)", W.reshape(8, 48).T),
+        ("u = Unsqueeze (w, axis) t = Squeeze (u, axis)", W),
+    ],
+)
+def test_weights_that_are_parts_of_constants_are_read(text: str, taken: np.ndarray) -> None:
+    model = parse(
+        f"(float[b, {len(taken)}] x) => (float[b, n] y) {{ {text} y = MatMul(x, t) }}",
+        w=W,
+        start=np.array([14]),
+        end=np.array([-100]),
+        axis=np.array([0]),
+        step=np.array([-1]),
+        few=np.array([3, 1, 2, 0, 5, 7, 9, 23]),
+        wide=np.array([8, -1]),
+    )
+    (layer,) = linear_layers(model)
+    assert layer.tensor is not None
+    assert layer.shape == taken.shape
+    np.testing.assert_array_equal(layer.tensor.numpy(), taken)
+    assert reasons(model) == {layer.site: None}
 
 
 def test_sites_are_modules_told_apart_by_calls() -> None:

@@ -12,7 +12,7 @@ from onnxruntime.quantization import QuantType, quantize_dynamic
 
 from crossfuse.targets.cpu_run import run_once
 from crossfuse.targets.quantize.layers import linear_layers
-from crossfuse.targets.quantize.rewrite import DYNAMIC, Form, RoundedWeights, rewrite
+from crossfuse.targets.quantize.rewrite import DYNAMIC, WHOLE, Form, RoundedWeights, rewrite
 from onnx_building import normal
 from onnx_text import parse
 
@@ -54,7 +54,7 @@ def test_dynamic_products_are_onnx_runtimes_own(tmp_path: Path) -> None:
         per_channel=True,
         weight_type=QuantType.QInt8,
     )
-    ours = quantized(block(), DYNAMIC)
+    ours = quantized(block(), WHOLE)
     (got,) = run_once(ours.clone(), {"x": X})
     (expected,) = run_once(ir.load(theirs), {"x": X})
     assert operators(ours).count("DynamicQuantizeLinear") == 2, "one for all that are given a value"
@@ -89,7 +89,7 @@ def test_gemm(attributes: str, weights: np.ndarray) -> None:
     x = X.reshape(-1, 40)
     alpha, beta = (0.5, 2.0) if "alpha" in attributes else (1.0, 1.0)
     truth = alpha * (x.astype(np.float64) @ W) + beta * B[:24]
-    for form in (DYNAMIC, BLOCKS):
+    for form in (DYNAMIC, WHOLE, BLOCKS):
         (got,) = run_once(quantized(gemm(), form), {"x": x})
         assert np.sqrt(np.mean((got - truth) ** 2)) < 0.02 * np.sqrt(np.mean(truth**2))
 

@@ -18,11 +18,11 @@ from crossfuse.runtime.options import SessionOptions
 from crossfuse.runtime.stage import LinearStage, StageRequest
 from crossfuse.targets.cpu_run import run_once
 from crossfuse.targets.graph_files import save_graph
-from crossfuse.targets.quantize.rewrite import DYNAMIC, RoundedWeights
+from crossfuse.targets.quantize.rewrite import WHOLE, RoundedWeights
+from crossfuse.targets.quantize.rules import quantizable
 from crossfuse.targets.quantize.sensitivity import sensitivities
 from crossfuse.targets.quantize.stages import (
     QuantizedStages,
-    quantizable,
     quantize_stages,
     sites_of,
 )
@@ -137,8 +137,8 @@ def test_channels_of_outliers_cost_little() -> None:
     """Dynamic int8 loses the others beside them."""
     keys = [layer.key for layer in quantizable(model(), static=True)]
     plan = static_plan(model(), keys, POINTS, qdq=True)
-    found = sensitivities(model(), POINTS, DYNAMIC, RoundedWeights(), plan)
-    plain = sensitivities(model(), POINTS, DYNAMIC, RoundedWeights())
+    found = sensitivities(model(), POINTS, WHOLE, RoundedWeights(), plan)
+    plain = sensitivities(model(), POINTS, WHOLE, RoundedWeights())
     assert len(found) == LAYERS
     errors = {one.layer.site: one.error for one in found}
     assert all(error < 0.02 for error in errors.values())

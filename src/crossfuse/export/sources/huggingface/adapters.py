@@ -2,13 +2,15 @@
 
 * ``BlipForQuestionAnswering`` runs its text decoder only for a loss: here it returns the answer's
   logits.
-* ``GroundingDinoForObjectDetection`` pads its logits with −∞, and its many other results with both
-  infinities, which no comparison of numbers can pass: here it returns logits (−10⁴ in the padding,
-  whose sigmoid is 0 as well) and boxes.
+* ``GroundingDinoForObjectDetection`` and its MM kind pad their logits with −∞, and their many other
+  results with both infinities, which no comparison of numbers can pass: here they return logits
+  (−10⁴ in the padding, whose sigmoid is 0 as well) and boxes.
 * ``InstructBlipQFormerModel`` wants one mask for its queries and the instruction: here it is the
   instruction's, as the queries are never padded.
 * ProphetNet multiplies whole numbers of a mask by the lowest number of its own dtype, which
   overflows where that is float64: here masks come in its dtype.
+* ``OmDetTurboForObjectDetection`` keeps what it makes of classes and tasks, by their ids, until it
+  is asked for them again, in whatever dtype: here it makes them anew.
 """
 
 from __future__ import annotations
@@ -26,11 +28,11 @@ __all__ = ["adapt"]
 
 
 def adapt(model: nn.Module) -> nn.Module:
-    """Give the instance another ``forward`` where its class needs one; its modules keep their
-    paths."""
-    forward = _FORWARDS.get(type(model).__name__)
-    if forward is not None:
-        model.forward = MethodType(forward, model)
+    """Give the instance another ``forward``, or other methods, where its class needs them; its
+    modules keep their paths."""
+    name = type(model).__name__
+    for method, made in _METHODS.get(name, {}).items():
+        setattr(model, method, MethodType(made, model))
     return model
 
 
@@ -106,10 +108,24 @@ def _masks_of_its_dtype(
     return type(self).forward(self, input_ids, next(masks), decoder_input_ids, next(masks))
 
 
-_FORWARDS: dict[str, Callable[..., Any]] = {
-    "BlipForQuestionAnswering": _blip_answer,
-    "InstructBlipQFormerModel": _instructed_queries,
-    "GroundingDinoForObjectDetection": _grounded_boxes,
-    "ProphetNetForConditionalGeneration": _masks_of_its_dtype,
-    "ProphetNetModel": _masks_of_its_dtype,
+def _classes_made_anew(self: Any, classes_input_ids: Tensor, classes_attention_mask: Tensor) -> Any:
+    return self.language_backbone(classes_input_ids, encode_type="class")
+
+
+def _tasks_made_anew(self: Any, tasks_input_ids: Tensor, tasks_attention_mask: Tensor) -> Any:
+    return self.language_backbone(tasks_input_ids, mask=tasks_attention_mask, encode_type="task")
+
+
+_METHODS: dict[str, dict[str, Callable[..., Any]]] = {
+    "BlipForQuestionAnswering": {"forward": _blip_answer},
+    "InstructBlipQFormerModel": {"forward": _instructed_queries},
+    "GroundingDinoForObjectDetection": {"forward": _grounded_boxes},
+    "MMGroundingDinoForObjectDetection": {"forward": _grounded_boxes},
+    "ProphetNetForConditionalGeneration": {"forward": _masks_of_its_dtype},
+    "ProphetNetModel": {"forward": _masks_of_its_dtype},
+    "OmDetTurboForObjectDetection": {
+        "get_cached_class_embeddings": _classes_made_anew,
+        "get_cached_task_embeddings": _tasks_made_anew,
+    },
 }
+"""Class → method → what stands in for it."""

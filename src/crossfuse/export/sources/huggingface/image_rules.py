@@ -186,6 +186,7 @@ IMAGE_RULES: Mapping[str, InputRule] = {
     "xclip": _xclip,
     **dict.fromkeys(("detr", "conditional_detr", "table-transformer", "dab-detr"), _detr),
     "grounding-dino": _grounding_dino,
+    "mm-grounding-dino": _grounding_dino,
     "mask2former": _mask2former,
     **dict.fromkeys(("vilt", "bridgetower", "flava", "owlvit", "owlv2"), _vilt),
     "blip": _blip,

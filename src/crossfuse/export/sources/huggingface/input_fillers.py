@@ -33,6 +33,7 @@ __all__ = [
     "ones",
     "plain_ids",
     "span",
+    "there",
     "token_kinds",
     "uniform",
     "zeros",
@@ -62,6 +63,11 @@ def zeros(shape: Shape, generator: torch.Generator, made: dict[str, Tensor]) -> 
 def ones(shape: Shape, generator: torch.Generator, made: dict[str, Tensor]) -> Tensor:
     """Ones, as integers."""
     return torch.ones(shape, dtype=torch.long)
+
+
+def there(shape: Shape, generator: torch.Generator, made: dict[str, Tensor]) -> Tensor:
+    """Truth values, all true."""
+    return torch.ones(shape, dtype=torch.bool)
 
 
 def classes(low: int, high: int) -> Filler:

@@ -65,7 +65,7 @@ class InputPlan:
     ``fillers`` are run in their order, in which one may look at the ones before; ``shapes`` have
     the order of the inputs. ``held`` are arguments that decide shapes, as nested lists of
     integers: they are no inputs, but part of what is exported. ``fixed`` are dimensions that got
-    one size; ``settled`` is as of a spec.
+    one size; ``settled`` and ``counts`` are as of a spec.
     """
 
     shapes: dict[str, tuple[int | str, ...]] = field(default_factory=dict)
@@ -77,6 +77,7 @@ class InputPlan:
     held: dict[str, Any] = field(default_factory=dict)
     fixed: dict[str, int] = field(default_factory=dict)
     settled: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    counts: dict[str, dict[int, int]] = field(default_factory=dict)
 
     def add(self, name: str, shape: tuple[int | str, ...], filler: Filler) -> None:
         """Plan an input; its dimensions must be known."""
@@ -92,6 +93,7 @@ class InputPlan:
         """Take an input back."""
         del self.shapes[name], self.fillers[name]
         self.settled.pop(name, None)
+        self.counts.pop(name, None)
 
     def copy(self) -> InputPlan:
         """Another plan with the same inputs."""
@@ -105,6 +107,7 @@ class InputPlan:
             dict(self.held),
             dict(self.fixed),
             dict(self.settled),
+            dict(self.counts),
         )
 
     def dim(self, name: str, example: int, low: int = 1, high: int | None = None) -> str:

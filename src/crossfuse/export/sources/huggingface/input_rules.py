@@ -89,7 +89,8 @@ def plan_inputs(model: nn.Module) -> InputPlan:
     if not plan.context:
         plan.context = _context(plan, encoder_decoder)
     queries = set(plan.shapes) - set(plan.context)
-    if plan.context and queries == {"decoder_input_ids"} and encoder_decoder:
+    grows = len(plan.shapes.get("decoder_input_ids", ())) == 2  # several codebooks don't
+    if plan.context and queries == {"decoder_input_ids"} and encoder_decoder and grows:
         plan.decode = "decoder_input_ids"
     return plan
 

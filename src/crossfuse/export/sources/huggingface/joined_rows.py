@@ -27,8 +27,10 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch._subclasses.functional_tensor import FunctionalTensor
+from torch.utils._pytree import tree_map
 
 from crossfuse.export.capture.traceable import replaced
+from crossfuse.export.sources.huggingface.known_sizes import as_number
 
 __all__ = ["all_images", "joined_rows"]
 
@@ -85,6 +87,7 @@ def _counted(tolist: Callable[[Tensor], Any]) -> Callable[[Tensor], Any]:
 
 def _whole(split: Callable[..., Any]) -> Callable[..., Any]:
     def parts(tensor: Tensor, *args: Any, **kwargs: Any) -> Any:
+        args, kwargs = tree_map(as_number, (args, kwargs))
         counts = [value for value in (*args, *kwargs.values()) if isinstance(value, _Counts)]
         if not counts:
             return split(tensor, *args, **kwargs)

@@ -29,12 +29,22 @@ from crossfuse.export.capture.traceable import replaced
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["POSITIONS", "Known", "fix_sizes", "says_sizes", "with_positions"]
+__all__ = ["POSITIONS", "Known", "as_number", "fix_sizes", "says_sizes", "with_positions"]
 
 POSITIONS = "position_ids"
 
 _SIZES = ("_grid_thw", "_grid_hws", "_sizes", "spatial_shapes")
 _TYPES = "mm_token_type_ids"
+
+
+_TAKE_SIZES = frozenset(
+    {
+        *(Tensor.view, Tensor.reshape, Tensor.expand, Tensor.repeat, Tensor.tile, Tensor.narrow),
+        *(Tensor.unflatten, Tensor.split_with_sizes, torch.split_with_sizes, Tensor.new_zeros),
+        *(torch.reshape, torch.narrow, torch.unflatten, torch.tile, torch.nn.functional.pad),
+    }
+)
+"""Functions that take sizes as numbers."""
 
 
 class Known(torch.Tensor):
@@ -54,11 +64,30 @@ class Known(torch.Tensor):
         if all(isinstance(tensor, Known) for tensor in tensors):
             with _disable_current_modes(), torch._C.DisableTorchFunctionSubclass():
                 result = func(*args, **kwargs)
-            return tree_map(_known, result)
+            several = isinstance(result, list | tuple)
+            return tree_map(_known, result) if several else _known(result)
         if func is Tensor.__getitem__:
             args = (args[0], _by_places(args[1]))
+        if func in _TAKE_SIZES:
+            args, kwargs = tree_map(as_number, (args, kwargs))
+        args = tuple(_of_numbers(arg) for arg in args)
         args, kwargs = tree_map(_plain, (args, kwargs))
         return func(*args, **kwargs)
+
+
+def as_number(value: Any) -> Any:
+    """A known tensor of one number as that; what else there is as it is."""
+    if not isinstance(value, Known) or value.ndim or value.is_floating_point():
+        return value
+    with _disable_current_modes(), torch._C.DisableTorchFunctionSubclass():
+        return value.item()
+
+
+def _of_numbers(value: Any) -> Any:
+    """A list of plain and of known numbers as plain ones."""
+    if not isinstance(value, list | tuple) or not any(type(part) is int for part in value):
+        return value
+    return type(value)(map(as_number, value))
 
 
 def _known(value: Any) -> Any:
@@ -66,9 +95,12 @@ def _known(value: Any) -> Any:
 
 
 def _by_places(index: Any) -> Any:
-    """An index in which known truth values are the places that they say, whose number is known."""
+    """An index in which known truth values are the places that they say, whose number is known, and
+    known ends of slices are numbers."""
     placed: list[Any] = []
     for part in index if isinstance(index, tuple) else (index,):
+        if isinstance(part, slice):
+            part = slice(*map(as_number, (part.start, part.stop, part.step)))
         by_truth = isinstance(part, Known) and part.dtype is torch.bool
         placed.extend(torch.nonzero(part, as_tuple=True) if by_truth else [part])
     return tuple(placed)
@@ -99,6 +131,19 @@ def _arange_of(arange: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return known
 
 
+def _tensor_of(as_tensor: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """``as_tensor``, which leaves known tensors as they are: it is no function that a subclass is
+    asked about."""
+
+    def known(data: Any, *args: Any, **kwargs: Any) -> Tensor:
+        if not isinstance(data, Known):
+            return as_tensor(data, *args, **kwargs)
+        dtype = kwargs.get("dtype", args[0] if args else None)
+        return data if dtype is None else data.to(dtype)
+
+    return known
+
+
 def says_sizes(name: str, tensor: Tensor) -> bool:
     """An input that only says how large images are."""
     return name.endswith(_SIZES) and not tensor.is_floating_point() and tensor.ndim == 2
@@ -116,7 +161,8 @@ def fix_sizes(model: nn.Module, sizes: Mapping[str, Any]) -> None:
 
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         kwargs |= {name: Known.of(values) for name, values in known.items()}
-        with replaced(torch, "arange", _arange_of(torch.arange)):
+        arange, as_tensor = _arange_of(torch.arange), _tensor_of(torch.as_tensor)
+        with replaced(torch, "arange", arange), replaced(torch, "as_tensor", as_tensor):
             return original(self, *args, **kwargs)
 
     forward.__signature__ = inspect.signature(original)  # type: ignore[attr-defined]

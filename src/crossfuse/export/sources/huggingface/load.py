@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -154,6 +154,24 @@ def _for_inference(model: Any) -> nn.Module:
     return model  # type: ignore[no-any-return]
 
 
+def _unknown_class(config: Any, names: Sequence[str]) -> InputError:
+    """Refuse a class that the library hasn't: its own for the same type is another model."""
+    own_code = hasattr(config, "auto_map")
+    what = "the checkpoint's class comes with its own code, which does not run by itself"
+    task = Said("--task", "task=...")
+    return InputError(
+        what if own_code else "this version of transformers has no such class",
+        got=", ".join(names),
+        do=Advice(
+            "Read the code, then pass {}, or choose a class of transformers with {}",
+            Said("--trust-remote-code", "trust_remote_code=True"),
+            task,
+        )
+        if own_code
+        else Advice("Pass {}", task),
+    )
+
+
 def _model_class(transformers: Any, config: Any, task: str | None, trust_remote_code: bool) -> Any:
     if task is None:
         names = list(getattr(config, "architectures", None) or [])
@@ -162,12 +180,8 @@ def _model_class(transformers: Any, config: Any, task: str | None, trust_remote_
         )
         if found is not None:
             return found
-        if names and not trust_remote_code and not hasattr(config, "auto_map"):
-            raise InputError(
-                "this version of transformers has no such class",
-                got=", ".join(names),
-                do=Advice("Pass {}", Said("--task", "task=...")),
-            )
+        if names and not trust_remote_code:
+            raise _unknown_class(config, names)
         return transformers.AutoModel
     if hasattr(transformers, task) and hasattr(getattr(transformers, task), "from_pretrained"):
         return getattr(transformers, task)

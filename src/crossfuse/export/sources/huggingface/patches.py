@@ -129,6 +129,18 @@ def _dbrx_experts(
     return total.view(hidden_states.shape[0], -1, self.hidden_size)
 
 
+def _whole_tasks(
+    self: Any, hidden_states: Tensor, mask: Tensor | None = None, encode_type: str = "task"
+) -> Any:
+    """States of classes, or of tasks with their mask. The original cuts tasks after the longest of
+    a batch, which is a number of the mask; what it cuts off is hidden by the mask as well."""
+    states = self.model(hidden_states)[0]
+    if encode_type == "task":
+        return states.transpose(0, 1), mask
+    ends = hidden_states.argmax(dim=-1)
+    return states[torch.arange(states.shape[0]), ends] @ self.text_projection
+
+
 _PATCHES: dict[tuple[str, str, str], Any] = {
     ("vilt.modeling_vilt", "ViltEmbeddings", "visual_embed"): _vilt_patches,
     (
@@ -146,6 +158,7 @@ _PATCHES: dict[tuple[str, str, str], Any] = {
         "compute_local_attention_representations",
     ): blocked_attention,
     ("dbrx.modeling_dbrx", "DbrxExperts", "forward"): _dbrx_experts,
+    ("omdet_turbo.modeling_omdet_turbo", "OmDetTurboLanguageBackbone", "forward"): _whole_tasks,
     ("longt5.modeling_longt5", "", "_make_global_fixed_block_ids"): global_blocks,
     (
         "superpoint.modeling_superpoint",

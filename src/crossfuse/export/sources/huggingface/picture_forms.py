@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from crossfuse.export.sources.huggingface.input_fillers import (
+    Filler,
     Shape,
     classes,
     fixed,
@@ -18,6 +19,7 @@ from crossfuse.export.sources.huggingface.input_fillers import (
     grid_places,
     normal,
     ones,
+    there,
     uniform,
 )
 from crossfuse.export.sources.huggingface.input_plan import (
@@ -54,10 +56,10 @@ def _sizes(config: Any, takes: set[str], *, pair: bool = False) -> tuple[int, in
 
 
 def _stack(
-    count: int | None, name: str = "pixel_values", *, shown: bool = False
+    count: int | None, name: str = "pixel_values", *, shown: Filler | None = None
 ) -> Callable[..., None]:
     """``[batch, images, channels, height, width]``: so many images, frames or tiles; with a mask of
-    pixels, or of images where ``shown``."""
+    pixels, or of images where it says how these are ``shown``."""
 
     def plan_it(plan: InputPlan, model: Any, takes: set[str]) -> None:
         config = model.config
@@ -67,8 +69,8 @@ def _stack(
         channels, height, width = _sizes(config, takes, pair=images == 2)
         plan.add(name, ("batch", images, channels, height, width), normal)
         if "pixel_attention_mask" in takes:
-            axes = () if shown else (height, width)
-            plan.add("pixel_attention_mask", ("batch", images, *axes), ones)
+            axes = () if shown is not None else (height, width)
+            plan.add("pixel_attention_mask", ("batch", images, *axes), shown or ones)
 
     return plan_it
 
@@ -109,7 +111,7 @@ def _side(config: Any) -> tuple[int, int, int, int]:
     part = vision_config(config)
     channels = int(find(part, "in_channels", "num_channels", "in_chans") or 3)
     patch = _one(find(part, "patch_size", "spatial_patch_size") or 14)
-    frames = _one(find(part, "temporal_patch_size") or 1)
+    frames = _one(find(part, "temporal_patch_size", "patch_temporal") or 1)
     merged = find(config, "spatial_merge_size", "merge_size", "merge_kernel_size") or 1
     return channels, patch, frames, _one(merged)
 
@@ -137,6 +139,20 @@ def _packed(name: str, grid: str, flat: bool, *, stacked: bool = False) -> Calla
                 plan.held[given] = [merge]
 
     return plan_it
+
+
+def _masked_crops(plan: InputPlan, model: Any, takes: set[str]) -> None:
+    """An image as a whole and as one crop, ``[1, 2, channels, size, size]``, with its size and the
+    patches that are shown of both."""
+    crop = find(vision_config(model.config), "crop_size")
+    if not isinstance(crop, int) or not {"image_sizes", "image_attention_mask"} <= takes:
+        return
+    channels, patch, _, _ = _side(model.config)
+    plan.fix("batch", 1)
+    plan.add("image_pixel_values", (1, 2, channels, crop, crop), normal)
+    plan.held["image_sizes"] = [[crop, crop]]
+    side = crop // patch
+    plan.held["image_attention_mask"] = torch.ones(1, 2, side, side, dtype=torch.int64).tolist()
 
 
 def _pooled_crops(plan: InputPlan, model: Any, takes: set[str]) -> None:
@@ -284,6 +300,7 @@ PICTURE_FORMS: Mapping[str, tuple[Callable[..., None], ...]] = {
         _packed("pixel_values", "image_grid_thw", True),
         _packed("pixel_values", "image_grid_thw", False),
         _packed("pixel_values", "image_grid_thw", True, stacked=True),
+        _packed("pixel_values", "image_grid_thw", False, stacked=True),
         _packed("pixel_values", "grid_thw", True),
         _packed("pixel_values", "grid_thw", False),
         _packed("pixel_values", "image_grid_hw", True),
@@ -296,7 +313,8 @@ PICTURE_FORMS: Mapping[str, tuple[Callable[..., None], ...]] = {
         _whole(),
         _stack(None),
         _stack(1),
-        _stack(1, shown=True),
+        _stack(1, shown=ones),
+        _stack(1, shown=there),
         _stack(2),
         _padded_patches,
         _sized,
@@ -310,7 +328,7 @@ PICTURE_FORMS: Mapping[str, tuple[Callable[..., None], ...]] = {
     ),
     "pixel_values_images": (_whole("pixel_values_images"),),
     "image_patches": (_loose_patches,),
-    "image_pixel_values": (_whole("image_pixel_values"),),
+    "image_pixel_values": (_masked_crops, _whole("image_pixel_values")),
     "pixel_values_videos": (
         _packed("pixel_values_videos", "video_grid_thw", True),
         _stack(None, "pixel_values_videos"),

@@ -96,6 +96,11 @@ SENSES = (
 _TOLD = re.compile(
     r"(?P<sense>\w+) features and (?P=sense) tokens do not match\D*(\d+)\D+(\d+)", re.IGNORECASE
 )
+_PUT = re.compile(
+    r"value tensor of shape \[(\d+), \d+\] cannot be broadcast to indexing result of shape "
+    r"\[(\d+), \d+\]"
+)
+"""What PyTorch says where rows are put in other places than there are."""
 
 
 def token_of(config: Any, sense: Sense) -> int | None:
@@ -196,6 +201,8 @@ def put_placeholders(
     rest = ids(text, "attention_mask")
     plan.fillers[name] = ids_with_segments(segments, rest)
     plan.settled[name] = tuple(sorted({token for segment in segments for token in segment.row}))
+    if plan.fixed.get("batch") == 1:  # with others the model itself would refuse the row
+        plan.counts[name] = {part.token: part.count for part in segments if part.count > 1}
     for other in plan.shapes:
         if "mask" in other and sense_of(other) is not None:
             plan.settled[other] = ()  # the model counts what it shows
@@ -213,8 +220,10 @@ def _edge(config: Any, names: tuple[str, ...]) -> int | None:
 
 
 def told_counts(message: str) -> tuple[str, int, int] | None:
-    """The sense, tokens and features that a model's own refusal speaks of."""
+    """The sense, tokens and features that a model's own refusal speaks of; the sense is empty where
+    it names none."""
     found = _TOLD.search(message)
-    if found is None:
-        return None
-    return found["sense"].lower(), int(found[2]), int(found[3])
+    if found is not None:
+        return found["sense"].lower(), int(found[2]), int(found[3])
+    put = _PUT.search(message)
+    return None if put is None else ("", int(put[2]), int(put[1]))

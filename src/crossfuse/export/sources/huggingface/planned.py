@@ -65,7 +65,7 @@ class Planned:
         context: inputs that change rarely.
         decode: ids of a model that decodes.
         fixed: dimensions that can't be varied → why.
-        settled: as of a spec.
+        settled, counts: as of a spec.
     """
 
     inputs: Mapping[str, Any]
@@ -77,6 +77,7 @@ class Planned:
     decode: str | None = None
     fixed: Mapping[str, str] = field(default_factory=dict)
     settled: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    counts: Mapping[str, Mapping[int, int]] = field(default_factory=dict)
 
     def takes(self, example: Mapping[str, Tensor]) -> bool:
         """Whether inputs of the user's have the same names, types and fixed sizes."""
@@ -199,6 +200,7 @@ def _from_configuration(model: nn.Module, plan: InputPlan, reason: str | None) -
         context=plan.context,
         decode=plan.decode,
         settled=plan.settled,
+        counts=plan.counts,
     )
 
 

@@ -13,6 +13,7 @@ from crossfuse.export.sources.huggingface.argument_rules import ASKED_FOR, FORMS
 from crossfuse.export.sources.huggingface.input_plan import InputPlan
 from crossfuse.export.sources.huggingface.placeholders import (
     SENSES,
+    Sense,
     counted_in,
     makes,
     put_placeholders,
@@ -20,6 +21,7 @@ from crossfuse.export.sources.huggingface.placeholders import (
     token_of,
     told_counts,
 )
+from crossfuse.export.sources.huggingface.read_lengths import hold_read_lengths
 from crossfuse.export.sources.huggingface.rope_positions import put_positions
 from crossfuse.export.sources.huggingface.trial import Refusal, draws, narrow, refusal_of
 
@@ -91,6 +93,7 @@ class _Search:
             self._left -= 1
             refusal = self._refusal(plan)
             if refusal is None:
+                hold_read_lengths(self._model, plan)
                 narrow(self._model, plan)
                 return put_positions(self._model, plan, self._takes)
             self._said.append(refusal)
@@ -108,12 +111,15 @@ class _Search:
         """What the model says; where it counts other placeholders than stand there, they are put,
         and it is asked again."""
         refusal = refusal_of(self._model, plan)
+        senses = self._senses(plan)
         told = None if refusal is None else told_counts(refusal.message)
         if told is None or "input_ids" not in plan.shapes:
             return refusal
         sense, _, features = told
+        if not sense and len(senses) == 1:
+            sense = senses[0].name
         count = features // self._batch(plan)
-        if count and "text" in plan.dims:
+        if sense and count and "text" in plan.dims:
             put_placeholders(plan, self._model.config, {sense: count})
             return refusal_of(self._model, plan)
         return refusal
@@ -136,7 +142,7 @@ class _Search:
         there are not as many."""
         plan = _new_plan()
         for name in names:
-            if name in plan.shapes:
+            if name in plan.shapes or name in plan.held:
                 continue
             found = self._with(plan, name, places.get(name, 0))
             if found is None and name in places:
@@ -164,13 +170,7 @@ class _Search:
         config: Any = self._model.config
         if "input_ids" not in plan.shapes or "text" not in plan.dims:
             return
-        planned = [*plan.shapes, *plan.held]
-        senses = [
-            sense
-            for sense in SENSES
-            if token_of(config, sense) is not None
-            and any(sense_of(name) is sense for name in planned)
-        ]
+        senses = self._senses(plan)
         if not senses:
             return
         if "token_type_ids" in self._takes:
@@ -182,8 +182,27 @@ class _Search:
             if rows:
                 counts[sense.name] = rows // self._batch(plan)
             elif not makes(self._model, sense):
-                counts[sense.name] = 1  # the model puts all features in the place of one id
+                counts[sense.name] = self._told(plan, sense)
         put_placeholders(plan, config, counts)
+
+    def _senses(self, plan: InputPlan) -> list[Sense]:
+        """What is planned beside a text and has placeholders."""
+        planned = [*plan.shapes, *plan.held]
+        return [
+            sense
+            for sense in SENSES
+            if token_of(self._model.config, sense) is not None
+            and any(sense_of(name) is sense for name in planned)
+        ]
+
+    def _told(self, plan: InputPlan, sense: Sense) -> int:
+        """How many placeholders a model wants that has no method to be asked: what it says to two.
+        One, in whose place it puts all features, where it says nothing of them."""
+        two = plan.copy()
+        put_placeholders(two, self._model.config, {sense.name: 2})
+        refusal = refusal_of(self._model, two)
+        told = None if refusal is None else told_counts(refusal.message)
+        return 1 if told is None or told[0] != sense.name else told[2] // self._batch(plan)
 
     def _batch(self, plan: InputPlan) -> int:
         return plan.example.get("batch", 1)

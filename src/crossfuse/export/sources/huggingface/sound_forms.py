@@ -9,7 +9,7 @@ from typing import Any
 from crossfuse.export.sources.huggingface.input_fillers import half_mask, normal, ones
 from crossfuse.export.sources.huggingface.input_plan import InputPlan, find
 
-__all__ = ["SOUND_FORMS"]
+__all__ = ["MASKS", "SOUND_FORMS"]
 
 _PARTS = (
     "audio_config",
@@ -24,7 +24,8 @@ _FEATURES = (
     "feature_size", "num_mel_filters", "input_dim", "input_feat_size", "mel_bins", "input_size",
     "feat_size", "input_features", "num_mels", "in_channels",
 )  # fmt: skip
-_MASKS = ("input_features_mask", "feature_attention_mask", "padding_mask", "audio_attention_mask")
+MASKS = ("input_features_mask", "feature_attention_mask", "padding_mask", "audio_attention_mask")
+"""Names of masks of sound."""
 
 
 def _part(config: Any) -> Any:
@@ -66,7 +67,7 @@ def _spectrum(
 def _add_mask(plan: InputPlan, takes: set[str], length: str | int, text: bool) -> None:
     """The mask of sound; it is called as a text's where there is no text. A model that puts the
     sound into a text counts what is shown, so there all of it is."""
-    for name in _MASKS:
+    for name in MASKS:
         if name in takes:
             plan.add(name, ("batch", length), ones if text else half_mask)
             return

@@ -201,6 +201,7 @@ def _spec_of(
         decode=plan.decode if of_plan else decode,
         decode_where_possible=of_plan,
         settled=plan.settled,
+        counts=plan.counts,
         dims_found=True,
     )
     return spec if dynamic is None else replace(spec, examples=()).with_dynamic(dynamic)

@@ -3,12 +3,14 @@
 The library's own exporters know how to make many of its models traceable; their patches are used,
 together with `patches` for what they leave, and experts are grouped by their tokens, whatever way
 the model runs them. Their patches of scaled dot-product attention are not used: ours goes further.
+Nor is their stand-in for attention among packed patches where the heads of one product are normed:
+it leaves the norms out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch.nn.functional as F
@@ -43,9 +45,11 @@ def tracing(model: Any, inputs: dict[str, Any], first: First | None = None) -> I
     attention = F.scaled_dot_product_attention
     paths = {module: name for name, module in model.named_modules()}
     joined: set[str] = set()
+    normed = {type(m): type(m).forward for m in model.modules() if _norms_packed_heads(m)}
     with (
         utils.apply_patches("dynamo"),
         utils.apply_patches("onnx"),
+        _own_forwards(normed),
         utils.patch_attribute(F, "scaled_dot_product_attention", lambda _: attention),
         our_patches(
             all_real=first is not None and bool(first.placeholders),
@@ -69,3 +73,17 @@ def tracing(model: Any, inputs: dict[str, Any], first: First | None = None) -> I
             fix_program=lambda program: utils.apply_fx_node_fixes("onnx", program.graph_module),
             fix_model=exporter_onnx.apply_onnx_ir_fixes,
         )
+
+
+def _norms_packed_heads(module: Any) -> bool:
+    """Its queries and keys come from one product with the values, and are normed behind it."""
+    return all(hasattr(module, name) for name in ("qkv", "q_norm", "k_norm"))
+
+
+@contextmanager
+def _own_forwards(forwards: Mapping[type, Any]) -> Iterator[None]:
+    """Classes have these forwards, for a while."""
+    with ExitStack() as stack:
+        for kind, forward in forwards.items():
+            stack.enter_context(replaced(kind, "forward", forward))
+        yield

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
@@ -19,6 +18,7 @@ from onnx_ir.tape import Tape
 from torch import Tensor, nn
 
 from crossfuse.core.onnx_runtime import onnxruntime
+from crossfuse.core.scratch import scratch_folder
 from crossfuse.errors import InputError
 from crossfuse.export.passes.retype import DOUBLE, SINGLE, RetypePass, has_types
 from crossfuse.export.sources.onnx_file.microsoft.expand import UNDEFINED_ROWS, has_microsoft
@@ -267,6 +267,6 @@ def _in_single(path: Path) -> Iterator[Path]:
         return
     RetypePass(SINGLE)(model)
     model.ir_version = min(model.ir_version, NEWEST_IR)
-    with tempfile.TemporaryDirectory() as folder:
-        ir.save(model, Path(folder) / "single.onnx", external_data="single.weights")
-        yield Path(folder) / "single.onnx"
+    with scratch_folder() as folder:
+        ir.save(model, folder / "single.onnx", external_data="single.weights")
+        yield folder / "single.onnx"

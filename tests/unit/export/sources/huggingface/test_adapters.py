@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 import transformers
 from torch import nn
 
+from coverage.shrink import tiny_config
 from crossfuse.export.sources.huggingface.adapters import adapt
 
 SIZES = {
@@ -79,3 +82,21 @@ def test_prophetnet_in_float64() -> None:
         expected = model(ids, mask, ids[:, :3])[0]
         made = adapt(model).double()(ids, mask, ids[:, :3])[0]
     assert torch.allclose(made.float(), expected, atol=1e-4)
+
+
+def test_classes_and_tasks_are_made_anew() -> None:
+    config = tiny_config(transformers.OmDetTurboConfig)
+    torch.manual_seed(0)
+    original = transformers.OmDetTurboForObjectDetection(config).eval()
+    adapted = adapt(copy.deepcopy(original))
+    ids, seen = torch.randint(4, 90, (3, 5)), torch.tensor([[1] * 5, [1] * 4 + [0], [1] * 5])
+    with torch.no_grad():
+        classes = original.get_cached_class_embeddings(ids, seen)
+        tasks, masks = original.get_cached_task_embeddings(ids, seen)
+        again, anew = original.get_cached_class_embeddings(ids, seen), ids.flip(0)
+        assert torch.equal(adapted.get_cached_class_embeddings(ids, seen), again)
+        torch.testing.assert_close(again, classes)
+        found = adapted.get_cached_task_embeddings(ids, seen)
+        assert not torch.equal(adapted.get_cached_class_embeddings(anew, seen), again)
+    torch.testing.assert_close(found[0], tasks)
+    assert torch.equal(found[1], masks)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from crossfuse.export.sources.huggingface.known_sizes import (
@@ -102,3 +103,27 @@ def test_which_inputs_say_sizes() -> None:
 def test_a_model_without_positions_keeps_its_inputs() -> None:
     inputs = {"pixel_values": torch.ones(8, 4)}
     assert list(with_positions(Cut(), inputs)) == ["pixel_values"]
+
+
+class Grids(nn.Module):
+    """Cuts rows into one grid for each image, whose sides are tensors of one number."""
+
+    def forward(self, pixel_values: Tensor, image_sizes: Tensor) -> Tensor:
+        sides = [(size[0] // 2, size[1] // 2) for size in image_sizes]
+        counts = torch.as_tensor(image_sizes, device=pixel_values.device) // 2
+        parts = pixel_values.split(counts.prod(-1).tolist())
+        most = (image_sizes[:, 0] // 2).max()
+        grids = [
+            F.pad(part.view(height, width, 4), (0, 0, 0, 0, 0, most - height)).sum(0)
+            for part, (height, width) in zip(parts, sides, strict=True)
+        ]
+        return torch.cat(grids)[: sides[0][1] + sides[1][1]]
+
+
+def test_sides_of_grids_are_numbers() -> None:
+    module, x, sizes = Grids(), torch.randn(10, 4), [[4, 6], [4, 4]]
+    expected = module(x, torch.tensor(sizes))
+    fix_sizes(module, {"image_sizes": sizes})
+    inputs = {"pixel_values": x, "image_sizes": None}
+    program = torch.export.export(module, (), inputs, strict=False)
+    assert torch.equal(program.module()(**inputs), expected)

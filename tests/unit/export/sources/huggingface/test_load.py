@@ -62,6 +62,12 @@ def test_what_can_not_be_loaded(
     (renamed / "model.safetensors").write_bytes((saved[1] / "model.safetensors").read_bytes())
     with pytest.raises(InputError, match="no such class: got BertForTea"):
         load_model(str(renamed))
+    # The library's own class for the type is another model than the one that the code makes.
+    own = {"architectures": ["BertForTea"], "auto_map": {"AutoModel": "tea.BertForTea"}}
+    (renamed / "config.json").write_text(json.dumps(config | own))
+    with pytest.raises(InputError, match="its own code, which does not run") as raised:
+        load_model(str(renamed))
+    assert "trust_remote_code=True" in str(raised.value)
 
 
 def test_missing_weights_are_named_or_the_same_each_time(

@@ -69,6 +69,18 @@ def test_grids_are_held_and_fit_the_patches() -> None:
     assert plan.fixed == {"batch": 1}
 
 
+def test_crops_are_shown_as_a_whole() -> None:
+    takes = ("image_sizes", "image_attention_mask")
+    plan = plans("image_pixel_values", *takes, crop_size=24, patch_size=6)[0]
+    assert plan.shapes["image_pixel_values"] == (1, 2, 3, 24, 24)
+    assert plan.held["image_sizes"] == [[24, 24]]
+    assert torch.tensor(plan.held["image_attention_mask"]).equal(torch.ones(1, 2, 4, 4).long())
+    for fewer, config in ((takes, {"image_size": 24}), (takes[:1], {"crop_size": 24})):
+        plan = plans("image_pixel_values", *fewer, **config)[0]
+        assert plan.shapes["image_pixel_values"][0] == "batch"
+        assert not plan.held
+
+
 def test_stacked_patches_follow_packed_ones() -> None:
     found = plans("pixel_values", "image_grid_thw", patch_size=4)
     shapes = [plan.shapes["pixel_values"] for plan in found[:3]]

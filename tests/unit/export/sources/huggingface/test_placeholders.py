@@ -91,6 +91,11 @@ def test_a_model_that_can_t_be_asked_counts_nothing() -> None:
         ),
         ("Audio features and audio tokens do not match: tokens: 0, features 9", ("audio", 0, 9)),
         ("shapes do not match: 3, 4", None),
+        (
+            "shape mismatch: value tensor of shape [25, 64] cannot be broadcast to indexing result "
+            "of shape [1, 64]",
+            ("", 1, 25),
+        ),
     ],
 )
 def test_a_refusal_tells_counts(message: str, told: Any) -> None:
@@ -135,3 +140,14 @@ def test_without_counts_nothing_is_put() -> None:
     plan, config = planned(image_token_id=20)
     put_placeholders(plan, config, {"image": 0, "audio": 4})
     assert (plan.settled, plan.dims["text"].min) == ({}, 1)
+
+
+def test_rows_are_counted_where_there_is_one_image() -> None:
+    """Of several, a model may take other numbers in each row."""
+    for batch, counts in ((3, {}), (1, {"input_ids": {20: 3}})):
+        plan, config = planned(image_token_id=20, max_position_embeddings=40)
+        plan.example["batch"] = batch
+        if batch == 1:
+            plan.fix("batch")
+        put_placeholders(plan, config, {"image": 3})
+        assert plan.counts == counts

@@ -55,6 +55,38 @@ def test_the_first_refusal_is_told_where_nothing_is_taken() -> None:
     assert plan.shapes["pixel_values"] == ("batch", 1, 8, 8)
 
 
+class Placing(nn.Module):
+    """Puts 5 features of its one image, as they come, in the place of ids."""
+
+    config = SimpleNamespace(
+        model_type="placing", image_size=8, crop_size=8, patch_size=4, num_channels=1,
+        vocab_size=30, max_position_embeddings=64, image_token_id=7,
+    )  # fmt: skip
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        image_pixel_values: Tensor,
+        image_sizes: Any = None,
+        image_attention_mask: Any = None,
+    ) -> Tensor:
+        assert image_sizes.tolist() == [[8, 8]]
+        assert image_attention_mask.shape == (1, 2, 2, 2)
+        states = torch.zeros(*input_ids.shape, 4)
+        found = torch.nonzero(input_ids == 7, as_tuple=True)
+        return states.index_put(found, image_pixel_values.flatten()[:20].view(5, 4))
+
+
+def test_rows_that_are_put_say_how_many_places_there_are() -> None:
+    model = Placing()
+    plan, refusal = plan_by_name(model, takes_of(model))
+    assert refusal is None
+    assert plan.fixed["batch"] == 1
+    assert plan.counts == {"input_ids": {7: 5}}
+    made = plan.sample(plan.example, torch.Generator().manual_seed(0))
+    assert (made["input_ids"] == 7).sum() == 5
+
+
 class Masked(nn.Module):
     """Orders patches by numbers that it draws where it is given none, if it does so at all."""
 
@@ -107,3 +139,37 @@ def test_models_of_a_kind_take_what_is_planned(model_type: str) -> None:
         with torch.no_grad():
             first = model(**inputs, **plan.held_tensors())[0]
         assert torch.isfinite(first).all()
+
+
+class Heard(nn.Module):
+    """Puts features of a sound in the place of ids, and has no method that makes them: as many as
+    it makes, if it counts them at all."""
+
+    config = SimpleNamespace(
+        model_type="heard", vocab_size=9, max_position_embeddings=64, num_mel_bins=4,
+        max_source_positions=6, audio_token_id=7,
+    )  # fmt: skip
+
+    def __init__(self, counts: bool) -> None:
+        super().__init__()
+        self._counts = counts
+
+    def forward(self, input_ids: Tensor, input_features: Tensor) -> Tensor:
+        tokens, features = int((input_ids == 7).sum()), 3 * len(input_features)
+        if self._counts and tokens != features:
+            raise ValueError(
+                f"Audio features and audio tokens do not match, tokens: {tokens}, "
+                f"features: {features}"
+            )
+        return input_ids.sum() + input_features.sum()
+
+
+@pytest.mark.parametrize(("counts", "expected"), [(True, 3), (False, 1)])
+def test_a_model_that_can_not_be_asked_says_how_many_placeholders_it_wants(
+    counts: bool, expected: int
+) -> None:
+    model = Heard(counts)
+    plan, refusal = plan_by_name(model, takes_of(model))
+    assert refusal is None
+    made = plan.sample(dict(plan.example), torch.Generator().manual_seed(0))
+    assert (made["input_ids"] == 7).sum(-1).tolist() == [expected, expected]

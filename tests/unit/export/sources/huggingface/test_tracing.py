@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 import transformers
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.glm_ocr.configuration_glm_ocr import GlmOcrVisionConfig
+from transformers.models.glm_ocr.modeling_glm_ocr import GlmOcrVisionModel
 
 from crossfuse.export.sources.huggingface.tracing import tracing
 
@@ -73,3 +75,18 @@ def test_modules_that_compute_their_attentions_as_one() -> None:
         assert not about.joined
         model(**inputs)
         assert about.joined == {"encoder.layer.0.attention"}
+
+
+def test_norms_of_packed_heads_are_kept() -> None:
+    config = GlmOcrVisionConfig(
+        depth=1, hidden_size=32, num_heads=2, intermediate_size=17, out_hidden_size=16, patch_size=4
+    )
+    torch.manual_seed(0)
+    model = GlmOcrVisionModel(config).eval()
+    with torch.no_grad():
+        model.blocks[0].attn.q_norm.weight.uniform_(1, 3)
+        inputs = {"hidden_states": torch.randn(24, 96), "grid_thw": torch.tensor([[1, 4, 6]])}
+        expected = model(**inputs)[0]
+        with tracing(model, inputs):
+            made = model(**inputs)[0]
+    torch.testing.assert_close(made, expected)
