@@ -192,6 +192,7 @@ def _loaded(source: Source, progress: Progress) -> ModelSpec:
 def _fused(source: Source, spec: ModelSpec, allow_unfused: bool, progress: Progress) -> FusedGraph:
     """The graph with one operator per attention; refused where an attention was not captured."""
     from crossfuse.export.capture.guards import NotFreeError
+    from crossfuse.export.capture.to_onnx import OtherLengthsError
     from crossfuse.export.fuse import fuse
 
     while True:
@@ -201,6 +202,12 @@ def _fused(source: Source, spec: ModelSpec, allow_unfused: bool, progress: Progr
         except NotFreeError as error:
             spec = source.refitted(spec, error)
             progress("some sizes can't vary; tracing without")
+        except OtherLengthsError as error:
+            left = tuple(p for p in error.patterns if p not in spec.drop_outputs)
+            if not spec.dims_found or not left:
+                raise
+            spec = replace(spec, drop_outputs=(*spec.drop_outputs, *left))
+            progress(f"lists of varying lengths are left out: {', '.join(left)}; tracing without")
     if not allow_unfused:
         graph.ledger.require_fused([], source.kind.value)
     return graph

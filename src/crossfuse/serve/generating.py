@@ -160,13 +160,12 @@ class Generating:
         with self.engine.aside():
             # Beside a step it would take long for both: they would share the cores.
             context = self.requests.context(request)
-        ticket = self.engine.submit(context, prompt, notify=notify, **settings)
-        if self.processor is None:
-            return Stream(ticket, None)
-        pieces = self.processor.pieces()
+        # Before the sequence waits: a failure here leaves nobody generating for no one.
+        pieces = None if self.processor is None else self.processor.pieces()
         for token in prompt or []:
-            pieces.add(token)
-        return Stream(ticket, pieces)
+            if pieces is not None:
+                pieces.add(token)
+        return Stream(self.engine.submit(context, prompt, notify=notify, **settings), pieces)
 
     def close(self) -> None:
         """Stop; sequences that are not done end with an error."""

@@ -7,6 +7,8 @@ Rules:
 2. A number becomes a tensor without axes; ``None`` is left out.
 3. A name that an input has gets ``_out`` behind it, and one that another output has a number: a
    graph has each name once, and inputs keep theirs.
+4. A list whose parts are all dropped is left out, however long: one tensor per row, say, which no
+   graph can give.
 """
 
 from __future__ import annotations
@@ -86,7 +88,10 @@ def _walk(name: str, value: object, dropped: Callable[[str], bool]) -> Iterator[
         return
     places = isinstance(value, tuple | list) and not hasattr(value, "_fields")
     prefix = name or "output" if places else name
-    for part, item in content.children.items():
+    parts = content.children
+    if isinstance(value, list) and parts and all(dropped(f"{prefix}_{part}") for part in parts):
+        return
+    for part, item in parts.items():
         yield from _walk(f"{prefix}_{part}" if prefix else part, item, dropped)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
 import pytest
@@ -42,6 +43,16 @@ T = torch.arange(3.0)
 )
 def test_names(result: Any, names: str) -> None:
     assert " ".join(named_outputs(result)) == names
+
+
+@pytest.mark.parametrize(
+    ("pattern", "names"),
+    [("rows_*", "y"), ("rows_0", "y rows_0 rows_1"), ("*_0", "y rows_0 rows_1")],
+)
+def test_a_list_that_is_dropped_whole_is_left_out(pattern: str, names: str) -> None:
+    """However many tensors it has; of one that is dropped in part all places stay."""
+    found = named_outputs({"y": T, "rows": [T, T]}, (), lambda name: fnmatchcase(name, pattern))
+    assert " ".join(found) == names
 
 
 def test_numbers_become_tensors() -> None:

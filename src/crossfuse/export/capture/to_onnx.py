@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import onnx_ir as ir
@@ -14,7 +14,7 @@ from torch.export import ExportedProgram
 import crossfuse.ops.torch_op  # noqa: F401 -- registers the operator that the table translates
 from crossfuse.core.dimensions import multiple_of, rename
 from crossfuse.core.text import brief
-from crossfuse.errors import InputError
+from crossfuse.errors import Advice, InputError, Said
 from crossfuse.export.capture.computed_weights import compute_weights, has_translation
 from crossfuse.export.capture.decompose import decompose_locally
 from crossfuse.export.capture.exporter_shortcuts import exporter_shortcuts
@@ -25,13 +25,23 @@ from crossfuse.export.capture.untranslated import untranslated
 from crossfuse.ops.onnx_schema import translation_table
 from crossfuse.spec.model_spec import ModelSpec, Tracing
 
-__all__ = ["IR_VERSION", "OPSET", "name_dimensions", "program_to_onnx"]
+__all__ = ["IR_VERSION", "OPSET", "OtherLengthsError", "name_dimensions", "program_to_onnx"]
 
 OPSET = 20
 """The opset of every exported graph: the first with ``Gelu``, executed by every runtime in use."""
 
 IR_VERSION = 10
 """The first IR version with function overloads, which the portable graph's operator body needs."""
+
+
+class OtherLengthsError(InputError):
+    """A list among the results has a length that depends on sizes.
+
+    Attributes:
+        patterns: of the outputs that lists are among.
+    """
+
+    patterns: tuple[str, ...]
 
 
 def program_to_onnx(
@@ -44,6 +54,7 @@ def program_to_onnx(
 
     Raises:
         InputError: an operator that the exporter has no translation for.
+        OtherLengthsError: a list among the results is not as long as at the example.
     """
     tracing = tracing or Tracing()
     table: dict[Any, Any] = {**stable_translations(), **tracing.translations, **translation_table()}
@@ -71,6 +82,8 @@ def program_to_onnx(
         simplify(exported.model)
     # Now that no output is an input any more, which would be renamed with it.
     graph = exported.model.graph
+    if len(graph.outputs) != len(outputs):
+        raise _of_other_lengths(spec, outputs, len(graph.outputs))
     for values, names in ((graph.outputs, outputs), (graph.inputs, spec.inputs)):
         for value, name in zip(values, names, strict=True):
             value.name = name
@@ -82,6 +95,25 @@ def program_to_onnx(
     _tell_apart(model.graph)
     name_dimensions(model, _symbols(program, spec))
     return model
+
+
+def _of_other_lengths(spec: ModelSpec, outputs: Sequence[str], traced: int) -> OtherLengthsError:
+    """A list among the results has as many tensors as some size says."""
+    lists = dict.fromkeys(m[1] for name in outputs if (m := re.fullmatch(r"(.+)_\d+", name)))
+    patterns = tuple(f"{name}_*" for name in lists)
+    leave_out = Said(
+        " ".join(f"--drop-output '{pattern}'" for pattern in patterns) or "--drop-output NAME",
+        f"drop_outputs={list(patterns) or ['NAME']!r}",
+    )
+    error = OtherLengthsError(
+        "the model gives a list whose length depends on the sizes of its inputs; a graph gives as "
+        "many outputs at all sizes",
+        where=", ".join(lists) or spec.name,
+        got=f"{len(outputs)} outputs at the example's sizes, {traced} at others",
+        do=Advice("Return one tensor in its place, or leave it out: {}", leave_out),
+    )
+    error.patterns = patterns
+    return error
 
 
 def _adopt_constants(graph: ir.Graph) -> None:

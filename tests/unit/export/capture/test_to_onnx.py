@@ -11,6 +11,7 @@ from crossfuse import InputError, ModelSpec, fused_attention
 from crossfuse.export.capture.to_onnx import (
     IR_VERSION,
     OPSET,
+    OtherLengthsError,
     name_dimensions,
     program_to_onnx,
 )
@@ -75,3 +76,13 @@ def test_symbols_are_named_inside_expressions_and_unknown_sizes_stay() -> None:
     assert value.shape is not None
     found = [size if isinstance(size, int) else size.value for size in value.shape]
     assert found == ["batch*words", "batch + 3", None, 4, "s2"]
+
+
+def test_a_list_of_another_length_is_named() -> None:
+    """Its parts are not confused with other outputs, and leaving it out is offered."""
+    spec = ModelSpec(nn.Identity(), {"input": torch.ones(2, 3)}, {"input": {0: "batch"}})
+    program, spec = capture(spec)
+    with pytest.raises(OtherLengthsError, match="a list whose length depends on") as caught:
+        program_to_onnx(program, spec, ("y", "rows_0", "rows_1"))
+    assert caught.value.patterns == ("rows_*",)
+    assert "drop_outputs=['rows_*']" in str(caught.value)
