@@ -33,7 +33,7 @@ from crossfuse.errors import InputError
 from crossfuse.export.split.dependence import shape_symbols, shape_window
 from crossfuse.export.split.full_length import FullLength
 from crossfuse.export.split.row_operands import Operand, row_operands
-from crossfuse.export.split.step_outputs import NoStepsError, has_columns, tokens_second
+from crossfuse.export.split.step_outputs import NoStepsError, has_columns, is_of_all, tokens_second
 from crossfuse.export.split.token_places import Alignment, TokenPlaces, behind, in_front
 from crossfuse.graph.attention_node import AttentionNode, attentions, is_attention, role_at
 from crossfuse.graph.builder import GraphBuilder
@@ -110,6 +110,9 @@ class _Stepper:
         """Rewrite and return the model."""
         if pair := next((v.name for v in self.graph.outputs if has_columns(v, self.axis)), None):
             raise self._cannot("an output has a column for each token so far", pair)
+        own = [v for v in self.graph.outputs if v in self.moving]
+        if whole := next((v.name for v in own if is_of_all(v, self.axis)), None):
+            raise self._cannot("an output is of all tokens together, not of each", whole)
         over_tokens = [found for found in attentions(self.graph) if found.key in self.moving]
         if not over_tokens:
             raise self._cannot("no attention runs over the tokens", self.source.name)
@@ -124,7 +127,7 @@ class _Stepper:
         for attention in over_tokens:
             self._keep_state(attention)
         self.places.insert_before(next(iter(self.graph)))
-        kept = [self._output(value) for value in self.graph.outputs if value in self.moving]
+        kept = [self._output(value) for value in own]
         self.graph.outputs[:] = [*kept, *(state.outgoing for state in self.states)]
         incoming = [state.incoming for state in self.states]
         self.graph.inputs[:] = [*self.graph.inputs, self.places.position, *incoming]

@@ -10,7 +10,7 @@ from crossfuse.errors import InputError
 from crossfuse.graph.builder import GraphBuilder
 from crossfuse.graph.shapes import dims_of
 
-__all__ = ["NoStepsError", "has_columns", "tokens_second"]
+__all__ = ["NoStepsError", "has_columns", "is_of_all", "tokens_second"]
 
 
 class NoStepsError(InputError):
@@ -22,6 +22,13 @@ def has_columns(value: ir.Value, axis: str) -> bool:
     over them have: one new token then changes its size."""
     dims = dims_of(value) or []
     return axis in dims and sum(axis in symbols_in(dim) for dim in dims) > 1
+
+
+def is_of_all(value: ir.Value, axis: str) -> bool:
+    """Whether an output that depends on tokens has no axis of them, as a mean over them has: it is
+    nothing that a new token could be given."""
+    dims = dims_of(value)
+    return dims is not None and not any(axis in symbols_in(dim) for dim in dims)
 
 
 def tokens_second(graph: ir.Graph, value: ir.Value, axis: str) -> ir.Value:
