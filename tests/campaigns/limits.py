@@ -1,26 +1,22 @@
 """Commands and writers at the end of what a machine has: disks that are full, files that may not
-grow, descriptors and memory that are used up, processes that are killed.
+grow, descriptors that are used up, processes that are killed.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import random
 import resource
-import shutil
 import signal
 import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from campaigns.forks import begun
 from campaigns.operations import OLD_BUNDLE, Outcomes, copied
 from crossfuse import CrossfuseError
 from crossfuse.bundle.store import open_bundle
@@ -57,34 +53,6 @@ def full_disks(times: int, folder: Path, chance: random.Random) -> Outcomes:
             assert [path.name for path in place.iterdir()] == ["b"]
         place.rmdir()
     return found
-
-
-def short_memory(times: int, folder: Path, chance: random.Random) -> Outcomes:
-    """`verify`, whose process and children may take little more than it has when it begins: it
-    ends in a paragraph and its exit code, or verifies."""
-    scratch = folder / "tmp"
-    scratch.mkdir()
-    found: Outcomes = Counter()
-    for _ in range(times):
-        more = int(10 ** chance.uniform(3, 9.5))
-        command = ["verify", str(OLD_BUNDLE), "--json"]
-        _, status = os.waitpid(begun(command, scratch, partial(_may_take, more)), 0)
-        said = (folder / "stderr").read_text(errors="replace")
-        assert os.WIFEXITED(status), f"{more} bytes more: {status}, {said}"
-        code = os.waitstatus_to_exitcode(status)
-        assert code in (0, 1, 2), f"{more} bytes more: {code}, {said}"
-        assert code == 0 or len(said.splitlines()) == 1, f"{more} bytes more: {said}"
-        assert not any(scratch.glob("crossfuse-*")), list(scratch.iterdir())
-        found["refused" if code else "verified"] += 1
-    shutil.rmtree(scratch)
-    (folder / "stderr").unlink()
-    return found
-
-
-def _may_take(more: int) -> None:
-    has = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (has + more, has + more))
-    os.environ["CROSSFUSE_TRUST_BUNDLES"] = "1"
 
 
 def written(place: Path, reason: str) -> str:
@@ -197,4 +165,4 @@ def alive(text: str) -> list[int]:
     return found
 
 
-CAMPAIGNS = (small_files, descriptors, full_disks, short_memory, maps)
+CAMPAIGNS = (small_files, descriptors, full_disks, maps)

@@ -9,7 +9,7 @@ import pytest
 from campaigns.limits import CAMPAIGNS
 from campaigns.operations import run
 
-TIMES = {"small_files": 40, "descriptors": 36, "full_disks": 12, "short_memory": 12, "maps": 2}
+TIMES = {"small_files": 40, "descriptors": 36, "full_disks": 12, "maps": 2}
 
 
 @pytest.mark.slow
