@@ -360,7 +360,7 @@ def test_options_that_pages_name_exist() -> None:
     } | {"--help"}
     of_others = {
         "--out", "--dry-run", "--rounds", "--address", "--head", "--non-blocking", "--strict",
-        "--output", "--jobs", "--eager", "--page", "--processor-time",
+        "--output", "--jobs", "--eager", "--page", "--processor-time", "--rivals",
         "--require-hashes", "--no-deps",
     }  # fmt: skip
     for page in PAGES:

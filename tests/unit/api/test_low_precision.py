@@ -150,8 +150,7 @@ def test_what_a_manifest_says_of_a_metric_widens_nothing(tmp_path: Path) -> None
     report = crossfuse.verify(bundle)
     assert not report.passed
     assert report.metric is None
-    assert report.failure is not None
-    assert "above 0.05" in str(report.failure)
+    assert "does not compute what the eager model computes" in str(report.failure)
     (note,) = [note for note in report.notes if "metric" in note]
     assert "any.py:any passed at the build, which counts for nothing here" in note
 

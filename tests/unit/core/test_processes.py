@@ -61,7 +61,10 @@ def test_a_child_ends_with_a_parent_that_is_killed() -> None:
 
 ORPHANS = """
 import subprocess, sys
-child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+# Without the parent's pipes, whose reader would wait for it.
+none = subprocess.DEVNULL
+sleep = "import time; time.sleep(60)"
+child = subprocess.Popen([sys.executable, "-c", sleep], stdin=none, stdout=none)
 print(child.pid, flush=True)
 sys.stdin.read()
 """
