@@ -34,7 +34,7 @@ from crossfuse.parity.trial import TrialLimits, require_tried
 from crossfuse.runtime.processing.processor import load_processor
 
 Arrays = dict[str, np.ndarray]
-SECONDS = 20.0
+SECONDS = 8.0
 MEMORY = 4 << 30
 ONE = runtime.SessionOptions(threads=1)
 STRICT = runtime.SessionOptions(threads=1, trust_engines=False)

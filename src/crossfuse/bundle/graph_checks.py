@@ -6,6 +6,7 @@ or grow without end.
    1.32 ends with the process there.
 3. Functions, once their calls are written out, come to no more nodes than a model has; and none
    calls itself.
+4. Versions of operator sets are ones that there may be: OpenVINO counts up to them.
 """
 
 from __future__ import annotations
@@ -38,6 +39,8 @@ _DIVISORS = frozenset(
     }
 )
 _LARGEST_DIVISOR = 1 << 31
+_LATEST = 1000
+"""More than any operator set's version is for a long time."""
 
 
 def require_safe_graph(path: Path, files: Mapping[str, FileEntry]) -> None:
@@ -53,6 +56,7 @@ def require_safe_graph(path: Path, files: Mapping[str, FileEntry]) -> None:
     try:
         model = read_model(path.read_bytes())
         _check_external(model, files)
+        _check_versions(model)
         _check_numbers(model)
         _check_size(model)
     except WireError as error:
@@ -78,6 +82,12 @@ def _number(about: Mapping[str, list[str]], key: str) -> int:
     if not all(value.isdecimal() and value.isascii() and len(value) < 20 for value in values):
         raise WireError(f"the {key} of its weights is {values[0]!r}")
     return max(int(value) for value in values)
+
+
+def _check_versions(model: Model) -> None:
+    for version in (*model.versions, *(v for one in model.functions for v in one.versions)):
+        if not 0 <= version <= _LATEST:
+            raise WireError(f"{version} is the version of no operator set")
 
 
 def _check_numbers(model: Model) -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import atexit
 import codecs
+import errno
 import io
 import json
 import os
@@ -37,6 +38,12 @@ from crossfuse.errors import (
 __all__ = ["exit_code_of", "leave", "needs_packages"]
 
 _READER_GONE = 141
+_FAILED = 2
+_LAST_WORDS = (
+    b"error: memory ran out, even for saying where (the process may be limited, `ulimit -v`). "
+    b"Use smaller sizes, or a machine with more memory.\n"
+)
+"""Made before they are needed: nothing can be then."""
 _SLOW_TO_END = ("ray",)
 """Packages whose native threads hold the end of a process up, for seconds."""
 _INSTALL = (
@@ -62,6 +69,17 @@ def exit_code_of(command: Callable[[], int], arguments: Sequence[str]) -> int:
         command: gives an exit code, or raises.
         arguments: of the command line; ``--json`` among them asks for errors as objects.
     """
+    try:
+        return _told(command, arguments)
+    except MemoryError:
+        return _last_words()
+    except OSError as error:
+        if error.errno != errno.ENOMEM:
+            raise
+        return _last_words()
+
+
+def _told(command: Callable[[], int], arguments: Sequence[str]) -> int:
     _print_anywhere()
     try:
         code = command()
@@ -75,6 +93,13 @@ def exit_code_of(command: Callable[[], int], arguments: Sequence[str]) -> int:
             return _READER_GONE
         return _tell(_ours(error), arguments)
     return code
+
+
+def _last_words() -> int:
+    """What needs no memory."""
+    with suppress(Exception):
+        os.write(2, _LAST_WORDS)
+    return _FAILED
 
 
 @contextmanager
@@ -138,11 +163,11 @@ def _tell(error: CrossfuseError, arguments: Sequence[str]) -> int:
 def _on_stderr(paragraph: str) -> None:
     try:
         from crossfuse.commands.output import Output
-    except ImportError:
+
+        Output(as_json=False).error(paragraph)
+    except (ImportError, MemoryError):
         sys.stderr.write(f"error: {paragraph}\n")
         sys.stderr.flush()
-    else:
-        Output(as_json=False).error(paragraph)
 
 
 @contextmanager

@@ -50,11 +50,13 @@ class Graph:
 
 @dataclass
 class Function:
-    """A function: its name and domain, its nodes, its attributes' defaults."""
+    """A function: its name and domain, its nodes, the versions of their operators, its attributes'
+    defaults."""
 
     name: str = ""
     domain: str = ""
     nodes: list[Node] = field(default_factory=list)
+    versions: list[int] = field(default_factory=list)
     defaults: dict[str, list[int]] = field(default_factory=dict)
 
 
@@ -67,11 +69,13 @@ class Model:
         functions: of the file.
         external: every entry of every tensor's external data, at any depth: file, and the other
             entries.
+        versions: of the operator sets.
     """
 
     graph: Graph = field(default_factory=Graph)
     functions: list[Function] = field(default_factory=list)
     external: list[dict[str, list[str]]] = field(default_factory=list)
+    versions: list[int] = field(default_factory=list)
 
 
 def read_model(data: bytes) -> Model:
@@ -84,6 +88,8 @@ def read_model(data: bytes) -> Model:
     for number, value in _fields(memoryview(data)):
         if number == 7:
             _graph(_message(value), model.graph, model, 0)
+        elif number == 8:
+            model.versions += _versions(_message(value))
         elif number == 25:
             model.functions.append(_function(_message(value), model))
     return model
@@ -110,11 +116,20 @@ def _function(data: memoryview, model: Model) -> Function:
             function.domain = _text(value)
         elif number == 7:
             function.nodes.append(_node(_message(value), model, 0))
+        elif number == 9:
+            function.versions += _versions(_message(value))
         elif number == 11:
             holder = Node()
             _attribute(_message(value), holder, model, 0)
             function.defaults |= holder.numbers
     return function
+
+
+def _versions(data: memoryview) -> list[int]:
+    """Of an operator set."""
+    return [
+        _signed(value) for number, value in _fields(data) if number == 2 and isinstance(value, int)
+    ]
 
 
 def _node(data: memoryview, model: Model, depth: int) -> Node:

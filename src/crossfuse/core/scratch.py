@@ -18,18 +18,21 @@ _LOCK = ".lock"
 
 
 @contextmanager
-def scratch_folder() -> Iterator[Path]:
+def scratch_folder(root: Path | None = None) -> Iterator[Path]:
     """A private temporary folder, removed at the end.
 
     It holds a lock file, whose lock ends with its process: folders whose lock is free are removed
     first. Without `filelock` nothing is locked, and such folders stay.
 
+    Args:
+        root: the folder that it is made in; None for the system's temporary one.
+
     Raises:
         OSError: there is no room for it.
     """
     with suppress(PackageError, OSError):
-        _sweep(Path(tempfile.gettempdir()))
-    folder = Path(tempfile.mkdtemp(prefix=_START))
+        _sweep(root or Path(tempfile.gettempdir()))
+    folder = Path(tempfile.mkdtemp(prefix=_START, dir=root))
     with ExitStack() as held:
         held.callback(shutil.rmtree, folder, ignore_errors=True)
         with suppress(PackageError):

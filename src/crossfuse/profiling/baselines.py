@@ -41,6 +41,7 @@ from numpy.typing import NDArray
 
 from crossfuse.core.onnx_runtime import onnxruntime, require_onnxruntime
 from crossfuse.core.openvino import openvino, require_openvino
+from crossfuse.core.scratch import scratch_folder
 from crossfuse.errors import InputError
 from crossfuse.profiling.plain_export import export_plainly
 
@@ -80,10 +81,8 @@ class Baselines:
     ) -> None:
         self._spec, self._device, self._threads, self._device_id = spec, device, threads, device_id
         self._open = ExitStack()
-        self._temporary = tempfile.TemporaryDirectory(
-            prefix="crossfuse-baselines-", ignore_cleanup_errors=True
-        )
-        self._folder = kept or Path(self._temporary.name)
+        self._scratch = self._open.enter_context(scratch_folder())
+        self._folder = kept or self._scratch
 
     def __enter__(self) -> Baselines:
         import torch
@@ -103,7 +102,6 @@ class Baselines:
 
         torch.set_num_threads(self._torch_threads)
         self._open.close()
-        self._temporary.cleanup()
         if self._device == "cuda" and torch.cuda.is_available():
             torch.cuda.empty_cache()
 
@@ -206,7 +204,7 @@ class Baselines:
             ort_fusions="cuda" if self._device == "cuda" else "cpu",
             opset_version=_HF_OPSET,
         )
-        path = Path(tempfile.mkdtemp(dir=self._temporary.name)) / "hf.onnx"
+        path = Path(tempfile.mkdtemp(dir=self._scratch)) / "hf.onnx"
         with redirect_stdout(io.StringIO()):
             exported = OnnxExporter().export(self._spec.module, given, config=config)
         OnnxExporter.save_program(exported.program, path)

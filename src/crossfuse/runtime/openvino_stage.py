@@ -10,11 +10,9 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
-import tempfile
 from collections import deque
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,6 +23,7 @@ from crossfuse.core.openvino import openvino
 from crossfuse.core.openvino_linears import WIDE_FLOATS, mark_linears
 from crossfuse.core.openvino_nodes import ExecutedNode, executed_nodes, mark_attentions
 from crossfuse.core.processes import cpu_limit, keep_in_forks
+from crossfuse.core.scratch import scratch_folder
 from crossfuse.core.text import brief
 from crossfuse.errors import BundleError
 from crossfuse.runtime.options import SessionOptions
@@ -233,7 +232,7 @@ def _kept(key: str, about: Sequence[object]) -> Iterator[dict[str, str]]:
     the files and all else that decides. OpenVINO tells models apart by less than that.
 
     A new one is made aside, and takes its place when the model is compiled: what a killed process
-    left half written is never read.
+    left half written is never read, and the next compilation removes it.
     """
     if not key:
         yield {}
@@ -247,11 +246,9 @@ def _kept(key: str, about: Sequence[object]) -> Iterator[dict[str, str]]:
         aside = None
         with suppress(OSError):
             folder.parent.mkdir(parents=True, exist_ok=True)
-            made = tempfile.TemporaryDirectory(
-                dir=folder.parent, prefix=".", ignore_cleanup_errors=True
-            )
-            aside = Path(stack.enter_context(made)) / digest
-            aside.mkdir()
+            made = stack.enter_context(scratch_folder(folder.parent)) / digest
+            made.mkdir()
+            aside = made
         yield {} if aside is None else {_CACHE: str(aside)}
         if aside is not None:
             with suppress(OSError):

@@ -144,3 +144,20 @@ def test_what_is_no_graph(tmp_path: Path) -> None:
     (tmp_path / "g.onnx").write_bytes(b"\x00\xff" * 100)
     with pytest.raises(BundleError, match="the graph is not opened"):
         require_safe_graph(tmp_path / "g.onnx", FILES)
+
+
+@pytest.mark.parametrize("version", [1 << 40, 1 << 31, 1001, -1])
+@pytest.mark.parametrize("domain", ["", "com.microsoft", "made.up"])
+def test_versions_that_no_operator_set_has(tmp_path: Path, version: int, domain: str) -> None:
+    """OpenVINO counts up to them."""
+    match = "of no operator set"
+    graph = helper.make_graph([node("Relu")], "g", [], [])
+    strange = helper.make_opsetid(domain, version)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23), strange])
+    (tmp_path / "g.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(BundleError, match=match):
+        require_safe_graph(tmp_path / "g.onnx", FILES)
+    made = function("f", node("Relu"))
+    made.opset_import.append(strange)
+    with pytest.raises(BundleError, match=match):
+        checks(tmp_path, node("f", "own"), functions=[made])

@@ -114,6 +114,61 @@ def test_packages_that_are_missing_are_named_and_others_pass() -> None:
         raise ModuleNotFoundError("No module named 'torch'", name="torch")
 
 
+@pytest.mark.parametrize("last", [MemoryError(), OSError(12, "Cannot allocate memory")])
+@pytest.mark.parametrize("given", [[], ["verify", "--json"]])
+def test_what_can_not_even_be_told_ends_in_a_paragraph_and_a_code(
+    last: BaseException,
+    given: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """Memory that is used up makes the telling fail, too: at any of its steps."""
+
+    def fails(*_: Any, **__: Any) -> Any:
+        raise last
+
+    monkeypatch.setattr("crossfuse.commands.process.own", fails)
+    assert exit_code_of(raising(MemoryError()), given) == 2
+    monkeypatch.undo()
+    monkeypatch.setattr("crossfuse.commands.process._print_anywhere", fails)
+    assert exit_code_of(lambda: 0, given) == 2
+    monkeypatch.undo()
+    ours = InputError("x")
+    last = MemoryError()
+    monkeypatch.setattr(InputError, "paragraph", fails)
+    assert exit_code_of(raising(ours), given) == 2
+    said = capfd.readouterr().err.splitlines()
+    assert len(said) == 3
+    assert all(line.startswith("error: ") and "memory" in line for line in said), said
+
+
+def test_without_memory_for_colours_the_paragraph_is_the_same(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails(*_: Any, **__: Any) -> Any:
+        raise MemoryError
+
+    monkeypatch.setattr("crossfuse.commands.output.Output.error", fails)
+    assert exit_code_of(raising(InputError("no such thing", got="x")), []) == 2
+    assert capsys.readouterr().err == "error: no such thing: got x.\n"
+
+
+def test_a_command_with_almost_no_memory_left_ends_in_a_paragraph() -> None:
+    """As the documented exit code, whatever the limit stops."""
+    code = (
+        "import resource, sys\n"
+        "from crossfuse import cli\n"
+        "used = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (used + int(sys.argv[1]),) * 2)\n"
+        "cli.main(['verify', 'nowhere'])\n"
+    )
+    for more in (0, 1 << 18, 1 << 21):
+        command = [sys.executable, "-c", code, str(more)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+        assert done.returncode == 2, (more, done.stderr)
+        assert len(done.stderr.splitlines()) == 1, (more, done.stderr)
+
+
 def test_a_package_that_holds_the_end_up_does_not() -> None:
     """All that was printed and registered is done; threads that would go on for a minute are not
     waited for."""

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from crossfuse.core.scratch import scratch_folder
 from crossfuse.errors import InputError
 from crossfuse.models.registry import zoo_spec
 from crossfuse.profiling.baselines import BASELINES, Baselines
@@ -108,3 +111,17 @@ def test_exports_that_are_kept_are_found_again(
     assert found[0] == found[1]
     assert found[0][0].is_relative_to(tmp_path)
     assert found[0][0].parent.is_dir()
+
+
+def test_what_a_killed_profile_left_is_removed_by_the_next_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    process = os.fork()
+    if not process:
+        held = Baselines(zoo_spec("cross_modal_attention", size="tiny"))
+        os._exit(0 if held else 1)  # its end is like a kill's: nothing is cleaned
+    os.waitpid(process, 0)
+    assert len(list(tmp_path.iterdir())) == 1
+    with scratch_folder() as own:
+        assert list(tmp_path.iterdir()) == [own]

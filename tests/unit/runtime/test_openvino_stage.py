@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import threading
 from pathlib import Path
@@ -21,7 +22,7 @@ from crossfuse.core.openvino_linears import WIDE_FLOATS
 from crossfuse.core.target import TARGETS
 from crossfuse.errors import BundleError, InputError
 from crossfuse.parity.session_check import reference_of
-from crossfuse.runtime import SessionOptions
+from crossfuse.runtime import SessionOptions, openvino_stage
 from crossfuse.runtime.openvino_stage import DEVICE, OpenVinoStage
 from crossfuse.runtime.stage import CompiledStage, StageRequest
 from onnx_building import BOOL, FLOAT, HALF, INT64, Graph, normal
@@ -226,6 +227,22 @@ def test_compiled_models_are_kept_by_content(
     worst = reference_of(open_bundle(other)).points[0].outputs
     for name, array in precise.items():
         np.testing.assert_allclose(array, worst[name], atol=1e-5)
+
+
+def test_what_a_killed_compilation_left_is_removed_by_the_next(
+    openvino_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CROSSFUSE_CACHE", str(tmp_path))
+    process = os.fork()
+    if not process:
+        with openvino_stage._kept("digest", ()):
+            os._exit(0)  # its end is like a kill's: nothing is cleaned
+    os.waitpid(process, 0)
+    (left,) = (tmp_path / "openvino").iterdir()
+    with runtime.load(openvino_bundle, "openvino", ONE):
+        pass
+    assert not left.exists()
+    assert len(list((tmp_path / "openvino").iterdir())) == 2, "one folder per stage"
 
 
 @pytest.mark.parametrize("location", ["../weights.bin", "/etc/hostname"])
