@@ -152,7 +152,7 @@ class TargetBuild:
             return StageGraphs(graphs)
         keep: dict[str, str] = {}
         if precision == "mixed":
-            points = reference_inputs(self.reference, self.model)
+            points = reference_inputs(self.reference, self.model, self.stages.shared_batch)
             keep = search_islands(self.model, graphs, points, check.passes, progress=self.progress)
         self.progress(f"{target.name}: casting to {precision}")
         ends = _float_ends(self.model) if options.io_dtype == "fp16" else []

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from crossfuse.bundle.manifest import Manifest
 from crossfuse.core.npz import load_arrays
-from crossfuse.core.tensors import names_of
+from crossfuse.core.tensors import CONTEXTS, names_of
 from crossfuse.errors import InputError
 from crossfuse.parity.fused import whole_inputs
 from crossfuse.parity.given import check_given, whole_boundary
@@ -85,10 +85,11 @@ def calibration_data(
         InputError: files that can't be read, or arrays that the model doesn't take.
     """
     if not given:
-        points = _calibration(reference)
+        points = _calibration(reference, manifest.shared_batch)
         chosen = tuple(point.inputs for point in points)
         words = f"{len(points)} of the reference's inputs"
-        return CalibrationData(reference_inputs(reference, model), chosen, words)
+        wholes = reference_inputs(reference, model, manifest.shared_batch)
+        return CalibrationData(wholes, chosen, words)
     sets = [(str(file), load_arrays(file)) for file in calibration_files(given)]
     names = set(names_of(whole_boundary(manifest)[0]))
     inputs = [(where, {n: a for n, a in arrays.items() if n in names}) for where, arrays in sets]
@@ -102,18 +103,25 @@ def calibration_data(
     )
 
 
-def reference_inputs(reference: ReferenceSet, model: ir.Model) -> list[dict[str, Any]]:
+def reference_inputs(
+    reference: ReferenceSet, model: ir.Model, shared_batch: str | None
+) -> list[dict[str, Any]]:
     """Inputs of the points whose activations a search looks at, for the whole graph."""
     names = {value.name for value in model.graph.inputs}
     return [
         {name: array for name, array in point.inputs.items() if name in names}
-        for point in _calibration(reference)
+        for point in _calibration(reference, shared_batch)
     ]
 
 
-def _calibration(reference: ReferenceSet) -> list[ReferencePoint]:
-    """The user's points, some made, and tails at which fp16 is judged."""
-    made = [p for p in reference.points if p.kind == MADE]
+def _calibration(reference: ReferenceSet, shared_batch: str | None) -> list[ReferencePoint]:
+    """The user's points, some made, and tails at which fp16 is judged; made points with several
+    queries per context are nothing that the whole graph takes."""
+    made = [
+        p
+        for p in reference.points
+        if p.kind == MADE and p.sizes.get(CONTEXTS) in (None, p.sizes.get(shared_batch or CONTEXTS))
+    ]
     tails = [
         p
         for p in reference.points

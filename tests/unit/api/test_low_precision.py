@@ -300,3 +300,13 @@ def test_convolutions_are_integers_where_there_is_calibration_data(
     assert entry.linears.counts() == {INT8: len(found) - 1, floats: 1}
     assert entry.parity is not None
     assert entry.parity["passed"]
+
+
+def test_points_with_several_queries_per_context_are_not_chosen_on(tmp_path: Path) -> None:
+    """A quick export has few made points: one of them is for the split alone."""
+    bundle = crossfuse.export(
+        "cross_modal_attention", tmp_path / "b", size="tiny", quick=True, precision="int8"
+    )
+    points = reference_of(bundle).points
+    assert any(point.sizes["contexts"] < point.sizes["batch"] for point in points)
+    assert bundle.target("ort-cpu").precision == "int8"
