@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.export import ExportedProgram
+from torch.export.graph_signature import OutputKind
 
 from crossfuse.core.foreign import place_of
 from crossfuse.core.tensors import Dim
@@ -226,9 +227,20 @@ def _trace(
             strict=False,
             prefer_deferred_runtime_asserts_over_guards=defer_guards,
         )
+    _drop_buffer_writes(program)
     # What only a check of the model's code reads may have no translation.
     program.graph.eliminate_dead_code()
     return program
+
+
+def _drop_buffer_writes(program: ExportedProgram) -> None:
+    """What a call leaves in buffers is no output: the module of the next call begins as it was."""
+    output, signature = program.graph.output_node(), program.graph_signature
+    pairs = zip(output.args[0], signature.output_specs, strict=True)
+    kept = [pair for pair in pairs if pair[1].kind is not OutputKind.BUFFER_MUTATION]
+    output.args = (tuple(value for value, _ in kept),)
+    signature.output_specs = [spec for _, spec in kept]
+    program.graph_module.recompile()
 
 
 def _with_limits(spec: ModelSpec, message: str) -> ModelSpec | None:
