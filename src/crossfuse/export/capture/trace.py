@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import nn
 from torch.export import ExportedProgram
-from torch.export.graph_signature import OutputKind
 
 from crossfuse.core.foreign import place_of
 from crossfuse.core.tensors import Dim
@@ -234,12 +233,14 @@ def _trace(
 
 
 def _drop_buffer_writes(program: ExportedProgram) -> None:
-    """What a call leaves in buffers is no output: the module of the next call begins as it was."""
-    output, signature = program.graph.output_node(), program.graph_signature
-    pairs = zip(output.args[0], signature.output_specs, strict=True)
-    kept = [pair for pair in pairs if pair[1].kind is not OutputKind.BUFFER_MUTATION]
-    output.args = (tuple(value for value, _ in kept),)
-    signature.output_specs = [spec for _, spec in kept]
+    """What a call leaves in buffers, unread, is no output: its size may be another than theirs."""
+    buffers, read = program.graph_signature.inputs_to_buffers, set[Any]()
+    for node in reversed(list(program.graph.nodes)):
+        written = node.args[0] if node.target is torch.ops.aten.copy_.default else None
+        if not node.users and written not in read and getattr(written, "name", "") in buffers:
+            program.graph.erase_node(node)
+        else:
+            read.update(node.all_input_nodes)
     program.graph_module.recompile()
 
 
