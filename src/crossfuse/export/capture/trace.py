@@ -1,5 +1,4 @@
-"""``torch.export`` of a :class:`ModelSpec`, with named dynamic dimensions and traced at sizes that
-hide nothing."""
+"""``torch.export`` of a :class:`ModelSpec` with named dimensions, at sizes that hide nothing."""
 
 from __future__ import annotations
 
