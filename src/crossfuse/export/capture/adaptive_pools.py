@@ -60,7 +60,7 @@ def _is_open(node: fx.Node) -> bool:
 
 
 def _reads_places(node: fx.Node) -> bool:
-    return any(use.args[1] != 0 for use in node.users)
+    return any(use.args[1] != 0 and use.users for use in node.users)
 
 
 def _average(x: Tensor, counts: Sequence[int | None]) -> Tensor:
