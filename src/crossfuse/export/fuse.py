@@ -55,6 +55,7 @@ from crossfuse.export.passes.strip_metadata import StripMetadataPass
 from crossfuse.export.passes.unify_exponentials import UnifyExponentialsPass
 from crossfuse.export.passes.unify_products import UnifyProductsPass
 from crossfuse.export.passes.unify_softmaxes import UnifySoftmaxesPass
+from crossfuse.export.passes.unify_sums import UnifySumsPass
 from crossfuse.export.sources.onnx_file.load import OnnxModule, load_onnx
 from crossfuse.export.unread_inputs import unread_inputs
 from crossfuse.graph.shapes import boundary
@@ -157,6 +158,8 @@ def fusion_passes(
         # First: an attention that only a dropped output needs, or whose probabilities are one, is
         # nothing to fuse, or fuses without it.
         DropOutputsPass(outputs, kept),
+        # Products have three forms from here on: MatMul, Gemm and Einsum.
+        UnifySumsPass(),
         # The products below are of two operands.
         SplitEinsumsPass(),
         # The matching knows products as MatMul alone.

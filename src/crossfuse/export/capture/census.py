@@ -5,7 +5,9 @@ The module runs once, eagerly, under a dispatch mode that sees ATen operators. A
 * a call of ``crossfuse::fused_attention`` or of a scaled-dot-product-attention kernel, or
 * a product of two activations (``bmm``, ``mm``, ``baddbmm``) whose result goes through something
   non-linear along the way to the left side of a second product with an activation: softmax(Q Kᵀ) V
-  and everything that takes softmax's place.
+  and everything that takes softmax's place; or
+* the same with a product that is written as a sum over a multiplication (`SummedFactors`), where a
+  softmax is between the two.
 
 So an attention that no pass knows still has a row in the ledger, with the operators between its two
 products as evidence.
@@ -30,13 +32,15 @@ from crossfuse.export.capture.flow import Flow
 from crossfuse.export.capture.module_paths import module_stack
 from crossfuse.export.capture.module_state import kept_state
 from crossfuse.export.capture.operator_watch import OperatorWatch
+from crossfuse.export.capture.summed_factors import SummedFactors
 from crossfuse.export.capture.traceable import noted_vmaps
 from crossfuse.spec.arguments import Arguments
 from crossfuse.spec.containers import leaves_of
 
 __all__ = ["Sighting", "census"]
 
-_PRODUCTS = frozenset({"aten::bmm", "aten::mm", "aten::baddbmm", "aten::addmm"})
+_ADDING = frozenset({"aten::baddbmm", "aten::addmm"})
+_PRODUCTS = _ADDING | {"aten::bmm", "aten::mm"}
 _VIEWS = frozenset(
     {
         *("aten::view", "aten::_unsafe_view", "aten::expand", "aten::t", "aten::transpose"),
@@ -117,11 +121,14 @@ class _Scores:
 
     module: str
     joined: bool = False
+    summed: bool = False
     steps: list[str] = field(default_factory=list)
     probabilities: list[Tensor] = field(default_factory=list)
 
     @property
     def normalised(self) -> bool:
+        if self.summed:
+            return self.has_softmax
         return any(f"aten::{step}" not in _LINEAR for step in self.steps)
 
     @property
@@ -166,6 +173,7 @@ class _Observer(OperatorWatch):
         self.scores = WeakTensorKeyDictionary()
         self.made_of = WeakTensorKeyDictionary()
         self.flow = Flow()
+        self.sums = SummedFactors()
         self.mixed = WeakTensorKeyDictionary()
         self.weights = WeakTensorKeyDictionary()
         for tensor in [*root.parameters(), *root.buffers()]:
@@ -179,7 +187,9 @@ class _Observer(OperatorWatch):
         elif "scaled_dot_product" in name and "backward" not in name:
             self.sightings.append(self._sighting("sdpa"))
         elif name in _PRODUCTS:
-            self._product(name, args, result)
+            self._product(args[-2:] if name in _ADDING else args[:2], result)
+        elif (multiplied := self.sums.multiplied(name, args, result)) is not None:
+            self._product(multiplied, result, summed=True)
         else:
             self._other(name, tree_leaves((args, kwargs)), tree_leaves(result))
         new = range(before, len(self.sightings))
@@ -203,14 +213,15 @@ class _Observer(OperatorWatch):
     def _sighting(self, form: str, between: tuple[str, ...] = ()) -> Sighting:
         return Sighting(self._module(), form, between, body=next(iter(self.bodies), ""))
 
-    def _product(self, name: str, args: Any, result: Tensor) -> None:
-        left, right = args[-2:] if name in ("aten::baddbmm", "aten::addmm") else args[:2]
+    def _product(self, operands: Any, result: Tensor, *, summed: bool = False) -> None:
+        left, right = operands
         if left in self.weights or right in self.weights:
-            if left in self.scores or right in self.scores:
-                self.mixed[result] = _Scores(self._module())
+            before = next((self.scores[t] for t in (left, right) if t in self.scores), None)
+            if before is not None:
+                self.mixed[result] = _Scores(self._module(), steps=list(before.steps))
             return
         scores = self.scores.get(left)
-        if scores is None or not scores.normalised:
+        if scores is None or not (scores.has_softmax if summed else scores.normalised):
             # The transposed form, Vᵀ softmax(·)ᵀ. Only a softmax counts here: many products have
             # something on their right.
             mirrored = self.scores.get(right)
@@ -225,7 +236,7 @@ class _Observer(OperatorWatch):
             self.sightings.append(sighting)
             self.by_hand.append((sighting, scores))
             return
-        self.scores[result] = _Scores(self._module())
+        self.scores[result] = _Scores(self._module(), summed=summed)
 
     def _other(self, name: str, inputs: list[Any], outputs: list[Any]) -> None:
         tensors = [t for t in inputs if isinstance(t, Tensor)]
@@ -257,7 +268,7 @@ class _Observer(OperatorWatch):
         self, name: str, short: str, tensors: list[Tensor], made: list[Tensor]
     ) -> _Scores | None:
         """Scores mixed by weights (talking heads) are still an attention's once they went through a
-        softmax, which may be written out; None as long as they have not."""
+        softmax, before or after, which may be written out; None as long as they have not."""
         before = [self.mixed[t] for t in tensors if t in self.mixed]
         if not before:
             return None

@@ -42,6 +42,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from crossfuse.export.capture.adaptive_pools import adaptive_pools
 from crossfuse.export.capture.likeness import likeness
 from crossfuse.export.capture.program_sizes import NUMBER_OF_ELEMENTS, ProgramSizes
 from crossfuse.export.capture.tracing_shortcuts import unread_code
@@ -69,7 +70,7 @@ def decompose_locally(
         program: to be decomposed.
         then: what is done to it behind that.
     """
-    also: dict[Any, Callable[..., Any]] = {}
+    also = {**adaptive_pools(program.graph)}
     if _has_complex(program):
         also[torch.ops.aten.unsqueeze.default] = _unsqueezed
     if any(n.target is _REPEATS for n in program.graph.nodes):

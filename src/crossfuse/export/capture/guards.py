@@ -35,7 +35,7 @@ from torch.jit import ScriptModule
 from crossfuse.core.foreign import place_here
 from crossfuse.core.tensors import Dim
 from crossfuse.errors import Advice, InputError
-from crossfuse.export.capture.relations import holds, multiples, numbers, of_a_remainder, reduced
+from crossfuse.export.capture.relations import holding, multiples, numbers, of_a_remainder, reduced
 from crossfuse.export.capture.traceable import replaced
 
 __all__ = [
@@ -103,11 +103,13 @@ class Guard:
             return []
         names = sorted({self.dims[symbol] for symbol in self._symbols})
         sizes = [_sizes(ranges[name], alone=len(names) == 1) for name in names]
-        points = (dict(zip(names, point, strict=True)) for point in itertools.product(*sizes))
-        return [point for point in points if not self._holds(point)]
+        points = [dict(zip(names, point, strict=True)) for point in itertools.product(*sizes)]
+        truths = self._truths(points)
+        return [point for point, truth in zip(points, truths, strict=True) if not truth]
 
-    def _holds(self, point: Mapping[str, int]) -> bool:
-        return holds(self.expression, {s: point[self.dims[s]] for s in self._symbols})
+    def _truths(self, points: Sequence[Mapping[str, int]]) -> list[bool]:
+        named = [{s: point[self.dims[s]] for s in self._symbols} for point in points]
+        return holding(self.expression, named)
 
     @property
     def _symbols(self) -> Set[Any]:
@@ -177,11 +179,9 @@ class Guard:
     def _narrower(self, dim: Dim) -> Dim | None:
         """The longest range in which the relation holds, of a relation of one dimension."""
         sizes = _sizes(dim, alone=True)
-        runs = [
-            list(run)
-            for holds, run in itertools.groupby(sizes, lambda n: self._holds({dim.name: n}))
-            if holds
-        ]
+        truths = self._truths([{dim.name: size} for size in sizes])
+        pairs = itertools.groupby(zip(sizes, truths, strict=True), lambda pair: pair[1])
+        runs = [[size for size, _ in run] for truth, run in pairs if truth]
         longest = max(runs, key=len, default=[])
         if len(longest) < 2:
             return None

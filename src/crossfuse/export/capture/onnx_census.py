@@ -5,7 +5,8 @@ The same definition as in `census`, on nodes instead of operators that run: an a
 product of two activations whose result goes through something that is not linear along the way to a
 second product with an activation; or a node that is one. The first product may also be of learned
 queries, weights on its left, where a softmax follows. Bodies of ``If``, ``Loop`` and ``Scan`` are
-counted, too.
+counted, too; and a product that is written as a sum over a multiplication is one where a softmax is
+between the two.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import onnx_ir as ir
 
 from crossfuse.export.capture.census import Sighting
 from crossfuse.graph.metadata import module_path
+from crossfuse.graph.summed_products import summed_product
 
 __all__ = ["graph_census", "nested_attentions"]
 
@@ -44,7 +46,7 @@ _SHAPES = {"Shape", "Size"}
 class _Scores:
     steps: list[str] = field(default_factory=list)
     returned: bool = False
-    learned: bool = False
+    asks_softmax: bool = False
 
     @property
     def softmax(self) -> bool:
@@ -54,7 +56,9 @@ class _Scores:
 
     @property
     def normalised(self) -> bool:
-        return self.softmax if self.learned else any(step not in _LINEAR for step in self.steps)
+        if self.asks_softmax:
+            return self.softmax
+        return any(step not in _LINEAR for step in self.steps)
 
 
 def graph_census(model: ir.Model) -> list[Sighting]:
@@ -99,6 +103,8 @@ class _Count:
             self.found.append((Sighting(module_path(node), "sdpa"), body))
         elif node.op_type in _PRODUCTS:
             self._product(node, self._operands(node), body)
+        elif (summed := summed_product(node)) and (pair := summed.multiplied(self.active)):
+            self._of_activations(node, pair, body, summed=True)
         else:
             source = next((self.scores[v] for v in inputs if v in self.scores), None)
             if source is not None:
@@ -122,16 +128,20 @@ class _Count:
         if left is None or right is None:
             return
         if left in self.active and right in self.active:
-            consumed = self._consumed(left, right)
-            if consumed is not None:
-                steps = tuple(step.lower() for step in consumed.steps)
-                self.found.append(
-                    (Sighting(module_path(node), "products", steps, consumed.returned), body)
-                )
-            else:
-                self.scores[node.outputs[0]] = _Scores()
+            self._of_activations(node, (left, right), body)
         elif right in self.active and right.shape is not None and len(right.shape) > 2:
-            self.scores[node.outputs[0]] = _Scores(learned=True)
+            self.scores[node.outputs[0]] = _Scores(asks_softmax=True)
+
+    def _of_activations(
+        self, node: ir.Node, operands: tuple[ir.Value, ir.Value], body: str, summed: bool = False
+    ) -> None:
+        consumed = self._consumed(*operands)
+        if consumed is None or (summed and not consumed.softmax):
+            self.scores[node.outputs[0]] = _Scores(asks_softmax=summed)
+            return
+        steps = tuple(step.lower() for step in consumed.steps)
+        sighting = Sighting(module_path(node), "products", steps, consumed.returned)
+        self.found.append((sighting, body))
 
     def _consumed(self, left: ir.Value, right: ir.Value) -> _Scores | None:
         """The scores whose life ends in this product: normalised ones on its left, or with a

@@ -7,12 +7,16 @@ Where a view divides a length by 8, the tracer compares numbers of elements: ``3
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
-from collections.abc import Mapping
+import operator
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-__all__ = ["holds", "multiples", "numbers", "of_a_remainder", "reduced"]
+import numpy as np
+
+__all__ = ["holding", "holds", "multiples", "numbers", "of_a_remainder", "reduced"]
 
 _OTHERS = (1, 2, 3, 5, 7)
 """Sizes that the other dimensions have while one is tried."""
@@ -30,6 +34,60 @@ def holds(relation: Any, sizes: Mapping[Any, int]) -> bool:
         return False
 
 
+def holding(relation: Any, points: Sequence[Mapping[Any, int]]) -> list[bool]:
+    """At which of these points, which all have the same symbols, the relation `holds`.
+
+    All are computed at once, part by part of the relation, in whole numbers of any length.
+    """
+    if not points:
+        return []
+    columns = {
+        symbol: np.array([point[symbol] for point in points], dtype=object) for symbol in points[0]
+    }
+    try:
+        found = _values(relation, columns)
+    except (KeyError, TypeError, ZeroDivisionError):
+        # An operator or number that is not known here, or a point where nothing is defined.
+        return [holds(relation, point) for point in points]
+    return [bool(truth) for truth in np.broadcast_to(found, len(points))]
+
+
+def _values(expression: Any, known: dict[Any, Any]) -> Any:
+    """Of an expression, at all points; parts that are known are not computed again."""
+    if expression not in known:
+        if expression.args:
+            parts = [_values(part, known) for part in expression.args]
+            known[expression] = functools.reduce(_operators()[expression.func], parts)
+        elif expression.is_Boolean or expression.is_Integer:
+            known[expression] = bool(expression) if expression.is_Boolean else int(expression)
+    return known[expression]
+
+
+@functools.cache
+def _operators() -> Mapping[Any, Callable[[Any, Any], Any]]:
+    """Operators of relations on arrays of whole numbers, by the classes of their expressions."""
+    import sympy
+    from torch.utils._sympy import functions as torch_functions
+
+    remainders = (sympy.Mod, torch_functions.Mod, torch_functions.PythonMod)
+    return {
+        sympy.Add: operator.add,
+        sympy.Mul: operator.mul,
+        torch_functions.FloorDiv: operator.floordiv,
+        **dict.fromkeys(remainders, operator.mod),
+        **dict.fromkeys((sympy.Max, torch_functions.Max), np.maximum),
+        **dict.fromkeys((sympy.Min, torch_functions.Min), np.minimum),
+        sympy.Eq: operator.eq,
+        sympy.Ne: operator.ne,
+        sympy.Lt: operator.lt,
+        sympy.Le: operator.le,
+        sympy.Gt: operator.gt,
+        sympy.Ge: operator.ge,
+        sympy.And: np.logical_and,
+        sympy.Or: np.logical_or,
+    }
+
+
 def numbers(relation: Any) -> set[int]:
     """Whole numbers that sizes are related to."""
     return {int(number) for number in relation.atoms() if number.is_Integer}
@@ -44,16 +102,15 @@ def multiples(relation: Any) -> dict[Any, int]:
     for symbol in symbols:
         rest = [other for other in symbols if other is not symbol]
         points = [
-            dict(zip(rest, sizes, strict=True))
-            for sizes in itertools.product(_OTHERS, repeat=len(rest))
+            dict(zip(rest, others, strict=True))
+            for others in itertools.product(_OTHERS, repeat=len(rest))
         ]
-        holding = [
-            n
-            for n in range(1, end + 1)
-            if all(holds(relation, {symbol: n, **point}) for point in points)
-        ]
-        unit = math.gcd(*holding)
-        if len(holding) > 1 < unit and holding == list(range(holding[0], end + 1, unit)):
+        sizes = range(1, end + 1)
+        truths = holding(relation, [{symbol: n, **point} for n in sizes for point in points])
+        several = len(points)
+        right = [n for n in sizes if all(truths[(n - 1) * several : n * several])]
+        unit = math.gcd(*right)
+        if len(right) > 1 < unit and right == list(range(right[0], end + 1, unit)):
             found[symbol] = unit
     return found
 

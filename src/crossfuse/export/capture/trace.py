@@ -1,5 +1,4 @@
-"""``torch.export`` of a :class:`ModelSpec`, with named dynamic dimensions and traced at sizes that
-hide nothing."""
+"""``torch.export`` of a :class:`ModelSpec` with named dimensions, at sizes that hide nothing."""
 
 from __future__ import annotations
 
@@ -226,9 +225,22 @@ def _trace(
             strict=False,
             prefer_deferred_runtime_asserts_over_guards=defer_guards,
         )
+    _drop_buffer_writes(program)
     # What only a check of the model's code reads may have no translation.
     program.graph.eliminate_dead_code()
     return program
+
+
+def _drop_buffer_writes(program: ExportedProgram) -> None:
+    """What a call leaves in buffers, unread, is no output: its size may be another than theirs."""
+    buffers, read = program.graph_signature.inputs_to_buffers, set[Any]()
+    for node in reversed(list(program.graph.nodes)):
+        written = node.args[0] if node.target is torch.ops.aten.copy_.default else None
+        if not node.users and written not in read and getattr(written, "name", "") in buffers:
+            program.graph.erase_node(node)
+        else:
+            read.update(node.all_input_nodes)
+    program.graph_module.recompile()
 
 
 def _with_limits(spec: ModelSpec, message: str) -> ModelSpec | None:

@@ -15,7 +15,14 @@ from torch.utils._sympy.functions import FloorDiv, Mod
 
 from crossfuse import InputError, ModelSpec
 from crossfuse.export.capture.guards import Guard
-from crossfuse.export.capture.relations import holds, multiples, numbers, of_a_remainder, reduced
+from crossfuse.export.capture.relations import (
+    holding,
+    holds,
+    multiples,
+    numbers,
+    of_a_remainder,
+    reduced,
+)
 from crossfuse.export.capture.trace import capture
 
 B, N, M = sympy.symbols("b n m", integer=True, positive=True)
@@ -137,3 +144,20 @@ def test_an_axis_that_is_named_as_a_multiple_is_traced(name: str) -> None:
     x = torch.randn(3, 5 * unit, WIDTH)
     (found,) = program.module()(x=x)
     torch.testing.assert_close(found, module(x))
+
+
+def test_many_points_at_once() -> None:
+    windows = N + Mod(4 - Mod(N, 4), 4)
+    points = [{B: b, N: n, M: m} for b in (1, 3) for n in range(1, 20) for m in (2, 4, 9)]
+    for relation in (
+        sympy.Eq(Mod(B * windows * M, FloorDiv(windows, M) + 1), 0),
+        sympy.And(windows >= M, sympy.Or(sympy.Ne(N, M), sympy.Max(N, 7) < 12)),
+        sympy.Gt(B**2 * 10**20, N * 10**20),  # an operator that is not in the table, large numbers
+        sympy.Eq(FloorDiv(N, M - 2), 1),  # not defined where m is 2
+        sympy.Eq(FloorDiv(windows * M, windows), M),  # true everywhere
+        sympy.true,
+    ):
+        found = holding(relation, points)
+        assert found == [holds(relation, point) for point in points], relation
+        assert not relation.free_symbols or any(found)
+    assert holding(sympy.Eq(N, 1), []) == []

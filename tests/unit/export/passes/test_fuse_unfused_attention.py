@@ -314,6 +314,30 @@ def written_softmax(m, q, k, v, mask):
     return merged(weights / weights.sum(-1, keepdim=True) @ heads(v))
 
 
+@form
+def summed_products(m, q, k, v, mask):
+    scores = (heads(q)[:, :, :, None] * heads(k)[:, :, None]).sum(-1) / 2
+    weights = scores.masked_fill(mask[:, None, None, :] == 0, -1e9).softmax(-1)
+    return merged((weights[..., None] * heads(v)[:, :, None]).sum(-2))
+
+
+@form
+def summed_merged_heads(m, q, k, v, mask):
+    q, k, v = (heads(t).flatten(0, 1) for t in (q, k, v))
+    scores = torch.sum(q.unsqueeze(2) * k.unsqueeze(1) * SIZE**-0.5, dim=3)
+    weights = scores.softmax(-1) * mask[:, None].expand(-1, HEADS, -1).flatten(0, 1)[:, None]
+    weights = weights / weights.sum(-1, keepdim=True)
+    return merged((v.unsqueeze(1) * weights.unsqueeze(3)).sum(2).unflatten(0, (-1, HEADS)))
+
+
+@form
+def summed_scores_expanded(m, q, k, v, mask):
+    q, k = heads(q)[:, :, :, None], heads(k)[:, :, None]
+    q, k = torch.broadcast_tensors(q, k)
+    scores = (q * k / 2).sum(-1) + (1 - mask[:, None, None, :].float()) * -1e9
+    return merged(scores.softmax(-1) @ heads(v))
+
+
 SITES = {"one_probability_two_values": 2, "shared_scores": 2}
 KV_HEADS = {"grouped_queries": 2, "repeated_heads": 2, "multi_query": 1, "one_head": 1}
 
