@@ -361,6 +361,7 @@ def test_options_that_pages_name_exist() -> None:
     of_others = {
         "--out", "--dry-run", "--rounds", "--address", "--head", "--non-blocking", "--strict",
         "--output", "--jobs", "--eager", "--page", "--processor-time", "--rivals",
+            "--prepare",
         "--require-hashes", "--no-deps",
     }  # fmt: skip
     for page in PAGES:

@@ -123,6 +123,8 @@ def exported(
     for parameter in model.parameters():
         parameter.data *= 4
     model.save_pretrained(folder / "checkpoint")
+    # Positions that are computed are no part of a checkpoint.
+    model = type(model).from_pretrained(folder / "checkpoint").eval()
     processor.save_pretrained(folder / "checkpoint")
     crossfuse.export(f"hf:{folder / 'checkpoint'}", folder / "bundle", quick=True)
     pixels = np.random.default_rng(0).integers(0, 256, (23, 37, 3), np.uint8)

@@ -339,7 +339,9 @@ def summed_scores_expanded(m, q, k, v, mask):
 
 
 SITES = {"one_probability_two_values": 2, "shared_scores": 2}
-KV_HEADS = {"grouped_queries": 2, "repeated_heads": 2, "multi_query": 1, "one_head": 1}
+ALONE = ("one_head", "summed_merged_heads")
+"""Whose heads stand in the batch, if there are several."""
+KV_HEADS = {"grouped_queries": 2, "repeated_heads": 2, "multi_query": 1} | dict.fromkeys(ALONE, 1)
 
 
 class Net(nn.Module):
@@ -390,7 +392,7 @@ def check_form(name: str, site: str, rows: list[LedgerRow]) -> None:
     if name not in SITES:
         (row,) = rows
         assert (row.site, row.kind) == (site, "cross")
-        assert row.num_heads == (1 if name == "one_head" else HEADS), name
+        assert row.num_heads == (1 if name in ALONE else HEADS), name
         assert row.kv_num_heads == KV_HEADS.get(name, HEADS), name
 
 
