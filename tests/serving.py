@@ -15,6 +15,7 @@ import numpy as np
 import tritonclient.http as triton
 from tritonclient.utils import InferenceServerException
 
+from asking import Asking
 from crossfuse.runtime.session import Session
 from crossfuse.serve.merging import agree
 from crossfuse.serve.open_inference import DATATYPES
@@ -172,7 +173,7 @@ def large(port: int, model: str, size: int = 100 << 20) -> None:
         connection.close()
 
 
-class Load:
+class Load(Asking):
     """Closed-loop callers in the background; counts answers, wrong answers and failures."""
 
     def __init__(
@@ -186,26 +187,15 @@ class Load:
         self.answers = 0
         self.wrong = 0
         self.failures: list[str] = []
-        self._stop = threading.Event()
+        self.callers = callers
         self._lock = threading.Lock()
         self._arguments = (port, model, requests, expected)
-        self._threads = [threading.Thread(target=self._ask, args=(n,)) for n in range(callers)]
 
-    def __enter__(self) -> Load:
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        for thread in self._threads:
-            thread.join()
-
-    def _ask(self, start: int) -> None:
+    def ask(self, number: int) -> None:
         port, model, requests, expected = self._arguments
         client = client_of(port)
-        turn = start
-        while not self._stop.is_set():
+        turn = number
+        while self.goes_on:
             turn += 1
             n = turn % len(requests)
             try:

@@ -14,7 +14,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -26,6 +25,7 @@ from typing import Any
 
 import numpy as np
 
+from asking import Asking
 from campaigns.fuzzed_requests import Arrays, Fuzzer, body_of, framed
 from campaigns.operations import OLD_BUNDLE, Outcomes
 from crossfuse import runtime
@@ -134,31 +134,18 @@ def reply_on(connection: socket.socket, is_head: bool = False) -> Reply:
 
 
 @dataclass
-class Honest:
+class Honest(Asking):
     """Clients who ask all the time, each over one connection."""
 
     served: Served
     took: list[float] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
+    callers = 2
 
-    def __post_init__(self) -> None:
-        self._stop = threading.Event()
-        self._threads = [threading.Thread(target=self._asks, args=(n,)) for n in range(2)]
-
-    def __enter__(self) -> Honest:
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        for thread in self._threads:
-            thread.join()
-
-    def _asks(self, number: int) -> None:
+    def ask(self, number: int) -> None:
         served, turn = self.served, number
         connection = http.client.HTTPConnection(HONEST, served.port, timeout=30)
-        while not self._stop.is_set():
+        while self.goes_on:
             turn += 1
             body, length = body_of(served.arrays, turn % 2 > 0)
             headers = {} if length is None else {BINARY_HEADER: str(length)}

@@ -9,7 +9,6 @@ import signal
 import statistics
 import subprocess
 import sys
-import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from asking import Asking
 from campaigns.damaged_graphs import Chance
 from campaigns.fuzzed_requests import body_of
 from campaigns.operations import Outcomes
@@ -40,7 +40,7 @@ while os.getppid() == parent:
 
 
 @dataclass
-class Callers:
+class Callers(Asking):
     """Clients who ask without pause, each time over a new connection.
 
     Attributes:
@@ -50,22 +50,11 @@ class Callers:
 
     served: Served
     calls: list[tuple[float, float, str]] = field(default_factory=list)
+    callers = CALLERS
 
-    def __enter__(self) -> Callers:
-        self._stop = threading.Event()
-        self._threads = [threading.Thread(target=self._ask) for _ in range(CALLERS)]
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        for thread in self._threads:
-            thread.join()
-
-    def _ask(self) -> None:
+    def ask(self, number: int) -> None:
         body, length = body_of(self.served.arrays, True)
-        while not self._stop.is_set():
+        while self.goes_on:
             start = time.monotonic()
             connection = http.client.HTTPConnection(HONEST, self.served.port, timeout=PATIENCE)
             try:

@@ -247,20 +247,41 @@ def _subtracted_maximum(node: ir.Node, operand: int) -> tuple[ir.Node, ...]:
 
 def _why_no_way_back(value: ir.Value, active: set[ir.Value]) -> str:
     """Name the first operator on the way back that a fused attention can't absorb."""
-    node = value.producer()
+    node = _in_the_way(value, active)
+    if node is None:
+        return "its softmax is not over a product of activations"
+    if node.op_type == "MatMul":
+        if _mixes_scores(node, active):
+            return (
+                "its scores are mixed by weights on the way to the softmax, which the fused "
+                "operator does not have"
+            )
+        return "its scores are a product with weights, so there are no keys"
+    what = _NAMES.get(node.op_type, "")
+    return f"its scores go through {node.op_type} on the way to the softmax{what}"
+
+
+def _in_the_way(value: ir.Value | None, active: set[ir.Value]) -> ir.Node | None:
+    """The first operator on the way back that can't be absorbed; None where the way ends in an
+    input or a weight."""
+    node = value.producer() if value is not None else None
     while node is not None and (node.op_type in _PASSED or node.op_type in _ARITHMETIC):
         operands = _ARITHMETIC.get(node.op_type, (0,))
         sources = [node.inputs[i] for i in operands if i < len(node.inputs)]
         following = [v for v in sources if v is not None and v in active]
-        if not following:
-            return "its softmax is not over a product of activations"
-        node = following[0].producer()
-    if node is None:
-        return "its softmax is not over a product of activations"
-    if node.op_type == "MatMul":
-        return "its scores are a product with weights, so there are no keys"
-    what = _NAMES.get(node.op_type, "")
-    return f"its scores go through {node.op_type} on the way to the softmax{what}"
+        node = following[0].producer() if following else None
+    return node
+
+
+def _mixes_scores(product: ir.Node, active: set[ir.Value]) -> bool:
+    """A product with weights of another that may be scores: of activations, none of them
+    probabilities."""
+    mixed = next((v for v in product.inputs if v in active), None)
+    before = _in_the_way(mixed, active)
+    if before is None or before.op_type != "MatMul" or not _is_of_activations(before, active):
+        return False
+    behind = (_in_the_way(operand, active) for operand in before.inputs)
+    return all(node is None or node.op_type != "Softmax" for node in behind)
 
 
 def _ways_on(value: ir.Value, active: set[ir.Value]) -> Iterator[_WayOn]:

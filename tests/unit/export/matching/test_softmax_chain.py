@@ -97,6 +97,11 @@ def test_learned_queries_are_queries() -> None:
             "a product with weights, so there are no keys",
         ),
         (
+            "a = MatMul(q, k) t = Transpose(a) m = MatMul(t, w) p = Softmax(m) y = MatMul(p, v)",
+            OUTPUT,
+            "its scores are mixed by weights on the way to the softmax",
+        ),
+        (
             "a = MatMul(q, k) t = Tanh(a) p = Softmax(t) y = MatMul(p, v)",
             OUTPUT,
             "its scores go through Tanh on the way to the softmax",
@@ -161,3 +166,13 @@ def test_a_scalar_is_a_constant_of_one_element(array: object, number: float | No
     assert scalar_of(value_of(model, "w")) == number
     assert scalar_of(model.graph.inputs[0]) is None
     assert scalar_of(None) is None
+
+
+def test_what_an_attention_gives_is_no_score() -> None:
+    """Its product with weights, behind a softmax, mixes no heads of another one."""
+    body = """a = MatMul(q, k) s = Softmax(a) o = MatMul(s, v) m = MatMul(o, w) p = Softmax(m)
+              y = MatMul(p, w)"""
+    model = graph(body, w=np.eye(8))
+    last = [node for node in model.graph if node.op_type == "Softmax"][-1]
+    with pytest.raises(Mismatch, match="a product with weights, so there are no keys"):
+        find_softmax_chains(last, active_values(model.graph))

@@ -47,6 +47,9 @@ _TAKE_SIZES = frozenset(
 """Functions that take sizes as numbers."""
 
 
+_BASE = vars(torch._C.TensorBase)["_base"].__get__
+
+
 class Known(torch.Tensor):
     """A tensor whose numbers are known while others are symbols."""
 
@@ -64,6 +67,8 @@ class Known(torch.Tensor):
         if all(isinstance(tensor, Known) for tensor in tensors):
             with _disable_current_modes(), torch._C.DisableTorchFunctionSubclass():
                 result = func(*args, **kwargs)
+            if func == _BASE:  # wrapped, it would be a view with a base of its own, without end
+                return result
             several = isinstance(result, list | tuple)
             return tree_map(_known, result) if several else _known(result)
         if func is Tensor.__getitem__:

@@ -12,8 +12,6 @@ Rules:
 2. The first tokens have the same number in every call. They hold all placeholders, each row as many
    as the examples' rows, and the rest holds none: a session refuses others.
 3. Kinds of tokens that are one number in the rest of every example are no input there.
-4. Results that list tensors, one for each row, are left out: their number is not that of a graph's
-outputs.
 """
 
 from __future__ import annotations
@@ -274,13 +272,6 @@ def _repeated(spec: ModelSpec, sizes: Mapping[str, int]) -> dict[str, Tensor]:
     return found
 
 
-def _lists_rows(value: object) -> bool:
-    """A result that is a list, or holds one."""
-    if isinstance(value, Mapping):
-        return any(_lists_rows(part) for part in value.values())
-    return isinstance(value, list)
-
-
 def _places(known: int, asked: int, generator: torch.Generator) -> Tensor:
     """So many of the known places, in order; some of them several times where they are too few."""
     if asked <= known:
@@ -312,9 +303,7 @@ def _join(model: nn.Module, parts: _Parts, with_rows: tuple[str, ...]) -> None:
         if not isinstance(result, Mapping):
             return result
         return {
-            name: value[:, count:] if name in with_rows else value
-            for name, value in result.items()
-            if not _lists_rows(value)
+            name: value[:, count:] if name in with_rows else value for name, value in result.items()
         }
 
     kind = inspect.Parameter.POSITIONAL_OR_KEYWORD

@@ -35,6 +35,15 @@ def test_what_is_made_of_known_numbers_is_known() -> None:
     assert torch.equal(known + torch.ones(2, 3), plain + torch.ones(2, 3))
 
 
+def test_views_of_known_numbers_have_a_base_that_ends() -> None:
+    """Tracers go from base to base when they describe a tensor."""
+    for view in (Known.of(GRID)[0], Known.of(GRID).flatten()[1:], Known.of(GRID).mT):
+        base: Tensor | None = view
+        for _ in range(4):
+            base = None if base is None else base._base
+        assert base is None
+
+
 def test_a_graph_reads_them_as_constants() -> None:
     module, x = Cut(), torch.randn(8, 4)
     expected = module(x, torch.tensor(GRID))

@@ -72,18 +72,6 @@ def test_two_parts_give_the_results_of_the_whole(asked: str) -> None:
     torch.testing.assert_close(found["image"], expected["image"])
 
 
-def test_lists_of_rows_are_no_results() -> None:
-    class Listing(Reader):
-        def forward(self, **given: Any) -> dict[str, Any]:
-            found: dict[str, Any] = super().forward(**given)
-            return {**found, "seen": {"rows": list(found["image"])}, "two": (found["image"],) * 2}
-
-    whole = spec_of(module=Listing())
-    assert "seen_rows_0" in whole.run(whole.inputs)
-    spec, _ = with_prefix(whole, PLACEHOLDERS)
-    assert set(spec.run(spec.inputs)) == {"logits", "pooled", "image", "two_0", "two_1"}
-
-
 def test_what_the_spec_says() -> None:
     spec, tokens = with_prefix(spec_of(), PLACEHOLDERS)
     first = [PREFIX + name for name in ("input_ids", "attention_mask", "token_type_ids")]
