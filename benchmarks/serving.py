@@ -65,13 +65,15 @@ def server(bundle: Path, *options: str) -> Iterator[int]:
     command += ["--metrics-port", str(free_port()), "--num-cpus", str(os.cpu_count())]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        while True:
+        while process.poll() is None:
             try:
                 if triton.InferenceServerClient(f"127.0.0.1:{port}").is_model_ready("m"):
                     break
             except (OSError, InferenceServerException):
                 pass
             time.sleep(0.5)
+        else:
+            raise SystemExit(f"crossfuse serve ended with {process.returncode}")
         yield port
     finally:
         process.send_signal(signal.SIGTERM)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
@@ -14,7 +14,7 @@ from crossfuse.errors import InputError
 
 if TYPE_CHECKING:
     from crossfuse.commands.output import Output
-    from crossfuse.runtime import Processor, Session
+    from crossfuse.runtime import Processor, Segment, Session, Transcript
 
 __all__ = ["generate"]
 
@@ -91,6 +91,15 @@ def generate(  # noqa: PLR0913 -- a command: its parameters are its options
             rich_help_panel=_SPEECH,
         ),
     ] = False,
+    at_once: Annotated[
+        int,
+        typer.Option(
+            "--at-once",
+            min=1,
+            help="Of several sounds of speech so many are decoded at once.",
+            rich_help_panel=_SPEECH,
+        ),
+    ] = 8,
     target: BuiltTarget = None,
     provider: Provider = None,
     device: Device = 0,
@@ -100,7 +109,8 @@ def generate(  # noqa: PLR0913 -- a command: its parameters are its options
     """Generate text from a text, an image or a sound, printed as it comes. Needs no PyTorch."""
     from crossfuse.bundle.store import open_bundle
     from crossfuse.commands.output import Output
-    from crossfuse.runtime import SessionOptions, load, load_processor
+    from crossfuse.runtime import SessionOptions, load, load_processor, transcribe
+    from crossfuse.runtime import transcribe_several as several
     from crossfuse.runtime.speech.hearing import writes_down_speech
 
     output = Output(as_json=as_json)
@@ -120,10 +130,18 @@ def generate(  # noqa: PLR0913 -- a command: its parameters are its options
             said = {"timestamps": timestamps, "word-timestamps": word_timestamps}
             _require_unsaid({**speech, **{name: one or None for name, one in said.items()}})
 
+        how = {**times.asked, "prompt": text or "", **speech, **chosen}
+        heard: Iterator[Transcript] = iter(())
+        if hears and len(sounds) > 1:
+            each = min(at_once, len(sounds))
+            heard = several(session, processor, sounds, at_once=each, **how)
+
         def answered(sound: Path | None) -> dict[str, Any]:
-            if hears and sound is not None:
-                how = speech | chosen
-                return _heard(output, session, processor, sound, times, text or "", how)
+            if hears and len(sounds) > 1:
+                return _heard(output, times, _pieces(next(heard), times))
+            if hears:
+                steps = transcribe(session, processor, sound, stream=True, **how)
+                return _heard(output, times, steps)
             given = {"text": text, "image": image, "audio": sound}
             return _answered(output, session, processor, given, chosen)
 
@@ -186,29 +204,27 @@ class _Times(NamedTuple):
     segments: bool
     words: bool
 
+    @property
+    def asked(self) -> dict[str, bool | None]:
+        """As options of `transcribe`."""
+        return {"timestamps": self.segments or None, "word_timestamps": self.words}
+
+
+def _pieces(whole: Transcript, times: _Times) -> Generator[Segment, None, Transcript]:
+    """A transcript that is there, as if it came."""
+    if times.segments or times.words:
+        yield from whole.segments
+    else:
+        from crossfuse.runtime import Segment
+
+        yield Segment(whole.text, None, None, ())
+    return whole
+
 
 def _heard(
-    output: Output,
-    session: Session,
-    processor: Processor,
-    audio: Path,
-    times: _Times,
-    prompt: str,
-    options: dict[str, Any],
+    output: Output, times: _Times, steps: Generator[Segment, None, Transcript]
 ) -> dict[str, Any]:
     """Speech, printed as it is understood."""
-    from crossfuse.runtime import transcribe
-
-    steps = transcribe(
-        session,
-        processor,
-        audio,
-        timestamps=times.segments or None,
-        word_timestamps=times.words,
-        prompt=prompt,
-        stream=True,
-        **options,
-    )
     text, printed = _Text(output), False
     while True:
         try:

@@ -25,7 +25,13 @@ from crossfuse.runtime.processing import Processor, load_processor
 from crossfuse.runtime.processing.asked import Asked, asked
 from crossfuse.runtime.session import Session
 from crossfuse.runtime.slots import Slots
-from crossfuse.runtime.speech import Segment, Transcript, Word, transcribe
+from crossfuse.runtime.speech import (
+    Segment,
+    Transcript,
+    Word,
+    transcribe,
+    transcribe_several,
+)
 
 __all__ = [
     "Asked",
@@ -52,4 +58,5 @@ __all__ = [
     "load",
     "load_processor",
     "transcribe",
+    "transcribe_several",
 ]

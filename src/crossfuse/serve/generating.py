@@ -56,11 +56,13 @@ class Asking:
         request: inputs of its context, and its prompt under the name of the ids.
         text: in words: what an encoder of texts reads, else what the answer begins with.
         parameters: settings of generation, as the client gives them.
+        whole: the answer is wanted when it is whole, and not as it comes.
     """
 
     request: Request
     text: str | None = None
     parameters: Mapping[str, Any] = field(default_factory=dict)
+    whole: bool = False
 
 
 class Stream:
@@ -108,8 +110,13 @@ class Stream:
             self._ended = True
 
     @property
+    def done(self) -> bool:
+        """No more tokens come; what there is may not be taken yet."""
+        return self._ticket.done
+
+    @property
     def ended(self) -> bool:
-        """Nothing more comes."""
+        """Nothing more is to be taken."""
         return self._ended
 
     def cancel(self) -> None:

@@ -66,6 +66,7 @@ class GenerationEngine:
             self._scheduler.make(like)
         self._wake, self._closed = threading.Condition(), False
         self._turn, self._next = threading.Lock(), threading.Lock()
+        self._news: dict[Ticket, None] = {}
         self._process = os.getpid()
         self._thread = threading.Thread(target=self._run, name="crossfuse generation", daemon=True)
         self._thread.start()
@@ -101,7 +102,7 @@ class GenerationEngine:
         Args:
             context: one, of the same session.
             prompt: ids; where omitted, the start token that the bundle's settings name.
-            notify: is called, in the engine's thread, when there is a token, or the end.
+            notify: is called, in the engine's thread, behind a step that gave a token, or the end.
             logits_hook, settings: as of :func:`runtime.generate`, but for beams and several
                 sequences per prompt.
 
@@ -114,7 +115,7 @@ class GenerationEngine:
         require_slots(self.session, context)
         chosen = GenerationSettings.of(settings, self.session.generation)
         asked = any(settings.get(name) is not None for name in ("max_new_tokens", "max_length"))
-        ticket = Ticket(notify)
+        ticket = Ticket(notify, self._changed)
         choices = Choices.of(chosen, logits_hook)
         one = growing(self.session, context, prompt, ticket, choices, asked=asked)
         with self._wake:
@@ -167,4 +168,16 @@ class GenerationEngine:
                     scheduler.tick()
             except Exception as error:  # noqa: BLE001 -- nobody may wait for ever, whatever it is
                 scheduler.end(own(error))
+            self._tell()
         scheduler.end(InputError("the engine was closed"))
+        self._tell()
+
+    def _changed(self, ticket: Ticket) -> None:
+        self._news[ticket] = None
+
+    def _tell(self) -> None:
+        """Tell all for whom a step had something, each once: who is told while others still get
+        their tokens takes time from these."""
+        news, self._news = self._news, {}
+        for ticket in news:
+            ticket.tell()

@@ -25,10 +25,16 @@ class Ticket:
 
     Args:
         notify: is called, in the engine's thread, when there is something new; it must not block.
+        later: gets the ticket then, in place of the call: for an engine that calls `tell` when a
+            whole step is done.
     """
 
-    def __init__(self, notify: Callable[[], None] | None = None) -> None:
-        self._notify = notify
+    def __init__(
+        self,
+        notify: Callable[[], None] | None = None,
+        later: Callable[[Ticket], None] | None = None,
+    ) -> None:
+        self._notify, self._later = notify, later
         self._changed = threading.Condition()
         self._tokens: list[Token] = []
         self._read = 0
@@ -102,7 +108,7 @@ class Ticket:
         with self._changed:
             self._tokens.append(token)
             self._changed.notify_all()
-        self._tell()
+        self._changes()
 
     def finish(self, outcome: Generated | BaseException) -> None:
         """The end, or what went wrong; for the engine."""
@@ -110,9 +116,16 @@ class Ticket:
             if self._outcome is None:
                 self._outcome = outcome
             self._changed.notify_all()
-        self._tell()
+        self._changes()
 
-    def _tell(self) -> None:
+    def _changes(self) -> None:
+        if self._later is None:
+            self.tell()
+        else:
+            self._later(self)
+
+    def tell(self) -> None:
+        """Tell who waits that there is something new."""
         if self._notify is None:
             return
         try:

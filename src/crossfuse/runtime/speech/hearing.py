@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Generator, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ import numpy as np
 
 from crossfuse.errors import InputError
 from crossfuse.runtime.context import Context
+from crossfuse.runtime.generation.engine import GenerationEngine
 from crossfuse.runtime.generation.loop import generate
 from crossfuse.runtime.generation.settings import GenerationSettings
 from crossfuse.runtime.processing.processor import Processor
@@ -73,7 +75,11 @@ class How:
 
 @dataclass
 class Hearing:
-    """One sound, window by window."""
+    """One sound, window by window.
+
+    Attributes:
+        engine: in whose slots windows are decoded, beside those of other sounds.
+    """
 
     session: Session
     processor: Processor
@@ -85,6 +91,7 @@ class Hearing:
     segments: list[Segment] = field(default_factory=list)
     told: str = ""
     is_calm: bool = True
+    engine: GenerationEngine | None = None
 
     @property
     def sounding(self) -> int:
@@ -175,7 +182,8 @@ class Hearing:
         part = self.features[:, seek : seek + self.window]
         whole = np.zeros((1, part.shape[0], self.window), self.spec.dtype)
         whole[0, :, : part.shape[1]] = part
-        return self.session.encode({FEATURES: whole})
+        with nullcontext() if self.engine is None else self.engine.aside():
+            return self.session.encode({FEATURES: whole})
 
     def _before(self, said: list[int]) -> list[int]:
         return previous_text(self.session.generation, said, self._room // 2 - 1)
@@ -196,7 +204,9 @@ class Hearing:
         settings |= self._longest(len(prompt))
         known = GenerationSettings.of(settings, self.session.generation)
         tokens: NDArray[np.int64]
-        if timed or known.num_beams > 1:
+        if self.engine is not None and known.num_beams == known.num_return_sequences == 1:
+            tokens = self.engine.submit(context, prompt, **settings).result().new_tokens[0]
+        elif timed or known.num_beams > 1:
             found = generate(self.session, context, [prompt], **settings)
             tokens = found.new_tokens[0]
         else:

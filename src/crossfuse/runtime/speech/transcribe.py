@@ -10,6 +10,7 @@ from collections.abc import Generator
 from typing import Any, Literal, overload
 
 from crossfuse.core.foreign import door
+from crossfuse.runtime.generation.engine import GenerationEngine
 from crossfuse.runtime.processing.processor import Processor
 from crossfuse.runtime.session import Session
 from crossfuse.runtime.speech.alignment import Alignment
@@ -32,6 +33,7 @@ def transcribe(
     word_timestamps: bool = ...,
     prompt: str = ...,
     condition_on_previous: bool = ...,
+    engine: GenerationEngine | None = ...,
     stream: Literal[False] = ...,
     **settings: Any,
 ) -> Transcript: ...
@@ -49,6 +51,7 @@ def transcribe(
     word_timestamps: bool = ...,
     prompt: str = ...,
     condition_on_previous: bool = ...,
+    engine: GenerationEngine | None = ...,
     stream: Literal[True],
     **settings: Any,
 ) -> Generator[Segment, None, Transcript]: ...
@@ -66,6 +69,7 @@ def transcribe(  # noqa: PLR0913 -- public: what is heard, and how
     word_timestamps: bool = False,
     prompt: str = "",
     condition_on_previous: bool = True,
+    engine: GenerationEngine | None = None,
     stream: bool = False,
     **settings: Any,
 ) -> Transcript | Generator[Segment, None, Transcript]:
@@ -85,6 +89,8 @@ def transcribe(  # noqa: PLR0913 -- public: what is heard, and how
             the sound, whose scores the bundle has to keep (``keep_probabilities``).
         prompt: a text that stands before the first window: names, spelling, style.
         condition_on_previous: the text so far stands before each further window.
+        engine: of the same session: windows are decoded in its slots, beside those of sounds that
+            other threads give it. Beams, and windows that may be heard again, stay by themselves.
         stream: give an iterator of `Segment` that returns the whole in the end. Without times, and
             without beams, those are pieces of text as their tokens come.
         settings: of :class:`GenerationSettings`, in place of the bundle's own. With
@@ -102,6 +108,7 @@ def transcribe(  # noqa: PLR0913 -- public: what is heard, and how
     hearing = Hearing.of(session, processor, sound, settings)
     if timestamps is None:
         timestamps = word_timestamps or bool(session.generation.get("return_timestamps"))
+    hearing.engine = engine
     how = How(
         language=language,
         task=task,

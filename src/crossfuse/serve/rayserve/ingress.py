@@ -110,7 +110,7 @@ class Ingress:
         done = self._begun()
         try:
             call, key = await self._call(request)
-            events = self._events(call, key)
+            events = self._events(call, key, whole=False)
             first = await anext(events)
         except BaseException as error:
             done(status_of(error))
@@ -165,15 +165,18 @@ class Ingress:
 
     async def _generate(self, request: Request) -> Response:
         call, key = await self._call(request)
-        async with aclosing(self._events(call, key)) as events:
+        async with aclosing(self._events(call, key, whole=True)) as events:
             found = whole_of([event async for event in events])
         return JSONResponse({**self._about(call), **found})
 
-    async def _events(self, call: Call, key: bytes | None) -> AsyncGenerator[dict[str, Any], None]:
+    async def _events(
+        self, call: Call, key: bytes | None, *, whole: bool
+    ) -> AsyncGenerator[dict[str, Any], None]:
         """The events of a sequence; a replica that dies before the first is replaced once."""
         if not self._options.slots:
             raise Refusal(404, f"{self.name!r} generates no sequences here.")
-        asking = Asking(Asked(dict(call.inputs), call.context_id, key), call.text, call.parameters)
+        asked = Asked(dict(call.inputs), call.context_id, key)
+        asking = Asking(asked, call.text, call.parameters, whole)
         handle = self._handle(call, key).options(stream=True)
         end = time.monotonic() + self._options.timeout_s
         for attempt in (1, 2):

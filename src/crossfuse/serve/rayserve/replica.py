@@ -25,6 +25,7 @@ from crossfuse.serve.generating import Asking, Generating, Stream, with_words
 from crossfuse.serve.load_engine import open_engine
 from crossfuse.serve.metrics import BATCHES, SECONDS
 from crossfuse.serve.rayserve.loopback import keep_on_loopback
+from crossfuse.serve.rayserve.news import News, pause
 from crossfuse.serve.rayserve.options import ServeOptions
 from crossfuse.serve.request_engine import (
     Answer,
@@ -37,8 +38,6 @@ from crossfuse.serve.request_engine import (
 __all__ = ["Replica", "said"]
 
 _LOG = logging.getLogger("ray.serve")
-_TOGETHER = 0.05
-"""Seconds in which tokens behind the first are gathered."""
 
 
 class Replica:
@@ -55,6 +54,7 @@ class Replica:
         self._generating = _generating(self._engine, chosen) if chosen.slots else None
         # A few more than there are slots: their contexts are encoded when a slot gets free.
         self._room = asyncio.Semaphore(chosen.slots + 1 + chosen.slots // 4)
+        self._cores = chosen.num_cpus
         self._batch.set_max_batch_size(chosen.batch_size)
         self._batch.set_batch_wait_timeout_s(chosen.batch_wait_ms / 1000)
 
@@ -79,12 +79,8 @@ class Replica:
     async def _events(
         self, generating: Generating, asking: Asking
     ) -> AsyncGenerator[tuple[int, dict[str, Any] | str], None]:
-        loop, news = asyncio.get_running_loop(), asyncio.Event()
-
-        def notify() -> None:
-            loop.call_soon_threadsafe(news.set)
-
-        beginning = loop.run_in_executor(self._pool, generating.begin, asking, notify)
+        loop, news = asyncio.get_running_loop(), News()
+        beginning = loop.run_in_executor(self._pool, generating.begin, asking, news.notify)
         try:
             stream = await asyncio.shield(beginning)
         except asyncio.CancelledError:
@@ -93,19 +89,15 @@ class Replica:
         except Exception as error:  # noqa: BLE001 -- whatever it is, it is this request's answer
             yield _told(error)
             return
+        news.of(stream)
         try:
-            while True:
-                await news.wait()
-                news.clear()
+            while not stream.ended:
+                await (news.last() if asking.whole else news.come())
                 event = stream.take()
-                if event is None:
-                    continue
-                yield 200, event
-                if stream.ended:
-                    return
-                # What comes meanwhile is one event: each costs three processes some time.
-                await asyncio.sleep(_TOGETHER)
-                news.set()
+                if event is not None:
+                    yield 200, event
+                    # What comes meanwhile is one event, with the end that comes meanwhile.
+                    await news.gather(pause(generating.engine.live, self._cores))
         except CrossfuseError as error:
             yield _told(error)
         finally:

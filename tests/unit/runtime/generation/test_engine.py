@@ -116,6 +116,23 @@ def test_a_full_queue_cancellation_and_who_is_told() -> None:
         assert second.take() == []
 
 
+def test_each_step_is_told_once_with_all_that_it_gave() -> None:
+    session, lock = toy_session(), threading.Lock()
+    context = session.encode(image=IMAGES[:1])
+    told: list[tuple[int, bool]] = []
+    with GenerationEngine(session, 1, like=context) as engine:
+        lock.acquire()
+
+        def look() -> None:
+            with lock:
+                told.append((len(ticket.take()), ticket.done))
+
+        ticket = engine.submit(context, [1], notify=look, max_new_tokens=4)
+        lock.release()
+        until(lambda: len(told) == 4)
+    assert told == [(1, False)] * 3 + [(1, True)]
+
+
 def test_what_cannot_be_generated_is_refused_at_once() -> None:
     session, other = toy_session(), toy_session()
     context = session.encode(image=IMAGES[:1])

@@ -78,3 +78,16 @@ def test_who_is_to_be_told_and_is_gone_cancels() -> None:
     ticket.add(TOKENS[0])
     assert ticket.cancelled
     ticket.add(TOKENS[1])
+
+
+def test_an_engine_may_tell_when_a_step_is_done() -> None:
+    told: list[bool] = []
+    later: list[Ticket] = []
+    ticket = Ticket(lambda: told.append(ticket.done), later.append)
+    ticket.add(TOKENS[0])
+    ticket.finish(WHOLE)
+    assert (told, later) == ([], [ticket, ticket])
+    ticket.tell()
+    assert told == [True]
+    ticket.cancel()
+    assert not ticket.cancelled

@@ -121,6 +121,7 @@ def test_a_sequence_whole_and_as_it_comes(bundle: Bundle) -> None:
     assert found.status == 200
     assert found.json == about | {"tokens": [5, 6, 2], "text_output": "It was", "ended": True}
     assert streamed(ingress, sent) == [about | event for _, event in EVENTS]
+    assert [asking.whole for asking in handle.asked] == [True, False]
     for asking in handle.asked:
         np.testing.assert_array_equal(asking.request.inputs["a"], ARRAYS["a"])
         assert asking.request.context_id == "cat"

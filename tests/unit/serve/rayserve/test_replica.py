@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from coverage.rows import TARGETS
 from crossfuse import runtime
 from crossfuse.bundle.store import Bundle
 from crossfuse.models.registry import zoo_spec
-from crossfuse.serve.generating import Asking
+from crossfuse.serve.generating import Asking, whole_of
 from crossfuse.serve.load_engine import EngineOptions
 from crossfuse.serve.rayserve.options import ServeOptions
 from crossfuse.serve.rayserve.replica import Replica
@@ -89,7 +90,7 @@ def test_a_context_that_is_not_kept_is_not_found(
 
 
 def test_sequences_come_event_by_event_and_who_leaves_frees_a_slot(
-    shared_bundle: Callable[..., Bundle],
+    shared_bundle: Callable[..., Bundle], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bundle = shared_bundle("coverage/bart", TARGETS)
     options = ServeOptions(str(bundle.path), "m", engine=EngineOptions("ort-cpu"), slots=1)
@@ -113,6 +114,14 @@ def test_sequences_come_event_by_event_and_who_leaves_frees_a_slot(
         tokens = [token for event in events for token in event["tokens"]]
         assert tokens == alone.new_tokens[0].tolist()
         assert events[-1]["ended"] is False
+        # However long tokens are gathered, the end is not waited for; who wants all gets one event.
+        monkeypatch.setattr("crossfuse.serve.rayserve.replica.pause", lambda *_: 60.0)
+        for whole, most in ((False, 2), (True, 1)):
+            said = [one async for one in replica.generate(replace(asking, whole=whole))]
+            assert len(said) <= most
+            told = whole_of([event for _, event in said])
+            assert (told["tokens"], told["ended"]) == (tokens, False)
+        monkeypatch.undo()
         step: Any = generating.engine.session.engine("step")
         runs = step.run_bound
 
