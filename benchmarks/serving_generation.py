@@ -35,11 +35,15 @@ SECONDS = (6, 20)
 
 
 class Answer(NamedTuple):
-    """Tokens of a stream, and when the first of them and the last event were there."""
+    """Tokens of a stream, and when its events were there."""
 
     tokens: list[int]
-    first: float
-    last: float
+    times: list[float]
+
+    @property
+    def gaps(self) -> list[float]:
+        """Seconds between its events."""
+        return np.diff(self.times).tolist()
 
 
 def parts_of(sound: np.ndarray, rate: int, count: int) -> list[np.ndarray]:
@@ -78,29 +82,36 @@ def stream(port: int, body: bytes, length: int) -> Answer:
     if response.status != 200:
         raise SystemExit(f"{response.status}: {response.read().decode()}")
     tokens: list[int] = []
-    first = 0.0
+    times: list[float] = []
     for line in response:
         if line.startswith(b"data: "):
             event = json.loads(line[6:])
             if "error" in event:
                 raise SystemExit(event["error"])
             tokens += event["tokens"]
-            first = first or time.perf_counter() - start
+            times.append(time.perf_counter() - start)
     connection.close()
-    return Answer(tokens, first, time.perf_counter() - start)
+    return Answer(tokens, times)
 
 
 def summary(answers: list[list[Answer]], seconds: list[float]) -> dict[str, object]:
     """Of all rounds in one way."""
-    firsts = [answer.first for one in answers for answer in one]
+    every = [answer for one in answers for answer in one]
+    firsts = [answer.times[0] for answer in every]
+    gaps = [gap for answer in every for gap in answer.gaps]
     tokens = sum(len(answer.tokens) for answer in answers[0])
     return {
         "seconds": [round(one, 3) for one in seconds],
         "tokens_per_second": round(tokens / statistics.median(seconds), 1),
-        "first_token_s": {
-            f"p{percent}": round(float(np.percentile(firsts, percent)), 3) for percent in (50, 95)
-        },
+        "first_token_s": percentiles(firsts),
+        "between_events_s": percentiles(gaps),
+        "tokens_per_event": round(tokens / (sum(len(a.times) for a in every) / len(answers)), 2),
     }
+
+
+def percentiles(seconds: list[float]) -> dict[str, float]:
+    """The middle, and what 95 of 100 are within."""
+    return {f"p{one}": round(float(np.percentile(seconds, one)), 3) for one in (50, 95)}
 
 
 def main() -> None:

@@ -11,9 +11,9 @@ from crossfuse.serve.generating import Stream
 __all__ = ["News", "pause"]
 
 _SHORTEST, _LONGEST = 0.05, 0.5
-_EVENTS = 40.0
-"""Events in a second for each core. One takes three processes about 5 ms of a core together, so a
-fifth of the cores is theirs at most, and what is left computes tokens."""
+_EVENTS = 50.0
+"""Events in a second for each core. One takes three processes about 3 ms of a core together, so a
+seventh of the cores is theirs at most, and what is left computes tokens."""
 
 
 def pause(streams: int, cores: float) -> float:

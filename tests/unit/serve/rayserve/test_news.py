@@ -21,14 +21,14 @@ WHOLE = gathered([Finished(np.array([1, 5, 6]), 1, np.float32([-1, -2]), -3.0, T
 
 
 def test_the_more_streams_the_more_tokens_are_one_event() -> None:
-    assert pause(1, 2) == pause(4, 2) == pause(0, 0.5) == 0.05
-    assert pause(8, 2) == pytest.approx(0.1)
-    assert pause(32, 2) == pytest.approx(0.4)
+    assert pause(1, 2) == pause(5, 2) == pause(0, 0.5) == 0.05
+    assert pause(8, 2) == pytest.approx(0.08)
+    assert pause(32, 2) == pytest.approx(0.32)
     assert pause(32, 16) == pytest.approx(0.05)
-    assert pause(8, 0.25) == pause(8, 1) == pytest.approx(0.2)
+    assert pause(8, 0.25) == pause(8, 1) == pytest.approx(0.16)
     assert pause(1000, 2) == 0.5
-    for streams in (1, 5, 20, 39):
-        assert streams / pause(streams, 2) <= 80 + 1e-9, "events in a second"
+    for streams in (1, 5, 20, 49):
+        assert streams / pause(streams, 2) <= 100 + 1e-9, "events in a second"
 
 
 @pytest.mark.parametrize("end", [WHOLE, InputError("no token may come next")])
