@@ -86,6 +86,7 @@ def _side_by_side(
     ):
 
         def heard(sound: Any) -> Transcript:
-            return transcribe(session, processor, sound, engine=engine, **options)
+            whole: Transcript = transcribe(session, processor, sound, engine=engine, **options)
+            return whole
 
         yield from pool.map(heard, sounds)
