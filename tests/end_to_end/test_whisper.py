@@ -146,6 +146,21 @@ def halves(without_probabilities: Path, tmp_path_factory: pytest.TempPathFactory
 
 
 @with_assets
+def test_several_recordings_are_each_as_alone(english: Path) -> None:
+    """Of one to three windows, and parts of one."""
+    rate = 16_000
+    whole = read_sound(SOUND, rate)
+    parts = [whole[: 5 * rate], np.concatenate([whole, whole[: 9 * rate]]), whole[3 * rate :]]
+    with runtime.load(english, stages=["context", "step"]) as session:
+        processor = runtime.load_processor(english)
+        found = runtime.transcribe_several(session, processor, parts, at_once=2, timestamps=True)
+        for part, one in zip(parts, found, strict=True):
+            alone = runtime.transcribe(session, processor, part, timestamps=True)
+            assert (one.text, one.segments) == (alone.text, alone.segments)
+            assert one.text
+
+
+@with_assets
 @pytest.mark.parametrize("target", ["ort-cpu", "openvino"])
 def test_int8_says_the_words_of_fp32(
     without_probabilities: Path, halves: Path, tmp_path: Path, target: str

@@ -109,7 +109,7 @@ def test_an_answer(about: dict[str, Any], audio: Path, beams: int) -> None:
 
 
 def test_several_sounds(about: dict[str, Any], audio: Path, tmp_path: Path) -> None:
-    """As `--audio *.wav` gives them, one behind the other."""
+    """As `--audio *.wav` gives them: each as alone, however many are heard at once."""
     about["suppress_tokens"] = TEXT_ALONE
     other = tmp_path / "b.npy"
     np.save(other, sound(0.5, seed=3))
@@ -123,6 +123,23 @@ def test_several_sounds(about: dict[str, Any], audio: Path, tmp_path: Path) -> N
     assert [one["file"] for one in found["answers"]] == [str(audio), str(other)]
     assert [one["text"] + "\n" for one in found["answers"]] == texts
     assert found["target"] == "stub"
+    long = tmp_path / "c.npy"
+    np.save(long, sound(2.3, seed=5))
+    files = (audio, long, other)
+    for how in ((), ("--timestamps",), ("--text", "the mat", "--json")):
+        each = [run("--audio", one, *how) for one in files]
+        for at_once in (1, 2, 8):
+            printed = run("--audio", *files, *how, "--at-once", at_once)
+            if "--json" in how:
+                answers = [json.loads(one) for one in each]
+                for one, file in zip(answers, files, strict=True):
+                    del one["target"], one["provider"]
+                    one["file"] = str(file)
+                assert json.loads(printed)["answers"] == answers
+            else:
+                assert printed == "".join(
+                    f"{file}\n{one}" for file, one in zip(files, each, strict=True)
+                )
 
 
 def test_any_setting(about: dict[str, Any], audio: Path) -> None:
