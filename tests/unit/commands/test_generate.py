@@ -123,23 +123,24 @@ def test_several_sounds(about: dict[str, Any], audio: Path, tmp_path: Path) -> N
     assert [one["file"] for one in found["answers"]] == [str(audio), str(other)]
     assert [one["text"] + "\n" for one in found["answers"]] == texts
     assert found["target"] == "stub"
+    about["suppress_tokens"] = GENERATION["suppress_tokens"]
     long = tmp_path / "c.npy"
     np.save(long, sound(2.3, seed=5))
     files = (audio, long, other)
-    for how in ((), ("--timestamps",), ("--text", "the mat", "--json")):
-        each = [run("--audio", one, *how) for one in files]
+    for how in ((), ("--timestamps",), ("--text", "the mat")):
+        each = [json.loads(run("--audio", one, *how, "--json")) for one in files]
+        said = [run("--audio", one, *how) for one in files]
+        if "--timestamps" not in how:
+            # Words of this tokenizer begin with no space: pieces of long texts have none between.
+            said = [one["text"] + "\n" for one in each]
+        shown = "".join(f"{file}\n{text}" for file, text in zip(files, said, strict=True))
+        for one, file in zip(each, files, strict=True):
+            del one["target"], one["provider"]
+            one["file"] = str(file)
         for at_once in (1, 2, 8):
-            printed = run("--audio", *files, *how, "--at-once", at_once)
-            if "--json" in how:
-                answers = [json.loads(one) for one in each]
-                for one, file in zip(answers, files, strict=True):
-                    del one["target"], one["provider"]
-                    one["file"] = str(file)
-                assert json.loads(printed)["answers"] == answers
-            else:
-                assert printed == "".join(
-                    f"{file}\n{one}" for file, one in zip(files, each, strict=True)
-                )
+            asked = ("--audio", *files, *how, "--at-once", at_once)
+            assert json.loads(run(*asked, "--json"))["answers"] == each
+            assert run(*asked) == shown
 
 
 def test_any_setting(about: dict[str, Any], audio: Path) -> None:
