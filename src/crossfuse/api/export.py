@@ -23,6 +23,7 @@ from crossfuse.core.foreign import door
 from crossfuse.core.garbage import imported, old_objects_kept
 from crossfuse.core.onnx_runtime import require_onnxruntime
 from crossfuse.core.target import CPU_TARGET, HALF_PRECISIONS, require_precision, require_target
+from crossfuse.errors import InputError
 from crossfuse.parity.reference import REFERENCE_FILE, save_reference
 
 if TYPE_CHECKING:
@@ -273,7 +274,6 @@ def _stages(graph: FusedGraph, whole: bool, progress: Progress) -> Stages:
     """The stages of a graph; without one for steps where that can't be made and was not asked
     for."""
     from crossfuse.export.split.assembly import assemble
-    from crossfuse.export.split.decode_step import NoStepsError
 
     spec = graph.spec
     sizes = spec.example_sizes
@@ -281,8 +281,9 @@ def _stages(graph: FusedGraph, whole: bool, progress: Progress) -> Stages:
         return assemble(
             graph.model, spec.context, spec.dims, sizes, whole=whole, decode=spec.decode
         )
-    except NoStepsError as error:
-        if not spec.decode_where_possible:
+    except InputError as error:
+        if spec.decode is None or not spec.decode_where_possible:
             raise
+        stages = assemble(graph.model, spec.context, spec.dims, sizes, whole=whole)
         progress(f"no stage for steps: {error}")
-        return assemble(graph.model, spec.context, spec.dims, sizes, whole=whole)
+        return stages
