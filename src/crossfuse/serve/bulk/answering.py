@@ -119,23 +119,24 @@ class Answering:
         """What gives the answer; where there is an engine, it computes meanwhile."""
         if self._hears and question.audio is not None and question.image is None:
             return lambda: self._heard(question)
-        context, prompt = self._context(question)
+        context, prompt, said = self._context(question)
         given = None if prompt is None else [prompt]
         if self._engine is None:
             return lambda: self._told(
-                generate(self._session, context, given, **self._settings), prompt
+                generate(self._session, context, given, **self._settings), said
             )
         ticket = self._engine.submit(context, given, **self._settings)
-        return lambda: self._told(ticket.result(), prompt)
+        return lambda: self._told(ticket.result(), said)
 
-    def _context(self, question: Question) -> tuple[Context, list[int] | None]:
+    def _context(self, question: Question) -> tuple[Context, list[int] | None, list[int]]:
+        """The context, the prompt, and what the answer's text begins with."""
         session = self._session
         if not question.arrays:
             made = asked(
                 session, self._processor, text=question.text, image=question.image,
                 audio=question.audio,
             )  # fmt: skip
-            return session.encode(made.inputs), made.prompt
+            return session.encode(made.inputs), made.prompt, made.said
         assert session.decode is not None
         given = dict(question.arrays)
         self._limits.check(given)
@@ -144,14 +145,14 @@ class Answering:
         context = session.encode(given)
         if context.count != 1:
             raise InputError("a row is one context", got=f"{context.count} of them")
-        return context, prompt
+        return context, prompt, prompt or []
 
-    def _told(self, found: Generated, prompt: list[int] | None) -> dict[str, Any]:
+    def _told(self, found: Generated, begin: list[int]) -> dict[str, Any]:
         tokens = found.new_tokens[0].tolist()
         said = {"tokens": tokens, "score": float(found.scores[0]), "ended": bool(found.ended[0])}
         if self._words is None:
             return said
-        return {"text": self._words.decode([*(prompt or []), *tokens]).strip(), **said}
+        return {"text": self._words.decode([*begin, *tokens]).strip(), **said}
 
     def _heard(self, question: Question) -> dict[str, Any]:
         settings = {n: v for n, v in self._settings.items() if n != "num_return_sequences"}

@@ -1,5 +1,5 @@
-"""Positions that count on behind the first tokens of a row: from the greatest of theirs, one by one,
-alike on all axes of positions. They need no input there, and new tokens have theirs.
+"""Positions that count on behind the first tokens of a row: from the greatest of theirs, one by
+one, alike on all axes of positions. They need no input there, and new tokens have theirs.
 
 Positions of several axes are so in models whose images have places in height and width: a text
 behind an image begins where the greatest of these ends.

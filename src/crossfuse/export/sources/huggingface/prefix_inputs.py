@@ -10,7 +10,8 @@ Rules:
 1. Inputs with the ids' dimension along an axis are cut there: ``prefix_NAME`` holds the first
    tokens, ``NAME`` the rest. Results that have it along their second axis are those of the rest.
 2. The first tokens have the same number in every call. They hold all placeholders, each row as many
-   as the examples' rows, and the rest holds none: a session refuses others.
+   as the examples' rows, and the rest holds none: a session refuses others. Where they end with the
+   last placeholder, rows begin with a token: padding goes behind them (`aligned_rows`).
 3. Kinds of tokens that are one number in the rest of every example are no input there. Nor are
    positions that count on behind the first tokens' (`counted_positions`).
 4. The rest grows token by token, where the model is causal.
@@ -28,8 +29,9 @@ import torch
 from torch import Tensor
 
 from crossfuse.core.dimensions import multiple_of
-from crossfuse.core.tensors import Dim
+from crossfuse.core.tensors import PREFIX, Dim
 from crossfuse.errors import Advice, InputError, Said
+from crossfuse.export.sources.huggingface.aligned_rows import aligned
 from crossfuse.export.sources.huggingface.counted_positions import count_on, counting_on
 from crossfuse.export.sources.huggingface.placed_features import First
 from crossfuse.export.sources.huggingface.placeholders import SENSES, token_of
@@ -39,13 +41,10 @@ if TYPE_CHECKING:
 
     from crossfuse.spec.model_spec import ModelSpec
 
-__all__ = ["PLACEHOLDERS", "PREFIX", "with_prefix"]
+__all__ = ["PLACEHOLDERS", "with_prefix"]
 
 PLACEHOLDERS = "placeholders"
 """Asks for the tokens up to and with the last placeholder."""
-
-PREFIX = "prefix_"
-"""Stands before the name of an input that holds the first tokens."""
 
 _IDS = "input_ids"
 _KINDS = "token_type_ids"
@@ -76,12 +75,15 @@ def with_prefix(spec: ModelSpec, asked: str) -> tuple[ModelSpec, First]:
              spec.axes.values()]  # fmt: skip
     if any(own.count(dim) > 1 for own in sizes) or sum(dim in own for own in sizes) > len(axes):
         raise _unfit(spec, "an input has its tokens along two axes, or a multiple of them")
+    if asked == PLACEHOLDERS:
+        spec = _aligned(spec, axes)
     given = [spec.inputs, *spec.examples]
     found = [example[_IDS] for example in given]
     tokens = _placeholders(spec, found)
     count = _count(spec, asked, found, tokens)
     counted = counting_on(axes, given, count)
-    parts = _Parts(spec, dim, axes, count, _constants(axes, given, count), counted)
+    constants = _constants(axes, given, count)
+    parts = _Parts(spec, dim, axes, count, constants, counted, aligned=asked == PLACEHOLDERS)
     _join(spec.module, parts, _with_rows(spec, axes))
     return parts.spec(tokens), First(count, tuple(tokens.values()))
 
@@ -92,6 +94,13 @@ def _unfit(spec: ModelSpec, why: str) -> InputError:
         where=spec.name,
         do=Advice("Export without {}", Said("--prefix", "prefix=...")),
     )
+
+
+def _aligned(spec: ModelSpec, axes: Mapping[str, int]) -> ModelSpec:
+    """The spec with examples whose rows begin with a token."""
+    fixed = {n: v for n, v in spec.arguments.given.items() if not isinstance(v, Tensor)}
+    examples = [aligned(example, axes) for example in spec.examples]
+    return replace(spec, inputs={**fixed, **aligned(spec.inputs, axes)}, examples=examples)
 
 
 def _placeholders(spec: ModelSpec, ids: list[Tensor]) -> dict[int, int]:
@@ -183,6 +192,7 @@ class _Parts:
         count: of the first tokens.
         constants: inputs that are one number behind these.
         counted: inputs that count on behind these.
+        aligned: rows begin with a token, whatever the sampler gives.
     """
 
     whole: ModelSpec
@@ -191,6 +201,7 @@ class _Parts:
     count: int
     constants: Mapping[str, int]
     counted: frozenset[str]
+    aligned: bool = False
 
     @property
     def known(self) -> frozenset[str]:
@@ -263,9 +274,10 @@ class _Parts:
         example = whole.example_sizes[self.dim]
         asked = {**sizes, self.dim: example}
         if whole.sampler is not None:
-            made = self.split(whole.arguments.flat(whole.sampler(asked, generator), "the sampler"))
+            rows = whole.arguments.flat(whole.sampler(asked, generator), "the sampler")
         else:
-            made = self.split(_repeated(whole, asked))
+            rows = _repeated(whole, asked)
+        made = self.split(aligned(rows, self.axes) if self.aligned else rows)
         places = _places(example - self.count, sizes[self.dim], generator)
         for name, axis in self.axes.items():
             if name in made:
