@@ -110,7 +110,7 @@ def export(  # noqa: PLR0913 -- public: what a user may say of a source and of i
             :func:`crossfuse.huggingface_spec`.
         prefix: of ``hf:`` sources: give the first tokens with the context, ``prefix_NAME``, and the
             rest with each query: how many they are, or ``"placeholders"``, up to and with the last
-            placeholder of an image.
+            placeholder of an image. The rest is decoded step by step, where the model can.
         whole: don't split, although the source names context inputs.
         quick: for work in progress: compare at the examples and one made point (of a split, one
             more), and measure what half precision loses only where a target has one. The manifest

@@ -93,7 +93,8 @@ def huggingface_spec(  # noqa: PLR0913 -- public: a spec's own fields, and how t
             other.
         prefix: give the first tokens as inputs of the context, ``prefix_NAME``, and the rest as
             ``NAME``: how many they are, or ``"placeholders"``, up to and with the last placeholder
-            of the examples. A model in memory gets another ``forward`` for that.
+            of the examples. A model in memory gets another ``forward`` for that. The rest is then
+            decoded step by step, where the model can.
 
     Raises:
         InputError: the model can't be loaded, weights are missing, its inputs can't be told, it
