@@ -23,7 +23,7 @@ from crossfuse.core.foreign import door
 from crossfuse.core.garbage import imported, old_objects_kept
 from crossfuse.core.onnx_runtime import require_onnxruntime
 from crossfuse.core.target import CPU_TARGET, HALF_PRECISIONS, require_precision, require_target
-from crossfuse.errors import InputError
+from crossfuse.errors import InputError, ParityError
 from crossfuse.parity.reference import REFERENCE_FILE, save_reference
 
 if TYPE_CHECKING:
@@ -172,10 +172,9 @@ def export(  # noqa: PLR0913 -- public: what a user may say of a source and of i
             write_whole(writer.file(name), content)
         stages = _stages(graph, whole, progress)
         reference = _reference(graph, stages, writer, progress, of_targets, quick)
-        manifest = replace(_manifest(graph, stages, named), quick=quick)
         build = TargetBuild(writer, graph.model, stages, reference, progress)
-        for name, options in of_targets.items():
-            manifest = build.add(manifest, name, options)
+        manifest = _with_targets(build, graph, named, of_targets)
+        manifest = replace(manifest, quick=quick)
         progress("finishing")
         return trust(writer.commit(manifest))
 
@@ -246,6 +245,42 @@ def _reference(
     )
     save_reference(found, writer.file(REFERENCE_FILE))
     return found
+
+
+def _with_targets(
+    build: TargetBuild, graph: FusedGraph, source: Source, options: Mapping[str, BuildOptions]
+) -> Manifest:
+    """The manifest with all targets; without the stage for steps where that fails, and was not
+    asked for.
+
+    Raises:
+        ParityError: a target fails all the same.
+    """
+    files = set(build.writer.folder.iterdir())
+    wide = all(
+        require_precision(of.precision, require_target(name)) == "fp32"
+        for name, of in options.items()
+    )
+    try:
+        return _added(build, graph, source, options)
+    except ParityError as error:
+        if build.stages.decode is None or not (graph.spec.decode_where_possible and wide):
+            raise
+        for path in set(build.writer.folder.iterdir()) - files:
+            path.unlink()
+        build = replace(build, stages=build.stages.without_steps())
+        manifest = _added(build, graph, source, options)
+        build.progress(f"no stage for steps: {error}")
+        return manifest
+
+
+def _added(
+    build: TargetBuild, graph: FusedGraph, source: Source, options: Mapping[str, BuildOptions]
+) -> Manifest:
+    manifest = _manifest(graph, build.stages, source)
+    for name, of in options.items():
+        manifest = build.add(manifest, name, of)
+    return manifest
 
 
 def _manifest(graph: FusedGraph, stages: Stages, source: Source) -> Manifest:

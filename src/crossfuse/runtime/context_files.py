@@ -31,13 +31,13 @@ class Of(NamedTuple):
 
     Attributes:
         owner: which bundle and target computed them.
-        count: how many there are.
+        contexts: how many there are.
         sizes: of the context inputs' named dimensions.
         before: ``[contexts, tokens]``: ids in front of every prompt, where they are known.
     """
 
     owner: str
-    count: int
+    contexts: int
     sizes: Mapping[str, int]
     before: NDArray[np.int64] | None = None
 
@@ -68,7 +68,7 @@ def save_tensors(path: Path, tensors: Mapping[str, Any], of: Of) -> None:
     about = {
         _KIND: _FORM,
         "owner": of.owner,
-        "count": str(of.count),
+        "count": str(of.contexts),
         "sizes": json.dumps(dict(of.sizes), sort_keys=True),
     }
     if of.before is not None:

@@ -105,7 +105,7 @@ class SessionLayout:
 
     def _before(self, feeds: Mapping[str, Any]) -> NDArray[np.int64] | None:
         """Ids in front of the prompts among checked inputs."""
-        given = feeds.get(self._before_name)
+        given = feeds.get(self._before_name or "")
         if given is None or len(given.shape) != 2:
             return None
         ids = given.numpy() if isinstance(given, DeviceArray) else given

@@ -39,6 +39,17 @@ class Stages:
     with_queries: Mapping[str, str] = field(default_factory=dict)
     prefix: PrefixReuse | None = None
 
+    def without_steps(self) -> Stages:
+        """The same without a stage for steps."""
+        return replace(
+            self,
+            graphs={name: graph for name, graph in self.graphs.items() if name != "step"},
+            specs={name: spec for name, spec in self.specs.items() if name != "step"},
+            dims={name: dim for name, dim in self.dims.items() if name != NEW_TOKENS},
+            example={name: size for name, size in self.example.items() if name != NEW_TOKENS},
+            decode=None,
+        )
+
 
 def assemble(
     model: ir.Model,

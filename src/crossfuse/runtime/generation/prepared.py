@@ -93,6 +93,11 @@ def prompts_of(
     context: Context, settings: GenerationSettings, prompt: object, lengths: object, mask: object
 ) -> TokenRows:
     """The prompts, one per context where one is for all."""
+    if prompt is None and context.before is not None:
+        raise InputError(
+            "there is no prompt behind the first tokens, which are inputs of the context",
+            do="Give prompt=ids: what follows them",
+        )
     if prompt is None:
         starts = (settings.decoder_start_token_id, settings.bos_token_id)
         prompt = next((start for start in starts if start is not None), None)

@@ -9,6 +9,7 @@ from typing import Any
 
 from crossfuse.bundle.manifest import Manifest
 from crossfuse.core.foreign import own
+from crossfuse.core.tensors import CONTEXTS
 from crossfuse.errors import Advice, CrossfuseError, InputError, Said
 from crossfuse.runtime.context import Context
 from crossfuse.runtime.generation.engine import GenerationEngine
@@ -108,10 +109,14 @@ class Answering:
 
     def _engine_of(self, slots: int) -> GenerationEngine | None:
         """None where beams are asked for, or sequences can't stand side by side."""
-        if GenerationSettings.of(self._settings, self._session.generation).num_beams > 1:
+        session = self._session
+        kept = session.stages["context"].outputs if session.split else ()
+        if not any(CONTEXTS in spec.shape for spec in kept):
+            return None
+        if GenerationSettings.of(self._settings, session.generation).num_beams > 1:
             return None
         try:
-            return GenerationEngine(self._session, slots, queue=slots)
+            return GenerationEngine(session, slots, queue=slots)
         except InputError:
             return None
 
