@@ -187,8 +187,8 @@ def test_positions_that_count_on_are_no_input() -> None:
     assert other.inputs["position_ids"].shape == (3, 2, 4)
 
 
-def test_what_an_encoder_reads_does_not_grow() -> None:
-    spec, _ = with_prefix(spec_of(decode="decoder_input_ids"), PLACEHOLDERS)
+def test_what_grows_are_the_ids() -> None:
+    spec, _ = with_prefix(spec_of(decode="token_type_ids"), PLACEHOLDERS)
     assert spec.decode is None
     spec, _ = with_prefix(spec_of(decode="input_ids"), PLACEHOLDERS)
     assert (spec.decode, spec.decode_where_possible) == ("input_ids", False)
