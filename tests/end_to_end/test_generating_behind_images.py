@@ -212,7 +212,7 @@ def command(folder: Path, options: Sequence[str]) -> subprocess.CompletedProcess
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("text", ["what is in this picture ?", "<image> describe the cat"])
+@pytest.mark.parametrize("text", ["what is in this picture ?", "a : <image> describe the cat"])
 def test_what_is_asked_is_answered_as_the_library_does(
     text: str, llava: tuple[Any, Any, Path]
 ) -> None:
