@@ -40,7 +40,7 @@ class Asks(nn.Module):
         self.write = nn.Linear(WIDTH, WORDS)
 
     def forward(self, ids: Tensor, image: Tensor) -> dict[str, Tensor]:
-        start = self.start.expand(len(image), -1, -1)
+        start = self.start.expand(image.shape[0], -1, -1)
         x = torch.cat([start, self.look(image), self.words(ids)], 1)
         x = x + self.places(torch.arange(x.shape[1]))
         q, k, v = (
