@@ -11,6 +11,7 @@ import numpy as np
 
 from crossfuse.core.json_form import Form
 from crossfuse.core.tensors import PREFIX, TensorSpec
+from crossfuse.core.text import brief
 from crossfuse.errors import InputError
 from crossfuse.runtime.processing.words import Words
 
@@ -57,6 +58,13 @@ class PromptForm:
             return words.encode(text.replace(self.mark, self.stands_for), special=self.special)
         return words.encode(f"{self.before}{text}{self.after}", special=self.special)
 
+    @property
+    def _beginning(self) -> str:
+        """What prompts begin with, as a user writes it."""
+        if self.mark and self.stands_for:
+            return self.before.replace(self.stands_for, self.mark)
+        return self.before
+
     def parts(
         self, ids: list[int], places: Collection[int], specs: Mapping[str, TensorSpec], tokens: str
     ) -> tuple[dict[str, NDArray[Any]], list[int]]:
@@ -90,7 +98,7 @@ class PromptForm:
                 "with",
                 got=_told(ids, places),
                 expected=_told(known.tolist(), places),
-                do="Begin the prompt as they did, or export again with --text of this form",
+                do=f"Begin the prompt as they did: {brief(self._beginning)!r}",
             )
         if not rest:
             raise InputError("no tokens follow the first ones", got=f"{len(ids)} tokens in all")
