@@ -93,7 +93,7 @@ class Context:
     @property
     def before_count(self) -> int:
         """How many ids stand in front of every prompt, as far as they are known."""
-        return 0 if self.before is None else self.before.shape[1]
+        return 0 if self.before is None else int(self.before.shape[1])
 
     def before_each(self, sequences: int) -> NDArray[np.int64] | None:
         """``before`` of so many sequences, equally many over each context."""
