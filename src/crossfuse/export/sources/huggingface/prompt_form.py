@@ -101,7 +101,7 @@ def _watched(kind: Any) -> Iterator[list[str]]:
 
     def call(self: Any, *given: Any, **named: Any) -> Any:
         text = given[0] if given else named.get("text")
-        seen.extend([text] if isinstance(text, str) else text)
+        seen.extend([text] if isinstance(text, str) else list(text or ()))
         return original(self, *given, **named)
 
     with replaced(kind, "__call__", call):
