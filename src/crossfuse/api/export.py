@@ -23,6 +23,7 @@ from crossfuse.core.foreign import door
 from crossfuse.core.garbage import imported, old_objects_kept
 from crossfuse.core.onnx_runtime import require_onnxruntime
 from crossfuse.core.target import CPU_TARGET, HALF_PRECISIONS, require_precision, require_target
+from crossfuse.errors import InputError, ParityError
 from crossfuse.parity.reference import REFERENCE_FILE, save_reference
 
 if TYPE_CHECKING:
@@ -109,7 +110,7 @@ def export(  # noqa: PLR0913 -- public: what a user may say of a source and of i
             :func:`crossfuse.huggingface_spec`.
         prefix: of ``hf:`` sources: give the first tokens with the context, ``prefix_NAME``, and the
             rest with each query: how many they are, or ``"placeholders"``, up to and with the last
-            placeholder of an image.
+            placeholder of an image. The rest is decoded step by step, where the model can.
         whole: don't split, although the source names context inputs.
         quick: for work in progress: compare at the examples and one made point (of a split, one
             more), and measure what half precision loses only where a target has one. The manifest
@@ -171,10 +172,9 @@ def export(  # noqa: PLR0913 -- public: what a user may say of a source and of i
             write_whole(writer.file(name), content)
         stages = _stages(graph, whole, progress)
         reference = _reference(graph, stages, writer, progress, of_targets, quick)
-        manifest = replace(_manifest(graph, stages, named), quick=quick)
         build = TargetBuild(writer, graph.model, stages, reference, progress)
-        for name, options in of_targets.items():
-            manifest = build.add(manifest, name, options)
+        manifest = _with_targets(build, graph, named, of_targets)
+        manifest = replace(manifest, quick=quick)
         progress("finishing")
         return trust(writer.commit(manifest))
 
@@ -247,6 +247,42 @@ def _reference(
     return found
 
 
+def _with_targets(
+    build: TargetBuild, graph: FusedGraph, source: Source, options: Mapping[str, BuildOptions]
+) -> Manifest:
+    """The manifest with all targets; without the stage for steps where that fails, and was not
+    asked for.
+
+    Raises:
+        ParityError: a target fails all the same.
+    """
+    files = set(build.writer.folder.iterdir())
+    wide = all(
+        require_precision(of.precision, require_target(name)) == "fp32"
+        for name, of in options.items()
+    )
+    try:
+        return _added(build, graph, source, options)
+    except ParityError as error:
+        if build.stages.decode is None or not (graph.spec.decode_where_possible and wide):
+            raise
+        for path in set(build.writer.folder.iterdir()) - files:
+            path.unlink()
+        build = replace(build, stages=build.stages.without_steps())
+        manifest = _added(build, graph, source, options)
+        build.progress(f"no stage for steps: {error}")
+        return manifest
+
+
+def _added(
+    build: TargetBuild, graph: FusedGraph, source: Source, options: Mapping[str, BuildOptions]
+) -> Manifest:
+    manifest = _manifest(graph, build.stages, source)
+    for name, of in options.items():
+        manifest = build.add(manifest, name, of)
+    return manifest
+
+
 def _manifest(graph: FusedGraph, stages: Stages, source: Source) -> Manifest:
     """What the bundle says of itself before it has targets."""
     spec = graph.spec
@@ -273,7 +309,6 @@ def _stages(graph: FusedGraph, whole: bool, progress: Progress) -> Stages:
     """The stages of a graph; without one for steps where that can't be made and was not asked
     for."""
     from crossfuse.export.split.assembly import assemble
-    from crossfuse.export.split.decode_step import NoStepsError
 
     spec = graph.spec
     sizes = spec.example_sizes
@@ -281,8 +316,9 @@ def _stages(graph: FusedGraph, whole: bool, progress: Progress) -> Stages:
         return assemble(
             graph.model, spec.context, spec.dims, sizes, whole=whole, decode=spec.decode
         )
-    except NoStepsError as error:
-        if not spec.decode_where_possible:
+    except InputError as error:
+        if spec.decode is None or not spec.decode_where_possible:
             raise
+        stages = assemble(graph.model, spec.context, spec.dims, sizes, whole=whole)
         progress(f"no stage for steps: {error}")
-        return assemble(graph.model, spec.context, spec.dims, sizes, whole=whole)
+        return stages

@@ -136,7 +136,8 @@ def export(  # noqa: PLR0913 -- a command: its parameters are its options
             "--prefix",
             metavar="TOKENS",
             help="Of an hf: source: give the first tokens with the context, the rest with each "
-            "query: how many, or placeholders, up to and with the last placeholder of an image.",
+            "query: how many, or placeholders, up to and with the last placeholder of an image. "
+            "The rest grows token by token, where the model can.",
             rich_help_panel=MODEL,
         ),
     ] = None,

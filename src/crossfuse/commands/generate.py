@@ -266,25 +266,25 @@ def _answered(
     question = asked(session, processor, **given)
     context = session.encode(question.inputs)
     prompt = None if question.prompt is None else [question.prompt]
-    begin = processor.decode(question.prompt or [])
+    begin = processor.decode(question.said)
     text = _Text(output)
     text.add(begin)
     if GenerationSettings.of(settings, session.generation).num_beams > 1:
         best = generated(session, context, prompt, **settings)
         tokens = best.new_tokens[0].tolist()
-        whole = processor.decode([*(question.prompt or []), *tokens])
+        whole = processor.decode([*question.said, *tokens])
         text.add(whole.removeprefix(begin))
         text.end()
         return {"text": whole.strip(), "tokens": tokens}
     pieces, tokens = processor.pieces(), []
-    for token in question.prompt or []:
+    for token in question.said:
         pieces.add(token)
     for step in generated(session, context, prompt, stream=True, **settings):
         tokens.append(int(step.tokens[0]))
         text.add(pieces.add(tokens[-1]))
     text.add(pieces.rest())
     text.end()
-    whole = processor.decode([*(question.prompt or []), *tokens])
+    whole = processor.decode([*question.said, *tokens])
     return {"text": whole.strip(), "tokens": tokens}
 
 

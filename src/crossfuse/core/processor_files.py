@@ -30,6 +30,7 @@ __all__ = [
     "PLACES",
     "PREPROCESSOR",
     "PROCESSOR",
+    "PROMPTS",
     "SOUNDS",
     "TOKENIZER",
     "TOKENIZER_SETTINGS",
@@ -45,6 +46,10 @@ PARTS = (TOKENIZER, TOKENIZER_SETTINGS, PREPROCESSOR, PROCESSOR)
 PLACES = "placeholder_token_ids"
 """The entry of a bundle's tokenizer settings that names tokens in whose places of a prompt a model
 puts what it made of an image or a sound."""
+
+PROMPTS = "prompts"
+"""The entry of a bundle's tokenizer settings that says how a prompt with places is written around a
+text."""
 
 ASIDE, NO_ID_FROM = "pieces_aside", "no_id_from"
 """Entries of a bundle's tokenizer settings, for texts that one vocabulary cuts and another numbers:

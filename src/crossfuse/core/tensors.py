@@ -19,6 +19,7 @@ __all__ = [
     "NEW_TOKENS",
     "NEXT",
     "POSITION",
+    "PREFIX",
     "PROBABILITIES",
     "SIZES",
     "STATE",
@@ -46,6 +47,10 @@ contexts and queries."""
 POSITION = "position"
 """The step stage's input that says the place of each new token, ``[batch, new_tokens]`` int64. In
 bundles of crossfuse 0.1, whose step stages take one token, how many there were before, ``[1]``."""
+
+PREFIX = "prefix_"
+"""Stands before the name of a context input that holds the first tokens of an input of the queries,
+``[contexts, tokens]``."""
 
 NEW_TOKENS = "new_tokens"
 """The dimension that counts the tokens of one step."""

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from crossfuse.core.dimensions import symbols_in
 from crossfuse.core.tensors import TensorSpec
 from crossfuse.errors import InputError
-from crossfuse.runtime.context_files import refuse_pickling, save_tensors
+from crossfuse.runtime.context_files import Of, refuse_pickling, save_tensors
 from crossfuse.runtime.device_array import DeviceArray
 from crossfuse.runtime.input_checks import positions_of
 
@@ -31,6 +31,8 @@ class Context:
         batch: the dimension that counts them, or None where the context inputs have no batch.
         owner: which bundle and target computed them; a session of another one refuses them.
         input_sizes: of the context inputs' named dimensions.
+        before: ``[contexts, tokens]``: ids in front of every prompt, where they are an input of the
+            context; what is chosen by the tokens so far goes by them, too.
     """
 
     tensors: Mapping[str, Any]
@@ -39,6 +41,7 @@ class Context:
     batch: str | None
     owner: str
     input_sizes: Mapping[str, int] = field(default_factory=dict)
+    before: NDArray[np.int64] | None = None
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -84,7 +87,17 @@ class Context:
                 if on_device
                 else frozen(np.take(tensor, chosen, axis=axis))
             )
-        return replace(self, tensors=taken, count=int(chosen.size))
+        before = None if self.before is None else frozen(self.before[chosen])
+        return replace(self, tensors=taken, count=int(chosen.size), before=before)
+
+    @property
+    def before_count(self) -> int:
+        """How many ids stand in front of every prompt, as far as they are known."""
+        return 0 if self.before is None else int(self.before.shape[1])
+
+    def before_each(self, sequences: int) -> NDArray[np.int64] | None:
+        """``before`` of so many sequences, equally many over each context."""
+        return None if self.before is None else self.before.repeat(sequences // self.count, 0)
 
     def of_rows(self, rows: NDArray[np.int64], batch: int) -> Context:
         """Those that some of a batch of sequences over the contexts look at: each once where it
@@ -106,7 +119,8 @@ class Context:
         Raises:
             InputError: the file can't be written.
         """
-        save_tensors(Path(path), self.tensors, self.owner, self.count, self.input_sizes)
+        about = Of(self.owner, self.count, self.input_sizes, self.before)
+        save_tensors(Path(path), self.tensors, about)
 
     def __reduce_ex__(self, protocol: object) -> NoReturn:
         refuse_pickling(

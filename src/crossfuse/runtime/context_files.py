@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+
+import numpy as np
 
 from crossfuse.bundle.manifest import StageSpec
 from crossfuse.core.dimensions import is_name, size_at
@@ -15,10 +17,29 @@ from crossfuse.errors import InputError
 from crossfuse.runtime.device_array import DeviceArray
 from crossfuse.runtime.stage import Stage
 
-__all__ = ["Loaded", "load_tensors", "placed", "refuse_pickling", "save_tensors"]
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = ["Loaded", "Of", "load_tensors", "placed", "refuse_pickling", "save_tensors"]
 
 _KIND, _FORM = "crossfuse.context", "1"
 _ADVICE = "Encode the input again with this bundle"
+
+
+class Of(NamedTuple):
+    """What there is to say of contexts beside their tensors.
+
+    Attributes:
+        owner: which bundle and target computed them.
+        contexts: how many there are.
+        sizes: of the context inputs' named dimensions.
+        before: ``[contexts, tokens]``: ids in front of every prompt, where they are known.
+    """
+
+    owner: str
+    contexts: int
+    sizes: Mapping[str, int]
+    before: NDArray[np.int64] | None = None
 
 
 class Loaded(NamedTuple):
@@ -26,36 +47,32 @@ class Loaded(NamedTuple):
 
     Attributes:
         tensors: by name.
-        contexts: how many there are.
-        sizes: of the context inputs' named dimensions.
+        about: them.
     """
 
     tensors: dict[str, Stored]
-    contexts: int
-    sizes: dict[str, int]
+    about: Of
 
 
-def save_tensors(
-    path: Path, tensors: Mapping[str, Any], owner: str, count: int, sizes: Mapping[str, int]
-) -> None:
+def save_tensors(path: Path, tensors: Mapping[str, Any], of: Of) -> None:
     """Write contexts to a file.
 
     Args:
         path: of the file.
         tensors: by name.
-        owner: which bundle and target computed them.
-        count: how many contexts there are.
-        sizes: of the context inputs' named dimensions.
+        of: what else there is to say.
 
     Raises:
         InputError: the file can't be written.
     """
     about = {
         _KIND: _FORM,
-        "owner": owner,
-        "count": str(count),
-        "sizes": json.dumps(dict(sizes), sort_keys=True),
+        "owner": of.owner,
+        "count": str(of.contexts),
+        "sizes": json.dumps(dict(of.sizes), sort_keys=True),
     }
+    if of.before is not None:
+        about["before"] = json.dumps(of.before.tolist())
     write_tensors(path, {name: _on_host(tensor) for name, tensor in tensors.items()}, about)
 
 
@@ -92,7 +109,22 @@ def load_tensors(
     known = {**sizes, **({} if batch is None else {batch: count})}
     for spec in specs:
         _require_tensor(path, spec, file.tensors[spec.name], known)
-    return Loaded({spec.name: file.tensors[spec.name] for spec in specs}, count, sizes)
+    of = Of(owner, count, sizes, _before(file, path, count))
+    return Loaded({spec.name: file.tensors[spec.name] for spec in specs}, of)
+
+
+def _before(file: TensorFile, path: Path, count: int) -> NDArray[np.int64] | None:
+    """Ids in front of the prompts, a row for each context."""
+    if "before" not in file.about:
+        return None
+    try:
+        ids = np.asarray(json.loads(file.about["before"]))
+    except (ValueError, RecursionError) as error:
+        raise _unfit(path, "other ids in front of prompts", f"{count} rows of them") from error
+    if ids.ndim != 2 or len(ids) != count or ids.dtype != np.int64 or (ids < 0).any():
+        raise _unfit(path, f"ids {list(ids.shape)} in front of prompts", f"{count} rows of them")
+    ids.flags.writeable = False
+    return ids
 
 
 def _require_sizes(

@@ -160,8 +160,9 @@ class Session:
         engine = next(iter(self._require_split().values()))
         stage, layout = self.stages["context"], self._layout
         found = load_tensors(Path(path), stage, layout.batch, self._dims, self.owner)
+        layout.require_before(found.about, path)
         tensors = {name: placed(stored, engine) for name, stored in found.tensors.items()}
-        return layout.context_with(tensors, found.contexts, found.sizes, self.owner)
+        return layout.context_with(tensors, found.about)
 
     def query(
         self, context: Context, inputs: Mapping[str, Any] | None = None, /, **named: Any

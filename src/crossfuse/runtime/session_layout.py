@@ -5,12 +5,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from crossfuse.bundle.manifest import Decode, StageSpec
-from crossfuse.core.tensors import CONTEXTS, STATE, TensorSpec, names_of
+from crossfuse.core.tensors import CONTEXTS, PREFIX, STATE, TensorSpec, names_of
 from crossfuse.errors import Advice, InputError, Said
 from crossfuse.runtime.context import Context, frozen
+from crossfuse.runtime.context_files import Of
+from crossfuse.runtime.device_array import DeviceArray
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 __all__ = ["SessionLayout"]
 
@@ -64,19 +71,46 @@ class SessionLayout:
     def context_of(self, tensors: Iterable[Any], feeds: Mapping[str, Any], owner: str) -> Context:
         """What a context stage computed of checked inputs, in its outputs' order."""
         made = zip(self.frontier, tensors, strict=True)
-        return self.context_with(
-            {name: frozen(tensor) for name, tensor in made},
-            self.contexts_in(feeds),
-            self.context_sizes(feeds),
-            owner,
-        )
+        about = Of(owner, self.contexts_in(feeds), self.context_sizes(feeds), self._before(feeds))
+        return self.context_with({name: frozen(tensor) for name, tensor in made}, about)
 
-    def context_with(
-        self, tensors: Mapping[str, Any], count: int, sizes: Mapping[str, int], owner: str
-    ) -> Context:
+    def context_with(self, tensors: Mapping[str, Any], about: Of) -> Context:
         """Contexts of these tensors."""
         kept = MappingProxyType(dict(tensors))
-        return Context(kept, self.kept, count, self.batch, owner, sizes)
+        owner, count, sizes, before = about
+        return Context(kept, self.kept, count, self.batch, owner, sizes, before)
+
+    def require_before(self, about: Of, where: object) -> None:
+        """Refuse contexts of a file that says other ids in front of prompts than there are.
+
+        Raises:
+            InputError: none, or others in number.
+        """
+        spec = next((s for s in self.context if s.name == self._before_name), None)
+        expected = None if spec is None or len(spec.shape) != 2 else spec.shape[1]
+        got = None if about.before is None else about.before.shape[1]
+        fits = got == expected or (isinstance(expected, str) and got == about.sizes.get(expected))
+        if not fits:
+            raise InputError(
+                "the context's file doesn't hold the tokens in front of the prompts",
+                where=where,
+                got=got or "none",
+                expected=expected or "none",
+                do="Encode the input again with this bundle",
+            )
+
+    @property
+    def _before_name(self) -> str | None:
+        return None if self.decode is None else PREFIX + self.decode.tokens
+
+    def _before(self, feeds: Mapping[str, Any]) -> NDArray[np.int64] | None:
+        """Ids in front of the prompts among checked inputs."""
+        given = feeds.get(self._before_name or "")
+        if given is None or len(given.shape) != 2:
+            return None
+        ids = given.numpy() if isinstance(given, DeviceArray) else given
+        found: NDArray[np.int64] = frozen(np.array(ids, np.int64))
+        return found
 
     def contexts_in(self, feeds: Mapping[str, Any]) -> int:
         """How many contexts the checked inputs hold; 1 where they have no batch."""

@@ -61,7 +61,9 @@ class Slots:
         tensors = {name: self._room_for(like.tensors[name], axis, count)
                    for name, axis in self._axes.items()}  # fmt: skip
         specs = tuple(spec for spec in like.specs if spec.name in tensors)
-        own = replace(like, tensors=MappingProxyType(tensors), specs=specs, count=count)
+        own = replace(
+            like, tensors=MappingProxyType(tensors), specs=specs, count=count, before=None
+        )
         self.state: DecodingState = session.start(own, count)
         # Rows of some sequences are memory of their own only where each tensor begins with them.
         outputs = session.stages["step"].outputs
@@ -260,7 +262,7 @@ class Slots:
     def _part(self, rows: slice, *, binds: bool) -> DecodingState:
         own = self.state.context
         tensors = {n: t if self._axes[n] is None else t[rows] for n, t in own.tensors.items()}
-        part = replace(own, tensors=tensors, count=rows.stop - rows.start)
+        part = replace(own, tensors=tensors, count=rows.stop - rows.start, before=None)
         return self.state.part(part, rows, binds=binds)
 
     def _room_for(self, tensor: Any, axis: int | None, count: int) -> Any:

@@ -4,12 +4,13 @@ and write them."""
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from crossfuse.core.tensors import NEXT, STATE, TensorSpec
+from crossfuse.errors import InputError
 from crossfuse.runtime.device_array import DeviceArray, item_size
 
 if TYPE_CHECKING:
@@ -24,7 +25,8 @@ class StateMemory:
     """Tensors of fixed size, one row of each per sequence.
 
     They are made once. On the CPU a run writes its rows in place, and copies nothing; on a GPU
-    there are two sets of them, and a run reads the one and writes the other.
+    there are two sets of them, and a run reads the one and writes the other. A stage of one
+    sequence runs for each of several, on the CPU.
 
     Args:
         engine: the step stage.
@@ -34,6 +36,9 @@ class StateMemory:
 
     Attributes:
         tensors: by the names of the stage's inputs.
+
+    Raises:
+        InputError: a stage of another number of sequences, which can't run for each of them.
     """
 
     def __init__(
@@ -41,14 +46,10 @@ class StateMemory:
     ) -> None:
         self._engine = engine
         self._given = dict(given)
-        shapes = {
-            spec.name: (
-                tuple(size if isinstance(size, int) else batch for size in spec.shape),
-                spec.dtype,
-            )
-            for spec in inputs
-            if spec.name.startswith(STATE)
-        }
+        states = [spec for spec in inputs if spec.name.startswith(STATE)]
+        self._one_by_one = _runs_one_by_one(states, batch, engine)
+        self._parts: list[StateMemory] = []
+        shapes = {spec.name: (_shape(spec, batch), spec.dtype) for spec in states}
         self.tensors: dict[str, Any] = {name: self._zeros(*of) for name, of in shapes.items()}
         self._other: dict[str, DeviceArray] = {}
         if engine.on_device:
@@ -63,8 +64,7 @@ class StateMemory:
     def bytes_of(engine: Stage, inputs: Iterable[TensorSpec], batch: int) -> int:
         """What the tensors of so many sequences take."""
         sizes = (
-            math.prod(size if isinstance(size, int) else batch for size in spec.shape)
-            * item_size(spec.dtype)
+            math.prod(_shape(spec, batch)) * item_size(spec.dtype)
             for spec in inputs
             if spec.name.startswith(STATE)
         )
@@ -107,6 +107,8 @@ class StateMemory:
             the outputs that are no state; those of one token per sequence are overwritten by the
             next run of one token.
         """
+        if self._one_by_one:
+            return self._each(feeds)
         several = any(array.ndim == 2 and array.shape[1] != 1 for array in feeds.values())
         if several or not self._binds or self._engine.on_device:
             return self._run(feeds)
@@ -144,6 +146,17 @@ class StateMemory:
         if self._engine.on_device:
             return self._engine.empty(shape, dtype).zero()
         return np.zeros(shape, dtype)
+
+    def _each(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """A run for each sequence."""
+        if not self._parts:
+            each = range(self._whole)
+            self._parts = [self.part(slice(i, i + 1), self._given, binds=True) for i in each]
+        made = [
+            part.run({name: array[i : i + 1] for name, array in feeds.items()})
+            for i, part in enumerate(self._parts)
+        ]
+        return {name: np.concatenate([one[name] for one in made]) for name in made[0]}
 
     def _run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """A run of any tokens. The state stays where it is; on a GPU nothing in it changes unless
@@ -183,3 +196,27 @@ class StateMemory:
         for name, array in made.items():
             shape = array.shape if whole else (self._whole, *array.shape[1:])
             yield name, np.empty(shape, array.dtype)
+
+
+def _shape(spec: TensorSpec, batch: int) -> tuple[int, ...]:
+    """Of a state's tensor, whose first axis counts the sequences."""
+    return (batch, *(size if isinstance(size, int) else batch for size in spec.shape[1:]))
+
+
+def _runs_one_by_one(states: Sequence[TensorSpec], batch: int, engine: Stage) -> bool:
+    """Whether the stage takes one sequence, and there are several.
+
+    Raises:
+        InputError: it takes another number of them, or computes on a GPU.
+    """
+    fixed = next((spec.shape[0] for spec in states if isinstance(spec.shape[0], int)), batch)
+    if fixed == batch:
+        return False
+    if fixed != 1 or engine.on_device:
+        raise InputError(
+            "the bundle's step stage takes a fixed number of sequences at once",
+            got=f"{batch} sequences",
+            expected=fixed,
+            do="Give so many prompts, and no beams",
+        )
+    return True

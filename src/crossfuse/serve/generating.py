@@ -16,7 +16,7 @@ from crossfuse.core.tensors import CONTEXTS, POSITION
 from crossfuse.errors import BundleError, CrossfuseError, InputError, PackageError
 from crossfuse.runtime.generation.engine import GenerationEngine
 from crossfuse.runtime.generation.ticket import Ticket
-from crossfuse.runtime.processing.asked import asked, beginning
+from crossfuse.runtime.processing.asked import asked, beginning, begun
 from crossfuse.runtime.processing.processor import Processor
 from crossfuse.runtime.processing.words import Pieces
 from crossfuse.serve.generation_parameters import checked_parameters
@@ -193,11 +193,16 @@ class Generating:
                 where="text_input",
                 do="Send ids as inputs",
             )
-        if _TEXTS not in self.requests.context_names:
+        places = self.processor.prompt_form is not None
+        if places or _TEXTS not in self.requests.context_names:
             if prompt is not None:
                 raise InputError(
                     "the prompt is given twice, as text and as ids", where=session.decode.tokens
                 )
+            if places:
+                first, prompt = begun(session, self.processor, asking.text)
+                # Of a context that is kept, the first tokens are known.
+                return ({**given, **first} if given else given), prompt
             return given, beginning(session, self.processor, asking.text)
         if given:
             raise InputError(

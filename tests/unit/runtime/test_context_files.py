@@ -134,3 +134,32 @@ def test_on_a_device_bits_are_uploaded() -> None:
     made = placed(Stored("bfloat16", bits), Device())  # type: ignore[arg-type]
     assert made.made == ((2, 3), "bfloat16")
     assert made.bits is bits
+
+
+FIRST = np.array([[3, 4], [5, 6]])
+
+
+def test_tokens_in_front_of_prompts_come_back(tmp_path: Path) -> None:
+    session = toy_session(first=2)
+    context = session.encode(image=IMAGES, prefix_ids=FIRST)
+    assert context.before is not None
+    context.save(tmp_path / "c")
+    found = session.load_context(tmp_path / "c")
+    np.testing.assert_array_equal(found.before, FIRST)
+    assert found.select([1]).before_each(2).tolist() == [[5, 6], [5, 6]]
+    assert found.before_each(4).tolist() == [[3, 4], [3, 4], [5, 6], [5, 6]]
+    assert toy_session().encode(image=IMAGES).before_count == 0
+
+
+@pytest.mark.parametrize(
+    "before",
+    [None, "[[1, 2]]", "[[1], [2]]", "[[1, 2], [3]]", "[[1, -2], [3, 4]]", "{", "[" * 9999],
+)
+def test_other_tokens_in_front_are_refused(before: str | None, tmp_path: Path) -> None:
+    session = toy_session(first=2)
+    session.encode(image=IMAGES, prefix_ids=FIRST).save(tmp_path / "c")
+    tensors, about = read_tensors(tmp_path / "c")
+    about.pop("before")
+    write_tensors(tmp_path / "c", tensors, about | ({} if before is None else {"before": before}))
+    with pytest.raises(InputError, match="front of"):
+        session.load_context(tmp_path / "c")

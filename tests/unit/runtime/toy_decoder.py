@@ -47,8 +47,11 @@ def _step(feeds: Any) -> list[np.ndarray]:
     return [_rows(ids, places, sums, feeds["bias"]), state]
 
 
-def toy_session(generation: dict[str, Any] | None = None, *, outputs: str = "logits") -> Session:
-    """Takes images ``[contexts, vocabulary]`` and ids; holds `LENGTH` tokens."""
+def toy_session(
+    generation: dict[str, Any] | None = None, *, outputs: str = "logits", first: int = 0
+) -> Session:
+    """Takes images ``[contexts, vocabulary]`` and ids; holds `LENGTH` tokens. With so many first
+    tokens of its context, which change no scores."""
     image = TensorSpec("image", "float32", ("contexts", VOCABULARY))
     bias = TensorSpec("bias", "float32", ("contexts", VOCABULARY))
     ids = TensorSpec("ids", "int64", ("batch", "tokens"), (0, VOCABULARY - 1))
@@ -58,8 +61,9 @@ def toy_session(generation: dict[str, Any] | None = None, *, outputs: str = "log
         TensorSpec(n, "float32", ("batch", LENGTH, 1)) for n in ("state:kept", "next:kept")
     )
     logits = TensorSpec(outputs, "float32", ("batch", "tokens", VOCABULARY))
+    begin = [TensorSpec("prefix_ids", "int64", ("contexts", first))] if first else []
     stages = {
-        "context": StageSpec((image,), (bias,)),
+        "context": StageSpec((image, *begin), (bias,)),
         "query": StageSpec((ids, bias), (logits,)),
         "step": StageSpec((new, bias, place, before), (logits, after)),
     }

@@ -15,6 +15,7 @@ import pytest
 import crossfuse
 from coverage.rows import TARGETS
 from crossfuse import InputError, runtime
+from crossfuse.runtime.processing.prompt_form import PromptForm
 from crossfuse.serve.generating import Asking, Generating, Stream, can_generate, whole_of
 from crossfuse.serve.limits import Limits
 from crossfuse.serve.request_engine import Request, RequestEngine, UnknownContextError
@@ -36,15 +37,17 @@ class Words:
         return "".join(WORDS[one] for one in ids)
 
 
-def processor() -> Any:
+def processor(form: PromptForm | None = None) -> Any:
     from crossfuse.runtime.processing.words import Pieces
 
     words: Any = Words()
-    return SimpleNamespace(words=words, pieces=lambda: Pieces(words))
+    return SimpleNamespace(
+        words=words, pieces=lambda: Pieces(words), prompt_form=form, places=frozenset([6])
+    )
 
 
-def generating(**options: Any) -> Generating:
-    session = toy_session({"decoder_start_token_id": 3, "eos_token_id": 0})
+def generating(first: int = 0, **options: Any) -> Generating:
+    session = toy_session({"decoder_start_token_id": 3, "eos_token_id": 0}, first=first)
     requests = RequestEngine(session, limits=Limits(max_batch=4))
     return Generating(requests, 2, 4, **options)
 
@@ -111,6 +114,23 @@ def test_a_text_is_what_the_answer_begins_with() -> None:
         bare.begin(Asking(request(0), "bc"))
     assert set(whole(bare.begin(Asking(request(0))))) == {"tokens", "ended"}
     bare.close()
+
+
+def test_a_text_is_asked_about_an_image() -> None:
+    form = PromptForm("bg", "e", True, {"prefix_ids": ((2, 6),)})
+    made = generating(2, processor=processor(form))
+    parameters = {"max_new_tokens": 4, "repetition_penalty": 2.0}
+    found = whole(made.begin(Asking(request(0), "cd", parameters)))
+    session = made.requests.session
+    context = session.encode(image=IMAGES[:1], prefix_ids=np.array([[1, 6]]))
+    alone = runtime.generate(session, context, [[2, 3, 4]], **parameters)
+    assert found["tokens"] == alone.new_tokens[0].tolist()
+    assert found["text_output"] == "".join(WORDS[one] for one in found["tokens"])
+    with pytest.raises(InputError, match="places elsewhere"):
+        made.begin(Asking(request(0), "cg"))
+    with pytest.raises(InputError, match="given twice"):
+        made.begin(Asking(request(0, [1]), "bc"))
+    made.close()
 
 
 def test_contexts_are_kept_and_named() -> None:

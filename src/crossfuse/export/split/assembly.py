@@ -11,7 +11,7 @@ import onnx_ir as ir
 from crossfuse.bundle.manifest import Decode, PrefixReuse, StageSpec
 from crossfuse.core.tensors import CONTEXTS, NEW_TOKENS, Dim
 from crossfuse.errors import InputError
-from crossfuse.export.split.decode_step import decode_stage
+from crossfuse.export.split.decode_step import NoStepsError, decode_stage
 from crossfuse.export.split.partition import NothingToSplitError, split
 from crossfuse.export.split.prefix import cut_prefix
 from crossfuse.export.split.stage_sizes import MissingSizeError
@@ -38,6 +38,17 @@ class Stages:
     decode: Decode | None = None
     with_queries: Mapping[str, str] = field(default_factory=dict)
     prefix: PrefixReuse | None = None
+
+    def without_steps(self) -> Stages:
+        """The same without a stage for steps."""
+        return replace(
+            self,
+            graphs={name: graph for name, graph in self.graphs.items() if name != "step"},
+            specs={name: spec for name, spec in self.specs.items() if name != "step"},
+            dims={name: dim for name, dim in self.dims.items() if name != NEW_TOKENS},
+            example={name: size for name, size in self.example.items() if name != NEW_TOKENS},
+            decode=None,
+        )
 
 
 def assemble(
@@ -73,13 +84,25 @@ def assemble(
     if apart is not model:
         try:
             stages = _split(apart, context, dims, sizes, decode)
+        except NoStepsError:
+            raise
         except InputError as error:
             found = PrefixReuse(None, (), str(error.what))
         else:
             if "context" in stages.graphs:
                 return replace(stages, prefix=found)
             found = PrefixReuse(None, (), next(iter(stages.with_queries.values())))
-    return replace(_split(model, context, dims, sizes, decode), prefix=found)
+    try:
+        return replace(_split(model, context, dims, sizes, decode), prefix=found)
+    except NoStepsError as error:
+        if found is None or not found.reason:
+            raise
+        # What can't be computed once can't stand in front of steps either.
+        raise NoStepsError(
+            f"the model can't be decoded step by step: {found.reason}",
+            where=error.where,
+            do=error.do,
+        ) from error
 
 
 def _split(

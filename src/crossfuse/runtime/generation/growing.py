@@ -149,7 +149,7 @@ def growing(
             got=f"{rows.batch} prompts, {context.count} contexts",
             do="Submit each by itself",
         )
-    longest = int(longest_of(session, settings, rows, asked=asked)[0])
+    longest = int(longest_of(session, settings, rows, asked=asked, before=context.before_count)[0])
     length = int(rows.lengths[0])
     ids = np.zeros(longest, np.int64)
     ids[:length] = rows.ids[0, :length]
@@ -198,12 +198,15 @@ def _processed(members: Sequence[Growing], scores: NDArray[np.float32]) -> NDArr
 
 
 def _histories(members: Iterable[Growing]) -> Histories:
-    """Their tokens side by side."""
+    """Their tokens side by side, behind those of their contexts."""
     found = list(members)
-    lengths = np.array([one.length for one in found], np.int64)
+    firsts = np.array([one.context.before_count for one in found], np.int64)
+    lengths = np.array([one.length for one in found], np.int64) + firsts
     ids = np.zeros((len(found), int(lengths.max())), np.int64)
-    for row, one in zip(ids, found, strict=True):
-        row[: one.length] = one.ids[: one.length]
-    prompts = np.array([one.prompt for one in found], np.int64)
-    longest = np.array([len(one.ids) for one in found], np.int64)
+    for row, first, one in zip(ids, firsts, found, strict=True):
+        if one.context.before is not None:
+            row[:first] = one.context.before[0]
+        row[first : first + one.length] = one.ids[: one.length]
+    prompts = np.array([one.prompt for one in found], np.int64) + firsts
+    longest = np.array([len(one.ids) for one in found], np.int64) + firsts
     return Histories(ids, lengths, prompts, longest)

@@ -28,6 +28,18 @@ class Histories(NamedTuple):
     prompts: NDArray[np.int64]
     longest: NDArray[np.int64]
 
+    def behind(self, before: NDArray[np.int64] | None) -> Histories:
+        """With tokens in front of each row, ``[rows, tokens]``, which count as the prompt's."""
+        if before is None:
+            return self
+        count = before.shape[1]
+        return Histories(
+            np.concatenate([before, self.ids], 1),
+            self.lengths + count,
+            self.prompts + count,
+            self.longest + count,
+        )
+
     def row(self, index: int) -> NDArray[np.int64]:
         """The tokens of one row."""
         return self.ids[index, : self.lengths[index]]

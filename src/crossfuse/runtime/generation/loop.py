@@ -103,7 +103,7 @@ def generate(  # noqa: PLR0913 -- public: what is generated from, and how it com
         )
     rows = prompts_of(context, chosen, prompt, lengths, mask)
     asked = any(settings.get(name) is not None for name in ("max_new_tokens", "max_length"))
-    longest = longest_of(session, chosen, rows, asked=asked)
+    longest = longest_of(session, chosen, rows, asked=asked, before=context.before_count)
     run = Run.begin(session, context, chosen, rows, longest)
     run.hook, run.output = logits_hook, scoring_output(session, output)
     if chosen.num_beams > 1:
@@ -139,7 +139,7 @@ def _token_by_token(run: Run) -> Generator[Streamed, None, Generated]:
     temperature = run.settings.temperature if draws is not None else 1.0
     unscaled: list[list[float]] = [[] for _ in range(rows)]
     while active.any():
-        scores = _processed(processors, histories, run.scores())
+        scores = _processed(processors, histories.behind(run.before), run.scores())
         tokens, log_probs = _chosen(scores, active, draws)
         tokens[~active] = run.pad
         for row in np.flatnonzero(active).tolist():
@@ -214,7 +214,7 @@ def _with_beams(run: Run) -> Generated:
     ]
     width = int(run.longest.max())
     while True:
-        histories = _histories_of(searches, run, width)
+        histories = _histories_of(searches, run, width).behind(run.before)
         scores = _processed(processors, histories, log_softmax(run.scores()))
         order, fed = np.arange(state.batch), np.zeros(state.batch, np.int64)
         tokens = np.zeros((state.batch, 1), np.int64)

@@ -68,6 +68,11 @@ class Run:
         return [*processors_of(self.settings, self.hook), *warpers_of(self.settings)]
 
     @property
+    def before(self) -> NDArray[np.int64] | None:
+        """``[sequences, tokens]``: in front of the prompts, where there are some."""
+        return self.state.context.before_each(self.state.batch)
+
+    @property
     def draws(self) -> Draws | None:
         """Random numbers, where tokens are drawn."""
         settings = self.settings
@@ -88,6 +93,11 @@ def prompts_of(
     context: Context, settings: GenerationSettings, prompt: object, lengths: object, mask: object
 ) -> TokenRows:
     """The prompts, one per context where one is for all."""
+    if prompt is None and context.before is not None:
+        raise InputError(
+            "there is no prompt behind the first tokens, which are inputs of the context",
+            do="Give prompt=ids: what follows them",
+        )
     if prompt is None:
         starts = (settings.decoder_start_token_id, settings.bos_token_id)
         prompt = next((start for start in starts if start is not None), None)
@@ -105,10 +115,11 @@ def prompts_of(
 
 
 def longest_of(
-    session: Session, settings: GenerationSettings, rows: TokenRows, *, asked: bool
+    session: Session, settings: GenerationSettings, rows: TokenRows, *, asked: bool, before: int = 0
 ) -> NDArray[np.int64]:
-    """The most tokens of each sequence. The last one is not computed on, so the state reaches one
-    further than it holds; what only the bundle's settings say goes as far as the state.
+    """The most tokens of each sequence, without those ``before`` its prompt. The last one is not
+    computed on, so the state reaches one further than it holds; what only the bundle's settings say
+    goes as far as the state.
 
     Raises:
         InputError: a bundle that can't decode, more tokens than it holds, or a prompt as long.
@@ -122,7 +133,7 @@ def longest_of(
     if settings.max_new_tokens is not None:
         longest = prompts + settings.max_new_tokens
     else:
-        longest = np.full(len(prompts), settings.max_length or length, np.int64)
+        longest = np.full(len(prompts), (settings.max_length or length + before) - before, np.int64)
     if not asked:
         longest = np.minimum(longest, length)
     if longest.max() > length + 1:
@@ -138,8 +149,8 @@ def longest_of(
         raise InputError(
             "a prompt leaves no room for a token",
             where=f"prompt[{row}]",
-            got=f"{int(prompts[row])} tokens",
-            expected=f"fewer than {int(longest[row])}",
+            got=f"{int(prompts[row]) + before} tokens",
+            expected=f"fewer than {int(longest[row]) + before}",
         )
     return longest
 

@@ -3,12 +3,13 @@ prompt of its decoder."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from crossfuse.core.tensors import names_of
+from crossfuse.core.tensors import PREFIX, names_of
 from crossfuse.errors import Advice, InputError, Said
 from crossfuse.runtime.processing.processor import Processor
 from crossfuse.runtime.session import Session
@@ -16,7 +17,7 @@ from crossfuse.runtime.session import Session
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["Asked", "asked", "beginning"]
+__all__ = ["Asked", "asked", "beginning", "begun"]
 
 _IMAGE, _SOUND, _TEXT = "pixel_values", "input_features", "input_ids"
 _MASKS = {_IMAGE: "pixel_mask", _TEXT: "attention_mask"}
@@ -29,10 +30,17 @@ class Asked(NamedTuple):
     Attributes:
         inputs: by name.
         prompt: ids, or None for the bundle's own beginning.
+        apart: the prompt is no part of the answer's text.
     """
 
     inputs: dict[str, NDArray[Any]]
     prompt: list[int] | None
+    apart: bool = False
+
+    @property
+    def said(self) -> list[int]:
+        """What the answer's text begins with."""
+        return [] if self.apart else self.prompt or []
 
 
 def asked(
@@ -48,7 +56,8 @@ def asked(
     Args:
         session: of the bundle.
         processor: of the same bundle.
-        text: what an encoder of texts reads; else what the answer begins with.
+        text: what an encoder of texts reads; of a model whose prompts hold places for an image,
+            what is asked about it; else what the answer begins with.
         image, audio: files.
 
     Raises:
@@ -56,7 +65,31 @@ def asked(
             read.
     """
     names = names_of(session.stages["context"].inputs) if session.split else ()
-    processor.require_no_places()
+    form = processor.prompt_form
+    if form is None:
+        processor.require_no_places()
+    made = _seen_and_heard(processor, names, image, audio)
+    prompt: list[int] | None = None
+    if text is not None and form is not None:
+        first, prompt = begun(session, processor, text)
+        made |= first
+    elif text is not None and _TEXT in names:
+        made[_TEXT], mask = processor.texts(text)
+        made |= {_MASKS[_TEXT]: mask, _TYPES: np.zeros_like(mask)}
+    elif text is not None:
+        prompt = beginning(session, processor, text)
+    missing = [name for name in names if name not in made]
+    if missing or not names:
+        raise _missing(missing, names)
+    dtypes = {spec.name: spec.dtype for spec in session.inputs}
+    inputs = {name: made[name].astype(dtypes[name]) for name in names}
+    return Asked(inputs, prompt, apart=form is not None)
+
+
+def _seen_and_heard(
+    processor: Processor, names: Sequence[str], image: str | Path | None, audio: str | Path | None
+) -> dict[str, NDArray[Any]]:
+    """Inputs of an image and of a sound."""
     made: dict[str, NDArray[Any]] = {}
     if image is not None:
         _require(_IMAGE in names, "image", names)
@@ -68,16 +101,30 @@ def asked(
     if audio is not None:
         _require(_SOUND in names, "audio", names)
         made[_SOUND] = _features(processor, audio)
-    reads = _TEXT in names
-    if text is not None and reads:
-        made[_TEXT], mask = processor.texts(text)
-        made |= {_MASKS[_TEXT]: mask, _TYPES: np.zeros_like(mask)}
-    missing = [name for name in names if name not in made]
-    if missing or not names:
-        raise _missing(missing, names)
-    prompt = beginning(session, processor, text) if text is not None and not reads else None
-    dtypes = {spec.name: spec.dtype for spec in session.inputs}
-    return Asked({name: made[name].astype(dtypes[name]) for name in names}, prompt)
+    return made
+
+
+def begun(
+    session: Session, processor: Processor, text: str
+) -> tuple[dict[str, NDArray[Any]], list[int]]:
+    """Inputs of the first tokens of a prompt around a text, and the ids that follow them.
+
+    Args:
+        session: of a bundle whose first tokens are inputs of the context.
+        processor: of the same bundle, with the form of its prompts.
+        text: what is asked; or a whole prompt, with the mark of an image.
+
+    Raises:
+        InputError: a bundle that doesn't decode, or a prompt of another form.
+    """
+    form = processor.prompt_form
+    if form is None or session.decode is None:
+        raise InputError(
+            "the bundle has no step stage", do="Export the model again: that says what prevents it"
+        )
+    specs = {spec.name: spec for spec in session.stages["context"].inputs}
+    ids = form.ids(processor.words, text)
+    return form.parts(ids, processor.places, specs, session.decode.tokens)
 
 
 def _features(processor: Processor, audio: str | Path) -> NDArray[np.float32]:
@@ -109,7 +156,7 @@ def beginning(session: Session, processor: Processor, text: str) -> list[int]:
 _FLAGS = {"text": _TEXT, "image": _IMAGE, "audio": _SOUND}
 
 
-def _require(takes: bool, given: str, names: tuple[str, ...]) -> None:
+def _require(takes: bool, given: str, names: Sequence[str]) -> None:
     if not takes:
         raise InputError(
             Advice("the model takes no {}", given),
@@ -126,6 +173,7 @@ def _missing(missing: list[str], given: tuple[str, ...]) -> InputError:
             do="Export a model that reads a context and writes tokens",
         )
     flags = {name: flag for flag, name in _FLAGS.items()}
+    flags |= {name: "text" for name in names if name.startswith(PREFIX)}
     flags |= {_MASKS[name]: flag for flag, name in _FLAGS.items() if name in names & _MASKS.keys()}
     known = [flags[name] for name in missing if name in flags]
     if len(known) == len(missing):

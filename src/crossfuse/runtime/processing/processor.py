@@ -23,6 +23,7 @@ from crossfuse.core.processor_files import (
     PLACES,
     PREPROCESSOR,
     PROCESSOR,
+    PROMPTS,
     SOUNDS,
     TOKENIZER,
     TOKENIZER_SETTINGS,
@@ -30,6 +31,7 @@ from crossfuse.core.processor_files import (
 from crossfuse.errors import BundleError, InputError
 from crossfuse.runtime.processing.log_mel import LogMel
 from crossfuse.runtime.processing.pixels import Pixels
+from crossfuse.runtime.processing.prompt_form import PromptForm
 from crossfuse.runtime.processing.words import Pieces, Words
 
 if TYPE_CHECKING:
@@ -62,8 +64,30 @@ class Processor:
         """
         if TOKENIZER not in self.files:
             raise self._lacks("tokenizer", TOKENIZER)
-        settings = self._json(TOKENIZER_SETTINGS) if TOKENIZER_SETTINGS in self.files else {}
-        return Words(self.files[TOKENIZER], settings, self.where / TOKENIZER)
+        return Words(self.files[TOKENIZER], self._words_settings(), self.where / TOKENIZER)
+
+    @cached_property
+    def prompt_form(self) -> PromptForm | None:
+        """How prompts with places for an image are written; None where the bundle doesn't say.
+
+        Raises:
+            BundleError: not so that it can be read.
+        """
+        given = self._words_settings().get(PROMPTS)
+        if given is None:
+            return None
+        where = Origin("the form of prompts", self.where / TOKENIZER_SETTINGS, BundleError)
+        return decode(PromptForm, given, where)
+
+    @property
+    def places(self) -> frozenset[int]:
+        """Ids that stand for an image or a sound in a prompt."""
+        found = self._words_settings().get(PLACES)
+        numbers = found.values() if isinstance(found, dict) else ()
+        return frozenset(number for number in numbers if isinstance(number, int))
+
+    def _words_settings(self) -> dict[str, Any]:
+        return self._json(TOKENIZER_SETTINGS) if TOKENIZER_SETTINGS in self.files else {}
 
     def require_no_places(self) -> None:
         """Refuse a model whose prompts hold places for images or sounds, which its own processor
@@ -72,8 +96,7 @@ class Processor:
         Raises:
             InputError: naming the tokens of these places.
         """
-        settings = self._json(TOKENIZER_SETTINGS) if TOKENIZER_SETTINGS in self.files else {}
-        places = settings.get(PLACES)
+        places = self._words_settings().get(PLACES)
         if places:
             raise InputError(
                 "the model's prompts hold places for an image or a sound, which are not written "

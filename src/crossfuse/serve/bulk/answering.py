@@ -9,6 +9,7 @@ from typing import Any
 
 from crossfuse.bundle.manifest import Manifest
 from crossfuse.core.foreign import own
+from crossfuse.core.tensors import CONTEXTS
 from crossfuse.errors import Advice, CrossfuseError, InputError, Said
 from crossfuse.runtime.context import Context
 from crossfuse.runtime.generation.engine import GenerationEngine
@@ -108,10 +109,14 @@ class Answering:
 
     def _engine_of(self, slots: int) -> GenerationEngine | None:
         """None where beams are asked for, or sequences can't stand side by side."""
-        if GenerationSettings.of(self._settings, self._session.generation).num_beams > 1:
+        session = self._session
+        kept = session.stages["context"].outputs if session.split else ()
+        if not any(CONTEXTS in spec.shape for spec in kept):
+            return None
+        if GenerationSettings.of(self._settings, session.generation).num_beams > 1:
             return None
         try:
-            return GenerationEngine(self._session, slots, queue=slots)
+            return GenerationEngine(session, slots, queue=slots)
         except InputError:
             return None
 
@@ -119,23 +124,24 @@ class Answering:
         """What gives the answer; where there is an engine, it computes meanwhile."""
         if self._hears and question.audio is not None and question.image is None:
             return lambda: self._heard(question)
-        context, prompt = self._context(question)
+        context, prompt, said = self._context(question)
         given = None if prompt is None else [prompt]
         if self._engine is None:
             return lambda: self._told(
-                generate(self._session, context, given, **self._settings), prompt
+                generate(self._session, context, given, **self._settings), said
             )
         ticket = self._engine.submit(context, given, **self._settings)
-        return lambda: self._told(ticket.result(), prompt)
+        return lambda: self._told(ticket.result(), said)
 
-    def _context(self, question: Question) -> tuple[Context, list[int] | None]:
+    def _context(self, question: Question) -> tuple[Context, list[int] | None, list[int]]:
+        """The context, the prompt, and what the answer's text begins with."""
         session = self._session
         if not question.arrays:
             made = asked(
                 session, self._processor, text=question.text, image=question.image,
                 audio=question.audio,
             )  # fmt: skip
-            return session.encode(made.inputs), made.prompt
+            return session.encode(made.inputs), made.prompt, made.said
         assert session.decode is not None
         given = dict(question.arrays)
         self._limits.check(given)
@@ -144,14 +150,14 @@ class Answering:
         context = session.encode(given)
         if context.count != 1:
             raise InputError("a row is one context", got=f"{context.count} of them")
-        return context, prompt
+        return context, prompt, prompt or []
 
-    def _told(self, found: Generated, prompt: list[int] | None) -> dict[str, Any]:
+    def _told(self, found: Generated, begin: list[int]) -> dict[str, Any]:
         tokens = found.new_tokens[0].tolist()
         said = {"tokens": tokens, "score": float(found.scores[0]), "ended": bool(found.ended[0])}
         if self._words is None:
             return said
-        return {"text": self._words.decode([*(prompt or []), *tokens]).strip(), **said}
+        return {"text": self._words.decode([*begin, *tokens]).strip(), **said}
 
     def _heard(self, question: Question) -> dict[str, Any]:
         settings = {n: v for n, v in self._settings.items() if n != "num_return_sequences"}

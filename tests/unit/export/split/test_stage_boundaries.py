@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import crossfuse
-from crossfuse import InputError, ModelSpec, runtime
+from crossfuse import InputError, ModelSpec, ParityError, runtime
 
 WIDTH, HEADS = 16, 4
 DYNAMIC = {"x": {0: "batch:1:8", 1: "nx:1:16"}, "y": {0: "batch", 1: "ny:3:32"}}
@@ -120,6 +120,45 @@ class CountedPositions(nn.Module):
         later = torch.ones(ids.shape[1], ids.shape[1], dtype=torch.bool).triu(1)
         x = x + self.own(x, x, x, attn_mask=later, need_weights=False)[0]
         return x + self.cross(x, y, y, need_weights=False)[0]
+
+
+class Scored(nn.Module):
+    """Tokens that attend to all, under a mask that hides some of them: steps see none behind."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.look = nn.Embedding(20, WIDTH), nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, ids: Tensor, mask: Tensor, y: Tensor) -> Tensor:
+        x = self.words(ids)[:, None]
+        x = x + F.scaled_dot_product_attention(x, x, x, attn_mask=mask[:, None, None].bool())
+        y = self.look(y)[:, None]
+        return F.scaled_dot_product_attention(x, y, y)[:, 0]
+
+
+@pytest.mark.slow
+def test_steps_that_give_other_numbers_are_left_out(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    inputs = {
+        "ids": torch.randint(0, 20, (2, 4)),
+        "mask": torch.tensor([[1, 1, 1, 0], [1, 1, 1, 1]]),
+        "y": torch.randn(2, 5, WIDTH),
+    }
+    tokens = {0: "batch:1:8", 1: "text:2:16"}
+    dynamic = {"ids": tokens, "mask": tokens, "y": {0: "batch", 1: "ny:1:16"}}
+    spec = ModelSpec(Scored().eval(), inputs, dynamic, context=("y",), decode="ids")
+    with pytest.raises(ParityError, match="step by step"):
+        crossfuse.export(spec, tmp_path / "b", quick=True)
+    said: list[str] = []
+    possible = replace(spec, decode_where_possible=True)
+    bundle = crossfuse.export(possible, tmp_path / "b", quick=True, step=said.append)
+    assert set(bundle.manifest.stages) == {"context", "query"}
+    assert bundle.manifest.decode is None
+    assert "new_tokens" not in bundle.manifest.dims
+    assert not any("step" in name for name in bundle.manifest.files)
+    (why,) = (one for one in said if one.startswith("no stage for steps"))
+    assert "step by step" in why
+    crossfuse.verify(bundle.path)
 
 
 def test_running_sums_are_not_decoded_step_by_step(tmp_path: Path) -> None:

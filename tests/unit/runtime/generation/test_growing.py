@@ -95,3 +95,21 @@ def test_several_contexts_are_not_one() -> None:
     choices = Choices.of(GenerationSettings(), None)
     with pytest.raises(InputError, match="2 contexts"):
         growing(session, session.encode(image=IMAGES), [1], Ticket(), choices, asked=False)
+
+
+def test_tokens_in_front_of_the_prompt_count() -> None:
+    first = np.array([[3, 4], [5, 6]])
+    session = toy_session(first=2)
+    settings = {"max_new_tokens": 6, "repetition_penalty": 3.0}
+    expected = runtime.generate(
+        session, session.encode(image=IMAGES, prefix_ids=first), [[1], [2, 1]], **settings
+    )
+    with runtime.GenerationEngine(session, slots=2, queue=2) as engine:
+        tickets = [
+            engine.submit(
+                session.encode(image=IMAGES[[n]], prefix_ids=first[[n]]), prompt, **settings
+            )
+            for n, prompt in enumerate(([1], [2, 1]))
+        ]
+        for ticket, tokens in zip(tickets, expected.new_tokens, strict=True):
+            assert ticket.result().new_tokens[0].tolist() == tokens.tolist()

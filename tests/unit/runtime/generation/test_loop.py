@@ -154,6 +154,38 @@ def test_a_hook_sees_tokens_and_changes_scores() -> None:
     assert (rows_of(found), seen) == ([[1, 1, 2, 3]], [1, 2, 3])
 
 
+@pytest.mark.parametrize("beams", [1, 3])
+def test_tokens_in_front_of_prompts_count(beams: int) -> None:
+    """Penalties, n-grams and lengths go by them, as where they are the prompt's own."""
+    first, prompts = np.array([[3, 4, 4], [5, 6, 1]]), [[1], [2, 3], [4], [3]]
+    session, plain = toy_session(first=3), toy_session()
+    context = session.encode(image=IMAGES, prefix_ids=first)
+    seen: list[list[int]] = []
+    for settings in (
+        {"max_length": 9},
+        {"max_new_tokens": 5, "repetition_penalty": 3.0},
+        {"max_new_tokens": 5, "bad_words_ids": [[4, 1, 2], [1, 4]]},
+        {"max_new_tokens": 5, "min_length": 8, "eos_token_id": [0, 1, 2]},
+    ):
+        found = generate(session, context, prompts, num_beams=beams, **settings)
+
+        def hook(rows: list[Any], scores: Any) -> Any:
+            seen.append(rows[0].tolist())
+            return scores
+
+        again = generate(session, context, prompts, num_beams=beams, logits_hook=hook, **settings)
+        np.testing.assert_array_equal(found.sequences, again.sequences)
+        assert seen.pop()[:4] == [3, 4, 4, 1]
+        assert found.prompts.tolist() == [1, 2, 1, 1]
+        if "max_length" in settings:
+            assert found.lengths.tolist() == [6] * 4
+        if "repetition_penalty" in settings:
+            free = generate(plain, plain.encode(image=IMAGES), prompts, num_beams=beams, **settings)
+            assert (found.sequences != free.sequences).any()
+    with pytest.raises(InputError, match="got 4 tokens. Expected fewer than 3|leaves no room"):
+        generate(session, context, [1], max_length=3)
+
+
 def test_the_last_token_needs_no_room() -> None:
     assert runtime.generate is generate
     session = toy_session()

@@ -25,6 +25,9 @@ def test_a_prompt_may_be_the_bundles_start_token() -> None:
         assert rows.ids.tolist() == [[start], [start]]
     with pytest.raises(InputError, match="no prompt"):
         prompts_of(context, GenerationSettings(), None, None, None)
+    behind = toy_session(first=1).encode(image=IMAGES, prefix_ids=np.array([[1], [2]]))
+    with pytest.raises(InputError, match="no prompt behind the first tokens"):
+        prompts_of(behind, GenerationSettings(bos_token_id=1), None, None, None)
     with pytest.raises(InputError, match=r"a prompt is empty.*prompt\[1\]"):
         prompts_of(context, GenerationSettings(), [[1], []], None, None)
 

@@ -11,12 +11,13 @@ import pytest
 import transformers
 from PIL import Image
 
-from crossfuse import InputError
-from crossfuse.bundle.manifest import StageSpec
+from crossfuse import BundleError, InputError
+from crossfuse.bundle.manifest import Decode, StageSpec
 from crossfuse.core.tensors import Dim, TensorSpec
 from crossfuse.runtime.processing.asked import asked
 from crossfuse.runtime.processing.processor import Processor
 from crossfuse.runtime.session import Session
+from processor_checkpoints import tokenizer
 from unit.runtime.speech.toy_speech import speech_processor, speech_session
 from unit.runtime.stub_stage import StubStage
 
@@ -123,3 +124,47 @@ def test_refusals(image: Path, audio: Path, tmp_path: Path) -> None:
     for names, given, words in cases:
         with pytest.raises(InputError, match=words):
             asked(session(*names), PROCESSOR, **given)
+
+
+def test_a_question_about_an_image(tmp_path: Path) -> None:
+    words = tokenizer("<image>")
+    form = {
+        "before": "<image><image> ", "after": " ?", "special": True, "mark": "<image>",
+        "stands_for": "<image><image>",
+        "first": {"prefix_input_ids": [[1, 4, 4]], "prefix_attention_mask": [[1, 1, 1]]},
+    }  # fmt: skip
+    settings = {"placeholder_token_ids": {"image_token_id": 4}, "prompts": form}
+    files = {
+        **PROCESSOR.files,
+        "tokenizer.json": words.backend_tokenizer.to_str().encode(),
+        "tokenizer_config.json": json.dumps(settings).encode(),
+    }
+    firsts = [TensorSpec(name, "int64", ("contexts", 3)) for name in form["first"]]
+    own = session("pixel_values")
+    stages = dict(own.stages)
+    stages["context"] = StageSpec((SPECS["pixel_values"], *firsts), stages["context"].outputs)
+    engines = {name: StubStage([], [], lambda feeds: []) for name in stages}
+    asks = Session(
+        "stub", stages, {n: Dim(n) for n in ("contexts", "height", "width")}, engines,
+        decode=Decode("input_ids", 8),
+    )  # fmt: skip
+    image = tmp_path / "image.png"
+    Image.fromarray(np.zeros((9, 9, 3), np.uint8)).save(image)
+    found = asked(asks, Processor(Path("here"), files), text="what is this", image=image)
+    whole = words("<image><image> what is this ?")["input_ids"]
+    assert found.inputs["prefix_input_ids"].tolist() == [whole[:3]]
+    assert found.inputs["prefix_attention_mask"].tolist() == [[1, 1, 1]]
+    assert found.inputs["pixel_values"].shape == (1, 3, 8, 6)
+    assert (found.prompt, found.said) == (whole[3:], [])
+    for given, why in (({"image": image}, "Give text="), ({"text": "a"}, "Give image=")):
+        with pytest.raises(InputError, match=why):
+            asked(asks, Processor(Path("here"), files), **given)
+    with pytest.raises(InputError, match="no step stage"):
+        asked(session("pixel_values"), Processor(Path("here"), files), text="a", image=image)
+    del settings["prompts"]
+    files["tokenizer_config.json"] = json.dumps(settings).encode()
+    with pytest.raises(InputError, match="places for an image or a sound"):
+        asked(asks, Processor(Path("here"), files), text="a", image=image)
+    files["tokenizer_config.json"] = json.dumps({"prompts": {**form, "first": 3}}).encode()
+    with pytest.raises(BundleError, match="first"):
+        asked(asks, Processor(Path("here"), files), text="a", image=image)

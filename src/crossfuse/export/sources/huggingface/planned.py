@@ -19,7 +19,7 @@ from torch import Tensor
 from crossfuse.core.tensors import Dim
 from crossfuse.core.text import listed
 from crossfuse.errors import Advice, InputError, Said
-from crossfuse.export.sources.huggingface.asked import RefusedError, ask
+from crossfuse.export.sources.huggingface.asked import Asked, RefusedError, ask
 from crossfuse.export.sources.huggingface.input_plan import InputPlan, TextInput, add_text
 from crossfuse.export.sources.huggingface.input_rules import plan_inputs
 from crossfuse.export.sources.huggingface.known_sizes import fix_sizes
@@ -66,6 +66,7 @@ class Planned:
         decode: ids of a model that decodes.
         fixed: dimensions that can't be varied → why.
         settled, counts: as of a spec.
+        asked: the model with its processor, where that made them.
     """
 
     inputs: Mapping[str, Any]
@@ -78,6 +79,7 @@ class Planned:
     fixed: Mapping[str, str] = field(default_factory=dict)
     settled: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     counts: Mapping[str, Mapping[int, int]] = field(default_factory=dict)
+    asked: Asked | None = None
 
     def takes(self, example: Mapping[str, Tensor]) -> bool:
         """Whether inputs of the user's have the same names, types and fixed sizes."""
@@ -106,7 +108,8 @@ def planned(model: nn.Module, processor: Processor | NoProcessorError, given: Gi
     reason = str(processor)
     if isinstance(processor, Processor):
         try:
-            found = plan_from_processor(ask(model, processor, given, known))
+            asked = ask(model, processor, given, known)
+            found = plan_from_processor(asked)
             tensors = {n: t for n, t in found.inputs.items() if isinstance(t, Tensor)}
             context = _context(tensors, known)
             return Planned(
@@ -119,6 +122,7 @@ def planned(model: nn.Module, processor: Processor | NoProcessorError, given: Gi
                 _decode(model, tensors, context, known),
                 found.fixed,
                 found.settled,
+                asked=asked,
             )
         except NoProcessorError as error:
             reason = str(error)

@@ -10,8 +10,11 @@ Rules:
 1. Inputs with the ids' dimension along an axis are cut there: ``prefix_NAME`` holds the first
    tokens, ``NAME`` the rest. Results that have it along their second axis are those of the rest.
 2. The first tokens have the same number in every call. They hold all placeholders, each row as many
-   as the examples' rows, and the rest holds none: a session refuses others.
-3. Kinds of tokens that are one number in the rest of every example are no input there.
+   as the examples' rows, and the rest holds none: a session refuses others. Where they end with the
+   last placeholder, rows begin with a token: padding goes behind them (`aligned_rows`).
+3. Kinds of tokens that are one number in the rest of every example are no input there. Nor are
+   positions that count on behind the first tokens' (`counted_positions`).
+4. The rest grows token by token, where the model is causal.
 """
 
 from __future__ import annotations
@@ -26,8 +29,10 @@ import torch
 from torch import Tensor
 
 from crossfuse.core.dimensions import multiple_of
-from crossfuse.core.tensors import Dim
+from crossfuse.core.tensors import PREFIX, Dim
 from crossfuse.errors import Advice, InputError, Said
+from crossfuse.export.sources.huggingface.aligned_rows import aligned
+from crossfuse.export.sources.huggingface.counted_positions import count_on, counting_on
 from crossfuse.export.sources.huggingface.placed_features import First
 from crossfuse.export.sources.huggingface.placeholders import SENSES, token_of
 
@@ -36,13 +41,10 @@ if TYPE_CHECKING:
 
     from crossfuse.spec.model_spec import ModelSpec
 
-__all__ = ["PLACEHOLDERS", "PREFIX", "with_prefix"]
+__all__ = ["PLACEHOLDERS", "with_prefix"]
 
 PLACEHOLDERS = "placeholders"
 """Asks for the tokens up to and with the last placeholder."""
-
-PREFIX = "prefix_"
-"""Stands before the name of an input that holds the first tokens."""
 
 _IDS = "input_ids"
 _KINDS = "token_type_ids"
@@ -73,11 +75,15 @@ def with_prefix(spec: ModelSpec, asked: str) -> tuple[ModelSpec, First]:
              spec.axes.values()]  # fmt: skip
     if any(own.count(dim) > 1 for own in sizes) or sum(dim in own for own in sizes) > len(axes):
         raise _unfit(spec, "an input has its tokens along two axes, or a multiple of them")
+    if asked == PLACEHOLDERS:
+        spec = _aligned(spec, axes)
     given = [spec.inputs, *spec.examples]
     found = [example[_IDS] for example in given]
     tokens = _placeholders(spec, found)
     count = _count(spec, asked, found, tokens)
-    parts = _Parts(spec, dim, axes, count, _constants(axes, given, count))
+    counted = counting_on(axes, given, count)
+    constants = _constants(axes, given, count)
+    parts = _Parts(spec, dim, axes, count, constants, counted, aligned=asked == PLACEHOLDERS)
     _join(spec.module, parts, _with_rows(spec, axes))
     return parts.spec(tokens), First(count, tuple(tokens.values()))
 
@@ -88,6 +94,13 @@ def _unfit(spec: ModelSpec, why: str) -> InputError:
         where=spec.name,
         do=Advice("Export without {}", Said("--prefix", "prefix=...")),
     )
+
+
+def _aligned(spec: ModelSpec, axes: Mapping[str, int]) -> ModelSpec:
+    """The spec with examples whose rows begin with a token."""
+    fixed = {n: v for n, v in spec.arguments.given.items() if not isinstance(v, Tensor)}
+    examples = [aligned(example, axes) for example in spec.examples]
+    return replace(spec, inputs={**fixed, **aligned(spec.inputs, axes)}, examples=examples)
 
 
 def _placeholders(spec: ModelSpec, ids: list[Tensor]) -> dict[int, int]:
@@ -178,6 +191,8 @@ class _Parts:
         axes: of each that has it, the axis.
         count: of the first tokens.
         constants: inputs that are one number behind these.
+        counted: inputs that count on behind these.
+        aligned: rows begin with a token, whatever the sampler gives.
     """
 
     whole: ModelSpec
@@ -185,6 +200,13 @@ class _Parts:
     axes: Mapping[str, int]
     count: int
     constants: Mapping[str, int]
+    counted: frozenset[str]
+    aligned: bool = False
+
+    @property
+    def known(self) -> frozenset[str]:
+        """What is no input behind the first tokens."""
+        return self.counted | self.constants.keys()
 
     def spec(self, tokens: Mapping[int, int]) -> ModelSpec:
         """The spec of the inputs in two parts, with placeholders and their numbers in each row."""
@@ -202,7 +224,7 @@ class _Parts:
                 continue
             others = {a: d for a, d in own.items() if a != axis}
             dynamic[PREFIX + name] = others
-            if name not in self.constants:
+            if name not in self.known:
                 dynamic[name] = {**others, axis: rest}
         kinds = (name for name in self.axes if name.endswith(_KINDS))
         told: dict[str, tuple[int, ...]] = dict.fromkeys(kinds, ())
@@ -211,7 +233,7 @@ class _Parts:
             part: ids
             for name, ids in (told | dict(whole.settled)).items()
             for part in ((PREFIX + name, name) if name in self.axes else (name,))
-            if part not in self.constants
+            if part not in self.known
         }
         first = tuple(PREFIX + name for name in self.axes)
         counts = {PREFIX + _IDS: tokens, _IDS: dict.fromkeys(tokens, 0)} if tokens else {}
@@ -224,7 +246,8 @@ class _Parts:
             examples=[self.split(example) for example in whole.examples],
             settled=settled,
             counts=counts,
-            decode=None,
+            decode=_IDS if whole.decode in (None, _IDS) else None,
+            decode_where_possible=whole.decode is None or whole.decode_where_possible,
         )
 
     def _given(self, inputs: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -239,7 +262,7 @@ class _Parts:
         for name, axis in self.axes.items():
             tensor = inputs[name]
             found[PREFIX + name] = tensor.narrow(axis, 0, self.count).contiguous()
-            if name not in self.constants:
+            if name not in self.known:
                 left = tensor.shape[axis] - self.count
                 found[name] = tensor.narrow(axis, self.count, left).contiguous()
         return found
@@ -251,9 +274,10 @@ class _Parts:
         example = whole.example_sizes[self.dim]
         asked = {**sizes, self.dim: example}
         if whole.sampler is not None:
-            made = self.split(whole.arguments.flat(whole.sampler(asked, generator), "the sampler"))
+            rows = whole.arguments.flat(whole.sampler(asked, generator), "the sampler")
         else:
-            made = self.split(_repeated(whole, asked))
+            rows = _repeated(whole, asked)
+        made = self.split(aligned(rows, self.axes) if self.aligned else rows)
         places = _places(example - self.count, sizes[self.dim], generator)
         for name, axis in self.axes.items():
             if name in made:
@@ -280,6 +304,18 @@ def _places(known: int, asked: int, generator: torch.Generator) -> Tensor:
     return torch.cat([torch.arange(known), more]).sort().values
 
 
+def _last(
+    parts: _Parts, name: str, given: Mapping[str, Any], rest: Tensor, first: Tensor
+) -> Tensor:
+    """The part of an input that is behind the first tokens."""
+    if name in parts.constants:
+        return rest.new_full((), parts.constants[name]).expand_as(rest)
+    if name in parts.counted:
+        return count_on(first, rest)
+    found: Tensor = given[name]
+    return found
+
+
 def _join(model: nn.Module, parts: _Parts, with_rows: tuple[str, ...]) -> None:
     """Let a model take its inputs in two parts, and give results for the tokens of the second.
 
@@ -289,16 +325,13 @@ def _join(model: nn.Module, parts: _Parts, with_rows: tuple[str, ...]) -> None:
         with_rows: outputs that have the tokens along their second axis.
     """
     original: Any = getattr(model.__dict__.get("forward"), "__func__", type(model).forward)
-    axes, constants, count = dict(parts.axes), dict(parts.constants), parts.count
+    axes, count = dict(parts.axes), parts.count
 
     def forward(self: Any, **given: Any) -> Any:
         rest = given[_IDS]
         for name, axis in axes.items():
             first = given.pop(PREFIX + name)
-            last = rest.new_full((), constants[name]).expand_as(rest) if name in constants else (
-                given[name]
-            )  # fmt: skip
-            given[name] = torch.cat([first, last], axis)
+            given[name] = torch.cat([first, _last(parts, name, given, rest, first)], axis)
         result = original(self, **given)
         if not isinstance(result, Mapping):
             return result

@@ -24,7 +24,7 @@ from crossfuse.export.sources.huggingface.sample_inputs import Row
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["Recipe", "kinds_taken", "processed", "recipes", "taken_by"]
+__all__ = ["Recipe", "kinds_taken", "marks_of", "processed", "recipes", "taken_by"]
 
 _TRIGGERS = {
     "images": ("pixel_values", "images", "image_patches", "flattened_patches", "image"),
@@ -198,6 +198,14 @@ def _placeholder(processor: Processor, style: str, kind: str) -> str | None:
         if found:
             return str(found)
     return None
+
+
+def marks_of(processor: Processor, kinds: Sequence[str]) -> list[str]:
+    """Texts that stand for an image, a video or a sound in a prompt, the likeliest first."""
+    found = (
+        _placeholder(processor, style, kind) for style in reversed(_PLACEHOLDERS) for kind in kinds
+    )
+    return list(dict.fromkeys(mark for mark in found if mark))
 
 
 def _settings(processor: Processor, recipe: Recipe) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from crossfuse.core.checkpoint_weights import weights_about
 from crossfuse.core.foreign import door
 from crossfuse.errors import InputError
 from crossfuse.export.sources.huggingface.adapters import adapt
+from crossfuse.export.sources.huggingface.asked import Asked
 from crossfuse.export.sources.huggingface.carried import carried
 from crossfuse.export.sources.huggingface.export_settings import set_for_export
 from crossfuse.export.sources.huggingface.generation_settings import generation_settings
@@ -28,6 +29,7 @@ from crossfuse.export.sources.huggingface.processor import (
     as_processor,
     load_processor,
 )
+from crossfuse.export.sources.huggingface.prompt_form import with_prompt_form
 from crossfuse.export.sources.huggingface.sample_inputs import Given
 from crossfuse.export.sources.huggingface.tracing import tracing
 from crossfuse.spec.input_origin import YOURS, origin_about
@@ -91,7 +93,8 @@ def huggingface_spec(  # noqa: PLR0913 -- public: a spec's own fields, and how t
             other.
         prefix: give the first tokens as inputs of the context, ``prefix_NAME``, and the rest as
             ``NAME``: how many they are, or ``"placeholders"``, up to and with the last placeholder
-            of the examples. A model in memory gets another ``forward`` for that.
+            of the examples. A model in memory gets another ``forward`` for that. The rest is then
+            decoded step by step, where the model can.
 
     Raises:
         InputError: the model can't be loaded, weights are missing, its inputs can't be told, it
@@ -120,7 +123,7 @@ def huggingface_spec(  # noqa: PLR0913 -- public: a spec's own fields, and how t
         about |= origin_about(plan.source, plan.fixed)
         spec = _spec_of(loaded, plan, dynamic, context, decode)
     spec = replace(spec, about=about, processing=files)
-    return _traced(spec, found.folder, prefix)
+    return _traced(spec, found.folder, prefix, None if inputs is not None else plan.asked)
 
 
 def checkpoint_spec(
@@ -169,13 +172,18 @@ def checkpoint_spec(
     if prefix is not None:
         more = examples[1:] if plan.source == YOURS else examples
         spec = replace(spec, examples=[*spec.examples, *more])
-    return _traced(spec, found.folder, prefix)
+    return _traced(spec, found.folder, prefix, plan.asked)
 
 
-def _traced(spec: ModelSpec, folder: Path | None, prefix: str | int | None) -> ModelSpec:
+def _traced(
+    spec: ModelSpec, folder: Path | None, prefix: str | int | None, asked: Asked | None
+) -> ModelSpec:
     generation = generation_settings(spec.module, folder)
     spec = replace(spec, drop_outputs=_UNASKED, generation=generation)
-    spec, first = (spec, None) if prefix is None else with_prefix(spec, str(prefix))
+    first = None
+    if prefix is not None:
+        spec, first = with_prefix(spec, str(prefix))
+        spec = replace(spec, processing=with_prompt_form(spec.processing, asked, spec))
     return spec.traced_in(partial(tracing, inputs=dict(spec.inputs), first=first))
 
 

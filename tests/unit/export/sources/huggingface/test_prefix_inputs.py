@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from crossfuse import InputError, ModelSpec
-from crossfuse.export.sources.huggingface.prefix_inputs import PLACEHOLDERS, PREFIX, with_prefix
+from crossfuse.core.tensors import PREFIX
+from crossfuse.export.sources.huggingface.prefix_inputs import PLACEHOLDERS, with_prefix
 
 IMAGE, WIDTH = 4, 8
 IDS = torch.tensor([[1, 4, 4, 9, 7, 8, 5], [0, 1, 4, 4, 9, 7, 2]])
@@ -61,11 +62,15 @@ def spec_of(**changes: Any) -> ModelSpec:
 @pytest.mark.parametrize("asked", [PLACEHOLDERS, "5"])
 def test_two_parts_give_the_results_of_the_whole(asked: str) -> None:
     whole = spec_of()
-    expected = whole.run(whole.inputs)
+    inputs = dict(whole.inputs)
+    if asked == PLACEHOLDERS:  # the second row begins with its padding
+        for name in ("input_ids", "attention_mask", "token_type_ids"):
+            inputs[name] = torch.stack([inputs[name][0], inputs[name][1].roll(-1)])
+    expected = whole.run(inputs)
     spec, first = with_prefix(whole, asked)
     count = first.count
     assert first.placeholders == (2,)
-    assert count == (4 if asked == PLACEHOLDERS else 5)
+    assert count == (3 if asked == PLACEHOLDERS else 5)
     found = spec.run(spec.inputs)
     torch.testing.assert_close(found["logits"], expected["logits"][:, count:])
     torch.testing.assert_close(found["pooled"], expected["pooled"])
@@ -78,7 +83,9 @@ def test_what_the_spec_says() -> None:
     assert set(spec.inputs) == {"pixel_values", "input_ids", "attention_mask", *first}
     assert set(spec.context) == {"pixel_values", *first}
     assert spec.counts == {"prefix_input_ids": {IMAGE: 2}, "input_ids": {IMAGE: 0}}
-    assert (spec.dims["text"].min, spec.dims["text"].max) == (1, 20 - tokens.count)
+    assert (spec.dims["text"].min, spec.dims["text"].max) == (2, 20 - tokens.count)
+    assert (spec.decode, spec.decode_where_possible) == ("input_ids", True)
+    assert spec.inputs["prefix_attention_mask"].all()
     assert all(1 not in spec.axes[name] for name in first)
 
 
@@ -151,3 +158,37 @@ def test_rows_with_other_numbers_of_placeholders_are_refused() -> None:
     none = spec_of(inputs={**spec_of().inputs, "input_ids": torch.where(IDS == IMAGE, 3, IDS)})
     with pytest.raises(InputError, match="the examples hold no placeholders"):
         with_prefix(none, PLACEHOLDERS)
+
+
+def test_positions_that_count_on_are_no_input() -> None:
+    class Placed(Reader):
+        def forward(self, *given: Any, position_ids: Tensor, **named: Any) -> dict[str, Tensor]:
+            found = super().forward(*given, **named)
+            return {**found, "places": found["logits"] * position_ids.sum(0)[..., None]}
+
+    positions = torch.stack([torch.tensor([0, 1, 1, 2, 3, 4, 5])] * 3)[:, None].repeat(1, 2, 1)
+    positions[1, :, 2] = 4  # a row of an image
+    positions[..., 3:] = torch.arange(5, 9)
+    base = spec_of()
+    inputs = {**base.inputs, "input_ids": IDS[:1].repeat(2, 1), "position_ids": positions}
+    inputs["attention_mask"] = torch.tensor([[1] * 7, [1] * 5 + [0] * 2])
+    inputs["position_ids"][:, 1, 5:] = 1  # where nothing counts
+    dynamic = {**base.dynamic, "position_ids": {1: "batch", 2: "text"}}
+    whole = replace(base, module=Placed(), inputs=inputs, dynamic=dynamic)
+    expected = whole.run({**inputs, "position_ids": positions[:, :1].repeat(1, 2, 1)})
+    spec, first = with_prefix(whole, PLACEHOLDERS)
+    assert "position_ids" not in spec.inputs
+    assert spec.inputs["prefix_position_ids"].shape == (3, 2, first.count)
+    torch.testing.assert_close(
+        spec.run(spec.inputs)["places"], expected["places"][:, first.count :]
+    )
+    positions[0, 0, 4] += 1
+    other, _ = with_prefix(replace(base, module=Placed(), inputs=inputs, dynamic=dynamic), "3")
+    assert other.inputs["position_ids"].shape == (3, 2, 4)
+
+
+def test_what_grows_are_the_ids() -> None:
+    spec, _ = with_prefix(spec_of(decode="token_type_ids"), PLACEHOLDERS)
+    assert spec.decode is None
+    spec, _ = with_prefix(spec_of(decode="input_ids"), PLACEHOLDERS)
+    assert (spec.decode, spec.decode_where_possible) == ("input_ids", False)

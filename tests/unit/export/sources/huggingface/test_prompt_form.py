@@ -1,0 +1,78 @@
+"""The form of prompts, found by watching a processor."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from crossfuse.core.processor_files import PROMPTS, TOKENIZER_SETTINGS
+from crossfuse.export.sources.huggingface.asked import Asked
+from crossfuse.export.sources.huggingface.processor import as_processor
+from crossfuse.export.sources.huggingface.processor_inputs import Recipe
+from crossfuse.export.sources.huggingface.prompt_form import with_prompt_form
+from crossfuse.export.sources.huggingface.sample_inputs import Row, made_row
+from processor_checkpoints import CHECKPOINTS
+
+FILES = {TOKENIZER_SETTINGS: "{}"}
+
+
+class Reads(torch.nn.Module):
+    def forward(self, input_ids: Any, pixel_values: Any, attention_mask: Any = None) -> None:
+        pass
+
+
+def asked_of(name: str, prompt: str) -> Asked:
+    _, processor = CHECKPOINTS[name]()
+    row = replace(made_row(("images", "text"), None), text="what is this ?")
+    recipe = Recipe(("images", "text"), prompt)
+    return Asked(Reads(), as_processor(processor), (row,), recipe)
+
+
+def form_of(asked: Asked, count: int) -> dict[str, Any]:
+    ids = asked.made([asked.rows[0]])["input_ids"]
+    first = ids[:, :count]
+    inputs = {"prefix_input_ids": first, "prefix_attention_mask": torch.ones_like(first)}
+    spec: Any = SimpleNamespace(inputs=inputs)
+    found: dict[str, Any] = json.loads(with_prompt_form(FILES, asked, spec)[TOKENIZER_SETTINGS])
+    return found
+
+
+def test_a_chat_with_an_image() -> None:
+    asked = asked_of("llava", "chat")
+    form = form_of(asked, 7)[PROMPTS]
+    assert form["before"].endswith("<image>" * 4)
+    assert form["before"].startswith("USER: ")
+    assert form["after"].endswith("ASSISTANT:")
+    assert form["special"] is True
+    assert (form["mark"], form["stands_for"]) == ("<image>", "<image>" * 4)
+    ids = asked.made([Row("a red cat", asked.rows[0].images)])["input_ids"][0].tolist()
+    words = asked.processor.words
+    assert words(form["before"] + "a red cat" + form["after"])["input_ids"] == ids
+    assert form["first"]["prefix_input_ids"] == [ids[:7]]
+    assert form["first"]["prefix_attention_mask"] == [[1] * 7]
+    assert words.__class__.__call__.__qualname__.startswith("PreTrained"), "it is watched no longer"
+
+
+def test_a_processor_that_begins_with_the_image() -> None:
+    form = form_of(asked_of("paligemma", "plain"), 5)[PROMPTS]
+    assert form["before"] == "<image>" * 4 + "<s>"
+    assert form["after"] == "\n"
+
+
+@pytest.mark.parametrize("change", ["no processor", "other first tokens", "features"])
+def test_what_can_not_be_told_is_left_out(change: str) -> None:
+    asked = asked_of("llava", "chat")
+    if change == "no processor":
+        assert with_prompt_form(FILES, None, SimpleNamespace(inputs={})) == FILES  # type: ignore[arg-type]
+        return
+    first = torch.zeros(1, 7, dtype=torch.int64)
+    if change == "features":
+        first = asked.made([asked.rows[0]])["input_ids"][:, :7]
+    inputs = {"prefix_input_ids": first, "prefix_bias": torch.zeros(1, 7)}
+    spec: Any = SimpleNamespace(inputs=inputs)
+    assert with_prompt_form(FILES, asked, spec) == FILES
