@@ -4,38 +4,43 @@ limited is their work, not Python's start."""
 from __future__ import annotations
 
 import os
+import select
 import signal
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 LONGEST = 120.0
+TURN = 0.05
+"""Seconds of one turn of a wait."""
 
 
-def waited(seconds: float) -> Iterator[None]:
-    """Turns of a wait; time in which this process was stopped doesn't count."""
+def ended(process: int, seconds: float) -> int | None:
+    """Wait so long for a child, and kill it then; its status, or None of one that was killed. Time
+    in which this process was stopped, or had no processor, doesn't count."""
+    handle = os.pidfd_open(process)
     left, before = seconds, time.monotonic()
-    while left > 0:
-        yield
-        time.sleep(0.001)
-        now = time.monotonic()
-        left -= min(now - before, 0.05)
-        before = now
+    try:
+        while left > 0:
+            if select.select([handle], [], [], min(TURN, left))[0]:
+                return os.waitpid(process, 0)[1]
+            now = time.monotonic()
+            left -= min(now - before, TURN)
+            before = now
+        os.kill(process, signal.SIGKILL)
+        os.waitpid(process, 0)
+        return None
+    finally:
+        os.close(handle)
 
 
 def killed(command: Sequence[str], seconds: float, scratch: Path) -> bool:
     """Fork, run a command, and kill it so many seconds later; whether it was still at work. Its
     children's end is waited for."""
-    process = begun(command, scratch)
-    for _ in waited(seconds):
-        done, status = os.waitpid(process, os.WNOHANG)
-        if done:
-            assert status == 0, f"{command} ended with {status}"
-            return False
-    os.kill(process, signal.SIGKILL)
-    os.waitpid(process, 0)
-    return True
+    status = ended(begun(command, scratch), seconds)
+    assert not status, f"{command} ended with {status}"
+    return status is None
 
 
 def finished(command: Sequence[str], scratch: Path) -> float:
