@@ -3,12 +3,15 @@ limited is their work, not Python's start."""
 
 from __future__ import annotations
 
+import importlib
 import os
 import select
 import signal
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 LONGEST = 120.0
@@ -35,26 +38,38 @@ def ended(process: int, seconds: float) -> int | None:
         os.close(handle)
 
 
-def killed(command: Sequence[str], seconds: float, scratch: Path) -> bool:
+def finished(command: Sequence[str], scratch: Path, prepares: Callable[[], object] = int) -> float:
+    """Run a command to its end; the seconds that it took. What it imported is imported here, too:
+    the next one won't begin with that."""
+    start = time.monotonic()
+    status = ended(begun(command, scratch, prepares), LONGEST)
+    took = time.monotonic() - start
+    assert status == 0, f"{command} ended with {status}"
+    names = scratch.parent / "modules"
+    for name in names.read_text().split():
+        if name not in sys.modules:
+            with suppress(Exception):
+                importlib.import_module(name)
+    names.unlink()
+    return took
+
+
+def killed(
+    command: Sequence[str], seconds: float, scratch: Path, prepares: Callable[[], object] = int
+) -> bool:
     """Fork, run a command, and kill it so many seconds later; whether it was still at work. Its
     children's end is waited for."""
-    status = ended(begun(command, scratch), seconds)
+    status = ended(begun(command, scratch, prepares), seconds)
     assert not status, f"{command} ended with {status}"
+    (scratch.parent / "modules").unlink(missing_ok=True)
     return status is None
-
-
-def finished(command: Sequence[str], scratch: Path) -> float:
-    """Run a command to its end; the seconds that it took."""
-    start = time.monotonic()
-    assert not killed(command, LONGEST, scratch), f"{command} has no end"
-    return time.monotonic() - start
 
 
 def begun(command: Sequence[str], scratch: Path, prepares: Callable[[], object] = int) -> int:
     """Fork, and run a command in the child, its temporary folder the scratch; its process id.
 
-    What it says on stderr is in a file of that name beside the scratch. ``prepares`` is called
-    before.
+    What it says on stderr is in a file of that name beside the scratch, and the names of what it
+    imported in ``modules``. ``prepares`` is called before.
     """
     process = os.fork()
     if process:
@@ -68,7 +83,7 @@ def begun(command: Sequence[str], scratch: Path, prepares: Callable[[], object] 
     tempfile.tempdir = None
     from crossfuse.cli import main as cli
 
-    status = 70
+    before, status = set(sys.modules), 70
     try:
         prepares()
         cli(list(command))
@@ -76,4 +91,7 @@ def begun(command: Sequence[str], scratch: Path, prepares: Callable[[], object] 
     except SystemExit as end:
         status = end.code if isinstance(end.code, int) else int(end.code is not None)
     finally:
+        if not status:
+            new = [name for name in sys.modules if name not in before]
+            (scratch.parent / "modules").write_text("\n".join(new))
         os._exit(status)
