@@ -14,6 +14,7 @@ import importlib
 import os
 import resource
 import shutil
+import signal
 import time
 import traceback
 from collections import Counter
@@ -37,7 +38,10 @@ from crossfuse.runtime.processing.processor import load_processor
 Arrays = dict[str, np.ndarray]
 USED = ("decimal", "filelock", "PIL.Image", "tokenizers")
 """What children would import each anew."""
-SECONDS = 8.0
+SECONDS = 8
+"""Of a processor, after which a child hangs."""
+LONGEST = 120.0
+"""Seconds after which one hangs that waits."""
 MEMORY = 4 << 30
 ONE = runtime.SessionOptions(threads=1)
 STRICT = runtime.SessionOptions(threads=1, trust_engines=False)
@@ -198,7 +202,8 @@ def in_child(work: Callable[..., str], *arguments: Any) -> str:
         _be_child(reads, writes, work, arguments)
     os.close(writes)
     with os.fdopen(reads, "rb") as stream:
-        if ended(process, SECONDS) is None:
+        status = ended(process, LONGEST)
+        if status is None or (os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGXCPU):
             return "hung"
         return stream.read().decode() or "ended"
 
@@ -210,6 +215,7 @@ def _be_child(reads: int, writes: int, work: Callable[..., str], arguments: Any)
         os.dup2(null, stream)
     resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS + 1))
     try:
         said = work(*arguments)
     except BaseException:  # noqa: BLE001 -- it is told, and fails the campaign
@@ -226,6 +232,13 @@ def canaries(folder: Path) -> tuple[Path, ...]:
         path.write_bytes(bytes(100_003))
         os.utime(path, (1, 2))
     return found
+
+
+def unread(beside: tuple[Path, ...]) -> None:
+    """Forget that they were read: a manifest may be a link, as in the folders of hubs, and nothing
+    tells its size before it is read."""
+    for path in beside:
+        os.utime(path, (1, path.stat().st_mtime))
 
 
 def bundles(times: int, folder: Path, chance: Chance) -> Outcomes:
@@ -253,6 +266,8 @@ def bundles(times: int, folder: Path, chance: Chance) -> Outcomes:
         where = f"{how}; {base.path.name}, {base.target}"
         if how == WHOLE and said != "answered":
             faults.append(f"{where}: {said}, although its content fits")
+        if (bundle / "manifest.json").is_symlink():
+            unread(beside)
         faults += [f"{where}: {fault}" for fault in faults_of(said, folder, beside)]
         if said not in ("answered", "refused"):
             keep_if_asked(bundle, f"{where}: {said}")
