@@ -202,7 +202,7 @@ def in_child(work: Callable[..., str], *arguments: Any) -> str:
         _be_child(reads, writes, work, arguments)
     os.close(writes)
     with os.fdopen(reads, "rb") as stream:
-        status = ended(process, LONGEST)
+        status, _ = ended(process, LONGEST)
         if status is None or (os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGXCPU):
             return "hung"
         return stream.read().decode() or "ended"

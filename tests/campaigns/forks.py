@@ -19,21 +19,22 @@ TURN = 0.05
 """Seconds of one turn of a wait."""
 
 
-def ended(process: int, seconds: float) -> int | None:
-    """Wait so long for a child, and kill it then; its status, or None of one that was killed. Time
-    in which this process was stopped, or had no processor, doesn't count."""
+def ended(process: int, seconds: float) -> tuple[int | None, float]:
+    """Wait so long for a child, and kill it then; its status, or None of one that was killed, and
+    the seconds. Time in which this process was stopped, or had no processor, doesn't count."""
     handle = os.pidfd_open(process)
     left, before = seconds, time.monotonic()
     try:
         while left > 0:
-            if select.select([handle], [], [], min(TURN, left))[0]:
-                return os.waitpid(process, 0)[1]
+            is_done = bool(select.select([handle], [], [], min(TURN, left))[0])
             now = time.monotonic()
             left -= min(now - before, TURN)
             before = now
+            if is_done:
+                return os.waitpid(process, 0)[1], seconds - left
         os.kill(process, signal.SIGKILL)
         os.waitpid(process, 0)
-        return None
+        return None, seconds
     finally:
         os.close(handle)
 
@@ -41,10 +42,9 @@ def ended(process: int, seconds: float) -> int | None:
 def finished(command: Sequence[str], scratch: Path, prepares: Callable[[], object] = int) -> float:
     """Run a command to its end; the seconds that it took. What it imported is imported here, too:
     the next one won't begin with that."""
-    start = time.monotonic()
-    status = ended(begun(command, scratch, prepares), LONGEST)
-    took = time.monotonic() - start
-    assert status == 0, f"{command} ended with {status}"
+    status, took = ended(begun(command, scratch, prepares), LONGEST)
+    said = (scratch.parent / "stderr").read_text(errors="replace")
+    assert status == 0, f"{command} ended with {status}: {said}"
     names = scratch.parent / "modules"
     for name in names.read_text().split():
         if name not in sys.modules:
@@ -59,25 +59,31 @@ def killed(
 ) -> bool:
     """Fork, run a command, and kill it so many seconds later; whether it was still at work. Its
     children's end is waited for."""
-    status = ended(begun(command, scratch, prepares), seconds)
+    status, _ = ended(begun(command, scratch, prepares), seconds)
     assert not status, f"{command} ended with {status}"
     (scratch.parent / "modules").unlink(missing_ok=True)
     return status is None
 
 
-def begun(command: Sequence[str], scratch: Path, prepares: Callable[[], object] = int) -> int:
+def begun(
+    command: Sequence[str],
+    scratch: Path,
+    prepares: Callable[[], object] = int,
+    beside: Path | None = None,
+) -> int:
     """Fork, and run a command in the child, its temporary folder the scratch; its process id.
 
-    What it says on stderr is in a file of that name beside the scratch, and the names of what it
-    imported in ``modules``. ``prepares`` is called before.
+    What it says on stderr is in a file of that name beside the scratch, or in another folder, and
+    the names of what it imported in ``modules``. ``prepares`` is called before.
     """
+    told = beside or scratch.parent
     process = os.fork()
     if process:
         return process
     null = os.open(os.devnull, os.O_RDWR)
     for stream in (0, 1):
         os.dup2(null, stream)
-    log = os.open(scratch.parent / "stderr", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    log = os.open(told / "stderr", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(log, 2)
     os.environ["TMPDIR"] = str(scratch)
     tempfile.tempdir = None
@@ -93,5 +99,5 @@ def begun(command: Sequence[str], scratch: Path, prepares: Callable[[], object] 
     finally:
         if not status:
             new = [name for name in sys.modules if name not in before]
-            (scratch.parent / "modules").write_text("\n".join(new))
+            (told / "modules").write_text("\n".join(new))
         os._exit(status)

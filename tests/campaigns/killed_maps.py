@@ -150,9 +150,9 @@ def _maps(
     shutil.rmtree(out)
     took = finished(command, scratch, prepares)
     for _ in range(times):
-        if chance.random() < 0.7:  # or it goes on with what was killed
+        if chance.random() < 0.85:  # or it goes on with what was killed
             shutil.rmtree(out, ignore_errors=True)
-        was_killed = killed(command, chance.uniform(0, 0.9 * took), scratch, prepares)
+        was_killed = killed(command, chance.uniform(0, 0.8 * took), scratch, prepares)
         answers = source.require_right(out)
         left = [path for path in (*out.glob(".*"), *out.glob(".shards/.*")) if path.is_file()]
         if chance.random() < 0.3:
