@@ -177,7 +177,7 @@ COMMANDS: Mapping[str, Command] = {
         HAVE | {"key.pem", "key.pub", "b.sig"},
     ),
     "generate": Command(
-        lambda at: ["generate", "b", "--audio", str(at / "a.npy"), "--language", "fr"],
+        lambda at: ["generate", str(OLD_BUNDLE), "--audio", str(at / "a.npy"), "--language", "fr"],
         _sound,
         lambda at: np.load(at / "a.npy"),
         frozenset({"a.npy"}),
