@@ -29,7 +29,7 @@ INT8 = "int8 × int8"
 UNKNOWN = "not told"
 
 _MOST_NAMES = 12
-_IN_FLOATS = (FP32, UNKNOWN, "computed in fp32", "computed in bf16", "computed in fp16")
+_IN_FLOATS = (UNKNOWN, "fp32", "bf16", "fp16")
 
 
 def weights_in(bits: int, computed: str = "fp32") -> str:
