@@ -1,5 +1,5 @@
 """Writes `constraints-hashes.txt`: the pins of `constraints.txt` with the SHA-256 of each file that
-pip would install on Linux (x86-64) with Python 3.11; ``PYTHONS="3.11.15 3.12.15 3.13.13"`` for more.
+pip would install on Linux (x86-64) with Python 3.11; ``PYTHONS="3.11.15 3.12.15"`` for more.
 
 ``python .ci/hashes.py`` asks pip's own finder, whose settings say where packages come from, for the
 file that it would choose, and takes the hash that the index has for it: nothing is downloaded or
