@@ -30,19 +30,23 @@ def held_partial(path: Path) -> Iterator[Path]:
     if sys.platform == "win32":  # where an open file can't take another one's place
         yield path.with_name(f".{path.name}.{secrets.token_hex(4)}")
         return
-    for turn in itertools.count():
-        partial = _neighbour(path, turn)
-        held = _made(partial)
-        if held is not None:
-            break
+    turn, held = _first_free(path)
     try:
         for later in itertools.count(turn + 1):
             if not os.path.lexists(_neighbour(path, later)):
                 break
             _remove_abandoned(_neighbour(path, later))
-        yield partial
+        yield _neighbour(path, turn)
     finally:
         os.close(held)
+
+
+def _first_free(path: Path) -> tuple[int, int]:
+    """The number of the first neighbour that nobody else has, made; and its descriptor."""
+    turn = 0
+    while (held := _made(_neighbour(path, turn))) is None:
+        turn += 1
+    return turn, held
 
 
 def _neighbour(path: Path, turn: int) -> Path:
