@@ -6,7 +6,6 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -100,24 +99,6 @@ def _without_ray() -> None:
     without_ray()
 
 
-def _sound(place: Path) -> None:
-    from unit.runtime.speech.toy_speech import sound
-
-    np.save(place / "a.npy", sound(0.7))
-
-
-def _speaking() -> None:
-    """From here on a toy model speaks in a bundle's place."""
-    import crossfuse.runtime
-    from unit.runtime.speech.toy_speech import GENERATION, speech_processor, speech_session
-
-    def opened(*_: Any, **__: Any) -> Any:
-        return speech_session(GENERATION, scores=True)
-
-    crossfuse.runtime.load = opened
-    crossfuse.runtime.load_processor = lambda _: speech_processor()
-
-
 MODEL = ("cross_modal_attention", "--size", "tiny", "--quick")
 HAVE = frozenset({"b"})
 COMMANDS: Mapping[str, Command] = {
@@ -175,12 +156,5 @@ COMMANDS: Mapping[str, Command] = {
         _signed,
         _require_signature,
         HAVE | {"key.pem", "key.pub", "b.sig"},
-    ),
-    "generate": Command(
-        lambda at: ["generate", str(OLD_BUNDLE), "--audio", str(at / "a.npy"), "--language", "fr"],
-        _sound,
-        lambda at: np.load(at / "a.npy"),
-        frozenset({"a.npy"}),
-        _speaking,
     ),
 }  # fmt: skip

@@ -1,14 +1,12 @@
-"""Commands that run short of memory or of disk: each does its work, or says in one paragraph why
-not and leaves what was there. Native code that finds no memory may end its process by a signal.
+"""Commands that run short of disk: each does its work, or says in one paragraph why not and leaves
+what was there.
 """
 
 from __future__ import annotations
 
 import os
 import random
-import resource
 import shutil
-import signal
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -19,27 +17,11 @@ from campaigns.killed import require_nothing_left
 from campaigns.operations import Outcomes
 from system_limits import disk
 
-BY_NATIVE_CODE = (signal.SIGABRT, signal.SIGSEGV, signal.SIGBUS, signal.SIGTRAP, signal.SIGILL)
 UNFORESEEN = "did not foresee"
-
-
-def short_memory(times: int, folder: Path, chance: random.Random) -> Outcomes:
-    """Each command in turn, whose process and children may take little more than they have when it
-    begins."""
-    return _each(times, folder, chance, _with_little_memory)
 
 
 def short_disks(times: int, folder: Path, chance: random.Random) -> Outcomes:
     """Each command in turn, on a disk that has little room; needs the right to mount."""
-    return _each(times, folder, chance, _on_a_small_disk)
-
-
-def _each(
-    times: int,
-    folder: Path,
-    chance: random.Random,
-    tries: Callable[[str, Command, Path, random.Random], str],
-) -> Outcomes:
     names = os.environ.get("CROSSFUSE_CAMPAIGN_COMMANDS", ",".join(COMMANDS)).split(",")
     found: Outcomes = Counter()
     os.environ["CROSSFUSE_CACHE"] = str(folder / "cache")
@@ -52,32 +34,12 @@ def _each(
         for _ in range(times // len(names) + (names.index(name) < times % len(names))):
             shutil.rmtree(folder / "cache", ignore_errors=True)
             place.mkdir()
-            found[f"{name}: {tries(name, command, place, chance)}"] += 1
+            found[f"{name}: {_on_a_small_disk(name, command, place, chance)}"] += 1
             shutil.rmtree(place)
     shutil.rmtree(folder / "cache", ignore_errors=True)
     for left in ("stderr", "modules"):
         (folder / left).unlink(missing_ok=True)
     return found
-
-
-def _with_little_memory(name: str, command: Command, place: Path, chance: random.Random) -> str:
-    (place / "tmp").mkdir()
-    command.starts(place)
-    kind = chance.choice((resource.RLIMIT_AS, resource.RLIMIT_DATA))
-    more = int(10 ** chance.uniform(3, 9.3))
-
-    def prepares() -> None:
-        command.prepares()
-        _may_take(kind, more)
-
-    return _outcome(command, place, prepares, f"{name} with {more} bytes more (limit {kind})")
-
-
-def _may_take(kind: int, more: int) -> None:
-    name = "VmSize" if kind == resource.RLIMIT_AS else "VmData"
-    lines = Path("/proc/self/status").read_text().splitlines()
-    has = next(int(line.split()[1]) << 10 for line in lines if line.startswith(name))
-    resource.setrlimit(kind, (has + more, has + more))
 
 
 def _on_a_small_disk(name: str, command: Command, place: Path, chance: random.Random) -> str:
@@ -104,14 +66,8 @@ def _outcome(command: Command, place: Path, prepares: Callable[[], object], wher
     after = _files(place)
     shutil.rmtree(place / "cache", ignore_errors=True)
     (place / "full").unlink(missing_ok=True)
-    if os.WIFSIGNALED(status):
-        assert os.WTERMSIG(status) in BY_NATIVE_CODE, f"{where}: {status}, {said}"
-        finished(command.words(place), place / "tmp", command.prepares)
-        (place / "stderr").unlink()
-        came = "ended by a signal"
-    else:
-        came = _came(os.waitstatus_to_exitcode(status), said, where)
-        assert came == "done" or command.progresses or after == before, f"{where}: changed, {said}"
+    came = _came(os.waitstatus_to_exitcode(status), said, where)
+    assert came == "done" or command.progresses or after == before, f"{where}: changed, {said}"
     kept = set(command.writes) & {one.name for one in place.iterdir()}
     require_nothing_left(place, place / "tmp", kept)
     return came
@@ -137,4 +93,4 @@ def _files(place: Path) -> Mapping[str, bytes]:
     }
 
 
-CAMPAIGNS = (short_memory, short_disks)
+CAMPAIGNS = (short_disks,)
