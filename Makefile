@@ -22,7 +22,7 @@ help:
 	@echo "coverage  docs/reference/coverage.md, written anew"
 	@echo "triton    the real tritonserver, in an environment of its own"
 	@echo "audit     known faults of the pinned packages (asks a public database)"
-	@echo "release   the wheel, the same bytes from the same commit, and its SBOM, into dist/"
+	@echo "release   wheel and sources, the same bytes from the same commit, and the SBOM, into dist/"
 	@echo "hashes    constraints-hashes.txt, of constraints.txt"
 	@echo "licences  docs/reference/licences.md, of the environment"
 	@echo "clean     remove environments, caches and what was built"
@@ -55,11 +55,13 @@ audit: $(RELEASE)
 	$(BIN)/pip-audit --strict --require-hashes --disable-pip -r constraints-hashes.txt
 
 # Bytes depend on the commit alone: its own files, with the same modes everywhere, and its time for all times.
+release: export SOURCE_DATE_EPOCH = $(shell git log -1 --format=%ct)
 release: $(TEST) $(RELEASE)
 	rm -rf dist build
 	mkdir -p dist build/source
 	umask 022 && git archive HEAD | tar x -C build/source
-	umask 022 && SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) $(BIN)/python -m build --no-isolation --wheel --outdir dist build/source
+	umask 022 && $(BIN)/python -m build --no-isolation --wheel --sdist --outdir dist build/source
+	$(BIN)/python .ci/repack.py dist/*.tar.gz
 	$(BIN)/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible --of JSON -o dist/crossfuse.cdx.json $(VENV)
 	cp constraints-hashes.txt dist/
 

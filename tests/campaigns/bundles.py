@@ -9,6 +9,8 @@ says in one paragraph, because that tries strangers' bundles in a process of its
 
 from __future__ import annotations
 
+import gc
+import importlib
 import os
 import resource
 import shutil
@@ -24,17 +26,22 @@ from typing import Any
 import numpy as np
 
 from campaigns.damage import DAMAGES, WHOLE, Chance, fresh_copy
-from campaigns.forks import waited
+from campaigns.forks import ended
 from campaigns.operations import OLD_BUNDLE, Outcomes, damaged
 from crossfuse import CrossfuseError, runtime
-from crossfuse.bundle.store import open_bundle
+from crossfuse.bundle.store import Bundle, open_bundle
 from crossfuse.errors import InternalError
-from crossfuse.parity.session_check import reference_of, verify_bundle
+from crossfuse.parity.session_check import reference_of, verify_session
 from crossfuse.parity.trial import TrialLimits, require_tried
 from crossfuse.runtime.processing.processor import load_processor
 
 Arrays = dict[str, np.ndarray]
-SECONDS = 8.0
+USED = ("decimal", "filelock", "PIL.Image", "tokenizers")
+"""What children would import each anew."""
+SECONDS = 8
+"""Of a processor, after which a child hangs."""
+LONGEST = 120.0
+"""Seconds after which one hangs that waits."""
 MEMORY = 4 << 30
 ONE = runtime.SessionOptions(threads=1)
 STRICT = runtime.SessionOptions(threads=1, trust_engines=False)
@@ -95,15 +102,31 @@ def bases(folder: Path) -> list[Base]:
 
 
 def opened(bundle: Path, base: Base, cache: Path) -> str:
-    """In the child: what comes of verifying, and of asking."""
+    """In the child: what comes of verifying, of asking, and of its processor."""
     os.environ.update(CROSSFUSE_CACHE=str(cache), CROSSFUSE_TRUST_BUNDLES="0")
-    verdict = refusal(lambda: require_parity(bundle, base.target))
-    said = refusal(lambda: require_same(bundle, base))
-    if said == "another answer" and verdict == "answered":
+    found: list[Bundle] = []
+    if refusal(lambda: found.append(open_bundle(bundle))) == "refused":
+        return "refused"
+    said: list[str] = []
+    loaded = refusal(lambda: said.extend(asked(found[0], base)))
+    if said == ["answered", "another answer"]:
         return "wrong"
-    used = refusal(lambda: prepared(bundle))
-    refusal(lambda: runtime.load(bundle, base.target, ONE).close())  # whoever trusts engines
-    return "answered" if (verdict, said, used) == ("answered",) * 3 else "refused"
+    used = refusal(lambda: prepared(found[0]))
+    refusal(lambda: open_engine(found[0], base.target))
+    return "answered" if {loaded, used, *said} == {"answered"} else "refused"
+
+
+def asked(bundle: Bundle, base: Base) -> tuple[str, str]:
+    """What comes of the parity of a session, as `verify` has it, and of its answers."""
+    with runtime.load(bundle, base.target, STRICT) as session:
+        verdict = refusal(lambda: require_parity(session, bundle))
+        return verdict, refusal(lambda: require_same(session, base))
+
+
+def open_engine(bundle: Bundle, target: str) -> None:
+    """Open what only those open who trust engines of strangers."""
+    if bundle.target(target).engine is not None:
+        runtime.load(bundle, target, ONE).close()
 
 
 def refusal(work: Callable[[], object]) -> str:
@@ -124,17 +147,16 @@ class OtherAnswerError(Exception):
     """The damaged bundle answers otherwise than the whole one."""
 
 
-def require_parity(bundle: Path, target: str) -> None:
-    failure = verify_bundle(bundle, target, options=STRICT).failure
+def require_parity(session: runtime.Session, bundle: Bundle) -> None:
+    failure = verify_session(session, bundle).failure
     if failure is not None:
         raise failure
 
 
-def require_same(bundle: Path, base: Base) -> None:
-    with runtime.load(bundle, base.target, STRICT) as session:
-        for inputs, expected in zip(base.inputs, base.expected, strict=True):
-            if not alike(session.run(inputs), expected):
-                raise OtherAnswerError
+def require_same(session: runtime.Session, base: Base) -> None:
+    for inputs, expected in zip(base.inputs, base.expected, strict=True):
+        if not alike(session.run(inputs), expected):
+            raise OtherAnswerError
 
 
 def alike(got: Mapping[str, Any], expected: Arrays) -> bool:
@@ -150,7 +172,7 @@ def alike(got: Mapping[str, Any], expected: Arrays) -> bool:
     return True
 
 
-def prepared(bundle: Path) -> None:
+def prepared(bundle: Bundle) -> None:
     """What the bundle's processor, if there is one, makes of texts, images and sounds."""
     processor = load_processor(bundle)
     rng = np.random.default_rng(0)
@@ -180,12 +202,10 @@ def in_child(work: Callable[..., str], *arguments: Any) -> str:
         _be_child(reads, writes, work, arguments)
     os.close(writes)
     with os.fdopen(reads, "rb") as stream:
-        for _ in waited(SECONDS):
-            if os.waitpid(process, os.WNOHANG) != (0, 0):
-                return stream.read().decode() or "ended"
-        os.kill(process, signal.SIGKILL)
-        os.waitpid(process, 0)
-    return "hung"
+        status, _ = ended(process, LONGEST)
+        if status is None or (os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGXCPU):
+            return "hung"
+        return stream.read().decode() or "ended"
 
 
 def _be_child(reads: int, writes: int, work: Callable[..., str], arguments: Any) -> None:
@@ -195,6 +215,7 @@ def _be_child(reads: int, writes: int, work: Callable[..., str], arguments: Any)
         os.dup2(null, stream)
     resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS + 1))
     try:
         said = work(*arguments)
     except BaseException:  # noqa: BLE001 -- it is told, and fails the campaign
@@ -213,9 +234,19 @@ def canaries(folder: Path) -> tuple[Path, ...]:
     return found
 
 
+def unread(beside: tuple[Path, ...]) -> None:
+    """Forget that they were read: a manifest may be a link, as in the folders of hubs, and nothing
+    tells its size before it is read."""
+    for path in beside:
+        os.utime(path, (1, path.stat().st_mtime))
+
+
 def bundles(times: int, folder: Path, chance: Chance) -> Outcomes:
     """Bundles with a part damaged, hashes made to fit."""
     known = bases(folder)
+    for name in USED:
+        importlib.import_module(name)
+    gc.freeze()
     (folder / "context.safetensors").unlink(missing_ok=True)
     beside = canaries(folder)
     found: Outcomes = Counter()
@@ -235,6 +266,8 @@ def bundles(times: int, folder: Path, chance: Chance) -> Outcomes:
         where = f"{how}; {base.path.name}, {base.target}"
         if how == WHOLE and said != "answered":
             faults.append(f"{where}: {said}, although its content fits")
+        if (bundle / "manifest.json").is_symlink():
+            unread(beside)
         faults += [f"{where}: {fault}" for fault in faults_of(said, folder, beside)]
         if said not in ("answered", "refused"):
             keep_if_asked(bundle, f"{where}: {said}")

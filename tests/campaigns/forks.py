@@ -3,67 +3,93 @@ limited is their work, not Python's start."""
 
 from __future__ import annotations
 
+import importlib
 import os
+import select
 import signal
+import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 LONGEST = 120.0
+TURN = 0.05
+"""Seconds of one turn of a wait."""
 
 
-def waited(seconds: float) -> Iterator[None]:
-    """Turns of a wait; time in which this process was stopped doesn't count."""
+def ended(process: int, seconds: float) -> tuple[int | None, float]:
+    """Wait so long for a child, and kill it then; its status, or None of one that was killed, and
+    the seconds. Time in which this process was stopped, or had no processor, doesn't count."""
+    handle = os.pidfd_open(process)
     left, before = seconds, time.monotonic()
-    while left > 0:
-        yield
-        time.sleep(0.001)
-        now = time.monotonic()
-        left -= min(now - before, 0.05)
-        before = now
+    try:
+        while left > 0:
+            is_done = bool(select.select([handle], [], [], min(TURN, left))[0])
+            now = time.monotonic()
+            left -= min(now - before, TURN)
+            before = now
+            if is_done:
+                return os.waitpid(process, 0)[1], seconds - left
+        os.kill(process, signal.SIGKILL)
+        os.waitpid(process, 0)
+        return None, seconds
+    finally:
+        os.close(handle)
 
 
-def killed(command: Sequence[str], seconds: float, scratch: Path) -> bool:
+def finished(command: Sequence[str], scratch: Path, prepares: Callable[[], object] = int) -> float:
+    """Run a command to its end; the seconds that it took. What it imported is imported here, too:
+    the next one won't begin with that."""
+    status, took = ended(begun(command, scratch, prepares), LONGEST)
+    said = (scratch.parent / "stderr").read_text(errors="replace")
+    assert status == 0, f"{command} ended with {status}: {said}"
+    names = scratch.parent / "modules"
+    for name in names.read_text().split():
+        if name not in sys.modules:
+            with suppress(Exception):
+                importlib.import_module(name)
+    names.unlink()
+    return took
+
+
+def killed(
+    command: Sequence[str], seconds: float, scratch: Path, prepares: Callable[[], object] = int
+) -> bool:
     """Fork, run a command, and kill it so many seconds later; whether it was still at work. Its
     children's end is waited for."""
-    process = begun(command, scratch)
-    for _ in waited(seconds):
-        done, status = os.waitpid(process, os.WNOHANG)
-        if done:
-            assert status == 0, f"{command} ended with {status}"
-            return False
-    os.kill(process, signal.SIGKILL)
-    os.waitpid(process, 0)
-    return True
+    status, _ = ended(begun(command, scratch, prepares), seconds)
+    assert not status, f"{command} ended with {status}"
+    (scratch.parent / "modules").unlink(missing_ok=True)
+    return status is None
 
 
-def finished(command: Sequence[str], scratch: Path) -> float:
-    """Run a command to its end; the seconds that it took."""
-    start = time.monotonic()
-    assert not killed(command, LONGEST, scratch), f"{command} has no end"
-    return time.monotonic() - start
-
-
-def begun(command: Sequence[str], scratch: Path, prepares: Callable[[], object] = int) -> int:
+def begun(
+    command: Sequence[str],
+    scratch: Path,
+    prepares: Callable[[], object] = int,
+    beside: Path | None = None,
+) -> int:
     """Fork, and run a command in the child, its temporary folder the scratch; its process id.
 
-    What it says on stderr is in a file of that name beside the scratch. ``prepares`` is called
-    before.
+    What it says on stderr is in a file of that name beside the scratch, or in another folder, and
+    the names of what it imported in ``modules``. ``prepares`` is called before.
     """
+    told = beside or scratch.parent
     process = os.fork()
     if process:
         return process
     null = os.open(os.devnull, os.O_RDWR)
     for stream in (0, 1):
         os.dup2(null, stream)
-    log = os.open(scratch.parent / "stderr", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    log = os.open(told / "stderr", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(log, 2)
     os.environ["TMPDIR"] = str(scratch)
     tempfile.tempdir = None
     from crossfuse.cli import main as cli
 
-    status = 70
+    before, status = set(sys.modules), 70
     try:
         prepares()
         cli(list(command))
@@ -71,4 +97,7 @@ def begun(command: Sequence[str], scratch: Path, prepares: Callable[[], object] 
     except SystemExit as end:
         status = end.code if isinstance(end.code, int) else int(end.code is not None)
     finally:
+        if not status:
+            new = [name for name in sys.modules if name not in before]
+            (told / "modules").write_text("\n".join(new))
         os._exit(status)

@@ -2,7 +2,7 @@
 next run nothing of the killed one is left, neither files nor processes.
 
 Commands run in forked children of a process that has imported what they need, so that what is
-killed is their work. `map` is killed in `limits.py`.
+killed is their work. `map` is killed in `killed_maps.py`.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ from crossfuse.core.scratch import scratch_folder
 MODEL = ("cross_modal_attention", "--size", "tiny", "--quick")
 CACHES = {"torchinductor_root"}
 """What PyTorch keeps in the temporary folder, however it ends."""
+SOON = 5.0
+"""Seconds after a command's end until its processes are gone."""
 
 
 @contextmanager
@@ -40,15 +42,19 @@ def _swept(scratch: Path) -> Iterator[None]:
         tempfile.tempdir = before
 
 
-def _require_nothing_left(folder: Path, scratch: Path, kept: set[str]) -> None:
-    deadline = time.monotonic() + 5
-    while alive(str(folder)) and time.monotonic() < deadline:
+def require_nothing_left(
+    folder: Path, scratch: Path, kept: set[str], seconds: float = SOON
+) -> None:
+    """No process that has the folder or the scratch among its words or in its environment, no
+    temporary folder after the next run's cleaning, and nothing but what is kept."""
+    deadline = time.monotonic() + seconds
+    while (left := alive(str(folder))) and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert not alive(str(folder)), "a process outlived the command that started it"
+    assert not left, f"processes outlived the command that started them: {left}"
     with _swept(scratch):
-        left = {path.name for path in scratch.iterdir()} - CACHES
-        assert not left, left
-    there = {path.name for path in folder.iterdir()} - {"tmp", "stderr"}
+        there = {path.name for path in scratch.iterdir()} - CACHES
+        assert not there, there
+    there = {path.name for path in folder.iterdir()} - {"tmp", "stderr", "modules"}
     assert there == kept, there
 
 
@@ -61,6 +67,7 @@ def _written(
     copied(OLD_BUNDLE, place)
     old = content(place)
     (place / "notes.md").write_text("mine")
+    finished(command, scratch)
     took = finished(command, scratch)
     assert (place / "notes.md").read_text() == "mine"
     found: Outcomes = Counter()
@@ -76,7 +83,7 @@ def _written(
             took = finished(command, scratch)
         else:
             copied(OLD_BUNDLE, place)
-        _require_nothing_left(folder, scratch, {"b"})
+        require_nothing_left(folder, scratch, {"b"})
         how = "killed" if was_killed else "ended before"
         found[f"{how}, {state}, {'left a folder' if left else 'left nothing'}"] += 1
     shutil.rmtree(scratch)
@@ -106,6 +113,7 @@ def killed_packages(times: int, folder: Path, chance: Chance) -> Outcomes:
     scratch, root = folder / "tmp", folder / "models"
     scratch.mkdir()
     command = ["package", str(OLD_BUNDLE), "-o", str(root), "--name", "m"]
+    finished(command, scratch)
     took = finished(command, scratch)
     (root / "README.txt").write_text("mine")
     kept = {path.name for path in root.iterdir()}
@@ -122,7 +130,7 @@ def killed_packages(times: int, folder: Path, chance: Chance) -> Outcomes:
         finished(command, scratch)
         assert {path.name for path in root.iterdir()} == kept
         assert (root / "README.txt").read_text() == "mine"
-        _require_nothing_left(folder, scratch, {"models"})
+        require_nothing_left(folder, scratch, {"models"})
         how = "killed" if was_killed else "ended before"
         found[f"{how}, {'left something' if left else 'left nothing'}"] += 1
     shutil.rmtree(scratch)
@@ -136,13 +144,15 @@ def _read(times: int, folder: Path, chance: Chance, command: list[str], place: P
     scratch.mkdir()
     shutil.copytree(OLD_BUNDLE, place)
     before = content(place)
+    finished(command, scratch)
+    shutil.rmtree(folder / "cache", ignore_errors=True)
     took = finished(command, scratch)
     found: Outcomes = Counter()
     for _ in range(times):
         shutil.rmtree(folder / "cache", ignore_errors=True)  # or it is not tried again
         was_killed = killed(command, chance.uniform(0, took), scratch)
         assert content(place) == before
-        _require_nothing_left(folder, scratch, {path.name for path in folder.glob("[bc]*")})
+        require_nothing_left(folder, scratch, {path.name for path in folder.glob("[bc]*")})
         found["killed" if was_killed else "ended before"] += 1
     shutil.rmtree(scratch)
     shutil.rmtree(folder / "cache", ignore_errors=True)
@@ -158,7 +168,7 @@ def killed_verifies(times: int, folder: Path, chance: Chance) -> Outcomes:
 def killed_profiles(times: int, folder: Path, chance: Chance) -> Outcomes:
     """`profile`, which starts cold sessions in children."""
     place = folder / "b"
-    quick = ["--rounds", "3", "--seconds", "0.01", "--cold-starts", "2", "--json"]
+    quick = ["--rounds", "3", "--seconds", "0.01", "--cold-starts", "1", "--json"]
     command = ["profile", str(place), "--target", "ort-cpu", *quick]
     return _read(times, folder, chance, command, place)
 

@@ -1,26 +1,20 @@
 """Commands and writers at the end of what a machine has: disks that are full, files that may not
-grow, descriptors that are used up, processes that are killed.
+grow, descriptors that are used up.
 """
 
 from __future__ import annotations
 
-import json
+import os
 import random
 import resource
-import signal
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Callable
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager
 from pathlib import Path
-
-import numpy as np
 
 from campaigns.operations import OLD_BUNDLE, Outcomes, copied
 from crossfuse import CrossfuseError
 from crossfuse.bundle.store import open_bundle
-from crossfuse.parity.session_check import smallest_inputs
 from system_limits import at_most, descriptors_left, disk
 
 
@@ -92,72 +86,13 @@ def content(place: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in bundle.verified(bundle.manifest.files)}
 
 
-KILLED = """
-import os, sys
-from crossfuse.cli import main
-print("begun", flush=True)
-os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-main(sys.argv[1:])
-"""
-"""A command that says when it is about to begin: what is killed is its work, not Python's start."""
-
-
-def kill(command: list[str], seconds: float) -> None:
-    """Begin a command and kill it so many seconds after it said that it begins, unless it has come
-    to its end by then."""
-    with subprocess.Popen(
-        [sys.executable, "-c", KILLED, *command],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    ) as process:
-        assert process.stdout is not None
-        process.stdout.readline()
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(seconds)
-        process.send_signal(signal.SIGKILL)
-
-
-def maps(times: int, folder: Path, chance: random.Random) -> Outcomes:
-    """`map` with a Ray of its own, killed again and again, until a run comes to its end: each row
-    has its answer once."""
-    inputs = smallest_inputs(open_bundle(OLD_BUNDLE))
-    assert inputs is not None
-    source, out = folder / "in", folder / "out"
-    source.mkdir()
-    names = [f"{number}.npz" for number in range(8)]
-    for name in names:
-        np.savez(source / name, **inputs)
-    command = ["map", str(OLD_BUNDLE), "--input", str(source), "-o", str(out), "--shard-rows", "1"]
-    found: Outcomes = Counter()
-    for _ in range(times):
-        kill([*command, "--target", "ort-cpu"], chance.uniform(2, 25))
-        found["killed"] += 1
-    run([*command, "--target", "ort-cpu"])
-    assert sorted(path.name for path in out.glob("*.npz")) == names
-    marks = [json.loads(path.read_text()) for path in (out / ".shards").glob("*.json")]
-    assert [mark["failed"] for mark in marks] == [{}] * len(names)
-    return found
-
-
-def run(command: list[str]) -> None:
-    """A command that has to come to its end."""
-    done = subprocess.run(
-        [sys.executable, "-m", "crossfuse", *command],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-
-
 def alive(text: str) -> list[int]:
-    """Processes whose command names something."""
+    """Other processes with that in their command or their environment."""
     found = []
     for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
             try:
-                words = (entry / "cmdline").read_bytes()
+                words = (entry / "cmdline").read_bytes() + (entry / "environ").read_bytes()
             except OSError:
                 continue
             if text.encode() in words:
@@ -165,4 +100,4 @@ def alive(text: str) -> list[int]:
     return found
 
 
-CAMPAIGNS = (small_files, descriptors, full_disks, maps)
+CAMPAIGNS = (small_files, descriptors, full_disks)

@@ -9,14 +9,12 @@ import pytest
 from campaigns.limits import CAMPAIGNS
 from campaigns.operations import run
 
-TIMES = {"small_files": 40, "descriptors": 36, "full_disks": 12, "maps": 2}
+TIMES = {"small_files": 40, "descriptors": 36, "full_disks": 12}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("campaign", CAMPAIGNS, ids=lambda one: one.__name__)
 def test_no_limit_costs_a_bundle(campaign: Any) -> None:
-    if campaign.__name__ == "maps":
-        pytest.importorskip("ray", reason="ray is not installed")
     times = TIMES[campaign.__name__]
     try:
         assert sum(run(campaign, times, seed=1).values()) == times

@@ -5,10 +5,12 @@ from __future__ import annotations
 import ast
 import hashlib
 import importlib.util
+import io
 import os
 import re
 import subprocess
 import sys
+import tarfile
 import tomllib
 from importlib.metadata import version
 from pathlib import Path
@@ -135,6 +137,39 @@ def test_the_wheel_is_the_same_from_the_same_commit(tmp_path: Path) -> None:
         (wheel,) = (tmp_path / name).glob("*.whl")
         built.append(hashlib.sha256(wheel.read_bytes()).hexdigest())
     assert built[0] == built[1]
+
+
+def archive(files: dict[str, str], when: int) -> bytes:
+    """A source distribution as somebody made it at some time."""
+    held = io.BytesIO()
+    with tarfile.open(fileobj=held, mode="w:gz") as made:
+        for name, text in files.items():
+            member = tarfile.TarInfo(name)
+            member.size, member.mtime, member.uid, member.uname = len(text), when, when, str(when)
+            member.mode = 0o600 if when % 2 else 0o664
+            made.addfile(member, io.BytesIO(text.encode()))
+    return held.getvalue()
+
+
+def test_the_sources_are_the_same_whoever_packs_them() -> None:
+    spec = importlib.util.spec_from_file_location("repack", ROOT / ".ci" / "repack.py")
+    assert spec is not None
+    assert spec.loader is not None
+    repack = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(repack)
+    files = {"c-1/a.py": "a", "c-1/b.py": "b"}
+    made = archive(files, 1_700_000_001), archive(dict(reversed(files.items())), 1_800_000_000)
+    assert made[0] != made[1]
+    first, second = (repack.repacked(one, 1_600_000_000) for one in made)
+    assert first == second
+    with tarfile.open(fileobj=io.BytesIO(first)) as read:
+        found = {one.name: (read.extractfile(one), one.mtime, one.mode) for one in read}
+    assert {name: (when, mode) for name, (_, when, mode) in found.items()} == dict.fromkeys(
+        files, (1_600_000_000, 0o644)
+    )
+    assert repack.repacked(archive({"c-1/a.py": "b"}, 1), 1) != repack.repacked(
+        archive({"c-1/a.py": "a"}, 1), 1
+    )
 
 
 def test_the_install_page_lists_every_extra() -> None:

@@ -12,7 +12,6 @@ import ctypes
 import errno
 import hashlib
 import os
-import secrets
 import shutil
 import stat
 import sys
@@ -22,6 +21,7 @@ from io import BufferedReader
 from pathlib import Path
 
 from crossfuse.core.os_errors import help_for, reason_of
+from crossfuse.core.partials import held_partial
 from crossfuse.core.requirements import needed
 from crossfuse.errors import InputError
 
@@ -108,19 +108,20 @@ def sync_folder(path: Path) -> None:
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
     """A hidden neighbour to write to, which takes the file's place at the end; after an exception
-    it is removed, and the file is what it was.
+    it is removed, and the file is what it was. What a killed writer of the same file left is
+    removed.
 
     Raises:
-        OSError: the neighbour can't take its place.
+        OSError: the neighbour can't be made, or can't take its place.
     """
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
-        yield partial
-        partial.replace(path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
-        raise
+    with held_partial(path) as partial:
+        try:
+            yield partial
+            partial.replace(path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                partial.unlink(missing_ok=True)
+            raise
 
 
 def write_whole(path: Path, content: str | bytes) -> None:

@@ -29,7 +29,9 @@ from crossfuse.runtime.tuned import chosen_target
 if TYPE_CHECKING:
     from crossfuse.runtime.decoding import DecodingState
 
-__all__ = ["check_session", "reference_of", "smallest_inputs", "verify_bundle"]
+__all__ = [
+    "check_session", "reference_of", "smallest_inputs", "verify_bundle", "verify_session",
+]  # fmt: skip
 
 
 def verify_bundle(
@@ -59,13 +61,24 @@ def verify_bundle(
     """
     bundle = open_bundle(path)
     name = target or chosen_target(bundle)
-    precision = bundle.target(name).precision
-    limits = PLAIN if metric is None else BESIDE_A_METRIC
     with load(bundle, name, options) as session:
-        report = check_session(session, reference or reference_of(bundle), precision, limits)
-        if metric is not None:
-            return replace(report, metric=metric.judge(session))
-    claimed = (bundle.target(name).parity or {}).get("metric")
+        return verify_session(session, bundle, reference=reference, metric=metric)
+
+
+def verify_session(
+    session: Session,
+    bundle: Bundle,
+    *,
+    reference: ReferenceSet | None = None,
+    metric: Metric | None = None,
+) -> ParityReport:
+    """Parity of an open session of a bundle, as `verify_bundle` has it."""
+    entry = bundle.target(session.target)
+    limits = PLAIN if metric is None else BESIDE_A_METRIC
+    report = check_session(session, reference or reference_of(bundle), entry.precision, limits)
+    if metric is not None:
+        return replace(report, metric=metric.judge(session))
+    claimed = (entry.parity or {}).get("metric")
     if not claimed:
         return report
     said = (

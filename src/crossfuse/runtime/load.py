@@ -111,6 +111,8 @@ def _load(
         raise BundleError(
             "the bundle's stages are not known to this version", got=", ".join(entry.stages)
         )
+    if manifest.decode is not None:
+        _require_tokens(manifest.decode.tokens, manifest.stages)
     if stages is not None:
         _require_stages(stages, manifest.stages)
     bundle.verified({*manifest.files, *entry.files, *entry.stages.values()})
@@ -143,6 +145,20 @@ def _require_stages(asked: Collection[str], there: Collection[str]) -> None:
     for name in asked:
         if name not in there:
             raise unknown("the bundle has no such stage", name, there)
+
+
+def _require_tokens(name: str, stages: Mapping[str, StageSpec]) -> None:
+    """A bundle that decodes has a step, and rows of the tokens that it names."""
+    for stage in ("query", "step"):
+        inputs = stages[stage].inputs if stage in stages else ()
+        if not any(spec.name == name and len(spec.shape) == 2 for spec in inputs):
+            raise BundleError(
+                "the bundle says that it decodes by an input that its stages don't have so",
+                where=f"stage {stage}",
+                got=name,
+                expected="rows of tokens",
+                do="Export the model again",
+            )
 
 
 def _owner(bundle: Bundle, target: str, entry: TargetEntry) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Callable
@@ -25,6 +26,7 @@ X = TensorSpec("x", "float32", ("batch", 3))
 Y = TensorSpec("y", "float32", ("batch", 3))
 STATE = TensorSpec("state", "float32", ("batch", 3))
 DIMS = {"batch": Dim("batch")}
+OLD_BUNDLE = Path(__file__).parents[2] / "data" / "bundle-0.1.0"
 
 
 class Doubles(HostStage):
@@ -90,6 +92,24 @@ def test_only_the_stages_that_are_asked_for_are_opened(opened: Any) -> None:
         context = (session if opened == ("context",) else whole).encode(x=x)
         other = whole if opened == ("context",) else session
         np.testing.assert_array_equal(other.query(context)["y"], 4 * x)
+
+
+@pytest.mark.parametrize("has_step", [False, True])
+@pytest.mark.parametrize("tokens", ["nothing", "0"])
+def test_what_decodes_has_rows_of_tokens(tmp_path: Path, has_step: bool, tokens: str) -> None:
+    bundle = Path(shutil.copytree(OLD_BUNDLE, tmp_path / "b"))
+    about = json.loads((bundle / "manifest.json").read_text())
+    query = about["stages"]["query"]
+    first = query["inputs"][0]
+    first["shape"] = [*first["shape"], 1, 1]
+    about["decode"] = {"tokens": first["name"] if tokens == "0" else tokens, "length": 4}
+    if has_step:
+        about["stages"]["step"] = query
+        for entry in about["targets"].values():
+            entry["stages"]["step"] = entry["stages"]["query"]
+    (bundle / "manifest.json").write_text(json.dumps(about))
+    with pytest.raises(BundleError, match="decodes by an input"):
+        load(bundle, "ort-cpu")
 
 
 @pytest.mark.parametrize("stages", ["context", [], ["qury"], ["model", "step"]])

@@ -12,6 +12,7 @@ import numpy as np
 from crossfuse.core.foreign import cause_of
 from crossfuse.core.processor_files import ASIDE, NO_ID_FROM
 from crossfuse.core.requirements import needed
+from crossfuse.core.text import brief
 from crossfuse.errors import BundleError, InputError
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ class Words:
 
     Raises:
         PackageError: the package tokenizers is not installed.
-        BundleError: the file is no tokenizer.
+        BundleError: the file is no tokenizer, or the settings name what is no token.
     """
 
     def __init__(self, data: bytes, settings: Mapping[str, Any], where: object) -> None:
@@ -59,7 +60,16 @@ class Words:
                 where=where,
                 do="Export the model again with this version of crossfuse",
             ) from error
-        self.pad: str | None = settings.get("pad_token")
+        pad = settings.get("pad_token")
+        if not isinstance(pad, str | None):
+            raise BundleError(
+                "the tokenizer's settings are not valid",
+                where=where,
+                got=f"pad_token {brief(repr(pad), 60)}",
+                expected="a text",
+                do="Export the model again with this version of crossfuse",
+            )
+        self.pad = pad
         aside, first = settings.get(ASIDE), settings.get(NO_ID_FROM)
         self._aside = aside if isinstance(aside, str) else None
         self._no_id_from = first if isinstance(first, int) else None

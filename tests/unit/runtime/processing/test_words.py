@@ -109,6 +109,13 @@ def test_refusals() -> None:
             Words(wrong, {}, "here")
 
 
+@pytest.mark.parametrize("pad", [True, 3, ["[PAD]"], {"content": "[PAD]"}])
+def test_a_token_to_pad_with_is_a_text(pad: object) -> None:
+    _, theirs = opened("bytes")
+    with pytest.raises(BundleError, match="pad_token"):
+        Words(theirs.backend_tokenizer.to_str().encode(), {"pad_token": pad}, "here")
+
+
 def test_a_vocabulary_that_numbers_what_another_one_cuts() -> None:
     """What is unknown is looked up among the pieces that stand aside; a code in front is one."""
     from tokenizers import processors

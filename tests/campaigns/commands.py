@@ -1,0 +1,160 @@
+"""Each command as campaigns run it: what it is given, what it writes, and whether that is whole."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from campaigns.limits import content
+from campaigns.operations import OLD_BUNDLE, copied
+from crossfuse.bundle.store import open_bundle
+from crossfuse.parity.session_check import smallest_inputs
+from signing_keys import keys
+
+QUICK = ("--rounds", "3", "--seconds", "0.001")
+SHARDS = 4
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command that is run in a folder of its own.
+
+    Attributes:
+        words: of the command line, in that folder.
+        starts: makes what has to be there.
+        require_whole: raises where what is there is neither the old nor the new one.
+        writes: names in the folder that may come to be.
+        prepares: is called in the process before the command.
+        progresses: a failed one may have done a part, which the next run goes on with.
+    """
+
+    words: Callable[[Path], list[str]]
+    starts: Callable[[Path], object]
+    require_whole: Callable[[Path], object]
+    writes: frozenset[str]
+    prepares: Callable[[], object] = int
+    progresses: bool = False
+
+
+def _bundle(place: Path) -> None:
+    copied(OLD_BUNDLE, place / "b")
+    (place / "b" / "notes.md").write_text("mine")
+
+
+def _require_bundle(place: Path) -> None:
+    content(place / "b")
+    assert (place / "b" / "notes.md").read_text() == "mine"
+
+
+def _inputs(place: Path) -> None:
+    _bundle(place)
+    found = smallest_inputs(open_bundle(OLD_BUNDLE))
+    assert found is not None
+    (place / "in").mkdir()
+    for number in range(SHARDS):
+        np.savez(place / "in" / f"{number}.npz", **found)
+
+
+def _require_answers(folder: Path) -> None:
+    for path in folder.glob("[!.]*.npz"):
+        found = dict(np.load(path))
+        assert all(np.isfinite(array).all() for array in found.values())
+
+
+def _require_model(place: Path) -> None:
+    root = place / "models"
+    if (root / "m").exists():
+        content(root / "m" / "1" / "bundle")
+        assert (root / "m" / "config.pbtxt").read_text().startswith("# Written by crossfuse")
+    if root.exists():
+        assert {one.name for one in root.iterdir()} <= {"m", "README.md"}
+
+
+def _require_report(place: Path) -> None:
+    _require_bundle(place)
+    if (place / "r.json").exists():
+        json.loads((place / "r.json").read_text())
+    if (place / "r.html").exists():
+        assert (place / "r.html").read_text().rstrip().endswith("</html>")
+
+
+def _signed(place: Path) -> None:
+    _bundle(place)
+    keys(place)
+
+
+def _require_signature(place: Path) -> None:
+    _require_bundle(place)
+    if (place / "b.sig").exists():
+        json.loads((place / "b.sig").read_text())
+
+
+def _without_ray() -> None:
+    from campaigns.killed_maps import without_ray
+
+    without_ray()
+
+
+MODEL = ("cross_modal_attention", "--size", "tiny", "--quick")
+HAVE = frozenset({"b"})
+COMMANDS: Mapping[str, Command] = {
+    "export": Command(
+        lambda at: ["export", *MODEL, "-o", str(at / "b"), "--target", "onnx"],
+        _bundle,
+        _require_bundle,
+        HAVE,
+    ),
+    "build": Command(
+        lambda at: ["build", str(at / "b"), "--target", "onnx"], _bundle, _require_bundle, HAVE
+    ),
+    "verify": Command(
+        lambda at: ["verify", str(at / "b"), "--json"], _bundle, _require_bundle, HAVE
+    ),
+    "package": Command(
+        lambda at: ["package", str(at / "b"), "-o", str(at / "models"), "--name", "m"],
+        _bundle,
+        _require_model,
+        HAVE | {"models"},
+    ),
+    "map": Command(
+        lambda at: [
+            "map", str(at / "b"), "--input", str(at / "in"), "-o", str(at / "out"), "--shard-rows",
+            "1", "--target", "ort-cpu",
+        ],
+        _inputs,
+        lambda at: _require_answers(at / "out"),
+        HAVE | {"in", "out"},
+        _without_ray,
+        progresses=True,
+    ),
+    "profile": Command(
+        lambda at: [
+            "profile", str(at / "b"), *QUICK, "--cold-starts", "1", "-o", str(at / "r.json"),
+            "--html", str(at / "r.html"),
+        ],
+        _bundle,
+        _require_report,
+        HAVE | {"r.json", "r.html"},
+        progresses=True,
+    ),
+    "tune": Command(lambda at: ["tune", str(at / "b"), *QUICK], _bundle, _require_bundle, HAVE),
+    "run": Command(
+        lambda at: [
+            "run", str(at / "b"), "--input", str(at / "in" / "0.npz"), "--output",
+            str(at / "o.npz"),
+        ],
+        _inputs,
+        _require_answers,
+        HAVE | {"in", "o.npz"},
+    ),
+    "sign": Command(
+        lambda at: ["sign", str(at / "b"), "--key", str(at / "key.pem")],
+        _signed,
+        _require_signature,
+        HAVE | {"key.pem", "key.pub", "b.sig"},
+    ),
+}  # fmt: skip
