@@ -17,7 +17,7 @@ from pathlib import Path
 
 __all__ = ["held_partial"]
 
-_ENDING = ".partial"
+_ENDING = ".crossfuse-partial"
 
 
 @contextmanager

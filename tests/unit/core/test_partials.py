@@ -74,7 +74,7 @@ def test_many_writers_of_one_file_each_write_their_own(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["link", "folder", "pipe"])
 def test_what_is_no_neighbour_is_neither_written_nor_removed(tmp_path: Path, kind: str) -> None:
-    other, place = tmp_path / "other", tmp_path / ".file.partial"
+    other, place = tmp_path / "other", tmp_path / ".file.crossfuse-partial"
     other.write_text("mine")
     if kind == "link":
         place.symlink_to(other)
