@@ -145,11 +145,12 @@ def _require_measured(bundle: Bundle, target: str, options: BuildOptions) -> Non
 
 def _is_built(bundle: Bundle, target: str, options: BuildOptions) -> bool:
     """The bundle's engine was built from the same graph, options and versions, and its files are
-    whole."""
+    whole; never where a metric decides, which is code that may have changed."""
     entry = bundle.manifest.targets.get(target)
     if (
         entry is None
         or entry.engine is None
+        or options.metric is not None
         or entry.engine.request != request_key(bundle.manifest, target, options)
     ):
         return False

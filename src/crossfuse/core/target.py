@@ -41,9 +41,10 @@ others."""
 HALF_PRECISIONS = ("fp16", "bf16", "mixed")
 """Those in half floats; ``mixed`` is fp16 with as few nodes in fp32 as parity needs."""
 
-LOW_PRECISIONS = ("int8", "mixed-int8", "int4")
-"""Those of linear layers in integers, which have a parity policy of their own; ``mixed-int8`` keeps
-as few layers in fp32 as that needs, and ``int4`` holds weights alone."""
+LOW_PRECISIONS = ("int8", "mixed-int8", "fp8", "int4")
+"""Those of linear layers in 8 bits or less, which have a parity policy of their own; ``mixed-int8``
+keeps as few layers out of integers as that needs, ``fp8`` is of floats, and ``int4`` holds weights
+alone."""
 
 PRECISIONS = ("fp32", *HALF_PRECISIONS, *LOW_PRECISIONS)
 """What targets compute in."""
@@ -65,12 +66,14 @@ class EngineLibrary:
             one.
         capabilities: compute capabilities of the GPUs that it can build for, without one; none
             where it builds for the GPU at hand.
+        fp8_from: the first compute capability whose GPUs multiply in fp8.
     """
 
     module: str
     distributions: tuple[str, ...]
     lean_module: str | None = None
     capabilities: tuple[str, ...] = ()
+    fp8_from: tuple[int, int] = (8, 9)
 
     @property
     def runtimes(self) -> tuple[str, ...]:
@@ -110,6 +113,7 @@ class Target:
             that instead of what the lowering asked for.
         joins_quantized: in low precision it takes products of numbers that are quantised and
             dequantised, and computes them in integers by itself.
+        symmetric: its integers have 0 for 0, and what is no integer product is in half precision.
         without_bf16: operators that it has no bf16 kernel for; they stay in fp32.
         engine: the artifact is an engine of this library. Such a target needs no code of its own.
         triton: Triton's backend for graphs of one stage.
@@ -138,6 +142,7 @@ class Target:
     portable: bool = False
     compiles: bool = False
     joins_quantized: bool = False
+    symmetric: bool = False
     without_bf16: frozenset[str] = frozenset()
     engine: EngineLibrary | None = None
     triton: str | None = None
@@ -192,7 +197,7 @@ class Target:
         return None
 
 
-_HALF_FIRST = ("fp16", "bf16", "mixed", "fp32")
+_OF_ENGINES = ("fp16", "bf16", "mixed", "fp32", "int8", "mixed-int8", "fp8")
 _GPU = "pip install 'crossfuse[gpu]'"
 
 _BUILT_IN = (
@@ -211,7 +216,7 @@ _BUILT_IN = (
     Target(
         CPU_TARGET,
         "ONNX Runtime's fused operators for the CPU",
-        precisions=PRECISIONS,
+        precisions=("fp32", *HALF_PRECISIONS, "int8", "mixed-int8", "int4"),
         provider="CPUExecutionProvider",
         requires=("onnxruntime",),
         install="pip install 'crossfuse[cpu]'",
@@ -247,7 +252,9 @@ _BUILT_IN = (
     Target(
         "tensorrt",
         "TensorRT engine for the GPU at hand",
-        precisions=_HALF_FIRST,
+        precisions=_OF_ENGINES,
+        joins_quantized=True,
+        symmetric=True,
         provider="TensorRT",
         install=_GPU,
         needs_gpu=True,
@@ -261,7 +268,9 @@ _BUILT_IN = (
     Target(
         "tensorrt-rtx",
         "TensorRT-RTX engine, built without a GPU",
-        precisions=_HALF_FIRST,
+        precisions=_OF_ENGINES,
+        joins_quantized=True,
+        symmetric=True,
         provider="TensorRT-RTX",
         install="pip install 'crossfuse[rtx]'",
         needs_gpu=True,

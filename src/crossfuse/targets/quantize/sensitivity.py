@@ -69,7 +69,7 @@ def sensitivities(
         made: integers of earlier calls.
         static: grids for what layers are given, in place of the form.
     """
-    found = quantizable(model, static=static is not None)
+    found = quantizable(model, None if static is None else static.codes)
     chosen = {
         layer.key: layer.site for layer in found if static is None or static.of(layer) is not None
     }
