@@ -13,9 +13,10 @@ from collections.abc import Iterable
 
 import onnx_ir as ir
 
+from crossfuse.graph.builder import GraphBuilder
 from crossfuse.graph.op_classes import is_onnx
 
-__all__ = ["half_inputs", "simulate"]
+__all__ = ["half_inputs", "simulate", "write_out_fp8"]
 
 _HALF = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 _EXACT = frozenset(
@@ -67,7 +68,23 @@ def simulate(model: ir.Model, *, boundary: Iterable[str] = ()) -> ir.Model:
     for i, value in enumerate(graph.outputs):
         if value.name in stay and ends[i] in _HALF and value.dtype not in _HALF:
             graph.outputs[i] = _end(graph, value, ends[i])
+    write_out_fp8(graph)
     return model
+
+
+def write_out_fp8(graph: ir.Graph) -> None:
+    """Write numbers of fp8 that are dequantised as a cast and a product: ONNX Runtime's optimiser
+    joins the operator to an integer product, and then refuses that.
+
+    Args:
+        graph: in fp32 where it computes; it is changed.
+    """
+    for node in list(graph):
+        codes = node.inputs[0] if is_onnx(node, "DequantizeLinear") else None
+        if codes is not None and codes.dtype == ir.DataType.FLOAT8E4M3FN:
+            build = GraphBuilder()
+            wide = build.op("Cast", codes, to=int(ir.DataType.FLOAT))
+            build.replace(node, build.op("Mul", wide, node.inputs[1]))
 
 
 def _exact(node: ir.Node) -> bool:

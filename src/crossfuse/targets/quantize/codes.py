@@ -35,7 +35,10 @@ class Codes(Enum):
     @property
     def dtype(self) -> np.dtype[Any]:
         """Of the codes."""
-        return np.dtype(ml_dtypes.float8_e4m3fn if self is Codes.FP8 else self.value)
+        found: np.dtype[Any] = np.dtype(
+            ml_dtypes.float8_e4m3fn if self is Codes.FP8 else self.value
+        )
+        return found
 
     def rounded(self, numbers: NDArray[Any]) -> NDArray[Any]:
         """The nearest codes of numbers in steps; those beyond the largest become it.
@@ -44,7 +47,8 @@ class Codes(Enum):
             numbers: of a symmetric grid, in float64 or float32.
         """
         within = np.clip(numbers, -self.top, self.top)
-        return (within if self is Codes.FP8 else np.rint(within)).astype(self.dtype)
+        codes: NDArray[Any] = within if self is Codes.FP8 else np.rint(within)
+        return codes.astype(self.dtype)
 
 
 def codes_of(target: Target, precision: str) -> Codes:

@@ -93,6 +93,7 @@ class SymmetricProducts:
                 factors = (1 / np.asarray(grid.scaling, np.float64)).astype(np.float32)
                 value = build.op("Mul", source, self._shared("factors", factors))
             codes = build.op("QuantizeLinear", value, *self._grid(grid))
+            codes.type = ir.TensorType(ir.DataType.from_numpy(grid.codes.dtype))
             self._codes[source, grid] = _named(codes, key + CODES)
         return self._codes[source, grid]
 
