@@ -131,7 +131,7 @@ class LinearLedger(Sequence[LinearRow]):
             f"{len(missed)} of {len(self.rows)} linear layers were not quantised in {target}: "
             f"{'; '.join(lines)}",
             do=Advice(
-                "Let them compute in fp32 with {}; the manifest lists them",
+                "Let them compute in floats with {}; the manifest lists them",
                 Said("--allow-unquantized", "allow_unquantized=True"),
             ),
         )

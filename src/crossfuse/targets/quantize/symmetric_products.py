@@ -30,7 +30,7 @@ __all__ = ["CODES", "PARTS", "SymmetricProducts", "dequantized_weights", "parts_
 CODES = ":codes"
 """How the name of a node ends that rounds what layers are given."""
 
-PARTS = (":given", ":weights", ":ratio", ":bias")
+PARTS = (":given", ":widened", ":ratio", ":bias")
 """How the names of nodes end that a layer's product is written with: what it is given and its
 weights dequantised, the ratios of its channels, its bias."""
 
@@ -91,7 +91,7 @@ class SymmetricProducts:
             value = source
             if grid.scaling:
                 factors = (1 / np.asarray(grid.scaling, np.float64)).astype(np.float32)
-                value = build.op("Mul", source, self._shared("factors", factors))
+                value = build.op("Mul", source, self._shared("factors", factors), like=source)
             codes = build.op("QuantizeLinear", value, *self._grid(grid))
             codes.type = ir.TensorType(ir.DataType.from_numpy(grid.codes.dtype))
             self._codes[source, grid] = _named(codes, key + CODES)
@@ -129,7 +129,7 @@ def _product(
         return result
     beta = node.attributes.get_float("beta", 1.0)
     if beta != 1.0:
-        bias = build.op("Mul", bias, build.constant(beta, np.float32))
+        bias = build.op("Mul", bias, build.constant(beta, np.float32), like=bias)
     return _named(build.op("Add", result, bias), key + _BIAS)
 
 
@@ -142,7 +142,8 @@ def _convolution(
     bias = node.inputs[2] if len(node.inputs) > 2 else None
     if bias is None:
         return result
-    column = build.op("Reshape", bias, build.ints(-1, *(1,) * (len(layer.shape) - 2)))
+    shape = build.ints(-1, *(1,) * (len(layer.shape) - 2))
+    column = build.op("Reshape", bias, shape, like=bias)
     return _named(build.op("Add", result, column), key + _BIAS)
 
 
@@ -150,4 +151,5 @@ def _named(value: ir.Value, name: str) -> ir.Value:
     node = value.producer()
     assert node is not None
     node.name = name
+    value.type = value.type or ir.TensorType(ir.DataType.FLOAT)
     return value
