@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from dataclasses import KW_ONLY, dataclass, replace
 
+from crossfuse.core.engine_library import EngineLibrary
 from crossfuse.core.missing_kernels import CUDA_WITHOUT_BF16, TENSORRT_WITHOUT_BF16
 from crossfuse.core.plugins import Code, Registry
 from crossfuse.core.requirements import install, is_installed
@@ -53,32 +54,6 @@ IO_DTYPES = {"fp32": "float32", "fp16": "float16"}
 """Choices for the inputs and outputs of a target: NumPy has no bfloat16."""
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]*\Z")
-
-
-@dataclass(frozen=True)
-class EngineLibrary:
-    """A library with TensorRT's API, which builds a target's engines and executes them.
-
-    Attributes:
-        module: its Python module, which builds engines and executes them.
-        distributions: packages that it may be installed by.
-        lean_module: a smaller module that executes engines which were built for it, if there is
-            one.
-        capabilities: compute capabilities of the GPUs that it can build for, without one; none
-            where it builds for the GPU at hand.
-        fp8_from: the first compute capability whose GPUs multiply in fp8.
-    """
-
-    module: str
-    distributions: tuple[str, ...]
-    lean_module: str | None = None
-    capabilities: tuple[str, ...] = ()
-    fp8_from: tuple[int, int] = (8, 9)
-
-    @property
-    def runtimes(self) -> tuple[str, ...]:
-        """Modules that can execute its engines, best first."""
-        return (self.module,) if self.lean_module is None else (self.module, self.lean_module)
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ FORMS = {
 
 def layer(key: str, refusal: Refusal | None = None) -> PlannedLayer:
     weights = None if refusal is not None else f"{key}:weights"
-    return PlannedLayer(key, key, "MatMul", (9, 9), "query", weights, refusal)
+    return PlannedLayer(key, key, "MatMul", (9, 9), "model", weights, refusal)
 
 
 @pytest.mark.parametrize("target", ["tensorrt", "tensorrt-rtx"])
@@ -47,6 +47,7 @@ def test_a_layer_that_is_not_on_codes_fails_by_name(
     monkeypatch.setattr("crossfuse.targets.tensorrt.libraries.library_version", lambda _: "1.0")
     known, bundle = TARGETS[target], open_bundle(bundle_copy)
     stages = fused_stages(bundle).stages
+    assert set(stages.graphs) == {"model"}
     why = Refusal("narrow", asked=False)
     planned = [*map(layer, ("int8", "weights", "half", "silent")), layer("kept", why)]
     planned += [layer("unread", Refusal("in a body", asked=True))]
