@@ -8,8 +8,8 @@ Each model is exported once and built in every precision; int8 is chosen on the 
 inputs, and where it fails the check, ``mixed-int8`` takes its place. All of them and the rivals
 answer in the same rounds, with all cores, on inputs that nothing was chosen on. Ratios are over
 ``ort-cpu`` in fp32, round by round, with their 95% interval; per way also the worst measures of the
-policy for low precision over all outputs, against ``ort-cpu`` in fp32. Where NNCF is installed, the
-rival ``openvino-int8`` is the plain export quantised by it, on four sets of inputs of these sizes.
+policy for low precision over all outputs, against ``ort-cpu`` in fp32. The rival ``openvino-int8``
+is calibrated on four sets of inputs of these sizes.
 
 ``--prepare`` exports and builds into the work folder and measures nothing; what is there already is
 kept. ``--processor-time`` counts the time of one thread on the processor in place of the clock: on
@@ -21,11 +21,9 @@ has them, and draws its plot.
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import os
 import shutil
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -40,8 +38,6 @@ import crossfuse
 from crossfuse import CrossfuseError, runtime
 from crossfuse.api.sources import Source
 from crossfuse.core.linear_ledger import in_words
-from crossfuse.core.openvino import openvino
-from crossfuse.core.requirements import is_installed
 from crossfuse.parity.low_precision import measured
 from crossfuse.parity.session_check import reference_of
 from crossfuse.profiling.baselines import Baselines
@@ -63,8 +59,7 @@ WAYS = (
     ("openvino", "int8"),
 )
 """Target and precision."""
-RIVALS = ("openvino-f32", "openvino", "eager-bf16", "ort-int8")
-NNCF = "openvino-int8"
+RIVALS = ("openvino-f32", "openvino", "openvino-int8", "eager-bf16", "ort-int8")
 
 Run = Callable[[], Mapping[str, Any]]
 Rounds = Mapping[str, Sequence[Sequence[float]]]
@@ -144,66 +139,20 @@ def other_inputs(name: str, bundle: Path, batch: int, seed: int) -> dict[str, An
     return found
 
 
-def quantized_by_nncf(plain: Path, data: Sequence[Mapping[str, Any]]) -> Path:
-    """The plain export in OpenVINO's form, quantised for transformers; its telemetry is off."""
-    path = plain.with_name("nncf.xml")
-    if not path.exists():
-        sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
-        nncf = importlib.import_module("nncf")
-        model = openvino().Core().read_model(plain)
-        taken = {name for port in model.inputs for name in port.get_names()}
-        sets = [{name: a for name, a in one.items() if name in taken} for one in data]
-        model = nncf.quantize(
-            model,
-            nncf.Dataset(sets),
-            model_type=nncf.ModelType.TRANSFORMER,
-            subset_size=len(sets),
-        )
-        openvino().save_model(model, path, compress_to_fp16=False)
-    return path
-
-
-def nncf_call(
-    path: Path, names: Sequence[str], inputs: Mapping[str, Any], threads: int | None
-) -> Run:
-    """A quantised export, run as the baseline ``openvino`` is."""
-    core = openvino().Core()
-    settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
-    if threads is not None:
-        settings["INFERENCE_NUM_THREADS"] = threads
-    compiled = core.compile_model(core.read_model(path), "CPU", settings)
-    taken = {name for port in compiled.inputs for name in port.get_names()}
-    feeds = {name: array for name, array in inputs.items() if name in taken}
-    request = compiled.create_infer_request()
-
-    def run() -> Mapping[str, Any]:
-        results = request.infer(feeds, share_inputs=True)
-        return dict(zip(names, results.values(), strict=True))
-
-    return run
-
-
 def rivals(
     name: str, work: Path, inputs: Mapping[str, Any], batch: int, threads: int | None
 ) -> Iterator[tuple[str, Run]]:
     """What can be had of them; their exports stay in the work folder."""
     kept = work / name / f"rivals-{batch}"
-    spec = Source.of(suite.CASES[name]).load()
-    with Baselines(spec, threads=threads, kept=kept) as made:
+    spec, base = Source.of(suite.CASES[name]).load(), work / name / "openvino-bf16"
+    data = [other_inputs(name, base, batch, 100 + number) for number in range(SETS)]
+    with Baselines(spec, threads=threads, kept=kept, calibration=data) as made:
         for rival in RIVALS:
             tell(name, f"making {rival}")
             try:
                 yield rival, made.make(rival, inputs)
             except Exception as error:  # noqa: BLE001 -- its library may raise anything
                 tell(name, f"{rival}: {type(error).__name__}: {str(error)[:200]}")
-    found = list(kept.glob("*/plain.onnx"))
-    if found and (is_installed("nncf") or found[0].with_name("nncf.xml").exists()):
-        tell(name, f"making {NNCF}")
-        base = work / name / "openvino-bf16"
-        data = [other_inputs(name, base, batch, 100 + number) for number in range(SETS)]
-        path = quantized_by_nncf(found[0], data)
-        names = json.loads(path.with_name("outputs.json").read_text())
-        yield NNCF, nncf_call(path, names, inputs, threads)
 
 
 @contextmanager

@@ -56,13 +56,15 @@ def of_ctranslate2(about: dict[str, Any]) -> dict[str, Way]:
         intra_threads=about["threads"],
     )
     features = np.ascontiguousarray(np.load(about["features"]))
+    # It writes half of `max_length` at most.
+    longest = 2 * (about["longest"] - len(about["prompt"]))
 
     def asked(beams: int) -> list[int]:
         found = model.generate(
             ctranslate2.StorageView.from_array(features),
             [about["prompt"]],
             beam_size=beams,
-            max_length=about["longest"],
+            max_length=longest,
             suppress_blank=True,
             suppress_tokens=about["suppressed"],
         )

@@ -48,8 +48,8 @@ def profile(  # noqa: PLR0913 -- public: what a user may say of a measurement
         path: the bundle, or where it is.
         target: where omitted, the best that runs here.
         against: of ``eager``, ``compile``, ``onnx``, ``hf``, ``openvino``, ``openvino-f32``,
-            ``eager-bf16``, ``ort-int8``, and on GPUs ``compile-max``, ``eager-fp16`` and
-            ``tensorrt``; one that fails is a row with its reason.
+            ``openvino-int8``, ``eager-bf16``, ``ort-int8``, and on GPUs ``compile-max``,
+            ``eager-fp16`` and ``tensorrt``; one that fails is a row with its reason.
         source: the baselines' model; where omitted, the zoo's that the bundle names. Nothing else
             that a bundle says is loaded. Context, dynamic axes, decoding and dropped outputs are
             those of the export.

@@ -56,8 +56,8 @@ def profile(  # noqa: PLR0913 -- a command: its parameters are its options
         typer.Option(
             "--against",
             metavar="BASELINE,…",
-            help="eager, compile, onnx, hf, openvino, openvino-f32, eager-bf16, ort-int8; on GPUs "
-            "compile-max, eager-fp16, tensorrt.",
+            help="eager, compile, onnx, hf, openvino, openvino-f32, openvino-int8, eager-bf16, "
+            "ort-int8; on GPUs compile-max, eager-fp16, tensorrt.",
             autocompletion=complete_against,
             rich_help_panel=SOURCE,
         ),

@@ -36,10 +36,7 @@ _MOST_NAMES = 12
 FLOATS = ("fp32", "bf16", "fp16")
 """Types of layers that are computed in floats."""
 
-_IN_FLOATS = (
-    UNKNOWN,
-    *(f"{how} in {dtype}" for dtype in FLOATS for how in ("kept", "computed")),
-)
+_IN_FLOATS = (UNKNOWN, *FLOATS)
 
 
 def kept_in(dtype: str) -> str:

@@ -104,15 +104,17 @@ class _Executed:
         self._by_mark: dict[str, list[ExecutedNode]] = {}
         self._unmarked: dict[str, ExecutedNode] = {}
         for node in nodes:
-            marks = {found for one in node.origins if (found := _mark_in(one))}
-            for mark in marks:
-                self._by_mark.setdefault(mark, []).append(node)
+            marks = _marks_in(node.origins)
             if not marks and _PRODUCT.search(node.kind):
                 self._unmarked |= dict.fromkeys(node.origins, node)
+                marks = _marks_in(name for name in node.given[1:] if not self._multiplies(name))
+            for mark in marks:
+                self._by_mark.setdefault(mark, []).append(node)
 
     def product(self, mark: str, behind: Collection[str]) -> ExecutedNode | None:
-        """The node that multiplies: one that bears the mark; one that bears the name of what is
-        behind the product; the nearest one before a node that bears the mark."""
+        """The node that multiplies: one that bears the mark, or takes weights that do; one that
+        bears the name of what is behind the product; the nearest one before a node that bears the
+        mark."""
         marked = self._by_mark.get(mark, [])
         near = [one for one in marked if _PRODUCT.search(one.kind)]
         near += [self._unmarked[name] for name in behind if name in self._unmarked]
@@ -120,6 +122,10 @@ class _Executed:
             return near[0]
         before = (self._before(one) for one in marked)
         return next((one for one in before if one is not None), None)
+
+    def _multiplies(self, name: str) -> bool:
+        node = self._by_name.get(name)
+        return node is not None and _PRODUCT.search(node.kind) is not None
 
     def _before(self, node: ExecutedNode) -> ExecutedNode | None:
         for _ in range(_FARTHEST):
@@ -154,6 +160,10 @@ def _plain(node: Any, port: Any) -> bool:
         for one in node.inputs()
         if one.get_index() != port.get_index()
     )
+
+
+def _marks_in(names: Iterable[str]) -> set[str]:
+    return {found for name in names if (found := _mark_in(name))}
 
 
 def _mark_in(origin: str) -> str:

@@ -17,6 +17,7 @@ EXTRAS = {
     "filelock": "cli",
     "jinja2": "report",
     "model_signing": "sign",
+    "nncf": "rivals",
     "onnx": "export",
     "onnx_ir": "export",
     "onnxruntime": "cpu",

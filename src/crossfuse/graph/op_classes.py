@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-__all__ = ["BOUNDED_OPS", "LAYOUT_OPS", "MOVING_OPS", "PRODUCT_OPS", "SIZE_OPS", "is_onnx"]
+__all__ = [
+    "BOUNDED_OPS",
+    "LAYOUT_OPS",
+    "MOVING_OPS",
+    "PRODUCT_OPS",
+    "RANDOM_OPS",
+    "SIZE_OPS",
+    "is_onnx",
+]
 
 LAYOUT_OPS = frozenset({"Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten"})
 """Operators that move elements without changing, repeating or leaving out any."""
@@ -14,6 +22,14 @@ MOVING_OPS = LAYOUT_OPS | {"Cast", "Identity", "Expand", "Slice", "Gather", "Spl
 
 PRODUCT_OPS = frozenset({"MatMul", "Gemm", "Einsum"})
 """Operators that sum products of two operands."""
+
+RANDOM_OPS = frozenset(
+    {
+        *("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"),
+        *("Bernoulli", "Multinomial", "Dropout"),
+    }
+)
+"""Operators whose results are drawn, or may be."""
 
 SIZE_OPS = frozenset({"Shape", "Size"})
 """Operators that read sizes and no content."""

@@ -1,22 +1,24 @@
 """What one would use otherwise, made from the model itself at the sizes to measure, each with its
 library's own defaults.
 
-===============  ==========================================================================
-``eager``        PyTorch, ``inference_mode``
-``compile``      ``torch.compile``, default mode
-``compile-max``  ``torch.compile``, ``max-autotune``, which captures CUDA graphs; on GPUs
-``onnx``         ``torch.onnx.export``, in ONNX Runtime
-``hf``           `transformers`' ``OnnxExporter`` with its fusions for ONNX Runtime; models
-                 of that library
-``openvino``     the plain export in OpenVINO, latency hint, in its default precision: bf16 on
-                 processors that compute in it
-``openvino-f32`` the same in fp32
-``eager-bf16``   PyTorch under ``torch.autocast`` in bf16
-``ort-int8``     the plain export with its products quantised dynamically, int8, by ONNX
-                 Runtime's ``quantize_dynamic``; on CPUs
-``eager-fp16``   PyTorch in fp16; on GPUs
-``tensorrt``     the plain export in TensorRT, run by Polygraphy; on GPUs
-===============  ==========================================================================
+================= ==========================================================================
+``eager``         PyTorch, ``inference_mode``
+``compile``       ``torch.compile``, default mode
+``compile-max``   ``torch.compile``, ``max-autotune``, which captures CUDA graphs; on GPUs
+``onnx``          ``torch.onnx.export``, in ONNX Runtime
+``hf``            `transformers`' ``OnnxExporter`` with its fusions for ONNX Runtime; models
+                  of that library
+``openvino``      the plain export in OpenVINO, latency hint, in its default precision: bf16 on
+                  processors that compute in it
+``openvino-f32``  the same in fp32
+``openvino-int8`` the plain export quantised by NNCF, calibrated on ``calibration`` or the inputs
+                  measured
+``eager-bf16``    PyTorch under ``torch.autocast`` in bf16
+``ort-int8``      the plain export with its products quantised dynamically, int8, by ONNX
+                  Runtime's ``quantize_dynamic``; on CPUs
+``eager-fp16``    PyTorch in fp16; on GPUs
+``tensorrt``      the plain export in TensorRT, run by Polygraphy; on GPUs
+================= ==========================================================================
 
 The exports are made for just the sizes measured: static shapes, where a bundle's are dynamic. Their
 inputs and outputs are host arrays, as a session's; on a GPU that includes the copies.
@@ -30,7 +32,7 @@ import importlib
 import io
 import json
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, redirect_stdout
 from pathlib import Path
 from types import TracebackType
@@ -43,6 +45,7 @@ from crossfuse.core.onnx_runtime import onnxruntime, require_onnxruntime
 from crossfuse.core.openvino import openvino, require_openvino
 from crossfuse.core.scratch import scratch_folder
 from crossfuse.errors import InputError
+from crossfuse.profiling.nncf_export import quantized_by_nncf
 from crossfuse.profiling.plain_export import export_plainly
 
 if TYPE_CHECKING:
@@ -68,6 +71,8 @@ class Baselines:
         device_id: number of the GPU.
         kept: folder for the exports, which later calls with the same model find there; None for a
             temporary one.
+        calibration: sets of inputs that ``openvino-int8`` is calibrated on; those measured where
+            there are none.
     """
 
     def __init__(
@@ -78,11 +83,12 @@ class Baselines:
         *,
         device_id: int = 0,
         kept: Path | None = None,
+        calibration: Sequence[Arrays] = (),
     ) -> None:
         self._spec, self._device, self._threads, self._device_id = spec, device, threads, device_id
         self._open = ExitStack()
         self._scratch = self._open.enter_context(scratch_folder())
-        self._folder = kept or self._scratch
+        self._folder, self._calibration = kept or self._scratch, calibration
 
     def __enter__(self) -> Baselines:
         import torch
@@ -212,17 +218,27 @@ class Baselines:
         return self._onnxruntime(path, names, inputs)
 
     def _openvino(self, inputs: Arrays) -> Run:
-        return self._compiled(inputs, {})
+        return self._compiled(*self._for_openvino(inputs), inputs, {})
 
     def _openvino_f32(self, inputs: Arrays) -> Run:
-        return self._compiled(inputs, {"INFERENCE_PRECISION_HINT": "f32"})
+        precision = {"INFERENCE_PRECISION_HINT": "f32"}
+        return self._compiled(*self._for_openvino(inputs), inputs, precision)
 
-    def _compiled(self, inputs: Arrays, precision: Mapping[str, str]) -> Run:
-        """The plain export in OpenVINO."""
+    def _openvino_int8(self, inputs: Arrays) -> Run:
+        path, names = self._for_openvino(inputs)
+        quantized = quantized_by_nncf(path, self._calibration or [inputs])
+        return self._compiled(quantized, names, inputs, {})
+
+    def _for_openvino(self, inputs: Arrays) -> tuple[Path, list[str]]:
         require_openvino("the baseline openvino")
         if self._device != "cpu":
             raise InputError("openvino computes on CPUs and on Intel's GPUs", got=self._device)
-        path, names = self._plain_export(inputs)
+        return self._plain_export(inputs)
+
+    def _compiled(
+        self, path: Path, names: list[str], inputs: Arrays, precision: Mapping[str, str]
+    ) -> Run:
+        """A file in OpenVINO."""
         core = openvino().Core()
         settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", **precision}
         if self._threads is not None:
@@ -322,6 +338,7 @@ BASELINES: dict[str, Callable[[Baselines, Arrays], Run]] = {
     "hf": Baselines._hf,
     "openvino": Baselines._openvino,
     "openvino-f32": Baselines._openvino_f32,
+    "openvino-int8": Baselines._openvino_int8,
     "eager-bf16": Baselines._eager_bf16,
     "ort-int8": Baselines._ort_int8,
     "eager-fp16": Baselines._eager_fp16,

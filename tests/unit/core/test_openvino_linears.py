@@ -118,3 +118,14 @@ def test_a_node_under_the_name_of_the_bias_or_behind_its_product() -> None:
     assert MARKED.became([layout], ["out"]) == {}
     assert MARKED.original("crossfuse.linear.1./WithoutBiases") == "layer"
     assert MARKED.original("crossfuse.linear.x") == "crossfuse.linear.x"
+
+
+def test_a_node_under_another_name_whose_weights_bear_the_mark() -> None:
+    given = ("other", "crossfuse.linear.1./transpose_b", "Constant_7")
+    named = ExecutedNode("n", "FullyConnected", "undef_I8", ("Multiply_5",), "u8", "i8", given)
+    weights = ExecutedNode("w", "Transpose", "x_i8", ("crossfuse.linear.1./transpose_b",))
+    assert MARKED.became([weights, named], ["out"]) == {"out": Became(INT8)}
+    product = ExecutedNode("crossfuse.linear.1.", "FullyConnected", "undef_f32", ())
+    for given in (("crossfuse.linear.1.", "query"), ("query", "crossfuse.linear.1.")):
+        scores = ExecutedNode("s", "MatMul", "x_I8", (), given=given)
+        assert MARKED.became([scores, product], ["out"]) == {}

@@ -49,7 +49,7 @@ def test_a_local_ray_reports_nothing_and_ends(calls: list[tuple[str, dict[str, A
 ORPHAN = """
 import subprocess, sys
 sleeps = [sys.executable, "-c", "import time; time.sleep(60)"]
-print(subprocess.Popen(sleeps, start_new_session=True).pid, flush=True)
+print(subprocess.Popen(sleeps, start_new_session=True, stdout=subprocess.DEVNULL).pid, flush=True)
 sys.stdin.read()
 """
 

@@ -13,7 +13,8 @@ Rules:
    full length as well: what is made of it is computed for all places.
 4. Everything else works token by token and stays; outputs get their tokens second (`step_outputs`).
 
-It must not fire where an attention over the tokens sees later ones, where another input has a token
+It must not fire where an attention over the tokens sees later ones, where something else than an
+attention makes a token's rows of other tokens (`mixed_tokens`), where another input has a token
 axis and a further one, or where a size that is merged with the token axis would have to be cut.
 That nothing else mixes tokens is shown by running: parity of steps with eager PyTorch over whole
 sequences.
@@ -32,16 +33,16 @@ from crossfuse.core.tensors import NEW_TOKENS, NEXT, POSITION, STATE
 from crossfuse.errors import InputError
 from crossfuse.export.split.dependence import shape_symbols, shape_window
 from crossfuse.export.split.full_length import FullLength
+from crossfuse.export.split.mixed_tokens import mixing_node
 from crossfuse.export.split.row_operands import Operand, row_operands
 from crossfuse.export.split.step_outputs import NoStepsError, has_columns, is_of_all, tokens_second
 from crossfuse.export.split.token_places import Alignment, TokenPlaces, behind, in_front
 from crossfuse.graph.attention_node import AttentionNode, attentions, is_attention, role_at
 from crossfuse.graph.builder import GraphBuilder
+from crossfuse.graph.metadata import module_path
 from crossfuse.graph.shapes import dim_of, dims_of
 
 __all__ = ["NoStepsError", "decode_stage"]
-
-_RUNNING = ("CumSum", "CumProd")
 
 
 def decode_stage(query: ir.Model, tokens: str, length: int) -> ir.Model:
@@ -113,6 +114,9 @@ class _Stepper:
         own = [v for v in self.graph.outputs if v in self.moving]
         if whole := next((v.name for v in own if is_of_all(v, self.axis)), None):
             raise self._cannot("an output is of all tokens together, not of each", whole)
+        if mixing := mixing_node(self.graph, self.moving, self.axis):
+            why = f"{mixing.op_type} makes what stands for a token of other tokens, too"
+            raise self._cannot(why, module_path(mixing) or mixing.outputs[0].name)
         over_tokens = [found for found in attentions(self.graph) if found.key in self.moving]
         if not over_tokens:
             raise self._cannot("no attention runs over the tokens", self.source.name)
@@ -186,10 +190,6 @@ class _Stepper:
 
     def _take_rows(self, node: ir.Node) -> None:
         """Give a node that works on new tokens the rows of whatever else has a token axis."""
-        if node.op_type in _RUNNING and node.inputs[0] in self.moving:
-            raise self._cannot(
-                "what is computed for a token sums over those before it", node.outputs[0].name
-            )
         over_tokens = is_attention(node) and AttentionNode(node).key in self.moving
         for index, value in enumerate(node.inputs):
             if value is None or value in self.moving:

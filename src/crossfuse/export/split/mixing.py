@@ -29,7 +29,7 @@ from crossfuse.export.split.dependence import (
 from crossfuse.graph.attention_node import AttentionNode, is_attention
 from crossfuse.graph.shapes import dims_of, rank_of
 
-__all__ = ["Batch", "mixing", "no_axis_of_their_own"]
+__all__ = ["Batch", "keeps_apart", "mixing", "no_axis_of_their_own", "runs_along"]
 
 JOINED = "it joins the samples of the batch"
 PAIRED = "it pairs the samples of the batch with each other"
@@ -128,6 +128,17 @@ def mixing(
         if reason is not None:
             found.update(dict.fromkeys(node.outputs, reason))
     return found
+
+
+def runs_along(node: ir.Node, batch: Batch) -> bool:
+    """Whether an operator takes what stands along the axis in an order, or sums or compares it."""
+    return _along(node, batch) is not None
+
+
+def keeps_apart(value: ir.Value, batch: Batch) -> bool:
+    """Whether a value's shape lets each of its elements belong to one place of the axis; also where
+    the shape isn't known."""
+    return _by_shape(value, batch) is None
 
 
 def no_axis_of_their_own(values: Iterable[ir.Value], batch: Batch) -> dict[ir.Value, str]:
@@ -239,7 +250,7 @@ _CHECKS: Mapping[str, Callable[[ir.Node, Batch], bool]] = {
     **dict.fromkeys(_FROM_AXIS, _from_axis),
     **dict.fromkeys(_OVER_PLACES, _over_places),
     **dict.fromkeys(_RECURRENT, _recurrent),
-    "CumSum": _cumulative,
+    **dict.fromkeys(("CumSum", "CumProd"), _cumulative),
     "Slice": _sliced,
     "FusedAttention": _attends,
 }

@@ -2,9 +2,8 @@
 
 1. A layer is a ``MatMul``, ``Gemm``, ``Einsum``, ``Conv`` or ``ConvTranspose`` of fp32 with one
    operand of two or more axes that depends on constants alone.
-2. Weights may stand behind operators that move and choose elements (``Transpose``, ``Slice``,
-   ``Gather``, reshapes); those that are computed from constants in another way are weights that
-   can't be read.
+2. Weights may be computed from constants, as those are that modules pack together, norm, or sum of
+   parts; where an operator of that has no reference implementation, they can't be read.
 3. A layer's site is the path of its module; several of one module are told apart by ``#2``, ``#3``
    in the order of execution.
 4. Layers in the bodies of ``If``, ``Loop`` and ``Scan`` count as well.
@@ -23,6 +22,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from crossfuse.graph.constants import constant_of, is_constant
 from crossfuse.graph.metadata import module_path
 from crossfuse.graph.op_classes import PRODUCT_OPS, is_onnx
 from crossfuse.targets.precision.islands import node_key
@@ -32,8 +32,6 @@ __all__ = ["CONVOLUTIONS", "LinearLayer", "linear_layers", "matrix"]
 CONVOLUTIONS = frozenset({"Conv", "ConvTranspose"})
 
 _LEAST_RANK = 2
-_RESHAPES = ("Reshape", "Squeeze", "Unsqueeze", "Flatten")
-_BEFORE_WEIGHTS = ("Transpose", "Identity", "Gather", "Slice", *_RESHAPES)
 
 
 @dataclass(frozen=True)
@@ -44,7 +42,7 @@ class LinearLayer:
         site: its name in the ledger.
         node: of the graph.
         operand: which of the node's inputs the weights are.
-        tensor: the weights as the node takes them; None where they are computed in the graph.
+        tensor: the weights as the node takes them; None where they can't be read.
         shape: of the weights.
         nested: it is in the body of another node.
     """
@@ -85,7 +83,7 @@ def linear_layers(model: ir.Model, sites: Mapping[str, str] | None = None) -> li
             continue
         value = node.inputs[operand]
         assert value is not None
-        tensor = _read(value)
+        tensor = constant_of(value)
         shape = _shape_of(value, tensor)
         found.append(
             LinearLayer(names.of(node), node, operand, tensor, shape, nested=node not in top)
@@ -136,96 +134,11 @@ def _weights_of(node: ir.Node) -> int | None:
 
 def _is_weights(value: ir.Value) -> bool:
     rank = None if value.shape is None else len(value.shape)
-    known = _read(value)
+    known = constant_of(value)
     if known is not None:
         return known.dtype == ir.DataType.FLOAT and len(known.shape) >= _LEAST_RANK
     floats = value.dtype in (None, ir.DataType.FLOAT)
-    return floats and rank is not None and rank >= _LEAST_RANK and _is_constant(value)
-
-
-def _is_constant(value: ir.Value) -> bool:
-    """Nothing that it is computed from comes from outside."""
-    pending, seen = [value], {value}
-    while pending:
-        one = pending.pop()
-        if one.is_initializer() and not one.is_graph_input():
-            continue
-        producer = one.producer()
-        if producer is None or any(a.type == ir.AttributeType.GRAPH for a in _attributes(producer)):
-            return False
-        new = [v for v in producer.inputs if v is not None and v not in seen]
-        seen.update(new)
-        pending += new
-    return True
-
-
-def _attributes(node: ir.Node) -> list[ir.Attr]:
-    return list(node.attributes.values())
-
-
-def _read(value: ir.Value) -> ir.TensorProtocol | None:
-    """A constant's tensor, through what only moves its elements."""
-    if value.is_initializer() and not value.is_graph_input():
-        return value.const_value
-    producer = value.producer()
-    if producer is None or not is_onnx(producer, "Constant", *_BEFORE_WEIGHTS):
-        return None
-    if producer.op_type == "Constant":
-        return ir.convenience.get_const_tensor(value)
-    source = producer.inputs[0]
-    inner = None if source is None else _read(source)
-    if inner is None or producer.op_type == "Identity":
-        return inner
-    if producer.op_type == "Transpose":
-        return _transposed(inner, producer)
-    return _chosen(inner, producer, value)
-
-
-def _chosen(tensor: ir.TensorProtocol, node: ir.Node, value: ir.Value) -> ir.TensorProtocol | None:
-    """A tensor's elements as the node chooses them; None where that isn't known beforehand."""
-    given = [
-        None if one is None else ir.convenience.get_const_tensor(one) for one in node.inputs[1:]
-    ]
-    unknown = any(
-        one is not None and got is None for one, got in zip(node.inputs[1:], given, strict=True)
-    )
-    if value.shape is None or unknown or not value.shape.is_static():
-        return None
-    shape = value.shape.numpy()
-    operands = [None if one is None else one.numpy() for one in given]
-
-    def computed() -> ir.TensorProtocol:
-        array = tensor.numpy()
-        if node.op_type == "Gather" and operands[0] is not None:
-            array = np.take(array, operands[0], axis=node.attributes.get_int("axis", 0))
-        elif node.op_type == "Slice":
-            array = array[_slices(array.ndim, operands)]
-        return ir.tensor(np.ascontiguousarray(array).reshape(shape))
-
-    return ir.LazyTensor(computed, tensor.dtype, ir.Shape(shape))
-
-
-def _slices(rank: int, operands: list[NDArray[Any] | None]) -> tuple[slice, ...]:
-    """What ``Slice`` takes of each axis; Python clamps what is beyond an end as ONNX does."""
-    starts, ends, axes, steps = [*operands, None, None][:4]
-    assert starts is not None
-    assert ends is not None
-    found = [slice(None)] * rank
-    for i, (start, end) in enumerate(zip(starts.tolist(), ends.tolist(), strict=True)):
-        step = 1 if steps is None else int(steps[i])
-        found[i if axes is None else int(axes[i])] = slice(start, end, step)
-    return tuple(found)
-
-
-def _transposed(tensor: ir.TensorProtocol, node: ir.Node) -> ir.TensorProtocol:
-    rank = len(tensor.shape)
-    order = node.attributes.get_ints("perm", list(reversed(range(rank))))
-    dims = [tensor.shape.numpy()[axis] for axis in order]
-    return ir.LazyTensor(
-        lambda: ir.tensor(np.ascontiguousarray(np.transpose(tensor.numpy(), order))),
-        tensor.dtype,
-        ir.Shape(dims),
-    )
+    return floats and rank is not None and rank >= _LEAST_RANK and is_constant(value)
 
 
 def _shape_of(value: ir.Value, tensor: ir.TensorProtocol | None) -> tuple[int, ...]:

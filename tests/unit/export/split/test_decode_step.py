@@ -245,7 +245,10 @@ def test_the_whole_graph_is_left_as_it_was() -> None:
         (decoder(more=", float[b, t, 3] weights"), "another input has a token axis.*weights"),
         (decoder(more=", float[b, new_tokens] other"), "name that the new tokens take"),
         (decoder(more=f", int64[1] {POSITION}"), "an input has the name that the number of tokens"),
-        (decoder(tail="c = CumSum(o, one) y = Relu(c)"), "sums over those before it"),
+        (
+            decoder(tail="c = CumSum(o, one) y = Relu(c)"),
+            "CumSum makes what stands for a token of other tokens",
+        ),
     ],
     ids=["not causal", "second token axis", "taken size", "taken name", "running sum"],
 )

@@ -128,7 +128,7 @@ def test_running_sums_are_not_decoded_step_by_step(tmp_path: Path) -> None:
     dynamic = {"ids": {0: "batch:1:8", 1: "text:2:16"}, "y": {0: "batch", 1: "ny:1:16"}}
     spec = ModelSpec(CountedPositions().eval(), inputs, dynamic, context=("y",), decode="ids")
     with pytest.raises(
-        InputError, match="step by step: what is computed for a token sums over those before it"
+        InputError, match="step by step: CumSum makes what stands for a token of other tokens"
     ):
         crossfuse.export(spec, tmp_path / "b")
     bundle = crossfuse.export(replace(spec, decode_where_possible=True), tmp_path / "b")

@@ -31,8 +31,19 @@ def test_products_of_computed_values_and_constants_alone_are_none() -> None:
     )
     (layer,) = linear_layers(model)
     assert layer.node is node_of(model, "MatMul", 2), "its weights are a product of constants"
-    assert layer.tensor is None
-    assert reasons(model) == {"n2": ("its weights are computed in the graph (MatMul)", True)}
+    assert layer.tensor is not None
+    np.testing.assert_allclose(layer.tensor.numpy(), normal(16, 16) @ W, rtol=1e-4, atol=1e-5)
+
+
+def test_weights_that_no_reference_computes_are_told() -> None:
+    model = parse("(float[b, 16] x) => (float[b, 24] y) { c = Gelu(w) y = MatMul(x, c) }", w=W)
+    assert [layer.tensor for layer in linear_layers(model)] == [None]
+    assert reasons(model) == {"n1": ("its weights are computed in the graph (Gelu)", True)}
+
+
+def test_weights_by_chance_are_no_layer() -> None:
+    model = parse("(float[b, 16] x) => (float[b, 24] y) { c = Bernoulli(w) y = MatMul(x, c) }", w=W)
+    assert linear_layers(model) == []
 
 
 def test_weights_behind_a_transpose_are_read() -> None:
@@ -54,6 +65,8 @@ def test_weights_behind_a_transpose_are_read() -> None:
         ("g = Gather <axis = 1> (w, few) t = Identity (g)", W[:, [3, 1, 2, 0, 5, 7, 9, 23]]),
         ("r = Reshape (w, wide) t = Transpose <perm = [1, 0]> (r)", W.reshape(8, 48).T),
         ("u = Unsqueeze (w, axis) t = Squeeze (u, axis)", W),
+        ("a, b = Split <axis = 1> (w, halves) t = Concat <axis = 1> (b, a)", np.roll(W, 12, 1)),
+        ("n = ReduceL2 <keepdims = 1> (w, axis) t = Div (w, n)", W / np.sqrt((W**2).sum(0))),
     ],
 )
 def test_weights_that_are_parts_of_constants_are_read(text: str, taken: np.ndarray) -> None:
@@ -66,11 +79,12 @@ def test_weights_that_are_parts_of_constants_are_read(text: str, taken: np.ndarr
         step=np.array([-1]),
         few=np.array([3, 1, 2, 0, 5, 7, 9, 23]),
         wide=np.array([8, -1]),
+        halves=np.array([12, 12]),
     )
     (layer,) = linear_layers(model)
     assert layer.tensor is not None
     assert layer.shape == taken.shape
-    np.testing.assert_array_equal(layer.tensor.numpy(), taken)
+    np.testing.assert_allclose(layer.tensor.numpy(), taken, rtol=1e-6)
     assert reasons(model) == {layer.site: None}
 
 
