@@ -209,7 +209,7 @@ class EngineError(CheckError):
 
 
 class QuantizationError(CheckError):
-    """At least one linear layer that was to be quantised computes in fp32 all the same."""
+    """At least one linear layer that was to be quantised computes in floats all the same."""
 
     kind = "quantization"
 

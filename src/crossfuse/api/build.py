@@ -54,9 +54,10 @@ def build(  # noqa: PLR0913 -- public: what a user may say of a target
         path: the bundle, or where it is. It is read anew, once no other command writes it.
         target: its name.
         precision: ``fp32``, ``fp16``, ``bf16``, or ``mixed`` (fp16, with the fewest nodes in fp32
-            that parity needs); of ``ort-cpu`` and ``openvino`` also ``int8`` and ``mixed-int8``
-            (with the fewest linear layers in fp32), of ``ort-cpu`` ``int4`` (weights alone). Where
-            omitted, fp16 for engines and fp32 for the others.
+            that parity needs); of ``ort-cpu``, ``openvino`` and engines also ``int8`` and
+            ``mixed-int8`` (with the fewest linear layers in floats), of engines ``fp8``, of
+            ``ort-cpu`` ``int4`` (weights alone). Where omitted, fp16 for engines and fp32 for the
+            others.
         io_dtype: ``fp16`` for floating inputs and outputs in fp16; otherwise they are what the
             eager model's are.
         compute_capabilities: of the GPUs that a TensorRT-RTX engine is for, such as ``8.9``.
@@ -145,11 +146,12 @@ def _require_measured(bundle: Bundle, target: str, options: BuildOptions) -> Non
 
 def _is_built(bundle: Bundle, target: str, options: BuildOptions) -> bool:
     """The bundle's engine was built from the same graph, options and versions, and its files are
-    whole."""
+    whole; never where a metric decides, which is code that may have changed."""
     entry = bundle.manifest.targets.get(target)
     if (
         entry is None
         or entry.engine is None
+        or options.metric is not None
         or entry.engine.request != request_key(bundle.manifest, target, options)
     ):
         return False

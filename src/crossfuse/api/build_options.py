@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from crossfuse import __version__
 from crossfuse.api.calibration import calibration_files
 from crossfuse.api.fused_graph import WEIGHTS
+from crossfuse.core.files import sha256_of
 from crossfuse.core.json_codec import json_text
 from crossfuse.core.target import IO_DTYPES, LOW_PRECISIONS, require_precision, require_target
 from crossfuse.errors import Advice, InputError, PackageError, Said
@@ -67,7 +68,11 @@ def check_options(target: str, options: BuildOptions) -> BuildOptions:
         )
     if known.engine is None:
         return options
-    from crossfuse.targets.tensorrt.libraries import check_capabilities, require_library
+    from crossfuse.targets.tensorrt.libraries import (
+        check_capabilities,
+        check_fp8,
+        require_library,
+    )
     from crossfuse.targets.tensorrt.shape_profiles import parse_profile
 
     for text in options.profile_shapes:
@@ -81,6 +86,8 @@ def check_options(target: str, options: BuildOptions) -> BuildOptions:
         )
     if known.builds_for_this_gpu:
         capabilities = (Gpu().capability,)
+    if options.precision == "fp8":
+        check_fp8(known, capabilities)
     return replace(options, compute_capabilities=capabilities)
 
 
@@ -135,7 +142,7 @@ def options_of(target: str, options: BuildOptions) -> BuildOptions:
 
 def request_key(manifest: Manifest, target: str, options: BuildOptions) -> str:
     """A digest of all that a target's build depends on: the bundle's graph, weights and reference,
-    options, versions."""
+    options, the files that these name, versions."""
     from crossfuse.targets.tensorrt.libraries import library_version
 
     known = require_target(target)
@@ -145,6 +152,7 @@ def request_key(manifest: Manifest, target: str, options: BuildOptions) -> str:
         "files": inputs,
         "target": target,
         "options": asdict(options),
+        "calibration": [sha256_of(file) for file in calibration_files(options.calibrate)],
         "library": None if known.engine is None else library_version(known),
         "crossfuse": __version__,
     }

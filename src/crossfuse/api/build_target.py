@@ -10,11 +10,12 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
 from crossfuse.api.arguments import Progress
-from crossfuse.api.build_options import BuildOptions, request_key
+from crossfuse.api.build_options import BuildOptions
+from crossfuse.api.built_engines import EngineRequest, build_engines
 from crossfuse.api.built_files import BuiltFiles, CompiledGraph, Fusions, compiled_graph
 from crossfuse.api.built_linears import build_layers, built_linears
 from crossfuse.api.calibration import calibration_data, reference_inputs
-from crossfuse.bundle.manifest import EngineInfo, Manifest, TargetEntry
+from crossfuse.bundle.manifest import Manifest, TargetEntry
 from crossfuse.core.openvino_linears import WIDE_FLOATS
 from crossfuse.core.target import LOW_PRECISIONS, Target, require_precision, require_target
 from crossfuse.core.tensors import CONTEXTS
@@ -24,7 +25,7 @@ from crossfuse.parity.target_check import ParityCheck
 from crossfuse.runtime.backends import runs_here
 from crossfuse.runtime.options import SessionOptions
 from crossfuse.runtime.stage import StageRequest
-from crossfuse.targets.registry import lower_stages, lowering_of
+from crossfuse.targets.registry import lower_stages
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -109,7 +110,8 @@ class TargetBuild:
         layers = build_layers(known, self.model, self.stages.graphs, precise, low)
         self.progress(f"{target}: lowering")
         if known.engine is not None:
-            built = self._engines(precise, known, options, manifest)
+            asked = EngineRequest(self.stages, known, options, manifest, layers)
+            built = build_engines(precise, asked, self.writer, self.progress)
         else:
             built = self._graphs(precise, known, precision, layers)
         ledger = manifest.ledger.with_target(target, built.kernels, built.reasons)
@@ -218,42 +220,6 @@ class TargetBuild:
                 linears[stage] = found.linears
         return BuiltFiles(files, frozenset(used), fusions.kernels, fusions.reasons, linears=linears)
 
-    def _engines(
-        self, precise: StageGraphs, target: Target, options: BuildOptions, manifest: Manifest
-    ) -> BuiltFiles:
-        """Build the engines."""
-        from crossfuse.targets.tensorrt.build_engine import BuilderOptions, build_engine
-        from crossfuse.targets.tensorrt.shape_profiles import (
-            input_shapes,
-            parse_profile,
-            profile_sizes,
-        )
-
-        stages, name = self.stages, target.name
-        requested = [parse_profile(text) for text in options.profile_shapes]
-        profiles = profile_sizes(stages.dims, stages.example, requested, stages.shared_batch)
-        builder = BuilderOptions(
-            options.compute_capabilities,
-            options.memory_limit,
-            options.optimization_level,
-            options.lean,
-        )
-        fusions = Fusions()
-        files: dict[str, str] = {}
-        for stage, graph in precise.graphs.items():
-            lowered = lowering_of(target).lower(graph)
-            files[stage] = target.file(stage)
-            shapes = [input_shapes(stages.specs[stage].inputs, sizes) for sizes in profiles]
-            plan = self.writer.file(files[stage])
-            built = build_engine(
-                name, stage, lowered, plan, shapes, builder, progress=self.progress
-            )
-            if built.cached:
-                self.progress(f"{name}: {stage}: cached")
-            fusions.note(built.kernels, built.reasons)
-        info = _engine_info(target, profiles, options, manifest)
-        return BuiltFiles(files, frozenset(files.values()), fusions.kernels, fusions.reasons, info)
-
     def _parity(
         self, check: ParityCheck, target: Target, precise: StageGraphs, built: BuiltFiles
     ) -> ParityReport:
@@ -310,25 +276,6 @@ class TargetBuild:
         return shared is not None and all(
             sizes.get(CONTEXTS, 0) < sizes.get(shared, 0) for sizes in worst
         )
-
-
-def _engine_info(
-    target: Target,
-    profiles: Sequence[Mapping[str, Sequence[int]]],
-    options: BuildOptions,
-    manifest: Manifest,
-) -> EngineInfo:
-    """What the manifest says about the engines."""
-    from crossfuse.targets.tensorrt.libraries import library_of, library_version
-
-    return EngineInfo(
-        library=library_of(target).module,
-        version=library_version(target),
-        compute_capabilities=options.compute_capabilities,
-        profiles=tuple({dim: tuple(sizes) for dim, sizes in one.items()} for one in profiles),
-        lean=options.lean,
-        request=request_key(manifest, target.name, options) if manifest.files else "",
-    )
 
 
 def _float_ends(model: ir.Model) -> list[str]:

@@ -32,7 +32,7 @@ class BuiltFiles:
         reasons: site that did not fuse → why.
         engine: of an engine, what the manifest says about it.
         linears: of an engine that compiles graphs, stage → name of a linear layer's result → what
-            it became; without stages that don't tell.
+            it became; without stages that don't tell. Of built engines the name of its product.
     """
 
     stages: Mapping[str, str]

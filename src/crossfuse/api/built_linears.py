@@ -63,12 +63,14 @@ def built_linears(
         built: what the build left.
         folder: where its files are.
     """
-    from crossfuse.parity.linear_check import compiled, linear_ledger, optimized
+    from crossfuse.parity.linear_check import compiled, linear_ledger, listed, optimized
 
     told = not target.compiles or set(built.stages) <= set(built.linears)
     if not layers or not (told or precision in LOW_PRECISIONS):
         return LinearLedger()
-    if target.compiles:
+    if target.engine is not None:
+        verdict = listed(built.linears, target.provider)
+    elif target.compiles:
         verdict = compiled(built.linears, precision, target.provider)
     else:
         verdict = optimized({stage: folder / file for stage, file in built.stages.items()})

@@ -4,7 +4,7 @@ costs."""
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,7 +17,12 @@ from crossfuse.errors import ParityError
 from crossfuse.parity.linear_check import LayerCost
 from crossfuse.parity.metric import Metric, metric_name
 from crossfuse.parity.target_check import ParityCheck
+from crossfuse.targets.precision.activation_stats import peaks
+from crossfuse.targets.precision.islands import node_key
+from crossfuse.targets.precision.mixed_search import overflowing
 from crossfuse.targets.precision.stages import StageGraphs
+from crossfuse.targets.quantize.codes import codes_of
+from crossfuse.targets.quantize.half_rest import half_rest
 from crossfuse.targets.quantize.layer_search import most_sensitive, search_layers
 from crossfuse.targets.quantize.layer_times import seconds_saved
 from crossfuse.targets.quantize.rewrite import DYNAMIC, WHOLE, Form, RoundedWeights
@@ -111,6 +116,8 @@ def quantized(
             measured.extend(sensitivities(model, data.points, form, made, static))
         return measured
 
+    in_target = _in_target(model, target, data, progress)
+
     def build(keep: Mapping[str, str]) -> QuantizedStages:
         return quantize_stages(
             check.stages.graphs,
@@ -125,15 +132,18 @@ def quantized(
     kept: list[Sensitivity] = []
     if searches:
         kept = search_layers(
-            measure, lambda keep: check.passes_on(target, build(keep).graphs), progress
+            measure,
+            lambda keep: check.passes_on(target, in_target(build(keep).graphs).graphs),
+            progress,
         )
     reasons = {
         one.layer.key: f"int8 gives its results a relative error of {one.worst:.2g}" for one in kept
     }
     stages = build(reasons)
+    precise = in_target(stages.graphs)
     return LowPrecisionStages(
         check,
-        StageGraphs(stages.graphs, reasons),
+        precise if target.symmetric else replace(precise, kept=reasons),
         stages.layers,
         _costs(kept, seconds_saved(kept, form, static)),
         data.words if uses_data else "",
@@ -148,8 +158,21 @@ def _static(
     itself, always; otherwise on data of the user's."""
     if precision == "int4" or not (target.joins_quantized or options.calibrate):
         return None
-    keys = [layer.key for layer in quantizable(model, static=True)]
-    return static_plan(model, keys, data.points, qdq=target.joins_quantized)
+    codes = codes_of(target, precision)
+    keys = [layer.key for layer in quantizable(model, codes)]
+    return static_plan(model, keys, data.points, qdq=target.joins_quantized, codes=codes)
+
+
+def _in_target(
+    model: ir.Model, target: Target, data: CalibrationData, progress: Progress
+) -> Callable[[Mapping[str, ir.Model]], StageGraphs]:
+    """Quantised stages → with the rest of them in what the target computes it in."""
+    if not target.symmetric:
+        return StageGraphs
+    progress(f"{target.name}: ranges of activations")
+    wide = overflowing(model, peaks(model, data.points))
+    own = {node_key(node) for node in model.graph}
+    return lambda graphs: half_rest(graphs, target, wide, own)
 
 
 def _costs(kept: Sequence[Sensitivity], seconds: Mapping[str, float]) -> dict[str, LayerCost]:

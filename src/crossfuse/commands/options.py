@@ -65,7 +65,7 @@ MEASURED = "What is measured"
 """Panels of the help, which group options."""
 
 SizeName = Literal["tiny", "published"]
-PrecisionName = Literal["fp32", "fp16", "bf16", "mixed", "int8", "mixed-int8", "int4"]
+PrecisionName = Literal["fp32", "fp16", "bf16", "mixed", "int8", "mixed-int8", "fp8", "int4"]
 HalfType = Literal["fp32", "fp16"]
 
 
@@ -205,7 +205,7 @@ Precision = Annotated[
     typer.Option(
         "--precision",
         help="Where omitted, fp16 for engines, fp32 for the others. int8 and mixed-int8 are of "
-        "ort-cpu and openvino, int4 of ort-cpu.",
+        "ort-cpu, openvino and engines, fp8 of engines, int4 of ort-cpu.",
         rich_help_panel=ENGINE,
     ),
 ]

@@ -14,6 +14,8 @@ from crossfuse.core.text import listed
 from crossfuse.errors import Advice, QuantizationError, Said
 
 __all__ = [
+    "FLOATS",
+    "FP8",
     "FP32",
     "INT8",
     "UNKNOWN",
@@ -21,15 +23,25 @@ __all__ = [
     "LinearLedger",
     "LinearRow",
     "in_words",
+    "kept_in",
     "weights_in",
 ]
 
 FP32 = "kept in fp32"
 INT8 = "int8 × int8"
+FP8 = "fp8 × fp8"
 UNKNOWN = "not told"
 
 _MOST_NAMES = 12
-_IN_FLOATS = (UNKNOWN, "fp32", "bf16", "fp16")
+FLOATS = ("fp32", "bf16", "fp16")
+"""Types of layers that are computed in floats."""
+
+_IN_FLOATS = (UNKNOWN, *FLOATS)
+
+
+def kept_in(dtype: str) -> str:
+    """The words for a layer that stays in floats."""
+    return f"kept in {dtype}"
 
 
 def weights_in(bits: int, computed: str = "fp32") -> str:
@@ -57,9 +69,9 @@ class LinearRow(JsonData):
         shape: of its weights there.
         became: what it became, in words, as the engine's own graph has it. Where stages differ,
             ``STAGE: WORDS`` of each.
-        reason: why it is in fp32 although its precision is another one; empty where it is not.
+        reason: why it is in floats although its precision is another one; empty where it is not.
         asked: it was to be quantised.
-        error: of a layer that a search kept in fp32, the relative RMS error that int8 gives its
+        error: of a layer that a search kept in floats, the relative RMS error that int8 gives its
             results, or its rows where that is more.
         seconds: of such a layer, what int8 would have saved at the first calibration inputs.
     """
@@ -116,7 +128,7 @@ class LinearLedger(Sequence[LinearRow]):
             f"{len(missed)} of {len(self.rows)} linear layers were not quantised in {target}: "
             f"{'; '.join(lines)}",
             do=Advice(
-                "Let them compute in fp32 with {}; the manifest lists them",
+                "Let them compute in floats with {}; the manifest lists them",
                 Said("--allow-unquantized", "allow_unquantized=True"),
             ),
         )

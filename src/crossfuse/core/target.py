@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from dataclasses import KW_ONLY, dataclass, replace
 
+from crossfuse.core.engine_library import EngineLibrary
 from crossfuse.core.missing_kernels import CUDA_WITHOUT_BF16, TENSORRT_WITHOUT_BF16
 from crossfuse.core.plugins import Code, Registry
 from crossfuse.core.requirements import install, is_installed
@@ -41,9 +42,10 @@ others."""
 HALF_PRECISIONS = ("fp16", "bf16", "mixed")
 """Those in half floats; ``mixed`` is fp16 with as few nodes in fp32 as parity needs."""
 
-LOW_PRECISIONS = ("int8", "mixed-int8", "int4")
-"""Those of linear layers in integers, which have a parity policy of their own; ``mixed-int8`` keeps
-as few layers in fp32 as that needs, and ``int4`` holds weights alone."""
+LOW_PRECISIONS = ("int8", "mixed-int8", "fp8", "int4")
+"""Those of linear layers in 8 bits or less, which have a parity policy of their own; ``mixed-int8``
+keeps as few layers out of integers as that needs, ``fp8`` is of floats, and ``int4`` holds weights
+alone."""
 
 PRECISIONS = ("fp32", *HALF_PRECISIONS, *LOW_PRECISIONS)
 """What targets compute in."""
@@ -52,30 +54,6 @@ IO_DTYPES = {"fp32": "float32", "fp16": "float16"}
 """Choices for the inputs and outputs of a target: NumPy has no bfloat16."""
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]*\Z")
-
-
-@dataclass(frozen=True)
-class EngineLibrary:
-    """A library with TensorRT's API, which builds a target's engines and executes them.
-
-    Attributes:
-        module: its Python module, which builds engines and executes them.
-        distributions: packages that it may be installed by.
-        lean_module: a smaller module that executes engines which were built for it, if there is
-            one.
-        capabilities: compute capabilities of the GPUs that it can build for, without one; none
-            where it builds for the GPU at hand.
-    """
-
-    module: str
-    distributions: tuple[str, ...]
-    lean_module: str | None = None
-    capabilities: tuple[str, ...] = ()
-
-    @property
-    def runtimes(self) -> tuple[str, ...]:
-        """Modules that can execute its engines, best first."""
-        return (self.module,) if self.lean_module is None else (self.module, self.lean_module)
 
 
 @dataclass(frozen=True)
@@ -110,6 +88,7 @@ class Target:
             that instead of what the lowering asked for.
         joins_quantized: in low precision it takes products of numbers that are quantised and
             dequantised, and computes them in integers by itself.
+        symmetric: its integers have 0 for 0, and what is no integer product is in half precision.
         without_bf16: operators that it has no bf16 kernel for; they stay in fp32.
         engine: the artifact is an engine of this library. Such a target needs no code of its own.
         triton: Triton's backend for graphs of one stage.
@@ -138,6 +117,7 @@ class Target:
     portable: bool = False
     compiles: bool = False
     joins_quantized: bool = False
+    symmetric: bool = False
     without_bf16: frozenset[str] = frozenset()
     engine: EngineLibrary | None = None
     triton: str | None = None
@@ -192,7 +172,7 @@ class Target:
         return None
 
 
-_HALF_FIRST = ("fp16", "bf16", "mixed", "fp32")
+_OF_ENGINES = ("fp16", "bf16", "mixed", "fp32", "int8", "mixed-int8", "fp8")
 _GPU = "pip install 'crossfuse[gpu]'"
 
 _BUILT_IN = (
@@ -211,7 +191,7 @@ _BUILT_IN = (
     Target(
         CPU_TARGET,
         "ONNX Runtime's fused operators for the CPU",
-        precisions=PRECISIONS,
+        precisions=("fp32", *HALF_PRECISIONS, "int8", "mixed-int8", "int4"),
         provider="CPUExecutionProvider",
         requires=("onnxruntime",),
         install="pip install 'crossfuse[cpu]'",
@@ -247,7 +227,9 @@ _BUILT_IN = (
     Target(
         "tensorrt",
         "TensorRT engine for the GPU at hand",
-        precisions=_HALF_FIRST,
+        precisions=_OF_ENGINES,
+        joins_quantized=True,
+        symmetric=True,
         provider="TensorRT",
         install=_GPU,
         needs_gpu=True,
@@ -261,7 +243,9 @@ _BUILT_IN = (
     Target(
         "tensorrt-rtx",
         "TensorRT-RTX engine, built without a GPU",
-        precisions=_HALF_FIRST,
+        precisions=_OF_ENGINES,
+        joins_quantized=True,
+        symmetric=True,
         provider="TensorRT-RTX",
         install="pip install 'crossfuse[rtx]'",
         needs_gpu=True,

@@ -1,7 +1,8 @@
 """What the engine's own layers say: which kernel computes which ONNX node.
 
 A builder with detailed profiling verbosity prints the finished engine's layers, one per line, each
-with its name, its kind and the ONNX nodes that it came from; TensorRT's inspector tells the same of
+with its name, its kind, the types of what it is given and the ONNX nodes that it came from;
+TensorRT's inspector tells the same of
 an engine that was loaded. Only a layer's own name
 counts: kernels' names also appear among the inputs of others, and move and transpose helpers carry
 an attention's metadata.
@@ -12,7 +13,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 __all__ = ["Layer", "attention_kernels", "read_inspection", "read_layers"]
 
@@ -20,7 +21,19 @@ LISTING = "Layers:"
 """How the builder's message with the layers begins."""
 
 _LINE = re.compile(
-    r"Name: (?P<name>.*?), LayerType: (?P<kind>[^,]*), .*?Metadata: (?P<metadata>.*)"
+    r"Name: (?P<name>.*?), LayerType: (?P<kind>[^,]*), (?P<body>.*?)Metadata: (?P<metadata>.*)"
+)
+_INPUTS = re.compile(r"Inputs: \[(.*?)\], (?:Constants|Outputs): \[")
+_CONSTANTS = re.compile(r"Constants: \[(.*?)\], Outputs: \[")
+_TENSOR = re.compile(
+    r"\{ Name: [^{}]*?Dimensions: \[([-\d,]*)\],[^{}]*?(?:Format/)?Datatype: ([^,{}]*)"
+)
+_TYPES = (
+    ("bf16", re.compile(r"bfloat16|bf16", re.IGNORECASE)),
+    ("fp8", re.compile(r"fp8", re.IGNORECASE)),
+    ("int8", re.compile(r"int8", re.IGNORECASE)),
+    ("fp16", re.compile(r"half|fp16", re.IGNORECASE)),
+    ("fp32", re.compile(r"float|fp32", re.IGNORECASE)),
 )
 _NODE = re.compile(r"\[ONNX Layer: (.*?)\](?=\[ONNX Layer: |\x1e|$|\s)")
 _NUMBERING = re.compile(r"_myl\d+_\d+$")
@@ -29,12 +42,21 @@ _FUSED = re.compile(r"(^|_)(gemm_mha|gemv_mha|f?mha)(_|$)")
 
 @dataclass(frozen=True)
 class Layer:
-    """One layer: its kernel's name without numbering, its kind, and the ONNX nodes that it came
-    from."""
+    """One layer.
+
+    Attributes:
+        kernel: its name without numbering.
+        kind: of layer.
+        nodes: names of the ONNX nodes that it came from.
+        inputs: types of the tensors that it is given, as precisions are named; others as they are.
+        constants: the same of its constants, without numbers.
+    """
 
     kernel: str
     kind: str
     nodes: tuple[str, ...]
+    inputs: tuple[str, ...] = ()
+    constants: tuple[str, ...] = ()
 
     @property
     def fused(self) -> bool:
@@ -51,7 +73,12 @@ def read_layers(messages: Iterable[str]) -> list[Layer]:
         for line in message.splitlines():
             found = _LINE.match(line)
             if found:
-                layers.append(_layer(found["name"], found["kind"], found["metadata"]))
+                layer = _layer(found["name"], found["kind"], found["metadata"])
+                given, constants = (
+                    _types(part[1]) if (part := one.search(found["body"])) else ()
+                    for one in (_INPUTS, _CONSTANTS)
+                )
+                layers.append(replace(layer, inputs=given, constants=constants))
     return layers
 
 
@@ -69,6 +96,15 @@ def read_inspection(text: str) -> dict[str, Layer]:
 
 def _layer(name: str, kind: str, metadata: str) -> Layer:
     return Layer(_NUMBERING.sub("", name), kind, tuple(_NODE.findall(metadata)))
+
+
+def _types(tensors: str) -> tuple[str, ...]:
+    """Types of the tensors in a listing; those of one element are numbers, and left out."""
+    return tuple(
+        next((name for name, pattern in _TYPES if pattern.search(text)), text.strip())
+        for dims, text in _TENSOR.findall(tensors)
+        if dims not in ("", "1")
+    )
 
 
 def attention_kernels(layers: Iterable[Layer], sites: Iterable[str]) -> dict[str, str]:

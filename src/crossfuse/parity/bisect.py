@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from crossfuse.bundle.store import Bundle
 from crossfuse.core.target import LOW_PRECISIONS, require_target
 from crossfuse.core.tensors import CONTEXTS
+from crossfuse.errors import InputError
 from crossfuse.graph.attention_node import attention_nodes
 from crossfuse.graph.metadata import MODULE, site_of
 from crossfuse.parity.low_precision import PLAIN
@@ -115,8 +116,15 @@ def stage_candidates(
 
     Raises:
         BundleError: a damaged file.
+        InputError: an engine in low precision, which no graph stands for.
     """
     entry, known = bundle.target(target), require_target(target)
+    if known.engine is not None and entry.precision in LOW_PRECISIONS:
+        raise InputError(
+            "an engine in low precision can't be bisected: the bundle holds no graph of it",
+            where=target,
+            do="Build the same precision of ort-cpu or openvino, and bisect that",
+        )
     if known.artifact_on_cpu or entry.precision in LOW_PRECISIONS:
         graphs = {stage: load_graph(bundle, file) for stage, file in entry.stages.items()}
         return (

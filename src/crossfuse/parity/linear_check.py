@@ -1,5 +1,6 @@
 """The ledger of linear layers of a target, read from the graph that its engine executes: as ONNX
-Runtime's optimiser leaves it, or as an engine that compiles graphs tells."""
+Runtime's optimiser leaves it, as an engine that compiles graphs tells, or as a
+builder lists it."""
 
 from __future__ import annotations
 
@@ -8,7 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from crossfuse.core.linear_ledger import FP32, UNKNOWN, Became, LinearLedger, LinearRow
+from crossfuse.core.linear_ledger import (
+    FLOATS,
+    FP32,
+    UNKNOWN,
+    Became,
+    LinearLedger,
+    LinearRow,
+    kept_in,
+)
 from crossfuse.core.scratch import scratch_folder
 from crossfuse.core.target import CPU_TARGET, require_target
 from crossfuse.runtime.onnxruntime_stage import OrtStage
@@ -18,7 +27,7 @@ if TYPE_CHECKING:
     from crossfuse.targets.quantize.engine_graph import EngineGraph
     from crossfuse.targets.quantize.stages import PlannedLayer
 
-__all__ = ["LayerCost", "compiled", "engine_graph", "linear_ledger", "optimized"]
+__all__ = ["LayerCost", "compiled", "engine_graph", "linear_ledger", "listed", "optimized"]
 
 Verdict = Callable[["PlannedLayer"], Became]
 """What a layer of a stage became."""
@@ -87,6 +96,29 @@ def compiled(found: Mapping[str, Mapping[str, Became]], precision: str, provider
         if told.words != "fp32":
             return told
         return Became(FP32, f"{provider} computes it in fp32 on this machine")
+
+    return verdict
+
+
+def listed(found: Mapping[str, Mapping[str, Became]], provider: str) -> Verdict:
+    """What the layers of built engines are, by stage and name of the product.
+
+    Args:
+        found: of the layers that an engine tells of.
+        provider: the engine's name.
+    """
+
+    def verdict(layer: PlannedLayer) -> Became:
+        told = found.get(layer.stage, {}).get(layer.key)
+        refused = "" if layer.refusal is None else layer.refusal.reason
+        if told is None:
+            return Became(UNKNOWN, refused or f"no layer of {provider}'s engine tells of it")
+        if refused:
+            return Became(kept_in(told.words) if told.words in FLOATS else told.words, refused)
+        if told.words in FLOATS:
+            why = f"{provider} joins no product of its codes, and computes it in {told.words}"
+            return Became(kept_in(told.words), why)
+        return told
 
     return verdict
 

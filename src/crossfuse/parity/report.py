@@ -45,9 +45,15 @@ _SEARCHED = Advice(
     Said("--precision mixed-int8", "precision='mixed-int8'"),
     Said("--metric", "metric=..."),
 )
+_FINER = Advice(
+    "Nothing was written. {} errs less than fp8; {} judges by what the outputs are for",
+    Said("--precision int8", "precision='int8'"),
+    Said("--metric", "metric=..."),
+)
 _ADVICE: Mapping[str, str | Advice] = {
     "fp32": _BEFORE_WRITING,
     "int8": _SEARCHED,
+    "fp8": _FINER,
     "int4": _SEARCHED,
 }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -43,7 +44,9 @@ def test_gpus_are_for_engines_that_are_built_without_one() -> None:
         options_of("mine", given)
 
 
-def test_a_build_is_known_by_all_that_it_depends_on(zoo_bundle: Callable[[str], Bundle]) -> None:
+def test_a_build_is_known_by_all_that_it_depends_on(
+    zoo_bundle: Callable[[str], Bundle], tmp_path: Path
+) -> None:
     manifest = zoo_bundle("cross_modal_attention").manifest
     options = BuildOptions("fp16")
     keys = [request_key(manifest, "ort-cpu", options)]
@@ -62,7 +65,11 @@ def test_a_build_is_known_by_all_that_it_depends_on(zoo_bundle: Callable[[str], 
     for name in ("fused.onnx", "weights.bin", "reference.npz"):
         files = {**manifest.files, name: FileEntry(1, "0" * 64)}
         keys.append(request_key(replace(manifest, files=files), "ort-cpu", options))
-    assert len(set(keys)) == len(keys) == 13
+    real = tmp_path / "real.npz"
+    for content in (b"one", b"two"):
+        real.write_bytes(content)
+        keys.append(request_key(manifest, "ort-cpu", replace(options, calibrate=(str(real),))))
+    assert len(set(keys)) == len(keys) == 15, "and by what its files hold"
     other = {**manifest.files, "model.onnx": FileEntry(1, "0" * 64)}
     again = request_key(replace(manifest, files=other), "ort-cpu", BuildOptions("fp16"))
     assert again == keys[0], "another target's file is none of its business"

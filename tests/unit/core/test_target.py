@@ -96,7 +96,11 @@ def test_unknown_ones_are_refused_with_a_suggestion() -> None:
 def test_a_precision_is_the_target_s_first_where_none_is_given() -> None:
     assert require_precision(None, TARGETS["ort-cpu"]) == "fp32"
     assert require_precision(None, TARGETS["tensorrt"]) == "fp16"
-    assert {require_precision(p, TARGETS["ort-cpu"]) for p in PRECISIONS} == set(PRECISIONS)
+    taken = {p for target in TARGETS.values() for p in target.precisions}
+    assert taken == set(PRECISIONS), "none of them is nobody's"
+    for name in ("tensorrt", "tensorrt-rtx"):
+        for precision in ("int8", "mixed-int8", "fp8"):
+            assert require_precision(precision, TARGETS[name]) == precision
     with pytest.raises(InputError, match="target 'onnx' can't be built in this precision"):
         require_precision("fp16", TARGETS["onnx"])
 

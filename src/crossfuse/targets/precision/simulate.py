@@ -3,7 +3,8 @@ CPU.
 
 Half weights are widened; each result that the half graph would hold in fp16 or bf16 is rounded to
 it and back. Products are summed in fp32 and rounded once, as tensor cores do; operators that only
-move or select numbers need no rounding. What overflows there overflows here.
+move or select numbers need no rounding, nor do codes that a product alone is given. What overflows
+there overflows here.
 """
 
 from __future__ import annotations
@@ -12,7 +13,10 @@ from collections.abc import Iterable
 
 import onnx_ir as ir
 
-__all__ = ["half_inputs", "simulate"]
+from crossfuse.graph.builder import GraphBuilder
+from crossfuse.graph.op_classes import is_onnx
+
+__all__ = ["half_inputs", "simulate", "write_out_fp8"]
 
 _HALF = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 _EXACT = frozenset(
@@ -24,6 +28,9 @@ _EXACT = frozenset(
     }
 )
 """Operators that only move or select numbers: their results need no rounding."""
+
+_PRODUCTS = ("MatMul", "Gemm", "Conv")
+"""Which engines compute on codes, so that these are never dequantised one by one."""
 
 
 def simulate(model: ir.Model, *, boundary: Iterable[str] = ()) -> ir.Model:
@@ -56,12 +63,43 @@ def simulate(model: ir.Model, *, boundary: Iterable[str] = ()) -> ir.Model:
         value.type = ir.TensorType(ir.DataType.FLOAT)
         producer = value.producer()
         assert producer is not None
-        if producer.op_type not in _EXACT and dtype is not None:
+        if dtype is not None and not _exact(producer):
             _convert_uses(graph, value, [dtype, ir.DataType.FLOAT], nodes)
     for i, value in enumerate(graph.outputs):
         if value.name in stay and ends[i] in _HALF and value.dtype not in _HALF:
             graph.outputs[i] = _end(graph, value, ends[i])
+    write_out_fp8(graph)
     return model
+
+
+def write_out_fp8(graph: ir.Graph) -> None:
+    """Write numbers of fp8 that are dequantised as a cast and a product: ONNX Runtime's optimiser
+    joins the operator to an integer product, and then refuses that.
+
+    Args:
+        graph: in fp32 where it computes; it is changed.
+    """
+    for node in list(graph):
+        codes = node.inputs[0] if is_onnx(node, "DequantizeLinear") else None
+        if codes is not None and codes.dtype == ir.DataType.FLOAT8E4M3FN:
+            build = GraphBuilder()
+            wide = build.op("Cast", codes, to=int(ir.DataType.FLOAT))
+            build.replace(node, build.op("Mul", wide, node.inputs[1]))
+
+
+def _exact(node: ir.Node) -> bool:
+    """Whether a node's results are what the half graph has, unrounded."""
+    if not is_onnx(node, "DequantizeLinear"):
+        return node.op_type in _EXACT
+    return all(_on_codes(user) for user, _ in node.outputs[0].uses())
+
+
+def _on_codes(node: ir.Node) -> bool:
+    """Whether both operands of a product are codes, dequantised."""
+    sources = [None if value is None else value.producer() for value in node.inputs[:2]]
+    return is_onnx(node, *_PRODUCTS) and all(
+        one is not None and is_onnx(one, "DequantizeLinear") for one in sources
+    )
 
 
 def half_inputs(model: ir.Model) -> tuple[str, ...]:

@@ -6,7 +6,7 @@
 2. *Blocks*: ``MatMulNBits``, which rounds what it is given in blocks too, per row: for few rows, as
    in a decoding step.
 3. *Static*: what the layer is given is rounded to a grid that was chosen before
-   (`static_products`).
+   (`static_products`; of symmetric codes, `symmetric_products`).
 
 Results keep their names, types and shapes; attention and everything else stay as they are.
 """
@@ -29,7 +29,9 @@ from crossfuse.targets.quantize.rounding import (
     BLOCK,
     Blocks,
     Channels,
+    OneStep,
     in_blocks,
+    on_one_step,
     per_channel,
     per_filter,
 )
@@ -40,6 +42,7 @@ from crossfuse.targets.quantize.static_products import (
     StaticProducts,
     with_bias,
 )
+from crossfuse.targets.quantize.symmetric_products import SymmetricProducts
 
 __all__ = [
     "ACCURACY_LEVEL",
@@ -92,6 +95,7 @@ class RoundedWeights:
 
     channels: dict[tuple[object, ...], Channels] = field(default_factory=dict)
     blocks: dict[tuple[object, ...], Blocks] = field(default_factory=dict)
+    steps: dict[tuple[object, ...], OneStep] = field(default_factory=dict)
 
     def per_channel(self, layer: LinearLayer) -> Channels:
         """A layer's, per channel."""
@@ -112,6 +116,20 @@ class RoundedWeights:
                 factors = np.asarray(grid.scaling or 1.0, np.float32).reshape(-1, 1)
                 self.channels[key] = per_channel(matrix(layer) * factors)
         return self.channels[key]
+
+    def on_one_step(self, layer: LinearLayer, grid: Grid) -> OneStep:
+        """A layer's in the grid's codes, with the factors of what it is given."""
+        key = (*layer.weights_key, layer.node.op_type, grid.scaling, grid.codes)
+        if key not in self.steps:
+            if layer.node.op_type in CONVOLUTIONS:
+                assert layer.tensor is not None
+                array = layer.tensor.numpy()
+                axes = tuple(range(1, array.ndim))
+            else:
+                array = matrix(layer) * np.asarray(grid.scaling or 1.0, np.float32).reshape(-1, 1)
+                axes = (-2,)
+            self.steps[key] = on_one_step(array, axes, grid.codes)
+        return self.steps[key]
 
     def in_blocks(self, layer: LinearLayer, bits: int) -> Blocks:
         """A layer's, in blocks."""
@@ -160,12 +178,15 @@ class IntegerProducts:
         self._given: dict[ir.Value, list[ir.Value]] = {}
         self._initializers: dict[tuple[object, ...], tuple[ir.Value, ...]] = {}
         self._static = StaticProducts(self._initializer, made.on_grid)
+        self._symmetric = SymmetricProducts(self._initializer, made.on_one_step)
         self._rows = RowProducts(self._initializer, made.per_channel)
 
     def of(self, build: GraphBuilder, layer: LinearLayer, form: Form) -> Product:
         """Emit a layer's product in a form; in blocks only weights of two axes can be."""
         if form.blocks and len(layer.shape) == _MATRIX:
             return self._in_blocks(build, layer, form.bits)
+        if form.grids is not None and form.grids.given.codes.symmetric:
+            return self._symmetric.of(build, layer, form.grids.given)
         if form.grids is not None and form.qdq:
             return self._static.dequantized(build, layer, form.grids)
         if form.grids is not None and (layer.node.op_type == "Conv" or len(layer.shape) == _MATRIX):

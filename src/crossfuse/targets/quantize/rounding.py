@@ -1,5 +1,5 @@
-"""Weights rounded to integers: per output channel for integer products, in blocks for
-``MatMulNBits``.
+"""Weights rounded to 8 bits or less: per output channel for integer products, in blocks for
+``MatMulNBits``, to one step whose multiples the channels have for engines.
 
 Symmetric, so that the zero point is that of the type. A channel or block of zeros has the scale 1.
 """
@@ -12,12 +12,26 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["BLOCK", "Blocks", "Channels", "in_blocks", "per_channel", "per_filter"]
+from crossfuse.targets.quantize.codes import Codes
+from crossfuse.targets.quantize.grids import short_step
+
+__all__ = [
+    "BLOCK",
+    "Blocks",
+    "Channels",
+    "OneStep",
+    "in_blocks",
+    "on_one_step",
+    "per_channel",
+    "per_filter",
+]
 
 BLOCK = 32
 """How many weights along a column share a scale in ``MatMulNBits``."""
 
 _LARGEST = 127
+_WIDEST = 64.0
+"""How many times the one step a channel's own is at most."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +41,21 @@ class Channels:
 
     weights: NDArray[np.int8]
     scales: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class OneStep:
+    """Weights whose product is summed in one step, and multiplied by each channel's ratio behind.
+
+    Attributes:
+        weights: codes, in the shape of the weights.
+        step: of all channels.
+        ratios: each channel's own step by this one, fp32, of the shape of the magnitudes.
+    """
+
+    weights: NDArray[Any]
+    step: float
+    ratios: NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -77,6 +106,31 @@ def per_filter(weights: NDArray[Any], least: NDArray[Any] | None = None) -> Chan
         scales = np.maximum(scales, least.astype(np.float32))
     rounded = np.clip(np.rint(rows / scales[:, None]), -_LARGEST, _LARGEST).astype(np.int8)
     return Channels(rounded.reshape(weights.shape), scales)
+
+
+def on_one_step(weights: NDArray[Any], axes: tuple[int, ...], codes: Codes) -> OneStep:
+    """Round to symmetric codes, the largest magnitude of each channel to the largest.
+
+    What is summed in the one step is no larger than the result itself, but for channels whose
+    weights are far smaller than those of others: so a half float holds it where it holds the
+    result.
+
+    Args:
+        weights: fp32.
+        axes: that are summed over; the others are those of the channels.
+        codes: symmetric ones.
+
+    Raises:
+        ValueError: NaN or infinity.
+    """
+    if not np.isfinite(weights).all():
+        raise ValueError("weights that are not finite can't be rounded")
+    own = np.abs(weights.astype(np.float64)).max(axis=axes, keepdims=True) / codes.top
+    present = own[own > 0]
+    least = max(present.min(), present.max() / _WIDEST) if present.size else 1.0
+    step = float(short_step(least))
+    ratios = np.where(own > 0, short_step(own / step), 1.0)
+    return OneStep(codes.rounded(weights / (step * ratios)), step, ratios.astype(np.float32))
 
 
 def in_blocks(weights: NDArray[Any], bits: int) -> Blocks:

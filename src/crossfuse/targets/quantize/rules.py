@@ -13,12 +13,15 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from crossfuse.targets.precision.islands import decides_a_choice
+from crossfuse.targets.quantize.codes import Codes
 from crossfuse.targets.quantize.layers import CONVOLUTIONS, LinearLayer, linear_layers
 
 __all__ = [
+    "FP8_RULES",
     "NARROWEST",
     "RULES",
     "STATIC_RULES",
+    "SYMMETRIC_RULES",
     "Refusal",
     "deciding_nodes",
     "quantizable",
@@ -47,29 +50,30 @@ def deciding_nodes(model: ir.Model) -> Collection[ir.Node]:
 
 
 def refusal_of(
-    layer: LinearLayer, deciding: Collection[ir.Node], *, static: bool = False
+    layer: LinearLayer, deciding: Collection[ir.Node], codes: Codes | None = None
 ) -> Refusal | None:
-    """Why a layer stays in fp32; None where it may be quantised, ``static`` to grids chosen on
-    calibration data."""
-    found = (rule(layer, deciding) for rule in (STATIC_RULES if static else RULES))
+    """Why a layer stays in fp32; None where it may be quantised, to grids of these codes that are
+    chosen on calibration data, or where there are none, as it runs."""
+    found = (rule(layer, deciding) for rule in _RULES_OF[codes])
     return next((refusal for refusal in found if refusal is not None), None)
 
 
-def quantizable(model: ir.Model, *, static: bool = False) -> list[LinearLayer]:
-    """The layers that no rule keeps in fp32, in the graph's order; ``static`` as of
-    `refusal_of`."""
+def quantizable(model: ir.Model, codes: Codes | None = None) -> list[LinearLayer]:
+    """The layers that no rule keeps in fp32, in the graph's order; ``codes`` as of `refusal_of`."""
     deciding = deciding_nodes(model)
-    return [
-        layer
-        for layer in linear_layers(model)
-        if refusal_of(layer, deciding, static=static) is None
-    ]
+    return [layer for layer in linear_layers(model) if refusal_of(layer, deciding, codes) is None]
 
 
 def _convolution(layer: LinearLayer, _: Collection[ir.Node]) -> Refusal | None:
     if layer.node.op_type not in CONVOLUTIONS:
         return None
     return Refusal("a convolution, which has no fast kernel without calibration data", asked=False)
+
+
+def _no_fp8_convolution(layer: LinearLayer, _: Collection[ir.Node]) -> Refusal | None:
+    if layer.node.op_type not in CONVOLUTIONS:
+        return None
+    return Refusal("a convolution: TensorRT has fp8 kernels for products alone", asked=False)
 
 
 def _transposed(layer: LinearLayer, _: Collection[ir.Node]) -> Refusal | None:
@@ -100,7 +104,7 @@ def _narrow(layer: LinearLayer, _: Collection[ir.Node]) -> Refusal | None:
         shape = (math.prod(shape[1:]), shape[0])
     if min(shape[-2:]) >= NARROWEST or 0 in shape:
         return None
-    return Refusal(f"narrower than {NARROWEST}, so that int8 gains nothing", asked=False)
+    return Refusal(f"narrower than {NARROWEST}, so that 8 bits gain nothing", asked=False)
 
 
 def _in_a_body(layer: LinearLayer, _: Collection[ir.Node]) -> Refusal | None:
@@ -141,3 +145,16 @@ RULES: Sequence[Rule] = (_convolution, *_OF_ALL)
 
 STATIC_RULES: Sequence[Rule] = (_transposed, *_OF_ALL, _computed_bias)
 """Where grids were chosen on calibration data."""
+
+SYMMETRIC_RULES: Sequence[Rule] = (_transposed, *_OF_ALL)
+"""Where these are symmetric: a bias is added behind the product."""
+
+FP8_RULES: Sequence[Rule] = (_no_fp8_convolution, *_OF_ALL)
+"""Where they are of fp8."""
+
+_RULES_OF = {
+    None: RULES,
+    Codes.UINT8: STATIC_RULES,
+    Codes.INT8: SYMMETRIC_RULES,
+    Codes.FP8: FP8_RULES,
+}

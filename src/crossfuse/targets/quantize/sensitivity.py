@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from crossfuse.graph.builder import GraphBuilder
 from crossfuse.targets.cpu_run import opened
 from crossfuse.targets.onnxruntime import lower_ort_cpu
+from crossfuse.targets.precision.simulate import write_out_fp8
 from crossfuse.targets.quantize.layers import LinearLayer, linear_layers
 from crossfuse.targets.quantize.rewrite import MICROSOFT, Form, IntegerProducts, RoundedWeights
 from crossfuse.targets.quantize.rules import quantizable
@@ -69,7 +70,7 @@ def sensitivities(
         made: integers of earlier calls.
         static: grids for what layers are given, in place of the form.
     """
-    found = quantizable(model, static=static is not None)
+    found = quantizable(model, None if static is None else static.codes)
     chosen = {
         layer.key: layer.site for layer in found if static is None or static.of(layer) is not None
     }
@@ -121,8 +122,11 @@ def _watch(
             value.type, value.shape = ir.TensorType(dtype), ir.Shape([])
             value.name = f"statistic/{len(outputs)}"
             outputs.append(value)
+    for number, node in enumerate(build.nodes):
+        node.name = f"beside/{number}"
     build.append_to(graph)
     graph.outputs[:] = outputs
+    write_out_fp8(graph)
     graph.opset_imports.setdefault(MICROSOFT, 1)
 
 

@@ -145,7 +145,7 @@ def _refusals(
 ) -> dict[str, Refusal]:
     found = {}
     for layer in layers:
-        refusal = refusal_of(layer, deciding, static=static is not None)
+        refusal = refusal_of(layer, deciding, None if static is None else static.codes)
         if refusal is None and layer.key in keep:
             refusal = Refusal(keep[layer.key], asked=False)
         if refusal is None and static is not None and static.of(layer) is None:

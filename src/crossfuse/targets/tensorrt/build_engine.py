@@ -55,13 +55,21 @@ class BuilderOptions:
 
 @dataclass(frozen=True)
 class Engine:
-    """A built engine: what each attention became, or why not; the library's version; whether it
-    came from the cache."""
+    """A built engine.
+
+    Attributes:
+        kernels: what each attention became.
+        reasons: of one that did not fuse, why.
+        version: the library's.
+        cached: it came from the cache.
+        layers: of the engine.
+    """
 
     kernels: Mapping[str, str]
     reasons: Mapping[str, str]
     version: str
     cached: bool
+    layers: Sequence[Layer] = ()
 
 
 def build_engine(
@@ -100,6 +108,7 @@ def build_engine(
         "profiles": [dict(shapes) for shapes in profiles],
         "options": asdict(options),
         "memory": "of the execution context's owner",
+        "layers": "with the types of their operands",
     }
     with scratch_folder() as scratch:
         graph = scratch / f"{stage}.onnx"
@@ -119,15 +128,13 @@ def build_engine(
 
         about, cached = from_cache(engine_key(graph, weights, settings), plan, make)
     assert about is not None
-    layers = [
-        Layer(layer["kernel"], layer["kind"], tuple(layer["nodes"])) for layer in about["layers"]
-    ]
+    layers = [_layer(layer) for layer in about["layers"]]
     kernels = attention_kernels(layers, sites)
     version = str(settings["version"])
     reasons = {
         site: lowered.reasons.get(site) or _apart(site, layers) for site in sites - set(kernels)
     }
-    return Engine(kernels, reasons, version, cached)
+    return Engine(kernels, reasons, version, cached, layers)
 
 
 @dataclass(frozen=True)
@@ -203,6 +210,12 @@ def _work(job: _Job, progress: Callable[[str], None]) -> dict[str, Any]:
         )
     engine: dict[str, Any] = json.loads(result.read_text())["engines"][0]
     return engine
+
+
+def _layer(about: Mapping[str, Any]) -> Layer:
+    """A layer as a worker tells of it."""
+    nodes, inputs, constants = (tuple(about[name]) for name in ("nodes", "inputs", "constants"))
+    return Layer(about["kernel"], about["kind"], nodes, inputs, constants)
 
 
 def _refuse(stage: str, result: Mapping[str, Any]) -> None:

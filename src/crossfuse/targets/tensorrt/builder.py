@@ -12,6 +12,7 @@ import json
 import os
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,10 +63,7 @@ def build(job: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
     if plan is None:
         return {"errors": log.errors}
     Path(job["plan"]).write_bytes(plan)
-    layers = [
-        {"kernel": layer.kernel, "kind": layer.kind, "nodes": layer.nodes}
-        for layer in read_layers(log.listings)
-    ]
+    layers = [asdict(layer) for layer in read_layers(log.listings)]
     return {"layers": layers, "seconds": time.monotonic() - started, "errors": log.errors}
 
 

@@ -17,6 +17,7 @@ __all__ = [
     "PROGRESS",
     "RTX",
     "check_capabilities",
+    "check_fp8",
     "library_of",
     "library_version",
     "require_library",
@@ -101,6 +102,23 @@ def check_capabilities(target: Target, requested: Iterable[str]) -> tuple[str, .
             do="Use target 'tensorrt' or 'ort-cuda' on other GPUs",
         )
     return capabilities
+
+
+def check_fp8(target: Target, capabilities: Iterable[str]) -> None:
+    """Refuse fp8 for GPUs that don't multiply in it.
+
+    Raises:
+        InputError: some of these compute capabilities are too low.
+    """
+    first = library_of(target).fp8_from
+    lacking = [one for one in capabilities if _order(one) < first]
+    if lacking:
+        raise InputError(
+            "these GPUs don't multiply in fp8",
+            got=f"compute capability {', '.join(lacking)}",
+            expected=f"{'.'.join(map(str, first))} or higher",
+            do="Build int8 or fp16 for them, in a bundle of its own",
+        )
 
 
 def _order(capability: str) -> tuple[int, ...]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ml_dtypes
 import numpy as np
 import pytest
 
+from crossfuse.targets.quantize.codes import Codes
 from crossfuse.targets.quantize.grids import (
     HEADROOM,
     Grid,
@@ -13,6 +15,7 @@ from crossfuse.targets.quantize.grids import (
     grid_over,
     joined,
     scaling,
+    short_step,
 )
 from onnx_building import normal
 
@@ -79,3 +82,27 @@ def test_nothing_is_scaled_that_can_not_be() -> None:
     half = x * np.array([0, 1000, 1, 0])
     factors = scaling(of(half.astype(np.float32)), [w * np.array([1, 1e-3, 1, 0])[:, None]])
     assert factors is None or (np.isfinite(factors).all() and (factors > 0).all())
+
+
+@pytest.mark.parametrize("size", [3e-9, 2e-6, 1.2345e-4, 0.7, 1.0, 4321.1])
+def test_short_steps_are_numbers_of_every_half_type(size: float) -> None:
+    step = float(short_step(size))
+    assert step >= size
+    assert step <= max(size * (1 + 2**-7), size + 2**-24)
+    for dtype in (np.float16, ml_dtypes.bfloat16):
+        assert float(np.array(step).astype(dtype)) == step
+
+
+@pytest.mark.parametrize("codes", [Codes.INT8, Codes.FP8])
+@pytest.mark.parametrize(("low", "high"), [(-3, 5), (-40, 1), (1e-5, 2e-5), (0, 0)])
+def test_symmetric_grids_reach_as_far_to_both_sides(codes: Codes, low: float, high: float) -> None:
+    grid = grid_over(Range(np.float32(low), np.float32(high)), codes=codes)
+    reach = HEADROOM * max(abs(low), abs(high))
+    assert (grid.zero, grid.codes) == (0, codes)
+    assert grid.step > 0
+    assert reach <= grid.step * codes.top
+    assert reach == 0 or grid.step <= max(reach / codes.top * 1.01, reach / codes.top + 2**-24)
+    x = normal(8, 4, seed=1) * np.array([1, 1000, 1, 1])
+    w = normal(4, 9, seed=2) / np.array([1, 1000, 1, 1])[:, None]
+    factors = scaling(of(x.astype(np.float32)), [w.astype(np.float32)], codes)
+    assert (factors is None) == (codes is Codes.FP8), "floats have small steps for small numbers"

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from onnxruntime.capi._pybind_state import quantize_matmul_4bits, quantize_matmul_8bits
 
-from crossfuse.targets.quantize.rounding import BLOCK, in_blocks, per_channel
+from crossfuse.targets.quantize.codes import Codes
+from crossfuse.targets.quantize.rounding import BLOCK, in_blocks, on_one_step, per_channel
 from onnx_building import normal
 
 W = (normal(70, 9, seed=3) * np.logspace(-4, 3, 9)).astype(np.float32)
@@ -66,3 +67,28 @@ def test_weights_that_are_not_finite_are_refused(value: float) -> None:
         per_channel(weights)
     with pytest.raises(ValueError, match="not finite"):
         in_blocks(weights, 8)
+
+
+@pytest.mark.parametrize("codes", [Codes.INT8, Codes.FP8])
+@pytest.mark.parametrize("axes", [(-2,), (0,)])
+def test_channels_have_multiples_of_one_step(codes: Codes, axes: tuple[int, ...]) -> None:
+    weights = np.concatenate([W, np.zeros((len(W), 1), np.float32)], axis=1)
+    found = on_one_step(weights, axes, codes)
+    assert found.ratios.shape == (1, 10)
+    assert found.weights.dtype == codes.dtype
+    back = found.weights.astype(np.float64) * found.step * found.ratios
+    largest = np.abs(weights).max(axis=0).astype(np.float64)
+    least = found.step * found.ratios * 2**-10
+    allowed = (
+        largest / 127 / 2 * 1.02
+        if codes is Codes.INT8
+        else np.maximum(np.abs(weights) / 16 * 1.001, least)
+    )
+    assert (np.abs(back - weights) <= allowed + found.step * 2**-24 * 64).all()
+    sums, results = np.abs(weights / found.ratios), np.abs(weights)
+    wide = largest > largest.max() / 64
+    assert (sums <= results)[:, wide].all(), "what is summed is no larger than the result"
+    for number in (found.step, *found.ratios[0]):
+        assert float(np.float16(number)) == number, "half floats hold the constants as they are"
+    with pytest.raises(ValueError, match="not finite"):
+        on_one_step(np.full((2, 2), np.nan, np.float32), (-2,), codes)

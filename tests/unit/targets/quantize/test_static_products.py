@@ -18,6 +18,7 @@ from crossfuse.runtime.options import SessionOptions
 from crossfuse.runtime.stage import LinearStage, StageRequest
 from crossfuse.targets.cpu_run import run_once
 from crossfuse.targets.graph_files import save_graph
+from crossfuse.targets.quantize.codes import Codes
 from crossfuse.targets.quantize.rewrite import WHOLE, RoundedWeights
 from crossfuse.targets.quantize.rules import quantizable
 from crossfuse.targets.quantize.sensitivity import sensitivities
@@ -76,7 +77,7 @@ LAYERS = 9
 
 
 def static(*, qdq: bool) -> QuantizedStages:
-    keys = [layer.key for layer in quantizable(model(), static=True)]
+    keys = [layer.key for layer in quantizable(model(), Codes.UINT8)]
     plan = static_plan(model(), keys, POINTS, qdq=qdq)
     return quantize_stages({"model": model()}, "int8", sites_of(model()), static=plan)
 
@@ -135,7 +136,7 @@ def test_openvino_computes_all_of_them_in_integers(tmp_path: Path) -> None:
 
 def test_channels_of_outliers_cost_little() -> None:
     """Dynamic int8 loses the others beside them."""
-    keys = [layer.key for layer in quantizable(model(), static=True)]
+    keys = [layer.key for layer in quantizable(model(), Codes.UINT8)]
     plan = static_plan(model(), keys, POINTS, qdq=True)
     found = sensitivities(model(), POINTS, WHOLE, RoundedWeights(), plan)
     plain = sensitivities(model(), POINTS, WHOLE, RoundedWeights())
@@ -157,7 +158,7 @@ def test_a_bias_far_larger_than_its_filters_is_kept(bias: float, tmp_path: Path)
         )
 
     x = normal(2, 8, 4, 4, seed=2)
-    keys = [layer.key for layer in quantizable(convolution(), static=True)]
+    keys = [layer.key for layer in quantizable(convolution(), Codes.UINT8)]
     plan = static_plan(convolution(), keys, [{"x": x}], qdq=False)
     stages = quantize_stages({"model": convolution()}, "int8", sites_of(convolution()), static=plan)
     (got,) = run_once(stages.graphs["model"], {"x": x})

@@ -21,6 +21,7 @@ import crossfuse
 from coverage.cases import CASES
 from crossfuse.bundle.store import Bundle, open_bundle
 from crossfuse.core.files import user_cache
+from crossfuse.core.linear_ledger import FP8, INT8
 from crossfuse.core.target import EngineLibrary, Target
 from crossfuse.core.tensorrt_layers import attention_kernels, read_layers
 from crossfuse.core.tensors import Dim, TensorSpec
@@ -275,6 +276,43 @@ def test_layers_are_told_from_names_in_inputs_and_helpers() -> None:
     }
 
 
+LINEARS = {"cross_modal_attention": 5, "vilt": 15, "qformer": 40}
+
+
+@pytest.mark.parametrize(
+    ("name", "precision"),
+    [
+        ("cross_modal_attention", "int8"),
+        *(
+            pytest.param(name, "int8", marks=pytest.mark.slow)
+            for name in LINEARS
+            if name != "cross_modal_attention"
+        ),
+        pytest.param("vilt", "fp8", marks=pytest.mark.slow),
+        pytest.param("clip", "mixed-int8", marks=pytest.mark.slow),
+    ],
+)
+def test_zoo_engines_in_low_precision(
+    name: str, precision: str, shared_bundle: Callable[..., Bundle], tmp_path: Path
+) -> None:
+    """By the log every layer is quantised that was to be, and attention is fused as in fp16."""
+    path = shutil.copytree(shared_bundle(name, size="tiny").path, tmp_path / "bundle")
+    sms = ("8.9", "12.0") if precision == "fp8" else SMS
+    bundle = crossfuse.build(path, "tensorrt-rtx", compute_capabilities=sms, precision=precision)
+    entry = bundle.target("tensorrt-rtx")
+    assert all(is_fused(row.fused["tensorrt-rtx"]) for row in bundle.ledger)
+    assert entry.parity is not None
+    assert entry.parity["passed"]
+    assert entry.parity["executed_on"] == f"CPUExecutionProvider, {precision} simulated"
+    assert "of the reference's inputs" in entry.calibration
+    kept = [row for row in entry.linears if row.became not in (INT8, FP8)]
+    assert all(row.became == "kept in fp16" and row.reason and not row.asked for row in kept)
+    if precision == "int8":
+        assert entry.linears.counts() == {INT8: LINEARS[name]}
+    else:
+        assert 0 < len(kept) < len(entry.linears) / 2
+
+
 MODELS = ["whisper", "blip_retrieval", "bart", "t5", "blip_vqa", "detr", "trocr", "bridgetower"]
 
 
@@ -494,10 +532,11 @@ def test_options_are_checked(bundle_copy: Path) -> None:
         ({"compute_capabilities": ["9.0"]}, "can't build for these compute capabilities"),
         ({"compute_capabilities": ["SM89"]}, "can't be read"),
         (
-            {"compute_capabilities": ["8.9"], "precision": "int8"},
+            {"compute_capabilities": ["8.9"], "precision": "int4"},
             "can't be built in this precision",
         ),
         ({"compute_capabilities": ["8.9"], "io_dtype": "bf16"}, "can't have this type"),
+        ({"compute_capabilities": ["8.6", "8.9"], "precision": "fp8"}, "don't multiply in fp8"),
         ({"compute_capabilities": ["8.9"], "lean": True}, "no lean runtime"),
         (
             {"compute_capabilities": ["8.9"], "profile_shapes": ["batch"]},

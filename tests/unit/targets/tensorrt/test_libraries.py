@@ -12,6 +12,7 @@ from crossfuse.errors import InputError
 from crossfuse.targets.tensorrt.libraries import (
     RTX,
     check_capabilities,
+    check_fp8,
     library_of,
     library_version,
     require_library,
@@ -47,6 +48,14 @@ def test_capabilities_are_sorted_as_numbers_and_told_once() -> None:
 def test_what_can_not_be_built_for(target: Target, asked: list[str], message: str) -> None:
     with pytest.raises(InputError, match=message):
         check_capabilities(target, asked)
+
+
+@pytest.mark.parametrize("asked", [("8.0",), ("7.5", "8.9"), ("8.6", "12.0")])
+def test_fp8_is_for_gpus_that_multiply_in_it(asked: tuple[str, ...]) -> None:
+    with pytest.raises(InputError, match=rf"fp8: got compute capability {asked[0]}, expected 8\.9"):
+        check_fp8(TENSORRT_RTX, asked)
+    for target in (TENSORRT, TENSORRT_RTX):
+        check_fp8(target, ("8.9", "9.0", "10.0", "12.1"))
 
 
 def test_a_library_s_version_is_read_from_its_package_or_from_itself(
