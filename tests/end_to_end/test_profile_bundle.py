@@ -126,6 +126,7 @@ def test_wrong_usage(zoo_bundle: Callable[[str], Bundle]) -> None:
         assert stop.value.code == 2
 
 
+@pytest.mark.slow
 def test_baselines_of_a_model_that_is_not_the_zoos_need_a_source(tmp_path: Path) -> None:
     bundle = crossfuse.export(zoo_spec("cross_modal_attention", "tiny"), tmp_path / "bundle")
     with pytest.raises(InputError, match="source="):

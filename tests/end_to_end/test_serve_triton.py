@@ -177,9 +177,8 @@ def tritonserver(repository: Path, folder: Path) -> Iterator[tuple[int, int]]:
             os.killpg(process.pid, signal.SIGKILL)
 
 
-@pytest.mark.parametrize(
-    "name", ["qformer", pytest.param("blip_retrieval", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["qformer", "blip_retrieval"])
 def test_tritonserver_answers_as_the_session_does(
     tmp_path: Path, shared_bundle: Callable[..., Bundle], name: str
 ) -> None:

@@ -145,7 +145,7 @@ def test_completion() -> None:
     assert completed("crossfuse export ") == list(ZOO)
     assert completed("crossfuse export clip --target ort-") == ["ort-cpu", "ort-cuda"]
     assert completed("crossfuse build b --target ") == list(TARGETS)
-    assert completed("crossfuse export clip --precision f") == ["fp32", "fp16"]
+    assert completed("crossfuse export clip --precision f") == ["fp32", "fp16", "fp8"]
     assert completed("crossfuse export clip --size ") == ["tiny", "published"]
     assert completed("crossfuse verify b --source q") == ["qformer"]
     assert completed("crossfuse profile b --against eager,comp") == [

@@ -74,6 +74,13 @@ def verify_session(
 ) -> ParityReport:
     """Parity of an open session of a bundle, as `verify_bundle` has it."""
     entry = bundle.target(session.target)
+    known = require_target(session.target).precisions
+    if entry.precision not in known:
+        raise BundleError(
+            "there is no parity policy for a precision that the target can't have",
+            got=repr(entry.precision),
+            expected=", ".join(known),
+        )
     limits = PLAIN if metric is None else BESIDE_A_METRIC
     report = check_session(session, reference or reference_of(bundle), entry.precision, limits)
     if metric is not None:

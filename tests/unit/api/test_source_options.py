@@ -139,6 +139,7 @@ def run(*arguments: object) -> None:
     assert end.value.code == 0
 
 
+@pytest.mark.slow
 def test_the_kind_is_decided_once_per_command(
     decided: list[object], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -399,7 +399,8 @@ print(len(outcomes), sorted(set(outcomes)), left)
 """
 
 
-@pytest.mark.parametrize("kills", [2, pytest.param(40, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kills", [40])
 def test_kill_leaves_the_old_bundle_or_none(
     zoo_bundle: Callable[[str], Bundle], tmp_path: Path, kills: int
 ) -> None:

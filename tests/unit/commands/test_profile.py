@@ -14,8 +14,9 @@ OLD = Path(__file__).parents[2] / "data" / "bundle-0.1.0"
 
 def test_the_last_name_of_a_list_is_completed() -> None:
     assert "eager" in complete_against("")
-    assert complete_against("open") == ["openvino", "openvino-f32"]
-    assert complete_against("eager,openvino-") == ["eager,openvino-f32"]
+    names = ["openvino", "openvino-f32", "openvino-int8"]
+    assert complete_against("open") == names
+    assert complete_against("eager,openvino-f") == ["eager,openvino-f32"]
     assert "eager,eager" not in complete_against("eager,")
     assert "eager,onnx" in complete_against("eager,")
     assert complete_against("eager,nothing") == []

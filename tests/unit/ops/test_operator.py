@@ -90,7 +90,8 @@ def test_gradients(masked: bool) -> None:
     )
 
 
-@pytest.mark.parametrize("masked", [True, pytest.param(False, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("masked", [True, False])
 def test_registration_is_complete(masked: bool) -> None:
     q = torch.randn(4, 3, 8, requires_grad=True)
     k = torch.randn(2, 5, 8)

@@ -59,6 +59,7 @@ def test_capsules_are_read_as_they_were_made(dtype: str, versioned: bool) -> Non
     assert (found.dtype, found.device_kind, found.device) == (dtype, CUDA, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("versioned", [False, True])
 def test_a_capsule_that_nobody_takes_lets_its_owner_go(versioned: bool) -> None:
     class Owner:
