@@ -85,6 +85,8 @@ def begun(
         os.dup2(null, stream)
     log = os.open(told / "stderr", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(log, 2)
+    # A runner of tests may have put others in their places.
+    sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1) for number in (1, 2))
     os.environ["TMPDIR"] = str(scratch)
     tempfile.tempdir = None
     from crossfuse.cli import main as cli

@@ -1,16 +1,12 @@
 """`map`, killed at any moment: answers are whole and right, and the next run goes on to the end and
-leaves nothing else.
-
-`killed_maps` has the worker in the command's own process, so that what is killed is the job's work;
-`killed_ray_maps` has Ray, whose processes have to end with the command.
+leaves nothing else. The worker is in the command's own process, so that what is killed is the job's
+work, and not Ray's start.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
@@ -121,52 +117,33 @@ def _finished(self: run.MapPlan, shards: Sequence[Shard]) -> Iterator[dict[str, 
 
 def killed_maps(times: int, folder: Path, chance: Chance) -> Outcomes:
     """`map` with its worker in the command's own process."""
-    return _maps(times, folder, chance, without_ray)
-
-
-def killed_ray_maps(times: int, folder: Path, chance: Chance) -> Outcomes:
-    """`map` with a Ray of its own."""
-    import ray.data  # noqa: F401 -- before the forks
-
-    place = Path(tempfile.mkdtemp(prefix="cf"))  # names of sockets are short
-    os.environ["RAY_TMPDIR"] = str(place)
-    try:
-        return _maps(times, folder, chance, int, seconds=60)
-    finally:
-        del os.environ["RAY_TMPDIR"]
-        shutil.rmtree(place, ignore_errors=True)
-
-
-def _maps(
-    times: int, folder: Path, chance: Chance, prepares: Any, *, seconds: float = 5
-) -> Outcomes:
     scratch, out = folder / "tmp", folder / "out"
     scratch.mkdir()
     found: Outcomes = Counter()
     source = Source(folder, chance.random() < 0.5, chance)
     about = ["--shard-rows", str(SHARD_ROWS), "--target", "ort-cpu"]
     command = ["map", str(OLD_BUNDLE), "--input", str(source.path), "-o", str(out), *about]
-    finished(command, scratch, prepares)
+    finished(command, scratch, without_ray)
     shutil.rmtree(out)
-    took = finished(command, scratch, prepares)
+    took = finished(command, scratch, without_ray)
     for _ in range(times):
         if chance.random() < 0.85:  # or it goes on with what was killed
             shutil.rmtree(out, ignore_errors=True)
-        was_killed = killed(command, chance.uniform(0, 0.8 * took), scratch, prepares)
+        was_killed = killed(command, chance.uniform(0, 0.8 * took), scratch, without_ray)
         answers = source.require_right(out)
         left = [path for path in (*out.glob(".*"), *out.glob(".shards/.*")) if path.is_file()]
         if chance.random() < 0.3:
-            finished(command, scratch, prepares)
+            finished(command, scratch, without_ray)
             source.require_whole(out)
         kept = {source.path.name} | ({out.name} if out.exists() else set())
-        require_nothing_left(folder, scratch, kept, seconds)
+        require_nothing_left(folder, scratch, kept)
         state = "all" if answers == ROWS else "some" if answers else "no"
         how = "killed" if was_killed else "ended before"
         found[f"{how}, {state} answers, {'left a file' if left else 'left nothing'}"] += 1
-    finished(command, scratch, prepares)
+    finished(command, scratch, without_ray)
     source.require_whole(out)
     shutil.rmtree(scratch)
     return found
 
 
-CAMPAIGNS = (killed_maps, killed_ray_maps)
+CAMPAIGNS = (killed_maps,)
