@@ -15,12 +15,11 @@ _MOST_LAYERS = 24
 def show_linears(output: Output, ledger: LinearLedger) -> None:
     """What linear layers became, in one line, and those that stay in floats as a table."""
     output.heading(in_words(ledger))
-    kept = [row for row in ledger if any(kept_in(dtype) in row.became for dtype in FLOATS)]
-    if not kept:
+    types = [dtype for dtype in FLOATS if any(kept_in(dtype) in row.became for row in ledger)]
+    if not types:
         return
-    where = " or ".join(
-        dtype for dtype in FLOATS if any(kept_in(dtype) in row.became for row in kept)
-    )
+    kept = [row for row in ledger if any(kept_in(dtype) in row.became for dtype in types)]
+    where = " or ".join(types)
     table = Table()
     for column in (f"in {where}", "weights", "reason", "error in int8", "ms saved in int8"):
         table.add_column(column, overflow="fold", no_wrap=column == f"in {where}")

@@ -1,6 +1,5 @@
 """The ledger of linear layers of a target, read from the graph that its engine executes: as ONNX
-Runtime's optimiser leaves it, as an engine that compiles graphs tells, or as a
-builder lists it."""
+Runtime's optimiser leaves it, as an engine that compiles graphs tells, or as a builder lists it."""
 
 from __future__ import annotations
 
