@@ -40,18 +40,18 @@ class Command:
     progresses: bool = False
 
 
-def _bundle(place: Path) -> None:
+def bundle_there(place: Path) -> None:
     copied(OLD_BUNDLE, place / "b")
     (place / "b" / "notes.md").write_text("mine")
 
 
-def _require_bundle(place: Path) -> None:
+def require_bundle(place: Path) -> None:
     content(place / "b")
     assert (place / "b" / "notes.md").read_text() == "mine"
 
 
 def _inputs(place: Path) -> None:
-    _bundle(place)
+    bundle_there(place)
     found = smallest_inputs(open_bundle(OLD_BUNDLE))
     assert found is not None
     (place / "in").mkdir()
@@ -75,7 +75,7 @@ def _require_model(place: Path) -> None:
 
 
 def _require_report(place: Path) -> None:
-    _require_bundle(place)
+    require_bundle(place)
     if (place / "r.json").exists():
         json.loads((place / "r.json").read_text())
     if (place / "r.html").exists():
@@ -83,12 +83,12 @@ def _require_report(place: Path) -> None:
 
 
 def _signed(place: Path) -> None:
-    _bundle(place)
+    bundle_there(place)
     keys(place)
 
 
 def _require_signature(place: Path) -> None:
-    _require_bundle(place)
+    require_bundle(place)
     if (place / "b.sig").exists():
         json.loads((place / "b.sig").read_text())
 
@@ -104,19 +104,19 @@ HAVE = frozenset({"b"})
 COMMANDS: Mapping[str, Command] = {
     "export": Command(
         lambda at: ["export", *MODEL, "-o", str(at / "b"), "--target", "onnx"],
-        _bundle,
-        _require_bundle,
+        bundle_there,
+        require_bundle,
         HAVE,
     ),
     "build": Command(
-        lambda at: ["build", str(at / "b"), "--target", "onnx"], _bundle, _require_bundle, HAVE
+        lambda at: ["build", str(at / "b"), "--target", "onnx"], bundle_there, require_bundle, HAVE
     ),
     "verify": Command(
-        lambda at: ["verify", str(at / "b"), "--json"], _bundle, _require_bundle, HAVE
+        lambda at: ["verify", str(at / "b"), "--json"], bundle_there, require_bundle, HAVE
     ),
     "package": Command(
         lambda at: ["package", str(at / "b"), "-o", str(at / "models"), "--name", "m"],
-        _bundle,
+        bundle_there,
         _require_model,
         HAVE | {"models"},
     ),
@@ -136,12 +136,12 @@ COMMANDS: Mapping[str, Command] = {
             "profile", str(at / "b"), *QUICK, "--cold-starts", "1", "-o", str(at / "r.json"),
             "--html", str(at / "r.html"),
         ],
-        _bundle,
+        bundle_there,
         _require_report,
         HAVE | {"r.json", "r.html"},
         progresses=True,
     ),
-    "tune": Command(lambda at: ["tune", str(at / "b"), *QUICK], _bundle, _require_bundle, HAVE),
+    "tune": Command(lambda at: ["tune", str(at / "b"), *QUICK], bundle_there, require_bundle, HAVE),
     "run": Command(
         lambda at: [
             "run", str(at / "b"), "--input", str(at / "in" / "0.npz"), "--output",

@@ -28,8 +28,10 @@ from crossfuse.errors import InputError
 __all__ = [
     "REPLACED",
     "change_places",
+    "exchange",
     "locked",
     "move_aside",
+    "names_for",
     "open_plain",
     "put_in_place",
     "require_writable",
@@ -196,7 +198,7 @@ def change_places(folder: Path, destination: Path) -> Path | None:
     old: Path | None = None
     if not destination.exists():
         folder.rename(destination)
-    elif _rename(folder, destination, _RENAME_EXCHANGE):
+    elif exchange(folder, destination):
         old = folder
     else:
         old = folder.with_name(folder.name + REPLACED)
@@ -220,9 +222,7 @@ def move_aside(path: Path, folder: Path) -> Path:
     Raises:
         OSError: it can't be moved.
     """
-    names = (path.name, *(f"{path.name}.kept{n or ''}" for n in range(1000)))
-    for name in names:
-        place = folder / name
+    for place in names_for(path, folder):
         if os.path.lexists(place):
             continue
         if _rename(path, place, _RENAME_NOREPLACE):
@@ -231,6 +231,19 @@ def move_aside(path: Path, folder: Path) -> Path:
             path.rename(place)
             return place
     raise OSError(errno.EEXIST, "all names are taken", str(folder / path.name))
+
+
+def names_for(path: Path, folder: Path) -> Iterator[Path]:
+    """Names that `move_aside` tries, in its order; they may be taken."""
+    yield folder / path.name
+    for number in range(1000):
+        yield folder / f"{path.name}.kept{number or ''}"
+
+
+def exchange(a: Path, b: Path) -> bool:
+    """Let two files or folders change places in one system call, where the system has that; whether
+    they did."""
+    return _rename(a, b, _RENAME_EXCHANGE)
 
 
 def _rename(a: Path, b: Path, how: int) -> bool:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import errno
 import re
 
-__all__ = ["help_for", "is_out_of_memory", "reason_of"]
+__all__ = ["cause_in_memory", "help_for", "is_out_of_memory", "reason_of"]
 
 _HELP = {
     errno.ENOSPC: "Make room on the disk, or choose another one",
@@ -30,9 +30,19 @@ _WHOEVER_ASKS = {
 
 _OUT_OF_MEMORY = re.compile(
     r"bad.?alloc|(can.?t|cannot|could not|failed to|unable to) (\w+ )?allocate|out of memory"
-    r"|not enough memory",
+    r"|not enough memory|failed to map segment",
     re.IGNORECASE,
 )
+
+
+def cause_in_memory(error: BaseException) -> BaseException | None:
+    """The exception that tells that memory ran out: this one, or one behind it that says it more
+    shortly; None where neither does."""
+    if not is_out_of_memory(error):
+        return None
+    while error.__cause__ is not None and is_out_of_memory(error.__cause__):
+        error = error.__cause__
+    return error
 
 
 def is_out_of_memory(error: BaseException) -> bool:
