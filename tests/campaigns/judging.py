@@ -14,9 +14,13 @@ from pathlib import Path
 from campaigns.commands import Command
 from campaigns.forks import LONGEST, ended
 from campaigns.killed import require_nothing_left
+from crossfuse.bundle.destination import Destination
 
 UNFORESEEN = "did not foresee"
-LIBRARIES = re.compile(r"^(OpenBLAS|LLVM ERROR|terminate called|Fatal Python error)", re.MULTILINE)
+LIBRARIES = re.compile(
+    r"^(OpenBLAS error|terminate called|Fatal Python error|cannot allocate memory for thread)",
+    re.MULTILINE,
+)
 """What native code says that finds no memory, and then ends the process."""
 
 
@@ -37,6 +41,8 @@ def outcome(
     said = (place.parent / "stderr").read_text(errors="replace")
     assert status is not None, f"{where}: no end, {said}"
     command.require_whole(place)
+    if native:  # where nothing is left, the next write removes what is written
+        Destination.at(place / "b").sweep_if_free()
     after = files(place)
     shutil.rmtree(place / "cache", ignore_errors=True)
     (place / "full").unlink(missing_ok=True)
@@ -53,9 +59,9 @@ def _came(code: int, said: str, where: str, native: bool) -> str:
         return "done"
     if native and code < 0:
         return f"ended by {signal.Signals(-code).name}"
-    errors = [line for line in said.splitlines() if line.startswith("error: ")]
-    if native and not errors and LIBRARIES.search(said):
+    if native and code not in (1, 2) and LIBRARIES.search(said):
         return "ended by a library"
+    errors = [line for line in said.splitlines() if line.startswith("error: ")]
     assert code in (1, 2), f"{where}: {code}, {said}"
     assert len(errors) == 1, f"{where}: {code}, {said}"
     return "unforeseen" if UNFORESEEN in said else "refused"

@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BufferedReader
 from pathlib import Path
+from typing import BinaryIO
 
 from crossfuse.core.os_errors import help_for, reason_of
 from crossfuse.core.partials import held_partial
@@ -34,6 +35,7 @@ __all__ = [
     "names_for",
     "open_plain",
     "put_in_place",
+    "read_at_most",
     "require_writable",
     "sha256_of",
     "sync_file",
@@ -49,6 +51,7 @@ REPLACED = "-old"
 """Ending of a folder's name, after that of the one that takes its place, while they change places
 by two renames."""
 
+_PART = 1 << 20
 _AT_FDCWD = -100
 _RENAME_NOREPLACE = 1
 _RENAME_EXCHANGE = 2
@@ -86,6 +89,24 @@ def open_plain(path: str | Path, folder: int | None = None) -> BufferedReader:
     except BaseException:
         os.close(descriptor)
         raise
+
+
+def read_at_most(file: BinaryIO, count: int) -> bytes:
+    """The first bytes of an open file, so many or all that there are. (Asked for a number of bytes,
+    a file takes the memory for all of them, whatever its size.)
+
+    Args:
+        file: to read from.
+        count: of bytes.
+
+    Raises:
+        OSError: it can't be read.
+    """
+    parts = []
+    while count > 0 and (part := file.read(min(count, _PART))):
+        parts.append(part)
+        count -= len(part)
+    return b"".join(parts)
 
 
 def sync_file(path: Path) -> None:

@@ -36,13 +36,14 @@ _OUT_OF_MEMORY = re.compile(
 
 
 def cause_in_memory(error: BaseException) -> BaseException | None:
-    """The exception that tells that memory ran out: this one, or one behind it that says it more
-    shortly; None where neither does."""
-    if not is_out_of_memory(error):
-        return None
-    while error.__cause__ is not None and is_out_of_memory(error.__cause__):
-        error = error.__cause__
-    return error
+    """The first exception that told that memory ran out, of this one and those that caused it; None
+    where none did."""
+    found: BaseException | None = None
+    at: BaseException | None = error
+    while at is not None:
+        found = at if is_out_of_memory(at) else found
+        at = at.__cause__
+    return found
 
 
 def is_out_of_memory(error: BaseException) -> bool:
