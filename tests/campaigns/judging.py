@@ -64,7 +64,8 @@ def _came(code: int, said: str, where: str, native: bool) -> str:
     errors = [line for line in said.splitlines() if line.startswith("error: ")]
     assert code in (1, 2), f"{where}: {code}, {said}"
     assert len(errors) == 1, f"{where}: {code}, {said}"
-    return "unforeseen" if UNFORESEEN in said else "refused"
+    assert UNFORESEEN not in said, f"{where}: {said}"
+    return "refused"
 
 
 def files(place: Path) -> Mapping[str, bytes]:

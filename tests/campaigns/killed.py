@@ -24,8 +24,8 @@ from crossfuse.bundle.store import open_bundle
 from crossfuse.core.scratch import scratch_folder
 
 MODEL = ("cross_modal_attention", "--size", "tiny", "--quick")
-CACHES = {"torchinductor_root"}
-"""What PyTorch keeps in the temporary folder, however it ends."""
+CACHES = {"torchinductor_root", "ray"}
+"""What PyTorch and Ray (its logs) keep in the temporary folder, however they end."""
 SOON = 5.0
 """Seconds after a command's end until its processes are gone."""
 
