@@ -64,8 +64,9 @@ def _came(code: int, said: str, where: str, native: bool) -> str:
     errors = [line for line in said.splitlines() if line.startswith("error: ")]
     assert code in (1, 2), f"{where}: {code}, {said}"
     assert len(errors) == 1, f"{where}: {code}, {said}"
-    assert UNFORESEEN not in said, f"{where}: {said}"
-    return "refused"
+    is_unforeseen = UNFORESEEN in said
+    assert native or not is_unforeseen, f"{where}: {said}"
+    return "unforeseen" if is_unforeseen else "refused"
 
 
 def files(place: Path) -> Mapping[str, bytes]:
