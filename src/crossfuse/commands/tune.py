@@ -121,8 +121,10 @@ def _show(output: Output, report: TuneReport) -> None:
     from crossfuse.profiling.report.summary_text import sizes_text
 
     table = Table()
-    tokens = f", {report.new_tokens} tokens" if report.new_tokens else ""
-    times = [f"{sizes_text(point)}{tokens}" for point in report.points]
+    times = [sizes_text(point) for point in report.points]
+    if report.new_tokens:
+        tokens = f"{report.new_tokens} tokens"
+        times = [f"{sizes}, {tokens}" for sizes in times] if len(times) > 1 else [tokens]
     for column in ("target", "precision", "error", "cosine", *times):
         table.add_column(column, justify="left" if column in ("target", "precision") else "right")
     for one in report.candidates:
