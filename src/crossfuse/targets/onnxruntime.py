@@ -109,8 +109,9 @@ def _seen_keys(build: LoweringBuilder, site: Site) -> Site:
 def _last_of(build: LoweringBuilder, site: Site, attend: ir.Value) -> ir.Value:
     """How many keys there are up to the last that any row of a bool mask attends, at least one,
     ``[1]`` int64."""
-    seen = build.op("Cast", attend, to=ir.DataType.INT64)
+    seen = build.op("Cast", attend, to=ir.DataType.UINT8)
     columns = build.op("ReduceMax", seen, build.ints(0, 1, 2), keepdims=0)
+    columns = build.op("Cast", columns, to=ir.DataType.INT64)
     places = build.op("Add", build.positions(build.size(site.key, 1)), build.ints(1))
     last = build.op("ReduceMax", build.op("Mul", columns, places), build.ints(0), keepdims=1)
     return build.op("Max", last, build.ints(1))
@@ -122,10 +123,10 @@ def _last_seen(build: LoweringBuilder, site: Site) -> ir.Value:
     assert site.bias is not None
     half = build.constant(np.finfo(np.float32).min / 2, np.float32)
     attend = build.op("Greater", site.bias, half)
-    seen = build.op("Cast", attend, to=ir.DataType.INT64)
+    seen = build.op("Cast", attend, to=ir.DataType.UINT8)
     rows = build.op("ReduceMax", seen, build.ints(3), keepdims=0)
     least = build.op("ReduceMin", rows, build.ints(0, 1, 2), keepdims=0)
-    every = build.op("Equal", least, build.constant(0, np.int64))
+    every = build.op("Equal", least, build.constant(0, np.uint8))
     return build.op("Where", every, build.size(site.key, 1), _last_of(build, site, attend))
 
 
