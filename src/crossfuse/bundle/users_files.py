@@ -90,7 +90,11 @@ def _link_one(path: Path, place: Path) -> None:
     except (OSError, NotImplementedError):
         if not (path.is_symlink() or path.is_file()):
             raise
-        shutil.copy2(path, place, follow_symlinks=False)
+        try:
+            shutil.copy2(path, place, follow_symlinks=False)
+        except OSError:
+            place.unlink(missing_ok=True)  # half of it
+            raise
 
 
 def settle(old: Path, folder: Path, ours: Collection[str], ahead: Mapping[str, Ahead]) -> None:

@@ -205,6 +205,33 @@ def test_without_links_files_are_copied(tmp_path: Path, monkeypatch: pytest.Monk
     assert "notes.md.kept" not in names(path)
 
 
+def test_what_can_be_neither_linked_nor_copied_moves_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "b"
+    with_files(path)
+
+    def refuses(_: Path, place: Path, **__: object) -> None:
+        if not os.path.lexists(place):
+            place.write_text("ha")  # half of it
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(users_files.shutil, "copy2", refuses)
+    monkeypatch.setattr(os, "link", lambda *_, **__: refuses(path, path))
+    seen: list[list[str]] = []
+    real = change_places
+
+    def looks(folder: Path, place: Path) -> Path | None:
+        seen.append(names(folder))
+        return real(folder, place)
+
+    monkeypatch.setattr(destination, "change_places", looks)
+    written(path, "graph.onnx")
+    assert "notes.md" not in seen[0], "no half of a file gets its name"
+    require_whole(path, "graph.onnx.kept")
+    assert not {"notes.md.kept", "logs.kept"} & set(names(path))
+
+
 def test_nothing_is_overwritten_where_a_killed_one_is_joined(tmp_path: Path) -> None:
     (tmp_path / "left" / "d").mkdir(parents=True)
     (tmp_path / "there" / "d").mkdir(parents=True)
