@@ -45,8 +45,8 @@ _LAST_WORDS = (
     b"Use smaller sizes, or a machine with more memory.\n"
 )
 """Made before they are needed: nothing can be then."""
-_ROOM = 96 << 20
-"""Bytes that NumPy takes with its linear algebra, on one thread."""
+_ROOM = 128 << 20
+"""Bytes that the command line takes, and NumPy with its linear algebra, on one thread."""
 _SLOW_TO_END = ("ray",)
 """Packages whose native threads hold the end of a process up, for seconds."""
 _INSTALL = (

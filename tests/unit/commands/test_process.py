@@ -192,7 +192,7 @@ def test_what_loading_numpy_takes_is_asked_for_before(kind: str) -> None:
     assert found == 2
     assert text.startswith("error: memory ran out before the work began")
     assert len(text.splitlines()) == 1
-    assert "96 MB" in text
+    assert "128 MB" in text
     assert said("--help") == (0, "")
 
 
