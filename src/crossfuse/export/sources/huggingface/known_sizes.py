@@ -178,7 +178,7 @@ def with_positions(model: nn.Module, inputs: Mapping[str, Tensor]) -> dict[str, 
     """Inputs with the positions that the model makes of them, and without what only these are made
     of; as they were where it makes none, or can't."""
     maker: Any = next((m for m in model.modules() if hasattr(m, "get_rope_index")), None)
-    takes = inspect.signature(model.forward).parameters
+    takes = inspect.signature(type(model).forward).parameters
     if maker is None or POSITIONS in inputs or POSITIONS not in takes or _TYPES not in inputs:
         return dict(inputs)
     wanted = inspect.signature(maker.get_rope_index).parameters
