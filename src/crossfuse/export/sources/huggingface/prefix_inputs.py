@@ -15,6 +15,8 @@ Rules:
 3. Kinds of tokens that are one number in the rest of every example are no input there. Nor are
    positions that count on behind the first tokens' (`counted_positions`).
 4. The rest grows token by token, where the model is causal.
+5. A result that has several places for each row along its first axis, as features of images that
+   are cut into tiles have, is left out: no context could have its own.
 """
 
 from __future__ import annotations
@@ -84,8 +86,11 @@ def with_prefix(spec: ModelSpec, asked: str) -> tuple[ModelSpec, First]:
     counted = counting_on(axes, given, count)
     constants = _constants(axes, given, count)
     parts = _Parts(spec, dim, axes, count, constants, counted, aligned=asked == PLACEHOLDERS)
+    several = _of_several(spec)
     _join(spec.module, parts, _with_rows(spec, axes))
-    return parts.spec(tokens), First(count, tuple(tokens.values()))
+    made = parts.spec(tokens)
+    made = replace(made, drop_outputs=(*made.drop_outputs, *several))
+    return made, First(count, tuple(tokens.values()))
 
 
 def _unfit(spec: ModelSpec, why: str) -> InputError:
@@ -179,6 +184,31 @@ def _with_rows(spec: ModelSpec, axes: Mapping[str, int]) -> tuple[str, ...]:
             found = spec.outputs_of(spec.call(inputs))
         shapes.append({n for n, out in found.items() if out.ndim > 1 and out.shape[1] == length})
     return tuple(sorted(set.intersection(*shapes)))
+
+
+def _of_several(spec: ModelSpec) -> tuple[str, ...]:
+    """Outputs whose first axis has several places for each row."""
+    dim = spec.axes[_IDS].get(0)
+    if dim is None or spec.inputs[_IDS].shape[0] < 2:
+        return ()
+    one = {
+        name: tensor.narrow(axis, 0, 1)
+        for name, tensor in spec.inputs.items()
+        for axis, other in spec.axes.get(name, {}).items()
+        if other == dim
+    }
+    rows = []
+    for inputs in (spec.inputs, {**spec.inputs, **one}):
+        with torch.no_grad():
+            found = spec.outputs_of(spec.call(inputs))
+        rows.append({name: out.shape[0] for name, out in found.items() if out.ndim})
+    return tuple(
+        sorted(
+            name
+            for name, count in rows[0].items()
+            if 1 < (each := rows[1].get(name, 1)) and count == each * spec.inputs[_IDS].shape[0]
+        )
+    )
 
 
 @dataclass(frozen=True)
