@@ -5,11 +5,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import numpy as np
 
-from crossfuse.core.json_form import Form
+from crossfuse.core.json_form import AtLeast, Form
 from crossfuse.core.tensors import PREFIX, TensorSpec
 from crossfuse.core.text import brief
 from crossfuse.errors import InputError
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 __all__ = ["PromptForm"]
+
+_Edge = Annotated[int, AtLeast(1, 1 << 20)]
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,7 @@ class PromptForm:
         first: inputs of the first tokens in the examples of the export, ``[axes, tokens]`` each.
         mark: stands for an image in a text that is a whole prompt.
         stands_for: what is written in its place.
+        sizes: heights and widths of the images whose places these are; None where it isn't known.
     """
 
     __json__: ClassVar[Form] = Form(required=frozenset({"before", "after", "special", "first"}))
@@ -41,6 +44,7 @@ class PromptForm:
     first: Mapping[str, tuple[tuple[int, ...], ...]] = field(default_factory=dict)
     mark: str | None = None
     stands_for: str | None = None
+    sizes: tuple[tuple[_Edge, _Edge], ...] | None = None
 
     def ids(self, words: Words, text: str) -> list[int]:
         """Ids of the whole prompt around a text; of a text with a mark, of that alone.

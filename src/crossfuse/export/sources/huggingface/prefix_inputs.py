@@ -206,7 +206,7 @@ def _of_several(spec: ModelSpec) -> tuple[str, ...]:
         sorted(
             name
             for name, count in rows[0].items()
-            if 1 < (each := rows[1].get(name, 1)) and count == each * spec.inputs[_IDS].shape[0]
+            if (each := rows[1].get(name, 1)) > 1 and count == each * spec.inputs[_IDS].shape[0]
         )
     )
 

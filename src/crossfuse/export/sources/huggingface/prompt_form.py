@@ -75,12 +75,21 @@ def _form(asked: Asked, spec: ModelSpec) -> dict[str, Any]:
     special = _special(asked, before, after)
     form: dict[str, Any] = {"before": before, "after": after, "special": special}
     form["first"] = _first(asked, spec)
+    form["sizes"] = [_size(image) for image in asked.rows[0].images]
     for mark in marks_of(asked.processor, asked.recipe.kinds):
         try:
             return form | {"mark": mark, "stands_for": _stands_for(asked, mark, special=special)}
         except Exception as error:  # noqa: BLE001 -- a processor's code may raise anything
             _LOG.debug("%s in a text: %s", mark, cause_of(error))
     return form
+
+
+def _size(image: Any) -> list[int]:
+    """Height and width of an image of Pillow's, or of an array."""
+    if hasattr(image, "convert"):
+        return [int(image.height), int(image.width)]
+    shape = image.shape
+    return [int(n) for n in (shape[1:] if shape[-1] not in (1, 3, 4) else shape[:2])]
 
 
 def _written(asked: Asked, text: str) -> tuple[str, list[int]]:

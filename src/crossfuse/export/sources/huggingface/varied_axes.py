@@ -231,7 +231,7 @@ def _tried(
     if isinstance(found, Moved):
         sizes = [name for name in found.axes if says_sizes(name, base[name])]
         if sizes:
-            return f"{sizes[0]} says how large the images of each row are, and is part of the export"
+            return f"{sizes[0]}, part of the export, says how large the images of each row are"
         why = asked.refusal(made, len(rows))
         return found if why is None else f"the model refuses it: {why}"
     return found

@@ -44,6 +44,7 @@ def test_words_and_images() -> None:
 
 def test_sounds_and_images_stand_in_one_file() -> None:
     both: Any = SimpleNamespace(
+        call=None,
         words=None,
         parts={
             "image_processor": transformers.ViTImageProcessor(),
