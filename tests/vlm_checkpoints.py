@@ -13,7 +13,7 @@ import transformers
 
 from processor_checkpoints import tokenizer
 
-__all__ = ["VLMS", "save_vlm"]
+__all__ = ["VLMS", "model_of", "save_vlm"]
 
 _WORDS = 128
 _VISION = {
@@ -129,3 +129,8 @@ def save_vlm(name: str, folder: Path) -> Path:
         else:
             part.save_pretrained(folder)
     return folder
+
+
+def model_of(name: str, folder: Path) -> Any:
+    """The model that `save_vlm` saved."""
+    return type(VLMS[name]()[0]).from_pretrained(folder).eval()

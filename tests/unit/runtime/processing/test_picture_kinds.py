@@ -162,7 +162,9 @@ def test_places_of_any_resolution_are_those_of_the_layout() -> None:
     known = replace(pixels, num_image_tokens=25)
     count = transformers.LlavaOnevisionProcessor._get_number_of_features
     unpadded = transformers.LlavaOnevisionProcessor._get_unpadded_features
-    around = SimpleNamespace(image_processor=theirs, num_image_tokens=25)
+    around = SimpleNamespace(
+        image_processor=theirs, num_image_tokens=25, vision_aspect_ratio="anyres_max_9"
+    )
     around._get_unpadded_features = MethodType(unpadded, around)
     found: dict[tuple[int, ...], set[int]] = {}
     for width, height in [(w, h) for w in (20, 33, 47, 130) for h in (18, 40, 64, 99)]:

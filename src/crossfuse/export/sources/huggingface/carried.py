@@ -80,7 +80,7 @@ def _as_called(settings: dict[str, Any], call: Any) -> dict[str, Any]:
     asks = getattr(call, "images_kwargs", None)
     for kind in type(call).__mro__ if not isinstance(asks, dict) else ():
         module = sys.modules.get(kind.__module__)
-        told = getattr(module, f"{kind.__name__}Kwargs", None)
+        told = vars(module).get(f"{kind.__name__}Kwargs") if module else None
         asks = asks or getattr(told, "_defaults", {}).get("images_kwargs")
     found = dict(settings)
     for name, value in (asks or {}).items():
