@@ -108,7 +108,44 @@ def _llava_next() -> Sequence[Any]:
     return transformers.LlavaNextForConditionalGeneration(config), processor
 
 
+def _gemma3() -> Sequence[Any]:
+    config = transformers.Gemma3Config(
+        vision_config={**_VISION, "vision_use_head": False},
+        text_config={
+            **_TEXT, "head_dim": 8, "layer_types": ["sliding_attention", "full_attention"],
+            "sliding_window": 16, "tie_word_embeddings": False,
+        },
+        image_token_index=4, boi_token_index=5, eoi_token_index=6, mm_tokens_per_image=4,
+        tie_word_embeddings=False,
+    )  # fmt: skip
+    images = _pil("Gemma3", size=_SQUARE)
+    marks = {"image_token": "<image>", "boi_token": "<begin>", "eoi_token": "<end>"}
+    words = tokenizer(*marks.values(), padding_side="left", extra_special_tokens=marks)
+    processor = transformers.Gemma3Processor(
+        images, words, image_seq_length=4, chat_template=_template("<begin>")
+    )
+    return transformers.Gemma3ForConditionalGeneration(config), processor
+
+
+def _llava_onevision() -> Sequence[Any]:
+    grids = [[16, 32], [32, 16], [32, 32], [16, 48]]
+    config = transformers.LlavaOnevisionConfig(
+        vision_config=transformers.SiglipVisionConfig(**_VISION, vision_use_head=False),
+        text_config=transformers.Qwen2Config(**_TEXT), image_token_index=4, video_token_index=5,
+        image_grid_pinpoints=grids, vision_feature_select_strategy="full",
+    )  # fmt: skip
+    images = _pil("LlavaOnevision", size=_SQUARE, image_grid_pinpoints=grids)
+    words = tokenizer("<image>", "<video>", padding_side="left", chat_template=_template("<image>"))
+    whole = {
+        "processor_class": "LlavaOnevisionProcessor", "num_image_tokens": 16,
+        "vision_feature_select_strategy": "full",
+    }  # fmt: skip
+    return transformers.LlavaOnevisionForConditionalGeneration(config), images, words, whole
+
+
 VLMS: dict[str, Callable[[], Sequence[Any]]] = {
+    "gemma3": _gemma3,
+    "llava_onevision": _llava_onevision,
     "idefics3": _idefics3,
     "internvl": _internvl,
     "llava_next": _llava_next,
