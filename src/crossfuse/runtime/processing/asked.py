@@ -193,7 +193,8 @@ def beginning(session: Session, processor: Processor, text: str) -> list[int]:
     return [*([] if start is None else [start]), *processor.words.encode(text, special=False)]
 
 
-_OF_IMAGES = ("flattened_patches", "pixel_attention_mask", "image_grid_thw", "image_sizes")
+_PATCHES = "flattened_patches"
+_OF_IMAGES = (_PATCHES, "pixel_attention_mask", "image_grid_thw", "image_sizes")
 _FLAGS = {"text": _TEXT, "image": _IMAGE, "audio": _SOUND}
 
 
@@ -217,6 +218,8 @@ def _missing(missing: list[str], given: tuple[str, ...]) -> InputError:
     flags |= dict.fromkeys(_OF_IMAGES, "image")
     flags |= {name: "text" for name in names if name.startswith(PREFIX)}
     flags |= {_MASKS[name]: flag for flag, name in _FLAGS.items() if name in names & _MASKS.keys()}
+    if _PATCHES in names:
+        flags[_MASKS[_TEXT]] = "image"
     known = [flags[name] for name in missing if name in flags]
     if len(known) == len(missing):
         flag = known[0]

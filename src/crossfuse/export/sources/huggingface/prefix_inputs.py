@@ -37,6 +37,7 @@ from crossfuse.export.sources.huggingface.aligned_rows import aligned
 from crossfuse.export.sources.huggingface.counted_positions import count_on, counting_on
 from crossfuse.export.sources.huggingface.placed_features import First
 from crossfuse.export.sources.huggingface.placeholders import SENSES, token_of
+from crossfuse.export.sources.huggingface.prefix_outputs import of_several, with_rows
 
 if TYPE_CHECKING:
     from torch import nn
@@ -86,8 +87,8 @@ def with_prefix(spec: ModelSpec, asked: str) -> tuple[ModelSpec, First]:
     counted = counting_on(axes, given, count)
     constants = _constants(axes, given, count)
     parts = _Parts(spec, dim, axes, count, constants, counted, aligned=asked == PLACEHOLDERS)
-    several = _of_several(spec)
-    _join(spec.module, parts, _with_rows(spec, axes))
+    several = of_several(spec)
+    _join(spec.module, parts, with_rows(spec, axes))
     made = parts.spec(tokens)
     made = replace(made, drop_outputs=(*made.drop_outputs, *several))
     return made, First(count, tuple(tokens.values()))
@@ -169,46 +170,6 @@ def _constants(axes: Mapping[str, int], given: list[Tensors], count: int) -> dic
         if len(values) == 1:
             found[name] = values.pop()
     return found
-
-
-def _with_rows(spec: ModelSpec, axes: Mapping[str, int]) -> tuple[str, ...]:
-    """Outputs whose second axis has as many places as there are tokens: in the example, and in the
-    example without its last token."""
-    shapes = []
-    for left_out in (0, 1):
-        inputs = dict(spec.inputs)
-        for name, axis in axes.items():
-            inputs[name] = inputs[name].narrow(axis, 0, inputs[name].shape[axis] - left_out)
-        length = inputs[_IDS].shape[1]
-        with torch.no_grad():
-            found = spec.outputs_of(spec.call(inputs))
-        shapes.append({n for n, out in found.items() if out.ndim > 1 and out.shape[1] == length})
-    return tuple(sorted(set.intersection(*shapes)))
-
-
-def _of_several(spec: ModelSpec) -> tuple[str, ...]:
-    """Outputs whose first axis has several places for each row."""
-    dim = spec.axes[_IDS].get(0)
-    if dim is None or spec.inputs[_IDS].shape[0] < 2:
-        return ()
-    one = {
-        name: tensor.narrow(axis, 0, 1)
-        for name, tensor in spec.inputs.items()
-        for axis, other in spec.axes.get(name, {}).items()
-        if other == dim
-    }
-    rows = []
-    for inputs in (spec.inputs, {**spec.inputs, **one}):
-        with torch.no_grad():
-            found = spec.outputs_of(spec.call(inputs))
-        rows.append({name: out.shape[0] for name, out in found.items() if out.ndim})
-    return tuple(
-        sorted(
-            name
-            for name, count in rows[0].items()
-            if (each := rows[1].get(name, 1)) > 1 and count == each * spec.inputs[_IDS].shape[0]
-        )
-    )
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -55,7 +56,15 @@ def test_a_chat_with_an_image() -> None:
     assert words(form["before"] + "a red cat" + form["after"])["input_ids"] == ids
     assert form["first"]["prefix_input_ids"] == [ids[:7]]
     assert form["first"]["prefix_attention_mask"] == [[1] * 7]
+    assert form["sizes"] == [[128, 192]]
     assert words.__class__.__call__.__qualname__.startswith("PreTrained"), "it is watched no longer"
+
+
+@pytest.mark.parametrize("axes", [(20, 30, 3), (3, 20, 30)])
+def test_the_size_of_an_image_in_an_array(axes: tuple[int, ...]) -> None:
+    asked = asked_of("llava", "chat")
+    row = replace(asked.rows[0], images=(np.zeros(axes, np.uint8),))
+    assert form_of(replace(asked, rows=(row,)), 7)[PROMPTS]["sizes"] == [[20, 30]]
 
 
 def test_a_processor_that_begins_with_the_image() -> None:
