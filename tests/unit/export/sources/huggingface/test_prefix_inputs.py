@@ -77,25 +77,6 @@ def test_two_parts_give_the_results_of_the_whole(asked: str) -> None:
     torch.testing.assert_close(found["image"], expected["image"])
 
 
-class ReadsTiles(Reader):
-    """Gives what it made of each of three tiles of an image, too."""
-
-    def forward(self, input_ids: Tensor, pixel_values: Tensor, **_: Any) -> dict[str, Tensor]:
-        found = super().forward(input_ids, pixel_values[:, :, 0])
-        return {**found, "tiles": self.look(pixel_values).transpose(1, 2).flatten(0, 1)}
-
-
-def test_a_result_with_several_places_for_each_row_is_left_out() -> None:
-    whole = spec_of()
-    inputs = {**whole.inputs, "pixel_values": torch.randn(2, 2, 3, 3)}
-    dynamic = {name: dict(own) for name, own in whole.dynamic.items()}
-    tiled = ModelSpec(ReadsTiles(), inputs, dynamic, context=("pixel_values",))
-    assert tiled.run(inputs)["tiles"].shape[0] == 6
-    spec, _ = with_prefix(tiled, "5")
-    assert spec.drop_outputs == ("tiles",)
-    assert set(spec.run(spec.inputs)) == {"logits", "pooled", "image"}
-
-
 def test_what_the_spec_says() -> None:
     spec, tokens = with_prefix(spec_of(), PLACEHOLDERS)
     first = [PREFIX + name for name in ("input_ids", "attention_mask", "token_type_ids")]
