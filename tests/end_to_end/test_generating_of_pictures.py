@@ -16,8 +16,11 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
+import crossfuse
+from crossfuse import InputError, runtime
 from crossfuse.cli import app
 from crossfuse.export.sources.huggingface.processor import Processor, load_processor
+from processor_checkpoints import CHECKPOINTS
 from vlm_checkpoints import VLMS, model_of, save_vlm
 
 pytestmark = pytest.mark.slow
@@ -104,6 +107,28 @@ def test_pictures_of_other_proportions_are_refused(known: tuple[Any, Processor, 
     assert "cut otherwise than the one that the model was exported with" in said
     assert "of 40×160 pixels" in said
     assert "as of 192×128 pixels" in said
+
+
+@pytest.mark.parametrize("text", ["what is this ?", "<CAPTION>", "<REGION_TO_OCR> small cat"])
+def test_tasks_of_a_model_that_reads_all_before_it_writes(text: str, tmp_path: Path) -> None:
+    """Florence-2: its encoder reads the places, and its processor writes texts for tasks."""
+    torch.manual_seed(3)
+    model, processor = CHECKPOINTS["florence2"]()
+    spec = crossfuse.huggingface_spec(model.eval(), processor=processor)
+    bundle = crossfuse.export(spec, tmp_path / "bundle", quick=True)
+    image = Image.open(saved(tmp_path, "RGB", 90, 40))
+    inputs = processor(text=text, images=image, return_tensors="pt")
+    settings = {"max_new_tokens": 6, "min_new_tokens": 6, "num_beams": 1, "do_sample": False}
+    with torch.no_grad():
+        expected = model.generate(**inputs, **settings)
+    with runtime.load(bundle.path, "ort-cpu", stages=["context", "step"]) as session:
+        known = runtime.load_processor(bundle.path)
+        question = runtime.asked(session, known, text=text, image=image)
+        np.testing.assert_array_equal(question.inputs["input_ids"], inputs["input_ids"])
+        found = runtime.generate(session, session.encode(question.inputs), **settings)
+        assert found.sequences.tolist() == expected.tolist()
+        with pytest.raises(InputError, match="without more words"):
+            runtime.asked(session, known, text="<OD> of a cat", image=image)
 
 
 def test_a_picture_of_the_users_decides_the_proportions(tmp_path: Path) -> None:

@@ -71,7 +71,11 @@ def asked(
         processor.require_no_places()
     made = _seen_and_heard(processor, names, image, audio)
     prompt: list[int] | None = None
-    if text is not None and form is not None:
+    whole = _TEXT in names and not any(name.startswith(PREFIX) for name in names)
+    if text is not None and form is not None and whole:
+        made[_TEXT] = np.array([form.ids(processor.words, text)], np.int64)
+        made |= {_MASKS[_TEXT]: np.ones_like(made[_TEXT]), _TYPES: np.zeros_like(made[_TEXT])}
+    elif text is not None and form is not None:
         first, prompt = begun(session, processor, text)
         made |= first
     elif text is not None and _TEXT in names:

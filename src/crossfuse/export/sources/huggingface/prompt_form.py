@@ -34,6 +34,7 @@ _TEXT, _OTHER = "crossfusetext", "crossfuseother"
 """Words that stand for a text while the processor is watched."""
 _SAMPLES = ("What is this?", "a photo of two small cats, and what else\nis there 1")
 _IDS = "input_ids"
+_MOST_TASKS = 64
 
 
 def with_prompt_form(
@@ -44,7 +45,7 @@ def with_prompt_form(
     Args:
         files: content by name.
         asked: the model with its processor; None where its inputs came from elsewhere.
-        spec: whose first tokens are inputs of the context.
+        spec: whose first tokens are inputs of the context, or all.
 
     Returns:
         the files as they are where the form can't be told.
@@ -76,6 +77,7 @@ def _form(asked: Asked, spec: ModelSpec) -> dict[str, Any]:
     form: dict[str, Any] = {"before": before, "after": after, "special": special}
     form["first"] = _first(asked, spec)
     form["sizes"] = [_size(image) for image in asked.rows[0].images]
+    form["tasks"] = _tasks(asked, before, after)
     for mark in marks_of(asked.processor, asked.recipe.kinds):
         try:
             return form | {"mark": mark, "stands_for": _stands_for(asked, mark, special=special)}
@@ -90,6 +92,35 @@ def _size(image: Any) -> list[int]:
         return [int(image.height), int(image.width)]
     shape = image.shape
     return [int(n) for n in (shape[1:] if shape[-1] not in (1, 3, 4) else shape[:2])]
+
+
+def _tasks(asked: Asked, before: str, after: str) -> dict[str, list[str]]:
+    """Texts in whose place the processor writes others, among the words that it has texts for: what
+    it writes, in two parts where what else is said stands between."""
+    known = getattr(asked.processor.call, "__dict__", {}).values()
+    texts = [one for one in known if isinstance(one, dict) and len(one) <= _MOST_TASKS]
+    tasks = {task for one in texts for task in one if isinstance(task, str) and task.strip()}
+    found = {task: _rewritten(asked, task, before, after) for task in sorted(tasks)}
+    return {task: parts for task, parts in found.items() if parts != [task]}
+
+
+def _rewritten(asked: Asked, task: str, before: str, after: str) -> list[str]:
+    """What is written for a text, in two parts around what is said behind it."""
+    given = [task]
+    for text in (task, f"{task} {_TEXT}"):
+        try:
+            whole, _ = _written(asked, text)
+        except Exception as error:  # noqa: BLE001 -- a processor's code may raise anything
+            _LOG.debug("%s: %s", text, cause_of(error))
+            continue
+        inner = whole.removeprefix(before).removesuffix(after)
+        if whole != f"{before}{inner}{after}":
+            raise ValueError("a text is written elsewhere than others")
+        if _TEXT in inner and inner != text:
+            given = list(inner.partition(_TEXT)[::2])
+        elif _TEXT not in text:
+            given = [inner]
+    return given
 
 
 def _written(asked: Asked, text: str) -> tuple[str, list[int]]:
@@ -133,8 +164,11 @@ def _ids(asked: Asked, text: str, *, special: bool) -> list[int]:
 
 
 def _first(asked: Asked, spec: ModelSpec) -> dict[str, list[list[int]]]:
-    """Inputs of the first tokens that are whole numbers, of one row: ``[axes, tokens]`` each."""
-    ids = spec.inputs[PREFIX + _IDS]
+    """Inputs of the first tokens that are whole numbers, of one row: ``[axes, tokens]`` each; none
+    where they are not apart."""
+    ids = spec.inputs.get(PREFIX + _IDS)
+    if ids is None:
+        return {}
     own = _written(asked, asked.rows[0].text)[1][: ids.shape[1]]
     if ids[0].tolist() != own:
         raise ValueError("the examples begin with other tokens")

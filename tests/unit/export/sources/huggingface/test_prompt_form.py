@@ -73,6 +73,21 @@ def test_a_processor_that_begins_with_the_image() -> None:
     assert form["after"] == "\n"
 
 
+def test_texts_in_whose_place_others_are_written() -> None:
+    asked = asked_of("florence2", "plain")
+    spec: Any = SimpleNamespace(inputs={})
+    form = json.loads(with_prompt_form(FILES, asked, spec)[TOKENIZER_SETTINGS])[PROMPTS]
+    theirs = asked.processor.call
+    assert form["first"] == {}
+    assert form["before"] == "<image>" * 5 + "<s>"
+    expected = {task: [text] for task, text in theirs.task_prompts_without_inputs.items()}
+    expected |= {
+        task: text.split("{input}") for task, text in theirs.task_prompts_with_input.items()
+    }
+    assert form["tasks"] == expected
+    assert form_of(asked_of("llava", "chat"), 7)[PROMPTS]["tasks"] == {}
+
+
 @pytest.mark.parametrize("change", ["no processor", "other first tokens", "features"])
 def test_what_can_not_be_told_is_left_out(change: str) -> None:
     asked = asked_of("llava", "chat")
