@@ -114,6 +114,8 @@ def test_tasks_of_a_model_that_reads_all_before_it_writes(text: str, tmp_path: P
     """Florence-2: its encoder reads the places, and its processor writes texts for tasks."""
     torch.manual_seed(3)
     model, processor = CHECKPOINTS["florence2"]()
+    for parameter in model.parameters():
+        parameter.data *= 4
     spec = crossfuse.huggingface_spec(model.eval(), processor=processor)
     bundle = crossfuse.export(spec, tmp_path / "bundle", quick=True)
     image = Image.open(saved(tmp_path, "RGB", 90, 40))

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from crossfuse.core.foreign import cause_of
-from crossfuse.core.processor_files import PROMPTS, TOKENIZER_SETTINGS
+from crossfuse.core.processor_files import PLACES, PROMPTS, TOKENIZER_SETTINGS
 from crossfuse.core.tensors import PREFIX
 from crossfuse.export.capture.traceable import replaced
 from crossfuse.export.sources.huggingface.asked import Asked
@@ -48,17 +48,21 @@ def with_prompt_form(
         spec: whose first tokens are inputs of the context, or all.
 
     Returns:
-        the files as they are where the form can't be told.
+        the files as they are where the form can't be told, or there are neither first tokens nor
+        places in what is read.
     """
     found = dict(files)
     if asked is None or asked.processor.words is None or TOKENIZER_SETTINGS not in files:
+        return found
+    known = json.loads(files[TOKENIZER_SETTINGS])
+    if PREFIX + _IDS not in spec.inputs and not (_IDS in spec.context and known.get(PLACES)):
         return found
     try:
         form = _form(asked, spec)
     except Exception as error:  # noqa: BLE001 -- a processor's code may raise anything
         _LOG.debug("the form of prompts can't be told: %s", cause_of(error))
         return found
-    settings = {**json.loads(files[TOKENIZER_SETTINGS]), PROMPTS: form}
+    settings = {**known, PROMPTS: form}
     found[TOKENIZER_SETTINGS] = json.dumps(settings, indent=1, sort_keys=True) + "\n"
     return found
 

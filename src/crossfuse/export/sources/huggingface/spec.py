@@ -42,7 +42,6 @@ if TYPE_CHECKING:
 
 __all__ = ["checkpoint_spec", "huggingface_spec"]
 
-_IDS = "input_ids"
 _UNASKED = (
     "attentions*",
     "*_attentions*",
@@ -184,8 +183,7 @@ def _traced(
     first = None
     if prefix is not None:
         spec, first = with_prefix(spec, str(prefix))
-    if prefix is not None or _IDS in spec.context:
-        spec = replace(spec, processing=with_prompt_form(spec.processing, asked, spec))
+    spec = replace(spec, processing=with_prompt_form(spec.processing, asked, spec))
     return spec.traced_in(partial(tracing, inputs=dict(spec.inputs), first=first))
 
 

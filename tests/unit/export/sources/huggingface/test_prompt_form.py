@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from crossfuse.core.processor_files import PROMPTS, TOKENIZER_SETTINGS
+from crossfuse.core.processor_files import PLACES, PROMPTS, TOKENIZER_SETTINGS
 from crossfuse.export.sources.huggingface.asked import Asked
 from crossfuse.export.sources.huggingface.processor import as_processor
 from crossfuse.export.sources.huggingface.processor_inputs import Recipe
@@ -75,8 +75,10 @@ def test_a_processor_that_begins_with_the_image() -> None:
 
 def test_texts_in_whose_place_others_are_written() -> None:
     asked = asked_of("florence2", "plain")
-    spec: Any = SimpleNamespace(inputs={})
-    form = json.loads(with_prompt_form(FILES, asked, spec)[TOKENIZER_SETTINGS])[PROMPTS]
+    spec: Any = SimpleNamespace(inputs={}, context=("input_ids",))
+    assert with_prompt_form(FILES, asked, spec) == FILES, "it says of no places"
+    files = {TOKENIZER_SETTINGS: json.dumps({PLACES: {"image_token_id": 4}})}
+    form = json.loads(with_prompt_form(files, asked, spec)[TOKENIZER_SETTINGS])[PROMPTS]
     theirs = asked.processor.call
     assert form["first"] == {}
     assert form["before"] == "<image>" * 5 + "<s>"
