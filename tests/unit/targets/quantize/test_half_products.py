@@ -14,6 +14,7 @@ from crossfuse.runtime.openvino_stage import OpenVinoStage
 from crossfuse.runtime.options import SessionOptions
 from crossfuse.runtime.stage import StageRequest
 from crossfuse.targets.openvino import lower_openvino
+from crossfuse.targets.precision.cast import cast_graph
 from crossfuse.targets.quantize.half_products import half_products
 from onnx_building import INT64, Graph, normal
 from onnx_text import node_of
@@ -63,6 +64,7 @@ def test_products_of_floats_and_what_is_between_them() -> None:
     assert seen["FusedAttention"] == [HALF]
     assert seen["MatMul"] == [WIDE, WIDE], "one decides, the other is of integers"
     assert seen["ArgMin"] == seen["QuantizeLinear"] == seen["Add"] == [WIDE]
+    assert seen["Unsqueeze"] == [WIDE], "a layout beside the integers is no product"
     assert [value.dtype for value in found.graph.outputs] == [WIDE, ir.DataType.INT64]
     assert types(before)["Conv"] == [WIDE, WIDE], "what is given stays as it is"
 
@@ -108,3 +110,59 @@ def test_openvino_computes_each_in_its_type(tmp_path: Path) -> None:
     np.testing.assert_array_equal(code, codes)
     error = np.linalg.norm(y - expected) / np.linalg.norm(expected)
     assert 1e-5 < error < 2e-2
+
+
+def block(*, norm: bool = True) -> ir.Model:
+    """What a transformer repeats: a sum over layers, normed, and what two layers add to it."""
+    g = Graph()
+    stream = g.input("x", ["B", "N", 8])
+    for layer in range(2):
+        given = stream
+        if norm:
+            given = g.op("LayerNormalization", stream, g.weight(np.ones(8, "f")), axis=-1)
+        first = g.op("Add", g.weight(normal(16)), g.op("MatMul", given, g.weight(normal(8, 16))))
+        product = g.op("MatMul", g.op("Relu", first), g.weight(normal(16, 8, seed=layer)))
+        second = g.op("Add", product, g.weight(normal(8)))
+        stream = g.op("Add", stream, g.op("Mul", second, g.weight(normal(8))))
+    g.op("Neg", stream, outputs=["y"])
+    g.output("y", ["B", "N", 8])
+    return model_of(g)
+
+
+def test_sums_that_norms_are_given_stay() -> None:
+    found = half_products({"model": block()}).graphs["model"]
+    seen = types(found)
+    assert seen["LayerNormalization"] == [WIDE, WIDE]
+    assert seen["MatMul"] == [HALF] * 4
+    assert seen["Relu"] == [HALF, HALF]
+    assert seen["Mul"] == [HALF, HALF], "a constant is applied with the layer's own bias"
+    biases = [HALF, HALF, WIDE]
+    assert seen["Add"] == biases * 2
+
+
+def test_roundings_do_not_add_up_over_layers(tmp_path: Path) -> None:
+    """The sum of all layers is as exact as one product of bf16, however many there are."""
+    g = Graph()
+    stream = g.input("x", ["B", "N", 64])
+    for layer in range(40):
+        normed = g.op("LayerNormalization", stream, g.weight(np.ones(64, "f")), axis=-1)
+        weights = normal(64, 64, seed=layer) * np.float32(0.01)
+        stream = g.op("Add", stream, g.op("MatMul", normed, g.weight(weights)))
+    g.op("Neg", stream, outputs=["y"])
+    g.output("y", ["B", "N", 64])
+    model = model_of(g)
+    given = {"x": normal(2, 3, 64)}
+    (expected,) = computed(model, {"x": given["x"].astype(float)})
+
+    def error(graph: ir.Model, name: str) -> float:
+        path = tmp_path / name
+        ir.save(lower_openvino(graph).model, path)
+        one = SessionOptions(threads=1)
+        stage = OpenVinoStage(StageRequest(TARGETS["openvino"], path, one, precision="bf16"))
+        (got,) = stage.run(given)
+        return float(np.linalg.norm(got - expected) / np.linalg.norm(expected))
+
+    ours = error(half_products({"model": model}).graphs["model"], "products.onnx")
+    all_half = error(cast_graph(model, "bf16").model, "all.onnx")
+    assert ours < 2e-3
+    assert all_half > 3 * ours
