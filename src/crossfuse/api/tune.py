@@ -24,12 +24,13 @@ __all__ = ["forget_tuned", "tune"]
 
 
 @door
-def tune(
+def tune(  # noqa: PLR0913 -- public: what a user may say of a measurement
     path: str | Path | Bundle,
     targets: Iterable[str] = (),
     *,
     tolerance: float | None = None,
     sweep: Mapping[str, Sequence[int]] | None = None,
+    new_tokens: int | None = None,
     plan: Plan | None = None,
     options: SessionOptions | None = None,
     step: Progress | None = None,
@@ -37,9 +38,10 @@ def tune(
     """Measure the targets that a bundle holds, in the precisions that it holds them in, and record
     the fastest that passes: :func:`crossfuse.runtime.load` then takes it where no target is named.
 
-    Each is compared with the bundle's reference first. Those that pass are timed by whole calls, in
-    the same rounds. The record is in the user's cache: it holds for this bundle as it is now, this
-    processor, the cores that this process may use, and these versions of the engines.
+    Each is compared with the bundle's reference first. Those that pass are timed in the same
+    rounds: of bundles with a step stage how long it takes to encode a context and to generate
+    tokens, of others whole calls. The record is in the user's cache: it holds for this bundle as it
+    is now, this processor, the cores that this process may use, and these versions of the engines.
 
     Args:
         path: the bundle, or where it is.
@@ -49,6 +51,8 @@ def tune(
             parity policy alone decides.
         sweep: dimension → sizes to measure at; the fastest is that of the geometric mean. Where
             omitted, at the sizes of the example.
+        new_tokens: how many are generated in each call, of a bundle with a step stage; 0 for whole
+            calls. Where omitted, 32, or whole calls where something is swept.
         plan: how much is sampled.
         options: of the sessions.
         step: told what begins, for progress.
@@ -59,14 +63,19 @@ def tune(
 
     Raises:
         BundleError: no bundle, a damaged one, one without a reference set, or no such target.
-        InputError: a tolerance below 0, an unknown dimension, or a cache that can't be written.
+        InputError: a tolerance or a number of tokens below 0, tokens of a bundle without a step
+            stage, an unknown dimension, or a cache that can't be written.
     """
     from crossfuse.profiling.measure.sampling import Plan
     from crossfuse.profiling.tuning import TuneRequest, tune_bundle
 
     if tolerance is not None and not (tolerance >= 0 and math.isfinite(tolerance)):
         raise InputError("a tolerance is a number from 0 on", got=tolerance)
-    request = TuneRequest(several("targets", targets), tolerance, sweep or {}, plan or Plan())
+    if new_tokens is not None and (not isinstance(new_tokens, int) or new_tokens < 0):
+        raise InputError("new tokens are counted from 0 on", got=repr(new_tokens))
+    request = TuneRequest(
+        several("targets", targets), tolerance, sweep or {}, new_tokens, plan or Plan()
+    )
     progress = step or silent
 
     def tuned(bundle: Bundle) -> TuneReport:

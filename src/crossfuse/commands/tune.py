@@ -48,6 +48,17 @@ def tune(  # noqa: PLR0913 -- a command: its parameters are its options
         ),
     ] = None,
     sweep: Sweep = None,
+    new_tokens: Annotated[
+        int | None,
+        typer.Option(
+            "--new-tokens",
+            min=0,
+            metavar="N",
+            help="Of a bundle that generates: time N tokens behind its prompt, 32 where omitted; 0 "
+            "for whole calls.",
+            rich_help_panel=MEASURED,
+        ),
+    ] = None,
     rounds: Rounds = 12,
     seconds: Annotated[
         float,
@@ -91,6 +102,7 @@ def tune(  # noqa: PLR0913 -- a command: its parameters are its options
             target or [],
             tolerance=tolerance,
             sweep=parse_sweep(sweep or []),
+            new_tokens=new_tokens,
             plan=Plan(rounds=rounds, seconds=seconds),
             options=SessionOptions(threads=threads, device_id=device),
             step=progress,
@@ -109,7 +121,11 @@ def _show(output: Output, report: TuneReport) -> None:
     from crossfuse.profiling.report.summary_text import sizes_text
 
     table = Table()
-    for column in ("target", "precision", "error", "cosine", *map(sizes_text, report.points)):
+    times = [sizes_text(point) for point in report.points]
+    if report.new_tokens:
+        tokens = f"{report.new_tokens} tokens"
+        times = [f"{sizes}, {tokens}" for sizes in times] if len(times) > 1 else [tokens]
+    for column in ("target", "precision", "error", "cosine", *times):
         table.add_column(column, justify="left" if column in ("target", "precision") else "right")
     for one in report.candidates:
         chosen = one.target == report.chosen

@@ -16,11 +16,12 @@ from typing import Any, ClassVar
 from crossfuse.bundle.store import Bundle
 from crossfuse.core.json_codec import JsonData
 from crossfuse.core.json_form import Form
-from crossfuse.errors import CrossfuseError, ParityError
+from crossfuse.errors import CrossfuseError, InputError, ParityError
 from crossfuse.parity.reference import ReferenceSet
 from crossfuse.parity.report import ParityReport
 from crossfuse.parity.session_check import check_session, reference_of
 from crossfuse.parity.trial import require_tried
+from crossfuse.profiling.measure.generation import DEFAULT_NEW_TOKENS, generating, question_of
 from crossfuse.profiling.measure.inputs import inputs_at, sweep_points
 from crossfuse.profiling.measure.sampling import Plan, Samples, sample
 from crossfuse.profiling.measure.statistics import Interval, paired_ratio, summarize
@@ -42,12 +43,15 @@ class TuneRequest:
         tolerance: the largest error that a target may have, relative to the largest magnitude of
             the output; None for the parity policy alone.
         sweep: dimension → sizes; all combinations are measured.
+        new_tokens: how many tokens are generated in each call; 0 for calls of the whole model. None
+            for the former where the bundle has a step stage and nothing is swept.
         plan: how much is sampled.
     """
 
     targets: Sequence[str] = ()
     tolerance: float | None = None
     sweep: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    new_tokens: int | None = None
     plan: Plan = field(default_factory=Plan)
 
 
@@ -89,13 +93,18 @@ class TuneReport(JsonData):
             none does.
         points: sizes of the named dimensions that were measured.
         tolerance: that was asked for.
+        new_tokens: generated in each call, as far as the state holds so many; 0 where calls were of
+            the whole model.
         candidates: every target that was asked for, the fastest first.
         machine: that this holds for.
         record: the file that keeps the choice; None where nothing was recorded.
     """
 
     __json__: ClassVar[Form] = Form(
-        keys=("bundle", "chosen", "points", "tolerance", "candidates", "machine", "record")
+        keys=(
+            *("bundle", "chosen", "points", "tolerance", "new_tokens"),
+            *("candidates", "machine", "record"),
+        )
     )
 
     bundle: str
@@ -103,6 +112,7 @@ class TuneReport(JsonData):
     points: tuple[Mapping[str, int], ...]
     tolerance: float | None
     candidates: tuple[Candidate, ...]
+    new_tokens: int = 0
     machine: Mapping[str, Any] = field(default_factory=dict)
     record: str | None = None
 
@@ -136,13 +146,15 @@ def tune_bundle(
 
     Raises:
         BundleError: a damaged bundle, one without a reference set, or no such target.
-        InputError: a sweep over an unknown dimension, or a size outside its range.
+        InputError: a sweep over an unknown dimension, a size outside its range, or tokens of a
+            bundle that has no step stage.
     """
     names = tuple(dict.fromkeys(request.targets or bundle.targets))
     for name in names:
         bundle.target(name)
     manifest, reference = bundle.manifest, reference_of(bundle)
     bundle.verified(manifest.files)
+    new_tokens = _new_tokens(bundle, request)
     points = sweep_points(request.sweep, manifest.example, manifest.dims, manifest.shared_batch)
     with ExitStack() as stack:
         found = _Candidates(bundle, reference, request.tolerance, options or SessionOptions())
@@ -150,7 +162,10 @@ def tune_bundle(
             progress(f"{name}: parity")
             found.add(name, stack)
         taken = [
-            _timed(found.sessions, reference, point, request.plan, progress) for point in points
+            _timed(
+                found.sessions, _calls(reference, point, new_tokens), point, request.plan, progress
+            )
+            for point in points
         ]
     candidates = tuple(_with_times(found.candidates, taken))
     return TuneReport(
@@ -158,8 +173,23 @@ def tune_bundle(
         chosen=next((one.target for one in candidates if one.seconds), None),
         points=tuple(points),
         tolerance=request.tolerance,
+        new_tokens=new_tokens,
         candidates=candidates,
     )
+
+
+def _new_tokens(bundle: Bundle, request: TuneRequest) -> int:
+    """How many tokens each call generates; 0 for calls of the whole model."""
+    decodes = bundle.manifest.decode is not None
+    if request.new_tokens and not decodes:
+        raise InputError(
+            "the bundle has no step stage, so it generates no tokens",
+            got=f"new_tokens={request.new_tokens}",
+            do="Leave it out",
+        )
+    if request.new_tokens is None:
+        return DEFAULT_NEW_TOKENS if decodes and not request.sweep else 0
+    return request.new_tokens
 
 
 class _Candidates:
@@ -214,20 +244,29 @@ def _with_error(one: Candidate, report: ParityReport) -> Candidate:
     )
 
 
+def _calls(
+    reference: ReferenceSet, point: Mapping[str, int], new_tokens: int
+) -> Callable[[Session], Callable[[], object]]:
+    """What is timed of a session: it generates, or answers as a whole."""
+
+    def call(session: Session) -> Callable[[], object]:
+        inputs = inputs_at(session.inputs, reference.points[0].inputs, point)
+        if new_tokens:
+            return generating(session, question_of(session, inputs, new_tokens))
+        return lambda: session.run(inputs)
+
+    return call
+
+
 def _timed(
     sessions: Mapping[str, Session],
-    reference: ReferenceSet,
+    call: Callable[[Session], Callable[[], object]],
     point: Mapping[str, int],
     plan: Plan,
     progress: Progress,
 ) -> dict[str, Samples]:
-    """Samples of whole calls at one point, interleaved."""
+    """Samples of calls at one point, interleaved."""
     where = ", ".join(f"{name}={size}" for name, size in point.items())
-
-    def call(session: Session) -> Callable[[], object]:
-        inputs = inputs_at(session.inputs, reference.points[0].inputs, point)
-        return lambda: session.run(inputs)
-
     return sample(
         {name: call(session) for name, session in sessions.items()},
         plan,

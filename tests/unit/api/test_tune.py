@@ -44,6 +44,12 @@ def test_a_tolerance_is_a_number(tolerance: float, openvino_bundle: Path) -> Non
         tune(openvino_bundle, tolerance=tolerance)
 
 
+@pytest.mark.parametrize("count", [-1, 2.5, "8"])
+def test_tokens_are_counted(count: object, openvino_bundle: Path) -> None:
+    with pytest.raises(InputError, match="new tokens are counted from 0 on"):
+        tune(openvino_bundle, new_tokens=count)  # type: ignore[arg-type]
+
+
 def test_a_cache_that_can_not_be_written_is_told(
     openvino_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

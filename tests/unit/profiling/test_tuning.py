@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from crossfuse.bundle.store import open_bundle
+from coverage.rows import TARGETS
+from crossfuse.bundle.store import Bundle, open_bundle
 from crossfuse.errors import BundleError, InputError
 from crossfuse.profiling import tuning
 from crossfuse.profiling.measure.sampling import Plan, Samples
 from crossfuse.profiling.tuning import Candidate, TuneReport, TuneRequest, tune_bundle
+from crossfuse.runtime.session import Session
 
 QUICK = Plan(rounds=3, seconds=0.001, calls=1, warm_up_seconds=0.0)
 MS = 1_000_000
@@ -121,6 +124,49 @@ def test_what_is_refused(openvino_bundle: Path, tmp_path: Path) -> None:
         tune_bundle(bundle, TuneRequest(["ort-cuda"]))
     with pytest.raises(InputError, match="unknown dimension"):
         tune_bundle(bundle, TuneRequest(sweep={"bach": (1,)}))
+
+
+@pytest.mark.parametrize(
+    ("asked", "told"), [({}, 32), ({"new_tokens": 3}, 3), ({"new_tokens": 0}, 0)]
+)
+def test_what_generates_is_timed_by_tokens(
+    asked: dict[str, int],
+    told: int,
+    shared_bundle: Callable[..., Bundle],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As it is used: a target whose whole calls are fast may have slow steps."""
+    done: list[str] = []
+
+    def sample(calls: dict[str, Callable[[], object]], *_: object, **__: object) -> object:
+        for name in ("encode", "run"):
+            real = getattr(Session, name)
+            monkeypatch.setattr(
+                Session, name, lambda *a, n=name, r=real, **k: done.append(n) or r(*a, **k)
+            )
+        for call in calls.values():
+            call()
+        return {name: Samples(((MS,),) * 3) for name in calls}
+
+    monkeypatch.setattr(tuning, "sample", sample)
+    bundle = shared_bundle("coverage/bart", TARGETS)
+    report = tune_bundle(bundle, TuneRequest(["ort-cpu"], **asked))
+    assert (report.chosen, report.new_tokens) == ("ort-cpu", told)
+    assert done == (["encode"] if told else ["run"])
+
+
+def test_a_sweep_is_of_whole_calls(
+    shared_bundle: Callable[..., Bundle], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_times(monkeypatch, **{"ort-cpu": 5})
+    bundle = shared_bundle("coverage/bart", TARGETS)
+    report = tune_bundle(bundle, TuneRequest(["ort-cpu"], sweep={"batch": (1, 2)}))
+    assert (report.new_tokens, len(report.points)) == (0, 2)
+
+
+def test_tokens_of_what_does_not_generate_are_refused(openvino_bundle: Path) -> None:
+    with pytest.raises(InputError, match="has no step stage, so it generates no tokens"):
+        tune_bundle(open_bundle(openvino_bundle), TuneRequest(new_tokens=8))
 
 
 def test_a_report_has_json() -> None:

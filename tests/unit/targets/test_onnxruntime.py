@@ -6,6 +6,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+from crossfuse.core.tensors import NEXT, STATE
 from crossfuse.ops.reference import attention_reference
 from crossfuse.targets.onnxruntime import lower_ort_cpu
 from graphs_for_tests import Case, run_model
@@ -48,6 +49,72 @@ def test_many_queries_without_a_mask(case: Case) -> None:
     inputs["query"] = rng.standard_normal(shape, np.float32)
     (got,) = run_model(lowered.model, inputs)
     np.testing.assert_allclose(got, attention_reference(**inputs, **case.attributes), atol=3e-6)
+
+
+def stateful(case: Case) -> ir.Model:
+    """The case, its keys and values those of a state that the graph hands on."""
+    model = case.model()
+    graph = model.graph
+    (node,) = list(graph)
+    for index, value in enumerate(graph.inputs[1:3], 1):
+        assert value.shape is not None
+        value.shape = ir.Shape([value.shape[0], case.keys, value.shape[2]])
+        name, value.name = value.name, f"{STATE}{value.name}"
+        kept = ir.Value(name=f"{NEXT}{name}", type=value.type, shape=value.shape)
+        graph.insert_before(node, ir.Node("", "Identity", [value], outputs=[kept]))
+        node.replace_input_with(index, kept)
+        graph.outputs.append(kept)
+    return model
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case(keys=160, mask=True, mask_batch="k", mask_heads=True),
+        Case(keys=160, mask=True, bias=True, heads=4, kv_heads=2),
+        Case(keys=128, lengths=True),
+    ],
+)
+@pytest.mark.parametrize("seen", [1, 37, 128])
+def test_places_of_a_state_that_nobody_attends_are_not_read(case: Case, seen: int) -> None:
+    """Values there are NaN, which a kernel that reads them multiplies by 0."""
+    inputs = case.inputs()
+    if case.lengths:
+        inputs["key_lengths"] = np.array([0, seen])
+    else:
+        inputs["mask"][..., seen:] = False
+        inputs["mask"][-1, 0, -1, seen - 1] = True
+    model = stateful(case)
+    held = {name: array.copy() for name, array in inputs.items()}
+    held["key"][:, seen:] = held["value"][:, seen:] = np.nan
+    given = {f"{STATE}{n}" if n in ("key", "value") else n: held[n] for n in held}
+    got = run_model(lower_ort_cpu(model).model, given)[0]
+    expected = attention_reference(**inputs, **case.attributes)
+    np.testing.assert_allclose(got, expected, atol=3e-6)
+
+
+@pytest.mark.parametrize("empty", [False, True])
+def test_places_that_a_bias_of_the_lowest_number_keeps_from_sight(empty: bool) -> None:
+    """As libraries mask; a row of nothing else averages all values, so all are read."""
+    lowest = np.finfo(np.float32).min
+    case = Case(keys=160, bias=True)
+    inputs = case.inputs()
+    inputs["bias"] = np.maximum(inputs["bias"], -3)
+    inputs["bias"][..., 21:] = lowest
+    if empty:
+        inputs["bias"][0, 0, 1] = lowest
+    held = {f"{STATE}{n}" if n in ("key", "value") else n: inputs[n].copy() for n in inputs}
+    if not empty:
+        held[f"{STATE}value"][:, 21:] = np.nan
+    got = run_model(lower_ort_cpu(stateful(case)).model, held)[0]
+    expected = attention_reference(**inputs, **case.attributes)
+    np.testing.assert_allclose(got, expected, atol=3e-6)
+
+
+def test_of_few_places_all_are_read() -> None:
+    found = operators(lower_ort_cpu(stateful(Case(keys=64, mask=True))).model)
+    assert "Slice" not in found
+    assert "Attention" in found
 
 
 def test_a_bias_of_the_lowest_number_keeps_its_key() -> None:

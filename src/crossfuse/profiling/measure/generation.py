@@ -23,9 +23,18 @@ from crossfuse.runtime.generation.engine import GenerationEngine
 from crossfuse.runtime.generation.settings import CHANGES_NOTHING
 from crossfuse.runtime.session import Session
 
-__all__ = ["GenerationTimes", "Question", "generation_times", "question_of"]
+__all__ = [
+    "DEFAULT_NEW_TOKENS",
+    "GenerationTimes",
+    "Question",
+    "generating",
+    "generation_times",
+    "question_of",
+]
 
-_NEW_TOKENS = 32
+DEFAULT_NEW_TOKENS = 32
+"""That follow a prompt, where nobody says how many."""
+
 _ONE_AFTER_THE_OTHER: Mapping[str, Any] = {
     **dict.fromkeys(CHANGES_NOTHING),
     **dict.fromkeys(("max_length", "min_length", "min_new_tokens", "forced_eos_token_id")),
@@ -107,13 +116,16 @@ class GenerationTimes(JsonData):
         return _quantile(self.gaps, 0.95)
 
 
-def question_of(session: Session, inputs: Mapping[str, NDArray[Any]]) -> Question:
+def question_of(
+    session: Session, inputs: Mapping[str, NDArray[Any]], new_tokens: int = DEFAULT_NEW_TOKENS
+) -> Question:
     """A question of a bundle's own inputs: the first context, and the first row of ids as the
     prompt, at most half of what the state holds.
 
     Args:
         session: of a bundle that decodes.
         inputs: of the whole model.
+        new_tokens: that are to follow; fewer where the state holds fewer.
     """
     assert session.decode is not None
     context = {
@@ -122,7 +134,17 @@ def question_of(session: Session, inputs: Mapping[str, NDArray[Any]]) -> Questio
     }
     length = session.decode.length
     prompt = inputs[session.decode.tokens][0, : max(length // 2, 1)].tolist()
-    return Question(context, prompt, min(_NEW_TOKENS, length + 1 - len(prompt)))
+    return Question(context, prompt, min(new_tokens, length + 1 - len(prompt)))
+
+
+def generating(session: Session, question: Question) -> Callable[[], None]:
+    """A call that encodes the context and generates the tokens, greedily."""
+
+    def call() -> None:
+        for _ in _alone(session, question):
+            pass
+
+    return call
 
 
 def generation_times(

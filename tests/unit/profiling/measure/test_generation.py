@@ -30,6 +30,8 @@ def test_a_question_is_of_the_first_context() -> None:
     question = asked(toy_session())
     assert question.context["image"].tolist() == IMAGES[:1].tolist()
     assert (question.prompt, question.new_tokens) == ([1, 2, 3], LENGTH + 1 - 3)
+    few = question_of(toy_session(), {"image": IMAGES, "ids": IDS}, 2)
+    assert few.new_tokens == 2
     long = asked(toy_session(), np.ones((1, LENGTH), np.int64))
     assert (len(long.prompt), long.new_tokens) == (LENGTH // 2, LENGTH // 2 + 1)
 
