@@ -8,8 +8,8 @@ rounded once more.
 Rules:
 
 1. ``Mul``, ``Div``, ``Add`` and ``Sub`` of a constant with one number per channel, or one for all,
-   behind a ``Conv`` or a ``ConvTranspose`` of one group are folded into its weights and bias, as
-   far as they follow one another.
+   and batch norms, behind a ``Conv`` or a ``ConvTranspose`` of one group are folded into its
+   weights and bias, as far as they follow one another.
 2. A bias of zeros is none.
 3. An ``Add`` or ``Sub`` of zeros that leaves the shape as it is is removed, anywhere.
 
@@ -99,10 +99,11 @@ class _Convolution:
         chain: list[ir.Node] = []
         value = self.node.outputs[0]
         while (following := _only_user(value)) is not None:
-            numbers = self._per_channel(following, value)
-            if numbers is None:
+            found = self._affine(following, value)
+            if found is None:
                 break
-            scale, shift = _applied(following, numbers, scale, shift)
+            factor, addend = found
+            scale, shift = scale * factor, shift * factor + addend
             chain.append(following)
             value = following.outputs[0]
         has_bias = len(self.node.inputs) > 2 and self.node.inputs[2] is not None
@@ -113,6 +114,18 @@ class _Convolution:
         if chain:
             _shorten(self.node.outputs[0], chain)
         return True
+
+    def _affine(self, node: ir.Node, value: ir.Value) -> tuple[Numbers, Numbers] | None:
+        """What a node multiplies each channel of ``value`` by, and what it adds then."""
+        if is_onnx(node, "BatchNormalization"):
+            return _batch_norm(node, value)
+        numbers = self._per_channel(node, value)
+        if numbers is None:
+            return None
+        none, zero = np.ones(1), np.zeros(1)
+        if node.op_type in ("Add", "Sub"):
+            return none, numbers if node.op_type == "Add" else -numbers
+        return numbers if node.op_type == "Mul" else 1 / numbers, zero
 
     def _per_channel(self, node: ir.Node, value: ir.Value) -> Numbers | None:
         """The constant that a node applies to each channel of ``value``, or to all."""
@@ -175,16 +188,18 @@ class _Convolution:
         return made
 
 
-def _applied(
-    node: ir.Node, numbers: Numbers, scale: Numbers, shift: Numbers
-) -> tuple[Numbers, Numbers]:
-    """Scale and shift with what a node does to them."""
-    if node.op_type == "Add":
-        return scale, shift + numbers
-    if node.op_type == "Sub":
-        return scale, shift - numbers
-    factor = numbers if node.op_type == "Mul" else 1 / numbers
-    return scale * factor, shift * factor
+def _batch_norm(node: ir.Node, value: ir.Value) -> tuple[Numbers, Numbers] | None:
+    """Factor and addend of a batch norm over numbers that were counted in training."""
+    if node.inputs[0] is not value or node.attributes.get_int("training_mode", 0):
+        return None
+    stored = [None if one is None else _stored(one) for one in node.inputs[1:5]]
+    weight, bias, mean, variance = (
+        None if one is None else one.numpy().astype(np.float64) for one in stored
+    )
+    if weight is None or bias is None or mean is None or variance is None:
+        return None
+    factor = weight / np.sqrt(variance + node.attributes.get_float("epsilon", 1e-5))
+    return factor, bias - mean * factor
 
 
 def _operand_beside(node: ir.Node, value: ir.Value) -> ir.Value | None:

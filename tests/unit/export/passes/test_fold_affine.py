@@ -193,3 +193,23 @@ def test_numbers_beyond_the_range_stay(number: float) -> None:
 def test_a_quotient_by_zero_stays() -> None:
     g = Graph()
     untouched(FoldAffinePass(), ended(g, g.op("Div", convolved(g), g.weight(np.float32(0)))))
+
+
+def test_a_batch_norm_behind_a_scale() -> None:
+    g = Graph()
+    scaled = g.op("Mul", convolved(g), g.weight(channels()))
+    numbers = [normal(CHANNELS), normal(CHANNELS, seed=1), normal(CHANNELS, seed=2)]
+    given = [g.weight(one) for one in (*numbers, np.abs(normal(CHANNELS)) + 0.1)]
+    model = ended(g, g.op("BatchNormalization", scaled, *given, epsilon=1e-3))
+    assert applied(FoldAffinePass(), model).modified
+    assert counts(model) == {"Conv": 1, "Relu": 1}
+
+
+def test_a_batch_norm_of_computed_numbers_stays() -> None:
+    g = Graph()
+    mean = g.input("mean", [CHANNELS])
+    ones = g.weight(np.ones(CHANNELS, "f"))
+    untouched(
+        FoldAffinePass(),
+        ended(g, g.op("BatchNormalization", convolved(g), ones, ones, mean, ones)),
+    )
