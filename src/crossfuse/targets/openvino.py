@@ -74,7 +74,7 @@ def _first_of_many(node: ir.Node) -> bool:
     given = node.inputs[0]
     if given is None or given.dtype not in (ir.DataType.FLOAT, ir.DataType.BFLOAT16):
         return False
-    if rank_of(given) is None or node.attributes.get_int("select_last_index", 0):
+    if rank_of(given) is None or node.attributes.get_int("select_last_index", 0) != 0:
         return False
     size = dim_of(given, _axis(node))
     return isinstance(size, int) and size >= _MANY

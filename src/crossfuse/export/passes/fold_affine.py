@@ -190,7 +190,7 @@ class _Convolution:
 
 def _batch_norm(node: ir.Node, value: ir.Value) -> tuple[Numbers, Numbers] | None:
     """Factor and addend of a batch norm over numbers that were counted in training."""
-    if node.inputs[0] is not value or node.attributes.get_int("training_mode", 0):
+    if node.inputs[0] is not value or node.attributes.get_int("training_mode", 0) != 0:
         return None
     stored = [None if one is None else _stored(one) for one in node.inputs[1:5]]
     weight, bias, mean, variance = (
