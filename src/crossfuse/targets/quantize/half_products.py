@@ -2,7 +2,7 @@
 
 An engine may be told to compute all floats of a graph in bf16, but for graphs of which some have to
 stay in fp32, as those do that choose inside by what they compute. There the products of floats are
-cast in the graph, for engines that join casts with what they stand beside:
+cast in the graph:
 
 1. Attentions, convolutions and products with weights are in bf16, with the constants that follow
    them (their biases), but for those of integers and those that decide a choice.
