@@ -3,7 +3,8 @@ told what begins."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from os import PathLike
 from pathlib import Path
 
 from crossfuse.errors import InputError
@@ -37,8 +38,27 @@ def several(argument: str, values: Iterable[str]) -> tuple[str, ...]:
     return tuple(values)
 
 
-def paths(files: Examples) -> tuple[Path, ...]:
-    """One file, or several, or none, as paths."""
-    if isinstance(files, str | Path):
+def paths(argument: str, files: Examples) -> tuple[Path, ...]:
+    """One file, or several, or none, as paths.
+
+    Raises:
+        InputError: something else than paths, such as the arrays themselves.
+    """
+    if files is None:
+        return ()
+    if isinstance(files, str | PathLike):
         return (Path(files),)
-    return tuple(Path(file) for file in files or ())
+    given: list[object] = [files]
+    if isinstance(files, Iterable) and not isinstance(files, Mapping):
+        given = list(files)
+    found: list[Path] = []
+    for file in given:
+        if not isinstance(file, str | PathLike):
+            raise InputError(
+                "files are given by their paths",
+                where=argument,
+                got=type(file).__name__,
+                do="Write arrays to a file with numpy.savez, and give its path",
+            )
+        found.append(Path(file))
+    return tuple(found)

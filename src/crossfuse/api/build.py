@@ -92,7 +92,7 @@ def build(  # noqa: PLR0913 -- public: what a user may say of a target
             memory_limit,
             optimization_level,
             lean,
-            tuple(map(str, paths(calibrate))),
+            tuple(map(str, paths("calibrate", calibrate))),
             metric,
             max_drop,
             allow_unquantized,

@@ -100,7 +100,7 @@ def verify(  # noqa: PLR0913 -- public: what a user may say of a check
     signed = Signed.of(path, public_key, signature)
     chosen = signed.options(options)
 
-    judged = _Judged(metric, max_drop, tuple(map(str, paths(metric_data))))
+    judged = _Judged(metric, max_drop, tuple(map(str, paths("metric_data", metric_data))))
 
     def verified(bundle: Bundle) -> ParityReport:
         signed.require(bundle)

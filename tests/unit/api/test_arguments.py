@@ -29,7 +29,14 @@ def test_export_says_which_argument_it_was(argument: str, tmp_path: Path) -> Non
 
 
 def test_examples_are_one_file_or_several_or_none() -> None:
-    assert paths(None) == paths(()) == paths([]) == ()
-    assert paths("a.npz") == paths(Path("a.npz")) == paths(["a.npz"]) == (Path("a.npz"),)
-    assert paths(["a.npz", Path("b")]) == (Path("a.npz"), Path("b"))
+    assert paths("a", None) == paths("a", ()) == paths("a", []) == ()
+    one = (Path("a.npz"),)
+    assert paths("a", "a.npz") == paths("a", Path("a.npz")) == paths("a", ["a.npz"]) == one
+    assert paths("a", ["a.npz", Path("b")]) == (Path("a.npz"), Path("b"))
+
+
+@pytest.mark.parametrize("given", [{"x": [1]}, [{"x": [1]}], 3, [None], [b"a.npz"]])
+def test_what_is_no_path_is_told_by_its_argument(given: object) -> None:
+    with pytest.raises(InputError, match=r"files are given by their paths \(example\)"):
+        paths("example", given)  # type: ignore[arg-type]
     assert silent("anything") is None
