@@ -219,7 +219,9 @@ def test_examples_of_every_kind_of_source(tmp_path: Path) -> None:
     from crossfuse.api.sources import Source, SourceOptions
 
     def resolve(source: ModelSpec | str, example: Examples) -> ModelSpec:
-        return Source.of(source, SourceOptions(size="tiny", examples=paths(example))).load()
+        return Source.of(
+            source, SourceOptions(size="tiny", examples=paths("example", example))
+        ).load()
 
     files = []
     for i in range(2):

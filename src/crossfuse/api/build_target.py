@@ -148,6 +148,7 @@ class TargetBuild:
     ) -> StageGraphs:
         """The stages' graphs in the target's precision."""
         from crossfuse.targets.precision.stages import StageGraphs, half_stages, search_islands
+        from crossfuse.targets.quantize.half_products import half_products
 
         precision, graphs = check.precision, self.stages.graphs
         if precision == "fp32":
@@ -169,6 +170,8 @@ class TargetBuild:
         if precision == "bf16" and not found.kept:
             for graph in found.graphs.values():
                 graph.metadata_props[WIDE_FLOATS] = "bf16"
+        elif precision == "bf16" and target.compiles:
+            found = replace(found, graphs=half_products(graphs).graphs)
         return found
 
     def _low_precision(

@@ -22,6 +22,7 @@ from crossfuse.targets.precision.islands import node_key
 from crossfuse.targets.precision.mixed_search import overflowing
 from crossfuse.targets.precision.stages import StageGraphs
 from crossfuse.targets.quantize.codes import codes_of
+from crossfuse.targets.quantize.half_products import half_products
 from crossfuse.targets.quantize.half_rest import half_rest
 from crossfuse.targets.quantize.layer_search import most_sensitive, search_layers
 from crossfuse.targets.quantize.layer_times import seconds_saved
@@ -168,7 +169,7 @@ def _in_target(
 ) -> Callable[[Mapping[str, ir.Model]], StageGraphs]:
     """Quantised stages → with the rest of them in what the target computes it in."""
     if not target.symmetric:
-        return StageGraphs
+        return half_products if target.joins_quantized else StageGraphs
     progress(f"{target.name}: ranges of activations")
     wide = overflowing(model, peaks(model, data.points))
     own = {node_key(node) for node in model.graph}

@@ -18,7 +18,7 @@ from crossfuse.core.requirements import needed
 from crossfuse.core.resample import resample
 from crossfuse.errors import InputError
 
-__all__ = ["read_image", "read_sound", "read_video"]
+__all__ = ["on_white", "read_image", "read_sound", "read_video"]
 
 _IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 _MOST_FRAMES = 64
@@ -42,14 +42,20 @@ def read_image(path: Path) -> Any:
         from PIL import Image, ImageOps
     try:
         with Image.open(path) as opened:
-            image = ImageOps.exif_transpose(opened)
-            if not image.has_transparency_data:
-                return image.convert("RGB")
-            layers = image.convert("RGBA")
-            white = Image.new("RGBA", layers.size, (255, 255, 255, 255))
-            return Image.alpha_composite(white, layers).convert("RGB")
+            return on_white(ImageOps.exif_transpose(opened))
     except Exception as error:
         raise InputError(f"the image can't be read: {cause_of(error)}", where=path) from error
+
+
+def on_white(image: Any) -> Any:
+    """An image of Pillow's as RGB, what is transparent in it white."""
+    from PIL import Image
+
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    layers = image.convert("RGBA")
+    white = Image.new("RGBA", layers.size, (255, 255, 255, 255))
+    return Image.alpha_composite(white, layers).convert("RGB")
 
 
 def read_sound(path: Path, rate: int | None) -> NDArray[np.float32]:

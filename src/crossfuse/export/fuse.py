@@ -40,6 +40,7 @@ from crossfuse.export.passes.drop_key_bias import DropKeyBiasPass
 from crossfuse.export.passes.drop_outputs import DropOutputsPass
 from crossfuse.export.passes.exact_sigmoids import ExactSigmoidsPass
 from crossfuse.export.passes.fill_assigned_masks import FillAssignedMasksPass
+from crossfuse.export.passes.fold_affine import FoldAffinePass
 from crossfuse.export.passes.fuse_onnx_attention import FuseOnnxAttentionPass
 from crossfuse.export.passes.fuse_sdpa import FuseSdpaPass
 from crossfuse.export.passes.fuse_unfused_attention import FuseUnfusedAttentionPass
@@ -188,6 +189,8 @@ def fusion_passes(
         CancelLayoutPass(),
         # A bias stands right in front of the keys only once the layout between them is gone.
         DropKeyBiasPass(),
+        # While what scales a convolution is still its own, and not merged with another's.
+        FoldAffinePass(),
         # All attentions are there; they are named in order of execution.
         NameSitesPass(),
         # Behind everything that asks whether a value has other uses: shared values have many.

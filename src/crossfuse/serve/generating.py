@@ -193,8 +193,9 @@ class Generating:
                 where="text_input",
                 do="Send ids as inputs",
             )
-        places = self.processor.prompt_form is not None
-        if places or _TEXTS not in self.requests.context_names:
+        read = _TEXTS in self.requests.context_names
+        places = self.processor.prompt_form is not None and not read
+        if places or not read:
             if prompt is not None:
                 raise InputError(
                     "the prompt is given twice, as text and as ids", where=session.decode.tokens

@@ -19,7 +19,8 @@ class Circle:
 
 
 def test_new_garbage_is_freed_and_old_objects_are_set_apart() -> None:
-    assert not gc.get_freeze_count()
+    before = gc.get_freeze_count()
+    assert before < 1000, "Python 3.12 has some hundred itself"
     old = Circle()
     with old_objects_kept() as keep:
         assert not any(item is old for item in gc.get_objects())
@@ -31,7 +32,7 @@ def test_new_garbage_is_freed_and_old_objects_are_set_apart() -> None:
         kept = Circle()
         keep()
         assert not any(item is kept for item in gc.get_objects())
-    assert not gc.get_freeze_count()
+    assert gc.get_freeze_count() <= before
     assert any(item is old for item in gc.get_objects())
 
 

@@ -112,3 +112,49 @@ def test_norms_of_bf16_are_one_kernel_that_computes_in_fp32(tmp_path: Path) -> N
     np.testing.assert_allclose(got, expected, atol=3e-2)
     error = np.linalg.norm(got - expected) / np.linalg.norm(expected)
     assert error < 3e-3
+
+
+@pytest.mark.parametrize(
+    ("operator", "axis", "keepdims"), [("ArgMin", -1, 0), ("ArgMax", 1, 1), ("ArgMax", 0, 0)]
+)
+@pytest.mark.parametrize("dtype", ["FLOAT", "BFLOAT16"])
+def test_indices_of_extremes_are_reductions(
+    operator: str, axis: int, keepdims: int, dtype: str, tmp_path: Path
+) -> None:
+    """Of equal numbers, of which there are many here, the first one counts."""
+    shape = [5, 3]
+    shape.insert(axis % 3, 70)
+    model = parse(
+        f"""(float[{", ".join(map(str, shape))}] x) => (int64[a, b{", c" * keepdims}] y) {{
+              doubled = Add(x, x)
+              given = Cast <to = {int(ir.DataType[dtype])}> (doubled)
+              y = {operator} <axis = {axis}, keepdims = {keepdims}> (given) }}"""
+    )
+    lowered = lower_openvino(model).model
+    assert operator not in {node.op_type for node in lowered.graph}
+    path = tmp_path / "g.onnx"
+    ir.save(lowered, path)
+    request = StageRequest(TARGETS["openvino"], path, SessionOptions(threads=1))
+    stage = OpenVinoStage(request)
+    x = np.random.default_rng(0).integers(-9, 10, shape).astype(np.float32)
+    (got,) = stage.run({"x": x})
+    expected = (np.argmin if operator == "ArgMin" else np.argmax)(x, axis, keepdims=bool(keepdims))
+    np.testing.assert_array_equal(got, expected)
+    x[0, 0, 0] = np.nan
+    (got,) = stage.run({"x": x})
+    assert got.min() >= 0
+    assert got.max() < 70
+
+
+@pytest.mark.parametrize(
+    "node",
+    [
+        "ArgMax <axis = -1, keepdims = 0> (x)",
+        "ArgMax <axis = 0, keepdims = 0, select_last_index = 1> (x)",
+        "ArgMin <axis = 1, keepdims = 0> (x)",
+    ],
+)
+def test_indices_of_the_last_of_few_or_of_unknown_numbers_stay(node: str) -> None:
+    model = parse(f"(float[70, n, 8] x) => (int64[a, b] y) {{ y = {node} }}")
+    lowered = lower_openvino(model).model
+    assert [one.op_type for one in lowered.graph] == [node.split()[0]]

@@ -11,6 +11,7 @@ import numpy as np
 
 from crossfuse.core.tensors import PREFIX, names_of
 from crossfuse.errors import Advice, InputError, Said
+from crossfuse.runtime.processing.picture_kinds import Picture
 from crossfuse.runtime.processing.processor import Processor
 from crossfuse.runtime.session import Session
 
@@ -70,7 +71,11 @@ def asked(
         processor.require_no_places()
     made = _seen_and_heard(processor, names, image, audio)
     prompt: list[int] | None = None
-    if text is not None and form is not None:
+    whole = _TEXT in names and not any(name.startswith(PREFIX) for name in names)
+    if text is not None and form is not None and whole:
+        made[_TEXT] = np.array([form.ids(processor.words, text)], np.int64)
+        made |= {_MASKS[_TEXT]: np.ones_like(made[_TEXT]), _TYPES: np.zeros_like(made[_TEXT])}
+    elif text is not None and form is not None:
         first, prompt = begun(session, processor, text)
         made |= first
     elif text is not None and _TEXT in names:
@@ -92,16 +97,55 @@ def _seen_and_heard(
     """Inputs of an image and of a sound."""
     made: dict[str, NDArray[Any]] = {}
     if image is not None:
-        _require(_IMAGE in names, "image", names)
-        made[_IMAGE] = processor.images(image)
+        picture = processor.picture(image)
+        pixels = next(iter(picture.inputs))
+        _require(pixels in names, "image", names)
+        _require_places(processor, picture)
+        made |= picture.inputs
         if _MASKS[_IMAGE] in names:
-            made[_MASKS[_IMAGE]] = np.ones(
-                made[_IMAGE].shape[:1] + made[_IMAGE].shape[2:], np.int64
-            )
+            shape = picture.inputs[pixels].shape
+            made[_MASKS[_IMAGE]] = np.ones(shape[:1] + shape[2:], np.int64)
     if audio is not None:
         _require(_SOUND in names, "audio", names)
         made[_SOUND] = _features(processor, audio)
     return made
+
+
+def _require_places(processor: Processor, picture: Picture) -> None:
+    """Refuse an image that the places of prompts are not for.
+
+    Raises:
+        InputError: it is cut into other tiles or patches than the one of the export.
+    """
+    form, kind, pixels = processor.prompt_form, processor.kind, processor.pixels
+    if form is None:
+        return
+    if form.sizes is not None and len(form.sizes) != 1:
+        raise InputError(
+            "prompts of the model have places for several images",
+            got="one", expected=len(form.sizes),
+            do="Make the inputs with the model's own processor, and call session.encode and "
+            "crossfuse.runtime.generate",
+        )  # fmt: skip
+    own = kind.layout(pixels, picture.height, picture.width)
+    if not own:
+        return
+    if form.sizes is None:
+        raise InputError(
+            "the bundle doesn't say for which images its prompts have places",
+            got=kind.words(own), do="Export the model again with this version of crossfuse",
+        )  # fmt: skip
+    height, width = form.sizes[0]
+    known = kind.layout(pixels, height, width)
+    if own != known:
+        raise InputError(
+            "the image is cut otherwise than the one that the model was exported with, and the "
+            "places in its prompts are for that",
+            got=f"{kind.words(own)}, of {picture.width}×{picture.height} pixels",
+            expected=f"{kind.words(known)}, as of {width}×{height} pixels",
+            do="Give an image of about those proportions, or export the model again with one of "
+            "this image's (--image, or image=)",
+        )
 
 
 def begun(
@@ -153,6 +197,8 @@ def beginning(session: Session, processor: Processor, text: str) -> list[int]:
     return [*([] if start is None else [start]), *processor.words.encode(text, special=False)]
 
 
+_PATCHES = "flattened_patches"
+_OF_IMAGES = (_PATCHES, "pixel_attention_mask", "image_grid_thw", "image_sizes")
 _FLAGS = {"text": _TEXT, "image": _IMAGE, "audio": _SOUND}
 
 
@@ -173,8 +219,11 @@ def _missing(missing: list[str], given: tuple[str, ...]) -> InputError:
             do="Export a model that reads a context and writes tokens",
         )
     flags = {name: flag for flag, name in _FLAGS.items()}
+    flags |= dict.fromkeys(_OF_IMAGES, "image")
     flags |= {name: "text" for name in names if name.startswith(PREFIX)}
     flags |= {_MASKS[name]: flag for flag, name in _FLAGS.items() if name in names & _MASKS.keys()}
+    if _PATCHES in names:
+        flags[_MASKS[_TEXT]] = "image"
     known = [flags[name] for name in missing if name in flags]
     if len(known) == len(missing):
         flag = known[0]

@@ -16,7 +16,7 @@ from crossfuse.bundle.staging import unreplaced
 from crossfuse.bundle.store import Bundle
 from crossfuse.core.foreign import door
 from crossfuse.core.json_reader import Origin, decode
-from crossfuse.core.media_files import read_image, read_sound
+from crossfuse.core.media_files import on_white, read_image, read_sound
 from crossfuse.core.processor_files import (
     IMAGES,
     PARTS,
@@ -30,7 +30,8 @@ from crossfuse.core.processor_files import (
 )
 from crossfuse.errors import BundleError, InputError
 from crossfuse.runtime.processing.log_mel import LogMel
-from crossfuse.runtime.processing.pixels import Pixels
+from crossfuse.runtime.processing.picture_kinds import Picture, PictureKind, kind_of
+from crossfuse.runtime.processing.pixels import Pixels, in_full, pixels_of
 from crossfuse.runtime.processing.prompt_form import PromptForm
 from crossfuse.runtime.processing.words import Pieces, Words
 
@@ -106,7 +107,7 @@ class Processor:
                 "crossfuse.runtime.generate",
             )
 
-    @cached_property
+    @property
     def pixels(self) -> Pixels:
         """How images are prepared.
 
@@ -114,15 +115,24 @@ class Processor:
             BundleError: the bundle doesn't say, or not so that it can be read.
             InputError: an image processor that is not known here.
         """
+        return self._of_images[0]
+
+    @property
+    def kind(self) -> PictureKind:
+        """What the image processor does.
+
+        Raises:
+            BundleError, InputError: as of `pixels`.
+        """
+        return self._of_images[1]
+
+    @cached_property
+    def _of_images(self) -> tuple[Pixels, PictureKind]:
         given = self._part(IMAGES)
         if given is None:
             raise self._lacks("settings for images", PREPROCESSOR)
-        for name in ("image_mean", "image_std"):
-            if isinstance(given.get(name), int | float):
-                given[name] = [given[name]] * 3
-        found = self._decoded(Pixels, given)
-        found.require_known(given)
-        return found
+        found = self._decoded(Pixels, in_full(given))
+        return found, kind_of(found, given)
 
     @cached_property
     def log_mel(self) -> LogMel:
@@ -147,26 +157,41 @@ class Processor:
         return self.words.rows(texts)
 
     @door
-    def images(self, *images: Any) -> NDArray[np.float32]:
-        """Images as the model takes them: ``[images, 3, height, width]`` float32.
+    def picture(self, image: Any) -> Picture:
+        """One image as the model takes it: inputs by name, and the size that it had.
 
         Args:
-            images: paths, images of Pillow's, or arrays ``[height, width, 3]`` uint8.
+            image: a path, an image of Pillow's, or an array ``[height, width, 3]`` uint8.
 
         Raises:
-            InputError: a file that can't be read, other arrays, or images that come out at
-                different sizes.
+            InputError: a file that can't be read, another array, or an image of a shape that the
+                image processor has no use for.
         """
-        read = [read_image(Path(i)) if isinstance(i, str | Path) else i for i in images]
-        made = [self.pixels(image.convert("RGB") if hasattr(image, "convert") else image)
-                for image in read]  # fmt: skip
-        if len({image.shape for image in made}) != 1:
+        read = read_image(Path(image)) if isinstance(image, str | Path) else image
+        found = pixels_of(on_white(read) if hasattr(read, "convert") else read)
+        height, width = found.shape[:2]
+        return Picture(self.kind.made(self.pixels, found), height, width)
+
+    @door
+    def images(self, *images: Any) -> NDArray[np.float32]:
+        """Images as the model takes them: ``[images, 3, height, width]`` float32; of an image
+        processor that cuts them, tiles or patches in place of that, as the library gives them.
+
+        Args:
+            images: as of `picture`.
+
+        Raises:
+            InputError: as of `picture`; or images that come out at different sizes.
+        """
+        made = [next(iter(self.picture(image).inputs.values())) for image in images]
+        if len({one.shape for one in made}) != 1:
+            told = (f"{list(one.shape)}" for one in made)
             raise InputError(
                 "images in one batch need one size",
-                got=", ".join(f"{image.shape[2]}×{image.shape[1]}" for image in made) or "none",
+                got=", ".join(told) or "none",
                 do="Give them one by one",
             )
-        return np.stack(made)
+        return np.concatenate(made)
 
     @door
     def sound(self, sound: Any) -> NDArray[np.float32]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import numpy as np
 
-from crossfuse.core.json_form import Form
+from crossfuse.core.json_form import AtLeast, Form
 from crossfuse.core.tensors import PREFIX, TensorSpec
 from crossfuse.core.text import brief
 from crossfuse.errors import InputError
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 __all__ = ["PromptForm"]
+
+_Edge = Annotated[int, AtLeast(1, 1 << 20)]
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,8 @@ class PromptForm:
         first: inputs of the first tokens in the examples of the export, ``[axes, tokens]`` each.
         mark: stands for an image in a text that is a whole prompt.
         stands_for: what is written in its place.
+        sizes: heights and widths of the images whose places these are; None where it isn't known.
+        tasks: texts in whose place others are written: one, or two with what else is said between.
     """
 
     __json__: ClassVar[Form] = Form(required=frozenset({"before", "after", "special", "first"}))
@@ -41,13 +45,16 @@ class PromptForm:
     first: Mapping[str, tuple[tuple[int, ...], ...]] = field(default_factory=dict)
     mark: str | None = None
     stands_for: str | None = None
+    sizes: tuple[tuple[_Edge, _Edge], ...] | None = None
+    tasks: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def ids(self, words: Words, text: str) -> list[int]:
         """Ids of the whole prompt around a text; of a text with a mark, of that alone.
 
         Raises:
-            InputError: several marks.
+            InputError: several marks, or more than a task.
         """
+        text = self._worded(text)
         if self.mark and self.stands_for is not None and self.mark in text:
             if text.count(self.mark) > 1:
                 raise InputError(
@@ -57,6 +64,22 @@ class PromptForm:
                 )
             return words.encode(text.replace(self.mark, self.stands_for), special=self.special)
         return words.encode(f"{self.before}{text}{self.after}", special=self.special)
+
+    def _worded(self, text: str) -> str:
+        """What is written for a text."""
+        for task, parts in self.tasks.items():
+            if task not in text:
+                continue
+            if len(parts) == 2:
+                return parts[0] + text.replace(task, "").strip() + parts[1]
+            if text != task:
+                raise InputError(
+                    "the model does this task to the whole image, without more words",
+                    got=brief(repr(text), 80),
+                    expected=repr(task),
+                )
+            return "".join(parts)
+        return text
 
     @property
     def _beginning(self) -> str:

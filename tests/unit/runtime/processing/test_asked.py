@@ -27,6 +27,7 @@ SPECS = {
     "input_features": TensorSpec("input_features", "float32", ("contexts", 4, "frames")),
     "input_ids": TensorSpec("input_ids", "int64", ("contexts", "text")),
     "attention_mask": TensorSpec("attention_mask", "int64", ("contexts", "text")),
+    "flattened_patches": TensorSpec("flattened_patches", "float32", ("contexts", 9, 14)),
     "boxes": TensorSpec("boxes", "float32", ("contexts", 4)),
 }
 PROCESSOR = Processor(
@@ -103,6 +104,21 @@ def test_an_image_and_a_text_that_are_both_read(image: Path) -> None:
     assert found.prompt is None
 
 
+def test_an_image_as_patches(image: Path) -> None:
+    theirs = transformers.Pix2StructImageProcessorPil(
+        patch_size={"height": 2, "width": 2}, max_patches=9
+    )
+    settings = {
+        **speech_processor().files,
+        "preprocessor_config.json": theirs.to_json_string().encode(),
+    }
+    asks = session("flattened_patches", "attention_mask", decoder_start_token_id=7)
+    found = asked(asks, Processor(Path("here"), settings), image=image, text="the cat")
+    assert found.inputs["flattened_patches"].shape == (1, 9, 14)
+    assert found.inputs["attention_mask"].dtype == np.int64
+    assert found.prompt == [7, 0, 1]
+
+
 def test_a_sound(audio: Path) -> None:
     found = asked(speech_session(), PROCESSOR, audio=audio)
     np.testing.assert_array_equal(found.inputs["input_features"], PROCESSOR.sounds(np.ones(300)))
@@ -117,6 +133,8 @@ def test_refusals(image: Path, audio: Path, tmp_path: Path) -> None:
         (("input_ids",), {"image": image}, "takes no image"),
         (("input_ids", "attention_mask"), {}, "no text"),
         (("pixel_values", "boxes"), {"image": image}, "boxes"),
+        (("flattened_patches", "attention_mask"), {}, "no image"),
+        (("flattened_patches",), {"image": image}, "takes no image"),
         (("input_features", "attention_mask"), {"audio": audio}, "attention_mask"),
         (("input_features",), {"audio": tmp_path / "long.npy"}, "longer than the model hears"),
         ((), {"text": "the"}, "no context stage"),
@@ -161,6 +179,26 @@ def test_a_question_about_an_image(tmp_path: Path) -> None:
             asked(asks, Processor(Path("here"), files), **given)
     with pytest.raises(InputError, match="no step stage"):
         asked(session("pixel_values"), Processor(Path("here"), files), text="a", image=image)
+    tiled = transformers.GotOcr2ImageProcessorPil(
+        size={"height": 8, "width": 6}, crop_to_patches=True, max_patches=2
+    )
+    plain = json.loads(files["processor_config.json"])
+    changed = {**plain, "image_processor": json.loads(tiled.to_json_string())}
+    for sizes, why in (
+        ([[9, 20]], "got 1 tiles, of 9×9 pixels, expected 3 tiles, as of 20×9 pixels"),
+        ([[9, 9], [9, 9]], "places for several images"),
+        (None, "doesn't say for which images"),
+        ([[9, "b"]], "sizes"),
+    ):
+        cut = {**files, "processor_config.json": json.dumps(changed).encode()}
+        told = {**settings, "prompts": {**form, "sizes": sizes}}
+        cut["tokenizer_config.json"] = json.dumps(told).encode()
+        with pytest.raises(InputError, match=why):
+            asked(asks, Processor(Path("here"), cut), text="a", image=image)
+    told["prompts"]["sizes"] = [[30, 30]]
+    cut["tokenizer_config.json"] = json.dumps(told).encode()
+    again = asked(asks, Processor(Path("here"), cut), text="what is this", image=image)
+    assert again.inputs["pixel_values"].shape == (1, 3, 8, 6)
     del settings["prompts"]
     files["tokenizer_config.json"] = json.dumps(settings).encode()
     with pytest.raises(InputError, match="places for an image or a sound"):

@@ -83,6 +83,36 @@ def test_images_from_files_and_memory(tmp_path: Path) -> None:
         alone.images(tmp_path / "none.png")
 
 
+def test_pictures_of_other_modes_are_on_white_as_the_librarys() -> None:
+    theirs = transformers.ViTImageProcessorPil(
+        size={"height": 12, "width": 16}, do_convert_rgb=True
+    )
+    mine = of(preprocessor_config=json.loads(theirs.to_json_string()))
+    pixels = np.random.default_rng(0).integers(0, 256, (9, 20, 4), np.uint8)
+    layers = Image.fromarray(pixels)
+    palette = layers.convert("RGB").convert("P")
+    palette.info["transparency"] = 3
+    for image in (layers, layers.convert("LA"), layers.convert("L"), palette, layers.convert("1")):
+        expected = theirs(image, return_tensors="np")["pixel_values"]
+        np.testing.assert_allclose(mine.images(image), expected, atol=1e-5)
+
+
+def test_a_picture_in_tiles() -> None:
+    theirs = transformers.GotOcr2ImageProcessorPil(
+        size={"height": 8, "width": 8}, crop_to_patches=True
+    )
+    mine = of(preprocessor_config=json.loads(theirs.to_json_string()))
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (9, 20, 3), np.uint8))
+    made = mine.picture(image)
+    assert (made.height, made.width, list(made.inputs)) == (9, 20, ["pixel_values", "num_patches"])
+    expected = theirs([image, image], return_tensors="np")["pixel_values"]
+    np.testing.assert_allclose(mine.images(image, np.asarray(image)), expected, atol=1e-5)
+    packed = transformers.Qwen2VLImageProcessorPil(patch_size=4)
+    assert of(preprocessor_config=json.loads(packed.to_json_string())).pixels.patch_size == {
+        "height": 4, "width": 4
+    }  # fmt: skip
+
+
 def test_broken_files() -> None:
     for content in (b"[" * 100000, b"{", b"[]", b'{"image_processor_type": 3}'):
         broken = Processor(Path("here"), {"preprocessor_config.json": content})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -56,6 +57,19 @@ def test_a_whole_prompt_with_a_mark() -> None:
     made, rest = FORM.parts(ids, {PLACE}, SPECS, "ids")
     assert made["prefix_ids"][0].tolist() == whole[:4]  # other words, the places where they were
     assert rest == whole[4:]
+
+
+def test_tasks_are_written_as_other_texts() -> None:
+    form = replace(
+        FORM, before="", after="", tasks={"<od>": ("the cat",), "<at>": ("what ", " is")}
+    )
+    for text, written in (
+        ("<od>", "the cat"), ("<at> a red cat", "what a red cat is"), ("in <at>", "what in is"),
+        ("two", "two"),
+    ):  # fmt: skip
+        assert form.ids(words(), text) == words().encode(written, special=False)
+    with pytest.raises(InputError, match="without more words"):
+        form.ids(words(), "<od> a cat")
 
 
 REFUSED: dict[str, tuple[Callable[[], Any], str]] = {

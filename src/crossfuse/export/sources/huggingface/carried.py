@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ _LONGEST = 1 << 31
 _PLACES_OF = tuple(
     f"{kind}_token_{ending}" for kind in ("image", "video", "audio") for ending in ("id", "index")
 )
+_OF_TILES = ("patch_size", "num_image_tokens")
 _SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token")
 
 
@@ -62,10 +64,32 @@ def carried(
         for name in (IMAGES, SOUNDS)
         if name in processor.parts and (settings := _settings(processor.parts[name])) is not None
     }
+    if IMAGES in parts:
+        parts[IMAGES] = _as_called(parts[IMAGES], processor.call)
     if len(parts) == 1:
         found[PREPROCESSOR] = _text(next(iter(parts.values())))
     elif parts:
         found[PROCESSOR] = _text(parts)
+    return found
+
+
+def _as_called(settings: dict[str, Any], call: Any) -> dict[str, Any]:
+    """An image processor's settings with what the processor around it asks of it in each call, and
+    with what only that one knows of tiles: how large their patches are, or how many tokens they
+    become."""
+    asks = getattr(call, "images_kwargs", None)
+    for kind in type(call).__mro__ if not isinstance(asks, dict) else ():
+        module = sys.modules.get(kind.__module__)
+        told = vars(module).get(f"{kind.__name__}Kwargs") if module else None
+        asks = asks or getattr(told, "_defaults", {}).get("images_kwargs")
+    found = dict(settings)
+    for name, value in (asks or {}).items():
+        if name in settings and isinstance(value, bool | int | float | str):
+            found[name] = value
+    for name in _OF_TILES if "image_grid_pinpoints" in settings else ():
+        value = getattr(call, name, None)
+        if name not in found and isinstance(value, int):
+            found[name] = value
     return found
 
 

@@ -34,6 +34,7 @@ __all__ = ["POSITIONS", "Known", "as_number", "fix_sizes", "says_sizes", "with_p
 POSITIONS = "position_ids"
 
 _SIZES = ("_grid_thw", "_grid_hws", "_sizes", "spatial_shapes")
+_NUMBERS = "batch_num_images"
 _TYPES = "mm_token_type_ids"
 
 
@@ -150,8 +151,10 @@ def _tensor_of(as_tensor: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 def says_sizes(name: str, tensor: Tensor) -> bool:
-    """An input that only says how large images are."""
-    return name.endswith(_SIZES) and not tensor.is_floating_point() and tensor.ndim == 2
+    """An input that only says how large images are, or how many each row has."""
+    if tensor.is_floating_point():
+        return False
+    return (name.endswith(_SIZES) and tensor.ndim == 2) or (name == _NUMBERS and tensor.ndim == 1)
 
 
 def fix_sizes(model: nn.Module, sizes: Mapping[str, Any]) -> None:
@@ -178,7 +181,7 @@ def with_positions(model: nn.Module, inputs: Mapping[str, Tensor]) -> dict[str, 
     """Inputs with the positions that the model makes of them, and without what only these are made
     of; as they were where it makes none, or can't."""
     maker: Any = next((m for m in model.modules() if hasattr(m, "get_rope_index")), None)
-    takes = inspect.signature(model.forward).parameters
+    takes = inspect.signature(type(model).forward).parameters
     if maker is None or POSITIONS in inputs or POSITIONS not in takes or _TYPES not in inputs:
         return dict(inputs)
     wanted = inspect.signature(maker.get_rope_index).parameters

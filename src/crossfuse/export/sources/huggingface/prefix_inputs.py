@@ -15,6 +15,8 @@ Rules:
 3. Kinds of tokens that are one number in the rest of every example are no input there. Nor are
    positions that count on behind the first tokens' (`counted_positions`).
 4. The rest grows token by token, where the model is causal.
+5. A result that has several places for each row along its first axis, as features of images that
+   are cut into tiles have, is left out: no context could have its own.
 """
 
 from __future__ import annotations
@@ -35,6 +37,7 @@ from crossfuse.export.sources.huggingface.aligned_rows import aligned
 from crossfuse.export.sources.huggingface.counted_positions import count_on, counting_on
 from crossfuse.export.sources.huggingface.placed_features import First
 from crossfuse.export.sources.huggingface.placeholders import SENSES, token_of
+from crossfuse.export.sources.huggingface.prefix_outputs import of_several, with_rows
 
 if TYPE_CHECKING:
     from torch import nn
@@ -84,8 +87,11 @@ def with_prefix(spec: ModelSpec, asked: str) -> tuple[ModelSpec, First]:
     counted = counting_on(axes, given, count)
     constants = _constants(axes, given, count)
     parts = _Parts(spec, dim, axes, count, constants, counted, aligned=asked == PLACEHOLDERS)
-    _join(spec.module, parts, _with_rows(spec, axes))
-    return parts.spec(tokens), First(count, tuple(tokens.values()))
+    several = of_several(spec)
+    _join(spec.module, parts, with_rows(spec, axes))
+    made = parts.spec(tokens)
+    made = replace(made, drop_outputs=(*made.drop_outputs, *several))
+    return made, First(count, tuple(tokens.values()))
 
 
 def _unfit(spec: ModelSpec, why: str) -> InputError:
@@ -164,21 +170,6 @@ def _constants(axes: Mapping[str, int], given: list[Tensors], count: int) -> dic
         if len(values) == 1:
             found[name] = values.pop()
     return found
-
-
-def _with_rows(spec: ModelSpec, axes: Mapping[str, int]) -> tuple[str, ...]:
-    """Outputs whose second axis has as many places as there are tokens: in the example, and in the
-    example without its last token."""
-    shapes = []
-    for left_out in (0, 1):
-        inputs = dict(spec.inputs)
-        for name, axis in axes.items():
-            inputs[name] = inputs[name].narrow(axis, 0, inputs[name].shape[axis] - left_out)
-        length = inputs[_IDS].shape[1]
-        with torch.no_grad():
-            found = spec.outputs_of(spec.call(inputs))
-        shapes.append({n for n, out in found.items() if out.ndim > 1 and out.shape[1] == length})
-    return tuple(sorted(set.intersection(*shapes)))
 
 
 @dataclass(frozen=True)

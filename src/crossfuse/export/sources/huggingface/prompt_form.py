@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from crossfuse.core.foreign import cause_of
-from crossfuse.core.processor_files import PROMPTS, TOKENIZER_SETTINGS
+from crossfuse.core.processor_files import PLACES, PROMPTS, TOKENIZER_SETTINGS
 from crossfuse.core.tensors import PREFIX
 from crossfuse.export.capture.traceable import replaced
 from crossfuse.export.sources.huggingface.asked import Asked
@@ -34,6 +34,7 @@ _TEXT, _OTHER = "crossfusetext", "crossfuseother"
 """Words that stand for a text while the processor is watched."""
 _SAMPLES = ("What is this?", "a photo of two small cats, and what else\nis there 1")
 _IDS = "input_ids"
+_MOST_TASKS = 64
 
 
 def with_prompt_form(
@@ -44,20 +45,24 @@ def with_prompt_form(
     Args:
         files: content by name.
         asked: the model with its processor; None where its inputs came from elsewhere.
-        spec: whose first tokens are inputs of the context.
+        spec: whose first tokens are inputs of the context, or all.
 
     Returns:
-        the files as they are where the form can't be told.
+        the files as they are where the form can't be told, or there are neither first tokens nor
+        places in what is read.
     """
     found = dict(files)
     if asked is None or asked.processor.words is None or TOKENIZER_SETTINGS not in files:
+        return found
+    known = json.loads(files[TOKENIZER_SETTINGS])
+    if PREFIX + _IDS not in spec.inputs and not (_IDS in spec.context and known.get(PLACES)):
         return found
     try:
         form = _form(asked, spec)
     except Exception as error:  # noqa: BLE001 -- a processor's code may raise anything
         _LOG.debug("the form of prompts can't be told: %s", cause_of(error))
         return found
-    settings = {**json.loads(files[TOKENIZER_SETTINGS]), PROMPTS: form}
+    settings = {**known, PROMPTS: form}
     found[TOKENIZER_SETTINGS] = json.dumps(settings, indent=1, sort_keys=True) + "\n"
     return found
 
@@ -75,12 +80,51 @@ def _form(asked: Asked, spec: ModelSpec) -> dict[str, Any]:
     special = _special(asked, before, after)
     form: dict[str, Any] = {"before": before, "after": after, "special": special}
     form["first"] = _first(asked, spec)
+    form["sizes"] = [_size(image) for image in asked.rows[0].images]
+    form["tasks"] = _tasks(asked, before, after)
     for mark in marks_of(asked.processor, asked.recipe.kinds):
         try:
             return form | {"mark": mark, "stands_for": _stands_for(asked, mark, special=special)}
         except Exception as error:  # noqa: BLE001 -- a processor's code may raise anything
             _LOG.debug("%s in a text: %s", mark, cause_of(error))
     return form
+
+
+def _size(image: Any) -> list[int]:
+    """Height and width of an image of Pillow's, or of an array."""
+    if hasattr(image, "convert"):
+        return [int(image.height), int(image.width)]
+    shape = image.shape
+    return [int(n) for n in (shape[1:] if shape[-1] not in (1, 3, 4) else shape[:2])]
+
+
+def _tasks(asked: Asked, before: str, after: str) -> dict[str, list[str]]:
+    """Texts in whose place the processor writes others, among the words that it has texts for: what
+    it writes, in two parts where what else is said stands between."""
+    known = getattr(asked.processor.call, "__dict__", {}).values()
+    texts = [one for one in known if isinstance(one, dict) and len(one) <= _MOST_TASKS]
+    tasks = {task for one in texts for task in one if isinstance(task, str) and task.strip()}
+    found = {task: _rewritten(asked, task, before, after) for task in sorted(tasks)}
+    return {task: parts for task, parts in found.items() if parts != [task]}
+
+
+def _rewritten(asked: Asked, task: str, before: str, after: str) -> list[str]:
+    """What is written for a text, in two parts around what is said behind it."""
+    given = [task]
+    for text in (task, f"{task} {_TEXT}"):
+        try:
+            whole, _ = _written(asked, text)
+        except Exception as error:  # noqa: BLE001 -- a processor's code may raise anything
+            _LOG.debug("%s: %s", text, cause_of(error))
+            continue
+        inner = whole.removeprefix(before).removesuffix(after)
+        if whole != f"{before}{inner}{after}":
+            raise ValueError("a text is written elsewhere than others")
+        if _TEXT in inner and inner != text:
+            given = list(inner.partition(_TEXT)[::2])
+        elif _TEXT not in text:
+            given = [inner]
+    return given
 
 
 def _written(asked: Asked, text: str) -> tuple[str, list[int]]:
@@ -124,8 +168,11 @@ def _ids(asked: Asked, text: str, *, special: bool) -> list[int]:
 
 
 def _first(asked: Asked, spec: ModelSpec) -> dict[str, list[list[int]]]:
-    """Inputs of the first tokens that are whole numbers, of one row: ``[axes, tokens]`` each."""
-    ids = spec.inputs[PREFIX + _IDS]
+    """Inputs of the first tokens that are whole numbers, of one row: ``[axes, tokens]`` each; none
+    where they are not apart."""
+    ids = spec.inputs.get(PREFIX + _IDS)
+    if ids is None:
+        return {}
     own = _written(asked, asked.rows[0].text)[1][: ids.shape[1]]
     if ids[0].tolist() != own:
         raise ValueError("the examples begin with other tokens")

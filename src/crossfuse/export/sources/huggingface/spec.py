@@ -183,7 +183,7 @@ def _traced(
     first = None
     if prefix is not None:
         spec, first = with_prefix(spec, str(prefix))
-        spec = replace(spec, processing=with_prompt_form(spec.processing, asked, spec))
+    spec = replace(spec, processing=with_prompt_form(spec.processing, asked, spec))
     return spec.traced_in(partial(tracing, inputs=dict(spec.inputs), first=first))
 
 

@@ -6,6 +6,9 @@ comparing shapes, and trying the model on what came out.
    that another one moves too, is not taken: what it would change stays as it is in the sample.
 3. A change that the processor or the model refuses is not taken either.
 
+4. Rows are not taken where an input says how large the images of each are: these sizes are numbers
+   of the export.
+
 Rows are varied for texts and pictures apart first: a model that scores all pairs takes any number
 of each. Where rows can't be varied, the sample has one.
 """
@@ -20,6 +23,7 @@ from torch import Tensor
 from crossfuse.core.foreign import cause_of
 from crossfuse.core.tensors import Dim
 from crossfuse.export.sources.huggingface.asked import Asked
+from crossfuse.export.sources.huggingface.known_sizes import says_sizes
 from crossfuse.export.sources.huggingface.sample_inputs import Row, changed
 
 __all__ = ["ROWS", "TEXTS", "Moved", "Varied", "axes_among", "fits", "moved_by", "vary"]
@@ -225,6 +229,9 @@ def _tried(
         return f"the processor fails: {cause_of(error)}"
     found = moved_by(base, made)
     if isinstance(found, Moved):
+        sizes = [name for name in found.axes if says_sizes(name, base[name])]
+        if sizes:
+            return f"{sizes[0]}, part of the export, says how large the images of each row are"
         why = asked.refusal(made, len(rows))
         return found if why is None else f"the model refuses it: {why}"
     return found

@@ -14,9 +14,14 @@ from PIL import Image
 
 from crossfuse.core.processor_files import PARTS
 from crossfuse.export.sources.huggingface.carried import carried
-from crossfuse.export.sources.huggingface.processor import NoProcessorError, as_processor
+from crossfuse.export.sources.huggingface.processor import (
+    NoProcessorError,
+    as_processor,
+    load_processor,
+)
 from crossfuse.runtime.processing.processor import Processor
 from processor_checkpoints import tokenizer
+from vlm_checkpoints import save_vlm
 
 
 def opened(files: dict[str, str]) -> Processor:
@@ -42,8 +47,29 @@ def test_words_and_images() -> None:
     mine.require_no_places()
 
 
+def test_images_are_prepared_as_the_processor_around_asks(tmp_path: Path) -> None:
+    """InternVL's asks for tiles, whatever the image processor's own settings are."""
+    folder = save_vlm("internvl", tmp_path)
+    theirs = load_processor(folder)
+    assert theirs.parts["image_processor"].crop_to_patches is False
+    mine = opened(carried(theirs, SimpleNamespace()))
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 31, 3), np.uint8))
+    both = theirs.call(text=["<IMG_CONTEXT> a cat"], images=[image], return_tensors="np")
+    assert both["pixel_values"].shape[0] == 7
+    np.testing.assert_allclose(mine.images(image), both["pixel_values"], atol=1e-5)
+
+
+def test_what_the_processor_alone_knows_of_tiles(tmp_path: Path) -> None:
+    for name, known in (("llava_next", "patch_size"), ("llava_onevision", "num_image_tokens")):
+        folder = save_vlm(name, tmp_path / name)
+        files = carried(load_processor(folder), SimpleNamespace())
+        expected = {"patch_size": 4, "num_image_tokens": 16}[known]
+        assert json.loads(files["preprocessor_config.json"])[known] == expected
+
+
 def test_sounds_and_images_stand_in_one_file() -> None:
     both: Any = SimpleNamespace(
+        call=None,
         words=None,
         parts={
             "image_processor": transformers.ViTImageProcessor(),

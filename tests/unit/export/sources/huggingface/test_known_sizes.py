@@ -105,8 +105,29 @@ def test_what_is_counted_up_to_a_known_number_is_known() -> None:
 def test_which_inputs_say_sizes() -> None:
     assert says_sizes("image_grid_thw", torch.tensor(GRID))
     assert says_sizes("image_sizes", torch.tensor([[4, 4]]))
+    assert says_sizes("batch_num_images", torch.tensor([1, 1]))
+    assert not says_sizes("batch_num_images", torch.ones(1))
     assert not says_sizes("pixel_values", torch.tensor(GRID))
     assert not says_sizes("image_sizes", torch.ones(1, 2))
+
+
+class Placed(nn.Module):
+    """Takes positions, and makes them of kinds of tokens."""
+
+    def forward(self, input_ids: Tensor, position_ids: Tensor) -> Tensor:
+        return input_ids + position_ids
+
+    def get_rope_index(self, input_ids: Tensor, mm_token_type_ids: Tensor) -> tuple[Tensor]:
+        return (input_ids.new_ones(1).expand_as(input_ids).cumsum(1) + mm_token_type_ids,)
+
+
+def test_positions_are_made_whatever_arguments_a_traced_model_shows() -> None:
+    module, ids = Placed(), torch.tensor([[3, 4]])
+    inputs = {"input_ids": ids, "mm_token_type_ids": torch.tensor([[0, 1]])}
+    module.forward = lambda input_ids: input_ids  # type: ignore[method-assign, assignment]
+    made = with_positions(module, inputs)
+    assert list(made) == ["input_ids", "position_ids"]
+    assert made["position_ids"].tolist() == [[1, 3]]
 
 
 def test_a_model_without_positions_keeps_its_inputs() -> None:

@@ -7,10 +7,11 @@ from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
-from crossfuse.core.processor_files import PROMPTS, TOKENIZER_SETTINGS
+from crossfuse.core.processor_files import PLACES, PROMPTS, TOKENIZER_SETTINGS
 from crossfuse.export.sources.huggingface.asked import Asked
 from crossfuse.export.sources.huggingface.processor import as_processor
 from crossfuse.export.sources.huggingface.processor_inputs import Recipe
@@ -55,13 +56,38 @@ def test_a_chat_with_an_image() -> None:
     assert words(form["before"] + "a red cat" + form["after"])["input_ids"] == ids
     assert form["first"]["prefix_input_ids"] == [ids[:7]]
     assert form["first"]["prefix_attention_mask"] == [[1] * 7]
+    assert form["sizes"] == [[128, 192]]
     assert words.__class__.__call__.__qualname__.startswith("PreTrained"), "it is watched no longer"
+
+
+@pytest.mark.parametrize("axes", [(20, 30, 3), (3, 20, 30)])
+def test_the_size_of_an_image_in_an_array(axes: tuple[int, ...]) -> None:
+    asked = asked_of("llava", "chat")
+    row = replace(asked.rows[0], images=(np.zeros(axes, np.uint8),))
+    assert form_of(replace(asked, rows=(row,)), 7)[PROMPTS]["sizes"] == [[20, 30]]
 
 
 def test_a_processor_that_begins_with_the_image() -> None:
     form = form_of(asked_of("paligemma", "plain"), 5)[PROMPTS]
     assert form["before"] == "<image>" * 4 + "<s>"
     assert form["after"] == "\n"
+
+
+def test_texts_in_whose_place_others_are_written() -> None:
+    asked = asked_of("florence2", "plain")
+    spec: Any = SimpleNamespace(inputs={}, context=("input_ids",))
+    assert with_prompt_form(FILES, asked, spec) == FILES, "it says of no places"
+    files = {TOKENIZER_SETTINGS: json.dumps({PLACES: {"image_token_id": 4}})}
+    form = json.loads(with_prompt_form(files, asked, spec)[TOKENIZER_SETTINGS])[PROMPTS]
+    theirs = asked.processor.call
+    assert form["first"] == {}
+    assert form["before"] == "<image>" * 5 + "<s>"
+    expected = {task: [text] for task, text in theirs.task_prompts_without_inputs.items()}
+    expected |= {
+        task: text.split("{input}") for task, text in theirs.task_prompts_with_input.items()
+    }
+    assert form["tasks"] == expected
+    assert form_of(asked_of("llava", "chat"), 7)[PROMPTS]["tasks"] == {}
 
 
 @pytest.mark.parametrize("change", ["no processor", "other first tokens", "features"])

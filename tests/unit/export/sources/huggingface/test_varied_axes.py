@@ -22,6 +22,7 @@ from crossfuse.export.sources.huggingface.varied_axes import (
     vary,
 )
 from processor_checkpoints import save_checkpoint
+from vlm_checkpoints import save_vlm
 
 
 def inputs(rows: int, text: int, patches: int = 4) -> dict[str, Tensor]:
@@ -59,6 +60,15 @@ def test_whether_inputs_fit() -> None:
     assert not fits({**base, "mask": torch.ones(2, 6)}, base, axes)
     assert not fits({**base, "mask": base["mask"].double()}, base, axes)
     assert not fits({"ids": base["ids"]}, base, axes)
+
+
+def test_rows_that_say_how_large_their_images_are_stay_one(tmp_path: Path) -> None:
+    folder = save_vlm("llava_next", tmp_path)
+    model = load_model(str(folder)).module
+    varied = vary(ask(model, load_processor(folder), Given()))
+    assert ROWS not in varied.moved
+    assert varied.fixed[ROWS].startswith("image_sizes, part of the export, says how large")
+    assert varied.base["image_sizes"].tolist() == [[128, 192]]
 
 
 def test_texts_and_images_of_a_model_of_all_pairs_vary_apart(tmp_path: Path) -> None:
