@@ -1,5 +1,6 @@
 """Writes `constraints-hashes.txt`: the pins of `constraints.txt` with the SHA-256 of each file that
-pip would install on Linux (x86-64) with Python 3.11; ``PYTHONS="3.11.15 3.12.15"`` for more.
+pip would install on Linux (x86-64) with the Pythons that crossfuse supports, or with those that the
+variable ``PYTHONS`` names.
 
 ``python .ci/hashes.py`` asks pip's own finder, whose settings say where packages come from, for the
 file that it would choose, and takes the hash that the index has for it: nothing is downloaded or
@@ -19,7 +20,7 @@ from pip._internal.commands import create_command
 from pip._vendor.packaging.specifiers import SpecifierSet
 
 ROOT = Path(__file__).parents[1]
-PYTHONS = os.environ.get("PYTHONS", "3.11.15").split()
+PYTHONS = os.environ.get("PYTHONS", "3.11.15 3.12.15 3.13.13").split()
 PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")
 HEAD = (
     "# Made of constraints.txt by .ci/hashes.py: pip install --require-hashes --no-deps -r FILE.\n"

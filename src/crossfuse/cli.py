@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from crossfuse.commands.process import exit_code_of, leave, needs_packages
+from crossfuse.commands.process import exit_code_of, leave, needs_packages, require_room
 
 if TYPE_CHECKING:
     import typer
@@ -26,6 +26,7 @@ __all__ = ["COMMANDS", "app", "main"]
 _NAME = "crossfuse"
 _COMPLETES = f"_{_NAME.upper()}_COMPLETE"
 """The environment variable with which a shell asks for completions."""
+_ASKS_HELP = frozenset({"-h", "--help", "--version"})
 
 _MAKE, _RUN, _SERVE = "Make bundles", "Look, check, run", "Serve"
 
@@ -94,6 +95,8 @@ def _run(arguments: list[str]) -> int:
     The steps of a standalone command, but for its handling of exceptions, which is in
     `crossfuse.commands.process`.
     """
+    if not _ASKS_HELP.intersection(arguments):
+        require_room()
     made = make_app()
     import typer
     from typer.main import get_command

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
 import json
+import shutil
+import subprocess
+import sys
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from campaigns.limits import content
 from campaigns.operations import OLD_BUNDLE, copied
+from crossfuse import runtime
 from crossfuse.bundle.store import open_bundle
 from crossfuse.parity.session_check import smallest_inputs
 from signing_keys import keys
+from unit.runtime.speech.toy_speech import GENERATION, sound, speech_processor, speech_session
 
 QUICK = ("--rounds", "3", "--seconds", "0.001")
 SHARDS = 4
@@ -40,18 +49,18 @@ class Command:
     progresses: bool = False
 
 
-def _bundle(place: Path) -> None:
+def bundle_there(place: Path) -> None:
     copied(OLD_BUNDLE, place / "b")
     (place / "b" / "notes.md").write_text("mine")
 
 
-def _require_bundle(place: Path) -> None:
+def require_bundle(place: Path) -> None:
     content(place / "b")
     assert (place / "b" / "notes.md").read_text() == "mine"
 
 
 def _inputs(place: Path) -> None:
-    _bundle(place)
+    bundle_there(place)
     found = smallest_inputs(open_bundle(OLD_BUNDLE))
     assert found is not None
     (place / "in").mkdir()
@@ -75,7 +84,7 @@ def _require_model(place: Path) -> None:
 
 
 def _require_report(place: Path) -> None:
-    _require_bundle(place)
+    require_bundle(place)
     if (place / "r.json").exists():
         json.loads((place / "r.json").read_text())
     if (place / "r.html").exists():
@@ -83,12 +92,12 @@ def _require_report(place: Path) -> None:
 
 
 def _signed(place: Path) -> None:
-    _bundle(place)
+    bundle_there(place)
     keys(place)
 
 
 def _require_signature(place: Path) -> None:
-    _require_bundle(place)
+    require_bundle(place)
     if (place / "b.sig").exists():
         json.loads((place / "b.sig").read_text())
 
@@ -99,24 +108,59 @@ def _without_ray() -> None:
     without_ray()
 
 
+def _openvino(place: Path) -> None:
+    """A bundle for OpenVINO, built in a process of its own: its threads would not be in forks."""
+    _inputs(place)
+    shutil.rmtree(place / "b")
+    copied(_for_openvino(), place / "b")
+    (place / "b" / "notes.md").write_text("mine")
+
+
+@functools.cache
+def _for_openvino() -> Path:
+    made = Path(tempfile.mkdtemp()) / "b"
+    atexit.register(shutil.rmtree, made.parent, ignore_errors=True)
+    copied(OLD_BUNDLE, made)
+    words = [sys.executable, "-m", "crossfuse", "build", str(made), "--target", "openvino"]
+    subprocess.run(words, check=True, capture_output=True)
+    return made
+
+
+def _sound(place: Path) -> None:
+    bundle_there(place)
+    np.save(place / "a.npy", sound(0.7))
+
+
+def _hearing() -> None:
+    """From here on the bundle is opened, and what answers is a model of a few lines."""
+    real = runtime.load
+
+    def opened(bundle: Path, target: str | None, options: Any, **_: Any) -> Any:
+        real(bundle, target, options).close()
+        return speech_session(GENERATION, scores=True)
+
+    runtime.load = opened
+    runtime.load_processor = lambda _: speech_processor()
+
+
 MODEL = ("cross_modal_attention", "--size", "tiny", "--quick")
 HAVE = frozenset({"b"})
 COMMANDS: Mapping[str, Command] = {
     "export": Command(
         lambda at: ["export", *MODEL, "-o", str(at / "b"), "--target", "onnx"],
-        _bundle,
-        _require_bundle,
+        bundle_there,
+        require_bundle,
         HAVE,
     ),
     "build": Command(
-        lambda at: ["build", str(at / "b"), "--target", "onnx"], _bundle, _require_bundle, HAVE
+        lambda at: ["build", str(at / "b"), "--target", "onnx"], bundle_there, require_bundle, HAVE
     ),
     "verify": Command(
-        lambda at: ["verify", str(at / "b"), "--json"], _bundle, _require_bundle, HAVE
+        lambda at: ["verify", str(at / "b"), "--json"], bundle_there, require_bundle, HAVE
     ),
     "package": Command(
         lambda at: ["package", str(at / "b"), "-o", str(at / "models"), "--name", "m"],
-        _bundle,
+        bundle_there,
         _require_model,
         HAVE | {"models"},
     ),
@@ -136,12 +180,12 @@ COMMANDS: Mapping[str, Command] = {
             "profile", str(at / "b"), *QUICK, "--cold-starts", "1", "-o", str(at / "r.json"),
             "--html", str(at / "r.html"),
         ],
-        _bundle,
+        bundle_there,
         _require_report,
         HAVE | {"r.json", "r.html"},
         progresses=True,
     ),
-    "tune": Command(lambda at: ["tune", str(at / "b"), *QUICK], _bundle, _require_bundle, HAVE),
+    "tune": Command(lambda at: ["tune", str(at / "b"), *QUICK], bundle_there, require_bundle, HAVE),
     "run": Command(
         lambda at: [
             "run", str(at / "b"), "--input", str(at / "in" / "0.npz"), "--output",
@@ -150,6 +194,22 @@ COMMANDS: Mapping[str, Command] = {
         _inputs,
         _require_answers,
         HAVE | {"in", "o.npz"},
+    ),
+    "openvino": Command(
+        lambda at: [
+            "run", str(at / "b"), "--target", "openvino", "--input", str(at / "in" / "0.npz"),
+            "--output", str(at / "o.npz"),
+        ],
+        _openvino,
+        _require_answers,
+        HAVE | {"in", "o.npz"},
+    ),
+    "generate": Command(
+        lambda at: ["generate", str(at / "b"), "--audio", str(at / "a.npy")],
+        _sound,
+        require_bundle,
+        HAVE | {"a.npy"},
+        _hearing,
     ),
     "sign": Command(
         lambda at: ["sign", str(at / "b"), "--key", str(at / "key.pem")],

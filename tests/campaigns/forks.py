@@ -80,14 +80,9 @@ def begun(
     process = os.fork()
     if process:
         return process
-    null = os.open(os.devnull, os.O_RDWR)
-    for stream in (0, 1):
-        os.dup2(null, stream)
-    log = os.open(told / "stderr", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(log, 2)
+    _be_child(scratch, told)
     # A runner of tests may have put others in their places.
     sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1) for number in (1, 2))
-    os.environ["TMPDIR"] = str(scratch)
     tempfile.tempdir = None
     from crossfuse.cli import main as cli
 
@@ -103,3 +98,27 @@ def begun(
             new = [name for name in sys.modules if name not in before]
             (told / "modules").write_text("\n".join(new))
         os._exit(status)
+
+
+def begun_anew(
+    words: Sequence[str], scratch: Path, prepares: Callable[[], object], beside: Path
+) -> int:
+    """The same with another program in the child, Python with those words."""
+    process = os.fork()
+    if not process:
+        try:
+            _be_child(scratch, beside)
+            prepares()
+            os.execv(sys.executable, [sys.executable, *words])
+        finally:
+            os._exit(70)
+    return process
+
+
+def _be_child(scratch: Path, told: Path) -> None:
+    null = os.open(os.devnull, os.O_RDWR)
+    for stream in (0, 1):
+        os.dup2(null, stream)
+    log = os.open(told / "stderr", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(log, 2)
+    os.environ["TMPDIR"] = str(scratch)

@@ -24,8 +24,8 @@ from crossfuse.bundle.store import open_bundle
 from crossfuse.core.scratch import scratch_folder
 
 MODEL = ("cross_modal_attention", "--size", "tiny", "--quick")
-CACHES = {"torchinductor_root"}
-"""What PyTorch keeps in the temporary folder, however it ends."""
+CACHES = {"torchinductor_root", "ray"}
+"""What PyTorch and Ray (its logs) keep in the temporary folder, however they end."""
 SOON = 5.0
 """Seconds after a command's end until its processes are gone."""
 
@@ -67,32 +67,38 @@ def _written(
     copied(OLD_BUNDLE, place)
     old = content(place)
     (place / "notes.md").write_text("mine")
+    (place / "logs").mkdir()
+    (place / "logs" / "log").write_text("mine, too")
     finished(command, scratch)
     took = finished(command, scratch)
-    assert (place / "notes.md").read_text() == "mine"
+    _require_mine(place)
     found: Outcomes = Counter()
     for turn in range(times):
         copied(OLD_BUNDLE, place)
         was_killed = killed(command, chance.uniform(0, took), scratch)
         now = content(place)
         assert now == old or len(open_bundle(place).targets) == whole
-        # Between the exchange and its move it is in the replaced folder, and the next run moves it.
-        mine = [
-            one for one in folder.glob("*/notes.md") if one.parent.name.startswith((".b.", "b"))
-        ]
-        assert "mine" in [one.read_text() for one in mine]
+        _require_mine(place)
         left = [path for path in folder.iterdir() if path.name.startswith(".")]
         state = "old" if now == old else "new"
         if turn % 16 == 15:
             took = finished(command, scratch)
         else:
             copied(OLD_BUNDLE, place)
-        assert (place / "notes.md").read_text() == "mine"
+        _require_mine(place)
+        users = {one.name for one in place.iterdir()} - {*open_bundle(place).manifest.files}
+        assert users == {"manifest.json", "notes.md", "logs"}
         require_nothing_left(folder, scratch, {"b"})
         how = "killed" if was_killed else "ended before"
         found[f"{how}, {state}, {'left a folder' if left else 'left nothing'}"] += 1
     shutil.rmtree(scratch)
     return found
+
+
+def _require_mine(place: Path) -> None:
+    """The user's files are under the bundle's name."""
+    assert (place / "notes.md").read_text() == "mine"
+    assert (place / "logs" / "log").read_text() == "mine, too"
 
 
 def killed_exports(times: int, folder: Path, chance: Chance) -> Outcomes:

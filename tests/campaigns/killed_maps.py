@@ -1,12 +1,14 @@
 """`map`, killed at any moment: answers are whole and right, and the next run goes on to the end and
 leaves nothing else. The worker is in the command's own process, so that what is killed is the job's
-work, and not Ray's start.
+work; or it is Ray's, and what is killed is Ray's start as often.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
@@ -19,8 +21,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from campaigns.damage import Chance
-from campaigns.forks import finished, killed
-from campaigns.killed import require_nothing_left
+from campaigns.forks import LONGEST, begun_anew, ended, finished, killed
+from campaigns.killed import SOON, require_nothing_left
 from campaigns.operations import OLD_BUNDLE, Outcomes
 from crossfuse import runtime
 from crossfuse.bundle.store import open_bundle
@@ -28,6 +30,7 @@ from crossfuse.parity.session_check import smallest_inputs
 from crossfuse.serve import cluster
 from crossfuse.serve.bulk import run
 from crossfuse.serve.bulk.rows import Shard
+from crossfuse.serve.guardian import OWNER
 
 ROWS, SHARD_ROWS = 24, 2
 Arrays = dict[str, np.ndarray]
@@ -146,4 +149,63 @@ def killed_maps(times: int, folder: Path, chance: Chance) -> Outcomes:
     return found
 
 
-CAMPAIGNS = (killed_maps,)
+def killed_ray_maps(times: int, folder: Path, chance: Chance) -> Outcomes:
+    """`map` with a Ray of its own, killed between its first moment and its last."""
+    scratch, out = folder / "tmp", folder / "out"
+    scratch.mkdir()
+    source = Source(folder, chance.random() < 0.5, chance)
+    about = ["--shard-rows", str(SHARD_ROWS), "--target", "ort-cpu"]
+    words = ["-m", "crossfuse", "map", str(OLD_BUNDLE), "--input", str(source.path), "-o", str(out)]
+
+    def begins() -> int:
+        return begun_anew([*words, *about], scratch, os.setpgrp, folder)
+
+    def ends() -> float:
+        status, took = ended(begins(), LONGEST)
+        assert status == 0, (folder / "stderr").read_text(errors="replace")
+        source.require_whole(out)
+        return took
+
+    took = ends()
+    found: Outcomes = Counter()
+    for _ in range(times):
+        shutil.rmtree(out, ignore_errors=True)
+        process = begins()
+        status, _ = ended(process, chance.uniform(0, took))
+        assert not status, (folder / "stderr").read_text(errors="replace")
+        seconds = _seconds_to_end(process)
+        answers = source.require_right(out)
+        if chance.random() < 0.2:
+            ends()
+        kept = {source.path.name} | ({out.name} if out.exists() else set())
+        require_nothing_left(folder, scratch, kept)
+        state = "all" if answers == ROWS else "some" if answers else "no"
+        how = "killed" if status is None else "ended before"
+        found[f"{how}, {state} answers, Ray's gone {'in 2 s' if seconds < 2 else 'later'}"] += 1
+    shutil.rmtree(scratch)
+    return found
+
+
+def _seconds_to_end(command: int) -> float:
+    """Wait until nobody is left whom a command started: in its group, or with its name."""
+    start = time.monotonic()
+    while left := {one for one in processes() if _is_of(one, command)}:
+        assert time.monotonic() - start < SOON, f"processes outlived their command: {left}"
+        time.sleep(0.02)
+    return time.monotonic() - start
+
+
+def processes() -> list[int]:
+    """All that there are."""
+    return [int(entry.name) for entry in Path("/proc").glob("[0-9]*")]
+
+
+def _is_of(process: int, command: int) -> bool:
+    try:
+        marks = (Path("/proc") / str(process) / "environ").read_bytes()
+        return os.getpgid(process) == command or f"{OWNER}={command}:".encode() in marks
+    except OSError:
+        return False
+
+
+CAMPAIGNS = (killed_maps, killed_ray_maps)

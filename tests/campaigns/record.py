@@ -24,7 +24,10 @@ from campaigns.operations import run
 from crossfuse.core.files import locked, write_whole
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results" / "campaigns.json"
-MODULES = ("operations", "bundles", "crowds", "limits", "killed", "killed_maps", "short", "stops")
+MODULES = (
+    "operations", "bundles", "crowds", "limits", "killed", "killed_maps", "short", "memory",
+    "stops",
+)  # fmt: skip
 
 
 def part_of(name: str, times: int, seed: int) -> dict[str, Any]:

@@ -19,6 +19,7 @@ def test_no_kill_leaves_anything(campaign: Any) -> None:
 @pytest.mark.slow
 def test_a_killed_job_goes_on() -> None:
     pytest.importorskip("ray", reason="ray is not installed")
-    from campaigns.killed_maps import killed_maps
+    from campaigns.killed_maps import killed_maps, killed_ray_maps
 
     assert sum(run(killed_maps, 12, seed=1).values()) == 12
+    assert sum(run(killed_ray_maps, 2, seed=1).values()) == 2

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tarfile
 import tomllib
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +103,26 @@ def test_every_pin_has_its_hashes() -> None:
     text = (ROOT / "constraints-hashes.txt").read_text()
     entry = re.compile(r"^(\S+==\S+)(?: \\\n    --hash=sha256:[0-9a-f]{64})+$", re.MULTILINE)
     assert entry.findall(text) == list(pins())
+
+
+def test_what_is_built_for_each_python_has_a_hash_for_each() -> None:
+    """Which wheels are for one Python alone, the installed ones say themselves."""
+    text = (ROOT / "constraints-hashes.txt").read_text()
+    pythons = [one for one in PROJECT["project"]["classifiers"] if ":: 3." in one]
+    seen = 0
+    for pin, name in pins().items():
+        try:
+            about = distribution(name).read_text("WHEEL") or ""
+        except PackageNotFoundError:
+            continue
+        if re.search(r"^Tag: cp3(\d+)-cp3\1t?-", about, re.MULTILINE):
+            entry = text.partition(f"{pin} \\\n")[2]
+            found = re.match(r"(?:    --hash=sha256:\w{64}(?: \\)?\n)+", entry)
+            assert found, pin
+            seen += 1
+            if name != "onnx":  # its wheel for 3.12 is for all later ones, too
+                assert found[0].count("sha256:") == len(pythons), pin
+    assert seen > 10
 
 
 def test_every_package_has_a_line_among_the_licences() -> None:

@@ -2,8 +2,9 @@
 crossfuse's, and what killed commands left beside it.
 
 A writer holds the lock of its destination from before it looks at what is there until its own is in
-place. Files that the manifest of the replaced bundle doesn't list are its user's: they move into
-the new one. A hidden folder with a manifest may hold such files; one without holds none.
+place. Files that the manifest of the replaced bundle doesn't list are its user's: they go with the
+name of the bundle (`bundle/users_files.py`). A hidden folder with a manifest may hold such files;
+one without holds none.
 """
 
 from __future__ import annotations
@@ -12,14 +13,15 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from crossfuse.bundle.manifest import MANIFEST
 from crossfuse.bundle.store import open_bundle
-from crossfuse.core.files import REPLACED, change_places, locked, move_aside, try_lock
+from crossfuse.bundle.users_files import Ahead, join, link_ahead, settle
+from crossfuse.core.files import REPLACED, change_places, locked, try_lock
 from crossfuse.errors import CrossfuseError, InputError
 
 __all__ = ["Destination"]
@@ -29,6 +31,8 @@ _LOCK = ".lock"
 _LOCK_INSIDE = ".lock"
 """Where version 0.1.0 had its lock: in the folder."""
 _WHOLE_LOCK = ".crossfuse-lock"
+_UNMOVED = (OSError, CrossfuseError, RecursionError)
+"""Why something of the user's stays in a hidden folder, and that with it."""
 _MOUNTS = Path("/proc/self/mountinfo")
 
 
@@ -144,8 +148,8 @@ class Destination:
         return self.path.with_name(f".{self.path.name}{_WHOLE_LOCK}")
 
     def take(self, folder: Path, listed: Collection[str] | None = None) -> None:
-        """Let a hidden folder take the place; its user's files stay there. To be called under the
-        lock.
+        """Let a hidden folder take the place; its user's files are there at every moment. To be
+        called under the lock.
 
         Args:
             folder: that takes the place.
@@ -154,9 +158,19 @@ class Destination:
         Raises:
             OSError: the folder can't take the place; the destination is then what it was.
         """
+        ours: Collection[str] | None = None
+        ahead: Mapping[str, Ahead] = {}
+        if (self.path / MANIFEST).is_file():
+            with suppress(*_UNMOVED):
+                ours = _own_files(self.path, listed)
+                ahead = link_ahead(self.path, folder, ours)
         old = change_places(folder, self.path)
-        if old is not None:
-            self.discard(old, listed)
+        if old is None:
+            return
+        if ours is not None:
+            with suppress(*_UNMOVED):
+                settle(old, self.path, ours, ahead)
+        self.discard(old, ours)
 
     def sweep(self) -> None:
         """Remove what killed commands left: folders and locks whose lock is free. To be called
@@ -193,16 +207,20 @@ class Destination:
         """
         if (folder / MANIFEST).is_file():
             try:
-                known = open_bundle(folder).manifest.files if listed is None else listed
-                ours = {*known, MANIFEST}
+                ours = _own_files(folder, listed)
                 for path in list(folder.iterdir()):
                     if path.name not in ours:
-                        move_aside(path, self.path)
+                        join(path, self.path)
                 for name in sorted(ours - {MANIFEST}):
                     (folder / name).unlink(missing_ok=True)
-            except (OSError, CrossfuseError):
+            except _UNMOVED:
                 return
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _own_files(folder: Path, listed: Collection[str] | None) -> set[str]:
+    """Names of a bundle's own files, its manifest among them."""
+    return {*(open_bundle(folder).manifest.files if listed is None else listed), MANIFEST}
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from typing import Any
 from crossfuse.bundle.manifest import MANIFEST, Manifest
 from crossfuse.bundle.staging import staged
 from crossfuse.bundle.store import Bundle
-from crossfuse.core.files import open_plain, require_writable, whole_file
+from crossfuse.core.files import open_plain, read_at_most, require_writable, whole_file
 from crossfuse.core.foreign import cause_of
 from crossfuse.core.os_errors import help_for, reason_of
 from crossfuse.core.requirements import needed
@@ -138,7 +138,7 @@ def _require_its_manifest(file: Path, bundle: Bundle) -> None:
 def _read(signature: Path) -> bytes:
     try:
         with open_plain(signature) as file:
-            data = file.read(_LARGEST + 1)
+            data = read_at_most(file, _LARGEST + 1)
     except OSError as error:
         raise BundleError(
             f"the bundle's signature can't be read: {reason_of(error)}",

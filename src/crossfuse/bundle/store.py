@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from crossfuse.bundle.manifest import FILE_NAME, MANIFEST, FileEntry, Manifest, TargetEntry
-from crossfuse.core.files import REPLACED, open_plain, sha256_of
+from crossfuse.core.files import REPLACED, open_plain, read_at_most, sha256_of
 from crossfuse.core.foreign import door
 from crossfuse.core.ledger import Ledger
 from crossfuse.core.os_errors import help_for, reason_of
@@ -197,7 +197,7 @@ def _read(folder: Path) -> Bundle:
         )
     try:
         with open_plain(file) as opened:
-            data = opened.read(_LARGEST_MANIFEST + 1)
+            data = read_at_most(opened, _LARGEST_MANIFEST + 1)
         if len(data) > _LARGEST_MANIFEST:
             raise BundleError("the manifest is too large to be one", where=file)
         text = data.decode("utf-8")

@@ -29,13 +29,14 @@ from crossfuse.core.foreign import own
 from crossfuse.errors import (
     CrossfuseError,
     Door,
+    InputError,
     InterruptedCommandError,
     PackageError,
     UsageError,
     unknown,
 )
 
-__all__ = ["exit_code_of", "leave", "needs_packages"]
+__all__ = ["exit_code_of", "leave", "needs_packages", "require_room"]
 
 _READER_GONE = 141
 _FAILED = 2
@@ -44,6 +45,8 @@ _LAST_WORDS = (
     b"Use smaller sizes, or a machine with more memory.\n"
 )
 """Made before they are needed: nothing can be then."""
+_ROOM = 128 << 20
+"""Bytes that the command line takes, and NumPy with its linear algebra, on one thread."""
 _SLOW_TO_END = ("ray",)
 """Packages whose native threads hold the end of a process up, for seconds."""
 _INSTALL = (
@@ -100,6 +103,34 @@ def _last_words() -> int:
     with suppress(Exception):
         os.write(2, _LAST_WORDS)
     return _FAILED
+
+
+def require_room() -> None:
+    """Refuse to begin with less memory than loading NumPy takes. Its native code would end the
+    process, with an exit code that says something else.
+
+    Raises:
+        InputError: the process may not take that much.
+    """
+    if not _has_room():
+        raise InputError(
+            "memory ran out before the work began",
+            where="this process may be limited, `ulimit -v`",
+            expected=f"at least {_ROOM >> 20} MB",
+            do="Raise the limit, or use a machine with more memory",
+        )
+
+
+def _has_room() -> bool:
+    if sys.platform == "win32":
+        return True
+    import mmap
+
+    try:
+        mmap.mmap(-1, _ROOM, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS).close()
+    except OSError as error:
+        return error.errno != errno.ENOMEM
+    return True
 
 
 @contextmanager
@@ -162,12 +193,15 @@ def _tell(error: CrossfuseError, arguments: Sequence[str]) -> int:
 
 def _on_stderr(paragraph: str) -> None:
     try:
-        from crossfuse.commands.output import Output
+        if _has_room():  # it loads NumPy
+            from crossfuse.commands.output import Output
 
-        Output(as_json=False).error(paragraph)
+            Output(as_json=False).error(paragraph)
+            return
     except (ImportError, MemoryError):
-        sys.stderr.write(f"error: {paragraph}\n")
-        sys.stderr.flush()
+        pass
+    sys.stderr.write(f"error: {paragraph}\n")
+    sys.stderr.flush()
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BufferedReader
 from pathlib import Path
+from typing import BinaryIO
 
 from crossfuse.core.os_errors import help_for, reason_of
 from crossfuse.core.partials import held_partial
@@ -28,10 +29,13 @@ from crossfuse.errors import InputError
 __all__ = [
     "REPLACED",
     "change_places",
+    "exchange",
     "locked",
     "move_aside",
+    "names_for",
     "open_plain",
     "put_in_place",
+    "read_at_most",
     "require_writable",
     "sha256_of",
     "sync_file",
@@ -47,6 +51,7 @@ REPLACED = "-old"
 """Ending of a folder's name, after that of the one that takes its place, while they change places
 by two renames."""
 
+_PART = 1 << 20
 _AT_FDCWD = -100
 _RENAME_NOREPLACE = 1
 _RENAME_EXCHANGE = 2
@@ -84,6 +89,24 @@ def open_plain(path: str | Path, folder: int | None = None) -> BufferedReader:
     except BaseException:
         os.close(descriptor)
         raise
+
+
+def read_at_most(file: BinaryIO, count: int) -> bytes:
+    """The first bytes of an open file, so many or all that there are. (Asked for a number of bytes,
+    a file takes the memory for all of them, whatever its size.)
+
+    Args:
+        file: to read from.
+        count: of bytes.
+
+    Raises:
+        OSError: it can't be read.
+    """
+    parts = []
+    while count > 0 and (part := file.read(min(count, _PART))):
+        parts.append(part)
+        count -= len(part)
+    return b"".join(parts)
 
 
 def sync_file(path: Path) -> None:
@@ -196,7 +219,7 @@ def change_places(folder: Path, destination: Path) -> Path | None:
     old: Path | None = None
     if not destination.exists():
         folder.rename(destination)
-    elif _rename(folder, destination, _RENAME_EXCHANGE):
+    elif exchange(folder, destination):
         old = folder
     else:
         old = folder.with_name(folder.name + REPLACED)
@@ -220,9 +243,7 @@ def move_aside(path: Path, folder: Path) -> Path:
     Raises:
         OSError: it can't be moved.
     """
-    names = (path.name, *(f"{path.name}.kept{n or ''}" for n in range(1000)))
-    for name in names:
-        place = folder / name
+    for place in names_for(path, folder):
         if os.path.lexists(place):
             continue
         if _rename(path, place, _RENAME_NOREPLACE):
@@ -231,6 +252,19 @@ def move_aside(path: Path, folder: Path) -> Path:
             path.rename(place)
             return place
     raise OSError(errno.EEXIST, "all names are taken", str(folder / path.name))
+
+
+def names_for(path: Path, folder: Path) -> Iterator[Path]:
+    """Names that `move_aside` tries, in its order; they may be taken."""
+    yield folder / path.name
+    for number in range(1000):
+        yield folder / f"{path.name}.kept{number or ''}"
+
+
+def exchange(a: Path, b: Path) -> bool:
+    """Let two files or folders change places in one system call, where the system has that; whether
+    they did."""
+    return _rename(a, b, _RENAME_EXCHANGE)
 
 
 def _rename(a: Path, b: Path, how: int) -> bool:

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import FrameType
 from typing import ParamSpec, TypeVar
 
-from crossfuse.core.os_errors import help_for, is_out_of_memory
+from crossfuse.core.os_errors import cause_in_memory, help_for
 from crossfuse.core.requirements import extra_of, install
 from crossfuse.core.text import brief
 from crossfuse.errors import Advice, CrossfuseError, InputError, InternalError, PackageError, Said
@@ -136,9 +136,9 @@ def own(error: BaseException) -> CrossfuseError:
     """The error that an exception is to the user, wherever it came from; one of ours is itself."""
     if isinstance(error, CrossfuseError):
         return error
-    if is_out_of_memory(error) and not isinstance(error, OSError):
+    if not isinstance(error, OSError) and (lacking := cause_in_memory(error)) is not None:
         return InputError(
-            f"memory ran out ({cause_of(error)})",
+            f"memory ran out ({cause_of(lacking)})",
             do="Use smaller sizes, or a machine with more memory",
         )
     if isinstance(error, ImportError) and (extra := extra_of(error.name)):

@@ -6,7 +6,7 @@ from __future__ import annotations
 import errno
 import re
 
-__all__ = ["help_for", "is_out_of_memory", "reason_of"]
+__all__ = ["cause_in_memory", "help_for", "is_out_of_memory", "reason_of"]
 
 _HELP = {
     errno.ENOSPC: "Make room on the disk, or choose another one",
@@ -30,9 +30,20 @@ _WHOEVER_ASKS = {
 
 _OUT_OF_MEMORY = re.compile(
     r"bad.?alloc|(can.?t|cannot|could not|failed to|unable to) (\w+ )?allocate|out of memory"
-    r"|not enough memory",
+    r"|not enough memory|failed to map segment",
     re.IGNORECASE,
 )
+
+
+def cause_in_memory(error: BaseException) -> BaseException | None:
+    """The first exception that told that memory ran out, of this one and those that caused it; None
+    where none did."""
+    found: BaseException | None = None
+    at: BaseException | None = error
+    while at is not None:
+        found = at if is_out_of_memory(at) else found
+        at = at.__cause__
+    return found
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -17,12 +17,14 @@ from crossfuse.errors import InputError
 
 __all__ = [
     "PARENT",
+    "began_at",
     "cpu_limit",
     "descendants",
     "end_those",
     "end_with_parent",
     "for_child",
     "keep_in_forks",
+    "parent_of",
     "require_own_process",
 ]
 
@@ -86,9 +88,22 @@ def _about(process: int) -> tuple[int, str] | None:
     try:
         fields = (_PROCESSES / str(process) / "stat").read_text(errors="replace")
         parts = fields.rpartition(")")[2].split()
-        return int(parts[1]), parts[19]
+        return None if parts[0] in "ZX" else (int(parts[1]), parts[19])
     except (OSError, ValueError, IndexError):
         return None
+
+
+def began_at(process: int) -> str:
+    """What tells a process from another one that gets its id later, on Linux; nothing of one that
+    has ended."""
+    about = _about(process)
+    return "" if about is None else about[1]
+
+
+def parent_of(process: int) -> int:
+    """A process's parent, on Linux; 0 of one that has ended."""
+    about = _about(process)
+    return 0 if about is None else about[0]
 
 
 def require_own_process(process: int) -> None:

@@ -17,6 +17,7 @@ from crossfuse.core.foreign import cause_of
 from crossfuse.core.os_errors import help_for, reason_of
 from crossfuse.core.processes import descendants, end_those
 from crossfuse.errors import CheckError, InputError
+from crossfuse.serve.guardian import guarded
 
 __all__ = ["connected", "local_ray", "require_free", "starting"]
 
@@ -64,23 +65,25 @@ def local_ray(
     import ray
 
     is_told = os.environ.get("CROSSFUSE_DEBUG") == "1"
-    others = descendants()
-    try:
-        with starting("Ray"):
-            ray.init(
-                address="local",
-                num_cpus=None if cpus is None else math.ceil(cpus),
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level=logging.INFO if is_told else logging.ERROR,
-                _metrics_export_port=metrics_port,
-            )
-        yield
-    finally:
-        # What Ray leaves to end by itself may take a minute, and keeps its connections until then.
-        ours = {one: began for one, began in descendants().items() if one not in others}
-        ray.shutdown()
-        end_those(ours)
+    with guarded():
+        others = descendants()
+        try:
+            with starting("Ray"):
+                ray.init(
+                    address="local",
+                    num_cpus=None if cpus is None else math.ceil(cpus),
+                    include_dashboard=False,
+                    log_to_driver=False,
+                    logging_level=logging.INFO if is_told else logging.ERROR,
+                    _metrics_export_port=metrics_port,
+                )
+            yield
+        finally:
+            # What Ray leaves to end by itself may take a minute, and keeps its connections until
+            # then.
+            ours = {one: began for one, began in descendants().items() if one not in others}
+            ray.shutdown()
+            end_those(ours)
 
 
 @contextmanager

@@ -135,7 +135,8 @@ def test_a_clean_up_that_fails_is_no_failed_write(
         raise OSError(5, "Input/output error")
 
     (tmp_path / "b" / "notes.md").write_text("mine")
-    monkeypatch.setattr(destination, "move_aside", fails)
+    for step in ("link_ahead", "settle", "join"):
+        monkeypatch.setattr(destination, step, fails)
     written(tmp_path / "b", "new")
     assert (tmp_path / "b" / "fused.onnx").read_text() == "new"
     monkeypatch.undo()

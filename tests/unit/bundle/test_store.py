@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tracemalloc
 from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
@@ -400,6 +401,16 @@ print(len(outcomes), sorted(set(outcomes)), left)
 
 
 @pytest.mark.slow
+def test_a_manifest_takes_no_more_memory_than_it_has() -> None:
+    old = Path(__file__).parents[2] / "data" / "bundle-0.1.0"
+    open_bundle(old)
+    tracemalloc.start()
+    open_bundle(old)
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < 4 << 20, "not what the largest one would take"
+
+
 def test_kill_leaves_the_old_bundle_or_none(
     zoo_bundle: Callable[[str], Bundle], tmp_path: Path
 ) -> None:

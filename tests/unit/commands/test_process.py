@@ -173,6 +173,29 @@ def test_a_command_with_almost_no_memory_left_ends_in_a_paragraph() -> None:
     assert "memory ran out" in told
 
 
+@pytest.mark.parametrize("kind", ["RLIMIT_AS", "RLIMIT_DATA"])
+def test_what_loading_numpy_takes_is_asked_for_before(kind: str) -> None:
+    """Or OpenBLAS ends the process, with exit code 1 and words of its own."""
+    code = (
+        "import resource, sys\n"
+        f"resource.setrlimit(resource.{kind}, (64 << 20,) * 2)\n"
+        "from crossfuse import cli\n"
+        "cli.main(sys.argv[1:])\n"
+    )
+
+    def said(*words: str) -> tuple[int, str]:
+        command = [sys.executable, "-c", code, *words]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+        return done.returncode, done.stderr
+
+    found, text = said("verify", "nowhere")
+    assert found == 2
+    assert text.startswith("error: memory ran out before the work began")
+    assert len(text.splitlines()) == 1
+    assert "128 MB" in text
+    assert said("--help") == (0, "")
+
+
 def test_a_package_that_holds_the_end_up_does_not() -> None:
     """All that was printed and registered is done; threads that would go on for a minute are not
     waited for."""

@@ -6,6 +6,7 @@ import hashlib
 import os
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from crossfuse.core.files import (
     REPLACED,
     locked,
     put_in_place,
+    read_at_most,
     require_writable,
     sha256_of,
     try_lock,
@@ -36,6 +38,19 @@ def test_hashes(tmp_path: Path) -> None:
 def fails(path: Path) -> None:
     path.write_text("broken")
     raise ValueError("half of it")
+
+
+def test_what_is_read_takes_no_more_memory_than_there_is(tmp_path: Path) -> None:
+    data = os.urandom((3 << 20) + 5)
+    (tmp_path / "f").write_bytes(data)
+    for count in (0, 1, 1 << 20, len(data), len(data) + 1):
+        with (tmp_path / "f").open("rb") as file:
+            assert read_at_most(file, count) == data[:count]
+    tracemalloc.start()
+    with (tmp_path / "f").open("rb") as file:
+        assert read_at_most(file, 1 << 40) == data
+    assert tracemalloc.get_traced_memory()[1] < 3 * len(data)
+    tracemalloc.stop()
 
 
 def test_a_file_is_the_old_one_until_it_is_whole(tmp_path: Path) -> None:

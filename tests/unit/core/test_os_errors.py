@@ -8,7 +8,7 @@ import os
 import pytest
 
 from crossfuse.core.foreign import own
-from crossfuse.core.os_errors import help_for, is_out_of_memory, reason_of
+from crossfuse.core.os_errors import cause_in_memory, help_for, is_out_of_memory, reason_of
 
 
 def of(number: int) -> OSError:
@@ -48,6 +48,7 @@ def test_a_file_that_can_not_be_read_is_not_to_be_written_elsewhere() -> None:
         RuntimeError("BFCArena: Failed to allocate memory for requested buffer of size 4"),
         ImportError("libx.so: cannot allocate memory in static TLS block", name="onnxruntime"),
         RuntimeError("CUDA out of memory. Tried to allocate 20 MiB"),
+        ImportError("libx.so: failed to map segment from shared object", name="numpy"),
     ],
 )
 def test_memory_that_ran_out_is_told_whoever_noticed(error: Exception) -> None:
@@ -56,6 +57,21 @@ def test_memory_that_ran_out_is_told_whoever_noticed(error: Exception) -> None:
     assert "memory" in said
     assert "smaller sizes" in said
     assert not is_out_of_memory(ValueError("the memory of the model"))
+
+
+def test_of_exceptions_that_tell_of_memory_the_first_one_is_told() -> None:
+    """NumPy puts a page of advice before what the system said."""
+    first = ImportError("libx.so: failed to map segment from shared object")
+    last = ImportError(f"IMPORTANT: PLEASE READ THIS\nOriginal error was: {first}")
+    last.__cause__ = first
+    assert cause_in_memory(last) is first
+    wrapped = ValueError("the graph can't be written")
+    wrapped.__cause__ = MemoryError()
+    assert cause_in_memory(wrapped) is wrapped.__cause__
+    assert cause_in_memory(ValueError("x")) is None
+    said = str(own(last))
+    assert "failed to map segment" in said
+    assert "IMPORTANT" not in said
 
 
 def test_reasons_have_no_numbers() -> None:
