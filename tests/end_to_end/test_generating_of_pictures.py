@@ -103,6 +103,10 @@ def test_pictures_of_other_proportions_are_refused(known: tuple[Any, Processor, 
     _, _, folder = known
     done = command(folder, ["--image", str(saved(folder, "RGB", 40, 160)), "--text", TEXT])
     said = " ".join(done.stderr.split())
+    own = runtime.load_processor(folder / "bundle")
+    if not own.kind.layout(own.pixels, 160, 40):
+        assert done.returncode == 0, "one that cuts nothing takes all"
+        return
     assert done.returncode == 2
     assert "cut otherwise than the one that the model was exported with" in said
     assert "of 40×160 pixels" in said
