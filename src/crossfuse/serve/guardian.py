@@ -5,7 +5,8 @@ and what that has started looks for its parent seldom. So they get a variable in
 that names the command, and a guardian waits until the command is gone: then it kills all that bear
 the name, until none comes any more. What a guardian that was killed, too, has left, the next
 command ends. Processes whose environment is no longer to be read, because they have named
-themselves, are known by their name, and by a parent that is gone.
+themselves, are known by their name, and by a parent that is gone. Processes of other containers,
+which a host sees, are let alone: the ids that they name mean others here.
 
 ``python -m crossfuse.serve.guardian OWNER GROUP`` is what it runs, its standard input the pipe that
 ends with the command. Linux only: elsewhere nobody can be asked for the environment of others.
@@ -92,11 +93,19 @@ def _kill(chosen: Callable[[int], bool]) -> bool:
         for entry in _PROCESSES.iterdir()
         if entry.name.isdigit() and int(entry.name) != os.getpid()
     ]
-    ended = [process for process in found if chosen(process)]
+    ended = [process for process in found if chosen(process) and _is_here(process)]
     for process in ended:
         with suppress(OSError):
             os.kill(process, signal.SIGKILL)
     return bool(ended)
+
+
+def _is_here(process: int) -> bool:
+    """It counts process ids as this process does: it is in the same PID namespace."""
+    with suppress(OSError):
+        own = (_PROCESSES / "self" / "ns" / "pid").readlink()
+        return (_PROCESSES / str(process) / "ns" / "pid").readlink() == own
+    return False
 
 
 def _owner_of(process: int) -> str:

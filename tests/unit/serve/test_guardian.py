@@ -124,3 +124,36 @@ def test_other_environments_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> N
         assert os.environ[OWNER] == "not a process"
         assert one.poll() is None
         one.communicate(b"\n")
+
+
+INSIDE = """
+import os, subprocess, sys
+from crossfuse.serve.guardian import guarded
+
+with guarded():
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    print("up", flush=True)
+    sys.stdin.readline()
+    print("lives" if child.poll() is None else "killed", flush=True)
+    child.communicate(b"\\n")
+"""
+
+
+def test_a_command_in_a_container_is_no_business_of_the_hosts() -> None:
+    """The id that it names is another process's here, or nobody's."""
+    inside = ["unshare", "--fork", "--pid", "--mount-proc", "--kill-child"]
+    try:
+        subprocess.run([*inside, "true"], check=True, capture_output=True, timeout=20)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("this user may make no PID namespaces")
+    with subprocess.Popen(
+        [*inside, sys.executable, "-c", INSIDE],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as one:
+        assert one.stdout is not None
+        assert one.stdout.readline() == "up\n"
+        end_ownerless()
+        said, _ = one.communicate("\n", timeout=20)
+    assert (one.returncode, said) == (0, "lives\n")

@@ -160,13 +160,7 @@ def padded(image: NDArray[Any], height: int, width: int) -> NDArray[Any]:
     Raises:
         InputError: it is larger than that.
     """
-    below, right = height - image.shape[1], width - image.shape[2]
-    if below < 0 or right < 0:
-        raise InputError(
-            "the image is larger than what it is padded to",
-            got=f"{image.shape[2]}×{image.shape[1]}",
-            expected=f"at most {width}×{height}",
-        )
+    below, right = _room_beside(image.shape[1:], height, width)
     return np.pad(image, ((0, 0), (0, below), (0, right)))
 
 
@@ -178,13 +172,7 @@ def centred(
     Raises:
         InputError: it is larger than that.
     """
-    above, left = height - image.shape[0], width - image.shape[1]
-    if above < 0 or left < 0:
-        raise InputError(
-            "the image is larger than what it is padded to",
-            got=f"{image.shape[1]}×{image.shape[0]}",
-            expected=f"at most {width}×{height}",
-        )
+    above, left = _room_beside(image.shape[:2], height, width)
     require_room(height, width, "size")
     whole = np.empty((height, width, 3), np.uint8)
     whole[...] = colour
@@ -198,3 +186,18 @@ def squared(image: NDArray[np.uint8], mean: Sequence[float] | None) -> NDArray[n
     edge = max(image.shape[:2])
     colour = [int(one * 255) for one in mean or (0.0, 0.0, 0.0)]
     return centred(image, edge, edge, colour)
+
+
+def _room_beside(size: Sequence[int], height: int, width: int) -> tuple[int, int]:
+    """How many rows and columns an image lacks of a size.
+
+    Raises:
+        InputError: it is larger than that.
+    """
+    if size[0] > height or size[1] > width:
+        raise InputError(
+            "the image is larger than what it is padded to",
+            got=f"{size[1]}×{size[0]}",
+            expected=f"at most {width}×{height}",
+        )
+    return height - size[0], width - size[1]
